@@ -1,0 +1,1 @@
+"""What every stage needs: artifacts, configuration, run folders, checkpoints, errors."""

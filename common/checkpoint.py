@@ -1,0 +1,95 @@
+"""Checkpoints without pickle: tensors in safetensors, everything else as JSON in the same file."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from common.artifacts import publish, verify
+from common.errors import ArtifactError, UserError
+
+log = logging.getLogger(__name__)
+
+NUM_KEPT = 2  # the newest, and the one before it in case the newest cannot be read
+
+
+class Checkpoints:
+    """The checkpoints of one run: numbered ones to continue from, and the best one."""
+
+    def __init__(self, folder: Path, command: str):
+        self.folder, self.command = folder, command
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.safetensors"
+
+    def numbered(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
+
+    def save(self, step: int, state: dict) -> None:
+        save_state(self.folder / f"step-{step:09d}.safetensors", state, self.command)
+        for old in self.numbered()[NUM_KEPT:]:
+            old.unlink()
+            old.with_name(old.name + ".meta.json").unlink(missing_ok=True)
+
+    def save_best(self, state: dict) -> None:
+        save_state(self.best, state, self.command)
+
+    def load_newest(self) -> dict | None:
+        """The newest state whose bytes match their recorded sha256; None where there is none."""
+        for path in self.numbered():
+            try:
+                return load_state(path, f"{self.command} --force")
+            except UserError as error:
+                log.warning("%s: skipped, taking the one before it", error)
+        return None
+
+    def load_best(self) -> dict:
+        """The best state; never another one in its place."""
+        return load_state(self.best, f"{self.command} --force")
+
+
+def save_state(path: Path, state: dict, command: str) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    skeleton = json.dumps(_split(state, "", tensors))
+    publish(path, lambda staged: save_file(tensors, staged, metadata={"state": skeleton}),
+            {"inputs": {}, "command": command})
+
+
+def load_state(path: Path, fix: str) -> dict:
+    verify(path, fix)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            skeleton = json.loads(file.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(path, "is not a checkpoint", str(error), fix) from error
+    return _join(skeleton, tensors)
+
+
+def _split(value, path: str, tensors: dict[str, torch.Tensor]):
+    """Move tensors out into `tensors`; what stays is JSON. Mappings become pair lists, as their keys may be ints."""
+    if isinstance(value, torch.Tensor):
+        # A clone, because safetensors refuses tensors that share memory, as tied weights do.
+        tensors[path] = value.detach().cpu().clone().contiguous()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        return {"dict": [[k, _split(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_split(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
+    return {"value": value}
+
+
+def _join(skeleton: dict, tensors: dict[str, torch.Tensor]):
+    [(kind, content)] = skeleton.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {k: _join(v, tensors) for k, v in content}
+    if kind == "list":
+        return [_join(v, tensors) for v in content]
+    return content

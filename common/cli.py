@@ -1,0 +1,100 @@
+"""The flags that every stage shares, parsed the same way everywhere."""
+
+import argparse
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from common.errors import ConfigError, nearest
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose mistakes are user errors; no abbreviations, defaults in the help."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        raise ConfigError(f"{Path(sys.argv[0]).name}", message, fix="see --help")
+
+    def flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows each flag's default, and leaves the epilog's lines as they are."""
+
+
+def add_shared_flags(parser: Parser) -> None:
+    parser.add_argument("--dataset", "--dataset_name", "--category", dest="dataset", default="Baby", metavar="D",
+                        help="the data set")
+    parser.add_argument("--data_root", type=Path, default=ROOT / "data", metavar="DIR",
+                        help="where data sets and their artifacts live")
+    parser.add_argument("--force", action="store_true", help="repeat what is finished already")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+
+
+def add_run_flags(parser: Parser) -> None:
+    parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="where runs are written")
+    parser.add_argument("--embedding_suffix", default="td", metavar="S", help="the embedding that is quantized")
+    parser.add_argument("--tag", default=None, metavar="T", help="keeps variants of the semantic IDs apart")
+    parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="a YAML in place of the model's own")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=value",
+                        help="override a configuration key (so does --b=value)")
+
+
+def parse(parser: Parser, argv: list[str], open_ended: bool = False):
+    """The parsed flags; with `open_ended` also `overrides`: `(key, text)` from --set and unknown --key value."""
+    args, rest = parser.parse_known_args(argv)
+    for flag in ("dataset", "embedding_suffix", "tag"):
+        check_name(f"--{flag}", getattr(args, flag, None))
+    if rest and not open_ended:
+        raise ConfigError(rest[0].split("=")[0], "no such flag", nearest(rest[0].split("=")[0], parser.flags()),
+                          "see --help")
+    if open_ended:
+        args.overrides = [_split_set(text) for text in args.set] + _split_rest(rest, parser)
+    return args
+
+
+def check_name(where: str, name: str | None) -> None:
+    """Names become folder and file names, so they may not climb or hide."""
+    if name is not None and (not NAME.fullmatch(name) or name.startswith(".")):
+        raise ConfigError(where, f"{name!r} is not a name", "letters, digits, '.', '_' and '-', at most 100, "
+                          "no '.' in front", "choose another name")
+
+
+def _split_set(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError("--set", f"{text!r} has no '='", fix="--set a.b=value")
+    return key, value
+
+
+def _split_rest(rest: list[str], parser: Parser) -> list[tuple[str, str]]:
+    overrides, words = [], iter(rest)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(word, "stands alone", "every value belongs to a --flag", "see --help")
+        key, sign, value = word[2:].partition("=")
+        if not sign:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                raise ConfigError(word, "no such flag, or its value is missing", nearest(word, parser.flags()),
+                                  f"{word}=<value>")
+        overrides.append((key, value))
+    return overrides
+
+
+def command_line(script: str, argv: list[str]) -> str:
+    """How the user would type this command from the root, for `Fix:` lines and manifests."""
+    return shlex.join(script.split() + [a for a in argv if a not in ("--force", "--debug")])
+
+
+def help_with_keys(parser: Parser, yamls: list[Path]) -> None:
+    """Let --help end with the configuration keys, their defaults and their meaning, as the YAMLs have them."""
+    texts = (f"{path.relative_to(ROOT)}:\n{path.read_text(encoding='utf-8')}" for path in yamls)
+    parser.epilog = "Configuration keys, each also a flag (--epochs 100, --set common.seed=1):\n\n" + "\n".join(texts)

@@ -1,0 +1,214 @@
+"""Configuration: strict YAML, defaults, overrides, and the checks that come before any heavy import."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from common.errors import ConfigError, nearest
+
+# What the keys that every stage shares may hold. A bound is (smallest, largest); None is open.
+BOUNDS = {
+    "seed": (0, 2**31 - 1), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None),
+    "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "label_smoothing": (0, 1),
+    "eval_every": (1, None), "patience": (1, None), "checkpoint_seconds": (0, None), "num_beams": (1, None),
+    "commitment_cost": (0, None), "top_k": (20, None), "eval_batch_size": (1, None), "max_history": (1, None),
+}
+NULLABLE = {"patience": int}
+CHOICES = {"select_mode": ("min", "max"), "disambiguation": ("level",),
+           "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine")}
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML without surprises: `1e-4` is a float, a duplicate key is an error."""
+
+
+StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+class TrackedParams(dict):
+    """A `model_params` mapping that knows which of its keys were read (also by `**` or a loop)."""
+
+    def __init__(self, values: dict):
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key):
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key, default=None):
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __iter__(self):  # overridden, so that `**params` takes the slow path through __getitem__
+        return iter(list(super().keys()))
+
+    def items(self):
+        self.read.update(super().keys())
+        return super().items()
+
+    def values(self):
+        self.read.update(super().keys())
+        return super().values()
+
+    def unread(self) -> list[str]:
+        return [key for key in super().keys() if key not in self.read]
+
+
+class Config:
+    """A resolved configuration: `values` as nested dicts, and where each key came from."""
+
+    def __init__(self, name: str, values: dict, origins: dict[str, str]):
+        self.name, self.values, self.origins = name, values, origins
+
+    def __getitem__(self, key: str):
+        return self.values[key]
+
+    @property
+    def training_params(self) -> dict:
+        return self.values[self.name]["training_params"]
+
+    def for_model(self, **data) -> dict:
+        """What a model's constructor gets: the same nested dicts, its own parameters tracked, plus `data`."""
+        own = {**self.values[self.name], "model_params": TrackedParams(self.values[self.name]["model_params"])}
+        return {**self.values, self.name: own, "data": data}
+
+    def check_all_read(self, model_config: dict) -> None:
+        """Raise ConfigError for a model parameter that the built model never looked at."""
+        params = model_config[self.name]["model_params"]
+        for key in params.unread():
+            raise ConfigError(self.origins[f"{self.name}.model_params.{key}"],
+                              f"{self.name}.model_params.{key} is read by nobody", nearest(key, sorted(params.read)),
+                              "remove the key or correct its name")
+
+
+def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
+    """The mapping in a YAML file, and `dotted.key -> file:line` for each of its keys."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, "cannot be read", str(error), "name an existing YAML file") from error
+    loader = StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        origins: dict[str, str] = {}
+        if node is not None:
+            _walk(node, path, "", origins)
+        values = {} if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise ConfigError(where, "not valid YAML", str(getattr(error, "problem", error)),
+                          "correct that line (indent with spaces)") from error
+    finally:
+        loader.dispose()
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}:1", "not a mapping of keys to values", fix="start with `common:`")
+    return values, origins
+
+
+def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> None:
+    """Record every key's line, and refuse a key that stands twice."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        key, line = prefix + str(key_node.value), key_node.start_mark.line + 1
+        if key in origins:
+            raise ConfigError(f"{path}:{line}", f"duplicate key {key!r}",
+                              f"it stands already at line {origins[key].rsplit(':', 1)[1]}", "remove one of the two")
+        origins[key] = f"{path}:{line}"
+        _walk(value_node, path, key + ".", origins)
+
+
+def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tuple[str, str]]) -> Config:
+    """Defaults, then the model's YAML, then the command line's `(key, text)` overrides; checked.
+
+    `common` and `training_params` may only hold keys that the defaults know, and values of their kind.
+    `model_params` belongs to the model; its unread keys are found by `Config.check_all_read`.
+    """
+    defaults, default_origins = load_yaml(defaults_yaml)
+    own, own_origins = load_yaml(model_yaml)
+    for key in own:
+        if key not in ("common", name):
+            raise ConfigError(own_origins[key], f"unknown section {key!r}", nearest(key, ["common", name]),
+                              f"use `common:` and `{name}:`")
+    section = _mapping(own, name, own_origins, model_yaml)
+    for key in section:
+        if key not in ("model_params", "training_params"):
+            raise ConfigError(own_origins[f"{name}.{key}"], f"unknown key {name}.{key}",
+                              nearest(key, ["model_params", "training_params"]), "correct the name")
+    origins = {(k if k.split(".")[0] == "common" else f"{name}.{k}"): v for k, v in default_origins.items()}
+    origins |= own_origins
+    config = {
+        "common": {**defaults["common"], **_mapping(own, "common", own_origins, model_yaml)},
+        name: {
+            "model_params": _mapping(section, "model_params", own_origins, model_yaml),
+            "training_params": {**defaults["training_params"],
+                                **_mapping(section, "training_params", own_origins, model_yaml)},
+        },
+    }
+    for key, text in overrides:
+        _override(config, origins, key, text)
+    _check(config["common"], defaults["common"], "common", origins)
+    _check(config[name]["training_params"], defaults["training_params"], f"{name}.training_params", origins)
+    return Config(name, config, origins)
+
+
+def _mapping(values: dict, key: str, origins: dict[str, str], path: Path) -> dict:
+    value = values.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        where = next((o for k, o in origins.items() if k.split(".")[-1] == key), path)
+        raise ConfigError(where, f"{key!r} must hold keys, not {value!r}", fix=f"indent the keys under `{key}:`")
+    return value
+
+
+def _leaves(config: dict, prefix: str = "") -> dict[str, tuple[dict, str]]:
+    """`dotted.path -> (the dict that holds it, its key)` for every value that is not a mapping."""
+    found = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= _leaves(value, path + ".")
+        else:
+            found[path] = (config, key)
+    return found
+
+
+def _override(config: dict, origins: dict[str, str], key: str, text: str) -> None:
+    leaves = _leaves(config)
+    matches = [path for path in leaves if path == key or path.endswith("." + key)]
+    if not matches:
+        raise ConfigError(f"--{key}", "no such flag or configuration key",
+                          nearest(key, sorted({p.split(".")[-1] for p in leaves})), "see --help for the keys")
+    if len(matches) > 1:
+        raise ConfigError(f"--{key}", "names more than one key", ", ".join(matches), "--set <whole.path>=<value>")
+    holder, leaf = leaves[matches[0]]
+    try:
+        holder[leaf] = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (StrictLoader is a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{key}", f"{text!r} is not a YAML value", fix="quote it") from error
+    origins[matches[0]] = f"--{key}"
+
+
+def _check(values: dict, defaults: dict, section: str, origins: dict[str, str]) -> None:
+    for key, value in values.items():
+        where = origins.get(f"{section}.{key}", section)
+        if key not in defaults:
+            raise ConfigError(where, f"unknown key {section}.{key}", nearest(key, list(defaults)), "correct the name")
+        kind = NULLABLE.get(key, type(defaults[key]))
+        if kind is float and type(value) is int:
+            values[key] = value = float(value)
+        if type(value) is not kind and not (value is None and key in NULLABLE):
+            raise ConfigError(where, f"{section}.{key} is {value!r}", f"it must be of type {kind.__name__}, "
+                              f"like the default {defaults[key]!r}", "correct the value")
+        low, high = BOUNDS.get(key, (None, None))
+        if value is not None and ((low is not None and not value >= low) or (high is not None and not value <= high)):
+            raise ConfigError(where, f"{section}.{key} is {value!r}", "it must be "
+                              + (f"at least {low}" if high is None else f"from {low} to {high}"), "correct the value")
+        if key in CHOICES and value not in CHOICES[key]:
+            raise ConfigError(where, f"{section}.{key} is {value!r}", nearest(str(value), list(CHOICES[key])),
+                              "one of " + ", ".join(CHOICES[key]))

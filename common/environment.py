@@ -1,0 +1,46 @@
+"""Does this Python satisfy a requirements file? Runs on a bare Python, so it imports nothing else.
+
+    python common/environment.py requirements.txt     exits 0 if it does, else 1 and says what is missing
+"""
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+OPERATORS = {">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, "==": lambda a, b: a == b,
+             "<": lambda a, b: a < b, ">": lambda a, b: a > b}
+
+
+def missing(lines: list[str]) -> list[str]:
+    """The requirements (`name>=1.2,<3`) that the running Python does not satisfy."""
+    unmet = [] if sys.version_info >= (3, 11) else ["python>=3.11"]
+    for line in lines:
+        requirement = line.split("#")[0].strip()
+        if not requirement:
+            continue
+        name, bounds = re.fullmatch(r"([A-Za-z0-9._-]+)\s*(.*)", requirement).groups()
+        try:
+            installed = _release(version(name))
+        except PackageNotFoundError:
+            unmet.append(requirement)
+            continue
+        for operator, bound in re.findall(r"(>=|<=|==|<|>)\s*([0-9.]+)", bounds):
+            wanted = _release(bound)
+            if not OPERATORS[operator](installed, wanted):
+                unmet.append(f"{requirement} (there is {version(name)})")
+                break
+    return unmet
+
+
+def _release(text: str) -> list[int]:
+    """`2.13.0+cpu` -> [2, 13]; trailing zeros do not count."""
+    numbers = [int(n) for n in re.match(r"[0-9.]*", text).group().strip(".").split(".")]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return numbers
+
+
+if __name__ == "__main__":
+    unmet = [m for path in sys.argv[1:] for m in missing(open(path, encoding="utf-8").read().splitlines())]
+    print("\n".join(unmet) or "satisfied")
+    sys.exit(bool(unmet))

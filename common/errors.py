@@ -1,0 +1,167 @@
+"""User errors, their exit codes, and the frame that every command runs in."""
+
+import errno
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class UserError(Exception):
+    """A fault that the user can mend, printed as `error: where: what. why. Fix: fix`."""
+
+    exit_code = 2
+
+    def __init__(self, where: object, what: str, why: str = "", fix: str = ""):
+        self.where, self.what, self.why, self.fix = where, what, why, fix
+        sentences = [f"{where}: {what}"] + ([why] if why else [])
+        super().__init__(". ".join(s.rstrip(".") for s in sentences) + ". Fix: " + (fix or "see --help"))
+
+
+class ConfigError(UserError):
+    """A wrong flag, key or name."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Input data that cannot be used."""
+
+    exit_code = 3
+
+
+class ArtifactError(UserError):
+    """An artifact that is stale, foreign or damaged."""
+
+    exit_code = 4
+
+
+class ResourceError(UserError):
+    """Disk, memory or network ran out."""
+
+    exit_code = 5
+
+
+class TrainingError(UserError):
+    """Training left the finite numbers."""
+
+    exit_code = 6
+
+
+class LockedError(UserError):
+    """Another process works in the same folder."""
+
+    exit_code = 7
+
+
+class Interrupted(Exception):
+    """Raised by whoever honoured a request to stop; exits with 128 + the signal's number."""
+
+
+class StopRequest:
+    """SIGINT and SIGTERM: at once, or, inside `with stop_request:`, when the loop in there asks.
+
+    A loop that defers a stop must ask `requested` regularly, save its state and raise Interrupted.
+    A second signal does not wait for it.
+    """
+
+    def __init__(self):
+        self.signal_number = 0
+        self._deferred = False
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    @property
+    def requested(self) -> bool:
+        return self.signal_number != 0
+
+    def _receive(self, number: int, frame: object) -> None:
+        again, self.signal_number = self.requested, number
+        if again or not self._deferred:
+            raise Interrupted()
+
+    def __enter__(self):
+        self._deferred = True
+        return self
+
+    def __exit__(self, *exc):
+        self._deferred = False
+
+
+stop_request = StopRequest()
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`did you mean 'x'?` or the list of what there is."""
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    # A case or punctuation slip scores low on short names; compare those by letters alone.
+    plain = {"".join(filter(str.isalnum, k.lower())): k for k in known}
+    close = close or [plain[p] for p in get_close_matches("".join(filter(str.isalnum, name.lower())), plain, n=1)]
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "there are: " + (", ".join(sorted(known)) or "none")
+
+
+def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Run a command's `main(argv)` and turn what it raises into one line on stderr and an exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    stop_request.install()
+    sys.excepthook = _report_bug
+    try:
+        main(argv)
+        return 0
+    except UserError as error:
+        return _report(str(error), error.exit_code, argv)
+    except Interrupted:
+        return _report("interrupted. Fix: the same command again continues from here",
+                       128 + stop_request.signal_number, argv)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has left; nobody is there to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except ModuleNotFoundError as error:
+        return _report(f"{sys.executable}: the package {error.name!r} is not installed. "
+                       f"Fix: {environment_hint()}", 2, argv)
+    except MemoryError:
+        return _report("memory: there is not enough of it. Fix: a smaller batch_size or a larger machine", 5, argv)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            return _report(f"{error.filename or 'disk'}: {error.strerror}. Fix: free space there, then run the "
+                           "same command again", 5, argv)
+        return _report(f"{error.filename or 'system'}: {error.strerror or error}. Fix: check the path and its "
+                       "permissions", 2, argv)
+
+
+def environment_hint() -> str:
+    """The command that gives this checkout a Python with all its packages."""
+    root = Path(__file__).resolve().parents[1]
+    activate = root / ".venv" / "bin" / "activate"
+    return f"source {activate}" if activate.exists() else f"source {root / 'setup.sh'}"
+
+
+def _report(message: str, code: int, argv: list[str]) -> int:
+    log.error("error: %s", message)
+    log.debug("%s", traceback.format_exc())
+    if "--debug" in argv:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _report_bug(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    """What no one foresaw (Python then exits with 1): the traceback to run.log, and with --debug to stderr."""
+    log.error("internal error", exc_info=(kind, error, trace))
+    if "--debug" in sys.argv:
+        sys.__excepthook__(kind, error, trace)
+    print(f"error: internal: {kind.__name__}: {error}. Fix: run again with --debug and report the traceback",
+          file=sys.stderr, flush=True)

@@ -1,0 +1,52 @@
+"""Progress with an ETA: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """Counts `total` units of work; `update` may carry figures to show (such as the best metric so far)."""
+
+    def __init__(self, description: str, total: int, unit: str = "it", initial: int = 0):
+        self.description, self.total, self.unit = description, total, unit
+        self.done = self.initial = initial
+        self.start = time.monotonic()
+        self.next_line = self.start + SECONDS_BETWEEN_LINES
+        self.figures = ""
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True)
+
+    def update(self, count: int = 1, **figures: object) -> None:
+        self.done += count
+        if figures:
+            self.figures = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+        if self.bar is not None:
+            if figures:
+                self.bar.set_postfix_str(self.figures, refresh=False)
+            self.bar.update(count)
+        elif (now := time.monotonic()) >= self.next_line:
+            self.next_line = now + SECONDS_BETWEEN_LINES
+            self._line(now)
+
+    def _line(self, now: float) -> None:
+        rate = (self.done - self.initial) / max(now - self.start, 1e-9)
+        left = (self.total - self.done) / rate if rate else float("inf")
+        eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "?"
+        tail = f", {self.figures}" if self.figures else ""
+        print(f"{self.description}: {self.done}/{self.total} {self.unit} "
+              f"({100 * self.done / max(self.total, 1):.0f} %), {rate:.1f} {self.unit}/s, ETA {eta}{tail}",
+              file=sys.stderr, flush=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.bar is not None:
+            self.bar.close()
+        elif time.monotonic() - self.start >= SECONDS_BETWEEN_LINES and exc[0] is None:
+            self._line(time.monotonic())

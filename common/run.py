@@ -1,0 +1,145 @@
+"""A run's folder: its id, lock, log, metrics and the mark that it is finished."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import yaml
+
+from common.artifacts import write_text
+from common.errors import ArtifactError, LockedError
+
+log = logging.getLogger(__name__)
+
+
+class FolderLock:
+    """Holds a folder for this process; a second one gets LockedError naming the holder."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / ".lock"
+        self.file = self.path.open("a+")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.file.seek(0)
+            holder = self.file.read().strip() or "an unknown process"
+            self.file.close()
+            raise LockedError(folder, f"is in use by {holder}", fix="wait for it, or stop it") from error
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self.file.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.file.close()
+
+
+class Run:
+    """`parent/<run id>/`, the id being a hash of the resolved config (seed included) and the inputs.
+
+    The same command therefore finds its own folder again: it continues there, or finds it finished.
+    """
+
+    def __init__(self, parent: Path, config: dict, inputs: dict[str, str], command: str):
+        content = json.dumps({"config": config, "inputs": inputs}, sort_keys=True)
+        self.id = hashlib.sha256(content.encode()).hexdigest()[:12]
+        self.parent, self.folder = parent, parent / self.id
+        self.config, self.inputs, self.command = config, inputs, command
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "finished.json").exists()
+
+    def open(self, force: bool) -> FolderLock:
+        """Lock the folder, write config.yaml, and send the log to run.log; `force` forgets what was there."""
+        lock = FolderLock(self.folder)
+        if force:
+            (self.folder / "finished.json").unlink(missing_ok=True)
+            for file in [*self.checkpoints.glob("*"), *self.checkpoints.glob(".*"), self.metrics]:
+                file.unlink(missing_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        header = f"# {self.command}\n"
+        write_text(self.folder / "config.yaml", header + yaml.safe_dump(self.config, sort_keys=False))
+        log_to(self.folder / "run.log")
+        log.info("run %s: %s", self.id, self.command)
+        return lock
+
+    def append_metrics(self, record: dict) -> None:
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def truncate_metrics(self, num_lines: int) -> None:
+        """Drop what was written after the checkpoint that training continues from."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            if len(lines) > num_lines:
+                write_text(self.metrics, "".join(lines[:num_lines]))
+
+    def finish(self, summary: dict) -> None:
+        """Mark the run finished and make it the `latest` beside its siblings."""
+        write_text(self.folder / "finished.json", json.dumps(
+            {"command": self.command, "inputs": self.inputs, **summary}, indent=2) + "\n")
+        self.make_latest()
+
+    def make_latest(self) -> None:
+        write_text(self.parent / "latest", self.id + "\n")
+
+    def summary(self) -> dict:
+        return read_json(self.folder / "finished.json", f"{self.command} --force")
+
+
+def latest_run(parent: Path) -> Path | None:
+    """The folder of the newest finished run under `parent`, or None."""
+    pointer = parent / "latest"
+    if not pointer.exists():
+        return None
+    folder = parent / pointer.read_text(encoding="utf-8").strip()
+    return folder if (folder / "finished.json").exists() else None
+
+
+def read_json(path: Path, fix: str) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(path, "cannot be read", str(error), fix) from error
+
+
+def log_to_console() -> None:
+    """Plain messages on stdout, warnings on stderr; detail goes to run.log alone."""
+    root = logging.getLogger()
+    root.setLevel(logging.DEBUG)
+    out, err = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    out.addFilter(lambda record: logging.INFO <= record.levelno < logging.WARNING and _ours(record))
+    err.addFilter(lambda record: record.levelno == logging.WARNING and _ours(record))
+    for handler in (out, err):
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
+    for library in ("urllib3", "filelock", "httpx", "httpcore", "huggingface_hub", "sentence_transformers",
+                    "matplotlib", "fsspec"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _ours(record: logging.LogRecord) -> bool:
+    return record.name.split(".")[0] in ("common", "dataloader", "quantization", "recommendation", "__main__")
+
+
+def log_to(path: Path) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)

@@ -1,0 +1,186 @@
+"""The training loop that both stages share: steps, checkpoints, resume, selection of the best model."""
+
+import hashlib
+import logging
+import math
+import time
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import Checkpoints
+from common.errors import ConfigError, Interrupted, TrainingError, nearest, stop_request
+from common.progress import Progress
+from common.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """What a stage's trainer brings to the loop."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    num_steps: int  # in an epoch
+    name: str       # for the progress line
+
+    def step(self, epoch: int, index: int) -> dict[str, Tensor]:
+        """One optimizer step on batch `index` of the epoch; its losses, left on the device."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """What the model does between epochs."""
+
+    def evaluate(self) -> dict:
+        """The metrics of the model as it stands."""
+
+
+class Best(NamedTuple):
+    """The selected model: after which epoch (0 = before the first), its metric and all its figures."""
+
+    epoch: int
+    value: float
+    metrics: dict
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed that depends on every part, such as (seed, epoch, step)."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
+
+
+def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    options = {"lr": params["lr"], "weight_decay": params["weight_decay"]}
+    return getattr(torch.optim, params["optimizer"])(trainable, **options)
+
+
+def learning_rate(step: int, num_steps: int, params: dict) -> float:
+    """Linear warm-up over `warmup_steps`, then constant, or a cosine down to 0 at `num_steps`."""
+    warmup = params["warmup_steps"]
+    if step < warmup:
+        return params["lr"] * (step + 1) / warmup
+    if params["lr_schedule"] == "constant":
+        return params["lr"]
+    progress = (step - warmup) / max(num_steps - warmup, 1)
+    return params["lr"] * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
+    """Backward pass, clipping, and an optimizer step at the schedule's learning rate."""
+    for group in task.optimizer.param_groups:
+        group["lr"] = learning_rate(step, params["epochs"] * task.num_steps, params)
+    task.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if params["clip_norm"]:
+        nn.utils.clip_grad_norm_(task.model.parameters(), params["clip_norm"])
+    task.optimizer.step()
+
+
+class TrainingLoop:
+    """Trains `task`, continuing from the run's newest checkpoint.
+
+    Everything random is a function of (seed, epoch, step), so a continued run takes the steps
+    that the undisturbed one would have taken, and ends with the same bytes.
+    """
+
+    def __init__(self, task: Task, run: Run, params: dict, seed: int):
+        self.task, self.run, self.params, self.seed = task, run, params, seed
+        self.checkpoints = Checkpoints(run.checkpoints, run.command)
+        self.epoch, self.index, self.num_lines = 0, 0, 0
+        self.totals: dict[str, Tensor] = {}
+        self.best: Best | None = None
+        self.done = False
+        self.last_save = time.monotonic()
+
+    def train(self) -> Best:
+        """Run to the last epoch or until patience is lost; the task's model ends as the best one."""
+        self._resume()
+        with stop_request, Progress(self.task.name, self.params["epochs"] * self.task.num_steps, "steps",
+                                    self.epoch * self.task.num_steps + self.index) as progress:
+            while not self.done and self.epoch < self.params["epochs"]:
+                self._run_epoch(progress)
+        if not self.done:
+            self.done = True
+            self._save()
+        self.task.model.load_state_dict(self.checkpoints.load_best()["model"])
+        return self.best
+
+    def _run_epoch(self, progress: Progress) -> None:
+        self.task.model.train()
+        while self.index < self.task.num_steps:
+            torch.manual_seed(derive_seed(self.seed, self.epoch, self.index))
+            for name, loss in self.task.step(self.epoch, self.index).items():
+                loss = loss.detach()
+                self.totals[name] = self.totals[name] + loss if name in self.totals else loss
+            self.index += 1
+            progress.update()
+            self._save_if_due()
+        means = {name: total.item() / self.task.num_steps for name, total in self.totals.items()}
+        if not all(map(math.isfinite, means.values())):
+            raise TrainingError(self.run.folder, f"the loss of epoch {self.epoch + 1} is not finite", f"{means}",
+                                "a lower --lr; the last good checkpoint is kept")
+        self.task.end_epoch(self.epoch)
+        self.epoch, self.index, self.totals = self.epoch + 1, 0, {}
+        record = {"epoch": self.epoch, **means}
+        if self.epoch % self.params["eval_every"] == 0 or self.epoch == self.params["epochs"]:
+            metrics = self._evaluate()
+            record["metrics"] = metrics
+            name = self.params["select_by"]
+            progress.update(0, **{name: metrics[name], "best": self.best.value, "of epoch": self.best.epoch})
+        self.run.append_metrics(record)
+        self.num_lines += 1
+        log.debug("%s", record)
+        self._save_if_due()
+
+    def _evaluate(self) -> dict:
+        """Measure, and keep the model if it is the best so far; lose patience if it has not been for long."""
+        self.task.model.eval()
+        with torch.no_grad():
+            metrics = self.task.evaluate()
+        name, sign = self.params["select_by"], -1 if self.params["select_mode"] == "min" else 1
+        if not isinstance(metrics.get(name), float):
+            raise ConfigError("training_params.select_by", f"{name!r} is no metric of this model",
+                              nearest(name, [k for k, v in metrics.items() if isinstance(v, float)]), "correct the name")
+        if not math.isfinite(metrics[name]):
+            raise TrainingError(self.run.folder, f"{name} is not finite after epoch {self.epoch}",
+                                fix="a lower --lr; the last good checkpoint is kept")
+        if self.best is None or sign * metrics[name] > sign * self.best.value:
+            self.best = Best(self.epoch, metrics[name], metrics)
+            self.checkpoints.save_best({"model": self.task.model.state_dict()})
+        patience = self.params["patience"]
+        if patience and self.epoch - self.best.epoch >= patience * self.params["eval_every"]:
+            log.info("%s: no better %s for %d evaluations; stopping after epoch %d", self.task.name, name, patience,
+                     self.epoch)
+            self.done = True
+            self._save()
+        return metrics
+
+    def _save_if_due(self) -> None:
+        if stop_request.requested:
+            self._save()
+            log.info("saved after epoch %d, step %d", self.epoch, self.index)
+            raise Interrupted()
+        if time.monotonic() - self.last_save >= self.params["checkpoint_seconds"]:
+            self._save()
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
+            "model": self.task.model.state_dict(), "optimizer": self.task.optimizer.state_dict(),
+            "epoch": self.epoch, "index": self.index, "totals": self.totals, "num_lines": self.num_lines,
+            "best": list(self.best) if self.best else None, "done": self.done})
+        self.last_save = time.monotonic()
+
+    def _resume(self) -> None:
+        state = self.checkpoints.load_newest()
+        if state is None:
+            self.run.truncate_metrics(0)
+            return
+        self.task.model.load_state_dict(state["model"])
+        self.task.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]
+        device = next(self.task.model.parameters()).device
+        self.totals = {name: total.to(device) for name, total in state["totals"].items()}
+        self.best = Best(*state["best"]) if state["best"] else None
+        self.done = state["done"]
+        self.run.truncate_metrics(self.num_lines)
+        log.info("%s: continuing after epoch %d, step %d", self.task.name, self.epoch, self.index)

@@ -1,0 +1,1 @@
+"""Raw reviews and item metadata become clean interactions, item texts and embeddings."""

@@ -1,0 +1,1 @@
+"""Embeddings become semantic IDs."""

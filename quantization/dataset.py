@@ -1,0 +1,47 @@
+"""The items' embeddings on the device, and the order in which an epoch visits them."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.artifacts import DatasetFolder, load_embeddings, load_meta
+from common.training import derive_seed
+
+
+class Embeddings(NamedTuple):
+    """What a quantizer reads, and where it came from."""
+
+    xs: np.ndarray          # float32 (num_items, total width)
+    inputs: dict[str, int]  # suffix -> width, in column order
+    hashes: dict[str, str]  # file name -> sha256
+    items_sha256: str
+
+    @classmethod
+    def load(cls, folder: DatasetFolder, suffixes: list[str]) -> "Embeddings":
+        """Each suffix's vectors side by side; without a suffix, (num_items, 0)."""
+        items = load_meta(folder.items, folder.make_command)
+        parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}
+        paths = [folder.embeddings(suffix) for suffix in suffixes] or [folder.items]
+        hashes = {path.name: load_meta(path, "")["sha256"] for path in paths}
+        empty = np.empty((items["num_items"], 0), dtype=np.float32)
+        return cls(np.concatenate([empty, *parts.values()], axis=1), {s: p.shape[1] for s, p in parts.items()},
+                   hashes, items["items_sha256"])
+
+
+class Batches:
+    """Index slices of one seeded permutation an epoch; the data never leave the device."""
+
+    def __init__(self, xs: Tensor, batch_size: int, seed: int):
+        self.xs, self.batch_size, self.seed = xs, batch_size, seed
+        self.num_batches = -(-len(xs) // batch_size)
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def get(self, epoch: int, index: int) -> Tensor:
+        """Batch `index` of the epoch, (B, D)."""
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+            self._order = torch.randperm(len(self.xs), generator=generator).to(self.xs.device)
+            self._epoch = epoch
+        return self.xs[self._order[index * self.batch_size:(index + 1) * self.batch_size]]

@@ -1,0 +1,58 @@
+"""The interface of a quantizer: four methods to write, and some that may be overridden."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+# B batch, D input width, L levels, N items
+
+
+class AbstractVQ(nn.Module, ABC):
+    """A model that turns an item's embedding into a tuple of discrete codes.
+
+    `config` is the resolved YAML: `config["<name>"]["model_params"]`, `config["<name>"]["training_params"]`,
+    `config["common"]`; and `config["data"]` with `num_items` and `inputs` (embedding suffix -> width).
+    """
+
+    def __init__(self, config: dict):
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D) -> `(reconstruction (B, D), quantization loss (), codes (B, L))`."""
+
+    @abstractmethod
+    def get_codes(self, xs: Tensor) -> Tensor:
+        """(B, D) -> integer codes (B, L), or (B,) for one level; the same whenever it is asked."""
+
+    @abstractmethod
+    def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
+        """`{"loss_total": what is minimized, ...}` from what `forward` returned; each a scalar."""
+
+    # What follows has working defaults.
+
+    @classmethod
+    def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
+        """The embeddings that are read: the one on the command line, others, several, or none.
+
+        Several arrive side by side as the columns of `xs` (widths in `config["data"]["inputs"]`);
+        with none, `xs` is (N, 0).
+        """
+        return [suffix]
+
+    @property
+    def codebook_sizes(self) -> list[int] | None:
+        """The number of codes of each level; None lets it be read off the codes."""
+        return None
+
+    def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
+        """Fit in one call to all items (N, D) and return True, or return False to be trained by gradient."""
+        return False
+
+    def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
+        """Start from the data (N, D), such as codebooks by k-means, before the first step."""
+
+    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
+        """Look after the model between epochs, such as restarting dead codes; xs is (N, D)."""

@@ -1,0 +1,1 @@
+"""Histories become recommended items."""
