@@ -1,0 +1,117 @@
+"""Users' sequences, and the windows of them that a model trains on or is asked about."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.artifacts import SPLITS, DatasetFolder, load_interactions
+from common.errors import DataError
+from common.training import derive_seed
+from recommendation.models.abstract_model import PADDING, Windows
+
+# E events, U users, B batch, W longest window
+
+SORT_AHEAD = 32  # batches whose windows are sorted by length together
+
+
+class Sequences:
+    """All events of all users, one after another; an event's history is what lies before it."""
+
+    def __init__(self, item: np.ndarray, user: np.ndarray, split: np.ndarray, device: torch.device | str = "cpu"):
+        """`user` sorted, and each user's events in their order; `split` indexes `SPLITS`."""
+        self.item, self.user, self.split = item, user, split
+        new_user = np.r_[True, user[1:] != user[:-1]]
+        self.first = np.maximum.accumulate(np.where(new_user, np.arange(len(user)), 0))  # (E,) of the event's user
+        self.device_items = torch.from_numpy(item).to(device)
+
+    @classmethod
+    def load(cls, folder: DatasetFolder, device: torch.device | str) -> "Sequences":
+        """Raises DataError if an event of training follows a test event of its user: it would leak."""
+        events = load_interactions(folder)
+        within = events.user[1:] == events.user[:-1]
+        if (events.split[1:] < events.split[:-1])[within].any():
+            raise DataError(folder.interactions, "has a training event behind a test event of the same user",
+                            "the test split would leak", f"{folder.make_command} --force")
+        return cls(events.item, events.user, events.split, device)
+
+    def positions(self, split: str) -> np.ndarray:
+        """The events of a split that have a history, as indices into all events."""
+        of_split = self.split == SPLITS.index(split)
+        return np.flatnonzero(of_split & (self.first < np.arange(len(self.item))))
+
+    def training_sequences(self) -> list[Tensor]:
+        """`[items, offsets]` of the training events alone, for models that fit in one call."""
+        train = self.split == SPLITS.index("train")
+        counts = np.bincount(self.user[train], minlength=int(self.user[-1]) + 1)
+        offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+        device = self.device_items.device
+        return [self.device_items[torch.from_numpy(train).to(device)], offsets.to(device)]
+
+    def histories(self, positions: np.ndarray, max_history: int) -> Windows:
+        """The newest `max_history` items before each of the events."""
+        return self.windows(np.maximum(self.first[positions], positions - max_history), positions)
+
+    def windows(self, starts: np.ndarray, ends: np.ndarray) -> Windows:
+        """Events `starts[i]` up to, not including, `ends[i]`, as rows."""
+        device = self.device_items.device
+        start, length = (torch.from_numpy(a).to(device) for a in (starts, ends - starts))
+        offset = torch.arange(int((ends - starts).max()), device=device)
+        index = (start.unsqueeze(1) + offset).clamp(max=len(self.item) - 1)
+        items = self.device_items[index].masked_fill(offset >= length.unsqueeze(1), PADDING)
+        return Windows(items, length)
+
+
+class Batch(NamedTuple):
+    """Events `starts[i]` up to, not including, `ends[i]`."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+class TrainingBatches:
+    """The windows of an epoch in batches of like length, a function of (seed, epoch) alone."""
+
+    def __init__(self, sequences: Sequences, unit: str, batch_size: int, max_history: int, seed: int):
+        """`unit` is `target` or `sequence`, as `AbstractRecommender.training_unit` says; sizes in targets."""
+        self.sequences, self.unit, self.max_history, self.seed = sequences, unit, max_history, seed
+        self.targets = sequences.positions("train")
+        if not len(self.targets):
+            raise DataError("interactions.parquet", "has no training event with a history", "every user has one event",
+                            "a lower --min_user_interactions keeps no more of them; use a larger data set")
+        self.num_batches = -(-len(self.targets) // batch_size)
+        self._epoch, self._batches = -1, []
+
+    def get(self, epoch: int, index: int) -> Windows:
+        if epoch != self._epoch:
+            rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+            self._epoch, self._batches = epoch, self._cut(rng)
+        return self.sequences.windows(*self._batches[index])
+
+    def _cut(self, rng: np.random.Generator) -> list[Batch]:
+        starts, ends = self._single_targets() if self.unit == "target" else self._stretches(rng)
+        order = rng.permutation(len(starts))
+        # Sorting a few batches' worth at a time brings like lengths together and keeps chance in charge.
+        rank = np.arange(len(order)) * self.num_batches // (len(order) * SORT_AHEAD)
+        order = order[np.lexsort(((ends - starts)[order], rank))]
+        starts, ends = starts[order], ends[order]
+        num_targets = np.cumsum(np.ones(len(starts)) if self.unit == "target" else ends - starts - 1)
+        batch = np.minimum((num_targets - 1) * self.num_batches / num_targets[-1], self.num_batches - 1).astype(int)
+        borders = np.searchsorted(batch, np.arange(self.num_batches + 1))
+        batches = [Batch(starts[a:b], ends[a:b]) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+        return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i].starts)]
+
+    def _single_targets(self) -> Batch:
+        """Each target behind its history."""
+        return Batch(np.maximum(self.sequences.first[self.targets], self.targets - self.max_history), self.targets + 1)
+
+    def _stretches(self, rng: np.random.Generator) -> Batch:
+        """Stretches of at most `max_history` targets and the item before them; cut at other places each epoch."""
+        first = self.sequences.first[self.targets]
+        new_user = np.r_[True, first[1:] != first[:-1]]
+        user = np.cumsum(new_user) - 1
+        shift = rng.integers(self.max_history, size=user[-1] + 1)[user]
+        piece = (self.targets - first - 1 + shift) // self.max_history
+        border = np.flatnonzero(new_user | np.r_[True, piece[1:] != piece[:-1]])
+        return Batch(self.targets[border] - 1, self.targets[np.r_[border[1:], len(piece)] - 1] + 1)

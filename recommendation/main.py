@@ -1,0 +1,51 @@
+"""Train a recommender on a data set and measure it in item ids."""
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.errors import run_command  # noqa: E402 (the path comes first)
+
+
+def main(argv: list[str]) -> None:
+    from common.artifacts import DatasetFolder
+    from common.cli import check_name, command_line, parse
+    from common.config import resolve
+    from recommendation.models import DEFAULTS, config_path
+
+    args = parse(make_parser(), argv, open_ended=True)
+    check_name("--quantizer_name", args.quantizer_name)
+    config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, args.overrides)
+    folder = DatasetFolder(args.data_root, args.dataset)
+    folder.require()
+
+    from common.run import log_to_console
+    from recommendation.pipeline import Pipeline
+    from recommendation.report import table
+
+    log_to_console()
+    pipeline = Pipeline(config, folder, args.quantizer_name, args.embedding_suffix, args.tag, args.run_root,
+                        command_line("python recommendation/main.py", argv))
+    metrics = pipeline.execute(args.force)
+    logging.getLogger("recommendation").info("\n%s\n\nrecommendation: wrote %s", table({args.model: metrics}),
+                                             pipeline.run.folder)
+
+
+def make_parser():
+    """The flags; with --help, the keys of the default recommender's YAML stand below them."""
+    from common.cli import Parser, add_run_flags, add_shared_flags, help_with_keys
+    from recommendation.models import DEFAULTS, config_path, names
+
+    parser = Parser(prog="recommendation/main.py", description=__doc__)
+    parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
+    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
+    add_shared_flags(parser)
+    add_run_flags(parser)
+    help_with_keys(parser, [DEFAULTS, config_path("encoder_decoder")])
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,84 @@
+"""The interface of a recommender."""
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# B batch, W longest window, N items, L levels, k results
+
+PADDING = -1  # in item tensors, behind the last item of a row; never an item
+
+
+class Catalogue(NamedTuple):
+    """What is recommended from."""
+
+    num_items: int
+    codes: Tensor | None        # (N, L) int64 semantic IDs, no two alike; None if the model needs none
+    codebook_sizes: list[int]   # one a level
+
+
+class Windows(NamedTuple):
+    """Stretches of users' sequences, oldest item first, padded behind."""
+
+    items: Tensor    # (B, W) int64, PADDING behind each row's end
+    lengths: Tensor  # (B,) int64
+
+
+class Recommendations(NamedTuple):
+    """The best items of each history, best first; where fewer exist, item -1 with score -inf."""
+
+    items: Tensor   # (B, k) int64
+    scores: Tensor  # (B, k) float
+
+
+class AbstractRecommender(nn.Module, ABC):
+    """A model that reads histories of items and names the items that may come next.
+
+    `config` is the resolved YAML: `config["<name>"]["model_params"]`, `config["<name>"]["training_params"]`,
+    `config["common"]`.
+    """
+
+    needs_codes = True
+
+    def __init__(self, config: dict, catalogue: Catalogue):
+        super().__init__()
+        self.config, self.catalogue = config, catalogue
+
+    @abstractmethod
+    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        """The `top_k` best items for each history (of at least one item), over the whole catalogue."""
+
+    # A model fits in one call, or is trained by gradient; it has one of these two.
+
+    def fit(self, sequences: list[Tensor]) -> bool:
+        """Fit to the training sequences in one call and return True, or return False.
+
+        `sequences` is `[items (E,), offsets (U + 1,)]`: user u's training items are
+        `items[offsets[u]:offsets[u + 1]]`.
+        """
+        return False
+
+    @property
+    def training_unit(self) -> Literal["target", "sequence"]:
+        """What a window of `compute_loss` is.
+
+        `target`: a history and, as the row's last item, the one target; every training event once an epoch.
+        `sequence`: a stretch of a user's sequence, each item behind the first a target; cut anew each epoch.
+        """
+        return "target"
+
+    def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
+        """`{"loss_total": what is minimized, ...}`, each a scalar."""
+        raise TypeError(f"{type(self).__name__} neither fits in one call nor computes a loss")
+
+
+def top_items(scores: Tensor, top_k: int) -> Recommendations:
+    """The best of dense scores (B, N); among equals the smaller item id."""
+    k = min(top_k, scores.shape[1])
+    order = torch.sort(scores, dim=1, descending=True, stable=True)
+    items, best = order.indices[:, :k], order.values[:, :k]
+    missing = (len(scores), top_k - k)
+    return Recommendations(torch.cat([items, items.new_full(missing, -1)], dim=1),
+                           torch.cat([best, best.new_full(missing, float("-inf"))], dim=1))

@@ -1,0 +1,148 @@
+"""The T5 building blocks (Raffel et al. 2020, arXiv 1910.10683): pre-norm, no biases, relative positions."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# B batch, Q query positions, T key positions, M model width, H heads, K width of a head
+
+
+class RMSNorm(nn.Module):
+    """Scales by the root mean square; no mean is taken off, no bias added."""
+
+    def __init__(self, width: int, epsilon: float = 1e-6):
+        super().__init__()
+        self.weight, self.epsilon = nn.Parameter(torch.ones(width)), epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.epsilon)
+
+
+class RelativeBias(nn.Module):
+    """A learned attention bias for each head and bucket of distance.
+
+    Half of the buckets hold one distance each, the rest grow logarithmically up to `max_distance`;
+    `bidirectional` gives each direction its half.
+    """
+
+    def __init__(self, num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool):
+        super().__init__()
+        self.num_buckets, self.max_distance, self.bidirectional = num_buckets, max_distance, bidirectional
+        self.weight = nn.Parameter(torch.empty(num_buckets, num_heads))
+
+    def forward(self, num_queries: int, num_keys: int) -> Tensor:
+        """(1, H, Q, T)."""
+        device = self.weight.device
+        distance = torch.arange(num_keys, device=device) - torch.arange(num_queries, device=device).unsqueeze(1)
+        return self.weight[self._bucket(distance)].permute(2, 0, 1).unsqueeze(0)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        num_buckets, offset = self.num_buckets, 0
+        if self.bidirectional:
+            num_buckets //= 2
+            offset = (distance > 0).long() * num_buckets
+            distance = distance.abs()
+        else:
+            distance = (-distance).clamp(min=0)
+        num_exact = num_buckets // 2
+        scale = (num_buckets - num_exact) / math.log(self.max_distance / num_exact)
+        far = num_exact + (torch.log(distance.clamp(min=1).float() / num_exact) * scale).long()
+        return offset + torch.where(distance < num_exact, distance, far.clamp(max=num_buckets - 1))
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, T, H * K) -> (B, H, T, K)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """(B, H, Q, K), (B, H, T, K) twice, bias that broadcasts to (B, H, Q, T) -> (B, Q, H * K).
+
+    T5 does not scale the products by the root of the width; its initialization does.
+    """
+    scores = query @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
+    return (weights @ value).transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm self-attention with its residual connection."""
+
+    def __init__(self, width: int, num_heads: int, head_width: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.norm = RMSNorm(width)
+        self.qkv = nn.Linear(width, 3 * num_heads * head_width, bias=False)
+        self.out = nn.Linear(num_heads * head_width, width, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        query, key, value = self.project(x)
+        return self.add(x, attend(query, key, value, bias, self.dropout if self.training else 0.0))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, M) -> query, key and value, (B, H, T, K) each."""
+        return tuple(split_heads(part, self.num_heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
+
+    def add(self, x: Tensor, attended: Tensor) -> Tensor:
+        return x + F.dropout(self.out(attended), self.dropout, self.training)
+
+
+class CrossAttention(nn.Module):
+    """Pre-norm attention to the encoder's memory, whose keys and values are projected once a batch."""
+
+    def __init__(self, width: int, num_heads: int, head_width: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.norm = RMSNorm(width)
+        self.query = nn.Linear(width, num_heads * head_width, bias=False)
+        self.key_value = nn.Linear(width, 2 * num_heads * head_width, bias=False)
+        self.out = nn.Linear(num_heads * head_width, width, bias=False)
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, M) -> key and value, (B, H, T, K) each."""
+        return tuple(split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, dim=-1))
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        """x (B, Q, M); all query positions of a row share its memory."""
+        query = split_heads(self.query(self.norm(x)), self.num_heads)
+        attended = attend(query, *memory, bias, self.dropout if self.training else 0.0)
+        return x + F.dropout(self.out(attended), self.dropout, self.training)
+
+
+class FeedForward(nn.Module):
+    """Pre-norm two-layer network with its residual connection."""
+
+    def __init__(self, width: int, hidden: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.norm = RMSNorm(width)
+        self.wi = nn.Linear(width, hidden, bias=False)
+        self.wo = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.dropout(F.relu(self.wi(self.norm(x))), self.dropout, self.training)
+        return x + F.dropout(self.wo(hidden), self.dropout, self.training)
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, width: int, head_width: int) -> None:
+    """T5's initialization of all the layers above inside `module`."""
+    for layer in module.modules():
+        if isinstance(layer, SelfAttention | CrossAttention):
+            nn.init.normal_(layer.out.weight, std=layer.out.in_features**-0.5)
+            query_std, std = (width * head_width) ** -0.5, width**-0.5
+            if isinstance(layer, SelfAttention):
+                nn.init.normal_(layer.qkv.weight, std=std)
+                layer.qkv.weight[: len(layer.qkv.weight) // 3] *= query_std / std
+            else:
+                nn.init.normal_(layer.query.weight, std=query_std)
+                nn.init.normal_(layer.key_value.weight, std=std)
+        elif isinstance(layer, FeedForward):
+            nn.init.normal_(layer.wi.weight, std=width**-0.5)
+            nn.init.normal_(layer.wo.weight, std=layer.wo.in_features**-0.5)
+        elif isinstance(layer, RelativeBias):
+            nn.init.normal_(layer.weight, std=width**-0.5)

@@ -1,0 +1,43 @@
+"""First-order Markov chain: what followed the last item most often in training."""
+
+import torch
+from torch import Tensor
+
+from ..abstract_model import AbstractRecommender, Catalogue, Recommendations, Windows, top_items
+
+
+class Markov(AbstractRecommender):
+    """Scores an item by how often it followed the history's last item; ties and the rest by popularity."""
+
+    needs_codes = False
+
+    def __init__(self, config: dict, catalogue: Catalogue):
+        super().__init__(config, catalogue)
+        self.register_buffer("popularity", torch.zeros(catalogue.num_items))
+        # Transitions as compressed rows: row i is followers[row_starts[i]:row_starts[i + 1]].
+        self.register_buffer("row_starts", torch.zeros(catalogue.num_items + 1, dtype=torch.int64))
+        self.register_buffer("followers", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("counts", torch.zeros(0))
+
+    def fit(self, sequences: list[Tensor]) -> bool:
+        items, offsets = sequences
+        n = self.catalogue.num_items
+        counts = torch.bincount(items, minlength=n).float()
+        self.popularity = counts / (counts.max() + 1)  # below 1, so that one transition outweighs it
+        inside = torch.ones(max(len(items) - 1, 0), dtype=torch.bool, device=items.device)
+        borders = offsets[1:-1] - 1  # the pair (last of a user, first of the next) is no transition
+        inside[borders[(borders >= 0) & (borders < len(inside))]] = False
+        pairs, times = torch.unique(items[:-1][inside] * n + items[1:][inside], return_counts=True)
+        self.followers, self.counts = pairs % n, times.float()
+        self.row_starts = torch.searchsorted(pairs, torch.arange(n + 1, device=items.device) * n)
+        return True
+
+    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        last = histories.items.gather(1, histories.lengths.unsqueeze(1) - 1).squeeze(1)  # (B,)
+        sizes = self.row_starts[last + 1] - self.row_starts[last]
+        row = torch.repeat_interleave(torch.arange(len(last), device=last.device), sizes)
+        within = torch.arange(len(row), device=last.device) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        entry = self.row_starts[last][row] + within
+        scores = self.popularity.repeat(len(last), 1)
+        scores.index_put_((row, self.followers[entry]), self.counts[entry], accumulate=True)
+        return top_items(scores, top_k)

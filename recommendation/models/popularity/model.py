@@ -1,0 +1,24 @@
+"""Popularity: everybody gets the items with the most training events."""
+
+import torch
+from torch import Tensor
+
+from ..abstract_model import AbstractRecommender, Catalogue, Recommendations, Windows, top_items
+
+
+class Popularity(AbstractRecommender):
+    """Scores an item by its number of training events."""
+
+    needs_codes = False
+
+    def __init__(self, config: dict, catalogue: Catalogue):
+        super().__init__(config, catalogue)
+        self.register_buffer("counts", torch.zeros(catalogue.num_items))
+
+    def fit(self, sequences: list[Tensor]) -> bool:
+        items, _ = sequences
+        self.counts = torch.bincount(items, minlength=self.catalogue.num_items).float()
+        return True
+
+    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        return top_items(self.counts.expand(len(histories.items), -1), top_k)

@@ -1,0 +1,54 @@
+"""Trains any recommender and keeps the model that validates best."""
+
+import torch
+from torch import Tensor
+
+from common.checkpoint import Checkpoints
+from common.config import Config
+from common.run import Run
+from common.training import Best, TrainingLoop, make_optimizer, optimize
+from recommendation.dataset import Sequences, TrainingBatches
+from recommendation.evaluator import metrics, predict
+from recommendation.models.abstract_model import AbstractRecommender
+
+
+class RecommenderTask:
+    """What `common.training.TrainingLoop` needs to know about training a recommender."""
+
+    def __init__(self, model: AbstractRecommender, sequences: Sequences, params: dict, seed: int, name: str):
+        self.model, self.sequences, self.params, self.name = model, sequences, params, name
+        self.batches = TrainingBatches(sequences, model.training_unit, params["batch_size"], params["max_history"],
+                                       seed)
+        self.optimizer = make_optimizer(model, params)
+        self.num_steps = self.batches.num_batches
+
+    def step(self, epoch: int, index: int) -> dict[str, Tensor]:
+        losses = self.model.compute_loss(self.batches.get(epoch, index))
+        optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
+        return losses
+
+    def end_epoch(self, epoch: int) -> None:
+        """Nothing to do between epochs."""
+
+    def evaluate(self) -> dict:
+        return metrics(predict(self.model, self.sequences, "valid", self.params))
+
+
+class Trainer:
+    """Fits one recommender in its run folder; knows nothing of test events."""
+
+    def __init__(self, model: AbstractRecommender, sequences: Sequences, config: Config, run: Run):
+        self.model, self.sequences, self.config, self.run = model, sequences, config, run
+
+    def train(self) -> Best:
+        """Fit in one call or by gradient, whichever the model does; it ends as the selected model."""
+        params, seed = self.config.training_params, self.config["common"]["seed"]
+        if self.model.fit(self.sequences.training_sequences()):
+            figures = metrics(predict(self.model, self.sequences, "valid", params))
+            Checkpoints(self.run.checkpoints, self.run.command).save_best({"model": self.model.state_dict()})
+            best = Best(0, figures[params["select_by"]], figures)
+        else:
+            task = RecommenderTask(self.model, self.sequences, params, seed, self.config.name)
+            best = TrainingLoop(task, self.run, params, seed).train()
+        self.model.eval()
+        return best
