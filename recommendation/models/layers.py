@@ -52,12 +52,29 @@ class RelativeBias(nn.Module):
         return offset + torch.where(distance < num_exact, distance, far.clamp(max=num_buckets - 1))
 
 
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Zeroes a share of about `rate` and scales up the rest.
+
+    On the CPU a draw of 64 random bits serves eight elements (the rate is then a multiple of 1/256):
+    one draw an element, as in `F.dropout`, took 40 % of a training step.
+    """
+    if not training or rate == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, rate)
+    threshold = min(round(256 * rate), 255)
+    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
+    return x * (keep * (256 / (256 - threshold)))
+
+
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, T, H * K) -> (B, H, T, K)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
+           rate: float = 0.0) -> Tensor:
     """(B, H, Q, K), (B, H, T, K) twice, bias that broadcasts to (B, H, Q, T) -> (B, Q, H * K).
 
     T5 does not scale the products by the root of the width; its initialization does.
@@ -65,7 +82,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropo
     scores = query @ key.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias
-    weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
+    weights = dropout(scores.softmax(dim=-1), rate, training=rate > 0)
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
@@ -88,7 +105,7 @@ class SelfAttention(nn.Module):
         return tuple(split_heads(part, self.num_heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
 
     def add(self, x: Tensor, attended: Tensor) -> Tensor:
-        return x + F.dropout(self.out(attended), self.dropout, self.training)
+        return x + dropout(self.out(attended), self.dropout, self.training)
 
 
 class CrossAttention(nn.Module):
@@ -110,7 +127,7 @@ class CrossAttention(nn.Module):
         """x (B, Q, M); all query positions of a row share its memory."""
         query = split_heads(self.query(self.norm(x)), self.num_heads)
         attended = attend(query, *memory, bias, self.dropout if self.training else 0.0)
-        return x + F.dropout(self.out(attended), self.dropout, self.training)
+        return x + dropout(self.out(attended), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -124,8 +141,8 @@ class FeedForward(nn.Module):
         self.wo = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.dropout(F.relu(self.wi(self.norm(x))), self.dropout, self.training)
-        return x + F.dropout(self.wo(hidden), self.dropout, self.training)
+        hidden = dropout(F.relu(self.wi(self.norm(x))), self.dropout, self.training)
+        return x + dropout(self.wo(hidden), self.dropout, self.training)
 
 
 @torch.no_grad()

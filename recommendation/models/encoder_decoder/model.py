@@ -10,7 +10,7 @@ from common.errors import ConfigError
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows
 from ..beam_search import Trie, beam_search
-from ..layers import CrossAttention, FeedForward, RelativeBias, RMSNorm, SelfAttention, attend, initialize
+from ..layers import CrossAttention, FeedForward, RelativeBias, RMSNorm, SelfAttention, attend, dropout, initialize
 
 # B batch, S items of a history, L levels, T = S * L encoder tokens, G targets of a row, K beams,
 # M model width, C codebook size of a level
@@ -37,20 +37,20 @@ class EncoderDecoder(AbstractRecommender):
                               fix="target or every_position")
         self.label_smoothing = config["encoder_decoder"]["training_params"]["label_smoothing"]
         width, num_heads, head_width = params["d_model"], params["num_heads"], params["d_kv"]
-        dropout, distance = params["dropout"], (params["num_buckets"], params["max_distance"])
-        attention = (width, num_heads, head_width, dropout)
+        rate, distance = params["dropout"], (params["num_buckets"], params["max_distance"])
+        attention = (width, num_heads, head_width, rate)
         sizes = catalogue.codebook_sizes
-        self.num_levels, self.num_heads, self.dropout = len(sizes), num_heads, dropout
+        self.num_levels, self.num_heads, self.dropout = len(sizes), num_heads, rate
 
         self.embedding = nn.Embedding(1 + sum(sizes), width)
         self.encoder = nn.ModuleList(
-            nn.ModuleList([SelfAttention(*attention), FeedForward(width, params["d_ff"], dropout)])
+            nn.ModuleList([SelfAttention(*attention), FeedForward(width, params["d_ff"], rate)])
             for _ in range(params["num_encoder_layers"]))
         self.encoder_bias = RelativeBias(num_heads, *distance, bidirectional=True)
         self.encoder_norm = RMSNorm(width)
         self.decoder = nn.ModuleList(
             nn.ModuleList([SelfAttention(*attention), CrossAttention(*attention),
-                           FeedForward(width, params["d_ff"], dropout)])
+                           FeedForward(width, params["d_ff"], rate)])
             for _ in range(params["num_decoder_layers"]))
         self.decoder_bias = RelativeBias(num_heads, *distance, bidirectional=False)
         self.decoder_norm = RMSNorm(width)
@@ -94,11 +94,11 @@ class EncoderDecoder(AbstractRecommender):
 
     def encode(self, history: Tensor) -> Tensor:
         """(B, S) items -> memory (B, T, M)."""
-        x = F.dropout(self.embedding(self.tokens[history].flatten(1)), self.dropout, self.training)
+        x = dropout(self.embedding(self.tokens[history].flatten(1)), self.dropout, self.training)
         bias = self.encoder_bias(x.shape[1], x.shape[1]) + self._encoder_mask(history)
         for attention, feed_forward in self.encoder:
             x = feed_forward(attention(x, bias))
-        return F.dropout(self.encoder_norm(x), self.dropout, self.training)
+        return dropout(self.encoder_norm(x), self.dropout, self.training)
 
     def _encoder_mask(self, history: Tensor) -> Tensor:
         """0 where a token may look, -inf elsewhere; (1, 1, T, T) by position or (B, 1, 1, T) by padding."""
@@ -121,7 +121,7 @@ class EncoderDecoder(AbstractRecommender):
         num_targets = targets.shape[1]
         start = torch.full((*targets.shape, 1), START, device=targets.device)
         inputs = torch.cat([start, self.tokens[targets][..., :-1]], dim=2)               # (B, G, L)
-        x = F.dropout(self.embedding(inputs.flatten(1)), self.dropout, self.training)    # (B, G * L, M)
+        x = dropout(self.embedding(inputs.flatten(1)), self.dropout, self.training)    # (B, G * L, M)
         level = torch.arange(self.num_levels, device=x.device)
         bias = self.decoder_bias(self.num_levels, self.num_levels) + _as_bias(level <= level.unsqueeze(1))
         for self_attention, cross_attention, feed_forward in self.decoder:
@@ -129,7 +129,7 @@ class EncoderDecoder(AbstractRecommender):
             x = self_attention(x.view(-1, self.num_levels, x.shape[-1]), bias).view_as(x)
             # ... and query positions over the row's one memory there.
             x = feed_forward(cross_attention(x, cross_attention.project_memory(memory), memory_mask))
-        x = F.dropout(self.decoder_norm(x), self.dropout, self.training)
+        x = dropout(self.decoder_norm(x), self.dropout, self.training)
         return x.unflatten(1, (num_targets, self.num_levels))
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
@@ -171,7 +171,7 @@ class _DecodingStep:
             self.caches[index] = (key, value)
         else:
             self.caches.append((key, value))
-        attended = attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), bias, 0.0)
+        attended = attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), bias)
         return attention.add(x, attended.view(*x.shape[:2], -1))
 
 
