@@ -277,7 +277,8 @@ def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str) -> np.
     except (ValueError, EOFError) as error:
         raise ArtifactError(path, "is not a numpy array file", str(error), fix) from error
     if array.dtype != dtype or array.ndim != 2:
-        raise ArtifactError(path, f"holds {array.dtype} {array.shape}", f"wanted {np.dtype(dtype)} (items, columns)", fix)
+        raise ArtifactError(path, f"holds {array.dtype} {array.shape}",
+                            f"wanted {np.dtype(dtype)} (items, columns)", fix)
     if len(array) != items["num_items"] or meta["items_sha256"] != items["items_sha256"]:
         raise ArtifactError(path, f"belongs to another list of items ({len(array)} rows)",
                             f"{folder.items.name} has {items['num_items']}", fix)

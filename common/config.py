@@ -54,7 +54,7 @@ class TrackedParams(dict):
         return super().values()
 
     def unread(self) -> list[str]:
-        return [key for key in super().keys() if key not in self.read]
+        return sorted(set(super().keys()) - self.read)
 
 
 class Config:

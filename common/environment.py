@@ -6,6 +6,7 @@
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 OPERATORS = {">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, "==": lambda a, b: a == b,
              "<": lambda a, b: a < b, ">": lambda a, b: a > b}
@@ -41,6 +42,6 @@ def _release(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    unmet = [m for path in sys.argv[1:] for m in missing(open(path, encoding="utf-8").read().splitlines())]
+    unmet = [m for path in sys.argv[1:] for m in missing(Path(path).read_text(encoding="utf-8").splitlines())]
     print("\n".join(unmet) or "satisfied")
     sys.exit(bool(unmet))

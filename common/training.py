@@ -139,8 +139,9 @@ class TrainingLoop:
             metrics = self.task.evaluate()
         name, sign = self.params["select_by"], -1 if self.params["select_mode"] == "min" else 1
         if not isinstance(metrics.get(name), float):
+            known = [k for k, v in metrics.items() if isinstance(v, float)]
             raise ConfigError("training_params.select_by", f"{name!r} is no metric of this model",
-                              nearest(name, [k for k, v in metrics.items() if isinstance(v, float)]), "correct the name")
+                              nearest(name, known), "correct the name")
         if not math.isfinite(metrics[name]):
             raise TrainingError(self.run.folder, f"{name} is not finite after epoch {self.epoch}",
                                 fix="a lower --lr; the last good checkpoint is kept")

@@ -1,6 +1,5 @@
 """Trains any recommender and keeps the model that validates best."""
 
-import torch
 from torch import Tensor
 
 from common.checkpoint import Checkpoints

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The whole job: set-up -> data -> semantic IDs -> recommender -> table.  bash run_pipeline.sh --dataset ml-100k
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$root/setup.sh"
+exec "$PYTHON" "$root/run_pipeline.py" "$@"
