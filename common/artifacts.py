@@ -7,13 +7,16 @@ these files and their metas, and nothing else of the stage before.
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError, nearest
 
 SCHEMA_VERSION = 1
@@ -44,7 +47,8 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
         staged.unlink(missing_ok=True)
         staged_meta.unlink(missing_ok=True)
         raise
-    os.replace(staged_meta, meta_path(path))
+    with suppress(FileNotFoundError):  # a reader has finished the publishing already
+        os.replace(staged_meta, meta_path(path))
     _sync(path.parent)
     _sweep(path)
     return meta
@@ -93,7 +97,8 @@ def _finish_publishing(path: Path) -> None:
         except (OSError, ValueError, KeyError):
             continue  # another writer's half-written or just renamed stage
         if complete:
-            os.replace(candidate, meta_path(path))
+            with suppress(FileNotFoundError):  # its writer or another reader was faster
+                os.replace(candidate, meta_path(path))
 
 
 def _sweep(path: Path) -> None:
@@ -120,7 +125,7 @@ def load_meta(path: Path, fix: str) -> dict:
         raise ArtifactError(path, "has no meta", f"{meta_path(path).name} is missing beside it", fix)
     try:
         meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
-        version, size, inputs = meta["schema_version"], meta["size"], meta["inputs"]
+        version, size, inputs, _ = meta["schema_version"], meta["size"], dict(meta["inputs"]), meta["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(meta_path(path), "is not a valid meta", repr(error), fix) from error
     fix = f"{meta['command']} --force" if meta.get("command") else fix
@@ -177,14 +182,21 @@ class DatasetFolder:
 
     @property
     def make_command(self) -> str:
-        return f"bash dataloader/run_pipeline.sh --dataset {self.name}"
+        return f"bash dataloader/run_pipeline.sh --dataset {self.name}{self.root_flag}"
+
+    @property
+    def root_flag(self) -> str:
+        """` --data_root DIR` for commands that would not look there by themselves, else nothing."""
+        return "" if self.data_root.resolve() == ROOT / "data" else f" --data_root {shlex.quote(str(self.data_root))}"
 
     def require(self) -> None:
         """Raise ConfigError unless the data part has been run for this name."""
         if self.interactions.exists():
             return
         there = sorted(p.parent.name for p in self.data_root.glob("*/interactions.parquet"))
-        known = f"in {self.data_root} " + (nearest(self.name, there) if there else "there are no data sets yet")
+        known = f"in {self.data_root} there are" + (f": {', '.join(there)}" if there else " no data sets yet")
+        if (guess := nearest(self.name, there)).startswith("did you mean"):
+            known = f"{guess} {known}"
         raise ConfigError(f"--dataset {self.name}", "there is no such data set", known, self.make_command)
 
 
@@ -218,6 +230,10 @@ def load_interactions(folder: DatasetFolder) -> Interactions:
     columns = duckdb.read_parquet(str(folder.interactions)).project(
         f"""user::BIGINT AS "user", item::BIGINT AS item, timestamp::BIGINT AS "timestamp",
             (list_position({list(SPLITS)}, split) - 1)::TINYINT AS split""").fetchnumpy()
+    for name, column in columns.items():
+        if np.ma.is_masked(column):
+            raise ArtifactError(folder.interactions, f"{np.ma.count_masked(column)} events have no valid {name}",
+                                fix=f"{folder.make_command} --force")
     return Interactions(*(np.asarray(columns[name]) for name in Interactions._fields))
 
 
@@ -241,7 +257,7 @@ def _load_table(folder: DatasetFolder, path: Path, order: str, names: tuple[str,
 
 def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
     """float32 (num_items, dim), finite, one row an item of `items.parquet`."""
-    fix = f"bash dataloader/3_get_text_emb.sh --dataset {folder.name}"
+    fix = f"bash dataloader/3_get_text_emb.sh --dataset {folder.name}{folder.root_flag}"
     path = folder.embeddings(suffix)
     array = _load_array(folder, path, np.float32, fix)
     finite = np.isfinite(array).all(axis=1)
@@ -257,10 +273,10 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
     collision rates before and after it.
     """
     fix = f"python quantization/main.py --quantizer_name {quantizer} --dataset_name {folder.name}"
-    fix += f" --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "")
+    fix += f" --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "") + folder.root_flag
     path = folder.codes(quantizer, suffix, tag)
     codes, meta = _load_array(folder, path, np.int32, fix), load_meta(path, fix)
-    sizes = np.array(meta["codebook_sizes"])
+    sizes = np.array(meta.get("codebook_sizes", []))
     if len(sizes) != codes.shape[1] or (codes < 0).any() or (codes >= sizes).any():
         raise ArtifactError(path, "has codes outside its codebooks", f"sizes {sizes.tolist()}", fix)
     if len(np.unique(codes, axis=0)) != len(codes):
@@ -279,7 +295,7 @@ def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str) -> np.
     if array.dtype != dtype or array.ndim != 2:
         raise ArtifactError(path, f"holds {array.dtype} {array.shape}",
                             f"wanted {np.dtype(dtype)} (items, columns)", fix)
-    if len(array) != items["num_items"] or meta["items_sha256"] != items["items_sha256"]:
+    if len(array) != items["num_items"] or meta.get("items_sha256") != items["items_sha256"]:
         raise ArtifactError(path, f"belongs to another list of items ({len(array)} rows)",
                             f"{folder.items.name} has {items['num_items']}", fix)
     return array

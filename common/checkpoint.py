@@ -35,6 +35,8 @@ class Checkpoints:
         for old in self.numbered()[NUM_KEPT:]:
             old.unlink()
             old.with_name(old.name + ".meta.json").unlink(missing_ok=True)
+        for left in self.folder.glob(".step-*.tmp-*"):  # by a process that was killed while it saved
+            left.unlink()
 
     def save_best(self, state: dict) -> None:
         save_state(self.best, state, self.command)
@@ -74,6 +76,8 @@ def load_state(path: Path, fix: str) -> dict:
 def _split(value, path: str, tensors: dict[str, torch.Tensor]):
     """Move tensors out into `tensors`; what stays is JSON. Mappings become pair lists, as their keys may be ints."""
     if isinstance(value, torch.Tensor):
+        while path in tensors:  # the keys 1 and "1", or "a/b" and "b" under "a"
+            path += "'"
         # A clone, because safetensors refuses tensors that share memory, as tied weights do.
         tensors[path] = value.detach().cpu().clone().contiguous()
         return {"tensor": path}

@@ -30,17 +30,25 @@ StrictLoader.add_implicit_resolver(
 class TrackedParams(dict):
     """A `model_params` mapping that knows which of its keys were read (also by `**` or a loop)."""
 
-    def __init__(self, values: dict):
+    def __init__(self, values: dict, where: str = "model_params"):
         super().__init__(values)
         self.read: set[str] = set()
+        self.where = where
 
     def __getitem__(self, key):
         self.read.add(key)
         return super().__getitem__(key)
 
+    def __missing__(self, key):
+        raise ConfigError(self.where, f"the model needs {key!r}", nearest(key, self.unread()), f"add {key}: <value>")
+
     def get(self, key, default=None):
         self.read.add(key)
         return super().get(key, default)
+
+    def setdefault(self, key, default=None):
+        self.read.add(key)
+        return super().setdefault(key, default)
 
     def __iter__(self):  # overridden, so that `**params` takes the slow path through __getitem__
         return iter(list(super().keys()))
@@ -72,16 +80,18 @@ class Config:
 
     def for_model(self, **data) -> dict:
         """What a model's constructor gets: the same nested dicts, its own parameters tracked, plus `data`."""
-        own = {**self.values[self.name], "model_params": TrackedParams(self.values[self.name]["model_params"])}
+        path = f"{self.name}.model_params"
+        params = TrackedParams(self.values[self.name]["model_params"], self.origins.get(path, path))
+        own = {**self.values[self.name], "model_params": params}
         return {**self.values, self.name: own, "data": data}
 
     def check_all_read(self, model_config: dict) -> None:
         """Raise ConfigError for a model parameter that the built model never looked at."""
         params = model_config[self.name]["model_params"]
         for key in params.unread():
-            raise ConfigError(self.origins[f"{self.name}.model_params.{key}"],
-                              f"{self.name}.model_params.{key} is read by nobody", nearest(key, sorted(params.read)),
-                              "remove the key or correct its name")
+            path = f"{self.name}.model_params.{key}"
+            raise ConfigError(self.origins.get(path, path), f"{path} is read by nobody",
+                              nearest(key, sorted(params.read)), "remove the key or correct its name")
 
 
 def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
@@ -110,11 +120,17 @@ def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
 
 
 def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> None:
-    """Record every key's line, and refuse a key that stands twice."""
+    """Record every key's line, and refuse a key that stands twice or is no text."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, entry in enumerate(node.value):
+            _walk(entry, path, f"{prefix}{index}.", origins)
     if not isinstance(node, yaml.MappingNode):
         return
     for key_node, value_node in node.value:
         key, line = prefix + str(key_node.value), key_node.start_mark.line + 1
+        if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            raise ConfigError(f"{path}:{line}", f"the key {key_node.value!r} is no text",
+                              f"YAML takes it for a {key_node.tag.rsplit(':', 1)[-1]}", "quote it")
         if key in origins:
             raise ConfigError(f"{path}:{line}", f"duplicate key {key!r}",
                               f"it stands already at line {origins[key].rsplit(':', 1)[1]}", "remove one of the two")
@@ -180,10 +196,11 @@ def _leaves(config: dict, prefix: str = "") -> dict[str, tuple[dict, str]]:
 
 def _override(config: dict, origins: dict[str, str], key: str, text: str) -> None:
     leaves = _leaves(config)
-    matches = [path for path in leaves if path == key or path.endswith("." + key)]
+    matches = [key] if key in leaves else [path for path in leaves if path.endswith("." + key)]
     if not matches:
-        raise ConfigError(f"--{key}", "no such flag or configuration key",
-                          nearest(key, sorted({p.split(".")[-1] for p in leaves})), "see --help for the keys")
+        names = leaves if "." in key else {path.split(".")[-1] for path in leaves}
+        raise ConfigError(f"--{key}", "no such flag or configuration key", nearest(key, sorted(names)),
+                          "see --help for the keys")
     if len(matches) > 1:
         raise ConfigError(f"--{key}", "names more than one key", ", ".join(matches), "--set <whole.path>=<value>")
     holder, leaf = leaves[matches[0]]

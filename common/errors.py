@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+# Before a command sends its log anywhere, logging would print errors to stderr itself, a second time.
+log.addHandler(logging.NullHandler())
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -23,7 +25,8 @@ class UserError(Exception):
     def __init__(self, where: object, what: str, why: str = "", fix: str = ""):
         self.where, self.what, self.why, self.fix = where, what, why, fix
         sentences = [f"{where}: {what}"] + ([why] if why else [])
-        super().__init__(". ".join(s.rstrip(".") for s in sentences) + ". Fix: " + (fix or "see --help"))
+        ended = [s if s.endswith("?") else s.rstrip(".") + "." for s in sentences]
+        super().__init__(" ".join([*ended, "Fix: " + (fix or "see --help")]))
 
 
 class ConfigError(UserError):
@@ -62,8 +65,11 @@ class LockedError(UserError):
     exit_code = 7
 
 
-class Interrupted(Exception):
-    """Raised by whoever honoured a request to stop; exits with 128 + the signal's number."""
+class Interrupted(BaseException):
+    """Raised by whoever honoured a request to stop; exits with 128 + the signal's number.
+
+    Like KeyboardInterrupt no Exception, which a library that it passes through might swallow.
+    """
 
 
 class StopRequest:
@@ -103,13 +109,17 @@ stop_request = StopRequest()
 
 def nearest(name: str, known: list[str]) -> str:
     """`did you mean 'x'?` or the list of what there is."""
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
     # A case or punctuation slip scores low on short names; compare those by letters alone.
-    plain = {"".join(filter(str.isalnum, k.lower())): k for k in known}
-    close = close or [plain[p] for p in get_close_matches("".join(filter(str.isalnum, name.lower())), plain, n=1)]
+    letters, plain = _letters(name), {_letters(k): k for k in known}
+    close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.5)
+    close = close or [plain[p] for p in get_close_matches(letters, plain, n=1)]
     if close:
         return f"did you mean {close[0]!r}?"
     return "there are: " + (", ".join(sorted(known)) or "none")
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
@@ -132,7 +142,9 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     except ModuleNotFoundError as error:
         return _report(f"{sys.executable}: the package {error.name!r} is not installed. "
                        f"Fix: {environment_hint()}", 2, argv)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
         return _report("memory: there is not enough of it. Fix: a smaller batch_size or a larger machine", 5, argv)
     except OSError as error:
         if error.errno in FULL_DISK:
@@ -140,6 +152,12 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
                            "same command again", 5, argv)
         return _report(f"{error.filename or 'system'}: {error.strerror or error}. Fix: check the path and its "
                        "permissions", 2, argv)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch raises its OutOfMemoryError on a GPU, and a bare RuntimeError on the CPU."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+        "can't allocate memory" in str(error))
 
 
 def environment_hint() -> str:
@@ -154,8 +172,12 @@ def _report(message: str, code: int, argv: list[str]) -> int:
     log.debug("%s", traceback.format_exc())
     if "--debug" in argv:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {_one_line(message)}", file=sys.stderr, flush=True)
     return code
+
+
+def _one_line(text: str) -> str:
+    return " ".join(map(str.strip, text.splitlines()))
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: object) -> None:
@@ -163,5 +185,5 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: object) 
     log.error("internal error", exc_info=(kind, error, trace))
     if "--debug" in sys.argv:
         sys.__excepthook__(kind, error, trace)
-    print(f"error: internal: {kind.__name__}: {error}. Fix: run again with --debug and report the traceback",
-          file=sys.stderr, flush=True)
+    print(f"error: internal: {kind.__name__}: {_one_line(str(error))}. "
+          "Fix: run again with --debug and report the traceback", file=sys.stderr, flush=True)

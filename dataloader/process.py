@@ -4,6 +4,7 @@ import importlib
 import logging
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import duckdb
 import pandas as pd
@@ -28,12 +29,8 @@ def main(argv: list[str]) -> None:
 
 def process(options: DataOptions, command: str) -> None:
     """Filter, number, order and split the events, and publish the three tables."""
-    folder = options.folder
-    settings = {"source": options.source, "text": options.config["text"],
-                "min_user_interactions": options.min_user_interactions,
-                "min_item_interactions": options.min_item_interactions}
-    reader = importlib.import_module(f"dataloader.sources.{options.config['reader']}")
-    if not options.force and _is_current(options, settings, reader):
+    folder, reader = options.folder, _reader(options)
+    if not options.force and is_current(options):
         meta = load_meta(folder.interactions, command)
         log.info("process: reusing %s (%s)", folder.interactions, _counts(meta))
         return
@@ -48,22 +45,32 @@ def process(options: DataOptions, command: str) -> None:
             log.info("process: %s", line)
         number_and_split(connection)
         items = describe_items(connection, records, options.config["text"])
-        meta = {"command": command, "settings": settings,
+        meta = {"command": command, "settings": _settings(options),
                 "raw": {path.name: file_sha256(path) for path in paths}, "split_name": "leave_one_out"}
         _publish_tables(options, connection, items, meta)
     _report(options)
 
 
-def _is_current(options: DataOptions, settings: dict, reader) -> bool:
+def _settings(options: DataOptions) -> dict:
+    return {"source": options.source, "text": options.config["text"],
+            "min_user_interactions": options.min_user_interactions,
+            "min_item_interactions": options.min_item_interactions}
+
+
+def _reader(options: DataOptions) -> ModuleType:
+    return importlib.import_module(f"dataloader.sources.{options.config['reader']}")
+
+
+def is_current(options: DataOptions) -> bool:
     """Whether the tables there were made with these settings from these raw files (which may be deleted since)."""
     try:
         meta = load_meta(options.folder.interactions, "")
     except UserError:
         return False
-    if meta["settings"] != settings:
+    if meta["settings"] != _settings(options):
         return False
     try:
-        paths = reader.raw_paths(options.raw, options.folder.name)
+        paths = _reader(options).raw_paths(options.raw, options.folder.name)
     except DataError:
         return True
     return meta["raw"] == {path.name: file_sha256(path) for path in paths}

@@ -41,11 +41,14 @@ def embed(options: DataOptions, command: str) -> None:
     if not options.force and _is_current(path, settings):
         log.info("embed: reusing %s", path)
         return
+    from common.device import resolve_device
+
+    device = resolve_device(options.device, "--device")
     with FolderLock(folder.path):
         model_folder = find_model(options)
         log.info("embed: %s from %s", options.text_model, model_folder)
         texts = load_items(folder)["text"]
-        vectors = encode(model_folder, list(texts), options.device)
+        vectors = encode(model_folder, list(texts), str(device))
         _refuse_bad_rows(path, vectors, folder)
         save_array(path, vectors, {
             "inputs": {folder.items.name: items_meta["sha256"]}, "items_sha256": items_meta["items_sha256"],
@@ -64,9 +67,14 @@ def encode(model: str, texts: list[str], device: str) -> np.ndarray:
     """float32 (len(texts), dim). Like lengths go together, so that little padding is computed."""
     from sentence_transformers import SentenceTransformer
 
-    encoder = SentenceTransformer(model, device=None if device == "auto" else device)
+    try:
+        encoder = SentenceTransformer(model, device=device)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--text_model {model}", "cannot be loaded", " ".join(str(error).split())[:300],
+                          "name a sentence-transformers model, or a folder that holds one") from error
     order = np.argsort([-len(text) for text in texts], kind="stable")
-    vectors = np.empty((len(texts), encoder.get_embedding_dimension()), dtype=np.float32)
+    dim = encoder.encode(texts[:1], show_progress_bar=False).shape[1]
+    vectors = np.empty((len(texts), dim), dtype=np.float32)
     with Progress("embed texts", len(texts), "texts") as progress:
         for start in range(0, len(order), TEXTS_A_STEP):
             rows = order[start:start + TEXTS_A_STEP]
@@ -104,27 +112,32 @@ def find_model(options: DataOptions) -> str:
         except Unreachable as unreachable:
             tried += unreachable.tried
     lines = "".join(f"\n  {line}" for line in tried)
-    raise ResourceError(f"--text_model {name}", f"could not be fetched; tried:{lines}\n", "nothing answered",
+    raise ResourceError(f"--text_model {name}", "could not be fetched", f"Tried:{lines}",
                         "check the network, or give a folder that holds the model: --text_model DIR")
 
 
 def _from_hub(repository: str) -> Path:
     """The model's folder in the hub's cache, filled if the hub can be reached. Raises Unreachable."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     files = ["*.json", "*.txt", "*.model", "model.safetensors", "*_Pooling/*", "*_Dense/*", "*_Normalize/*"]
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=files, local_files_only=True))
+        cached = Path(huggingface_hub.snapshot_download(repository, allow_patterns=files, local_files_only=True))
+        if (cached / "model.safetensors").exists():  # else its download was cut off
+            return cached
     except LocalEntryNotFoundError:
         pass
+    except HFValidationError as error:
+        raise ConfigError(f"--text_model {repository}", "is neither a folder nor <owner>/<model>", str(error),
+                          "correct the path or the name") from error
     endpoint = huggingface_hub.constants.ENDPOINT
     try:
         requests.head(endpoint, timeout=HUB_TIMEOUT)
         return Path(huggingface_hub.snapshot_download(repository, allow_patterns=files))
     except requests.RequestException as error:
         raise Unreachable([f"{endpoint}/{repository}: cannot connect"]) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise Unreachable([f"{endpoint}/{repository}: {' '.join(str(error).split())[:200]}"]) from error
 
 

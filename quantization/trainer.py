@@ -58,7 +58,7 @@ class Trainer:
         if self.model.fit(self.xs, generator):
             checkpoints.save_best({"model": self.model.state_dict()})
         else:
-            if not checkpoints.numbered():
+            if checkpoints.load_newest() is None:
                 self.model.initialize(self.xs, generator)
             task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name)
             TrainingLoop(task, self.run, params, self.seed).train()

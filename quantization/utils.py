@@ -22,6 +22,11 @@ def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
     if codes.ndim != 2 or len(codes) != len(xs):
         raise ConfigError(where, f"returned shape {tuple(codes.shape)} for {len(xs)} items",
                           fix="return codes of shape (batch, levels)")
+    codes, sizes = codes.long(), model.codebook_sizes  # short integers would overflow where codes are counted
+    limits = torch.tensor(sizes or [torch.iinfo(torch.int32).max] * codes.shape[1], device=codes.device)
+    if len(limits) != codes.shape[1] or (codes < 0).any() or (codes >= limits).any():
+        raise ConfigError(where, f"returned codes from {codes.amin(dim=0).tolist()} to {codes.amax(dim=0).tolist()}",
+                          f"the sizes of the codebooks are {sizes}", "return codes from 0 to the codebook's size - 1")
     return codes
 
 
@@ -37,6 +42,6 @@ def disambiguate(codes: np.ndarray) -> np.ndarray:
     bucket = bucket.reshape(-1)
     order = np.argsort(bucket, kind="stable")
     starts = np.cumsum(counts) - counts
-    rank = np.empty(len(codes), dtype=codes.dtype)
+    rank = np.empty(len(codes), dtype=np.int64)
     rank[order] = np.arange(len(codes)) - np.repeat(starts, counts)
     return np.column_stack([codes, rank])

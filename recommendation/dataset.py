@@ -81,6 +81,9 @@ class TrainingBatches:
             raise DataError("interactions.parquet", "has no training event with a history", "every user has one event",
                             "a lower --min_user_interactions keeps no more of them; use a larger data set")
         self.num_batches = -(-len(self.targets) // batch_size)
+        if unit == "sequence":  # a stretch is not divided, so there are no more batches than the fewest stretches
+            num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]
+            self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
         self._epoch, self._batches = -1, []
 
     def get(self, epoch: int, index: int) -> Windows:
@@ -98,9 +101,12 @@ class TrainingBatches:
         starts, ends = starts[order], ends[order]
         num_targets = np.cumsum(np.ones(len(starts)) if self.unit == "target" else ends - starts - 1)
         batch = np.minimum((num_targets - 1) * self.num_batches / num_targets[-1], self.num_batches - 1).astype(int)
-        borders = np.searchsorted(batch, np.arange(self.num_batches + 1))
+        number = np.arange(self.num_batches + 1)
+        borders = np.searchsorted(batch, number)
+        # A stretch longer than a batch would leave an empty one: every border moves on by at least one.
+        borders = np.minimum(np.maximum.accumulate(borders - number), len(starts) - self.num_batches) + number
         batches = [Batch(starts[a:b], ends[a:b]) for a, b in zip(borders[:-1], borders[1:], strict=True)]
-        return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i].starts)]
+        return [batches[i] for i in rng.permutation(len(batches))]
 
     def _single_targets(self) -> Batch:
         """Each target behind its history."""

@@ -59,6 +59,7 @@ class Pipeline:
             self.config.check_all_read(model_config)
             model = model.to(self.device)
             sequences = Sequences.load(self.folder, self.device)
+            self._require_held_out(sequences)
             best = Trainer(model, sequences, self.config, self.run).train()
             predictions = self._test(model, sequences)
             result = {"valid": best.metrics, "test": metrics(predictions), "best_epoch": best.epoch,
@@ -68,13 +69,16 @@ class Pipeline:
             self.run.finish({"model": self.config.name, "dataset": self.folder.name})
         return result
 
+    def _require_held_out(self, sequences: Sequences) -> None:
+        """Nothing to select or to test a model by is found out before training, not behind it."""
+        for split in ("valid", "test"):
+            if not len(sequences.positions(split)):
+                raise DataError(self.folder.interactions, f"has no {split} event", "no user has three events",
+                                f"{self.folder.make_command} --min_user_interactions 3")
+
     def _test(self, model, sequences: Sequences) -> Predictions:
         """The one place where test events are read."""
-        num_events = len(sequences.positions("test"))
-        if not num_events:
-            raise DataError(self.folder.interactions, "has no test event", "no user has three events",
-                            f"{self.folder.make_command} --min_user_interactions 3")
-        with Progress(f"test {self.config.name}", num_events, "users") as progress:
+        with Progress(f"test {self.config.name}", len(sequences.positions("test")), "users") as progress:
             return predict(model, sequences, "test", self.config.training_params, progress)
 
     def _write_predictions(self, predictions: Predictions, sequences: Sequences) -> None:

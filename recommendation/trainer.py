@@ -43,6 +43,7 @@ class Trainer:
         """Fit in one call or by gradient, whichever the model does; it ends as the selected model."""
         params, seed = self.config.training_params, self.config["common"]["seed"]
         if self.model.fit(self.sequences.training_sequences()):
+            self.model.eval()
             figures = metrics(predict(self.model, self.sequences, "valid", params))
             Checkpoints(self.run.checkpoints, self.run.command).save_best({"model": self.model.state_dict()})
             best = Best(0, figures[params["select_by"]], figures)

@@ -1,8 +1,10 @@
 """MovieLens 100k, as GroupLens packs it or out of the recbole package."""
 
+import csv
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from common.errors import DataError
 
 GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
           "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")
-YEAR = re.compile(r"\s*\((\d{4})\)\s*$")
+YEAR = re.compile(r"\s*\((\d{4})\)(?:\s*\(V\))?\s*$")
 ARTICLE = re.compile(r"^(.*), (The|A|An)(?=$| \()")
 
 
@@ -23,7 +25,7 @@ def raw_paths(raw: Path, dataset: str) -> list[Path]:
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
         raise DataError(raw, "has no archive", f"looked for {dataset}.zip and recbole-*.whl",
-                        f"bash dataloader/0_download_dataset.sh --dataset {dataset}")
+                        f"bash dataloader/0_download_dataset.sh --dataset {dataset} --force")
     return [found]
 
 
@@ -40,11 +42,14 @@ def read(paths: list[Path], connection: duckdb.DuckDBPyConnection) -> Iterator[d
             else:
                 events, items = archive.read("ml-100k/u.data"), archive.read("ml-100k/u.item")
                 records = _grouplens_items(items.decode("latin-1"))
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, IndexError) as error:
         raise DataError(path, "is not the expected archive", str(error), "fetch it again (--force)") from error
     # Everything is text at first: ids stay as they are written.
     frame = pd.read_csv(io.BytesIO(events), sep="\t", header=None, dtype=str, keep_default_na=False,
-                        names=["raw_user", "raw_item", "rating", "timestamp"])
+                        quoting=csv.QUOTE_NONE, names=["raw_user", "raw_item", "rating", "timestamp"])
+    if lacking := list(frame.index[frame.isna().any(axis=1)][:1]):
+        raise DataError(path, f"event {lacking[0] + 1} lacks a field", "wanted user, item, rating, time",
+                        "fetch it again (--force)")
     frame["line"] = range(1, len(frame) + 1)
     connection.register("frame", frame)
     try:
@@ -58,23 +63,30 @@ def read(paths: list[Path], connection: duckdb.DuckDBPyConnection) -> Iterator[d
     return iter(records)
 
 
+def _lines(text: str) -> list[str]:
+    # Not `splitlines`, which also splits at characters that a title may hold.
+    return [line.rstrip("\r") for line in text.split("\n") if line]
+
+
 def _recbole_items(text: str) -> list[dict]:
-    rows = (line.split("\t") for line in text.splitlines()[1:] if line)
-    return [_record(raw_id, title, year, genres.split()) for raw_id, title, year, genres in rows]
+    rows = (line.split("\t") for line in _lines(text)[1:])
+    # recbole has cut the last brackets off GroupLens's titles, and misspells the one that has none.
+    return [_record(raw_id, "unknown" if title == "unkonwn" else f"{title} ({year})", genres.split())
+            for raw_id, title, year, genres in rows]
 
 
 def _grouplens_items(text: str) -> list[dict]:
     records = []
-    for line in text.splitlines():
+    for line in _lines(text):
         raw_id, title, *_, = fields = line.split("|")
-        year = YEAR.search(title)
-        flags = fields[-len(GENRES):]
-        records.append(_record(raw_id, YEAR.sub("", title), year.group(1) if year else "",
-                               [genre for genre, flag in zip(GENRES, flags, strict=True) if flag == "1"]))
+        flagged = zip(GENRES, fields[-len(GENRES):], strict=True)
+        records.append(_record(raw_id, title, [genre for genre, flag in flagged if flag == "1"]))
     return records
 
 
-def _record(raw_id: str, title: str, year: str, genres: list[str]) -> dict:
-    # "Usual Suspects, The" reads, and embeds, better the way people say it.
-    title = ARTICLE.sub(r"\2 \1", title)
-    return {"raw_id": raw_id, "title": title, "year": year, "genres": ", ".join(genres)}
+def _record(raw_id: str, title: str, genres: list[str]) -> dict:
+    """A record from GroupLens's title, `Usual Suspects, The (1995)`."""
+    year = YEAR.search(title)
+    # "The Usual Suspects" reads, and embeds, better: it is how people say it.
+    return {"raw_id": raw_id, "title": ARTICLE.sub(r"\2 \1", YEAR.sub("", title)),
+            "year": year.group(1) if year else "", "genres": ", ".join(genres)}

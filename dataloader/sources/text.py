@@ -3,7 +3,7 @@
 import html
 import re
 
-TAG = re.compile(r"<[^<>]{1,500}>")
+TAG = re.compile(r"<(?:[/!?]?[A-Za-z]|!--)[^<>]{0,500}>")  # "width < 5, height > 3" has none
 
 
 def clean(value: object) -> str:

@@ -1,5 +1,6 @@
 """RQ-VAE as in TIGER (Rajput et al. 2023, arXiv 2305.05065)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from .layers import MLP, Codebook, kmeans
 # B batch, D input width, H latent size, L levels, K codebook size
 
 MAX_START_ROWS = 65_536  # items that k-means and restarts look at
+IDS_PER_ITEM = 16        # a recommender reads and writes every level, so an ID should be no longer than it need be
 
 
 class Quantized(NamedTuple):
@@ -32,11 +34,12 @@ class RQVAE(AbstractVQ):
         params = config["rqvae"]["model_params"]
         self.commitment_cost = config["rqvae"]["training_params"]["commitment_cost"]
         self.kmeans_iterations = params["kmeans_iterations"]
-        latent_size, num_levels = params["latent_size"], params["num_levels"]
-        size = _codebook_size(params["codebook_size"], config["data"]["num_items"])
-        if num_levels < 1 or latent_size < 1:
-            raise ConfigError("rqvae.model_params", f"num_levels {num_levels}, latent_size {latent_size}",
-                              "both must be at least 1", "correct the value")
+        num_items, latent_size = config["data"]["num_items"], params["latent_size"]
+        size = _codebook_size(params["codebook_size"], num_items)
+        num_levels = _num_levels(params["num_levels"], size, num_items)
+        if not isinstance(latent_size, int) or latent_size < 1:
+            raise ConfigError("rqvae.model_params.latent_size", f"is {latent_size!r}", "it must be at least 1",
+                              "correct the value")
         widths = [input_size, *params["hidden_sizes"], latent_size]
         self.encoder, self.decoder = MLP(widths), MLP(widths[::-1])
         self.codebooks = nn.ModuleList(Codebook(size, latent_size) for _ in range(num_levels))
@@ -107,10 +110,20 @@ def _codebook_size(size: int | str, num_items: int) -> int:
     """`auto` is the largest power of two up to a quarter of the items, at most 256."""
     if size == "auto":
         return max(2, min(256, 1 << (max(num_items // 4, 1).bit_length() - 1)))
-    if not isinstance(size, int) or size < 1:
+    if type(size) is not int or size < 1:  # a bool is an int, too
         raise ConfigError("rqvae.model_params.codebook_size", f"is {size!r}", "it must be auto or at least 1",
                           "--codebook_size auto")
     if size > num_items:
         raise ConfigError("rqvae.model_params.codebook_size", f"is {size}", f"there are only {num_items} items",
                           "--codebook_size auto, or a smaller number")
     return size
+
+
+def _num_levels(num_levels: int | str, codebook_size: int, num_items: int) -> int:
+    """`auto` is the fewest levels, but two at least, that offer IDS_PER_ITEM IDs for every item."""
+    if num_levels == "auto":
+        return max(2, math.ceil(math.log(IDS_PER_ITEM * num_items, codebook_size) - 1e-9))
+    if not isinstance(num_levels, int) or num_levels < 1:
+        raise ConfigError("rqvae.model_params.num_levels", f"is {num_levels!r}", "it must be auto or at least 1",
+                          "--num_levels auto")
+    return num_levels

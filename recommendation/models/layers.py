@@ -33,10 +33,24 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_buckets, num_heads))
 
     def forward(self, num_queries: int, num_keys: int) -> Tensor:
-        """(1, H, Q, T)."""
+        """(1, H, Q, T) for positions that are counted from 0 on both sides."""
         device = self.weight.device
-        distance = torch.arange(num_keys, device=device) - torch.arange(num_queries, device=device).unsqueeze(1)
+        return self.of(torch.arange(num_keys, device=device) - torch.arange(num_queries, device=device).unsqueeze(1))
+
+    def of(self, distance: Tensor) -> Tensor:
+        """(Q, T) key position less query position -> (1, H, Q, T)."""
         return self.weight[self._bucket(distance)].permute(2, 0, 1).unsqueeze(0)
+
+    @torch.no_grad()
+    def start_recent(self) -> None:
+        """Start as a preference for near positions before the query: a slope of 1, 1/2, 1/4, ... for each head.
+
+        The idea of ALiBi (Press et al. 2022, arXiv 2108.12409), on buckets, and free to be unlearned.
+        """
+        num_before = self.num_buckets // (2 if self.bidirectional else 1)
+        slopes = 2.0 ** -torch.arange(self.weight.shape[1])
+        self.weight.zero_()
+        self.weight[:num_before] = -slopes * torch.arange(num_before).unsqueeze(1)
 
     def _bucket(self, distance: Tensor) -> Tensor:
         num_buckets, offset = self.num_buckets, 0

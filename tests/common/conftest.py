@@ -1,0 +1,55 @@
+"""What these tests share: global state that is put back, and a Python of its own for what ends a process."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import stop_request
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _global_state():
+    """Put back what the code under test installs for a whole process."""
+    root = logging.getLogger()
+    handlers, level, hook = root.handlers[:], root.level, sys.excepthook
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+    sys.excepthook = hook
+    for number, receiver in signals.items():
+        signal.signal(number, receiver)
+    stop_request.signal_number, stop_request._deferred = 0, False
+
+
+@pytest.fixture
+def python():
+    """Runs `python -c code *arguments` with the project importable; the finished process, output as text."""
+    def run(code: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], text=True, check=False, timeout=60,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)}, **options)
+    return run
+
+
+@pytest.fixture
+def command(python):
+    """Runs the lines as the `main(argv)` of a command, in the frame that every command has."""
+    def run(body: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+        lines = "".join(f"    {line}\n" for line in body.splitlines())
+        return python("import logging, os, signal, sys, time\n"
+                      "from pathlib import Path\n"
+                      "from common.errors import *\n"
+                      "from common.errors import run_command, stop_request\n"
+                      f"def main(argv):\n{lines}"
+                      "sys.exit(run_command(main))\n", *arguments, **options)
+    return run

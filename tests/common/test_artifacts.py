@@ -1,0 +1,481 @@
+import json
+import os
+import pickle
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from common import artifacts
+from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, load_meta, publish, save_array
+from common.artifacts import verify as verify_artifact
+from common.cli import ROOT
+from common.errors import ArtifactError, ConfigError, DataError
+
+SHA256_OF_HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+ITEMS = ids_sha256(["a", "b", "c"])
+
+
+def put(path: Path, content: bytes, **meta) -> dict:
+    return publish(path, lambda staged: staged.write_bytes(content), {"inputs": {}, "command": f"make {path.name}",
+                                                                      **meta})
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+# ---- publishing
+
+
+def test_publishing_writes_the_file_and_its_meta_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "greeting"
+    meta = put(path, b"hello", num_items=1)
+    assert path.read_bytes() == b"hello"
+    assert names(path.parent) == {"greeting", "greeting.meta.json"}
+    assert meta == {"schema_version": 1, "sha256": SHA256_OF_HELLO, "size": 5, "inputs": {}, "num_items": 1,
+                    "command": "make greeting"}
+    assert load_meta(path, "make it") == meta
+
+
+def test_a_writer_that_fails_leaves_the_old_pair_and_no_litter(tmp_path):
+    put(tmp_path / "file", b"old")
+
+    def write(staged: Path):
+        staged.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        publish(tmp_path / "file", write, {"inputs": {}})
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert names(tmp_path) == {"file", "file.meta.json"}
+    verify_artifact(tmp_path / "file", "make it")
+
+
+@pytest.mark.parametrize(("failing_call", "content"), [(1, b"old"), (2, b"new!")])
+def test_a_failing_rename_leaves_the_old_pair_or_the_new_pair(tmp_path, monkeypatch, failing_call, content):
+    path = tmp_path / "file"
+    put(path, b"old", edition="old")
+    calls, replace = [], os.replace
+
+    def replace_or_fail(source, target):
+        calls.append(target)
+        if len(calls) == failing_call:
+            raise OSError("no")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.os, "replace", replace_or_fail)
+        with pytest.raises(OSError, match="no"):
+            put(path, b"new!", edition="new!")
+    meta = verify_artifact(path, "make it")
+    assert path.read_bytes() == content
+    assert meta["edition"].encode() == content
+    assert names(tmp_path) == {"file", "file.meta.json"}
+
+
+KILLED_WRITER = """
+import os, sys
+from pathlib import Path
+from common.artifacts import publish
+path, deadly_call = Path(sys.argv[1]), int(sys.argv[2])
+calls = 0
+def lethal(function):
+    def call(*arguments):
+        global calls
+        calls += 1
+        if calls == deadly_call:
+            os._exit(9)
+        return function(*arguments)
+    return call
+os.replace, os.fsync = lethal(os.replace), lethal(os.fsync)
+publish(path, lambda staged: staged.write_bytes(b"new!"), {"inputs": {}, "edition": "new!"})
+"""
+
+
+@pytest.mark.parametrize(("deadly_call", "content"), [
+    # fsync content, fsync meta, rename content, rename meta, fsync folder
+    (1, b"old"), (2, b"old"), (3, b"old"), (4, b"new!"), (5, b"new!")])
+def test_a_killed_writer_leaves_the_old_pair_or_the_new_pair(tmp_path, python, deadly_call, content):
+    path = tmp_path / "file"
+    put(path, b"old", edition="old")
+    assert python(KILLED_WRITER, path, deadly_call).returncode == 9
+    meta = verify_artifact(path, "make it")
+    assert path.read_bytes() == content
+    assert meta["edition"].encode() == content
+    put(path, b"third", edition="third")
+    assert verify_artifact(path, "make it")["edition"] == "third"
+    assert names(tmp_path) == {"file", "file.meta.json"}
+
+
+@pytest.mark.parametrize(("deadly_call", "there"), [(3, False), (4, True)])
+def test_a_killed_first_writer_leaves_nothing_or_a_whole_pair(tmp_path, python, deadly_call, there):
+    path = tmp_path / "file"
+    assert python(KILLED_WRITER, path, deadly_call).returncode == 9
+    if there:
+        assert verify_artifact(path, "make it")["edition"] == "new!"
+    else:
+        with pytest.raises(DataError, match="not there"):
+            load_meta(path, "make it")
+
+
+def test_a_reader_between_the_two_renames_finishes_for_the_writer(tmp_path, monkeypatch):
+    path, replace, seen = tmp_path / "file", os.replace, []
+    put(path, b"old", edition="old")
+
+    def read_in_between(source, target):
+        monkeypatch.setattr(artifacts.os, "replace", replace)
+        replace(source, target)
+        seen.append(load_meta(path, "make it")["edition"])
+
+    monkeypatch.setattr(artifacts.os, "replace", read_in_between)
+    put(path, b"new!", edition="new!")
+    assert seen == ["new!"]
+    assert verify_artifact(path, "make it")["edition"] == "new!"
+
+
+def test_two_readers_may_finish_the_same_publishing(tmp_path, python, monkeypatch):
+    path, replace = tmp_path / "file", os.replace
+    put(path, b"old", edition="old")
+    python(KILLED_WRITER, path, 4)
+
+    def second(source, target):
+        replace(source, target)
+        replace(source, target)
+
+    monkeypatch.setattr(artifacts.os, "replace", second)
+    assert load_meta(path, "make it")["edition"] == "new!"
+
+
+def test_what_a_living_writer_has_staged_is_left_alone(tmp_path):
+    living, dead = tmp_path / f".file.tmp-{os.getppid()}", tmp_path / ".file.tmp-99999999"
+    for staged in (living, dead):
+        staged.write_bytes(b"half")
+    put(tmp_path / "file", b"new")
+    assert living.exists()
+    assert not dead.exists()
+
+
+def test_replacing_a_text_fails_whole(tmp_path, monkeypatch):
+    artifacts.write_text(tmp_path / "note", "old\n")
+
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(artifacts.os, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        artifacts.write_text(tmp_path / "note", "new\n")
+    assert (tmp_path / "note").read_text() == "old\n"
+    assert names(tmp_path) == {"note"}
+
+
+# ---- reading
+
+
+def test_an_artifact_that_is_not_there_is_a_data_error_with_the_command(tmp_path):
+    with pytest.raises(DataError, match=r"file: not there\. Fix: make it") as raised:
+        load_meta(tmp_path / "file", "make it")
+    assert raised.value.exit_code == 3
+
+
+def test_a_file_without_a_meta_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"hello")
+    with pytest.raises(ArtifactError, match=r"has no meta\. file\.meta\.json is missing beside it\. Fix: make it") as e:
+        load_meta(tmp_path / "file", "make it")
+    assert e.value.exit_code == 4
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "3", '"text"', "{}", b"\xff".decode("latin-1"), '{"schema_version": 1, "size": 5}',
+    '{"schema_version": 1, "size": 5, "sha256": "x", "inputs": null}',
+    '{"schema_version": 1, "size": 5, "sha256": "x", "inputs": ["a"]}',
+    '{"schema_version": 1, "size": 5, "inputs": {}}'])
+def test_a_meta_that_is_none_is_refused(tmp_path, text):
+    put(tmp_path / "file", b"hello")
+    (tmp_path / "file.meta.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=r"file\.meta\.json: is not a valid meta.* Fix: make it"):
+        load_meta(tmp_path / "file", "make it")
+
+
+def test_another_size_is_refused_with_the_recorded_command(tmp_path):
+    put(tmp_path / "file", b"hello")
+    (tmp_path / "file").write_bytes(b"hell")
+    with pytest.raises(ArtifactError, match="has 4 bytes. its meta says 5. Fix: make file --force"):
+        load_meta(tmp_path / "file", "make it")
+
+
+def test_another_schema_version_is_refused(tmp_path):
+    put(tmp_path / "file", b"hello", schema_version=2)
+    with pytest.raises(ArtifactError, match="has schema version 2. this code reads 1"):
+        load_meta(tmp_path / "file", "make it")
+
+
+def test_verify_finds_a_flipped_bit_that_the_size_does_not_show(tmp_path):
+    put(tmp_path / "file", b"hello")
+    flip_a_bit(tmp_path / "file")
+    load_meta(tmp_path / "file", "make it")
+    with pytest.raises(ArtifactError, match="does not match the sha256 in its meta"):
+        verify_artifact(tmp_path / "file", "make it")
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """`items` -> `embeddings` -> `codes`, each made from the one before."""
+    items, embeddings, codes = (tmp_path / name for name in ("items", "embeddings", "codes"))
+    put(items, b"hello")
+    put(embeddings, b"1", inputs={"items": SHA256_OF_HELLO})
+    put(codes, b"2", inputs={"embeddings": load_meta(embeddings, "")["sha256"]})
+    return items, embeddings, codes
+
+
+def test_an_artifact_whose_input_changed_is_refused_with_the_command_that_rebuilds_it(chain):
+    items, embeddings, _ = chain
+    put(items, b"other")
+    with pytest.raises(ArtifactError) as raised:
+        load_meta(embeddings, "make it")
+    assert raised.value.exit_code == 4
+    assert str(raised.value) == (f"{embeddings}: is stale. items has changed since it was made. "
+                                 "Fix: make embeddings --force")
+
+
+def test_staleness_reaches_through_the_whole_chain(chain):
+    items, _, codes = chain
+    load_meta(codes, "make it")
+    put(items, b"other")
+    with pytest.raises(ArtifactError, match="embeddings: is stale. items has changed"):
+        load_meta(codes, "make it")
+
+
+def test_an_input_made_again_with_the_same_content_is_still_good(chain):
+    items, _, codes = chain
+    put(items, b"hello", made="again")
+    load_meta(codes, "make it")
+
+
+def test_an_artifact_whose_input_is_gone_is_refused(chain):
+    items, _, codes = chain
+    items.unlink()
+    with pytest.raises(DataError, match="items: not there"):
+        load_meta(codes, "make it")
+
+
+# ---- a data set's artifacts
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set with three items, and nothing in its tables yet."""
+    folder = DatasetFolder(tmp_path, "Toys")
+    put(folder.items, b"three items", num_items=3, items_sha256=ITEMS)
+    return folder
+
+
+def save_codes(folder, codes, dtype=np.int32, **meta):
+    meta = {"inputs": {}, "items_sha256": ITEMS, "codebook_sizes": [4, 2], "command": "make codes", **meta}
+    return save_array(folder.codes("vq", "td", None), np.array(codes, dtype=dtype), meta)
+
+
+def save_embeddings(folder, rows, dtype=np.float32, **meta):
+    save_array(folder.embeddings("td"), np.array(rows, dtype=dtype), {"inputs": {}, "items_sha256": ITEMS, **meta})
+
+
+def test_file_names_are_those_of_the_contract():
+    folder = DatasetFolder(Path("data"), "Toys")
+    assert folder.interactions == Path("data/Toys/interactions.parquet")
+    assert folder.items == Path("data/Toys/items.parquet")
+    assert folder.users == Path("data/Toys/users.parquet")
+    assert folder.embeddings("td") == Path("data/Toys/Toys.emb-td.npy")
+    assert folder.codes("rqvae", "td", None) == Path("data/Toys/Toys.codes-rqvae-td.npy")
+    assert folder.codes("rqvae", "td", "small") == Path("data/Toys/Toys.codes-rqvae-td-small.npy")
+
+
+def test_codes_come_back_with_their_meta(folder):
+    saved = save_codes(folder, [[0, 1], [3, 0], [0, 0]], disambiguation_level=1)
+    codes, meta = load_codes(folder, "vq", "td", None)
+    assert codes.dtype == np.int32
+    assert codes.tolist() == [[0, 1], [3, 0], [0, 0]]
+    assert meta == saved
+    assert meta["disambiguation_level"] == 1
+
+
+def test_codes_that_are_not_there_name_the_command(folder):
+    with pytest.raises(DataError, match="Fix: python quantization/main.py --quantizer_name vq --dataset_name Toys "
+                                        "--embedding_suffix td --tag small"):
+        load_codes(folder, "vq", "td", "small")
+
+
+@pytest.mark.parametrize(("codes", "message"), [
+    ([[0, 1], [3, 0], [0, 1]], "gives several items the same semantic ID"),
+    ([[0, 1], [4, 0], [0, 0]], "has codes outside its codebooks"),
+    ([[0, 1], [3, -1], [0, 0]], "has codes outside its codebooks"),
+    ([[0], [1], [2]], "has codes outside its codebooks"),
+    ([[0, 1, 0], [1, 1, 0], [2, 1, 0]], "has codes outside its codebooks"),
+    ([[0, 1], [3, 0]], r"belongs to another list of items \(2 rows\). items.parquet has 3")])
+def test_codes_that_a_recommender_could_not_use_are_refused(folder, codes, message):
+    save_codes(folder, codes)
+    with pytest.raises(ArtifactError, match=message):
+        load_codes(folder, "vq", "td", None)
+
+
+def test_codes_of_another_type_or_of_other_items_are_refused(folder):
+    codes = [[0, 1], [3, 0], [0, 0]]
+    save_codes(folder, codes, dtype=np.int64)
+    with pytest.raises(ArtifactError, match=r"holds int64 \(3, 2\). wanted int32"):
+        load_codes(folder, "vq", "td", None)
+    save_codes(folder, codes, items_sha256=ids_sha256(["b", "a", "c"]))
+    with pytest.raises(ArtifactError, match="belongs to another list of items"):
+        load_codes(folder, "vq", "td", None)
+
+
+@pytest.mark.parametrize("key", ["items_sha256", "codebook_sizes"])
+def test_codes_whose_meta_lacks_what_the_next_stage_needs_are_refused(folder, key):
+    save_codes(folder, [[0, 1], [3, 0], [0, 0]])
+    path = artifacts.meta_path(folder.codes("vq", "td", None))
+    meta = json.loads(path.read_text())
+    del meta[key]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(ArtifactError):
+        load_codes(folder, "vq", "td", None)
+
+
+def test_embeddings_come_back(folder):
+    save_embeddings(folder, [[0.5, 1], [2, 3], [4, 5]])
+    array = load_embeddings(folder, "td")
+    assert array.dtype == np.float32
+    assert array.tolist() == [[0.5, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_embeddings_that_are_not_finite_are_refused_with_their_rows(folder, bad):
+    save_embeddings(folder, [[0, 1], [2, bad], [bad, 5]])
+    with pytest.raises(DataError, match=r"rows \[1, 2\] are not finite"):
+        load_embeddings(folder, "td")
+
+
+@pytest.mark.parametrize(("rows", "dtype", "message"), [
+    ([[0, 1], [2, 3], [4, 5]], np.float64, r"holds float64 \(3, 2\)"),
+    ([0, 1, 2], np.float32, r"holds float32 \(3,\)"),
+    ([[0, 1], [2, 3]], np.float32, r"another list of items \(2 rows\). items.parquet has 3")])
+def test_embeddings_of_another_kind_are_refused(folder, rows, dtype, message):
+    save_embeddings(folder, rows, dtype)
+    with pytest.raises(ArtifactError, match=message):
+        load_embeddings(folder, "td")
+
+
+def test_embeddings_of_as_many_other_items_are_refused(folder):
+    save_embeddings(folder, [[0, 1], [2, 3], [4, 5]], items_sha256=ids_sha256(["a", "c", "b"]))
+    with pytest.raises(ArtifactError, match="another list of items"):
+        load_embeddings(folder, "td")
+
+
+class Canary:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("kind", ["object array", "bare pickle"])
+def test_a_pickle_in_an_array_file_is_refused_and_never_run(folder, tmp_path, kind):
+    canary = tmp_path / "canary"
+
+    def write(staged: Path):
+        with staged.open("wb") as file:
+            if kind == "object array":
+                np.save(file, np.array([[Canary(canary)]] * 3, dtype=object), allow_pickle=True)
+            else:
+                pickle.dump(Canary(canary), file)
+
+    publish(folder.embeddings("td"), write, {"inputs": {}, "items_sha256": ITEMS})
+    with pytest.raises(ArtifactError, match="is not a numpy array file"):
+        load_embeddings(folder, "td")
+    assert not canary.exists()
+    with folder.embeddings("td").open("rb") as file:  # the canary does sing when it is unpickled
+        np.load(file, allow_pickle=True)
+    assert canary.exists()
+
+
+def test_an_object_array_is_not_written_either(tmp_path):
+    with pytest.raises(ValueError, match="allow_pickle"):
+        save_array(tmp_path / "file.npy", np.array([{}], dtype=object), {"inputs": {}})
+    assert names(tmp_path) == set()
+
+
+def test_an_unknown_data_set_names_its_command_and_the_data_sets_that_are_there(tmp_path):
+    for name in ("Baby", "Games"):
+        put(DatasetFolder(tmp_path, name).interactions, b"events")
+    for asked in ("Babi", "ml-100k"):
+        with pytest.raises(ConfigError) as raised:
+            DatasetFolder(tmp_path, asked).require()
+        assert raised.value.exit_code == 2
+        assert f"Fix: bash dataloader/run_pipeline.sh --dataset {asked}" in str(raised.value)
+        assert "Baby, Games" in str(raised.value)
+    DatasetFolder(tmp_path, "Baby").require()
+
+
+def test_the_nearest_data_set_is_suggested(tmp_path):
+    for name in ("Baby", "Games"):
+        put(DatasetFolder(tmp_path, name).interactions, b"events")
+    with pytest.raises(ConfigError, match="did you mean 'Baby'"):
+        DatasetFolder(tmp_path, "Babi").require()
+
+
+def test_where_there_is_no_data_at_all_the_error_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="there are no data sets yet"):
+        DatasetFolder(tmp_path / "nowhere", "Baby").require()
+
+
+def test_the_command_for_data_elsewhere_says_where(tmp_path):
+    assert DatasetFolder(tmp_path, "Toys").make_command.endswith(f"--dataset Toys --data_root {tmp_path}")
+    assert DatasetFolder(ROOT / "data", "Toys").make_command == "bash dataloader/run_pipeline.sh --dataset Toys"
+
+
+def test_the_hash_of_ids_depends_on_their_order_and_borders():
+    lists = (["a", "b"], ["b", "a"], ["ab"], ["ab", ""], ["", "ab"], ["a", "b", ""], [], ["é", "b"], ["\ud800"])
+    assert len({ids_sha256(ids) for ids in lists}) == len(lists)
+    assert ids_sha256(["a", "b"]) == ids_sha256(["a", "b"])
+
+
+def write_table(path: Path, query: str, **meta) -> None:
+    # The name is no format of its own, so that duckdb must be told.
+    publish(path, lambda staged: duckdb.sql(f"COPY ({query}) TO '{staged}' (FORMAT parquet)"), {"inputs": {}, **meta})
+
+
+def test_interactions_keep_the_order_of_the_file(tmp_path):
+    folder = DatasetFolder(tmp_path, "Toys")
+    write_table(folder.interactions, """
+        FROM (VALUES (1, 2, 50, 5.0, 'train'), (1, 0, 40, 1.0, 'valid'), (0, 1, 60, 3.0, 'test'))
+        AS t("user", item, "timestamp", rating, split)""")
+    events = artifacts.load_interactions(folder)
+    assert events.user.tolist() == [1, 1, 0]
+    assert events.item.tolist() == [2, 0, 1]
+    assert events.timestamp.tolist() == [50, 40, 60]
+    assert events.split.tolist() == [0, 1, 2]
+    assert [column.dtype for column in events] == [np.int64, np.int64, np.int64, np.int8]
+
+
+def test_an_event_of_no_known_split_is_refused(tmp_path):
+    folder = DatasetFolder(tmp_path, "Toys")
+    write_table(folder.interactions, """FROM (VALUES (0, 1, 60, 3.0, 'tset')) AS t("user", item, "timestamp", rating,
+        split)""")
+    with pytest.raises(ArtifactError, match="split"):
+        artifacts.load_interactions(folder)
+
+
+def test_item_and_user_tables_come_in_the_order_of_their_numbers(tmp_path):
+    folder = DatasetFolder(tmp_path, "Toys")
+    write_table(folder.items,
+                "FROM (VALUES (1, 'y', 'Yo-yo', 'a'), (0, 'x', NULL, 'b')) AS t(item, raw_id, title, text)")
+    write_table(folder.users, "FROM (VALUES (1, 'v'), (0, 'u')) AS t(\"user\", raw_id)")
+    items = artifacts.load_items(folder)
+    assert {name: column.tolist() for name, column in items.items()} == {
+        "raw_id": ["x", "y"], "title": [None, "Yo-yo"], "text": ["b", "a"]}
+    assert artifacts.load_users(folder)["raw_id"].tolist() == ["u", "v"]

@@ -1,0 +1,197 @@
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from common.artifacts import meta_path, publish
+from common.checkpoint import Checkpoints, load_state, save_state
+from common.errors import ArtifactError, UserError
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path, "python train.py")
+
+
+def round_trip(tmp_path, state: dict) -> dict:
+    save_state(tmp_path / "state.safetensors", state, "train")
+    return load_state(tmp_path / "state.safetensors", "train --force")
+
+
+def flip_a_bit(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lose_the_meta(path) -> None:
+    meta_path(path).unlink()
+
+
+# ---- what comes back
+
+
+def test_plain_values_come_back_as_they_were(tmp_path):
+    state = {"epoch": 3, "value": 0.1, "tiny": 5e-324, "none": None, "done": False, "name": "é", "empty": {},
+             "list": [1, [2.5, None], []], "of ints": {0: "a", 7: {1: "b"}, -1: 2}}
+    assert round_trip(tmp_path, state) == state
+
+
+def test_integer_and_text_keys_stay_apart(tmp_path):
+    back = round_trip(tmp_path, {"a": {1: torch.tensor([1.0]), "1": torch.tensor([2.0])}})["a"]
+    assert {type(key): value.item() for key, value in back.items()} == {int: 1.0, str: 2.0}
+
+
+def test_keys_with_slashes_stay_apart(tmp_path):
+    back = round_trip(tmp_path, {"a/b": torch.tensor([1.0]), "a": {"b": torch.tensor([2.0])}})
+    assert (back["a/b"].item(), back["a"]["b"].item()) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("tensor", [
+    torch.tensor(3), torch.tensor([1.5, -0.0, float("inf")]), torch.zeros(0, 4), torch.tensor([True, False]),
+    torch.tensor([[1.0, 2.0]], dtype=torch.float64), torch.tensor([1.5], dtype=torch.bfloat16),
+    torch.tensor([2**62], dtype=torch.int64), torch.arange(6).reshape(2, 3).T, torch.arange(6)[::2]],
+    ids=["scalar", "floats", "empty", "bool", "double", "bfloat16", "int64", "transposed", "strided"])
+def test_tensors_come_back_with_their_type_and_shape(tmp_path, tensor):
+    back = round_trip(tmp_path, {"t": [tensor]})["t"][0]
+    assert back.dtype == tensor.dtype
+    assert back.shape == tensor.shape
+    assert torch.equal(back, tensor)
+
+
+def test_not_a_number_is_saved_as_such(tmp_path):
+    back = round_trip(tmp_path, {"value": float("nan"), "t": torch.tensor([float("nan")])})
+    assert back["value"] != back["value"]
+    assert back["t"].isnan().all()
+
+
+def test_tied_weights_come_back_tied(tmp_path):
+    def tied():
+        model = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
+        model[1].weight = model[0].weight
+        return model
+
+    model = tied()
+    back = round_trip(tmp_path, model.state_dict())
+    other = tied()
+    other.load_state_dict(back)
+    assert torch.equal(other[0].weight, model[0].weight)
+    assert other[0].weight is other[1].weight
+
+
+def test_saving_does_not_keep_the_training_from_going_on(tmp_path):
+    weight = nn.Parameter(torch.ones(2))
+    round_trip(tmp_path, {"w": weight})
+    with torch.no_grad():
+        weight += 1
+    assert torch.equal(load_state(tmp_path / "state.safetensors", "")["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD"])
+def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path, kind):
+    def step(weight, optimizer):
+        optimizer.zero_grad()
+        (weight.square().sum() + weight.prod()).backward()
+        optimizer.step()
+
+    weight = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    optimizer = getattr(torch.optim, kind)([weight], lr=0.1, weight_decay=0.01)
+    step(weight, optimizer)
+    back = round_trip(tmp_path, {"weight": weight, "optimizer": optimizer.state_dict()})
+    copy = nn.Parameter(back["weight"])
+    resumed = getattr(torch.optim, kind)([copy], lr=99.0)
+    resumed.load_state_dict(back["optimizer"])
+    for _ in range(3):
+        step(weight, optimizer)
+        step(copy, resumed)
+    assert torch.equal(weight, copy)
+
+
+def test_the_same_state_makes_the_same_bytes(tmp_path):
+    state = {"b": torch.arange(3.0), "a": torch.arange(4), "n": {2: 0.1, 1: None}}
+    files = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for file in files:
+        save_state(file, state, "train")
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path):
+    save_state(tmp_path / "state.safetensors", {"t": torch.ones(1), "epoch": 3}, "train")
+    content = (tmp_path / "state.safetensors").read_bytes()
+    header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+    assert json.loads(header["__metadata__"]["state"]) == {"dict": [["t", {"tensor": "/t"}], ["epoch", {"value": 3}]]}
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError):
+        save_state(tmp_path / "state.safetensors", {"x": object()}, "train")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "state.safetensors"
+    publish(path, lambda staged: staged.write_bytes(b"nothing of the kind"), {"inputs": {}})
+    with pytest.raises(ArtifactError, match="is not a checkpoint"):
+        load_state(path, "train --force")
+
+
+# ---- which one is taken
+
+
+def test_where_there_is_none_there_is_none(checkpoints):
+    assert checkpoints.load_newest() is None
+
+
+def test_the_newest_two_are_kept(checkpoints):
+    for step in (9, 10, 100):
+        checkpoints.save(step, {"step": step})
+    assert checkpoints.load_newest() == {"step": 100}
+    assert {path.name for path in checkpoints.folder.iterdir()} == {
+        "step-000000010.safetensors", "step-000000010.safetensors.meta.json",
+        "step-000000100.safetensors", "step-000000100.safetensors.meta.json"}
+
+
+def test_saving_a_step_again_replaces_it(checkpoints):
+    checkpoints.save(5, {"done": False})
+    checkpoints.save(5, {"done": True})
+    assert checkpoints.load_newest() == {"done": True}
+    assert len(checkpoints.numbered()) == 1
+
+
+def test_what_a_killed_process_was_saving_does_not_pile_up(checkpoints):
+    left = checkpoints.folder / ".step-000000001.safetensors.tmp-99999999"
+    left.write_bytes(b"half")
+    checkpoints.save(2, {"step": 2})
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_the_meta])
+def test_a_damaged_newest_falls_back_to_the_one_before_with_a_warning(checkpoints, caplog, damage):
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step, "t": torch.ones(3)})
+    damage(checkpoints.numbered()[0])
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.load_newest()["step"] == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "step-000000002.safetensors" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_the_meta])
+def test_a_damaged_best_is_an_error_and_never_another_one(checkpoints, damage):
+    checkpoints.save(1, {"step": 1, "t": torch.ones(3)})
+    checkpoints.save_best({"step": 1, "t": torch.ones(3)})
+    damage(checkpoints.best)
+    with pytest.raises(ArtifactError, match="Fix: python train.py --force"):
+        checkpoints.load_best()
+
+
+def test_a_missing_best_is_an_error_and_never_another_one(checkpoints):
+    checkpoints.save(1, {"step": 1})
+    with pytest.raises(UserError, match="best.safetensors: not there. Fix: python train.py --force"):
+        checkpoints.load_best()

@@ -1,0 +1,154 @@
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.cli import ROOT, Parser, add_run_flags, add_shared_flags, check_name, command_line, help_with_keys, parse
+from common.errors import ConfigError
+
+
+def parser() -> Parser:
+    parser = Parser(prog="main.py", description="Trains.")
+    parser.add_argument("--quantizer_name", "--model_name", default="rqvae", help="which one")
+    add_shared_flags(parser)
+    add_run_flags(parser)
+    return parser
+
+
+def flags(*argv: str):
+    return parse(parser(), list(argv))
+
+
+def overrides(*argv: str) -> list[tuple[str, str]]:
+    return parse(parser(), list(argv), open_ended=True).overrides
+
+
+# ---- flags
+
+
+def test_the_defaults_are_those_of_the_contract():
+    args = flags()
+    assert (args.dataset, args.embedding_suffix, args.quantizer_name, args.tag) == ("Baby", "td", "rqvae", None)
+    assert (args.data_root, args.run_root) == (ROOT / "data", ROOT / "runs")
+    assert (args.force, args.debug, args.config, args.set) == (False, False, None, [])
+
+
+def test_the_root_is_the_projects_wherever_the_user_stands():
+    assert (ROOT / "common" / "cli.py").samefile(Path(__file__).parents[2] / "common" / "cli.py")
+    assert ROOT.is_absolute()
+
+
+@pytest.mark.parametrize("flag", ["--dataset", "--dataset_name", "--category"])
+def test_the_data_set_has_three_names_and_two_spellings(flag):
+    assert flags(flag, "Toys").dataset == "Toys"
+    assert flags(f"{flag}=Toys").dataset == "Toys"
+
+
+@pytest.mark.parametrize("flag", ["--data", "--dataset_nam", "--datase", "--forc", "--quantizer", "--dataset-name"])
+def test_flags_have_no_abbreviations(flag):
+    with pytest.raises(ConfigError, match=f"{flag}: no such flag. did you mean '--") as raised:
+        flags(f"{flag}=Toys")
+    assert raised.value.exit_code == 2
+
+
+def test_an_unknown_flag_is_told_the_nearest_one():
+    with pytest.raises(ConfigError, match="--datset: no such flag. did you mean '--dataset'"):
+        flags("--datset", "Toys")
+
+
+@pytest.mark.parametrize("argv", [["--dataset"], ["--force=1"], ["--tag"]])
+def test_a_flag_used_wrongly_is_a_configuration_error(argv):
+    with pytest.raises(ConfigError, match=f"argument .*{argv[0].split('=')[0]}"):
+        flags(*argv)
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".", ".hid", "", "a/b", "/etc", "a b", "a\n", "é", "x" * 300, "a\0b",
+                                  "$(reboot)", "~"])
+@pytest.mark.parametrize("flag", ["--dataset", "--dataset_name", "--category", "--embedding_suffix", "--tag"])
+def test_a_name_may_not_climb_hide_or_be_endless(flag, name):
+    with pytest.raises(ConfigError, match="is not a name") as raised:
+        flags(f"{flag}={name}")
+    assert raised.value.exit_code == 2
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["Baby", "ml-100k", "a.b", "_x", "3", "x" * 100, "a..b"])
+def test_an_ordinary_name_is_taken(name):
+    assert flags("--dataset", name, "--tag", name).dataset == name
+
+
+@settings(max_examples=100, deadline=None, database=None)
+@given(st.text(alphabet="aZ0._-/\\~ \n\0é", max_size=120))
+def test_a_name_that_is_taken_stays_in_its_folder(name):
+    try:
+        check_name("--dataset", name)
+    except ConfigError:
+        return
+    assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name)
+    assert (Path("/data") / name).resolve().parent == Path("/data").resolve()
+
+
+# ---- overrides
+
+
+def test_overrides_come_with_set_or_by_name_in_both_spellings():
+    assert overrides("--epochs", "5", "--lr=1e-4", "--set", "common.seed=1", "--set=a.b=c=d", "--force") == [
+        ("common.seed", "1"), ("a.b", "c=d"), ("epochs", "5"), ("lr", "1e-4")]
+
+
+@pytest.mark.parametrize(("argv", "pair"), [
+    (["--shift", "-1"], ("shift", "-1")), (["--shift", "-1e-3"], ("shift", "-1e-3")), (["--x=--y"], ("x", "--y")),
+    (["--x="], ("x", "")), (["--shape", "[1, 2]"], ("shape", "[1, 2]")), (["--a.b", "3"], ("a.b", "3")),
+    (["--url", "http://h/?a=b"], ("url", "http://h/?a=b"))])
+def test_a_value_may_look_like_much(argv, pair):
+    assert overrides(*argv) == [pair]
+    assert overrides("--dataset", "Toys", *argv, "--force") == [pair]
+
+
+def test_the_last_of_two_overrides_comes_last():
+    assert overrides("--lr", "1", "--lr", "2") == [("lr", "1"), ("lr", "2")]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--epochs"], "--epochs: no such flag, or its value is missing.*Fix: --epochs=<value>"),
+    (["--epochs", "--lr", "3"], "--epochs: no such flag, or its value is missing"),
+    (["--force_", "--debug"], "did you mean '--force'"),
+    (["stray"], "stray: stands alone"),
+    (["--epochs", "5", "6"], "6: stands alone"),
+    (["--set", "epochs"], "'epochs' has no '='")])
+def test_an_override_without_a_value_or_a_value_without_a_key_is_an_error(argv, message):
+    with pytest.raises(ConfigError, match=message):
+        overrides(*argv)
+
+
+def test_where_there_are_no_overrides_a_key_is_an_unknown_flag():
+    with pytest.raises(ConfigError, match="--epochs: no such flag"):
+        flags("--epochs", "5")
+
+
+# ---- the rest
+
+
+def test_a_command_is_written_down_as_it_would_be_typed():
+    line = command_line("python quantization/main.py", ["--dataset=my set", "--force", "--lr", "1e-4", "--debug"])
+    assert line == "python quantization/main.py '--dataset=my set' --lr 1e-4"
+
+
+def test_help_shows_the_defaults_and_ends_with_the_keys_of_the_yamls(capsys):
+    command = parser()
+    path = ROOT / "quantization" / "configs" / "defaults.yaml"
+    help_with_keys(command, [path])
+    with pytest.raises(SystemExit) as raised:
+        parse(command, ["--help"])
+    assert raised.value.code == 0
+    text = capsys.readouterr().out
+    assert "(default: rqvae)" in text
+    assert text.endswith(f"quantization/configs/defaults.yaml:\n{path.read_text(encoding='utf-8')}")
+
+
+def test_checking_a_command_line_imports_nothing_heavy(python):
+    done = python("import sys, common.artifacts, common.cli, common.config, common.errors, common.run\n"
+                  "print([name for name in ('torch', 'duckdb', 'pandas', 'transformers') if name in sys.modules])")
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,0 +1,348 @@
+from textwrap import dedent
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.config import StrictLoader, load_yaml, resolve
+from common.errors import ConfigError
+
+DEFAULTS = """\
+common:
+  device: auto
+  seed: 0
+training_params:
+  batch_size: 32
+  epochs: 10
+  lr: 0.001
+  patience: null
+  optimizer: AdamW
+  select_by: loss_total
+  select_mode: min
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "vq.yaml"):
+        path = tmp_path / name
+        path.write_text(dedent(text), encoding="utf-8")
+        return path
+    return write
+
+
+@pytest.fixture
+def config(write):
+    """Resolves a YAML of the model `vq` with overrides."""
+    def resolve_text(text: str, *overrides: tuple[str, str]):
+        return resolve("vq", write(text), write(DEFAULTS, "defaults.yaml"), list(overrides))
+    return resolve_text
+
+
+def where(raised) -> str:
+    """The error's place, without the folder."""
+    return str(raised.value.where).rsplit("/", 1)[-1]
+
+
+# ---- reading YAML
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("1e-4", 0.0001), ("1E+3", 1000.0), ("-2e5", -200000.0), ("1.5e3", 1500.0), ("2.e1", 20.0), ("0.25", 0.25)])
+def test_an_exponent_makes_a_float(write, text, value):
+    loaded = load_yaml(write(f"lr: {text}"))[0]["lr"]
+    assert type(loaded) is float
+    assert loaded == value
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("12", 12), ("1e-4x", "1e-4x"), ("e5", "e5"), ("5e", "5e"), ("1e-", "1e-")])
+def test_only_a_whole_number_with_an_exponent_is_a_float(write, text, value):
+    loaded = load_yaml(write(f"key: {text}"))[0]["key"]
+    assert type(loaded) is type(value)
+    assert loaded == value
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_that_python_prints_is_read_back(number):
+    assert yaml.load(repr(number), Loader=StrictLoader) == number  # noqa: S506 (StrictLoader is a SafeLoader)
+
+
+def test_other_users_of_yaml_are_not_affected():
+    assert yaml.safe_load("1e-4") == "1e-4"
+
+
+def test_every_key_knows_its_line(write):
+    path = write("common:\n  seed: 1\nvq:\n  model_params:\n    num_levels: 3\n")
+    assert load_yaml(path)[1] == {
+        "common": f"{path}:1", "common.seed": f"{path}:2", "vq": f"{path}:3", "vq.model_params": f"{path}:4",
+        "vq.model_params.num_levels": f"{path}:5"}
+
+
+@pytest.mark.parametrize(("text", "line", "first"), [
+    ("common:\n  seed: 1\n  seed: 2\n", 3, 2),
+    ("common:\n  seed: 1\nvq: {}\ncommon:\n  seed: 2\n", 4, 1),
+    ("vq:\n  model_params:\n    layers:\n    - size: 1\n      size: 2\n", 5, 4),
+    ("vq: {a: 1, a: 2}\n", 1, 1)])
+def test_a_duplicate_key_is_an_error_at_its_second_line(write, text, line, first):
+    with pytest.raises(ConfigError, match=f"duplicate key .* already at line {first}") as raised:
+        load_yaml(write(text))
+    assert where(raised) == f"vq.yaml:{line}"
+
+
+def test_the_same_key_in_two_sections_is_no_duplicate(write):
+    values, _ = load_yaml(write("common:\n  a: 1\nvq:\n  a: 2\n  b: [{a: 3}, {a: 4}]\n"))
+    assert values == {"common": {"a": 1}, "vq": {"a": 2, "b": [{"a": 3}, {"a": 4}]}}
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("common:\n\tseed: 1\n", 2), ("common:\n  seed: 1\n  lr 2\n  x: 3\n", 4), ("a: 1\nb: [1, 2\nc: 3\n", 3),
+    ("a: 1\nb: 'open\n", 3), ("a: 1\nb: !!python/object:os.system x\n", 2)])
+def test_invalid_yaml_is_an_error_at_its_line(write, text, line):
+    with pytest.raises(ConfigError, match="not valid YAML") as raised:
+        load_yaml(write(text))
+    assert where(raised) == f"vq.yaml:{line}"
+    assert "\n" not in str(raised.value)
+
+
+def test_a_key_that_yaml_takes_for_a_truth_value_or_a_number_is_an_error(write):
+    for text in ("common:\n  on: 1\n", "common:\n  7: 1\n", "common:\n  null: 1\n"):
+        with pytest.raises(ConfigError, match="quote it") as raised:
+            load_yaml(write(text))
+        assert where(raised) == "vq.yaml:2"
+    assert load_yaml(write("'on': 1\n"))[0] == {"on": 1}
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ConfigError, match="gone.yaml: cannot be read") as raised:
+        load_yaml(tmp_path / "gone.yaml")
+    assert raised.value.exit_code == 2
+
+
+def test_a_file_that_is_no_text_is_an_error(tmp_path):
+    (tmp_path / "vq.yaml").write_bytes(b"a: \xff\xfe\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_yaml(tmp_path / "vq.yaml")
+
+
+def test_a_list_is_no_configuration(write):
+    with pytest.raises(ConfigError, match="not a mapping"):
+        load_yaml(write("- a\n- b\n"))
+
+
+def test_an_empty_file_holds_nothing(write):
+    assert load_yaml(write("# nothing yet\n")) == ({}, {})
+
+
+# ---- defaults and checks
+
+
+def test_defaults_fill_in_what_the_yaml_leaves_out(config):
+    resolved = config("vq:\n  model_params:\n    num_levels: 3\n  training_params:\n    epochs: 5\n")
+    assert resolved.values == {
+        "common": {"device": "auto", "seed": 0},
+        "vq": {"model_params": {"num_levels": 3},
+               "training_params": {"batch_size": 32, "epochs": 5, "lr": 0.001, "patience": None, "optimizer": "AdamW",
+                                   "select_by": "loss_total", "select_mode": "min"}}}
+    assert resolved.training_params["epochs"] == 5
+    assert resolved["common"]["seed"] == 0
+
+
+@pytest.mark.parametrize("text", ["", "vq:\n", "common:\nvq:\n  model_params:\n  training_params:\n"])
+def test_an_empty_section_is_all_defaults(config, text):
+    assert config(text).training_params["epochs"] == 10
+
+
+def test_the_command_line_beats_the_yaml_which_beats_the_defaults(config):
+    text = "common: {seed: 2, device: cpu}\nvq: {training_params: {epochs: 5, batch_size: 8}}"
+    resolved = config(text, ("epochs", "7"), ("seed", "3"))
+    params = resolved.training_params
+    assert (params["epochs"], params["batch_size"], params["lr"]) == (7, 8, 0.001)
+    assert resolved["common"] == {"seed": 3, "device": "cpu"}
+
+
+def test_a_value_says_where_it_came_from(config):
+    origins = config("vq:\n  training_params:\n    epochs: 5\n", ("seed", "3")).origins
+    assert origins["vq.training_params.epochs"].endswith("vq.yaml:3")
+    assert origins["vq.training_params.lr"].endswith("defaults.yaml:7")
+    assert origins["common.device"].endswith("defaults.yaml:2")
+    assert origins["common.seed"] == "--seed"
+
+
+@pytest.mark.parametrize(("text", "line", "message"), [
+    ("common:\n  sed: 1\n", 2, "unknown key common.sed. did you mean 'seed'?"),
+    ("vq:\n  training_params:\n    epoch: 1\n", 3, "unknown key vq.training_params.epoch. did you mean 'epochs'?"),
+    ("vq:\n  training_params:\n    LR: 1\n", 3, "unknown key vq.training_params.LR. did you mean 'lr'?"),
+    ("vq:\n  model_parms: {}\n", 2, "unknown key vq.model_parms. did you mean 'model_params'?"),
+    ("common: {}\nVQ: {}\n", 2, "unknown section 'VQ'. did you mean 'vq'?"),
+    ("comon: {}\n", 1, "unknown section 'comon'. did you mean 'common'?")])
+def test_an_unknown_name_is_an_error_with_the_nearest_real_one(config, text, line, message):
+    with pytest.raises(ConfigError) as raised:
+        config(text)
+    assert where(raised) == f"vq.yaml:{line}"
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(("key", "value", "kind"), [
+    ("epochs", "many", "int"), ("epochs", "true", "int"), ("epochs", "5.0", "int"), ("epochs", "null", "int"),
+    ("epochs", "1e3", "int"), ("epochs", "[5]", "int"), ("lr", "'0.1'", "float"), ("lr", "false", "float"),
+    ("patience", "2.5", "int"), ("patience", "never", "int"), ("select_by", "3", "str")])
+def test_a_value_of_the_wrong_kind_is_an_error(config, key, value, kind):
+    with pytest.raises(ConfigError, match=rf"vq.training_params.{key} is .* must be of type {kind}") as raised:
+        config(f"vq:\n  training_params:\n    {key}: {value}\n")
+    assert where(raised) == "vq.yaml:3"
+
+
+def test_a_whole_number_does_for_a_float(config):
+    lr = config("vq: {training_params: {lr: 1}}").training_params["lr"]
+    assert type(lr) is float
+    assert lr == 1.0
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("epochs", "0"), ("batch_size", "-1"), ("lr", "-0.1"), ("lr", ".nan"), ("patience", "0"), ("seed", "-1"),
+    ("seed", "2147483648")])
+def test_a_value_out_of_range_is_an_error(config, key, value):
+    with pytest.raises(ConfigError, match=rf"{key} is .* it must be (at least|from)") as raised:
+        config("", (key, value))
+    assert where(raised) == f"--{key}"
+
+
+def test_the_borders_of_a_range_belong_to_it(config):
+    resolved = config("", ("epochs", "1"), ("patience", "1"), ("seed", "2147483647"))
+    assert (resolved.training_params["epochs"], resolved.training_params["patience"]) == (1, 1)
+    assert resolved["common"]["seed"] == 2**31 - 1
+
+
+def test_a_choice_outside_the_list_is_an_error(config):
+    with pytest.raises(ConfigError, match="did you mean 'AdamW'.* one of AdamW, Adam, SGD"):
+        config("", ("optimizer", "adamw"))
+    with pytest.raises(ConfigError, match="select_mode is 'median'"):
+        config("", ("select_mode", "median"))
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("vq: 3\n", 1), ("common: [1]\n", 1), ("vq:\n  training_params: fast\n", 2), ("vq:\n  model_params: 4\n", 2)])
+def test_a_section_must_hold_keys(config, text, line):
+    with pytest.raises(ConfigError, match="must hold keys") as raised:
+        config(text)
+    assert where(raised) == f"vq.yaml:{line}"
+
+
+# ---- overrides
+
+
+@pytest.mark.parametrize("key", ["epochs", "training_params.epochs", "vq.training_params.epochs"])
+def test_a_leaf_or_any_path_to_it_overrides(config, key):
+    assert config("", (key, "3")).training_params["epochs"] == 3
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("[64, 32]", [64, 32]), ("1e-4", 0.0001), ("null", None), ("true", True), ("cuda:0", "cuda:0"), ("a b", "a b")])
+def test_an_override_is_read_as_yaml(config, text, value):
+    resolved = config("vq: {model_params: {shape: 1}}", ("shape", text))
+    assert resolved["vq"]["model_params"] == {"shape": value}
+
+
+def test_a_leaf_that_stands_twice_is_ambiguous_and_its_path_is_not(config):
+    text = "vq: {model_params: {lr: 5}}"
+    with pytest.raises(ConfigError, match="--lr: names more than one key. vq.model_params.lr, vq.training_params.lr"):
+        config(text, ("lr", "1"))
+    resolved = config(text, ("model_params.lr", "7"))
+    assert resolved["vq"]["model_params"]["lr"] == 7
+    assert resolved.training_params["lr"] == 0.001
+
+
+def test_a_whole_path_is_never_ambiguous(config):
+    resolved = config("vq: {model_params: {common: {seed: 5}}}", ("common.seed", "3"))
+    assert resolved["common"]["seed"] == 3
+    assert resolved["vq"]["model_params"]["common"]["seed"] == 5
+
+
+@pytest.mark.parametrize("key", ["epoch", "common.epochs", "pochs", "vq.model_params", "vq"])
+def test_an_override_of_what_does_not_exist_is_an_error(config, key):
+    with pytest.raises(ConfigError, match=f"--{key}: no such flag or configuration key"):
+        config("vq: {model_params: {a: 1}}", (key, "3"))
+
+
+@pytest.mark.parametrize(("key", "suggestion"), [
+    ("batchsize", "batch_size"), ("common.sead", "common.seed"),
+    ("training_params.epoch", "vq.training_params.epochs")])
+def test_a_misspelled_override_is_told_the_nearest_key(config, key, suggestion):
+    with pytest.raises(ConfigError, match=rf"did you mean '{suggestion}'\?"):
+        config("", (key, "3"))
+
+
+def test_an_override_that_is_no_yaml_is_an_error(config):
+    with pytest.raises(ConfigError, match=r"--epochs: '\[1' is not a YAML value"):
+        config("", ("epochs", "[1"))
+
+
+def test_an_override_is_checked_like_a_yaml_value(config):
+    with pytest.raises(ConfigError, match="--epochs: vq.training_params.epochs is 'ten'"):
+        config("", ("epochs", "ten"))
+
+
+# ---- model_params
+
+
+READERS = {
+    "subscript": lambda p: (p["a"], p["b"]),
+    "get": lambda p: (p.get("a"), p.get("b", 3)),
+    "double star": lambda p: (lambda a, b: (a, b))(**p),
+    "dict display": lambda p: {**p, "c": 1},
+    "loop over keys": lambda p: [p[key] for key in p],
+    "keys": lambda p: [p[key] for key in p.keys()],  # noqa: SIM118 (keys() is under test)
+    "items": lambda p: list(p.items()),
+    "values": lambda p: list(p.values()),
+    "dict": dict,
+    "copy": lambda p: p.copy(),
+    "union": lambda p: p | {"c": 1},
+    "union from the right": lambda p: {"c": 1} | p,
+    "update": lambda p: {}.update(p),
+    "pop": lambda p: (p.pop("a"), p.pop("b")),
+    "setdefault": lambda p: (p.setdefault("a", 0), p.setdefault("b", 0)),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_every_way_to_read_a_parameter_counts_as_reading(config, read):
+    resolved = config("vq: {model_params: {a: 1, b: 2}}")
+    model_config = resolved.for_model()
+    read(model_config["vq"]["model_params"])
+    resolved.check_all_read(model_config)
+
+
+def test_a_parameter_that_the_model_never_read_is_an_error_at_its_line(config):
+    resolved = config("vq:\n  model_params:\n    num_levels: 3\n    num_heds: 2\n")
+    model_config = resolved.for_model()
+    params = model_config["vq"]["model_params"]
+    assert (params["num_levels"], params.get("num_heads", 4), "num_heds" in params) == (3, 4, True)
+    with pytest.raises(ConfigError, match="vq.model_params.num_heds is read by nobody. did you mean 'num_heads'") as e:
+        resolved.check_all_read(model_config)
+    assert where(e) == "vq.yaml:4"
+
+
+def test_a_parameter_that_the_yaml_lacks_is_the_users_error(config):
+    params = config("vq: {model_params: {num_levls: 3}}").for_model()["vq"]["model_params"]
+    with pytest.raises(ConfigError, match="num_levels.* did you mean 'num_levls'"):
+        params["num_levels"]
+    assert params.get("num_levels", 4) == 4
+
+
+def test_a_merged_parameter_that_is_never_read_is_an_error_too(config):
+    resolved = config("vq:\n  model_params:\n    <<: {a: 1, b: 2}\n")
+    model_config = resolved.for_model()
+    assert model_config["vq"]["model_params"]["a"] == 1
+    with pytest.raises(ConfigError, match="vq.model_params.b is read by nobody"):
+        resolved.check_all_read(model_config)
+
+
+def test_a_model_sees_the_whole_configuration_and_what_is_known_of_the_data(config):
+    model_config = config("vq: {model_params: {a: 1}}").for_model(num_items=9)
+    assert model_config["data"] == {"num_items": 9}
+    assert model_config["common"]["seed"] == 0
+    assert model_config["vq"]["training_params"]["epochs"] == 10
+    assert model_config["vq"]["model_params"] == {"a": 1}

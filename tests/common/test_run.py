@@ -1,0 +1,212 @@
+import json
+import logging
+import os
+
+import pytest
+import yaml
+
+from common.errors import ArtifactError, LockedError
+from common.run import FolderLock, Run, latest_run, log_to, read_json
+
+CONFIG = {"common": {"seed": 0}, "vq": {"training_params": {"lr": 0.1, "patience": None}}}
+INPUTS = {"Toys.emb-td.npy": "abc"}
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    def new(config=CONFIG, inputs=INPUTS, command="python train.py --lr 0.1"):
+        return Run(tmp_path / "vq-td", config, inputs, command)
+    return new
+
+
+# ---- the id
+
+
+def test_the_same_command_finds_its_own_folder_again(new_run):
+    shuffled = {"vq": {"training_params": {"patience": None, "lr": 0.1}}, "common": {"seed": 0}}
+    assert new_run().folder == new_run(shuffled, command="python train.py --lr=0.1").folder
+    assert new_run().folder.parent.name == "vq-td"
+
+
+def test_the_id_is_the_same_in_another_process(new_run, python):
+    done = python("import sys, json; from pathlib import Path; from common.run import Run\n"
+                  "print(Run(Path('p'), *map(json.loads, sys.argv[1:]), '').id)",
+                  json.dumps(CONFIG), json.dumps(INPUTS))
+    assert done.stdout.strip() == new_run().id
+
+
+def test_another_seed_key_or_input_is_another_run(new_run):
+    runs = [new_run(), new_run({**CONFIG, "common": {"seed": 1}}), new_run({**CONFIG, "vq": {}}),
+            new_run(inputs={"Toys.emb-td.npy": "abd"}), new_run(inputs={})]
+    assert len({run.id for run in runs}) == 5
+
+
+# ---- the lock
+
+
+LOCK = "FolderLock = __import__('common.run', fromlist=['x']).FolderLock\n"
+
+
+def test_a_second_process_is_told_who_holds_the_folder(tmp_path, command):
+    with FolderLock(tmp_path):
+        done = command(LOCK + "FolderLock(Path(argv[0]))", tmp_path)
+    assert done.returncode == 7
+    assert done.stderr.startswith(f"error: {tmp_path}: is in use by process {os.getpid()} on ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_is_held_while_it_is_open(new_run):
+    with new_run().open(force=False), pytest.raises(LockedError, match=f"process {os.getpid()} "):
+        new_run().open(force=False)
+    new_run().open(force=False).__exit__(None, None, None)
+
+
+def test_a_holder_that_was_killed_holds_nothing(tmp_path, command):
+    done = command(LOCK + "lock = FolderLock(Path(argv[0]))\nos.kill(os.getpid(), signal.SIGKILL)", tmp_path)
+    assert done.returncode == -9
+    with FolderLock(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_refused_process_touches_nothing(new_run):
+    run = new_run()
+    with run.open(force=False):
+        run.append_metrics({"epoch": 1})
+        with pytest.raises(LockedError):
+            new_run().open(force=True)
+        assert run.metrics.read_text() == '{"epoch": 1}\n'
+
+
+# ---- its files
+
+
+def test_the_folder_holds_the_resolved_configuration_and_the_command(new_run):
+    run = new_run()
+    with run.open(force=False):
+        text = (run.folder / "config.yaml").read_text()
+    assert text.startswith("# python train.py --lr 0.1\n")
+    assert yaml.safe_load(text) == CONFIG
+
+
+def test_the_log_of_a_run_goes_to_its_folder(new_run):
+    run = new_run()
+    logging.getLogger().setLevel(logging.DEBUG)
+    with run.open(force=False):
+        logging.getLogger("elsewhere").debug("a detail: %s", "é")
+    text = (run.folder / "run.log").read_text(encoding="utf-8")
+    assert f"run {run.id}: python train.py --lr 0.1" in text
+    assert "DEBUG elsewhere: a detail: é" in text
+
+
+def test_opening_again_keeps_what_was_there_and_force_forgets_it(new_run):
+    run = new_run()
+    left = [run.checkpoints / "step-000000001.safetensors", run.checkpoints / ".step-2.tmp-1", run.metrics]
+    with run.open(force=False):
+        for file in left:
+            file.write_text("x")
+        run.finish({})
+    with run.open(force=False):
+        assert all(file.exists() for file in left)
+        assert run.finished
+    with run.open(force=True):
+        assert not any(file.exists() for file in left)
+        assert not run.finished
+
+
+def test_metrics_have_one_record_a_line(new_run):
+    run = new_run()
+    with run.open(force=False):
+        run.append_metrics({"epoch": 1, "loss": 0.1})
+        run.append_metrics({"epoch": 2, "loss": 1e-30})
+    assert [json.loads(line) for line in run.metrics.read_text().splitlines()] == [
+        {"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 1e-30}]
+
+
+@pytest.mark.parametrize(("num_lines", "left"), [
+    (0, ""), (1, '{"epoch": 1}\n'), (2, '{"epoch": 1}\n{"epoch": 2}\n'), (3, '{"epoch": 1}\n{"epoch": 2}\n{"epo')])
+def test_what_came_after_the_checkpoint_is_dropped_a_torn_line_too(new_run, num_lines, left):
+    run = new_run()
+    with run.open(force=False):
+        run.metrics.write_text('{"epoch": 1}\n{"epoch": 2}\n{"epo')
+        run.truncate_metrics(num_lines)
+    assert run.metrics.read_text() == left
+
+
+def test_without_metrics_there_is_nothing_to_drop(new_run):
+    run = new_run()
+    with run.open(force=False):
+        run.truncate_metrics(0)
+    assert not run.metrics.exists()
+
+
+# ---- finishing
+
+
+def test_a_finished_run_says_so_and_what_came_out(new_run):
+    run = new_run()
+    with run.open(force=False):
+        assert not run.finished
+        run.finish({"figures": {"loss": 0.5}})
+    assert new_run().finished
+    assert new_run().summary() == {"command": "python train.py --lr 0.1", "inputs": INPUTS, "figures": {"loss": 0.5}}
+
+
+def test_latest_is_the_newest_finished_run(new_run):
+    first, second = new_run(), new_run({**CONFIG, "common": {"seed": 1}})
+    assert latest_run(first.parent) is None
+    with first.open(force=False), second.open(force=False):
+        assert latest_run(first.parent) is None
+        first.finish({})
+        assert latest_run(first.parent) == first.folder
+        second.finish({})
+        assert latest_run(first.parent) == second.folder
+        first.make_latest()
+        assert latest_run(first.parent) == first.folder
+
+
+def test_a_latest_run_that_is_being_repeated_is_not_the_latest(new_run):
+    run = new_run()
+    with run.open(force=False):
+        run.finish({})
+    with run.open(force=True):
+        assert latest_run(run.parent) is None
+
+
+@pytest.mark.parametrize("text", [None, "", "{", b"\xff".decode("latin-1")])
+def test_a_json_file_that_cannot_be_read_is_an_artifact_error(tmp_path, text):
+    if text is not None:
+        (tmp_path / "m.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=r"m.json: cannot be read.* Fix: train --force"):
+        read_json(tmp_path / "m.json", "train --force")
+
+
+# ---- the log
+
+
+def test_the_console_gets_plain_messages_and_the_file_all_of_them(tmp_path, python):
+    done = python("""
+import logging, sys
+from pathlib import Path
+from common.run import log_to, log_to_console
+log_to_console()
+log_to(Path(sys.argv[1]))
+for name in ("quantization.trainer", "recommendation", "urllib3", "other"):
+    log = logging.getLogger(name)
+    log.debug("detail of %s", name)
+    log.info("progress of %s", name)
+    log.warning("doubt of %s", name)
+""", tmp_path / "run.log")
+    assert done.stdout == "progress of quantization.trainer\nprogress of recommendation\n"
+    assert done.stderr == "doubt of quantization.trainer\ndoubt of recommendation\n"
+    log = (tmp_path / "run.log").read_text()
+    assert "DEBUG quantization.trainer: detail of quantization.trainer" in log
+    assert "WARNING urllib3: doubt of urllib3" in log
+    assert "progress of urllib3" not in log
+
+
+def test_a_log_goes_on_where_it_ended(tmp_path):
+    (tmp_path / "run.log").write_text("yesterday\n")
+    log_to(tmp_path / "run.log")
+    logging.getLogger("x").warning("today")
+    assert (tmp_path / "run.log").read_text().startswith("yesterday\n")
+    assert (tmp_path / "run.log").read_text().endswith("WARNING x: today\n")

@@ -1,0 +1,384 @@
+import json
+import math
+import signal
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+
+from common.checkpoint import Checkpoints
+from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, stop_request
+from common.run import Run
+from common.training import Best, TrainingLoop, derive_seed, learning_rate, make_optimizer, optimize
+
+PARAMS = {"epochs": 4, "lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, "optimizer": "AdamW",
+          "weight_decay": 0.01, "clip_norm": 1.0, "eval_every": 2, "patience": None, "select_by": "loss",
+          "select_mode": "min", "checkpoint_seconds": 3600}
+NUM_STEPS = 3  # in an epoch: 12 in all
+
+
+class Crash(Exception):
+    """The process dies."""
+
+
+class Tiny:
+    """Four inputs, dropout, one output. `at(step number)` may do harm after each step; all randomness is torch's."""
+
+    name = "tiny"
+    num_steps = NUM_STEPS
+
+    def __init__(self, params: dict, at=lambda step: None, values=None):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 1))
+        self.model.register_buffer("noise", torch.zeros(2))
+        self.params, self.at, self.values = params, at, values
+        self.optimizer = make_optimizer(self.model, params)
+        self.evaluated = []
+
+    def step(self, epoch, index):
+        xs = torch.randn(5, 4, generator=torch.Generator().manual_seed(derive_seed("batch", epoch, index)))
+        number = epoch * self.num_steps + index
+        loss = (self.model(xs) - xs.sum(dim=1, keepdim=True)).square().mean()
+        harm = self.at(number + 1)
+        loss = loss * (1 if harm is None else harm)
+        optimize(self, loss, number, self.params)
+        return {"loss_total": loss, "loss_half": loss / 2}
+
+    def end_epoch(self, epoch):
+        self.model.noise.normal_()  # as random as the restart of a dead code
+
+    def evaluate(self):
+        assert not self.model.training
+        self.evaluated.append(self.model[0].weight.detach().clone())
+        if self.values is not None:
+            return {"loss": self.values.pop(0), "count": 3}
+        xs = torch.linspace(-1, 1, 12).reshape(3, 4)
+        return {"loss": (self.model(xs) - xs.sum(dim=1, keepdim=True)).square().mean().item(), "count": 3}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.artifacts._sync", lambda path: None)
+        yield
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Trains a new Tiny in the run folder `name`, as a new process would; returns (task, best)."""
+    seeds = count()
+
+    def start(name="run", at=lambda step: None, values=None, **changes):
+        stop_request.signal_number = 0
+        params = {**PARAMS, **changes}
+        task, run = Tiny(params, at, values), new_run(tmp_path, name)
+        torch.manual_seed(next(seeds))  # two processes need not have drawn alike before
+        with run.open(force=False):
+            return task, TrainingLoop(task, run, params, seed=7).train()
+    return start
+
+
+def new_run(tmp_path, name="run") -> Run:
+    return Run(tmp_path / name, {}, {}, "train")
+
+
+def results(tmp_path, name="run") -> tuple[bytes, bytes]:
+    run = new_run(tmp_path, name)
+    return (run.checkpoints / "best.safetensors").read_bytes(), run.metrics.read_bytes()
+
+
+def stop_at(*numbers):
+    def at(step):
+        if step in numbers:
+            stop_request.signal_number = signal.SIGTERM
+    return at
+
+
+def crash_at(number):
+    def at(step):
+        if step == number:
+            raise Crash()
+    return at
+
+
+def records(tmp_path) -> list[dict]:
+    return [json.loads(line) for line in new_run(tmp_path).metrics.read_text().splitlines()]
+
+
+# ---- an undisturbed run
+
+
+def test_a_run_records_every_epoch_and_measures_every_second(start, tmp_path):
+    task, best = start()
+    lines = records(tmp_path)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert ["metrics" in line for line in lines] == [False, True, False, True]
+    assert all(line["loss_half"] == pytest.approx(line["loss_total"] / 2) for line in lines)
+    assert best.value == min(line["metrics"]["loss"] for line in lines if "metrics" in line)
+    assert len(task.evaluated) == 2
+
+
+def test_the_last_epoch_is_measured_even_between_two_evaluations(start, tmp_path):
+    start(epochs=3, eval_every=2)
+    assert ["metrics" in line for line in records(tmp_path)] == [False, True, True]
+
+
+def test_two_runs_end_with_the_same_bytes(start, tmp_path):
+    start("one")
+    start("two")
+    assert results(tmp_path, "one") == results(tmp_path, "two")
+
+
+def test_dropout_changes_the_result_so_that_the_next_tests_mean_something(start, tmp_path, monkeypatch):
+    start("one")
+    monkeypatch.setattr("common.training.derive_seed", lambda *parts: derive_seed("other", *parts))
+    start("two")
+    assert results(tmp_path, "one")[0] != results(tmp_path, "two")[0]
+
+
+def test_the_task_ends_with_the_best_model(start):
+    task, best = start(eval_every=1, values=[3.0, 1.0, 2.0, 2.5])
+    assert best == Best(2, 1.0, {"loss": 1.0, "count": 3})
+    assert torch.equal(task.model[0].weight, task.evaluated[1])
+
+
+@pytest.mark.parametrize(("mode", "values", "epoch"), [
+    ("min", [3.0, 1.0, 1.0, 2.0], 2), ("max", [0.1, 0.3, 0.3, 0.2], 2), ("min", [0.0, 1.0, 2.0, 3.0], 1),
+    ("max", [-3.0, -2.0, -1.0, -0.5], 4)])
+def test_the_first_of_the_best_is_selected(start, mode, values, epoch):
+    assert start(eval_every=1, select_mode=mode, values=values)[1].epoch == epoch
+
+
+# ---- interruptions
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = new_run(folder)
+    with run.open(force=False):
+        TrainingLoop(Tiny(PARAMS), run, PARAMS, seed=7).train()
+    return results(folder)
+
+
+@pytest.mark.parametrize("step", range(1, 4 * NUM_STEPS + 1))
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(start, tmp_path, undisturbed, step):
+    with pytest.raises(Interrupted):
+        start(at=stop_at(step))
+    taken = []
+    start(at=taken.append)
+    assert taken == list(range(step + 1, 13))
+    assert results(tmp_path) == undisturbed
+
+
+def test_a_run_interrupted_at_every_step_ends_with_the_same_bytes(start, tmp_path, undisturbed):
+    for step in range(1, 13):
+        with pytest.raises(Interrupted):
+            start(at=stop_at(step))
+    start()
+    assert results(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("evaluation", [1, 2])
+def test_a_run_interrupted_while_it_is_measured_ends_with_the_same_bytes(start, tmp_path, undisturbed, monkeypatch,
+                                                                         evaluation):
+    evaluate = Tiny.evaluate
+
+    def evaluate_and_stop(task):
+        metrics = evaluate(task)
+        if len(task.evaluated) == evaluation:
+            stop_request.signal_number = signal.SIGINT
+        return metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tiny, "evaluate", evaluate_and_stop)
+        with pytest.raises(Interrupted):
+            start()
+    start()
+    assert results(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize(("saved", "crashed"), [(None, 2), (None, 11), (2, 3), (3, 7), (4, 8), (5, 12), (7, 11)])
+def test_a_run_that_died_long_after_its_checkpoint_ends_with_the_same_bytes(start, tmp_path, undisturbed, saved,
+                                                                            crashed):
+    if saved:
+        with pytest.raises(Interrupted):
+            start(at=stop_at(saved))
+    with pytest.raises(Crash):
+        start(at=crash_at(crashed))
+    start()
+    assert results(tmp_path) == undisturbed
+
+
+def test_a_run_that_saves_at_every_step_loses_none(start, tmp_path, undisturbed):
+    with pytest.raises(Crash):
+        start(at=crash_at(8), checkpoint_seconds=0)
+    taken = []
+    start(at=taken.append, checkpoint_seconds=0)
+    assert taken == [8, 9, 10, 11, 12]
+    assert results(tmp_path) == undisturbed
+
+
+def test_a_damaged_newest_checkpoint_costs_steps_and_no_bytes(start, tmp_path, undisturbed):
+    with pytest.raises(Crash):
+        start(at=crash_at(8), checkpoint_seconds=0)
+    newest = Checkpoints(new_run(tmp_path).checkpoints, "train").numbered()[0]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    taken = []
+    start(at=taken.append)
+    assert taken == [7, 8, 9, 10, 11, 12]
+    assert results(tmp_path) == undisturbed
+
+
+def test_a_finished_training_is_not_taken_up_again(start, tmp_path, undisturbed):
+    _, first = start()
+    taken = []
+    task, again = start(at=taken.append)
+    assert taken == []
+    assert again == first
+    assert results(tmp_path) == undisturbed
+    best = Checkpoints(new_run(tmp_path).checkpoints, "train").load_best()["model"]
+    assert torch.equal(task.model[0].weight, best["0.weight"])
+
+
+def test_a_training_whose_best_model_is_damaged_ends_in_an_error(start, tmp_path):
+    start()
+    best = new_run(tmp_path).checkpoints / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="best.safetensors: has .* bytes"):
+        start()
+
+
+# ---- patience
+
+
+def test_patience_ends_a_training_after_so_many_evaluations_without_a_better_one(start, tmp_path):
+    values = [5.0, 4.0, 4.5, 4.0, 1.0]
+    _, best = start(epochs=9, eval_every=1, patience=2, values=values)
+    assert best.epoch == 2
+    assert [line["epoch"] for line in records(tmp_path)] == [1, 2, 3, 4]
+    assert values == [1.0]  # never asked for
+
+
+def test_patience_counts_evaluations_and_not_epochs(start, tmp_path):
+    _, best = start(epochs=20, eval_every=2, patience=2, values=[4.0, 3.0, 3.5, 2.0, 9.0, 9.0, 9.0])
+    assert best.epoch == 8
+    assert len(records(tmp_path)) == 12
+
+
+def test_without_patience_a_training_never_stops_early(start, tmp_path):
+    start(epochs=6, eval_every=1, patience=None, values=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert len(records(tmp_path)) == 6
+
+
+def test_a_training_that_lost_patience_stays_as_it_was_when_it_is_started_again(start, tmp_path):
+    early = {"epochs": 9, "eval_every": 1, "patience": 2}
+    _, best = start(**early, values=[5.0, 4.0, 4.5, 4.25])
+    before = results(tmp_path)
+    taken = []
+    task, again = start(**early, at=taken.append, values=[])
+    assert (taken, again) == ([], best)
+    assert results(tmp_path) == before
+    assert len(records(tmp_path)) == 4
+
+
+def test_an_interruption_at_the_last_evaluation_before_patience_is_lost_costs_nothing(start, tmp_path):
+    early = {"epochs": 9, "eval_every": 1, "patience": 2}
+    with pytest.raises(Interrupted):
+        start(**early, at=stop_at(12), values=[5.0, 4.0, 4.5])
+    start(**early, values=[4.25])
+    assert [line["metrics"]["loss"] for line in records(tmp_path)] == [5.0, 4.0, 4.5, 4.25]
+
+
+# ---- what goes wrong
+
+
+def poison(number):
+    return lambda step: math.nan if step == number else None
+
+
+@pytest.mark.parametrize("seconds", [0, 3600], ids=["saving at every step", "saving at the end"])
+@pytest.mark.parametrize("step", [4, 5, 6])
+def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_a_good_checkpoint(start, tmp_path, step, seconds):
+    with pytest.raises(Interrupted):
+        start(at=stop_at(3), eval_every=1, checkpoint_seconds=seconds)
+    with pytest.raises(TrainingError, match="epoch 2 is not finite.* Fix: a lower --lr") as raised:
+        start(at=poison(step), eval_every=1, checkpoint_seconds=seconds)
+    assert raised.value.exit_code == 6
+    checkpoints = Checkpoints(new_run(tmp_path).checkpoints, "train")
+    for state in (checkpoints.load_newest(), checkpoints.load_best()):
+        assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert [line["epoch"] for line in records(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_metric_that_is_not_finite_ends_the_training(start, tmp_path, value):
+    with pytest.raises(TrainingError, match="loss is not finite after epoch 2"):
+        start(eval_every=1, values=[1.0, value])
+    assert Checkpoints(new_run(tmp_path).checkpoints, "train").load_best()
+
+
+def test_selecting_by_what_is_no_metric_is_a_configuration_error(start):
+    with pytest.raises(ConfigError, match="'los' is no metric of this model. did you mean 'loss'"):
+        start(select_by="los", eval_every=1)
+    with pytest.raises(ConfigError, match="'count' is no metric"):
+        start("other", select_by="count", eval_every=1)
+
+
+# ---- seeds, learning rate, optimizer
+
+
+def test_a_seed_depends_on_every_part_and_on_nothing_else():
+    assert len({derive_seed(*parts) for parts in [(0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 12), (0, "1", 2), ()]}) == 6
+    # The first four bytes of sha256("(0, 1, 2)") are ea e0 f0 6c.
+    assert derive_seed(0, 1, 2) == 0x6CF0E0EA
+
+
+@pytest.mark.parametrize(("schedule", "warmup", "step", "rate"), [
+    ("constant", 0, 0, 0.8), ("constant", 0, 99, 0.8),
+    ("constant", 4, 0, 0.2), ("constant", 4, 1, 0.4), ("constant", 4, 3, 0.8), ("constant", 4, 4, 0.8),
+    ("cosine", 0, 0, 0.8), ("cosine", 0, 4, 0.6), ("cosine", 0, 6, 0.4), ("cosine", 0, 8, 0.2), ("cosine", 0, 12, 0.0),
+    ("cosine", 4, 0, 0.2), ("cosine", 4, 3, 0.8), ("cosine", 4, 4, 0.8), ("cosine", 4, 8, 0.4), ("cosine", 4, 12, 0.0),
+    ("cosine", 4, 20, 0.0), ("cosine", 12, 12, 0.8)])
+def test_the_learning_rate_warms_up_and_then_stays_or_falls(schedule, warmup, step, rate):
+    # The cosine over twelve steps: cos(60°) = 1/2 a third of the way, 0 half-way, -1/2 two thirds of the way.
+    params = {"lr": 0.8, "lr_schedule": schedule, "warmup_steps": warmup}
+    assert learning_rate(step, 12, params) == pytest.approx(rate, abs=1e-12)
+
+
+class OneWeight:
+    """Minimizes 4 w from w = 3: the gradient is 4 everywhere."""
+
+    def __init__(self):
+        self.model = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.model.weight, 3.0)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=99.0)
+        self.num_steps = 2
+
+    def take(self, step: int, **params) -> float:
+        params = {"epochs": 5, "lr": 0.5, "lr_schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0, **params}
+        optimize(self, 4 * self.model.weight.sum(), step, params)
+        return round(self.model.weight.item(), 5)
+
+
+def test_a_step_follows_the_gradient_at_the_scheduled_rate():
+    task = OneWeight()
+    assert task.take(0) == 1.0                              # 3 - 0.5 * 4
+    assert task.take(0, warmup_steps=2) == 0.0              # 1 - 0.25 * 4
+    assert task.take(5, lr_schedule="cosine") == -1.0       # step 5 of 10: 0 - 0.25 * 4
+
+
+def test_clipping_limits_the_norm_of_the_gradient():
+    assert OneWeight().take(0, clip_norm=1.0) == 2.5        # 3 - 0.5 * 1
+    assert OneWeight().take(0, clip_norm=100.0) == 1.0
+
+
+def test_the_optimizer_is_the_one_that_was_named_and_leaves_frozen_weights_out():
+    model = nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    optimizer = make_optimizer(model, {"optimizer": "SGD", "lr": 0.3, "weight_decay": 0.1})
+    assert type(optimizer) is torch.optim.SGD
+    [group] = optimizer.param_groups
+    assert group["params"] == [model.weight]
+    assert (group["lr"], group["weight_decay"]) == (0.3, 0.1)

@@ -1,0 +1,115 @@
+"""A copy of the tree, a generated data set served from loopback, and the real commands as subprocesses."""
+
+import functools
+import gzip
+import http.server
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("common", "dataloader", "quantization", "recommendation")
+NUM_USERS, NUM_ITEMS = 300, 260
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Tree(NamedTuple):
+    """A copy of the program, which keeps its data and runs inside itself."""
+
+    root: Path
+
+    def command(self, *words: str, cwd: Path | None = None, **environment: str) -> Outcome:
+        done = subprocess.run(words, cwd=cwd or self.root, env=self.environment(**environment), capture_output=True,
+                              text=True, timeout=400, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *words: str, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(words, cwd=self.root, env=self.environment(**environment), stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        base = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "PYTHONPATH")}
+        return {**base, "PATH": path, **extra}
+
+    def data(self, name: str) -> Path:
+        return self.root / "data" / "Baby" / name
+
+
+def copy_program(target: Path) -> Tree:
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (*ROOT.glob("*.sh"), *ROOT.glob("*.txt"), *ROOT.glob("*.py"), *ROOT.glob("*.toml")):
+        shutil.copy(file, target)
+    return Tree(target)
+
+
+def write_baby(folder: Path) -> None:
+    """A catalogue in the 2014 format; users walk from an item to one near it, so that there is something to learn."""
+    rng = random.Random(7)
+    kinds = ("bottle", "stroller", "blanket", "monitor", "toy", "bib", "crib", "seat")
+    colours = ("red", "blue", "green", "white", "grey")
+    with gzip.open(folder / "meta_Baby.json.gz", "wt", encoding="utf-8") as file:
+        for item in range(NUM_ITEMS):
+            kind, colour = kinds[item * len(kinds) // NUM_ITEMS], colours[item % len(colours)]
+            record = {"asin": f"{item:010d}", "title": f"{colour.title()} {kind} No. {item} <b>'new'</b>",
+                      "description": f"A {colour} {kind} for your baby &amp; you, size {item % 7}.",
+                      "price": 9.5, "categories": [["Baby", kind]], "imUrl": "http://127.0.0.1/none.jpg"}
+            file.write(repr(record) + "\n")
+    with gzip.open(folder / "reviews_Baby_5.json.gz", "wt", encoding="utf-8") as file:
+        for user in range(NUM_USERS):
+            item = rng.randrange(NUM_ITEMS)
+            for step in range(rng.randrange(6, 14)):
+                file.write(json.dumps({"reviewerID": f"A{user:05d}", "asin": f"{item:010d}", "overall": 5.0,
+                                       "unixReviewTime": 1_400_000_000 + 86_400 * step}) + "\n")
+                item = (item + rng.choice((1, 1, 2, 5))) % NUM_ITEMS
+
+
+@pytest.fixture(scope="session")
+def mirror(tmp_path_factory):
+    """The address of a server on loopback that has Baby's two files."""
+    folder = tmp_path_factory.mktemp("served")
+    write_baby(folder)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory, mirror) -> tuple[Tree, Outcome]:
+    """The user's first command, with its defaults, in a fresh copy of the program."""
+    tree = copy_program(tmp_path_factory.mktemp("program"))
+    models = ROOT / "data" / ".models"
+    if models.exists():  # spares the download of the text model where an earlier run has it
+        shutil.copytree(models, tree.root / "data" / ".models")
+    return tree, tree.command("bash", "run_pipeline.sh", "--dataset", "Baby", "--mirror", mirror)
+
+
+@pytest.fixture
+def baby(whole_run, tmp_path) -> Tree:
+    """A copy of the finished run that a test may change; what was trained is left out."""
+    tree, outcome = whole_run
+    assert outcome.code == 0, outcome.err
+    copy = copy_program(tmp_path / "copy of the program")
+    shutil.copytree(tree.root / "data", copy.root / "data",
+                    ignore=shutil.ignore_patterns("*.codes-*", ".models", "raw"))
+    return copy

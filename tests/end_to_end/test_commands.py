@@ -1,0 +1,98 @@
+"""The user's own commands, verbatim, on a generated data set."""
+
+import json
+
+import pytest
+
+from tests.end_to_end.conftest import NUM_ITEMS, NUM_USERS, copy_program
+
+
+def test_the_whole_job_ends_with_the_table_and_titles(whole_run):
+    tree, outcome = whole_run
+    assert outcome.code == 0, outcome.err
+    assert f"{NUM_USERS} users, {NUM_ITEMS} items" in outcome.out
+    assert "the literature has [19445, 7050, 160792]" in outcome.err
+    for model in ("popularity", "markov", "encoder_decoder"):
+        assert f"| {model}" in outcome.out
+    assert outcome.out.count("encoder_decoder recommends") == 3
+    assert "Red bottle No. 0 'new'" in (tree.root / "runs/recommendation/Baby/report.md").read_text() or "'new'" in outcome.out
+    assert "<b>" not in outcome.out
+
+
+def test_predictions_hold_existing_items_once_each_and_give_the_metrics_again(whole_run):
+    tree, _ = whole_run
+    runs = tree.root / "runs/recommendation/Baby"
+    for variant in ("popularity/no-codes", "markov/no-codes", "encoder_decoder/rqvae-td"):
+        run = runs / variant / (runs / variant / "latest").read_text().strip()
+        rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+        assert len(rows) == NUM_USERS
+        assert all(len(set(row["items"])) == len(row["items"]) == 20 for row in rows)
+        assert {item for row in rows for item in row["items"]} <= {f"{i:010d}" for i in range(NUM_ITEMS)}
+        hits = sum(row["target"] in row["items"][:10] for row in rows)
+        test = json.loads((run / "metrics.json").read_text())["test"]
+        assert test["recall@10"] == pytest.approx(hits / len(rows))
+        assert (test["invalid_share"], test["duplicate_share"]) == (0, 0)
+
+
+def test_the_recommender_learned_what_the_users_do(whole_run):
+    tree, _ = whole_run
+    variant = tree.root / "runs/recommendation/Baby/encoder_decoder/rqvae-td"
+    run = variant / (variant / "latest").read_text().strip()
+    # A walk goes to one of three items; a guess among all would hit ten times in 260.
+    assert json.loads((run / "metrics.json").read_text())["test"]["recall@10"] > 5 * 10 / NUM_ITEMS
+
+
+@pytest.mark.parametrize("folder", [".", "quantization", "recommendation", "dataloader"])
+def test_each_stage_runs_from_every_folder_and_reuses_what_is_finished(whole_run, folder):
+    tree, _ = whole_run
+    cwd = tree.root / folder
+    up = "" if folder == "." else "../"
+    quantization = tree.command("python", f"{up}quantization/main.py", "--quantizer_name", "rqvae", cwd=cwd)
+    assert (quantization.code, "reusing" in quantization.out) == (0, True), quantization.err
+    recommendation = tree.command("python", f"{up}recommendation/main.py", "--model=encoder_decoder", cwd=cwd)
+    assert (recommendation.code, "reusing" in recommendation.out) == (0, True), recommendation.err
+    assert "| encoder_decoder" in recommendation.out
+
+
+def test_the_data_steps_run_one_by_one_from_their_folder(whole_run):
+    tree, _ = whole_run
+    for script in ("0_download_dataset.sh", "2_process.sh", "3_get_text_emb.sh", "run_pipeline.sh"):
+        outcome = tree.command("bash", script, "--dataset", "Baby", cwd=tree.root / "dataloader")
+        assert (outcome.code, "reusing" in outcome.out) == (0, True), outcome.err
+
+
+def test_a_second_whole_run_says_what_it_reuses_and_changes_nothing(whole_run, mirror):
+    tree, _ = whole_run
+    files = [*(tree.root / "data/Baby").glob("*.npy"), *(tree.root / "data/Baby").glob("*.parquet")]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    outcome = tree.command("bash", "run_pipeline.sh", "--dataset", "Baby", "--mirror", mirror)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("reusing") == 7
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files} == before
+
+
+def test_force_repeats_a_stage_and_ends_with_the_same_bytes(baby):
+    command = ("python", "quantization/main.py", "--epochs", "20")
+    assert baby.command(*command).code == 0
+    path = baby.data("Baby.codes-rqvae-td.npy")
+    codes, written = path.read_bytes(), path.stat().st_mtime_ns
+    again = baby.command(*command, "--force")
+    assert again.code == 0
+    assert "reusing" not in again.out
+    assert path.read_bytes() == codes
+    assert path.stat().st_mtime_ns > written
+
+
+def test_a_moved_copy_runs_its_own_code_while_another_checkout_is_on_the_path(baby, tmp_path):
+    other = copy_program(tmp_path / "other")
+    for stage in ("common", "quantization", "recommendation", "dataloader"):
+        (other.root / stage / "__init__.py").write_text("raise SystemExit('the other checkout ran')\n")
+    for name in ("utils.py", "dataset.py", "trainer.py"):
+        (tmp_path / name).write_text("raise SystemExit('a decoy ran')\n")
+    for cwd in (other.root, tmp_path):
+        for words in (("python", f"{baby.root}/quantization/main.py", "--epochs", "2", "--force"),
+                      ("bash", f"{baby.root}/dataloader/2_process.sh", "--dataset", "Baby"),
+                      ("bash", f"{baby.root}/run_pipeline.sh", "--help")):
+            outcome = baby.command(*words, cwd=cwd, PYTHONPATH=str(other.root))
+            assert outcome.code == 0, outcome.err
+            assert "ran" not in outcome.out.split()

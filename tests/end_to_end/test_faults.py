@@ -1,0 +1,115 @@
+"""Kill, resume, stale input and wrong words, through the real commands."""
+
+import signal
+import time
+
+import pytest
+
+QUANTIZE = ("python", "quantization/main.py", "--epochs", "60", "--eval_every", "10", "--checkpoint_seconds", "0")
+RECOMMEND = ("python", "recommendation/main.py", "--epochs", "2", "--checkpoint_seconds", "0", "--batch_size", "64")
+
+
+def outputs(tree, stage):
+    """Everything that a run leaves behind and that must not depend on its history."""
+    runs = tree.root / "runs" / stage
+    files = [*runs.rglob("metrics.jsonl"), *runs.rglob("best.safetensors"), *runs.rglob("metrics.json"),
+             *runs.rglob("predictions.jsonl"), *tree.root.glob("data/Baby/*.codes-*.npy")]
+    return {str(path.relative_to(tree.root)): path.read_bytes() for path in files}
+
+
+def stop_after(tree, command, num_checkpoints, signal_number):
+    """Start a command, send it a signal once it has written some checkpoints, and return how it ended."""
+    process = tree.start(*command)
+    deadline = time.monotonic() + 120
+    pattern = "step-*.safetensors.meta.json"
+    while process.poll() is None and time.monotonic() < deadline:
+        steps = [int(path.name[5:14]) for path in tree.root.glob(f"runs/*/Baby/**/checkpoints/{pattern}")]
+        if max(steps, default=0) >= num_checkpoints:
+            process.send_signal(signal_number)
+            break
+        time.sleep(0.01)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(("stage", "command"), [("quantization", QUANTIZE), ("recommendation", RECOMMEND)])
+def test_a_killed_run_continues_and_ends_with_the_bytes_of_an_undisturbed_one(baby, stage, command):
+    if stage == "recommendation":
+        assert baby.command(*QUANTIZE).code == 0
+    code, _, err = stop_after(baby, command, 7, signal.SIGKILL)
+    assert code == -signal.SIGKILL, err
+    code, _, err = stop_after(baby, command, 20, signal.SIGTERM)
+    assert code == 143, err
+    assert "the same command again continues" in err
+    resumed = baby.command(*command)
+    assert resumed.code == 0, resumed.err
+    assert "continuing after epoch" in resumed.out
+    with_faults = outputs(baby, stage)
+    assert baby.command(*command, "--force").code == 0
+    assert outputs(baby, stage) == with_faults
+    assert len(with_faults) >= 3
+
+
+def test_a_truncated_checkpoint_is_skipped_for_the_one_before_it(baby):
+    assert stop_after(baby, QUANTIZE, 12, signal.SIGKILL)[0] == -signal.SIGKILL
+    newest = max(baby.root.glob("runs/quantization/**/step-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed = baby.command(*QUANTIZE)
+    assert resumed.code == 0, resumed.err
+    assert newest.name in resumed.err
+    assert "skipped, taking the one before it" in resumed.err
+    with_faults = outputs(baby, "quantization")
+    assert baby.command(*QUANTIZE, "--force").code == 0
+    assert outputs(baby, "quantization") == with_faults
+
+
+def test_stale_codes_are_refused_with_the_command_that_rebuilds_them(baby):
+    assert baby.command("python", "quantization/main.py", "--epochs", "2").code == 0
+    embedding = baby.data("Baby.emb-td.npy.meta.json")
+    embedding.write_text(embedding.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    outcome = baby.command("python", "recommendation/main.py", "--model=encoder_decoder")
+    assert outcome.code == 4
+    assert "is stale" in outcome.err
+    assert "Fix: python quantization/main.py --epochs 2 --force" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_missing_codes_name_the_command_that_makes_them(baby):
+    outcome = baby.command("python", "recommendation/main.py", "--model=encoder_decoder")
+    assert outcome.code == 3
+    assert "python quantization/main.py --quantizer_name rqvae --dataset_name Baby" in outcome.err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("quantization/main.py", "--quantizer_name", "rqva"), "did you mean 'rqvae'?"),
+    (("quantization/main.py", "--dataset", "Babi"), "did you mean 'Baby'?"),
+    (("quantization/main.py", "--epoch", "3"), "did you mean 'epochs'?"),
+    (("quantization/main.py", "--epochs", "many"), "must be of type int"),
+    (("quantization/main.py", "--set", "common.sead=1"), "did you mean"),
+    (("recommendation/main.py", "--model=encoder_decode"), "did you mean 'encoder_decoder'?"),
+    (("recommendation/main.py", "--lr=-1"), "at least 0"),
+    (("run_pipeline.py", "--dataset", "Babyy"), "did you mean 'Baby'?"),
+    (("run_pipeline.py", "--quantiser_name", "rqvae"), "did you mean '--quantizer_name'?"),
+    (("recommendation/main.py", "--category", "../Baby"), "is not a name"),
+])
+def test_a_wrong_word_is_refused_at_once_with_the_nearest_real_one_and_nothing_is_written(baby, words, message):
+    before = sorted(baby.root.rglob("*"))
+    outcome = baby.command("python", "-X", "importtime", *words, PYTHONDONTWRITEBYTECODE="1")
+    assert outcome.code == 2
+    imported = {line.split("|")[-1].strip() for line in outcome.err.splitlines() if line.startswith("import time:")}
+    assert not imported & {"torch", "pandas", "duckdb", "transformers"}  # what would take the time
+    assert message in outcome.err
+    assert "Fix:" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert sorted(baby.root.rglob("*")) == before
+
+
+def test_no_network_is_one_error_that_lists_all_that_was_tried(baby):
+    closed = "http://127.0.0.1:9"
+    outcome = baby.command("bash", "run_pipeline.sh", "--dataset", "Beauty", "--mirror", closed,
+                           http_proxy=closed, https_proxy=closed)
+    assert outcome.code == 5
+    assert f"{closed}/reviews_Beauty_5.json.gz" in outcome.err
+    assert "snap.stanford.edu" in outcome.err
+    assert "--raw_dir" in outcome.err
+    assert not (baby.root / "data/Beauty/interactions.parquet").exists()

@@ -1,0 +1,77 @@
+"""Loading of embeddings, and the order of training."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.artifacts import DatasetFolder, file_sha256, publish, save_array
+from common.errors import DataError
+from quantization.dataset import Batches, Embeddings
+
+
+@pytest.fixture
+def folder(tmp_path) -> DatasetFolder:
+    """A data set of three items with the embeddings td (2 wide) and image (1 wide)."""
+    folder = DatasetFolder(tmp_path, "Tiny")
+    items = publish(folder.items, lambda path: path.write_bytes(b"items"),
+                    {"inputs": {}, "num_items": 3, "items_sha256": "abc"})
+    meta = {"inputs": {folder.items.name: items["sha256"]}, "items_sha256": "abc"}
+    save_array(folder.embeddings("td"), np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32), meta)
+    save_array(folder.embeddings("image"), np.array([[7], [8], [9]], dtype=np.float32), meta)
+    return folder
+
+
+def test_one_embedding_is_read_with_its_hash(folder):
+    embeddings = Embeddings.load(folder, ["td"])
+    assert embeddings.xs.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert embeddings.xs.dtype == np.float32
+    assert embeddings.inputs == {"td": 2}
+    assert embeddings.hashes == {"Tiny.emb-td.npy": file_sha256(folder.embeddings("td"))}
+    assert embeddings.items_sha256 == "abc"
+
+
+def test_several_embeddings_lie_side_by_side_in_the_order_asked_for(folder):
+    embeddings = Embeddings.load(folder, ["image", "td"])
+    assert embeddings.xs.tolist() == [[7, 1, 2], [8, 3, 4], [9, 5, 6]]
+    assert list(embeddings.inputs.items()) == [("image", 1), ("td", 2)]
+    assert set(embeddings.hashes) == {"Tiny.emb-td.npy", "Tiny.emb-image.npy"}
+
+
+def test_no_embedding_still_has_a_row_an_item_and_the_items_hash(folder):
+    embeddings = Embeddings.load(folder, [])
+    assert embeddings.xs.shape == (3, 0)
+    assert embeddings.inputs == {}
+    assert embeddings.hashes == {"items.parquet": file_sha256(folder.items)}
+
+
+def test_an_embedding_that_is_not_there_is_an_error_with_the_command_that_makes_it(folder):
+    with pytest.raises(DataError, match="Tiny.emb-cf.npy.*Fix: bash"):
+        Embeddings.load(folder, ["cf"])
+
+
+ROWS = torch.arange(10.0).unsqueeze(1)
+
+
+def epoch_of(batches: Batches, epoch: int) -> list[list[float]]:
+    return [batches.get(epoch, index).flatten().tolist() for index in range(batches.num_batches)]
+
+
+def test_an_epoch_visits_every_item_once():
+    batches = Batches(ROWS, batch_size=4, seed=0)
+    epoch = epoch_of(batches, 0)
+    assert [len(batch) for batch in epoch] == [4, 4, 2]
+    assert sorted(sum(epoch, [])) == list(range(10))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    batches = Batches(ROWS, batch_size=4, seed=0)
+    first, second = epoch_of(batches, 0), epoch_of(batches, 1)
+    assert first != second
+    assert epoch_of(batches, 0) == first
+    fresh = Batches(ROWS, batch_size=4, seed=0)
+    assert fresh.get(1, 2).flatten().tolist() == second[2]
+    assert epoch_of(Batches(ROWS, batch_size=4, seed=1), 0) != first
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert Batches(ROWS, batch_size=64, seed=0).num_batches == 1

@@ -1,0 +1,101 @@
+"""A catalogue with semantic IDs, users' sequences, and recommenders with small sizes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from common.artifacts import SPLITS
+from common.config import Config, resolve
+from recommendation.dataset import Sequences
+from recommendation.models import DEFAULTS, config_path, find_class
+from recommendation.models.abstract_model import PADDING, Catalogue, Windows
+
+settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("certain")
+
+NUM_ITEMS, SIZES = 30, [4, 5, 3]
+SMALL = {
+    "num_encoder_layers": "2", "num_decoder_layers": "2", "d_model": "16", "d_ff": "24", "d_kv": "4", "num_heads": "3",
+    "dropout": "0.0", "num_buckets": "8", "max_distance": "16", "train_on": "target", "num_beams": "10",
+    "batch_size": "16", "epochs": "2", "lr": "0.01", "lr_schedule": "constant", "warmup_steps": "0",
+    "max_history": "5", "eval_batch_size": "7", "label_smoothing": "0.0", "patience": "null",
+}
+
+
+def random_codes(num_items: int, sizes: list[int], seed: int = 0) -> torch.Tensor:
+    """Distinct codes (N, L), spread at random over all that there could be."""
+    numbers = np.random.default_rng(seed).permutation(int(np.prod(sizes)))[:num_items]
+    return torch.from_numpy(np.stack(np.unravel_index(numbers, sizes), axis=1))
+
+
+def leave_one_out(histories: list[list[int]]) -> Sequences:
+    """Each user's last item is test, the one before it valid; a user with fewer than three has training items alone."""
+    split = [([0] * (len(items) - 2) + [1, 2]) if len(items) > 2 else [0] * len(items) for items in histories]
+    assert SPLITS == ("train", "valid", "test")
+    user = np.repeat(np.arange(len(histories)), [len(items) for items in histories])
+    return Sequences(np.array(sum(histories, []), dtype=np.int64), user, np.array(sum(split, []), dtype=np.int8))
+
+
+def windows_of(*rows: list[int], width: int = 0) -> Windows:
+    """Rows of items, padded behind to the longest or to `width`."""
+    width = max(width, *map(len, rows))
+    return Windows(torch.tensor([row + [PADDING] * (width - len(row)) for row in rows]),
+                   torch.tensor([len(row) for row in rows]))
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    return Catalogue(NUM_ITEMS, random_codes(NUM_ITEMS, SIZES), SIZES)
+
+
+@pytest.fixture
+def sequences() -> Sequences:
+    """Twenty users with 1 to 12 of the catalogue's items."""
+    rng = np.random.default_rng(0)
+    return leave_one_out([rng.integers(NUM_ITEMS, size=size).tolist() for size in rng.integers(1, 13, size=20)])
+
+
+@pytest.fixture
+def make_config():
+    """name, key=value, ... -> Config, small wherever the recommender's YAML or the defaults have a key of `SMALL`."""
+    def make(name: str, **own: object) -> Config:
+        files = name, config_path(name), DEFAULTS
+        plain = resolve(*files, [])
+        sections = {"training_params": plain.training_params, "model_params": plain[name]["model_params"]}
+        overrides = [(f"{name}.{section}.{key}", str(value)) for section, params in sections.items()
+                     for key, value in (SMALL | own).items() if key in params]
+        return resolve(*files, overrides)
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_config, catalogue):
+    """name, key=value, ... -> a seeded recommender of the catalogue."""
+    def make(name: str, of: Catalogue = catalogue, **own: object):
+        model_class = find_class(name)
+        torch.manual_seed(0)
+        return model_class(make_config(name, **own).for_model(),
+                           of if model_class.needs_codes else Catalogue(of.num_items, None, []))
+
+    return make
+
+
+@pytest.fixture(params=["target", "every_position"])
+def model(request, make_model):
+    """The encoder-decoder in evaluation, trained in either way; its biases large enough to matter."""
+    model = make_model("encoder_decoder", train_on=request.param).eval()
+    randomize(model)
+    return model
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module) -> None:
+    """Norms that are not all one, and position biases as large as the other scores."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+        elif "bias" in name:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))

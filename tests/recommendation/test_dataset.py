@@ -1,0 +1,221 @@
+"""Histories by hand; what an epoch of training windows covers."""
+
+from collections import Counter
+
+import duckdb
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.artifacts import DatasetFolder, publish
+from common.errors import DataError
+from recommendation.dataset import Sequences, TrainingBatches
+from recommendation.models.abstract_model import PADDING
+
+from .conftest import leave_one_out
+
+# Events:   0   1   2   3   4     5   6     7     8   9   10
+HISTORIES = [[5, 6, 0, 7, 8], [0, 9], [3], [2, 0, 1]]
+
+
+# ---- histories --------------------------------------------------------------------------------
+
+
+def test_positions_are_the_events_of_a_split_that_have_a_history():
+    sequences = leave_one_out(HISTORIES)
+    assert sequences.positions("train").tolist() == [1, 2, 6]  # 0, 5, 7 and 8 begin a user
+    assert sequences.positions("valid").tolist() == [3, 9]
+    assert sequences.positions("test").tolist() == [4, 10]
+
+
+def test_a_history_is_what_the_user_did_before_the_newest_behind():
+    sequences = leave_one_out(HISTORIES)
+    histories = sequences.histories(np.array([4, 6, 9, 10]), max_history=10)
+    assert histories.items.tolist() == [[5, 6, 0, 7], [0, -1, -1, -1], [2, -1, -1, -1], [2, 0, -1, -1]]
+    assert histories.lengths.tolist() == [4, 1, 1, 2]
+
+
+def test_a_long_history_loses_its_oldest_items():
+    histories = leave_one_out(HISTORIES).histories(np.array([4, 10]), max_history=2)
+    assert histories.items.tolist() == [[0, 7], [2, 0]]
+
+
+def test_windows_by_hand():
+    windows = leave_one_out(HISTORIES).windows(np.array([1, 5, 8]), np.array([4, 7, 9]))
+    assert windows.items.tolist() == [[6, 0, 7], [0, 9, -1], [2, -1, -1]]
+    assert windows.lengths.tolist() == [3, 2, 1]
+
+
+def test_padding_is_no_item():
+    assert PADDING < 0
+
+
+def test_training_sequences_are_the_training_events_of_each_user():
+    items, offsets = leave_one_out(HISTORIES).training_sequences()
+    assert items.tolist() == [5, 6, 0, 0, 9, 3, 2]
+    assert offsets.tolist() == [0, 3, 5, 6, 7]
+
+
+def test_a_user_without_training_events_has_an_empty_sequence():
+    sequences = Sequences(np.array([4, 5, 6]), np.array([0, 1, 1]), np.array([2, 0, 0], dtype=np.int8))
+    items, offsets = sequences.training_sequences()
+    assert items.tolist() == [5, 6]
+    assert offsets.tolist() == [0, 0, 2]
+
+
+# ---- loading ----------------------------------------------------------------------------------
+
+
+def written(tmp_path, rows: str) -> DatasetFolder:
+    """A data set of the given `(user, item, timestamp, split)` rows."""
+    folder = DatasetFolder(tmp_path, "Tiny")
+    query = f'SELECT * FROM (VALUES {rows}) AS t("user", item, "timestamp", split)'
+    publish(folder.interactions, lambda path: duckdb.sql(query).write_parquet(str(path)), {"inputs": {}})
+    return folder
+
+
+def test_events_are_read_in_the_order_of_the_file(tmp_path):
+    folder = written(tmp_path, "(0, 4, 10, 'train'), (0, 2, 10, 'valid'), (0, 3, 11, 'test'), (1, 0, 5, 'train')")
+    sequences = Sequences.load(folder, "cpu")
+    assert sequences.item.tolist() == [4, 2, 3, 0]
+    assert sequences.user.tolist() == [0, 0, 0, 1]
+    assert sequences.split.tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("splits", [("test", "train"), ("valid", "train"), ("test", "valid")])
+def test_an_event_behind_one_of_a_later_split_is_an_error(tmp_path, splits):
+    folder = written(tmp_path, f"(0, 4, 1, 'train'), (0, 2, 2, '{splits[0]}'), (0, 3, 3, '{splits[1]}')")
+    with pytest.raises(DataError, match="interactions.parquet: .*leak"):
+        Sequences.load(folder, "cpu")
+
+
+def test_another_users_training_event_behind_a_test_event_is_none(tmp_path):
+    folder = written(tmp_path, "(0, 4, 1, 'train'), (0, 2, 2, 'test'), (1, 3, 0, 'train')")
+    assert Sequences.load(folder, "cpu").split.tolist() == [0, 2, 0]
+
+
+# ---- training ---------------------------------------------------------------------------------
+
+
+@st.composite
+def training(draw):
+    """Users whose items are numbered through, so that an item names its event; batch size and longest history."""
+    lengths = draw(st.lists(st.integers(1, 15), max_size=12)) + [5]  # some user has a training target
+    starts = np.cumsum([0, *lengths])
+    histories = [list(range(start, start + length)) for start, length in zip(starts, lengths, strict=False)]
+    return histories, draw(st.integers(1, 20)), draw(st.integers(1, 8)), draw(st.integers(0, 100))
+
+
+def rows_of(batches: TrainingBatches, epoch: int) -> list[list[list[int]]]:
+    """Each batch's windows as lists of items without padding."""
+    result = []
+    for index in range(batches.num_batches):
+        items, lengths = batches.get(epoch, index)
+        assert all((row[length:] == PADDING).all() for row, length in zip(items, lengths, strict=True))
+        result.append([row[:length].tolist() for row, length in zip(items, lengths, strict=True)])
+    return result
+
+
+def targets_of(histories: list[list[int]]) -> list[int]:
+    """Training events with a history, by hand."""
+    return [item for items in histories for item in (items[:-2] if len(items) > 2 else items)[1:]]
+
+
+@settings(max_examples=200)
+@given(training())
+def test_target_windows_are_each_training_event_once_behind_its_history(case):
+    histories, batch_size, max_history, seed = case
+    batches = TrainingBatches(leave_one_out(histories), "target", batch_size, max_history, seed)
+    before = {item: items[:place][-max_history:] for items in histories for place, item in enumerate(items)}
+    rows = [row for batch in rows_of(batches, 0) for row in batch]
+    assert sorted(row[-1] for row in rows) == targets_of(histories)
+    assert all(row[:-1] == before[row[-1]] for row in rows)
+
+
+@settings(max_examples=200)
+@given(training())
+def test_sequence_windows_cover_each_training_target_once(case):
+    histories, batch_size, max_history, seed = case
+    batches = TrainingBatches(leave_one_out(histories), "sequence", batch_size, max_history, seed)
+    for epoch in range(3):
+        rows = [row for batch in rows_of(batches, epoch) for row in batch]
+        assert sorted(item for row in rows for item in row[1:]) == targets_of(histories)
+        assert all(2 <= len(row) <= max_history + 1 for row in rows)
+        assert all(row == list(range(row[0], row[0] + len(row))) for row in rows)  # consecutive events ...
+        assert all(row[0] + 1 in targets_of(histories) for row in rows)            # ... of one user
+
+
+@settings(max_examples=200)
+@given(training(), st.sampled_from(["target", "sequence"]))
+def test_no_valid_or_test_event_is_in_any_training_window(case, unit):
+    histories, batch_size, max_history, seed = case
+    held_out = {item for items in histories if len(items) > 2 for item in items[-2:]}
+    batches = TrainingBatches(leave_one_out(histories), unit, batch_size, max_history, seed)
+    seen = {item for batch in rows_of(batches, 0) for row in batch for item in row}
+    assert not seen & held_out
+
+
+@settings(max_examples=200)
+@given(training(), st.sampled_from(["target", "sequence"]))
+def test_every_epoch_has_as_many_batches_and_none_is_empty(case, unit):
+    histories, batch_size, max_history, seed = case
+    batches = TrainingBatches(leave_one_out(histories), unit, batch_size, max_history, seed)
+    for epoch in range(4):
+        assert all(rows_of(batches, epoch))
+
+
+@settings(max_examples=200)
+@given(training())
+def test_target_batches_differ_in_size_by_one_at_most(case):
+    histories, batch_size, max_history, seed = case
+    batches = TrainingBatches(leave_one_out(histories), "target", batch_size, max_history, seed)
+    sizes = [len(batch) for batch in rows_of(batches, 0)]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert batches.num_batches == -(-len(targets_of(histories)) // batch_size)
+
+
+@pytest.fixture
+def long_histories() -> list[list[int]]:
+    starts = range(0, 1200, 60)
+    return [list(range(start, start + 60)) for start in starts]
+
+
+def test_sequence_batches_hold_about_batch_size_targets(long_histories):
+    batches = TrainingBatches(leave_one_out(long_histories), "sequence", batch_size=100, max_history=10, seed=0)
+    sizes = [sum(len(row) - 1 for row in batch) for batch in rows_of(batches, 0)]
+    assert sum(sizes) == 20 * 57
+    assert max(sizes) <= 100 + 10
+
+
+def test_stretches_are_cut_at_other_places_each_epoch(long_histories):
+    batches = TrainingBatches(leave_one_out(long_histories), "sequence", batch_size=100, max_history=10, seed=0)
+    starts = [{row[0] for batch in rows_of(batches, epoch) for row in batch} for epoch in range(30)]
+    assert starts[0] != starts[1]
+    # After 30 epochs nearly every training event has begun a stretch, and none of the 57 targets lacks a history.
+    begun = Counter(start % 60 for epoch in starts for start in epoch)
+    assert set(begun) == set(range(57))
+
+
+@pytest.mark.parametrize("unit", ["target", "sequence"])
+def test_batches_are_a_function_of_seed_and_epoch(long_histories, unit):
+    def epoch_of(seed: int, epoch: int):
+        return rows_of(TrainingBatches(leave_one_out(long_histories), unit, 100, 10, seed), epoch)
+
+    batches = TrainingBatches(leave_one_out(long_histories), unit, 100, 10, seed=0)
+    first, second = rows_of(batches, 0), rows_of(batches, 1)
+    assert rows_of(batches, 0) == first == epoch_of(0, 0)
+    assert second == epoch_of(0, 1) != first
+    assert epoch_of(1, 0) != first
+
+
+def test_batches_hold_like_lengths(long_histories):
+    batches = TrainingBatches(leave_one_out(long_histories), "target", batch_size=50, max_history=50, seed=0)
+    spread = [max(map(len, batch)) - min(map(len, batch)) for batch in rows_of(batches, 0)]
+    assert np.mean(spread) < 5
+
+
+def test_no_training_event_with_a_history_is_an_error():
+    with pytest.raises(DataError, match="no training event with a history"):
+        TrainingBatches(leave_one_out([[0, 1, 2], [3]]), "target", 4, 5, seed=0)

@@ -1,0 +1,119 @@
+"""The T5 blocks against transformers and PyTorch, and dropout."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from recommendation.models.layers import (
+    CrossAttention,
+    FeedForward,
+    RelativeBias,
+    RMSNorm,
+    SelfAttention,
+    attend,
+    dropout,
+    initialize,
+    split_heads,
+)
+
+
+def test_rms_norm_by_hand():
+    norm = RMSNorm(2, epsilon=0.0)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0]))
+    # The root mean square of (1, 7) is 5, of (-3, 3) it is 3.
+    assert torch.allclose(norm(torch.tensor([[1.0, 7.0], [-3.0, 3.0]])), torch.tensor([[0.2, 2.8], [-1.0, 2.0]]))
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 16), (6, 20)])
+def test_relative_buckets_agree_with_transformers(bidirectional, num_buckets, max_distance):
+    bias = RelativeBias(2, num_buckets, max_distance, bidirectional)
+    torch.nn.init.normal_(bias.weight)
+    distance = torch.arange(200) - torch.arange(200).unsqueeze(1)
+    bucket = T5Attention._relative_position_bucket(distance, bidirectional, num_buckets, max_distance)
+    assert torch.equal(bias(200, 200), bias.weight[bucket].permute(2, 0, 1).unsqueeze(0))
+
+
+def test_heads_are_consecutive_columns():
+    x = torch.arange(12).view(1, 2, 6)
+    assert split_heads(x, 2).tolist() == [[[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10, 11]]]]
+
+
+def test_attention_is_unscaled_and_takes_a_bias():
+    query, key, value = torch.randn(3, 2, 4, 5, 6)
+    bias = torch.randn(1, 4, 5, 5)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+    assert torch.allclose(attend(query, key, value, bias), expected.transpose(1, 2).flatten(2), atol=1e-5)
+
+
+def test_dropout_zeroes_its_share_and_scales_up_the_rest():
+    torch.manual_seed(0)
+    x = dropout(torch.ones(1000, 1000), 0.2, training=True)
+    share = (x == 0).float().mean().item()
+    assert share == pytest.approx(0.2, abs=1 / 512 + 5 * math.sqrt(0.2 * 0.8 / 1e6))  # the rate is one in 256 steps
+    assert x.mean().item() == pytest.approx(1.0, abs=5 * math.sqrt(0.2 / 0.8 / 1e6))
+    assert len(x.unique()) == 2
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
+def test_dropout_keeps_the_expectation_at_any_rate(rate):
+    torch.manual_seed(0)
+    x = dropout(torch.full((1_000_000,), 3.0), rate, training=True)
+    assert x.mean().item() == pytest.approx(3.0, abs=3 * 5 * math.sqrt(rate / (1 - rate) / 1e6))
+    assert (x == 0).float().mean().item() == pytest.approx(rate, abs=1 / 512 + 0.003)
+
+
+def test_elements_that_share_a_draw_drop_independently():
+    torch.manual_seed(0)
+    kept = (dropout(torch.ones(100_000, 8), 0.3, training=True) > 0).float()
+    correlation = torch.corrcoef(kept.T) - torch.eye(8)
+    assert correlation.abs().max() < 5 / math.sqrt(100_000)
+
+
+def test_dropout_is_reproducible():
+    x = torch.randn(5, 7)
+    torch.manual_seed(4)
+    first = dropout(x, 0.5, training=True)
+    second = dropout(x, 0.5, training=True)
+    torch.manual_seed(4)
+    assert torch.equal(dropout(x, 0.5, training=True), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_outside_training_and_at_rate_zero_is_the_identity():
+    x = torch.randn(3, 5)
+    assert torch.equal(dropout(x, 0.5, training=False), x)
+    assert torch.equal(dropout(x, 0.0, training=True), x)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (8,), (9,), (3, 5, 7), (0, 4)])
+def test_dropout_takes_sizes_that_are_no_multiple_of_eight(shape):
+    torch.manual_seed(0)
+    x = torch.ones(shape)
+    assert dropout(x, 0.5, training=True).shape == shape
+
+
+def test_dropouts_gradient_has_its_mask():
+    torch.manual_seed(0)
+    x = torch.ones(100, requires_grad=True)
+    y = dropout(x, 0.5, training=True)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+@pytest.mark.parametrize("block", [
+    lambda rate: SelfAttention(8, 2, 4, rate), lambda rate: CrossAttention(8, 2, 4, rate),
+    lambda rate: FeedForward(8, 16, rate)], ids=["self", "cross", "feed forward"])
+def test_a_block_drops_out_in_training_alone(block):
+    layer, x = block(0.5), torch.randn(2, 3, 8)
+    initialize(layer, width=8, head_width=4)
+    arguments = {SelfAttention: lambda: (x, torch.zeros(1, 1, 3, 3)), FeedForward: lambda: (x,),
+                 CrossAttention: lambda: (x, layer.project_memory(x), None)}[type(layer)]()
+    layer.train()
+    assert not torch.equal(layer(*arguments), layer(*arguments))
+    layer.eval()
+    assert torch.equal(layer(*arguments), layer(*arguments))

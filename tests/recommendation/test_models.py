@@ -1,0 +1,146 @@
+"""What every recommender promises, and how it is found."""
+
+import pytest
+import torch
+
+from common.errors import ConfigError
+from recommendation import models
+from recommendation.dataset import TrainingBatches
+from recommendation.models import config_path, find_class, names
+from recommendation.models.abstract_model import AbstractRecommender, Catalogue
+
+from .conftest import NUM_ITEMS, SIZES, random_codes, windows_of
+
+HISTORIES = [[3, 8, 0, 29, 11], [0], [5, 21]]
+
+
+@pytest.fixture(params=names())
+def recommender(request, make_model):
+    return make_model(request.param)
+
+
+def first_batch(recommender, sequences):
+    return TrainingBatches(sequences, recommender.training_unit, 16, 5, seed=0).get(0, 0)
+
+
+@pytest.fixture
+def ready(recommender, sequences):
+    """Fitted in one call, or after one step."""
+    if not recommender.fit(sequences.training_sequences()):
+        optimizer = torch.optim.AdamW(recommender.parameters(), lr=0.01)
+        recommender.compute_loss(first_batch(recommender, sequences))["loss_total"].backward()
+        optimizer.step()
+    return recommender.eval()
+
+
+def test_one_step_has_a_finite_loss_and_a_gradient_for_every_parameter(recommender, sequences):
+    if recommender.fit(sequences.training_sequences()):
+        pytest.skip("fits in one call")
+    losses = recommender.train().compute_loss(first_batch(recommender, sequences))
+    losses["loss_total"].backward()
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    for name, parameter in recommender.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@torch.no_grad()
+def test_recommendations_are_items_best_first(ready):
+    result = ready.recommend(windows_of(*HISTORIES), 20)
+    assert result.items.shape == result.scores.shape == (3, 20)
+    assert ((result.items >= 0) & (result.items < NUM_ITEMS)).all()
+    assert (result.scores.diff(dim=1) <= 0).all()
+    assert all(len(row.unique()) == 20 for row in result.items)
+
+
+@torch.no_grad()
+def test_recommendations_are_the_same_whenever_and_with_whomever_they_are_asked(ready):
+    together = ready.recommend(windows_of(*HISTORIES), 20)
+    again = ready.recommend(windows_of(*HISTORIES), 20)
+    assert torch.equal(together.items, again.items)
+    assert torch.equal(together.scores, again.scores)
+    for row, history in enumerate(HISTORIES):
+        alone = ready.recommend(windows_of(history), 20)
+        assert torch.equal(alone.items[0], together.items[row])
+        assert torch.allclose(alone.scores[0], together.scores[row], atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_catalogue_smaller_than_the_list_leaves_a_tail(make_model):
+    few = Catalogue(6, random_codes(6, SIZES), SIZES)
+    for name in names():
+        recommender = make_model(name, of=few)
+        recommender.fit([torch.tensor([0, 1, 2]), torch.tensor([0, 3])])
+        result = recommender.eval().recommend(windows_of([0, 5], [1]), 20)
+        for items, scores in zip(result.items.tolist(), result.scores.tolist(), strict=True):
+            assert sorted(items[:6]) == list(range(6)), name
+            assert items[6:] == [-1] * 14, name
+            assert scores[6:] == [float("-inf")] * 14, name
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_model_parameter_of_the_yaml_is_read(name, make_config, catalogue):
+    config = make_config(name)
+    model_config = config.for_model()
+    find_class(name)(model_config, catalogue)
+    config.check_all_read(model_config)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_yaml_has_its_class_and_opens_with_its_command(name):
+    model_class = find_class(name)
+    assert issubclass(model_class, AbstractRecommender)
+    assert model_class.__name__.lower() == name.replace("_", "")
+    assert config_path(name).read_text().startswith(f"# python recommendation/main.py --model={name}")
+
+
+def test_an_unknown_name_is_an_error_with_the_nearest_one():
+    with pytest.raises(ConfigError, match="--model encoder-decoder: .*did you mean 'encoder_decoder'"):
+        config_path("encoder-decoder")
+
+
+def test_a_model_with_neither_fit_nor_loss_says_so():
+    class Lazy(AbstractRecommender):
+        def recommend(self, histories, top_k):
+            raise NotImplementedError
+
+    lazy = Lazy({}, Catalogue(3, None, []))
+    assert not lazy.fit([])
+    with pytest.raises(TypeError, match="Lazy neither fits"):
+        lazy.compute_loss(windows_of([0, 1]))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder in place of recommendation/models."""
+    monkeypatch.setattr(models, "MODELS", tmp_path)
+    monkeypatch.setattr(models, "__path__", [str(tmp_path), *models.__path__])
+    return tmp_path
+
+
+def add(home, name: str, source: str) -> None:
+    (home / name).mkdir()
+    (home / name / "model.py").write_text(source)
+    (home / name / "config.yaml").write_text(f"{name}:\n")
+
+
+def test_a_recommender_is_added_by_its_folder(home):
+    add(home, "my_model_a", "from ..abstract_model import AbstractRecommender\n"
+                            "class MyModelA(AbstractRecommender):\n    pass\n")
+    assert names() == ["my_model_a"]
+    assert config_path("my_model_a") == home / "my_model_a" / "config.yaml"
+    assert find_class("my_model_a").__name__ == "MyModelA"
+
+
+def test_a_yaml_without_its_model_file_is_an_error(home):
+    with pytest.raises(ConfigError, match="model.py: not there"):
+        find_class("my_model_b")
+
+
+@pytest.mark.parametrize(("number", "source"), [
+    (1, "class Other:\n    pass\n"), (2, "class MyModelC2:\n    pass\n"), (3, "my_model_c3 = 1\n")])
+def test_a_model_file_without_its_class_is_an_error(home, number, source):
+    add(home, f"my_model_c{number}", source)
+    with pytest.raises(ConfigError, match="no class named like the folder"):
+        find_class(f"my_model_c{number}")

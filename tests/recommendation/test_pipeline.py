@@ -1,0 +1,103 @@
+"""From artifacts to a run: what is trained on, what is tested, what is written."""
+
+import json
+import logging
+import math
+
+import duckdb
+import pandas as pd
+import pytest
+
+from common.artifacts import DatasetFolder, publish, save_array
+from common.errors import DataError
+from recommendation.pipeline import Pipeline
+
+from .conftest import NUM_ITEMS, SIZES, random_codes
+
+# Raw ids that a careless reader would turn into numbers or into nothing; row i is item or user i.
+RAW_ITEMS = [f"000{item}" for item in range(NUM_ITEMS - 1)] + ["NA"]
+HISTORIES = [[(3 * user + step * step) % NUM_ITEMS for step in range(4 + user % 5)] for user in range(12)]
+RAW_USERS = [f"user {user}" for user in range(len(HISTORIES))]
+
+
+def write_table(path, frame: pd.DataFrame, meta: dict) -> str:
+    connection = duckdb.connect()
+    connection.register("frame", frame)
+    return publish(path, lambda staged: connection.sql("SELECT * FROM frame").write_parquet(str(staged)),
+                   {"inputs": {}, "num_items": NUM_ITEMS, "items_sha256": "abc", **meta})["sha256"]
+
+
+def write_data(root, histories: list[list[int]]) -> DatasetFolder:
+    """A data set with semantic IDs; the last two items of every user are valid and test."""
+    folder = DatasetFolder(root / "data", "Tiny")
+    items = write_table(folder.items, pd.DataFrame({"item": range(NUM_ITEMS), "raw_id": RAW_ITEMS, "title": RAW_ITEMS,
+                                                    "text": RAW_ITEMS}), {})
+    write_table(folder.users, pd.DataFrame({"user": range(len(RAW_USERS)), "raw_id": RAW_USERS}), {})
+    events = [(user, item, time, split) for user, history in enumerate(histories) for time, (item, split) in
+              enumerate(zip(history, ["train"] * (len(history) - 2) + ["valid", "test"], strict=False))]
+    write_table(folder.interactions, pd.DataFrame(events, columns=["user", "item", "timestamp", "split"]), {})
+    save_array(folder.codes("rqvae", "td", None), random_codes(NUM_ITEMS, SIZES).numpy().astype("int32"), {
+        "inputs": {"items.parquet": items}, "items_sha256": "abc", "codebook_sizes": SIZES,
+        "disambiguation_level": None, "collision_rate_before": 0.25, "collision_rate_after": 0.0})
+    return folder
+
+
+@pytest.fixture
+def execute(tmp_path, make_config):
+    """model name, histories, folder name -> (the run's folder, its metrics)."""
+    before = list(logging.getLogger().handlers)
+
+    def execute(name: str, histories: list[list[int]], place: str = "one"):
+        folder = write_data(tmp_path / place, histories)
+        pipeline = Pipeline(make_config(name, top_k=20), folder, "rqvae", "td", None, tmp_path / place / "runs",
+                            "a command")
+        return pipeline.run.folder, pipeline.execute(force=False)
+
+    yield execute
+    for handler in set(logging.getLogger().handlers) - set(before):
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+MODELS = pytest.mark.parametrize("name", ["popularity", "encoder_decoder"])
+
+
+@MODELS
+def test_the_predictions_on_disk_score_as_the_metrics_say(execute, name):
+    run, metrics = execute(name, HISTORIES)
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [(row["user"], row["target"]) for row in rows] == [
+        (user, RAW_ITEMS[history[-1]]) for user, history in zip(RAW_USERS, HISTORIES, strict=True)]
+    assert all(len(row["items"]) == len(set(row["items"])) == len(row["scores"]) == 20 for row in rows)
+    ranks = [row["items"].index(row["target"]) + 1 if row["target"] in row["items"] else math.inf for row in rows]
+    assert any(rank <= 10 for rank in ranks)
+    for cutoff in (5, 10, 20):
+        assert metrics["test"][f"recall@{cutoff}"] == pytest.approx(sum(r <= cutoff for r in ranks) / len(ranks))
+        assert metrics["test"][f"ndcg@{cutoff}"] == pytest.approx(
+            sum(1 / math.log2(1 + r) for r in ranks if r <= cutoff) / len(ranks))
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+
+
+@MODELS
+def test_nothing_but_the_test_figures_depends_on_the_test_events(execute, name):
+    others = [[*history[:-1], (history[-1] + 11) % NUM_ITEMS] for history in HISTORIES]
+    one, first = execute(name, HISTORIES)
+    other, second = execute(name, others, place="other")
+    assert first["valid"] == second["valid"]
+    weights = [(run / "checkpoints" / "best.safetensors").read_bytes() for run in (one, other)]
+    assert weights[0] == weights[1]
+    lists = [[json.loads(line)["items"] for line in (run / "predictions.jsonl").read_text().splitlines()]
+             for run in (one, other)]
+    assert lists[0] == lists[1]
+
+
+def test_both_collision_rates_are_reported_where_semantic_ids_are_read(execute):
+    _, metrics = execute("encoder_decoder", HISTORIES)
+    assert (metrics["collision_rate_before"], metrics["collision_rate_after"]) == (0.25, 0.0)
+    _, metrics = execute("popularity", HISTORIES)
+    assert "collision_rate_before" not in metrics
+
+
+def test_a_data_set_without_held_out_events_is_an_error_before_training(execute):
+    with pytest.raises(DataError, match="has no valid event.*--min_user_interactions 3"):
+        execute("encoder_decoder", [[0, 1], [2, 3]])
