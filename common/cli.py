@@ -56,6 +56,7 @@ def parse(parser: Parser, argv: list[str], open_ended: bool = False):
         raise ConfigError(rest[0].split("=")[0], "no such flag", nearest(rest[0].split("=")[0], parser.flags()),
                           "see --help")
     if open_ended:
+        args.flags = [flag.removeprefix("--") for flag in parser.flags()]
         args.overrides = [_split_set(text) for text in args.set] + _split_rest(rest, parser)
     return args
 

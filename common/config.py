@@ -1,6 +1,7 @@
 """Configuration: strict YAML, defaults, overrides, and the checks that come before any heavy import."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -9,14 +10,13 @@ from common.errors import ConfigError, nearest
 
 # What the keys that every stage shares may hold. A bound is (smallest, largest); None is open.
 BOUNDS = {
-    "seed": (0, 2**31 - 1), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None),
+    "seed": (0, 2**31 - 1), "epochs": (1, None), "max_steps": (1, None), "batch_size": (1, None), "lr": (0, None),
     "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "label_smoothing": (0, 1),
-    "eval_every": (1, None), "patience": (1, None), "checkpoint_seconds": (0, None), "num_beams": (1, None),
+    "eval_every": (1, None), "patience": (1, None), "checkpoint_seconds": (0, None),
     "commitment_cost": (0, None), "top_k": (20, None), "eval_batch_size": (1, None), "max_history": (1, None),
 }
-NULLABLE = {"patience": int}
-CHOICES = {"select_mode": ("min", "max"), "disambiguation": ("level",),
-           "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine")}
+NULLABLE = {"patience": int, "max_steps": int}
+CHOICES = {"select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine")}
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -138,8 +138,11 @@ def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> 
         _walk(value_node, path, key + ".", origins)
 
 
-def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tuple[str, str]]) -> Config:
+def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tuple[str, str]],
+            flags: Sequence[str] = ()) -> Config:
     """Defaults, then the model's YAML, then the command line's `(key, text)` overrides; checked.
+
+    `flags` are the command's own, which a misspelt key may have been meant to be.
 
     `common` and `training_params` may only hold keys that the defaults know, and values of their kind.
     `model_params` belongs to the model; its unread keys are found by `Config.check_all_read`.
@@ -166,7 +169,7 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
         },
     }
     for key, text in overrides:
-        _override(config, origins, key, text)
+        _override(config, origins, key, text, flags)
     _check(config["common"], defaults["common"], "common", origins)
     _check(config[name]["training_params"], defaults["training_params"], f"{name}.training_params", origins)
     return Config(name, config, origins)
@@ -194,11 +197,11 @@ def _leaves(config: dict, prefix: str = "") -> dict[str, tuple[dict, str]]:
     return found
 
 
-def _override(config: dict, origins: dict[str, str], key: str, text: str) -> None:
+def _override(config: dict, origins: dict[str, str], key: str, text: str, flags: Sequence[str]) -> None:
     leaves = _leaves(config)
     matches = [key] if key in leaves else [path for path in leaves if path.endswith("." + key)]
     if not matches:
-        names = leaves if "." in key else {path.split(".")[-1] for path in leaves}
+        names = leaves if "." in key else {path.split(".")[-1] for path in leaves} | set(flags)
         raise ConfigError(f"--{key}", "no such flag or configuration key", nearest(key, sorted(names)),
                           "see --help for the keys")
     if len(matches) > 1:

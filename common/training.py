@@ -50,8 +50,15 @@ def derive_seed(*parts: object) -> int:
 
 def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer:
     trainable = [p for p in model.parameters() if p.requires_grad]
-    options = {"lr": params["lr"], "weight_decay": params["weight_decay"]}
+    options = {"lr": params["lr"], "weight_decay": params["weight_decay"], "fused": True}
     return getattr(torch.optim, params["optimizer"])(trainable, **options)
+
+
+def num_epochs(num_steps: int, params: dict) -> int:
+    """`epochs`, or as many (of `num_steps` steps each) as make `max_steps`, if that is fewer."""
+    if params["max_steps"] is None:
+        return params["epochs"]
+    return min(params["epochs"], -(-params["max_steps"] // num_steps))
 
 
 def learning_rate(step: int, num_steps: int, params: dict) -> float:
@@ -68,7 +75,7 @@ def learning_rate(step: int, num_steps: int, params: dict) -> float:
 def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
     """Backward pass, clipping, and an optimizer step at the schedule's learning rate."""
     for group in task.optimizer.param_groups:
-        group["lr"] = learning_rate(step, params["epochs"] * task.num_steps, params)
+        group["lr"] = learning_rate(step, num_epochs(task.num_steps, params) * task.num_steps, params)
     task.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if params["clip_norm"]:
@@ -86,6 +93,7 @@ class TrainingLoop:
     def __init__(self, task: Task, run: Run, params: dict, seed: int):
         self.task, self.run, self.params, self.seed = task, run, params, seed
         self.checkpoints = Checkpoints(run.checkpoints, run.command)
+        self.num_epochs = num_epochs(task.num_steps, params)
         self.epoch, self.index, self.num_lines = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
         self.best: Best | None = None
@@ -95,9 +103,9 @@ class TrainingLoop:
     def train(self) -> Best:
         """Run to the last epoch or until patience is lost; the task's model ends as the best one."""
         self._resume()
-        with stop_request, Progress(self.task.name, self.params["epochs"] * self.task.num_steps, "steps",
+        with stop_request, Progress(self.task.name, self.num_epochs * self.task.num_steps, "steps",
                                     self.epoch * self.task.num_steps + self.index) as progress:
-            while not self.done and self.epoch < self.params["epochs"]:
+            while not self.done and self.epoch < self.num_epochs:
                 self._run_epoch(progress)
         if not self.done:
             self.done = True
@@ -121,7 +129,7 @@ class TrainingLoop:
         self.task.end_epoch(self.epoch)
         self.epoch, self.index, self.totals = self.epoch + 1, 0, {}
         record = {"epoch": self.epoch, **means}
-        if self.epoch % self.params["eval_every"] == 0 or self.epoch == self.params["epochs"]:
+        if self.epoch % self.params["eval_every"] == 0 or self.epoch == self.num_epochs:
             metrics = self._evaluate()
             record["metrics"] = metrics
             name = self.params["select_by"]

@@ -13,21 +13,20 @@ from common.training import derive_seed
 class Embeddings(NamedTuple):
     """What a quantizer reads, and where it came from."""
 
-    xs: np.ndarray          # float32 (num_items, total width)
+    xs: np.ndarray          # float32 (num_items, total width), or the items' numbers
     inputs: dict[str, int]  # suffix -> width, in column order
     hashes: dict[str, str]  # file name -> sha256
     items_sha256: str
 
     @classmethod
     def load(cls, folder: DatasetFolder, suffixes: list[str]) -> "Embeddings":
-        """Each suffix's vectors side by side; without a suffix, (num_items, 0)."""
+        """Each suffix's vectors side by side; without a suffix, the items' numbers, int64 (num_items, 1)."""
         items = load_meta(folder.items, folder.make_command)
         parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}
         paths = [folder.embeddings(suffix) for suffix in suffixes] or [folder.items]
         hashes = {path.name: load_meta(path, "")["sha256"] for path in paths}
-        empty = np.empty((items["num_items"], 0), dtype=np.float32)
-        return cls(np.concatenate([empty, *parts.values()], axis=1), {s: p.shape[1] for s, p in parts.items()},
-                   hashes, items["items_sha256"])
+        xs = np.concatenate(list(parts.values()), axis=1) if parts else np.arange(items["num_items"])[:, None]
+        return cls(xs, {s: p.shape[1] for s, p in parts.items()}, hashes, items["items_sha256"])
 
 
 class Batches:

@@ -20,7 +20,7 @@ def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int) -> tuple[dict, np.n
         outputs = model(batch)
         for name, loss in model.compute_loss(outputs, batch).items():
             losses[name] = losses.get(name, 0.0) + loss.detach() * len(batch)
-        if outputs[0].shape == batch.shape:
+        if batch.is_floating_point() and outputs[0].shape == batch.shape:
             errors.append((outputs[0] - batch).square().sum(dim=1))
     table = torch.cat(codes).cpu().numpy()
     figures = {name: float(total) / len(xs) for name, total in losses.items()}

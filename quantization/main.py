@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
 
     args = parse(make_parser(argv), argv, open_ended=True)
     name = args.quantizer_name.lower()
-    config = resolve(name, args.config or config_path(name), CONFIGS / "defaults.yaml", args.overrides)
+    config = resolve(name, args.config or config_path(name), CONFIGS / "defaults.yaml", args.overrides, args.flags)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
     train(args, config, folder, variant(name, args.embedding_suffix, args.tag),

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
 
     args = parse(make_parser(), argv, open_ended=True)
     check_name("--quantizer_name", args.quantizer_name)
-    config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, args.overrides)
+    config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, args.overrides, args.flags)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 

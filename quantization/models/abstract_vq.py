@@ -37,8 +37,8 @@ class AbstractVQ(nn.Module, ABC):
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
         """The embeddings that are read: the one on the command line, others, several, or none.
 
-        Several arrive side by side as the columns of `xs` (widths in `config["data"]["inputs"]`);
-        with none, `xs` is (N, 0).
+        Several arrive side by side as the columns of `xs` (widths in `config["data"]["inputs"]`); with
+        none, `xs` holds the items' numbers, int64 (N, 1), so that a model can look its codes up.
         """
         return [suffix]
 

@@ -37,7 +37,7 @@ class RQVAE(AbstractVQ):
         num_items, latent_size = config["data"]["num_items"], params["latent_size"]
         size = _codebook_size(params["codebook_size"], num_items)
         num_levels = _num_levels(params["num_levels"], size, num_items)
-        if not isinstance(latent_size, int) or latent_size < 1:
+        if type(latent_size) is not int or latent_size < 1:
             raise ConfigError("rqvae.model_params.latent_size", f"is {latent_size!r}", "it must be at least 1",
                               "correct the value")
         widths = [input_size, *params["hidden_sizes"], latent_size]
@@ -122,8 +122,8 @@ def _codebook_size(size: int | str, num_items: int) -> int:
 def _num_levels(num_levels: int | str, codebook_size: int, num_items: int) -> int:
     """`auto` is the fewest levels, but two at least, that offer IDS_PER_ITEM IDs for every item."""
     if num_levels == "auto":
-        return max(2, math.ceil(math.log(IDS_PER_ITEM * num_items, codebook_size) - 1e-9))
-    if not isinstance(num_levels, int) or num_levels < 1:
+        return max(2, math.ceil(math.log(IDS_PER_ITEM * num_items, max(codebook_size, 2)) - 1e-9))
+    if type(num_levels) is not int or num_levels < 1:  # a bool is an int, too
         raise ConfigError("rqvae.model_params.num_levels", f"is {num_levels!r}", "it must be auto or at least 1",
                           "--num_levels auto")
     return num_levels

@@ -10,11 +10,11 @@ from torch import nn
 from common.checkpoint import Checkpoints
 from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, stop_request
 from common.run import Run
-from common.training import Best, TrainingLoop, derive_seed, learning_rate, make_optimizer, optimize
+from common.training import Best, TrainingLoop, derive_seed, learning_rate, make_optimizer, num_epochs, optimize
 
 PARAMS = {"epochs": 4, "lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, "optimizer": "AdamW",
-          "weight_decay": 0.01, "clip_norm": 1.0, "eval_every": 2, "patience": None, "select_by": "loss",
-          "select_mode": "min", "checkpoint_seconds": 3600}
+          "weight_decay": 0.01, "clip_norm": 1.0, "eval_every": 2, "patience": None, "max_steps": None,
+          "select_by": "loss", "select_mode": "min", "checkpoint_seconds": 3600}
 NUM_STEPS = 3  # in an epoch: 12 in all
 
 
@@ -357,7 +357,8 @@ class OneWeight:
         self.num_steps = 2
 
     def take(self, step: int, **params) -> float:
-        params = {"epochs": 5, "lr": 0.5, "lr_schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0, **params}
+        params = {"epochs": 5, "lr": 0.5, "lr_schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0,
+                  "max_steps": None, **params}
         optimize(self, 4 * self.model.weight.sum(), step, params)
         return round(self.model.weight.item(), 5)
 
@@ -382,3 +383,8 @@ def test_the_optimizer_is_the_one_that_was_named_and_leaves_frozen_weights_out()
     [group] = optimizer.param_groups
     assert group["params"] == [model.weight]
     assert (group["lr"], group["weight_decay"]) == (0.3, 0.1)
+
+
+@pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(10, None, 10), (10, 35, 4), (10, 40, 4), (2, 400, 2)])
+def test_max_steps_limits_the_epochs_to_whole_ones(epochs, max_steps, expected):
+    assert num_epochs(10, {"epochs": epochs, "max_steps": max_steps}) == expected

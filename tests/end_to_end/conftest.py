@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("common", "dataloader", "quantization", "recommendation")
 NUM_USERS, NUM_ITEMS = 300, 260
+NUM_KEPT = 257  # items with five events or more
 
 
 class Outcome(NamedTuple):

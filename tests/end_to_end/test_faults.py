@@ -17,13 +17,13 @@ def outputs(tree, stage):
     return {str(path.relative_to(tree.root)): path.read_bytes() for path in files}
 
 
-def stop_after(tree, command, num_checkpoints, signal_number):
+def stop_after(tree, stage, command, num_checkpoints, signal_number):
     """Start a command, send it a signal once it has written some checkpoints, and return how it ended."""
     process = tree.start(*command)
     deadline = time.monotonic() + 120
     pattern = "step-*.safetensors.meta.json"
     while process.poll() is None and time.monotonic() < deadline:
-        steps = [int(path.name[5:14]) for path in tree.root.glob(f"runs/*/Baby/**/checkpoints/{pattern}")]
+        steps = [int(path.name[5:14]) for path in tree.root.glob(f"runs/{stage}/Baby/**/{pattern}")]
         if max(steps, default=0) >= num_checkpoints:
             process.send_signal(signal_number)
             break
@@ -36,9 +36,9 @@ def stop_after(tree, command, num_checkpoints, signal_number):
 def test_a_killed_run_continues_and_ends_with_the_bytes_of_an_undisturbed_one(baby, stage, command):
     if stage == "recommendation":
         assert baby.command(*QUANTIZE).code == 0
-    code, _, err = stop_after(baby, command, 7, signal.SIGKILL)
+    code, _, err = stop_after(baby, stage, command, 7, signal.SIGKILL)
     assert code == -signal.SIGKILL, err
-    code, _, err = stop_after(baby, command, 20, signal.SIGTERM)
+    code, _, err = stop_after(baby, stage, command, 20, signal.SIGTERM)
     assert code == 143, err
     assert "the same command again continues" in err
     resumed = baby.command(*command)
@@ -51,7 +51,7 @@ def test_a_killed_run_continues_and_ends_with_the_bytes_of_an_undisturbed_one(ba
 
 
 def test_a_truncated_checkpoint_is_skipped_for_the_one_before_it(baby):
-    assert stop_after(baby, QUANTIZE, 12, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stop_after(baby, "quantization", QUANTIZE, 12, signal.SIGKILL)[0] == -signal.SIGKILL
     newest = max(baby.root.glob("runs/quantization/**/step-*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:1000])
     resumed = baby.command(*QUANTIZE)

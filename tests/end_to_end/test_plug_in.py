@@ -1,39 +1,12 @@
-"""The seed guide's own example, filled in, dropped into a copy of the tree."""
+"""Models dropped into a copy of the tree: the guide's own example, filled in, with the guide's own YAML."""
 
 import json
+import re
 
-MODEL = '''
-from .abstract_vq import AbstractVQ
-import torch
-import torch.nn.functional as F
-from torch import nn
+from tests.end_to_end.conftest import ROOT
 
-class VQVAE(AbstractVQ):
-    def __init__(self, config: dict, input_size: int):
-        super().__init__(config)
-        params = config["vqvae"]["model_params"]
-        hidden, width = params["hidden_size"], params["embedding_dim"]
-        self.encoder = nn.Sequential(nn.Linear(input_size, hidden), nn.ReLU(), nn.Linear(hidden, width))
-        self.decoder = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, input_size))
-        self.codebook = nn.Embedding(params["num_embeddings"], width)
-        self.commitment_cost = config["vqvae"]["training_params"]["commitment_cost"]
-
-    def forward(self, xs):
-        latent = self.encoder(xs)
-        codes = torch.cdist(latent, self.codebook.weight).argmin(dim=1)
-        codeword = self.codebook(codes)
-        vq_loss = F.mse_loss(codeword, latent.detach()) + self.commitment_cost * F.mse_loss(latent, codeword.detach())
-        reconstruction = self.decoder(latent + (codeword - latent).detach())
-        return reconstruction, vq_loss, codes
-
-    def get_codes(self, xs):
-        return torch.cdist(self.encoder(xs), self.codebook.weight).argmin(dim=1)
-
-    def compute_loss(self, forward_outputs, original_xs):
-        reconstruction, vq_loss, _ = forward_outputs
-        recon_loss = F.mse_loss(reconstruction, original_xs)
-        return {"loss_total": recon_loss + vq_loss, "recon_loss": recon_loss}
-'''
+[MODEL, RECOMMENDER] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+[_, RECOMMENDER_CONFIG] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 
 CONFIG = """
 # 通用设置
@@ -80,11 +53,23 @@ def test_a_plug_ins_codes_train_a_recommender(baby):
     assert (baby.root / "runs/recommendation/Baby/encoder_decoder/vqvae-td/latest").exists()
 
 
+def test_the_readmes_recommender_runs(baby):
+    folder = baby.root / "recommendation/models/recently_popular"
+    folder.mkdir()
+    (folder / "model.py").write_text(RECOMMENDER)
+    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG)
+    outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
+    assert outcome.code == 0, outcome.err
+    [scored] = baby.root.glob("runs/recommendation/Baby/recently_popular/no-codes/*/predictions.jsonl")
+    lists = {tuple(json.loads(line)["items"]) for line in scored.read_text().splitlines()}
+    assert len(lists) == 1  # everybody gets the same twenty
+
+
 def test_a_model_key_that_nobody_reads_is_an_error_before_training(baby):
     add_plug_in(baby, config=CONFIG.replace("hidden_size: 512", "hidden_size: 512\n    hiden_sizes: 3"))
     outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae")
     assert outcome.code == 2
-    assert "vqvae_config.yaml:10" in outcome.err
+    assert "vqvae_config.yaml:9" in outcome.err
     assert "hiden_sizes is read by nobody" in outcome.err
     assert not (baby.root / "runs").exists()
 
@@ -92,6 +77,6 @@ def test_a_model_key_that_nobody_reads_is_an_error_before_training(baby):
 def test_codes_that_break_the_contract_are_named(baby):
     add_plug_in(baby, model=MODEL.replace("return torch.cdist(self.encoder(xs), self.codebook.weight).argmin(dim=1)",
                                           "return self.encoder(xs)"))
-    outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae", "--epochs", "1", "--eval_every", "1")
+    outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae", "--epochs", "1")
     assert outcome.code == 2
     assert "VQVAE.get_codes" in outcome.err

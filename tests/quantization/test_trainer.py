@@ -41,7 +41,7 @@ class Signs(AbstractVQ):
 
 
 class Atomic(Signs):
-    """Reads no embedding: every item gets code 0, and disambiguation does the rest."""
+    """Reads no embedding: neighbours by number share a code, and disambiguation does the rest."""
 
     @classmethod
     def embedding_suffixes(cls, config, suffix):
@@ -49,10 +49,10 @@ class Atomic(Signs):
 
     @property
     def codebook_sizes(self):
-        return [1]
+        return [NUM_ITEMS // 2 + 1]
 
     def get_codes(self, xs):
-        return torch.zeros(len(xs), dtype=torch.uint8)
+        return xs // 2
 
 
 @pytest.fixture
@@ -162,8 +162,8 @@ def test_a_quantizer_that_fits_in_one_call_goes_through_the_trainer(plain_config
 
 def test_a_quantizer_that_reads_no_embedding_goes_through_the_trainer(plain_config, train, folder):
     embeddings = Embeddings.load(folder, Atomic.embedding_suffixes({}, "td"))
-    _, figures, meta = train(Atomic(plain_config.for_model(), input_size=0), plain_config, embeddings)
+    _, figures, meta = train(Atomic(plain_config.for_model(), input_size=1), plain_config, embeddings)
     codes, _ = load_codes(folder, "q", "td", None)
-    assert codes.tolist() == [[0, item] for item in range(NUM_ITEMS)]
-    assert meta["codebook_sizes"] == [1, NUM_ITEMS]
-    assert figures["largest_bucket"] == NUM_ITEMS
+    assert codes.tolist() == [[item // 2, item % 2] for item in range(NUM_ITEMS)]
+    assert meta["codebook_sizes"] == [NUM_ITEMS // 2 + 1, 2]
+    assert figures["largest_bucket"] == 2

@@ -22,13 +22,14 @@ class Markov(AbstractRecommender):
     def fit(self, sequences: list[Tensor]) -> bool:
         items, offsets = sequences
         n = self.catalogue.num_items
-        counts = torch.bincount(items, minlength=n).float()
-        self.popularity = counts / (counts.max() + 1)  # below 1, so that one transition outweighs it
+        # Popularity below 1, so that one transition outweighs it; double, so that it still tells apart large counts.
+        counts = torch.bincount(items, minlength=n).double()
+        self.popularity = counts / (counts.max() + 1)
         inside = torch.ones(max(len(items) - 1, 0), dtype=torch.bool, device=items.device)
         borders = offsets[1:-1] - 1  # the pair (last of a user, first of the next) is no transition
         inside[borders[(borders >= 0) & (borders < len(inside))]] = False
         pairs, times = torch.unique(items[:-1][inside] * n + items[1:][inside], return_counts=True)
-        self.followers, self.counts = pairs % n, times.float()
+        self.followers, self.counts = pairs % n, times.double()
         self.row_starts = torch.searchsorted(pairs, torch.arange(n + 1, device=items.device) * n)
         return True
 
