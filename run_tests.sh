@@ -2,7 +2,7 @@
 # The one test command: set-up -> ruff -> pytest. Arguments go to pytest:  bash run_tests.sh -k markov
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-REQUIREMENTS="$root/requirements.txt $root/requirements-dev.txt" source "$root/setup.sh"
+DEVELOPMENT=1 source "$root/setup.sh"
 cd "$root"
 # The tests start the real commands with the plain name `python`, as a user would.
 export PATH="$(dirname "$PYTHON"):$PATH"

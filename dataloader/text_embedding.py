@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = "td"       # title + description
 BATCH = 64          # texts in one forward pass
-TEXTS_A_STEP = 512  # texts between two updates of the progress bar
+TEXTS_A_STEP = 128  # texts between two updates of the progress bar
 HUB_TIMEOUT = 5     # seconds; the hub's own client would retry for minutes where there is no network
 
 
