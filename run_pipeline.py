@@ -66,14 +66,16 @@ def check(args) -> None:
 
 def plan(args) -> list[tuple[str, list[str]]]:
     """Title and command of every step."""
-    roots = ["--data_root", str(args.data_root)] + (["--debug"] if args.debug else [])
+    shared = ["--dataset", args.dataset] + (["--debug"] if args.debug else [])
+    if args.data_root != ROOT / "data":
+        shared += ["--data_root", str(args.data_root)]
     force = ["--force"] if args.force else []
     data = [f"--{key}={value}" for key in ("source", "raw_dir", "mirror", "min_user_interactions",
                                            "min_item_interactions", "text_model")
             if (value := getattr(args, key)) is not None]
-    data += ["--dataset", args.dataset, *roots, *force]
-    runs = ["--dataset", args.dataset, *roots, "--run_root", str(args.run_root)]
-    training = [*runs, *force, "--seed", str(args.seed)]
+    data += [*shared, *force]
+    runs = shared + (["--run_root", str(args.run_root)] if args.run_root != ROOT / "runs" else [])
+    training = [*runs, *force] + (["--seed", str(args.seed)] if args.seed else [])
     if args.device != "auto":
         data, training = [*data, "--device", args.device], [*training, "--device", args.device]
     models = [*(floor for floor in FLOORS if floor != args.model), args.model]

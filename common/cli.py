@@ -26,7 +26,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows each flag's default, and leaves the epilog's lines as they are."""
+    """Shows each flag's default if it has one, and leaves the epilog's lines as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def add_shared_flags(parser: Parser) -> None:
@@ -34,14 +37,23 @@ def add_shared_flags(parser: Parser) -> None:
                         help="the data set")
     parser.add_argument("--data_root", type=Path, default=ROOT / "data", metavar="DIR",
                         help="where data sets and their artifacts live")
-    parser.add_argument("--force", action="store_true", help="repeat what is finished already")
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
-def add_run_flags(parser: Parser) -> None:
+def add_force_flag(parser: Parser) -> None:
+    parser.add_argument("--force", action="store_true", help="repeat what is finished already")
+
+
+def add_variant_flags(parser: Parser) -> None:
+    """Which semantic IDs, and where runs lie."""
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="where runs are written")
     parser.add_argument("--embedding_suffix", default="td", metavar="S", help="the embedding that is quantized")
     parser.add_argument("--tag", default=None, metavar="T", help="keeps variants of the semantic IDs apart")
+
+
+def add_config_flags(parser: Parser) -> None:
+    """What a trainer takes beside the keys of its YAML."""
+    add_force_flag(parser)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="a YAML in place of the model's own")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value",
                         help="override a configuration key (so does --b=value)")

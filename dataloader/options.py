@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.artifacts import DatasetFolder
-from common.cli import Parser, add_shared_flags, parse
+from common.cli import Parser, add_force_flag, add_shared_flags, parse
 from common.config import load_yaml
 from common.errors import ConfigError, nearest
 
@@ -29,14 +29,15 @@ class DataOptions(NamedTuple):
 
 
 def add_data_flags(parser: Parser) -> None:
+    add_force_flag(parser)
     parser.add_argument("--source", choices=SOURCES, default=None,
                         help="where the data set is from (default: the first of these that has it)")
     parser.add_argument("--raw_dir", type=Path, default=None, metavar="DIR",
                         help="a folder of raw files that are there already; nothing is downloaded")
     parser.add_argument("--mirror", default=None, metavar="URL", help="is asked first, for URL/<file name>")
-    for side in ("user", "item"):
+    for side, named in (("user", "a user"), ("item", "an item")):
         parser.add_argument(f"--min_{side}_interactions", type=int, default=None, metavar="N",
-                            help=f"k-core: events that a {side} needs; 0 switches it off "
+                            help=f"k-core: events that {named} needs; 0 switches it off "
                                  "(default: the source's YAML, 5)")
     parser.add_argument("--text_model", default="all-MiniLM-L6-v2", metavar="M",
                         help="sentence-transformers model, by name or path")

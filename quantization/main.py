@@ -26,14 +26,15 @@ def main(argv: list[str]) -> None:
 
 def make_parser(argv: list[str]):
     """The flags; with --help, the keys of the chosen quantizer's YAML stand below them."""
-    from common.cli import Parser, add_run_flags, add_shared_flags, help_with_keys
+    from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys
     from quantization.models import CONFIGS, names
 
     parser = Parser(prog="quantization/main.py", description=__doc__)
     parser.add_argument("--quantizer_name", "--model_name", default="rqvae", metavar="Q",
                         help=f"one of {', '.join(names())}")
     add_shared_flags(parser)
-    add_run_flags(parser)
+    add_variant_flags(parser)
+    add_config_flags(parser)
     help_with_keys(parser, [CONFIGS / "defaults.yaml", CONFIGS / "rqvae_config.yaml"])
     return parser
 
@@ -46,7 +47,7 @@ def train(args, config, folder, variant: str, command: str) -> None:
     from common.run import Run, log_to_console
     from quantization.dataset import Embeddings
     from quantization.models import find_class
-    from quantization.trainer import Trainer
+    from quantization.trainer import Trainer, is_published
 
     log_to_console()
     log = logging.getLogger("quantization")
@@ -59,7 +60,7 @@ def train(args, config, folder, variant: str, command: str) -> None:
     config.check_all_read(model_config)
     run = Run(args.run_root / "quantization" / args.dataset / variant, config.values, embeddings.hashes, command)
     codes = folder.codes(config.name, args.embedding_suffix, args.tag)
-    if run.finished and not args.force and is_current(codes, run.id):
+    if run.finished and not args.force and is_published(codes, run.id):
         log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)
         run.make_latest()
         return
@@ -72,17 +73,6 @@ def train(args, config, folder, variant: str, command: str) -> None:
              config.name, args.dataset, meta["collision_rate_before"], meta["collision_rate_after"],
              " ".join(f"{share:.0%}" for share in figures["utilization"]))
     log.info("quantization: wrote %s; codebook sizes %s", codes, meta["codebook_sizes"])
-
-
-def is_current(codes: Path, run_id: str) -> bool:
-    """Whether the published codes are this run's."""
-    from common.artifacts import load_meta
-    from common.errors import UserError
-
-    try:
-        return load_meta(codes, "").get("run") == run_id
-    except UserError:
-        return False
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import save_array
+from common.artifacts import load_meta, save_array
 from common.checkpoint import Checkpoints
 from common.config import Config
+from common.errors import UserError
 from common.run import Run
 from common.training import TrainingLoop, derive_seed, make_optimizer, optimize
 from quantization.dataset import Batches, Embeddings
@@ -79,3 +80,11 @@ class Trainer:
             "collision_rate_before": collision_rate(self.codes), "collision_rate_after": collision_rate(codes), **info}
         save_array(path, codes.astype(np.int32), meta)
         return meta
+
+
+def is_published(codes: Path, run_id: str) -> bool:
+    """Whether the codes that lie there are those of this run."""
+    try:
+        return load_meta(codes, "").get("run") == run_id
+    except UserError:
+        return False

@@ -35,14 +35,15 @@ def main(argv: list[str]) -> None:
 
 def make_parser():
     """The flags; with --help, the keys of the default recommender's YAML stand below them."""
-    from common.cli import Parser, add_run_flags, add_shared_flags, help_with_keys
+    from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys
     from recommendation.models import DEFAULTS, config_path, names
 
     parser = Parser(prog="recommendation/main.py", description=__doc__)
     parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
     add_shared_flags(parser)
-    add_run_flags(parser)
+    add_variant_flags(parser)
+    add_config_flags(parser)
     help_with_keys(parser, [DEFAULTS, config_path("encoder_decoder")])
     return parser
 

@@ -16,7 +16,7 @@ from common.run import Run, read_json
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, metrics, predict
 from recommendation.models import find_class
-from recommendation.models.abstract_model import Catalogue
+from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 from recommendation.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -52,14 +52,10 @@ class Pipeline:
                      self.config.name)
             self.run.make_latest()
             return read_json(self.run.folder / "metrics.json", f"{self.run.command} --force")
+        model = self._build()
+        sequences = Sequences.load(self.folder, self.device)
+        self._require_held_out(sequences)
         with self.run.open(force):
-            model_config = self.config.for_model()
-            torch.manual_seed(self.config["common"]["seed"])
-            model = self.model_class(model_config, self.catalogue)
-            self.config.check_all_read(model_config)
-            model = model.to(self.device)
-            sequences = Sequences.load(self.folder, self.device)
-            self._require_held_out(sequences)
             best = Trainer(model, sequences, self.config, self.run).train()
             predictions = self._test(model, sequences)
             result = {"valid": best.metrics, "test": metrics(predictions), "best_epoch": best.epoch,
@@ -69,6 +65,14 @@ class Pipeline:
             self.run.finish({"model": self.config.name, "dataset": self.folder.name})
         return result
 
+    def _build(self) -> AbstractRecommender:
+        """The model, all of its configuration read."""
+        model_config = self.config.for_model()
+        torch.manual_seed(self.config["common"]["seed"])
+        model = self.model_class(model_config, self.catalogue)
+        self.config.check_all_read(model_config)
+        return model.to(self.device)
+
     def _require_held_out(self, sequences: Sequences) -> None:
         """Nothing to select or to test a model by is found out before training, not behind it."""
         for split in ("valid", "test"):
@@ -76,7 +80,7 @@ class Pipeline:
                 raise DataError(self.folder.interactions, f"has no {split} event", "no user has three events",
                                 f"{self.folder.make_command} --min_user_interactions 3")
 
-    def _test(self, model, sequences: Sequences) -> Predictions:
+    def _test(self, model: AbstractRecommender, sequences: Sequences) -> Predictions:
         """The one place where test events are read."""
         with Progress(f"test {self.config.name}", len(sequences.positions("test")), "users") as progress:
             return predict(model, sequences, "test", self.config.training_params, progress)

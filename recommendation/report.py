@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from common.artifacts import DatasetFolder, load_items, load_users, variant, write_text
-from common.cli import Parser, add_run_flags, add_shared_flags, parse
+from common.cli import Parser, add_shared_flags, add_variant_flags, parse
 from common.errors import DataError, run_command
 from common.run import latest_run, log_to_console, read_json
 from recommendation.models import find_class, names
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--models", default=",".join(names()), metavar="M,M", help="rows, in this order")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
     add_shared_flags(parser)
-    add_run_flags(parser)
+    add_variant_flags(parser)
     args = parse(parser, argv)
     log_to_console()
     folder = DatasetFolder(args.data_root, args.dataset)

@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.cli import ROOT, Parser, add_run_flags, add_shared_flags, check_name, command_line, help_with_keys, parse
+from common.cli import (
+    ROOT,
+    Parser,
+    add_config_flags,
+    add_shared_flags,
+    add_variant_flags,
+    check_name,
+    command_line,
+    help_with_keys,
+    parse,
+)
 from common.errors import ConfigError
 
 
@@ -13,7 +23,8 @@ def parser() -> Parser:
     parser = Parser(prog="main.py", description="Trains.")
     parser.add_argument("--quantizer_name", "--model_name", default="rqvae", help="which one")
     add_shared_flags(parser)
-    add_run_flags(parser)
+    add_variant_flags(parser)
+    add_config_flags(parser)
     return parser
 
 

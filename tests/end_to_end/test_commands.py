@@ -55,6 +55,20 @@ def test_each_stage_runs_from_every_folder_and_reuses_what_is_finished(whole_run
     assert "| encoder_decoder" in recommendation.out
 
 
+def test_the_commands_one_by_one_end_with_the_bytes_of_the_whole_job(whole_run, baby):
+    tree, _ = whole_run
+    for words in (("python", "quantization/main.py", "--quantizer_name", "rqvae"),
+                  ("python", "recommendation/main.py", "--model=encoder_decoder")):
+        outcome = baby.command(*words)
+        assert (outcome.code, "reusing" in outcome.out) == (0, False), outcome.err
+    codes = "Baby.codes-rqvae-td.npy"
+    assert baby.data(codes).read_bytes() == tree.data(codes).read_bytes()
+    for name in ("metrics.json", "metrics.jsonl", "predictions.jsonl", "checkpoints/best.safetensors"):
+        [whole], [single] = (list(t.root.glob(f"runs/recommendation/Baby/encoder_decoder/rqvae-td/*/{name}"))
+                             for t in (tree, baby))
+        assert whole.read_bytes() == single.read_bytes(), name
+
+
 def test_the_data_steps_run_one_by_one_from_their_folder(whole_run):
     tree, _ = whole_run
     for script in ("0_download_dataset.sh", "2_process.sh", "3_get_text_emb.sh", "run_pipeline.sh"):

@@ -80,3 +80,15 @@ def test_codes_that_break_the_contract_are_named(baby):
     outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae", "--epochs", "1")
     assert outcome.code == 2
     assert "VQVAE.get_codes" in outcome.err
+
+
+def test_a_recommenders_key_that_nobody_reads_is_an_error_before_anything_is_written(baby):
+    folder = baby.root / "recommendation/models/recently_popular"
+    folder.mkdir()
+    (folder / "model.py").write_text(RECOMMENDER)
+    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG + "    dekay: 0.5\n")
+    outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
+    assert outcome.code == 2
+    assert "dekay is read by nobody" in outcome.err
+    assert "did you mean 'decay'?" in outcome.err
+    assert not (baby.root / "runs").exists()
