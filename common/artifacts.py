@@ -23,9 +23,6 @@ SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 
 
-# ---- publishing ------------------------------------------------------------------------------
-
-
 def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
     """Write `path` through `write(staged path)` with its meta beside it; returns the completed meta.
 
@@ -44,8 +41,9 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
             _sync(file)
         os.replace(staged, path)
     except BaseException:
-        staged.unlink(missing_ok=True)
-        staged_meta.unlink(missing_ok=True)
+        if staged.exists():  # else the content has its name already, and a reader needs the staged meta
+            staged.unlink()
+            staged_meta.unlink(missing_ok=True)
         raise
     with suppress(FileNotFoundError):  # a reader has finished the publishing already
         os.replace(staged_meta, meta_path(path))
@@ -109,9 +107,6 @@ def _sweep(path: Path) -> None:
                 left.unlink(missing_ok=True)
 
 
-# ---- reading ---------------------------------------------------------------------------------
-
-
 def load_meta(path: Path, fix: str) -> dict:
     """The meta of an artifact whose recorded inputs are still what lies beside it.
 
@@ -146,9 +141,6 @@ def verify(path: Path, fix: str) -> dict:
     if file_sha256(path) != meta["sha256"]:
         raise ArtifactError(path, "does not match the sha256 in its meta", "it was changed or damaged", fix)
     return meta
-
-
-# ---- the artifacts of a data set -------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from common import artifacts
 from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, load_meta, publish, save_array
 from common.artifacts import verify as verify_artifact
 from common.cli import ROOT
-from common.errors import ArtifactError, ConfigError, DataError
+from common.errors import ArtifactError, ConfigError, DataError, Interrupted
 
 SHA256_OF_HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 ITEMS = ids_sha256(["a", "b", "c"])
@@ -32,9 +32,6 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-# ---- publishing
-
-
 def test_publishing_writes_the_file_and_its_meta_and_nothing_else(tmp_path):
     path = tmp_path / "new" / "greeting"
     meta = put(path, b"hello", num_items=1)
@@ -43,6 +40,22 @@ def test_publishing_writes_the_file_and_its_meta_and_nothing_else(tmp_path):
     assert meta == {"schema_version": 1, "sha256": SHA256_OF_HELLO, "size": 5, "inputs": {}, "num_items": 1,
                     "command": "make greeting"}
     assert load_meta(path, "make it") == meta
+
+
+def test_a_signal_right_after_the_content_got_its_name_leaves_the_new_pair(tmp_path, monkeypatch):
+    put(tmp_path / "file", b"old")
+    replace = os.replace
+
+    def interrupted(source, target):
+        replace(source, target)
+        raise Interrupted()
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(Interrupted):
+        put(tmp_path / "file", b"hello")
+    monkeypatch.setattr(os, "replace", replace)
+    assert load_meta(tmp_path / "file", "make it")["sha256"] == SHA256_OF_HELLO
+    assert names(tmp_path) == {"file", "file.meta.json"}
 
 
 def test_a_writer_that_fails_leaves_the_old_pair_and_no_litter(tmp_path):
@@ -176,9 +189,6 @@ def test_replacing_a_text_fails_whole(tmp_path, monkeypatch):
     assert names(tmp_path) == {"note"}
 
 
-# ---- reading
-
-
 def test_an_artifact_that_is_not_there_is_a_data_error_with_the_command(tmp_path):
     with pytest.raises(DataError, match=r"file: not there\. Fix: make it") as raised:
         load_meta(tmp_path / "file", "make it")
@@ -264,9 +274,6 @@ def test_an_artifact_whose_input_is_gone_is_refused(chain):
     items.unlink()
     with pytest.raises(DataError, match="items: not there"):
         load_meta(codes, "make it")
-
-
-# ---- a data set's artifacts
 
 
 @pytest.fixture

@@ -34,9 +34,6 @@ def lose_the_meta(path) -> None:
     meta_path(path).unlink()
 
 
-# ---- what comes back
-
-
 def test_plain_values_come_back_as_they_were(tmp_path):
     state = {"epoch": 3, "value": 0.1, "tiny": 5e-324, "none": None, "done": False, "name": "é", "empty": {},
              "list": [1, [2.5, None], []], "of ints": {0: "a", 7: {1: "b"}, -1: 2}}
@@ -139,9 +136,6 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     publish(path, lambda staged: staged.write_bytes(b"nothing of the kind"), {"inputs": {}})
     with pytest.raises(ArtifactError, match="is not a checkpoint"):
         load_state(path, "train --force")
-
-
-# ---- which one is taken
 
 
 def test_where_there_is_none_there_is_none(checkpoints):

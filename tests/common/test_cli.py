@@ -36,9 +36,6 @@ def overrides(*argv: str) -> list[tuple[str, str]]:
     return parse(parser(), list(argv), open_ended=True).overrides
 
 
-# ---- flags
-
-
 def test_the_defaults_are_those_of_the_contract():
     args = flags()
     assert (args.dataset, args.embedding_suffix, args.quantizer_name, args.tag) == ("Baby", "td", "rqvae", None)
@@ -101,9 +98,6 @@ def test_a_name_that_is_taken_stays_in_its_folder(name):
     assert (Path("/data") / name).resolve().parent == Path("/data").resolve()
 
 
-# ---- overrides
-
-
 def test_overrides_come_with_set_or_by_name_in_both_spellings():
     assert overrides("--epochs", "5", "--lr=1e-4", "--set", "common.seed=1", "--set=a.b=c=d", "--force") == [
         ("common.seed", "1"), ("a.b", "c=d"), ("epochs", "5"), ("lr", "1e-4")]
@@ -137,9 +131,6 @@ def test_an_override_without_a_value_or_a_value_without_a_key_is_an_error(argv, 
 def test_where_there_are_no_overrides_a_key_is_an_unknown_flag():
     with pytest.raises(ConfigError, match="--epochs: no such flag"):
         flags("--epochs", "5")
-
-
-# ---- the rest
 
 
 def test_a_command_is_written_down_as_it_would_be_typed():

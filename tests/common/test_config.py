@@ -45,9 +45,6 @@ def where(raised) -> str:
     return str(raised.value.where).rsplit("/", 1)[-1]
 
 
-# ---- reading YAML
-
-
 @pytest.mark.parametrize(("text", "value"), [
     ("1e-4", 0.0001), ("1E+3", 1000.0), ("-2e5", -200000.0), ("1.5e3", 1500.0), ("2.e1", 20.0), ("0.25", 0.25)])
 def test_an_exponent_makes_a_float(write, text, value):
@@ -134,9 +131,6 @@ def test_a_list_is_no_configuration(write):
 
 def test_an_empty_file_holds_nothing(write):
     assert load_yaml(write("# nothing yet\n")) == ({}, {})
-
-
-# ---- defaults and checks
 
 
 def test_defaults_fill_in_what_the_yaml_leaves_out(config):
@@ -231,9 +225,6 @@ def test_a_section_must_hold_keys(config, text, line):
     assert where(raised) == f"vq.yaml:{line}"
 
 
-# ---- overrides
-
-
 @pytest.mark.parametrize("key", ["epochs", "training_params.epochs", "vq.training_params.epochs"])
 def test_a_leaf_or_any_path_to_it_overrides(config, key):
     assert config("", (key, "3")).training_params["epochs"] == 3
@@ -283,9 +274,6 @@ def test_an_override_that_is_no_yaml_is_an_error(config):
 def test_an_override_is_checked_like_a_yaml_value(config):
     with pytest.raises(ConfigError, match="--epochs: vq.training_params.epochs is 'ten'"):
         config("", ("epochs", "ten"))
-
-
-# ---- model_params
 
 
 READERS = {

@@ -30,9 +30,6 @@ def exit_code(error: BaseException) -> int:
     return run_command(main, [])
 
 
-# ---- what the user reads
-
-
 @pytest.mark.parametrize(("parts", "line"), [
     (("a.yaml:3", "unknown key 'x'", "it is new", "remove it"), "a.yaml:3: unknown key 'x'. it is new. Fix: remove it"),
     (("a.yaml:3", "unknown key 'x'", "did you mean 'y'?", "correct it"),
@@ -93,9 +90,6 @@ def test_the_traceback_always_goes_to_the_log(command, tmp_path, raised, code):
     assert "error: here: is wrong" in log or "ValueError: oops" in log
 
 
-# ---- what the machine refuses
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_a_resource_error(capsys, number):
     assert exit_code(OSError(number, os.strerror(number), "/data/x.npy")) == 5
@@ -143,9 +137,6 @@ def test_a_reader_that_has_left_is_told_nothing(command):
     done = command("print('x' * 100_000, flush=True)", stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
-
-
-# ---- signals
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
@@ -199,9 +190,6 @@ def test_within_the_loop_the_first_signal_is_only_noted():
         request._receive(signal.SIGTERM, None)
         assert request.requested
         assert request.signal_number == signal.SIGTERM
-
-
-# ---- suggestions
 
 
 @pytest.mark.parametrize(("name", "known", "suggestion"), [

@@ -19,9 +19,6 @@ def new_run(tmp_path):
     return new
 
 
-# ---- the id
-
-
 def test_the_same_command_finds_its_own_folder_again(new_run):
     shuffled = {"vq": {"training_params": {"patience": None, "lr": 0.1}}, "common": {"seed": 0}}
     assert new_run().folder == new_run(shuffled, command="python train.py --lr=0.1").folder
@@ -39,9 +36,6 @@ def test_another_seed_key_or_input_is_another_run(new_run):
     runs = [new_run(), new_run({**CONFIG, "common": {"seed": 1}}), new_run({**CONFIG, "vq": {}}),
             new_run(inputs={"Toys.emb-td.npy": "abd"}), new_run(inputs={})]
     assert len({run.id for run in runs}) == 5
-
-
-# ---- the lock
 
 
 LOCK = "FolderLock = __import__('common.run', fromlist=['x']).FolderLock\n"
@@ -75,9 +69,6 @@ def test_a_refused_process_touches_nothing(new_run):
         with pytest.raises(LockedError):
             new_run().open(force=True)
         assert run.metrics.read_text() == '{"epoch": 1}\n'
-
-
-# ---- its files
 
 
 def test_the_folder_holds_the_resolved_configuration_and_the_command(new_run):
@@ -139,9 +130,6 @@ def test_without_metrics_there_is_nothing_to_drop(new_run):
     assert not run.metrics.exists()
 
 
-# ---- finishing
-
-
 def test_a_finished_run_says_so_and_what_came_out(new_run):
     run = new_run()
     with run.open(force=False):
@@ -178,9 +166,6 @@ def test_a_json_file_that_cannot_be_read_is_an_artifact_error(tmp_path, text):
         (tmp_path / "m.json").write_text(text, encoding="latin-1")
     with pytest.raises(ArtifactError, match=r"m.json: cannot be read.* Fix: train --force"):
         read_json(tmp_path / "m.json", "train --force")
-
-
-# ---- the log
 
 
 def test_the_console_gets_plain_messages_and_the_file_all_of_them(tmp_path, python):

@@ -106,9 +106,6 @@ def records(tmp_path) -> list[dict]:
     return [json.loads(line) for line in new_run(tmp_path).metrics.read_text().splitlines()]
 
 
-# ---- an undisturbed run
-
-
 def test_a_run_records_every_epoch_and_measures_every_second(start, tmp_path):
     task, best = start()
     lines = records(tmp_path)
@@ -148,9 +145,6 @@ def test_the_task_ends_with_the_best_model(start):
     ("max", [-3.0, -2.0, -1.0, -0.5], 4)])
 def test_the_first_of_the_best_is_selected(start, mode, values, epoch):
     assert start(eval_every=1, select_mode=mode, values=values)[1].epoch == epoch
-
-
-# ---- interruptions
 
 
 @pytest.fixture(scope="module")
@@ -250,9 +244,6 @@ def test_a_training_whose_best_model_is_damaged_ends_in_an_error(start, tmp_path
         start()
 
 
-# ---- patience
-
-
 def test_patience_ends_a_training_after_so_many_evaluations_without_a_better_one(start, tmp_path):
     values = [5.0, 4.0, 4.5, 4.0, 1.0]
     _, best = start(epochs=9, eval_every=1, patience=2, values=values)
@@ -291,9 +282,6 @@ def test_an_interruption_at_the_last_evaluation_before_patience_is_lost_costs_no
     assert [line["metrics"]["loss"] for line in records(tmp_path)] == [5.0, 4.0, 4.5, 4.25]
 
 
-# ---- what goes wrong
-
-
 def poison(number):
     return lambda step: math.nan if step == number else None
 
@@ -324,9 +312,6 @@ def test_selecting_by_what_is_no_metric_is_a_configuration_error(start):
         start(select_by="los", eval_every=1)
     with pytest.raises(ConfigError, match="'count' is no metric"):
         start("other", select_by="count", eval_every=1)
-
-
-# ---- seeds, learning rate, optimizer
 
 
 def test_a_seed_depends_on_every_part_and_on_nothing_else():

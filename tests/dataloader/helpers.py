@@ -14,9 +14,6 @@ import duckdb
 from common.artifacts import DatasetFolder
 from dataloader.options import DataOptions, parse_options
 
-# ---- raw files -------------------------------------------------------------------------------
-
-
 def write_gz(path: Path, lines: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode("utf-8"), mtime=0))
@@ -46,9 +43,6 @@ def write_wheel(path: Path, events: list[str], items: list[str]) -> None:
         archive.writestr(f"{WHEEL_FOLDER}.item", "".join(f"{line}\n" for line in [header, *items]))
 
 
-# ---- options and tables ----------------------------------------------------------------------
-
-
 def make_options(data_root: Path, *flags: str) -> DataOptions:
     return parse_options(["--data_root", str(data_root), *flags], "for a test")
 
@@ -60,9 +54,6 @@ def table(path: Path, columns: str = "*") -> list[tuple]:
 
 def contents(folder: DatasetFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder.interactions, folder.items, folder.users)}
-
-
-# ---- a server with scripted faults -----------------------------------------------------------
 
 
 class Reply(NamedTuple):

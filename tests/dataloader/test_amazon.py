@@ -32,8 +32,6 @@ def refused(read, raw) -> DataError:
     return error.value
 
 
-# ---- metadata --------------------------------------------------------------------------------
-
 RECORD = {"asin": "0001048791", "title": "Baby's \"first\" cup", "description": "Holds 5 oz", "brand": "Cups & Co"}
 
 
@@ -135,9 +133,6 @@ def test_a_truncated_metadata_file_names_the_line_where_it_ends(tmp_path):
     assert "--force" in error.fix
 
 
-# ---- reviews ---------------------------------------------------------------------------------
-
-
 def test_ids_of_users_and_items_are_kept_to_the_byte(tmp_path):
     events = [(raw_id, raw_id, time) for time, raw_id in enumerate(ODD_IDS)]
     write_baby(tmp_path, events)
@@ -189,9 +184,6 @@ def test_a_truncated_review_file_is_refused(tmp_path, size):
     write_baby(tmp_path, [(f"user {n * 7919 % 1009}", "x", n) for n in range(1000)])
     cut_short(tmp_path / "reviews_Baby_5.json.gz", size)
     assert "reviews_Baby_5.json.gz" in str(refused(read_events, tmp_path))
-
-
-# ---- the folder ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["reviews_Baby_5.json.gz", "Baby_5.json.gz", "Baby.json.gz"])

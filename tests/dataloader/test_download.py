@@ -39,9 +39,6 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {".lock"}
 
 
-# ---- one file --------------------------------------------------------------------------------
-
-
 def test_a_file_gets_its_name_and_its_manifest_only_after_the_last_byte(server, target):
     body, rest = gzip.compress(random.Random(2).randbytes(2_500_000), mtime=0), threading.Event()
     address = server.serve("/file.gz", Reply(body, cut=2_400_000, wait=rest))
@@ -191,9 +188,6 @@ def test_a_file_with_its_manifest_is_not_asked_for_again(server, target):
     assert len(server.asked) == 1
 
 
-# ---- a data set ------------------------------------------------------------------------------
-
-
 def served_at(options, *roots: str):
     """The same options, with these addresses in place of the real ones."""
     files = {name: [f"{root}/{name}" for root in roots] for name in options.config["files"]}
@@ -290,9 +284,6 @@ def test_a_processed_set_needs_its_deleted_raw_files_only_for_other_settings(ser
     serve_baby(server)
     download(options._replace(min_user_interactions=2))
     assert (options.raw / "reviews_Baby_5.json.gz").exists()
-
-
-# ---- a package in place of the addresses -----------------------------------------------------
 
 
 def wheel_bytes() -> bytes:

@@ -47,9 +47,6 @@ def run(tmp_path, events, *flags: str, metadata=(), minimum: int = 0):
     return options
 
 
-# ---- k-core ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("min_user", "min_item", "left"), [
     (2, 2, "ax ay bx by"),           # d has one event; without it z has one; without that c has one
     (2, 0, "ax ay bx by cy cz"),
@@ -84,9 +81,6 @@ def test_nothing_left_is_an_error_with_the_counts_and_the_keys_to_relax(tmp_path
 def test_an_empty_review_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match="0 interactions read"):
         run(tmp_path, [])
-
-
-# ---- numbers, order, split -------------------------------------------------------------------
 
 
 def test_ids_are_contiguous_and_go_by_the_first_appearance_among_what_is_kept(tmp_path):
@@ -139,9 +133,6 @@ def test_numbers_and_order_equal_a_sort_in_python(events):
         found = connection.execute("""SELECT "user", item, "timestamp", line, from_end, length FROM numbered
                                       ORDER BY "user", from_end DESC""").fetchall()
     assert found == brute_force(events)
-
-
-# ---- items -----------------------------------------------------------------------------------
 
 
 def meta_line(asin: str, **fields) -> str:
@@ -202,9 +193,6 @@ def test_raw_ids_arrive_in_the_tables_to_the_byte(tmp_path, raw_id):
     assert load_users(folder)["raw_id"].tolist() == [raw_id]
     assert load_items(folder)["raw_id"].tolist() == [raw_id]
     assert load_items(folder)["title"].tolist() == ["Cup"]
-
-
-# ---- what is published, and when again -------------------------------------------------------
 
 
 def test_the_metas_record_inputs_counts_and_settings(tmp_path):
@@ -316,9 +304,6 @@ def test_counts_are_compared_with_the_literature_s(tmp_path, caplog, expected, l
     options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"))
     process(options._replace(config={**options.config, "expected": {"Baby": expected}}), "made by a test")
     assert (level, message) in [(record.levelno, record.message.removeprefix("process: ")) for record in caplog.records]
-
-
-# ---- real data -------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not REAL.exists(), reason=f"the real data set is not there: {REAL}")

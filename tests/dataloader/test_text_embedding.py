@@ -62,9 +62,6 @@ def embedded(options) -> np.ndarray:
     return load_embeddings(options.folder, "td")
 
 
-# ---- vectors ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 def test_row_i_belongs_to_item_i_whatever_the_order_of_lengths(tmp_path, model, monkeypatch, reverse):
     from sentence_transformers import SentenceTransformer
@@ -164,9 +161,6 @@ def test_a_device_that_is_not_there_is_an_error_before_any_work(tmp_path, model,
     options = shop(tmp_path, "--text_model", str(model))
     with pytest.raises(ConfigError, match=f"--device: '{device}'"):
         embed(options._replace(device=device), "")
-
-
-# ---- where the model comes from --------------------------------------------------------------
 
 
 @pytest.fixture

@@ -19,9 +19,6 @@ from .conftest import leave_one_out
 HISTORIES = [[5, 6, 0, 7, 8], [0, 9], [3], [2, 0, 1]]
 
 
-# ---- histories --------------------------------------------------------------------------------
-
-
 def test_positions_are_the_events_of_a_split_that_have_a_history():
     sequences = leave_one_out(HISTORIES)
     assert sequences.positions("train").tolist() == [1, 2, 6]  # 0, 5, 7 and 8 begin a user
@@ -64,9 +61,6 @@ def test_a_user_without_training_events_has_an_empty_sequence():
     assert offsets.tolist() == [0, 0, 2]
 
 
-# ---- loading ----------------------------------------------------------------------------------
-
-
 def written(tmp_path, rows: str) -> DatasetFolder:
     """A data set of the given `(user, item, timestamp, split)` rows."""
     folder = DatasetFolder(tmp_path, "Tiny")
@@ -93,9 +87,6 @@ def test_an_event_behind_one_of_a_later_split_is_an_error(tmp_path, splits):
 def test_another_users_training_event_behind_a_test_event_is_none(tmp_path):
     folder = written(tmp_path, "(0, 4, 1, 'train'), (0, 2, 2, 'test'), (1, 3, 0, 'train')")
     assert Sequences.load(folder, "cpu").split.tolist() == [0, 2, 0]
-
-
-# ---- training ---------------------------------------------------------------------------------
 
 
 @st.composite

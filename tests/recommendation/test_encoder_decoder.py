@@ -16,9 +16,6 @@ TARGETS = [4, 0, 29, 12]
 TOKEN_OFFSETS = [1, 5, 10]  # 0 is padding and start; then 4, 5 and 3 codes
 
 
-# ---- the oracle -----------------------------------------------------------------------------
-
-
 def attention_pairs(ours, theirs) -> list[tuple[Tensor, list[Tensor]]]:
     if hasattr(ours, "qkv"):
         return [(ours.qkv.weight, [theirs.q.weight, theirs.k.weight, theirs.v.weight]),
@@ -143,9 +140,6 @@ def test_every_position_is_a_t5_whose_tokens_see_the_items_up_to_their_own(every
         assert torch.allclose(ours, theirs.log_softmax(dim=-1), atol=1e-4)
 
 
-# ---- what a window sees -----------------------------------------------------------------------
-
-
 def logits_of(model, windows) -> list[Tensor]:
     """What `compute_loss` feeds the cross-entropy: (P targets, C) of each level, row by row."""
     logits: list[Tensor] = []
@@ -260,9 +254,6 @@ def test_the_order_of_the_history_matters(model):
     assert not torch.allclose(one, other, atol=1e-4)
 
 
-# ---- decoding ---------------------------------------------------------------------------------
-
-
 def exact_scores(model, history: list[int]) -> Tensor:
     """(N,) sum of the log-probabilities of each item's codes, by teacher forcing."""
     levels = teacher_forced(model, history, list(range(NUM_ITEMS)))
@@ -319,9 +310,6 @@ def test_decoding_with_the_cache_agrees_with_decoding_without_it(model, catalogu
     for row, history in enumerate(HISTORIES):
         for level, targets in enumerate((of_first[:1], of_first, items.tolist())):
             assert torch.allclose(cached[level][row], teacher_forced(model, history, targets)[level], atol=1e-5)
-
-
-# ---- configuration ----------------------------------------------------------------------------
 
 
 def test_what_to_train_on_is_target_or_every_position(make_model):
