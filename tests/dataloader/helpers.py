@@ -14,6 +14,7 @@ import duckdb
 from common.artifacts import DatasetFolder
 from dataloader.options import DataOptions, parse_options
 
+
 def write_gz(path: Path, lines: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode("utf-8"), mtime=0))

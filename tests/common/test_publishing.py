@@ -1,0 +1,256 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from common import artifacts
+from common.artifacts import load_meta, publish
+from common.artifacts import verify as verify_artifact
+from common.errors import ArtifactError, DataError, Interrupted
+from tests.common.helpers import flip_a_bit, names, put
+
+SHA256_OF_HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+
+
+def test_publishing_writes_the_file_and_its_meta_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "greeting"
+    meta = put(path, b"hello", num_items=1)
+    assert path.read_bytes() == b"hello"
+    assert names(path.parent) == {"greeting", "greeting.meta.json"}
+    assert meta == {"schema_version": 1, "sha256": SHA256_OF_HELLO, "size": 5, "inputs": {}, "num_items": 1,
+                    "command": "make greeting"}
+    assert load_meta(path, "make it") == meta
+
+
+def test_a_signal_right_after_the_content_got_its_name_leaves_the_new_pair(tmp_path, monkeypatch):
+    put(tmp_path / "file", b"old")
+    replace = os.replace
+
+    def interrupted(source, target):
+        replace(source, target)
+        raise Interrupted()
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(Interrupted):
+        put(tmp_path / "file", b"hello")
+    monkeypatch.setattr(os, "replace", replace)
+    assert load_meta(tmp_path / "file", "make it")["sha256"] == SHA256_OF_HELLO
+    assert names(tmp_path) == {"file", "file.meta.json"}
+
+
+def test_a_writer_that_fails_leaves_the_old_pair_and_no_litter(tmp_path):
+    put(tmp_path / "file", b"old")
+
+    def write(staged: Path):
+        staged.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        publish(tmp_path / "file", write, {"inputs": {}})
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert names(tmp_path) == {"file", "file.meta.json"}
+    verify_artifact(tmp_path / "file", "make it")
+
+
+@pytest.mark.parametrize(("failing_call", "content"), [(1, b"old"), (2, b"new!")])
+def test_a_failing_rename_leaves_the_old_pair_or_the_new_pair(tmp_path, monkeypatch, failing_call, content):
+    path = tmp_path / "file"
+    put(path, b"old", edition="old")
+    calls, replace = [], os.replace
+
+    def replace_or_fail(source, target):
+        calls.append(target)
+        if len(calls) == failing_call:
+            raise OSError("no")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts.os, "replace", replace_or_fail)
+        with pytest.raises(OSError, match="no"):
+            put(path, b"new!", edition="new!")
+    meta = verify_artifact(path, "make it")
+    assert path.read_bytes() == content
+    assert meta["edition"].encode() == content
+    assert names(tmp_path) == {"file", "file.meta.json"}
+
+
+KILLED_WRITER = """
+import os, sys
+from pathlib import Path
+from common.artifacts import publish
+path, deadly_call = Path(sys.argv[1]), int(sys.argv[2])
+calls = 0
+def lethal(function):
+    def call(*arguments):
+        global calls
+        calls += 1
+        if calls == deadly_call:
+            os._exit(9)
+        return function(*arguments)
+    return call
+os.replace, os.fsync = lethal(os.replace), lethal(os.fsync)
+publish(path, lambda staged: staged.write_bytes(b"new!"), {"inputs": {}, "edition": "new!"})
+"""
+
+
+@pytest.mark.parametrize(("deadly_call", "content"), [
+    # fsync content, fsync meta, rename content, rename meta, fsync folder
+    (1, b"old"), (2, b"old"), (3, b"old"), (4, b"new!"), (5, b"new!")])
+def test_a_killed_writer_leaves_the_old_pair_or_the_new_pair(tmp_path, python, deadly_call, content):
+    path = tmp_path / "file"
+    put(path, b"old", edition="old")
+    assert python(KILLED_WRITER, path, deadly_call).returncode == 9
+    meta = verify_artifact(path, "make it")
+    assert path.read_bytes() == content
+    assert meta["edition"].encode() == content
+    put(path, b"third", edition="third")
+    assert verify_artifact(path, "make it")["edition"] == "third"
+    assert names(tmp_path) == {"file", "file.meta.json"}
+
+
+@pytest.mark.parametrize(("deadly_call", "there"), [(3, False), (4, True)])
+def test_a_killed_first_writer_leaves_nothing_or_a_whole_pair(tmp_path, python, deadly_call, there):
+    path = tmp_path / "file"
+    assert python(KILLED_WRITER, path, deadly_call).returncode == 9
+    if there:
+        assert verify_artifact(path, "make it")["edition"] == "new!"
+    else:
+        with pytest.raises(DataError, match="not there"):
+            load_meta(path, "make it")
+
+
+def test_a_reader_between_the_two_renames_finishes_for_the_writer(tmp_path, monkeypatch):
+    path, replace, seen = tmp_path / "file", os.replace, []
+    put(path, b"old", edition="old")
+
+    def read_in_between(source, target):
+        monkeypatch.setattr(artifacts.os, "replace", replace)
+        replace(source, target)
+        seen.append(load_meta(path, "make it")["edition"])
+
+    monkeypatch.setattr(artifacts.os, "replace", read_in_between)
+    put(path, b"new!", edition="new!")
+    assert seen == ["new!"]
+    assert verify_artifact(path, "make it")["edition"] == "new!"
+
+
+def test_two_readers_may_finish_the_same_publishing(tmp_path, python, monkeypatch):
+    path, replace = tmp_path / "file", os.replace
+    put(path, b"old", edition="old")
+    python(KILLED_WRITER, path, 4)
+
+    def second(source, target):
+        replace(source, target)
+        replace(source, target)
+
+    monkeypatch.setattr(artifacts.os, "replace", second)
+    assert load_meta(path, "make it")["edition"] == "new!"
+
+
+def test_what_a_living_writer_has_staged_is_left_alone(tmp_path):
+    living, dead = tmp_path / f".file.tmp-{os.getppid()}", tmp_path / ".file.tmp-99999999"
+    for staged in (living, dead):
+        staged.write_bytes(b"half")
+    put(tmp_path / "file", b"new")
+    assert living.exists()
+    assert not dead.exists()
+
+
+def test_replacing_a_text_fails_whole(tmp_path, monkeypatch):
+    artifacts.write_text(tmp_path / "note", "old\n")
+
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr(artifacts.os, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        artifacts.write_text(tmp_path / "note", "new\n")
+    assert (tmp_path / "note").read_text() == "old\n"
+    assert names(tmp_path) == {"note"}
+
+
+def test_an_artifact_that_is_not_there_is_a_data_error_with_the_command(tmp_path):
+    with pytest.raises(DataError, match=r"file: not there\. Fix: make it") as raised:
+        load_meta(tmp_path / "file", "make it")
+    assert raised.value.exit_code == 3
+
+
+def test_a_file_without_a_meta_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"hello")
+    with pytest.raises(ArtifactError, match=r"has no meta\. file\.meta\.json is missing beside it\. Fix: make it") as e:
+        load_meta(tmp_path / "file", "make it")
+    assert e.value.exit_code == 4
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "3", '"text"', "{}", b"\xff".decode("latin-1"), '{"schema_version": 1, "size": 5}',
+    '{"schema_version": 1, "size": 5, "sha256": "x", "inputs": null}',
+    '{"schema_version": 1, "size": 5, "sha256": "x", "inputs": ["a"]}',
+    '{"schema_version": 1, "size": 5, "inputs": {}}'])
+def test_a_meta_that_is_none_is_refused(tmp_path, text):
+    put(tmp_path / "file", b"hello")
+    (tmp_path / "file.meta.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=r"file\.meta\.json: is not a valid meta.* Fix: make it"):
+        load_meta(tmp_path / "file", "make it")
+
+
+def test_another_size_is_refused_with_the_recorded_command(tmp_path):
+    put(tmp_path / "file", b"hello")
+    (tmp_path / "file").write_bytes(b"hell")
+    with pytest.raises(ArtifactError, match="has 4 bytes. its meta says 5. Fix: make file --force"):
+        load_meta(tmp_path / "file", "make it")
+
+
+def test_another_schema_version_is_refused(tmp_path):
+    put(tmp_path / "file", b"hello", schema_version=2)
+    with pytest.raises(ArtifactError, match="has schema version 2. this code reads 1"):
+        load_meta(tmp_path / "file", "make it")
+
+
+def test_verify_finds_a_flipped_bit_that_the_size_does_not_show(tmp_path):
+    put(tmp_path / "file", b"hello")
+    flip_a_bit(tmp_path / "file")
+    load_meta(tmp_path / "file", "make it")
+    with pytest.raises(ArtifactError, match="does not match the sha256 in its meta"):
+        verify_artifact(tmp_path / "file", "make it")
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """`items` -> `embeddings` -> `codes`, each made from the one before."""
+    items, embeddings, codes = (tmp_path / name for name in ("items", "embeddings", "codes"))
+    put(items, b"hello")
+    put(embeddings, b"1", inputs={"items": SHA256_OF_HELLO})
+    put(codes, b"2", inputs={"embeddings": load_meta(embeddings, "")["sha256"]})
+    return items, embeddings, codes
+
+
+def test_an_artifact_whose_input_changed_is_refused_with_the_command_that_rebuilds_it(chain):
+    items, embeddings, _ = chain
+    put(items, b"other")
+    with pytest.raises(ArtifactError) as raised:
+        load_meta(embeddings, "make it")
+    assert raised.value.exit_code == 4
+    assert str(raised.value) == (f"{embeddings}: is stale. items has changed since it was made. "
+                                 "Fix: make embeddings --force")
+
+
+def test_staleness_reaches_through_the_whole_chain(chain):
+    items, _, codes = chain
+    load_meta(codes, "make it")
+    put(items, b"other")
+    with pytest.raises(ArtifactError, match="embeddings: is stale. items has changed"):
+        load_meta(codes, "make it")
+
+
+def test_an_input_made_again_with_the_same_content_is_still_good(chain):
+    items, _, codes = chain
+    put(items, b"hello", made="again")
+    assert load_meta(codes, "make it")["command"] == "make codes"
+
+
+def test_an_artifact_whose_input_is_gone_is_refused(chain):
+    items, _, codes = chain
+    items.unlink()
+    with pytest.raises(DataError, match="items: not there"):
+        load_meta(codes, "make it")
