@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 from common.errors import ConfigError
+from recommendation.models.abstract_model import PADDING
 from recommendation.models.encoder_decoder import model as module
 
 from .conftest import NUM_ITEMS, SIZES, randomize, windows_of
@@ -141,13 +142,16 @@ def test_every_position_is_a_t5_whose_tokens_see_the_items_up_to_their_own(every
 
 
 def logits_of(model, windows) -> list[Tensor]:
-    """What `compute_loss` feeds the cross-entropy: (P targets, C) of each level, row by row."""
+    """What `compute_loss` feeds the cross-entropy for the P targets that are no padding: (P, C) of each level."""
     logits: list[Tensor] = []
     hooks = [head.register_forward_hook(lambda _, __, output: logits.append(output.detach())) for head in model.heads]
     model.compute_loss(windows)
     for hook in hooks:
         hook.remove()
-    return logits
+    if model.train_on == "target":
+        return logits
+    present = windows.items[:, 1:].flatten() != PADDING
+    return [level[present] for level in logits]
 
 
 def teacher_forced(model, history: list[int], items: list[int]) -> list[Tensor]:
@@ -224,6 +228,8 @@ def test_padding_changes_nothing(model):
     tight, wide = (logits_of(model, windows_of(*rows, width=width)) for width in (0, 9))
     for ours, other in zip(tight, wide, strict=True):
         assert torch.allclose(ours, other, atol=1e-5)
+    tight, wide = (model.compute_loss(windows_of(*rows, width=width))["loss_total"] for width in (0, 9))
+    assert torch.allclose(tight, wide, atol=1e-5)
     tight, wide = (model.recommend(windows_of(*rows, width=width), 10) for width in (0, 9))
     assert torch.equal(tight.items, wide.items)
     assert torch.allclose(tight.scores, wide.scores, atol=1e-5)

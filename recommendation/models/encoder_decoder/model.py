@@ -19,6 +19,7 @@ from ..layers import CrossAttention, FeedForward, RelativeBias, RMSNorm, SelfAtt
 # takes thousands of steps before what was learned outweighs the random start (ml-100k: NDCG@10 .026 against .038
 # after three epochs).
 EMBEDDING_STD = 0.05
+IGNORED = -100  # a label that no loss counts
 START = 0  # the token that padding and the decoder's first input share, as in T5
 
 
@@ -92,10 +93,11 @@ class EncoderDecoder(AbstractRecommender):
             history, targets = items[:, :-1], items[:, 1:]
         memory = self.encode(history)
         hidden = self.decode(memory, self._training_bias(history, targets.shape[1]), targets)  # (B, G, L, M)
-        present = targets != PADDING                                                    # (B, G)
-        hidden, labels = hidden[present], self.catalogue_codes(targets[present])        # (P, L, M), (P, L)
-        losses = [F.cross_entropy(head(hidden[:, level]), labels[:, level], label_smoothing=self.label_smoothing)
-                  for level, head in enumerate(self.heads)]
+        # Padding is ignored by its label: picking rows instead would wait for the device.
+        labels = self.catalogue_codes(targets).masked_fill((targets == PADDING).unsqueeze(2), IGNORED)
+        hidden, labels = hidden.flatten(0, 1), labels.flatten(0, 1)                     # (B * G, L, M), (B * G, L)
+        losses = [F.cross_entropy(head(hidden[:, level]), labels[:, level], ignore_index=IGNORED,
+                                  label_smoothing=self.label_smoothing) for level, head in enumerate(self.heads)]
         return {"loss_total": torch.stack(losses).mean()}
 
     def catalogue_codes(self, items: Tensor) -> Tensor:
