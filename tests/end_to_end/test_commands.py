@@ -1,6 +1,7 @@
 """The user's own commands, verbatim, on a generated data set."""
 
 import json
+import shutil
 
 import pytest
 
@@ -96,6 +97,17 @@ def test_force_repeats_a_stage_and_ends_with_the_same_bytes(baby):
     assert "reusing" not in again.out
     assert path.read_bytes() == codes
     assert path.stat().st_mtime_ns > written
+
+
+def test_force_repeats_the_whole_job_and_ends_with_the_same_codes(whole_run, baby, mirror):
+    tree, _ = whole_run
+    shutil.copytree(tree.root / "data", baby.root / "data", dirs_exist_ok=True)
+    outcome = baby.command("bash", "run_pipeline.sh", "--dataset", "Baby", "--mirror", mirror, "--force")
+    assert outcome.code == 0, outcome.err
+    assert "reusing" not in outcome.out
+    codes = "Baby.codes-rqvae-td.npy"
+    assert baby.data(codes).read_bytes() == tree.data(codes).read_bytes()
+    assert baby.data(codes).stat().st_mtime_ns > tree.data(codes).stat().st_mtime_ns
 
 
 def test_a_moved_copy_runs_its_own_code_while_another_checkout_is_on_the_path(baby, tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from common.config import Config, resolve
+from common.config import Config
 from quantization.models import CONFIGS, config_path, find_class
+from tests.small import small_config
 
 settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("certain")
@@ -26,12 +27,7 @@ SMALL = {
 def make_config():
     """name, key=value, ... -> Config, small wherever the quantizer's YAML has a key of `SMALL`."""
     def make(name: str, **own: object) -> Config:
-        files = name, config_path(name), CONFIGS / "defaults.yaml"
-        plain = resolve(*files, [])
-        sections = {"training_params": plain.training_params, "model_params": plain[name]["model_params"]}
-        overrides = [(f"{name}.{section}.{key}", str(value)) for section, params in sections.items()
-                     for key, value in (SMALL | own).items() if key in params]
-        return resolve(*files, overrides)
+        return small_config(name, config_path(name), CONFIGS / "defaults.yaml", SMALL | own)
 
     return make
 

@@ -6,10 +6,11 @@ import torch
 from hypothesis import settings
 
 from common.artifacts import SPLITS
-from common.config import Config, resolve
+from common.config import Config
 from recommendation.dataset import Sequences
 from recommendation.models import DEFAULTS, config_path, find_class
 from recommendation.models.abstract_model import PADDING, Catalogue, Windows
+from tests.small import small_config
 
 settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("certain")
@@ -60,12 +61,7 @@ def sequences() -> Sequences:
 def make_config():
     """name, key=value, ... -> Config, small wherever the recommender's YAML or the defaults have a key of `SMALL`."""
     def make(name: str, **own: object) -> Config:
-        files = name, config_path(name), DEFAULTS
-        plain = resolve(*files, [])
-        sections = {"training_params": plain.training_params, "model_params": plain[name]["model_params"]}
-        overrides = [(f"{name}.{section}.{key}", str(value)) for section, params in sections.items()
-                     for key, value in (SMALL | own).items() if key in params]
-        return resolve(*files, overrides)
+        return small_config(name, config_path(name), DEFAULTS, SMALL | own)
 
     return make
 

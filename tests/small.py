@@ -1,0 +1,14 @@
+"""Configurations of a model in sizes that a test can afford."""
+
+from pathlib import Path
+
+from common.config import Config, resolve
+
+
+def small_config(name: str, model_yaml: Path, defaults_yaml: Path, sizes: dict[str, object]) -> Config:
+    """The model's own configuration with each of `sizes` that is one of its keys."""
+    plain = resolve(name, model_yaml, defaults_yaml, [])
+    sections = {"training_params": plain.training_params, "model_params": plain[name]["model_params"]}
+    overrides = [(f"{name}.{section}.{key}", str(value)) for section, params in sections.items()
+                 for key, value in sizes.items() if key in params]
+    return resolve(name, model_yaml, defaults_yaml, overrides)
