@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,12 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
     _sync(path.parent)
     _sweep(path)
     return meta
+
+
+def write_meta(path: Path, meta: dict) -> None:
+    """Give a file that is there already, made elsewhere, the meta that other stages ask for."""
+    meta = {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(path), "size": path.stat().st_size, **meta}
+    write_text(meta_path(path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -169,6 +175,17 @@ class DatasetFolder:
     def embeddings(self, suffix: str) -> Path:
         return self.path / f"{self.name}.emb-{suffix}.npy"
 
+    def mask(self, suffix: str) -> Path:
+        return self.path / f"{self.name}.mask-{suffix}.npy"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures.parquet"
+
+    @property
+    def images(self) -> Path:
+        return self.path / "images"
+
     def codes(self, quantizer: str, suffix: str, tag: str | None) -> Path:
         return self.path / f"{self.name}.codes-{variant(quantizer, suffix, tag)}.npy"
 
@@ -206,7 +223,7 @@ class Interactions(NamedTuple):
     split: np.ndarray      # int8, index into SPLITS
 
 
-def ids_sha256(raw_ids: list[str]) -> str:
+def ids_sha256(raw_ids: Iterable[str]) -> str:
     """A hash of raw ids in their order, so that files about other items are told apart."""
     digest = hashlib.sha256()
     for raw_id in raw_ids:
@@ -234,6 +251,11 @@ def load_items(folder: DatasetFolder) -> dict[str, np.ndarray]:
     return _load_table(folder, folder.items, "item", ("raw_id", "title", "text"))
 
 
+def load_image_urls(folder: DatasetFolder) -> np.ndarray:
+    """The address of every item's image, an object array in item order; None where an item has none."""
+    return _load_table(folder, folder.items, "item", ("image_url",))["image_url"]
+
+
 def load_users(folder: DatasetFolder) -> dict[str, np.ndarray]:
     """`raw_id` of every user, in user order."""
     return _load_table(folder, folder.users, '"user"', ("raw_id",))
@@ -249,13 +271,22 @@ def _load_table(folder: DatasetFolder, path: Path, order: str, names: tuple[str,
 
 def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
     """float32 (num_items, dim), finite, one row an item of `items.parquet`."""
-    fix = f"bash dataloader/3_get_text_emb.sh --dataset {folder.name}{folder.root_flag}"
+    fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     path = folder.embeddings(suffix)
     array = _load_array(folder, path, np.float32, fix)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise DataError(path, f"rows {np.flatnonzero(~finite)[:10].tolist()} are not finite", fix=fix)
     return array
+
+
+def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
+    """bool (num_items,): which items have a vector of their own in this embedding."""
+    fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
+    meta = load_meta(folder.embeddings(suffix), fix)
+    if folder.mask(suffix).name not in meta["inputs"]:
+        return np.ones(load_meta(folder.items, fix)["num_items"], dtype=bool)
+    return _load_array(folder, folder.mask(suffix), bool, fix, ndim=1)
 
 
 def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None) -> tuple[np.ndarray, dict]:
@@ -277,16 +308,16 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
     return codes, meta
 
 
-def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str) -> np.ndarray:
+def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str, ndim: int = 2) -> np.ndarray:
     meta = load_meta(path, fix)
     items = load_meta(folder.items, folder.make_command)
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ArtifactError(path, "is not a numpy array file", str(error), fix) from error
-    if array.dtype != dtype or array.ndim != 2:
+    if array.dtype != dtype or array.ndim != ndim:
         raise ArtifactError(path, f"holds {array.dtype} {array.shape}",
-                            f"wanted {np.dtype(dtype)} (items, columns)", fix)
+                            f"wanted {np.dtype(dtype)} {'(items, columns)' if ndim == 2 else '(items,)'}", fix)
     if len(array) != items["num_items"] or meta.get("items_sha256") != items["items_sha256"]:
         raise ArtifactError(path, f"belongs to another list of items ({len(array)} rows)",
                             f"{folder.items.name} has {items['num_items']}", fix)

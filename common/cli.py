@@ -4,6 +4,7 @@ import argparse
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.errors import ConfigError, nearest
@@ -23,6 +24,10 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+
+
+    def destinations(self) -> set[str]:
+        return {action.dest for action in self._actions if action.option_strings and action.dest != "help"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -78,6 +83,16 @@ def check_name(where: str, name: str | None) -> None:
     if name is not None and (not NAME.fullmatch(name) or name.startswith(".")):
         raise ConfigError(where, f"{name!r} is not a name", "letters, digits, '.', '_' and '-', at most 100, "
                           "no '.' in front", "choose another name")
+
+
+def given_flags(parser: Parser, args: argparse.Namespace, destinations: Iterable[str]) -> list[str]:
+    """The flags, of these destinations, that are set to something else than their default, for another command."""
+    given = []
+    for action in parser._actions:  # argparse has no public name for them
+        value = getattr(args, action.dest, None)
+        if action.dest in destinations and value != action.default:
+            given += [action.option_strings[0]] if value is True else [f"{action.option_strings[0]}={value}"]
+    return given
 
 
 def _split_set(text: str) -> tuple[str, str]:

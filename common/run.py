@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class FolderLock:
-    """Holds a folder for this process; a second one gets LockedError naming the holder."""
+    """Holds a folder for this process; a second one gets LockedError naming the holder, or waits (`wait`)."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, wait: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / ".lock"
         self.file = self.path.open("a+")
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             self.file.seek(0)
             holder = self.file.read().strip() or "an unknown process"

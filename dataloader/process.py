@@ -3,58 +3,65 @@
 import importlib
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
-
-import duckdb
-import pandas as pd
 
 from common.artifacts import file_sha256, ids_sha256, load_meta, publish
 from common.cli import command_line
 from common.errors import DataError, UserError, run_command
 from common.run import FolderLock, log_to_console
+from dataloader.check import check_folder
+from dataloader.filters import Report, apply_filters, drop_items_without_text, make_keys, number
+from dataloader.item_text import MAX_TEXT, describe, no_metadata
 from dataloader.options import DataOptions, parse_options
-from dataloader.sources.text import shorten
+from dataloader.sources.events import read_events
+from dataloader.sources.items import read_items
+from dataloader.sources.tables import UNITS, RawTable
+from dataloader.splits import Split, make_split
+from dataloader.statistics import counts, measure, report_lines
+from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-MAX_TEXT = 10_000  # characters; far more than any text model reads
+ROLES = ("interactions", "items")
+RAW_IDS_AT_ONCE = 100_000
 
 
 def main(argv: list[str]) -> None:
     options = parse_options(argv, "Turn raw files into interactions, items and users.")
     log_to_console()
-    process(options, command_line("bash dataloader/2_process.sh", argv))
+    command = command_line("bash dataloader/2_process.sh", argv)
+    if options.check:
+        check(options, command)
+    else:
+        process(options, command)
+
+
+def check(options: DataOptions, command: str) -> None:
+    """Look at the raw files that the flags name, and at the tables and arrays that are there; write nothing."""
+    if not options.downloads:
+        with tempfile.TemporaryDirectory() as scratch:
+            _make(options, _reader(options).raw_paths(options), command, Path(scratch), publish=False)
+        log.info("check: the raw files are sound")
+    if options.downloads or options.folder.interactions.exists():
+        check_folder(options.folder, options.adopt)
 
 
 def process(options: DataOptions, command: str) -> None:
     """Filter, number, order and split the events, and publish the three tables."""
-    folder, reader = options.folder, _reader(options)
+    folder = options.folder
     if not options.force and is_current(options):
-        meta = load_meta(folder.interactions, command)
-        log.info("process: reusing %s (%s)", folder.interactions, _counts(meta))
-        return
-    paths = reader.raw_paths(options.raw, folder.name)
-    with FolderLock(folder.path), duckdb.connect() as connection:
-        records = reader.read(paths, connection)
-        removed = k_core(connection, options.min_user_interactions, options.min_item_interactions)
-        if _count(connection, "events") == 0:
-            raise DataError(paths[0], "no interaction is left", ", ".join(removed),
-                            "relax --min_user_interactions or --min_item_interactions")
-        for line in removed:
-            log.info("process: %s", line)
-        number_and_split(connection)
-        items = describe_items(connection, records, options.config["text"])
-        meta = {"command": command, "settings": _settings(options),
-                "raw": {path.name: file_sha256(path) for path in paths}, "split_name": "leave_one_out"}
-        _publish_tables(options, connection, items, meta)
-    _report(options)
+        log.info("process: reusing %s (%s)", folder.interactions, counts(load_meta(folder.interactions, command)))
+    else:
+        paths = _reader(options).raw_paths(options)
+        with FolderLock(folder.path):
+            _make(options, paths, command, folder.path)
+        _tell(options, load_meta(folder.interactions, command))
+    if options.export_recbole is not None:
+        from dataloader.recbole import export
 
-
-def _settings(options: DataOptions) -> dict:
-    return {"source": options.source, "text": options.config["text"],
-            "min_user_interactions": options.min_user_interactions,
-            "min_item_interactions": options.min_item_interactions}
+        export(folder, options.export_recbole)
 
 
 def _reader(options: DataOptions) -> ModuleType:
@@ -67,117 +74,138 @@ def is_current(options: DataOptions) -> bool:
         meta = load_meta(options.folder.interactions, "")
     except UserError:
         return False
-    if meta["settings"] != _settings(options):
+    if meta.get("settings") != _settings(options):
         return False
     try:
-        paths = _reader(options).raw_paths(options.raw, options.folder.name)
+        paths = _reader(options).raw_paths(options)
     except DataError:
         return True
-    return meta["raw"] == {path.name: file_sha256(path) for path in paths}
+    return meta["raw"] == _raw(paths)
 
 
-def k_core(connection: duckdb.DuckDBPyConnection, min_user: int, min_item: int) -> list[str]:
-    """Drop users and items with too few events until none is left; a line of text a round."""
-    left = _count(connection, "events")
-    report, before = [f"{left} interactions read"], -1
-    while before != left:
-        before = left
-        for column, minimum in (("raw_user", min_user), ("raw_item", min_item)):
-            if minimum > 1:
-                connection.execute(f"""DELETE FROM events WHERE {column} IN (
-                    SELECT {column} FROM events GROUP BY {column} HAVING count(*) < {int(minimum)})""")
-        left = _count(connection, "events")
-        if left != before:
-            report.append(f"{left} left by the {min_user}/{min_item}-core")
-    return report
+def _settings(options: DataOptions) -> dict:
+    own = {"columns": options.local.columns, "item_columns": options.local.item_columns}
+    return {"source": options.source, **options.processing.settings, **(own if options.source == "local" else {})}
 
 
-def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    [(count,)] = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
-    return count
+def _raw(paths: list[Path]) -> dict:
+    return {role: {"file": path.name, "sha256": file_sha256(path)} for role, path in zip(ROLES, paths, strict=False)}
 
 
-def number_and_split(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make `numbered`: integer ids by first appearance, order by (time, line), leave-one-out split.
-
-    A user's last event is test and the one before it valid, where a training event remains.
-    """
-    for side in ("user", "item"):
-        connection.execute(f"""
-            CREATE TABLE {side}_ids AS
-            SELECT raw_{side} AS raw_id, (row_number() OVER (ORDER BY min(line)) - 1)::INTEGER AS id
-            FROM events GROUP BY raw_{side}""")
-    connection.execute("""
-        CREATE TABLE numbered AS
-        SELECT u.id AS "user", i.id AS item, e."timestamp", e.rating::FLOAT AS rating, e.line,
-               row_number() OVER last_first AS from_end,
-               count(*) OVER (PARTITION BY u.id) AS length
-        FROM events e JOIN user_ids u ON e.raw_user = u.raw_id JOIN item_ids i ON e.raw_item = i.raw_id
-        WINDOW last_first AS (PARTITION BY u.id ORDER BY e."timestamp" DESC, e.line DESC)""")
-
-
-def describe_items(connection: duckdb.DuckDBPyConnection, records, fields: list[str]) -> pd.DataFrame:
-    """`item, raw_id, title, text` of the kept items; an item without text gets its raw id as text."""
-    ids = dict(connection.execute("SELECT raw_id, id FROM item_ids").fetchall())
-    title, text, num_cut = [""] * len(ids), [""] * len(ids), 0
-    for record in records:
-        index = ids.get(record["raw_id"])
-        if index is None or text[index]:  # the first record of an item counts
-            continue
-        whole = ". ".join(record[field] for field in fields if record.get(field))
-        title[index], text[index] = record["title"], shorten(whole, MAX_TEXT)
-        num_cut += len(whole) > MAX_TEXT
-    table = pd.DataFrame({"raw_id": ids.keys(), "item": ids.values()}).sort_values("item", ignore_index=True)
-    bare = [not t for t in text]
-    table["title"] = [t or raw_id for t, raw_id in zip(title, table["raw_id"], strict=True)]
-    table["text"] = [t or raw_id for t, raw_id in zip(text, table["raw_id"], strict=True)]
-    table.attrs |= {"num_without_text": sum(bare), "num_texts_cut": num_cut}
-    return table[["item", "raw_id", "title", "text"]]
+def _make(options: DataOptions, paths: list[Path], command: str, scratch: Path, publish: bool = True) -> None:
+    processing, bad_lines = options.processing, scratch / "bad_lines.jsonl"
+    bad_lines.unlink(missing_ok=True)
+    with Workspace(scratch / ".work", options.memory_limit) as work:
+        log.info("process: reading %s", ", ".join(map(str, paths)))
+        tables = _reader(options).raw_tables(options, paths, work)
+        num_bad = read_events(work, tables[0], options, bad_lines)
+        make_keys(work)
+        report = Report(work)
+        if processing.drop_items_without_text:
+            num_bad += _describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
+            drop_items_without_text(work)
+            report.add("--drop_items_without_text")
+        apply_filters(work, processing, report)
+        _refuse_too_few(paths[0], work, report)
+        number(work, UNITS[processing.time_unit])
+        split = make_split(work, processing, report)
+        if not processing.drop_items_without_text:
+            num_bad += _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
+        meta = {"command": command, "settings": _settings(options), "raw": _raw(paths), "filters": report.steps,
+                "num_bad_lines": num_bad, **_text_counts(work)}
+        if publish:
+            _publish_tables(work, options, split, meta)
+        else:
+            _tell(options, {**meta, **split.info, **_counts(work)})
 
 
-def _publish_tables(options: DataOptions, connection, items: pd.DataFrame, meta: dict) -> None:
+def _describe_items(work: Workspace, options: DataOptions, tables: list[RawTable], wanted: str, bad_lines: Path) -> int:
+    """Make `described`, the items' titles and texts; returns how many bad lines were left out."""
+    num_bad = 0
+    if len(tables) > 1:
+        num_bad = read_items(work, tables[1], options, wanted, bad_lines)
+    else:
+        log.warning("process: there is no file of the items, so that no item has a text")
+        no_metadata(work)
+    describe(work, options.processing.template)
+    return num_bad
+
+
+def _refuse_too_few(path: Path, work: Workspace, report: Report) -> None:
+    num_users = work.value("SELECT count(DISTINCT user_key) FROM kept")
+    if num_users < 2:
+        raise DataError(path, "no interaction is left" if not num_users else "only one user is left",
+                        "; ".join(report.lines()), "relax --min_rating, --duplicates, --min_user_interactions or "
+                        "--min_item_interactions" if len(report.steps) > 1 else "a file with more interactions")
+
+
+def _counts(work: Workspace) -> dict:
+    statistics = measure(work)
+    return {"statistics": statistics,
+            **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")}}
+
+
+def _publish_tables(work: Workspace, options: DataOptions, split: Split, meta: dict) -> None:
     """users and items first, then the interactions, which record the hashes of both."""
     folder = options.folder
-    item_info = {"num_items": len(items), "items_sha256": ids_sha256(list(items["raw_id"])), **items.attrs}
-    connection.register("items_frame", items)
-    num_users = _count(connection, "user_ids")
-    made = {
-        folder.items: _publish(connection, "SELECT * FROM items_frame ORDER BY item", folder.items,
-                               {"inputs": {}, **meta, **item_info}),
-        folder.users: _publish(connection, 'SELECT id AS "user", raw_id FROM user_ids ORDER BY id', folder.users,
-                               {"inputs": {}, **meta, "num_users": num_users}),
+    meta = {**meta, **_counts(work), "items_sha256": _ids_sha256(work), **split.info}
+    queries = {
+        folder.items: """
+            SELECT i.id AS item, i.raw_id, coalesce(nullif(d.title, ''), i.raw_id) AS title,
+                   coalesce(nullif(d."text", ''), i.raw_id) AS "text", d.image_url
+            FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id ORDER BY i.id""",
+        folder.users: 'SELECT id AS "user", raw_id FROM users ORDER BY id',
+        folder.interactions: f'SELECT "user", item, "timestamp", rating, {split.expression} AS split FROM numbered',
     }
-    _publish(connection, """
-        SELECT "user", item, "timestamp", rating,
-               CASE WHEN length < 3 OR from_end > 2 THEN 'train' WHEN from_end = 2 THEN 'valid' ELSE 'test' END AS split
-        FROM numbered ORDER BY "user", "timestamp", line""", folder.interactions,
-             {"inputs": {path.name: m["sha256"] for path, m in made.items()}, **meta, **item_info,
-              "num_users": num_users, "num_interactions": _count(connection, "events")})
+    inputs = {}
+    for path, query in queries.items():
+        made = _publish(work, query, path, {"inputs": inputs if path == folder.interactions else {}, **meta})
+        inputs[path.name] = made["sha256"]
 
 
-def _publish(connection, query: str, path: Path, meta: dict) -> dict:
-    def write(staged: Path) -> None:
-        connection.sql(query).write_parquet(str(staged))
-
-    return publish(path, write, meta)
+def _publish(work: Workspace, query: str, path: Path, meta: dict) -> dict:
+    return publish(path, lambda staged: work.copy(query, staged), meta)
 
 
-def _counts(meta: dict) -> str:
-    return f"{meta['num_users']:,} users, {meta['num_items']:,} items, {meta['num_interactions']:,} interactions"
+def _ids_sha256(work: Workspace) -> str:
+    def raw_ids():
+        rows = work.connection.execute("SELECT raw_id FROM items ORDER BY id")
+        while some := rows.fetchmany(RAW_IDS_AT_ONCE):
+            yield from (row[0] for row in some)
+
+    return ids_sha256(raw_ids())
 
 
-def _report(options: DataOptions) -> None:
-    meta = load_meta(options.folder.interactions, "")
-    log.info("process: %s: %s", options.folder.name, _counts(meta))
+def _text_counts(work: Workspace) -> dict[str, int]:
+    """How items and their records meet: which lack the other, and what became of the texts."""
+    [(without_text, cut, without_record)] = work.run("""
+        SELECT count(*) FILTER (coalesce(d."text", '') = ''), count(*) FILTER (d.cut),
+               count(*) FILTER (d.raw_id IS NULL)
+        FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id""")
+    [(records, distinct)] = work.run("SELECT count(*), count(DISTINCT raw_id) FROM metadata")
+    return {"num_without_text": without_text, "num_texts_cut": cut, "num_without_record": without_record,
+            "num_records": records, "num_duplicate_records": records - distinct,
+            "num_unused_records": distinct - (work.count("items") - without_record)}
+
+
+def _tell(options: DataOptions, meta: dict) -> None:
+    """Print what was made, and how it compares with what the literature has."""
+    for line in report_lines(meta):
+        log.info("process: %s", line)
     if meta["num_without_text"]:
         log.warning("process: %d items have no text; their raw ids stand in for it", meta["num_without_text"])
+    if meta["num_texts_cut"]:
+        log.info("process: %d texts are longer than %d characters and were cut", meta["num_texts_cut"], MAX_TEXT)
     expected = options.config["expected"].get(options.folder.name)
     found = [meta["num_users"], meta["num_items"], meta["num_interactions"]]
-    if expected and (options.min_user_interactions, options.min_item_interactions) == (5, 5):
-        if expected == found:
-            log.info("process: these are the counts that the literature has")
-        else:
-            log.warning("process: the literature has %s users, items, interactions, and this set %s", expected, found)
+    plain = options.processing._replace(min_user_interactions=5, min_item_interactions=5, min_rating=None,
+                                        duplicates="keep", drop_items_without_text=False)
+    if not expected or options.processing != plain:
+        return
+    if expected == found:
+        log.info("process: these are the counts that the literature has")
+    else:
+        log.warning("process: the literature has %s users, items, interactions, and this set %s", expected, found)
 
 
 if __name__ == "__main__":

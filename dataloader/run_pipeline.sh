@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The data part: download, process, embed. All steps take the same flags.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-for step in 0_download_dataset 2_process 3_get_text_emb; do
-    bash "$here/$step.sh" "$@"
-done
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/setup.sh"
+# -P keeps the caller's folder, which may be another checkout, off the import path.
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -P -m dataloader.pipeline "$@"

@@ -1,92 +1,107 @@
-"""MovieLens 100k, as GroupLens packs it or out of the recbole package."""
+"""MovieLens 100k, 1m, 20m and 32m, as GroupLens packs them, and 100k out of the recbole package too."""
 
 import csv
 import io
+import json
 import re
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import duckdb
-import pandas as pd
-
 from common.errors import DataError
+from dataloader.options import DataOptions
+from dataloader.sources.tables import RawTable
+from dataloader.workspace import Workspace
 
 GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
           "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")
-YEAR = re.compile(r"\s*\((\d{4})\)(?:\s*\(V\))?\s*$")
+YEAR = re.compile(r"\s*\((\d{4})(?:[-–]\d{0,4})?\)(?:\s*\(V\))?\s*$")
 ARTICLE = re.compile(r"^(.*), (The|A|An)(?=$| \()")
+COLUMNS = ("user", "item", "rating", "time")
+RECBOLE = "recbole/dataset_example/ml-100k/ml-100k"
+# data set -> its two members, and the delimiter of both
+LAYOUTS = {"ml-100k": ("ml-100k/u.data", "ml-100k/u.item", "\t"),
+           "ml-1m": ("ml-1m/ratings.dat", "ml-1m/movies.dat", "::"),
+           "ml-20m": ("ml-20m/ratings.csv", "ml-20m/movies.csv", ","),
+           "ml-32m": ("ml-32m/ratings.csv", "ml-32m/movies.csv", ",")}
 
 
-def raw_paths(raw: Path, dataset: str) -> list[Path]:
+def raw_paths(options: DataOptions) -> list[Path]:
     """The one archive that holds the data set."""
-    candidates = [raw / f"{dataset}.zip", *sorted(raw.glob("recbole-*.whl"))]
-    found = next((path for path in candidates if path.exists()), None)
+    dataset = options.folder.name
+    wheels = sorted(options.raw.glob("recbole-*.whl")) if dataset in options.config["wheels"] else []
+    found = next((path for path in [options.raw / f"{dataset}.zip", *wheels] if path.exists()), None)
     if found is None:
-        raise DataError(raw, "has no archive", f"looked for {dataset}.zip and recbole-*.whl",
+        raise DataError(options.raw, "has no archive", f"looked for {dataset}.zip"
+                        + (" and recbole-*.whl" if dataset in options.config["wheels"] else ""),
                         f"bash dataloader/0_download_dataset.sh --dataset {dataset} --force")
     return [found]
 
 
-def read(paths: list[Path], connection: duckdb.DuckDBPyConnection) -> Iterator[dict]:
-    """Fill the table `events` and return the items' records, each with `raw_id`, title, year and genres."""
+def raw_tables(options: DataOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
+    """Interactions and items, taken out of the archive."""
     [path] = paths
+    packaged = path.suffix == ".whl"
+    events, items, delimiter = (f"{RECBOLE}.inter", f"{RECBOLE}.item", "\t") if packaged else LAYOUTS.get(
+        options.folder.name, LAYOUTS["ml-20m"])
+    records = _recbole_items if packaged else {"\t": _u_item, "::": _movies_dat, ",": _movies_csv}[delimiter]
     try:
         with zipfile.ZipFile(path) as archive:
-            if path.suffix == ".whl":
-                folder = "recbole/dataset_example/ml-100k/ml-100k"
-                events, items = archive.read(f"{folder}.inter"), archive.read(f"{folder}.item")
-                records = _recbole_items(items.decode("utf-8"))
-                events = events.split(b"\n", 1)[1]
-            else:
-                events, items = archive.read("ml-100k/u.data"), archive.read("ml-100k/u.item")
-                records = _grouplens_items(items.decode("latin-1"))
-    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, IndexError) as error:
+            with archive.open(events) as member, (work.folder / "events").open("wb") as out:
+                shutil.copyfileobj(member, out, 1 << 20)
+            with archive.open(items) as member, (work.folder / "items.jsonl").open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records(member))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, IndexError, csv.Error) as error:
         raise DataError(path, "is not the expected archive", str(error), "fetch it again (--force)") from error
-    # Everything is text at first: ids stay as they are written.
-    frame = pd.read_csv(io.BytesIO(events), sep="\t", header=None, dtype=str, keep_default_na=False,
-                        quoting=csv.QUOTE_NONE, names=["raw_user", "raw_item", "rating", "timestamp"])
-    if lacking := list(frame.index[frame.isna().any(axis=1)][:1]):
-        raise DataError(path, f"event {lacking[0] + 1} lacks a field", "wanted user, item, rating, time",
-                        "fetch it again (--force)")
-    frame["line"] = range(1, len(frame) + 1)
-    connection.register("frame", frame)
-    try:
-        connection.execute("""
-            CREATE TABLE events AS SELECT raw_user::VARCHAR AS raw_user, raw_item::VARCHAR AS raw_item,
-                "timestamp"::VARCHAR::BIGINT AS "timestamp", rating::VARCHAR::DOUBLE AS rating, line FROM frame""")
-    except duckdb.ConversionException as error:
-        raise DataError(path, "holds a rating or time that is no number", str(error).splitlines()[0],
-                        "fetch it again (--force)") from error
-    connection.unregister("frame")
-    return iter(records)
+    headed = packaged or delimiter == ","
+    columns = {"user": "user_id", "item": "item_id", "rating": "rating", "time": "timestamp"} if packaged else (
+        {"user": "userId", "item": "movieId", "rating": "rating", "time": "timestamp"} if headed else
+        {column: column for column in COLUMNS})
+    return [
+        RawTable(work.folder / "events", "csv", {field: [column] for field, column in columns.items()},
+                 f"{path}:{events}", delimiter, "", None if headed else COLUMNS),
+        RawTable(work.folder / "items.jsonl", "json",
+                 {field: [field] for field in ("item", "title", "year", "genres")}, f"{path}:{items}"),
+    ]
 
 
-def _lines(text: str) -> list[str]:
+def _lines(member: io.BufferedIOBase, encoding: str) -> Iterator[str]:
     # Not `splitlines`, which also splits at characters that a title may hold.
-    return [line.rstrip("\r") for line in text.split("\n") if line]
+    return (line.rstrip("\r\n") for line in io.TextIOWrapper(member, encoding=encoding, newline="\n")
+            if line.strip("\r\n"))
 
 
-def _recbole_items(text: str) -> list[dict]:
-    rows = (line.split("\t") for line in _lines(text)[1:])
-    # recbole has cut the last brackets off GroupLens's titles, and misspells the one that has none.
-    return [_record(raw_id, "unknown" if title == "unkonwn" else f"{title} ({year})", genres.split())
-            for raw_id, title, year, genres in rows]
+def _recbole_items(member: io.BufferedIOBase) -> Iterator[dict]:
+    lines = _lines(member, "utf-8")
+    next(lines, None)
+    for raw_id, title, year, genres in (line.split("\t") for line in lines):
+        # recbole has cut the last brackets off GroupLens's titles, and misspells the one that has none.
+        yield _record(raw_id, "unknown" if title == "unkonwn" else f"{title} ({year})", genres.split())
 
 
-def _grouplens_items(text: str) -> list[dict]:
-    records = []
-    for line in _lines(text):
-        raw_id, title, *_, = fields = line.split("|")
+def _u_item(member: io.BufferedIOBase) -> Iterator[dict]:
+    for line in _lines(member, "latin-1"):
+        raw_id, title, *_ = fields = line.split("|")
         flagged = zip(GENRES, fields[-len(GENRES):], strict=True)
-        records.append(_record(raw_id, title, [genre for genre, flag in flagged if flag == "1"]))
-    return records
+        yield _record(raw_id, title, [genre for genre, flag in flagged if flag == "1"])
+
+
+def _movies_dat(member: io.BufferedIOBase) -> Iterator[dict]:
+    for raw_id, title, genres in (line.split("::") for line in _lines(member, "latin-1")):
+        yield _record(raw_id, title, genres.split("|"))
+
+
+def _movies_csv(member: io.BufferedIOBase) -> Iterator[dict]:
+    for row in csv.DictReader(io.TextIOWrapper(member, encoding="utf-8", newline="")):
+        genres = [] if row["genres"].startswith("(no genres") else row["genres"].split("|")
+        yield _record(row["movieId"], row["title"], genres)
 
 
 def _record(raw_id: str, title: str, genres: list[str]) -> dict:
     """A record from GroupLens's title, `Usual Suspects, The (1995)`."""
     year = YEAR.search(title)
     # "The Usual Suspects" reads, and embeds, better: it is how people say it.
-    return {"raw_id": raw_id, "title": ARTICLE.sub(r"\2 \1", YEAR.sub("", title)),
-            "year": year.group(1) if year else "", "genres": ", ".join(genres)}
+    return {"item": raw_id, "title": ARTICLE.sub(r"\2 \1", YEAR.sub("", title)),
+            "year": year.group(1) if year else "", "genres": genres}

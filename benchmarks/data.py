@@ -1,0 +1,169 @@
+"""How fast, and in how much memory, raw files become tables: the data stage against the same steps in pandas.
+
+    python benchmarks/data.py compare                 # on a size that pandas can hold; both in turns, medians
+    python benchmarks/data.py large                   # 20 million events, 2 million users, 1 million items, 4 GB
+    python benchmarks/data.py generate --folder DIR   # only the files: a catalogue in the format of Amazon 2018
+
+pandas writes Parquet through pyarrow (benchmarks/requirements.txt).
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "Industrial_and_Scientific"
+SIZES = {"compare": (1_000_000, 100_000, 50_000), "large": (20_000_000, 2_000_000, 1_000_000)}
+WORDS = ["steel", "brass", "valve", "pump", "gauge", "tape", "thread", "hose", "clamp", "filter", "sensor", "motor",
+         "bearing", "gasket", "drill", "laser", "digital", "heavy", "duty", "precision", "industrial", "stainless",
+         "adjustable", "universal", "compact", "portable", "wireless", "insulated"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("generate", "compare", "large", "pandas"))
+    parser.add_argument("--folder", type=Path, default=None, help="of the generated files (default: a temporary one)")
+    parser.add_argument("--events", type=int, default=None, help="in place of the size of `what`")
+    parser.add_argument("--rounds", type=int, default=3, help="of the comparison")
+    parser.add_argument("--out", type=Path, default=None, help="write the figures there as JSON")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="data-benchmark-") as scratch:
+        folder = args.folder or Path(scratch) / "raw"
+        if args.what == "pandas":
+            pandas_steps(folder, Path(scratch))
+            return
+        sizes = SIZES["large" if args.what == "large" else "compare"]
+        if args.events:
+            sizes = (args.events, args.events // 10, args.events // 20)
+        generate(folder, *sizes)
+        if args.what == "generate":
+            return
+        figures = {"what": args.what, "events": sizes[0], "users": sizes[1], "items": sizes[2], **machine()}
+        figures |= (compare(folder, Path(scratch), args.rounds) if args.what == "compare" else
+                    large(folder, Path(scratch)))
+        print(json.dumps(figures, indent=2))
+        if args.out:
+            args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def machine() -> dict:
+    import pandas as pd
+
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                            check=False).stdout.strip()
+    return {"commit": commit, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
+            "duckdb": duckdb.__version__, "pandas": pd.__version__}
+
+
+def generate(folder: Path, num_events: int, num_users: int, num_items: int) -> None:
+    """Reviews and metadata as gzipped JSON lines; every number follows from a hash, so that all runs have the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reviews, metadata = folder / f"{NAME}.json.gz", folder / f"meta_{NAME}.json.gz"
+    if reviews.exists() and metadata.exists():
+        return
+    word = f"{WORDS}[1 + (hash(i * 64 + w) % {len(WORDS)})::INTEGER]"
+    # Half of the events go evenly to all items, so that the 5-core keeps most of them; the rest to popular ones.
+    duckdb.execute(f"""
+        COPY (SELECT 5.0 - (hash(i * 3) % 5)::INTEGER AS overall,
+                     'A' || printf('%013d', (hash(i) % {num_users})::BIGINT) AS "reviewerID",
+                     'B' || printf('%09d', CASE WHEN i % 2 = 0 THEN (hash(i * 7) % {num_items})::BIGINT
+                     ELSE floor({num_items} * pow((hash(i * 11) % 1000000)::DOUBLE / 1000000, 3))::BIGINT END) AS asin,
+                     1300000000 + (hash(i * 5) % 200000000)::BIGINT AS "unixReviewTime",
+                     'Works as described.' AS summary
+              FROM range({num_events}) r(i)) TO '{reviews}' (FORMAT json, COMPRESSION gzip)""")
+    some = {begin: f"array_to_string(list_transform(range({begin}, {end}), lambda w: {word}), ' ')"
+            for begin, end in ((0, 6), (8, 38), (40, 60))}
+    duckdb.execute(f"""
+        COPY (SELECT 'B' || printf('%09d', i) AS asin, {some[0]} || ' no. ' || i AS title,
+                     [{some[8]} || '. <b>New</b> &amp; tested.', {some[40]}] AS description,
+                     'Brand ' || i % 977 AS brand, '$' || (i % 9000) / 100 AS price,
+                     ['Industrial & Scientific', 'Group ' || i % 41] AS category,
+                     ['fits ' || i % 13, 'weighs ' || i % 7 || ' lb'] AS feature
+              FROM range({num_items}) r(i)) TO '{metadata}' (FORMAT json, COMPRESSION gzip)""")
+
+
+def ours(folder: Path, scratch: Path) -> dict:
+    target = scratch / f"ours-{time.monotonic_ns()}"
+    return measured([sys.executable, "-P", "-m", "dataloader.process", "--dataset", NAME, "--source", "amazon18",
+                     "--raw_dir", str(folder), "--data_root", str(target)])
+
+
+def measured(command: list[str]) -> dict:
+    """Seconds and the peak of resident memory of a command, in GB."""
+    begun = time.monotonic()
+    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    output = child.stdout.read()
+    _pid, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed:\n{output}")
+    return {"seconds": round(time.monotonic() - begun, 2), "peak_gb": round(usage.ru_maxrss / 2**20, 2),
+            "output": output.strip().splitlines()}
+
+
+def large(folder: Path, scratch: Path) -> dict:
+    raw = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
+    return {"raw_gb": round(raw, 2), "ours": ours(folder, scratch)}
+
+
+def compare(folder: Path, scratch: Path, rounds: int) -> dict:
+    """Both in turns on the same files, in processes of their own; the ratio of the medians."""
+    runs = {"ours": [], "pandas": []}
+    for _ in range(rounds):
+        runs["ours"].append(ours(folder, scratch))
+        runs["pandas"].append(measured([sys.executable, __file__, "pandas", "--folder", str(folder)]))
+    seconds = {who: statistics.median(run["seconds"] for run in some) for who, some in runs.items()}
+    return {"median_seconds": seconds, "times_as_fast": round(seconds["pandas"] / seconds["ours"], 2),
+            "peak_gb": {who: max(run["peak_gb"] for run in some) for who, some in runs.items()},
+            "seconds": {who: [run["seconds"] for run in some] for who, some in runs.items()},
+            "counts": {who: some[0]["output"][-1 if who == "pandas" else 1:] for who, some in runs.items()}}
+
+
+def pandas_steps(folder: Path, target: Path) -> None:
+    """The same steps as one would write them in pandas: read, 5-core, number, order, split, clean, write."""
+    import html
+    import re
+
+    import pandas as pd
+
+    events = pd.read_json(folder / f"{NAME}.json.gz", lines=True, dtype={"asin": str, "reviewerID": str})
+    events = events[["reviewerID", "asin", "unixReviewTime", "overall"]].reset_index(names="line")
+    before = -1
+    while before != len(events):
+        before = len(events)
+        for column in ("reviewerID", "asin"):
+            events = events[events.groupby(column)["line"].transform("size") >= 5]
+    events["user"], users = pd.factorize(events["reviewerID"])
+    events["item"], items = pd.factorize(events["asin"])
+    events = events.sort_values(["user", "unixReviewTime", "line"])
+    from_end = events.groupby("user").cumcount(ascending=False)
+    events["split"] = from_end.map({0: "test", 1: "valid"}).fillna("train")
+    metadata = pd.read_json(folder / f"meta_{NAME}.json.gz", lines=True, dtype={"asin": str})
+    metadata = metadata[metadata["asin"].isin(items)].drop_duplicates("asin")
+    tag, blanks = re.compile(r"<[^<>]{1,500}>"), re.compile(r"\s+")
+
+    def clean(value: object) -> str:
+        text = " ".join(value) if isinstance(value, list) else str(value or "")
+        return blanks.sub(" ", tag.sub(" ", html.unescape(text))).strip()
+
+    metadata["title"] = metadata["title"].map(clean)
+    metadata["text"] = metadata["title"] + ". " + metadata["description"].map(clean)
+    table = pd.DataFrame({"item": range(len(items)), "raw_id": items}).merge(
+        metadata[["asin", "title", "text"]], left_on="raw_id", right_on="asin", how="left").drop(columns="asin")
+    table["text"] = table["text"].fillna(table["raw_id"])
+    table.to_parquet(target / "items.parquet")
+    pd.DataFrame({"user": range(len(users)), "raw_id": users}).to_parquet(target / "users.parquet")
+    events[["user", "item", "unixReviewTime", "overall", "split"]].to_parquet(target / "interactions.parquet")
+    print(f"{len(users):,} users, {len(items):,} items, {len(events):,} interactions")
+
+
+if __name__ == "__main__":
+    main()

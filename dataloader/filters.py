@@ -1,0 +1,95 @@
+"""Which events stay: rating threshold, duplicates, k-core; and the integers that users and items become."""
+
+from dataloader.options import Processing
+from dataloader.statistics import filter_lines
+from dataloader.workspace import Workspace
+
+# The table `events (raw_user, raw_item, time, rating)` has its rows in the order of the input: a row's id is its line.
+# A user's or an item's key is the first line that names it, so that everything after is done on integers.
+
+
+def make_keys(work: Workspace) -> None:
+    """Make `kept (user_key, item_key, time, rating, line)` and `user_keys`, `item_keys (raw, key)`."""
+    for side in ("user", "item"):
+        work.run(f"CREATE TABLE {side}_keys AS SELECT raw_{side} AS raw, min(rowid) AS key FROM events GROUP BY ALL")
+    work.run("""CREATE TABLE kept AS
+        SELECT u.key AS user_key, i.key AS item_key, e."time", e.rating::FLOAT AS rating, e.rowid AS line
+        FROM events e JOIN user_keys u ON e.raw_user = u.raw JOIN item_keys i ON e.raw_item = i.raw""")
+    work.run("DROP TABLE events")
+
+
+class Report:
+    """What each filter has left, in the order in which they ran."""
+
+    def __init__(self, work: Workspace):
+        self.work = work
+        self.steps = [{"step": "read", "interactions": work.count("kept")}]
+
+    def add(self, step: str, if_any: bool = False) -> None:
+        """`if_any`: only if it has removed something."""
+        left = self.work.count("kept")
+        if not if_any or left != self.steps[-1]["interactions"]:
+            self.steps.append({"step": step, "interactions": left})
+
+    def lines(self) -> list[str]:
+        return filter_lines(self.steps)
+
+
+def apply_filters(work: Workspace, processing: Processing, report: Report) -> None:
+    """Rating threshold, then duplicates, then the k-core."""
+    if processing.min_rating is not None:
+        work.run("DELETE FROM kept WHERE rating < ?", processing.min_rating)
+        report.add(f"--min_rating {processing.min_rating:g}")
+    if processing.duplicates != "keep":
+        drop_duplicates(work, processing.duplicates)
+        report.add(f"--duplicates {processing.duplicates}")
+    k_core(work, processing.min_user_interactions, processing.min_item_interactions, report)
+
+
+def drop_items_without_text(work: Workspace) -> None:
+    work.run("""DELETE FROM kept WHERE item_key NOT IN (
+        SELECT key FROM item_keys JOIN described ON raw = raw_id WHERE "text" <> '')""")
+
+
+def drop_duplicates(work: Workspace, which: str) -> None:
+    """Of equal events the first line stays (exact); of a user's events with an item the earliest (user_item)."""
+    key, first = {"exact": ('user_key, item_key, "time"', "min(line)"),
+                  "user_item": ("user_key, item_key", 'arg_min(line, ("time", line))')}[which]
+    work.run(f"DELETE FROM kept WHERE line NOT IN (SELECT {first} FROM kept GROUP BY {key})")
+
+
+def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> None:
+    """Drop users and items with too few events until none is left; 0 and 1 switch a side off."""
+    before = -1
+    while before != (left := work.count("kept")):
+        before = left
+        for side, minimum in (("user", min_user), ("item", min_item)):
+            if minimum > 1:
+                work.run(f"""DELETE FROM kept WHERE {side}_key IN (
+                    SELECT {side}_key FROM kept GROUP BY {side}_key HAVING count(*) < ?)""", minimum)
+        report.add(f"the {min_user}/{min_item}-core", if_any=True)
+
+
+def number(work: Workspace, unit: int) -> None:
+    """Make `users`, `items (id, raw_id)` and `numbered ("user", item, "timestamp", rating, place, length)`.
+
+    Integers from 0 by the first line that is left of each; events sorted by user, then time, then line, with `place`
+    counting a user's events from 0. `unit` is a second in the raw times; what is published are whole seconds.
+    """
+    for side in ("user", "item"):
+        # Sorted, a user's events are neighbours: where they begin gives each its place without a second sort.
+        work.run(f"""CREATE TABLE {side}_numbers AS
+            SELECT key, (row_number() OVER in_order - 1)::INTEGER AS id, num_events::INTEGER AS num_events,
+                   (sum(num_events) OVER in_order - num_events)::BIGINT AS begins
+            FROM (SELECT {side}_key AS key, min(line) AS first, count(*) AS num_events FROM kept GROUP BY ALL)
+            WINDOW in_order AS (ORDER BY first ROWS UNBOUNDED PRECEDING)""")
+        work.run(f"""CREATE TABLE {side}s AS SELECT n.id, k.raw AS raw_id, n.num_events
+            FROM {side}_numbers n JOIN {side}_keys k ON n.key = k.key ORDER BY n.id""")
+    work.run("""CREATE TABLE sorted AS
+        SELECT u.id AS "user", i.id AS item, k."time", k.rating, u.begins, u.num_events
+        FROM kept k JOIN user_numbers u ON k.user_key = u.key JOIN item_numbers i ON k.item_key = i.key
+        ORDER BY u.id, k."time", k.line""")
+    work.run("DROP TABLE kept")
+    work.run(f"""CREATE VIEW numbered AS
+        SELECT "user", item, "time" // {unit} AS "timestamp", rating, rowid - begins AS place, num_events AS length
+        FROM sorted""")

@@ -1,0 +1,54 @@
+"""What is written of each item: title, text in a template, address of its image."""
+
+import string
+
+from dataloader.sources.items import SEPARATORS
+from dataloader.workspace import Workspace, text
+
+MAX_TEXT = 10_000  # characters; far more than any text model reads
+
+
+def describe(work: Workspace, template: tuple[str, ...]) -> None:
+    """Make `described (raw_id, title, text, image_url, cut)`, one row a raw id of `metadata` whose text was wanted.
+
+    Of several records of an item the first that has a text counts. A text is cut between words.
+    """
+    there = {row[0] for row in work.run("DESCRIBE metadata")}
+    pieces = [piece for template_piece in template if (piece := _piece(template_piece, there))]
+    whole = f"concat_ws('. ', {', '.join(pieces)})" if pieces else "''"
+    title = "title" if "title" in there else "''"
+    work.run(f"""CREATE TABLE whole AS
+        SELECT raw_id, {title} AS title, {whole} AS "text", image_url FROM metadata WHERE wanted""")
+    work.run(f"""CREATE TABLE described AS
+        SELECT w.raw_id, w.title, {_shorten('w."text"')} AS "text", w.image_url, length(w."text") > {MAX_TEXT} AS cut
+        FROM whole w
+        WHERE w.rowid IN (SELECT coalesce(min(rowid) FILTER ("text" <> ''), min(rowid)) FROM whole GROUP BY raw_id)""")
+    work.run("DROP TABLE whole")
+
+
+def no_metadata(work: Workspace) -> None:
+    """Make an empty `metadata`, for a data set without records of its items."""
+    work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
+
+
+def _piece(template: str, there: set[str]) -> str | None:
+    """SQL for a piece of a template: its fields within its words, NULL if one is empty; None without such a field."""
+    parts, fields = [], []
+    for words, field, *_ in string.Formatter().parse(template):
+        if words:
+            parts.append(text(words))
+        if field is not None:
+            parts.append(field)
+            fields.append(field)
+    if not set(fields) <= there & set(SEPARATORS):
+        return None
+    filled = " AND ".join(f"{field} <> ''" for field in fields)
+    return f"CASE WHEN {filled} THEN {' || '.join(parts)} END"
+
+
+def _shorten(value: str) -> str:
+    """At most MAX_TEXT characters, cut between words, and never to nothing."""
+    head = f"substr({value}, 1, {MAX_TEXT + 1})"
+    return f"""CASE WHEN length({value}) <= {MAX_TEXT} THEN {value}
+                    ELSE coalesce(nullif(regexp_extract({head}, '(?s)^(.*) ', 1), ''), substr({value}, 1, {MAX_TEXT}))
+               END"""

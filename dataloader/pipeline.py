@@ -1,0 +1,34 @@
+"""The data part: download, process, and the embeddings that --suffix and --modalities ask for."""
+
+import sys
+
+from common.errors import run_command
+from common.run import log_to_console
+from common.steps import Step, module, run_steps
+from dataloader.options import FUSIONS, DataOptions, parse_options
+
+
+def main(argv: list[str]) -> None:
+    options = parse_options(argv, __doc__)
+    log_to_console()
+    run_steps(plan(options, argv))
+
+
+def plan(options: DataOptions, flags: list[str]) -> list[Step]:
+    """The steps for these options; each gets all the flags, and takes what concerns it."""
+    if options.check:
+        return [Step("data: check", module("dataloader.process", *flags))]
+    steps = [("download", "download"), ("interactions and item text", "process")]
+    if "image" in options.modalities:
+        steps.append(("images", "figures"))
+    if "text" in options.modalities:
+        steps.append(("text embeddings", "text_embedding"))
+    if "image" in options.modalities:
+        steps.append(("image embeddings", "image_embedding"))
+    if options.suffix in ("cf", *FUSIONS):
+        steps.append((f"{options.suffix} embeddings", "fusion"))
+    return [Step(f"data: {title}", module(f"dataloader.{name}", *flags)) for title, name in steps]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
