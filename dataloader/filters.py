@@ -11,9 +11,10 @@ from dataloader.workspace import Workspace
 def make_keys(work: Workspace) -> None:
     """Make `kept (user_key, item_key, time, rating, line)` and `user_keys`, `item_keys (raw, key)`."""
     for side in ("user", "item"):
-        work.run(f"CREATE TABLE {side}_keys AS SELECT raw_{side} AS raw, min(rowid) AS key FROM events GROUP BY ALL")
+        work.run(f"""CREATE TABLE {side}_keys AS
+            SELECT raw_{side} AS raw, min(rowid)::UINTEGER AS key FROM events GROUP BY ALL""")
     work.run("""CREATE TABLE kept AS
-        SELECT u.key AS user_key, i.key AS item_key, e."time", e.rating::FLOAT AS rating, e.rowid AS line
+        SELECT u.key AS user_key, i.key AS item_key, e."time", e.rating::FLOAT AS rating, e.rowid::UINTEGER AS line
         FROM events e JOIN user_keys u ON e.raw_user = u.raw JOIN item_keys i ON e.raw_item = i.raw""")
     work.run("DROP TABLE events")
 
@@ -59,15 +60,32 @@ def drop_duplicates(work: Workspace, which: str) -> None:
 
 
 def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> None:
-    """Drop users and items with too few events until none is left; 0 and 1 switch a side off."""
-    before = -1
-    while before != (left := work.count("kept")):
-        before = left
-        for side, minimum in (("user", min_user), ("item", min_item)):
-            if minimum > 1:
-                work.run(f"""DELETE FROM kept WHERE {side}_key IN (
-                    SELECT {side}_key FROM kept GROUP BY {side}_key HAVING count(*) < ?)""", minimum)
+    """Drop users and items with too few events until none is left; 0 and 1 switch a side off.
+
+    Events are counted once. From then on a round looks at what is dropped, and takes that off the other side's counts.
+    """
+    minima = {"user": min_user, "item": min_item}
+    for side in minima:
+        work.run(f"""CREATE OR REPLACE TABLE {side}_counts AS
+            SELECT {side}_key AS key, count(*) AS n FROM kept GROUP BY ALL""")
+    num_dropped = -1
+    while num_dropped:
+        num_dropped = sum([_drop_short(work, side, other, minima[side])
+                           for side, other in (("user", "item"), ("item", "user")) if minima[side] > 1])
         report.add(f"the {min_user}/{min_item}-core", if_any=True)
+
+
+def _drop_short(work: Workspace, side: str, other: str, minimum: int) -> int:
+    """Drop the users, or the items, with fewer than `minimum` events; returns how many they were."""
+    work.run(f"CREATE OR REPLACE TABLE short AS SELECT key FROM {side}_counts WHERE n < {int(minimum)}")
+    if num_short := work.count("short"):
+        work.run(f"""CREATE OR REPLACE TABLE lost AS
+            SELECT {other}_key AS key, count(*) AS n FROM kept WHERE {side}_key IN (FROM short) GROUP BY ALL""")
+        work.run(f"DELETE FROM kept WHERE {side}_key IN (FROM short)")
+        work.run(f"DELETE FROM {side}_counts WHERE n < {int(minimum)}")
+        work.run(f"""UPDATE {other}_counts SET n = {other}_counts.n - lost.n
+            FROM lost WHERE {other}_counts.key = lost.key""")
+    return num_short
 
 
 def number(work: Workspace, unit: int) -> None:

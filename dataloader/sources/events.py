@@ -35,7 +35,9 @@ def read_events(work: Workspace, table: RawTable, options: DataOptions, bad_line
     query = f"""SELECT "user" AS raw_user, item AS raw_item, {_time(unit)} AS "time",
                        {'try_cast(rating AS DOUBLE)' if table.columns.get('rating') else IMPLICIT_RATING} AS rating
                 FROM {{rows}}"""
-    load(work, table, "events", query, ("user", "item"), dict.fromkeys(FIELDS, "VARCHAR"))
+    types = {"user": "VARCHAR", "item": "VARCHAR", "time": "VARCHAR" if unit == "date" else "DOUBLE",
+             "rating": "DOUBLE"}
+    load(work, table, "events", query, ("user", "item"), types)
     _refuse_other_schema(work, table, options.source)
     low, high = options.config["rating_range"]
     latest = LATEST * UNITS[unit]
@@ -54,11 +56,10 @@ def read_events(work: Workspace, table: RawTable, options: DataOptions, bad_line
 
 
 def _time(unit: str) -> str:
+    """SQL for the raw time as a whole number of its unit, NULL where it is none; fractions are cut off."""
     if unit == "date":
         return 'epoch_us(try_cast("time" AS TIMESTAMP))'
-    # A fraction is not cast at once: that would round it, and turn it into the next moment.
-    return """CASE WHEN contains("time", '.') THEN try_cast(floor(try_cast("time" AS DOUBLE)) AS BIGINT)
-                   ELSE try_cast("time" AS BIGINT) END"""
+    return 'try_cast(floor(try_cast("time" AS DOUBLE)) AS BIGINT)'
 
 
 def _fault(table: RawTable, values: dict, unit: str, low: float, high: float) -> str:

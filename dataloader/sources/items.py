@@ -64,6 +64,8 @@ def _cleaned(fields: list[str], query: str) -> str:
                  lambda f: f"CASE WHEN contains({f}, '<') THEN regexp_replace({f}, '{TAG}', ' ', 'g') ELSE {f} END",
                  lambda f: f"CASE WHEN regexp_matches({f}, '{UNEVEN}') "
                            f"THEN regexp_replace({f}, '{BLANKS}', ' ', 'g') ELSE {f} END",
-                 lambda f: f"regexp_extract({f}, '{PRICE}')" if f == "price" else f"coalesce(trim({f}), '')"):
+                 # `trim` walks through a whole text.
+                 lambda f: f"CASE WHEN starts_with({f}, ' ') OR ends_with({f}, ' ') THEN trim({f}) ELSE {f} END",
+                 lambda f: f"regexp_extract({f}, '{PRICE}')" if f == "price" else f"coalesce({f}, '')"):
         query = f"SELECT raw_id, wanted, {''.join(f'{step(f)} AS {f}, ' for f in fields)} image_url FROM ({query})"
     return query

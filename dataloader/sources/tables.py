@@ -56,9 +56,10 @@ class Fault(NamedTuple):
 def load(work: Workspace, table: RawTable, into: str, query: str, ids: tuple[str, ...], types: dict[str, str]) -> None:
     """Create the table `into` by a query over `{rows}`: the raw rows in their order, one column for each of our fields.
 
-    `types` gives each field VARCHAR, or JSON where it may be a list; where a row has none it is NULL. DuckDB reads the
-    file, which is fast; where it cannot read a line, all go through a parser that looks at each line alone, and those
-    that are no records become rows of NULL. Raises DataError if the file is damaged.
+    `types` gives each field VARCHAR, DOUBLE (which the query must be ready to get as text), or JSON where it may be a
+    list; where a row has none it is NULL. DuckDB reads the file, which is fast; where it cannot read a line, all go
+    through a parser that looks at each line alone, and those that are no records become rows of NULL. Raises DataError
+    if the file is damaged.
     """
     if table.format != "python":
         rows = _rows_of_json(table, table.path, types) if table.format == "json" else _rows_of_columns(
@@ -78,7 +79,8 @@ def load(work: Workspace, table: RawTable, into: str, query: str, ids: tuple[str
         _convert_csv(table, converted)
     else:
         convert(table.path, converted, table.format, table.all_columns(), [c for f in ids for c in table.columns[f]])
-    rows = _rows_of_json(table, converted, types)
+    texts = {field: "VARCHAR" if kind == "DOUBLE" else kind for field, kind in types.items()}
+    rows = _rows_of_json(table, converted, texts)
     work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
     converted.unlink()
 
@@ -106,7 +108,7 @@ def _rows_of_columns(work: Workspace, table: RawTable, types: dict[str, str]) ->
     select = []
     for field, kind in types.items():
         found = [name(there[c]) for c in table.columns.get(field, ()) if c in there]
-        values = [f"{c}::VARCHAR" if kind == "VARCHAR" else f"to_json({c})" for c in found]
+        values = [f"to_json({c})" if kind == "JSON" else f"{c}::VARCHAR" for c in found]
         select.append(f"{_first(values, kind)} AS {name(field)}")
     return f"SELECT {', '.join(select)} FROM {_reader(table)}"
 
