@@ -19,7 +19,8 @@ class Progress:
         self.figures = ""
         self.bar = None
         if sys.stderr.isatty():
-            self.bar = tqdm(desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True)
+            self.bar = tqdm(desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True,
+                            unit_scale=unit == "B")
 
     def update(self, count: int = 1, **figures: object) -> None:
         self.done += count
@@ -38,8 +39,11 @@ class Progress:
         left = (self.total - self.done) / rate if rate else float("inf")
         eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "?"
         tail = f", {self.figures}" if self.figures else ""
-        print(f"{self.description}: {self.done}/{self.total} {self.unit} "
-              f"({100 * self.done / max(self.total, 1):.0f} %), {rate:.1f} {self.unit}/s, ETA {eta}{tail}",
+        done, total, unit = self.done, self.total, self.unit
+        if unit == "B":
+            done, total, rate, unit = f"{done / 1e6:.1f}", f"{total / 1e6:.1f}", rate / 1e6, "MB"
+        print(f"{self.description}: {done}/{total} {unit} "
+              f"({100 * self.done / max(self.total, 1):.0f} %), {rate:.1f} {unit}/s, ETA {eta}{tail}",
               file=sys.stderr, flush=True)
 
     def __enter__(self):

@@ -1,0 +1,198 @@
+"""Zip archives from elsewhere: read within limits, and unpacked into the named folder or not at all."""
+
+import io
+import os
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from common.errors import DataError
+
+LIMIT = 8 << 30    # bytes that what is asked for may unpack to
+MAX_RATIO = 200    # how many times its packed size a member may unpack to …
+SMALL = 16 << 20   # … if these are more bytes; little files are often very repetitive
+CHUNK = 1 << 20
+# bzip2 and LZMA would let a few bytes fill the memory before the first byte can be counted.
+METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe",
+         stat.S_IFSOCK: "a socket"}
+# What zipfile raises where bytes are wrong: also for a name, a version or an offset that makes no sense.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, NotImplementedError, OSError)
+DISTRUST = "do not use this archive; get it from elsewhere"
+AGAIN = "fetch it again"
+
+
+def unpack(file: Path, folder_inside: str, target: Path, last: str | None = None, limit: int = LIMIT) -> None:
+    """Copy what lies under one folder of an archive to `target`, which is replaced, whole or not at all.
+
+    `last` is the member, relative to that folder, without which the copy would be of no use; it is written last.
+    Raises DataError that names the member, and the limit, where something is wrong with the archive.
+    """
+    with _opened(file) as archive:
+        members = _files_below(archive, PurePosixPath(folder_inside))
+        if not members or (last is not None and last not in members):
+            raise DataError(file, f"has no {folder_inside}/{last or ''}", fix=DISTRUST)
+        staged, used = _stage_beside(target), 0
+        try:
+            for name in sorted(members, key=lambda name: name == last):
+                used += _copy(archive, members[name], staged / name, limit, used)
+            _replace_folder(staged, target)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def check(file: Path, limit: int = LIMIT) -> None:
+    """Read an archive to its end. Raises DataError if it is damaged, hostile, or unpacks to more than `limit` bytes."""
+    with _opened(file) as archive:
+        used = 0
+        for member in archive.infolist():
+            with _stream(archive, member, limit, used) as stream:
+                while chunk := stream.read(CHUNK):
+                    used += len(chunk)
+
+
+@contextmanager
+def open_member(file: Path, name: str, limit: int = LIMIT) -> Iterator[BinaryIO]:
+    """The bytes of one member; reading raises DataError where they are damaged, or more than `limit`."""
+    with _opened(file) as archive:
+        try:
+            member = archive.getinfo(name)
+        except KeyError as error:
+            there = sorted(archive.namelist())
+            raise DataError(f"{file}:{name}", "is not in the archive",
+                            f"there are: {', '.join(there[:10])}{', …' * (len(there) > 10)}", AGAIN) from error
+        with _stream(archive, member, limit) as stream:
+            yield stream
+
+
+def read_member(file: Path, name: str, limit: int = LIMIT) -> bytes:
+    with open_member(file, name, limit) as stream:
+        return stream.read()
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive, none of whose members is anything but a file or a folder inside it."""
+    with file.open("rb") as content:
+        try:
+            archive = zipfile.ZipFile(content)
+        except DAMAGE as error:
+            raise DataError(file, "is not a whole zip archive", str(error), AGAIN) from error
+        with archive:
+            _refuse_hostile(file, archive.infolist())
+            yield archive
+
+
+def _refuse_hostile(file: Path, members: list[zipfile.ZipInfo]) -> None:
+    files, folders = set(), set()
+    for member in members:
+        fault, path = _fault(member), PurePosixPath(member.filename)
+        if not fault and path in files:
+            fault = "stands there twice"
+        if fault:
+            raise DataError(f"{file}:{member.filename}", fault, fix=DISTRUST)
+        if not member.is_dir():
+            files.add(path)
+        folders.update(path.parents)
+    for path in files & folders:
+        raise DataError(f"{file}:{path}", "is a file and a folder", fix=DISTRUST)
+
+
+def _fault(member: zipfile.ZipInfo) -> str:
+    """Why a member shall not be touched, or the empty string. Said of the header; the bytes are counted later."""
+    name = member.filename
+    if not name:
+        return "has no name"
+    if name != member.orig_filename or ".." in re.split(r"[/\\]", name) or re.match(r"[/\\]|[A-Za-z]:", name):
+        return "points outside the archive's folder"
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return f"is {KINDS.get(kind, 'neither a file nor a folder')}"
+    if member.flag_bits & 1:
+        return "is encrypted"
+    if member.compress_type not in METHODS:
+        return f"is compressed by method {member.compress_type}, and only deflate is read"
+    return ""
+
+
+def _files_below(archive: zipfile.ZipFile, folder: PurePosixPath) -> dict[str, zipfile.ZipInfo]:
+    """Name relative to the folder -> member. As paths: what follows `folder/` in `folder//x` is an absolute name."""
+    paths = {PurePosixPath(m.filename): m for m in archive.infolist() if not m.is_dir()}
+    return {str(path.relative_to(folder)): m for path, m in paths.items() if folder in path.parents}
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    return DataError(where, "is damaged", str(error) or "it ends early", AGAIN)
+
+
+class _Member(io.RawIOBase):
+    """The bytes of a member, counted as they come: its header may promise less."""
+
+    def __init__(self, stream: BinaryIO, where: str, allowed: int, limit: str):
+        self.stream, self.where, self.allowed, self.limit = stream, where, allowed, limit
+        self.count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        try:
+            data = self.stream.read(len(buffer))
+        except DAMAGE as error:
+            raise _damaged(self.where, error) from error
+        self.count += len(data)
+        if self.count > self.allowed:
+            raise DataError(self.where, "unpacks to too much", f"The limit is {self.limit}", DISTRUST)
+        buffer[:len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def _stream(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int, used: int = 0) -> Iterator[BinaryIO]:
+    """A member's bytes, of which there may be what is left of `limit`, and few for what they are packed in."""
+    where = f"{archive.filename}:{member.filename}"
+    allowed, named = limit - used, f"{limit} bytes for all that is unpacked"
+    if (by_ratio := max(SMALL, MAX_RATIO * member.compress_size)) < allowed:
+        allowed, named = by_ratio, f"{by_ratio} bytes for {member.compress_size} packed ones"
+    try:
+        source = archive.open(member)
+    except DAMAGE as error:
+        raise _damaged(where, error) from error
+    with source, io.BufferedReader(_Member(source, where, allowed, named), CHUNK) as stream:
+        yield stream
+
+
+def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, destination: Path, limit: int, used: int) -> int:
+    """Write a member to a new file; returns its size."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with _stream(archive, member, limit, used) as stream, destination.open("xb") as file:
+        shutil.copyfileobj(stream, file, CHUNK)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()
+
+
+def _stage_beside(target: Path) -> Path:
+    """A new folder in which the copy is made; what runs that were killed have left is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*-*"):
+        if not Path("/proc", left.name.rsplit("-", 1)[1]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    staged = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    return staged
+
+
+def _replace_folder(staged: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    if target.exists():  # a folder that holds something cannot be renamed over
+        os.replace(target, old)
+    os.replace(staged, target)
+    shutil.rmtree(old, ignore_errors=True)
