@@ -1,0 +1,260 @@
+"""Several embeddings become one: formulas by hand, PCA against scikit-learn, and what parts may not be."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from common.artifacts import ids_sha256, load_embeddings, load_mask, load_meta, meta_path, save_array
+from common.cli import ROOT
+from common.errors import ArtifactError, ConfigError, DataError
+from dataloader import fusion_config
+from dataloader.embedding import publish_embedding
+from dataloader.fusion import fuse, main
+from dataloader.fusion_config import load_alignment, load_collaborative
+from tests.dataloader.dataset import write_dataset
+from tests.dataloader.fusion_parts import COMMAND, EVENTS, fused, random_parts, shop, unit
+from tests.dataloader.helpers import make_options
+
+
+def test_concat_puts_unit_vectors_times_the_root_of_their_weights_side_by_side(tmp_path):
+    parts = {"td": [[3, 4], [0, -2]], "image": [[0, 5, 0], [1, 2, 2]]}
+    vectors = fused(shop(tmp_path, parts, "--fusion_weights", "4,9"))
+    np.testing.assert_allclose(vectors, [[1.2, 1.6, 0, 3, 0], [0, -2, 1, 2, 2]], atol=1e-6)
+
+
+def test_inner_products_are_the_weighted_sums_of_cosines(tmp_path):
+    parts = random_parts(dims=(5, 3, 4))
+    options = shop(tmp_path, parts, "--fusion_parts", "mine,td,image", "--fusion_weights", "0.5,2,1")
+    td, image, mine = (unit(part) @ unit(part).T for part in parts.values())
+    vectors = fused(options)
+    np.testing.assert_allclose(vectors @ vectors.T, 0.5 * mine + 2 * td + image, atol=1e-5)
+
+
+def test_a_part_that_an_item_lacks_is_as_near_to_the_others_as_they_are_on_average(tmp_path):
+    parts = random_parts()
+    options = shop(tmp_path, parts, missing={"image": [2, 5], "td": [5]})
+    vectors, others = fused(options), [0, 1, 3, 4, 6, 7]
+    images = unit(parts["image"][others])
+    np.testing.assert_allclose(vectors[2, 5:], images.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(vectors[2, 5:] @ vectors[others, 5:].T, (images @ images.T).mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(vectors[2, :5], unit(parts["td"])[2], atol=1e-6)
+    np.testing.assert_array_equal(load_mask(options.folder, "fused-concat"), np.arange(8) != 5)
+    np.testing.assert_allclose(vectors[5], np.delete(vectors, 5, axis=0).mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30], ids=["tiny", "huge"])
+def test_vectors_of_any_length_are_fused(tmp_path, size):
+    parts = random_parts()
+    vectors = fused(shop(tmp_path, {"td": parts["td"] * size, "image": parts["image"]}))
+    np.testing.assert_allclose(vectors[:, :5], unit(parts["td"]), atol=1e-5)
+
+
+def test_pca_is_scikit_learn_s_of_the_concatenation(tmp_path):
+    parts = random_parts(40)
+    vectors = fused(shop(tmp_path, parts, "--fusion_dim", "4", "--fusion_weights", "4,1", suffix="fused-pca"))
+    expected = PCA(4).fit_transform(np.hstack([2 * unit(parts["td"]), unit(parts["image"])]))
+    signs = np.sign((vectors * expected).sum(axis=0))
+    np.testing.assert_allclose(vectors, expected * signs, atol=1e-5)
+
+
+def test_pca_to_more_dimensions_than_there_are_is_an_error_with_both_numbers(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        fused(shop(tmp_path, random_parts(), "--fusion_dim", "8", suffix="fused-pca"))
+    assert "--fusion_dim 8: is more than there are" in str(error.value)
+    assert "8 items whose parts have 8 dimensions give at most 7" in error.value.why
+
+
+# Parts: there, sound, of these items, and of today
+
+
+@pytest.mark.parametrize(("part", "script"), [
+    ("td", "3_get_text_emb.sh --dataset Baby"), ("mini", "3_get_text_emb.sh --dataset Baby --suffix mini"),
+    ("image", "4_get_image_emb.sh --dataset Baby")])
+def test_a_part_that_is_not_there_names_the_command_that_makes_it(tmp_path, part, script):
+    options = shop(tmp_path, {"mine": np.eye(8)}, "--fusion_parts", f"mine,{part}")
+    with pytest.raises(DataError) as error:
+        fused(options)
+    assert f"Baby.emb-{part}.npy: not there" in str(error.value)
+    assert error.value.fix == f"bash dataloader/{script} --data_root {tmp_path}"
+
+
+def foreign_items(vectors, meta):
+    return vectors, {**meta, "items_sha256": ids_sha256(["other", "items"])}
+
+
+def another_order(vectors, meta):
+    return vectors[::-1], {**meta, "items_sha256": ids_sha256([f"raw-{n}" for n in reversed(range(8))])}
+
+
+def a_row_more(vectors, meta):
+    return np.vstack([vectors, vectors[:1]]), meta
+
+
+def an_older_list(vectors, meta):
+    return vectors, {**meta, "inputs": {"items.parquet": "0" * 64}}
+
+
+@pytest.mark.parametrize("change", [foreign_items, another_order, a_row_more, an_older_list])
+@pytest.mark.parametrize("suffix", ["fused-concat", "fused-align"])
+def test_a_part_of_other_items_is_refused_and_both_files_are_named(tmp_path, change, suffix):
+    options = shop(tmp_path, random_parts(), suffix=suffix)
+    path = options.folder.embeddings("image")
+    vectors, meta = change(np.load(path), {k: v for k, v in load_meta(path, "").items() if k not in ("sha256", "size")})
+    save_array(path, vectors, meta)
+    with pytest.raises(ArtifactError) as error:
+        fused(options)
+    assert error.value.exit_code == 4
+    assert "Baby.emb-image.npy" in str(error.value)
+    assert "items.parquet" in str(error.value)
+    assert error.value.fix.startswith("make image --force") or "--suffix image" in error.value.fix
+    assert not options.folder.embeddings(suffix).exists()
+
+
+@pytest.mark.parametrize(("bad", "words"), [(np.nan, "rows [3] are not finite"), (0, "for 1 items")])
+def test_a_row_that_cannot_be_used_is_named_and_nothing_is_published(tmp_path, bad, words):
+    options = shop(tmp_path, random_parts())
+    path = options.folder.embeddings("td")
+    vectors, meta = np.load(path), load_meta(path, "")
+    vectors[3] = bad
+    save_array(path, vectors, {k: v for k, v in meta.items() if k not in ("sha256", "size")})
+    with pytest.raises(DataError) as error:
+        fused(options)
+    assert words in str(error.value)
+    assert "raw-3" in str(error.value) or bad
+    assert not options.folder.embeddings("fused-concat").exists()
+
+
+def test_the_artifact_records_its_parts_and_is_stale_when_one_changes(tmp_path):
+    options = shop(tmp_path, random_parts(), "--fusion_weights", "2,1", missing={"image": [1]})
+    before, path = fused(options), options.folder.embeddings("fused-concat")
+    meta = load_meta(path, "")
+    assert meta["inputs"] == {p.name: load_meta(p, "")["sha256"] for p in (
+        options.folder.items, options.folder.embeddings("td"), options.folder.embeddings("image"))}
+    assert meta["settings"]["parts"] == ["td", "image"]
+    assert meta["settings"]["weights"] == [2, 1]
+    publish_embedding(options, "td", random_parts(seed=1)["td"], {}, "make td")
+    with pytest.raises(ArtifactError, match="Baby.emb-td.npy has changed since it was made") as error:
+        load_embeddings(options.folder, "fused-concat")
+    assert error.value.fix == f"{COMMAND} --force"
+    assert not np.array_equal(fused(options), before)
+
+
+def test_the_second_run_reuses_the_vectors_until_a_setting_changes(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    options = shop(tmp_path, random_parts())
+    fused(options)
+    assert "fuse: reusing" not in caplog.text
+    fused(options)
+    assert "fuse: reusing" in caplog.text
+    caplog.clear()
+    for change in ({"force": True}, {"fusion": options.fusion._replace(weights=(2.0, 1.0))},
+                   {"fusion": options.fusion._replace(parts=("image", "td"))},
+                   {"transform": options.transform._replace(l2=True)}):
+        fused(options._replace(**change))
+    assert "fuse: reusing" not in caplog.text
+
+
+def test_the_transform_flags_belong_to_the_fused_embedding(tmp_path):
+    options = shop(tmp_path, random_parts(40), "--pca", "3", "--whiten", "--zscore", "--l2")
+    vectors = fused(options)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert vectors.shape == (40, 3)
+    assert load_meta(options.folder.embeddings("fused-concat"), "")["settings"]["transform"] == {
+        "pca": 3, "whiten": True, "zscore": True, "l2": True}
+
+
+# The collaborative part
+
+
+def test_cf_is_made_first_where_it_is_not_there_or_stale_and_left_alone_where_it_is(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    options = shop(tmp_path, random_parts(), "--fusion_parts", "td,cf", "--l2")
+    path = options.folder.embeddings("cf")
+    assert fused(options).shape[1] == 5 + np.load(path).shape[1]
+    assert "fuse: cf first" in caplog.text
+    assert load_meta(path, "")["settings"]["transform"]["l2"] is False
+    assert load_meta(path, "")["command"] == f"{COMMAND} --dataset Baby --suffix cf --data_root {tmp_path}"
+    fuse(options._replace(suffix="cf"), "by hand")  # with --l2
+    by_hand = path.read_bytes()
+    fused(options)
+    assert path.read_bytes() == by_hand
+    write_dataset(tmp_path, [f"text {n}" for n in range(8)], events=[(u, i, t, "train") for u, i, t, _ in EVENTS])
+    fused(options)
+    assert load_meta(path, "")["command"] != "by hand"
+
+
+# The command
+
+
+@pytest.mark.parametrize(("suffix", "script"), [
+    ("td", "3_get_text_emb.sh --dataset Baby"), ("mini", "3_get_text_emb.sh --dataset Baby --suffix mini"),
+    ("image", "4_get_image_emb.sh --dataset Baby")])
+def test_a_suffix_of_another_step_is_an_error_with_that_step(tmp_path, suffix, script):
+    with pytest.raises(ConfigError) as error:
+        main(["--suffix", suffix, "--data_root", str(tmp_path)])
+    assert f"--suffix {suffix}: is not made by step 5" in str(error.value)
+    assert error.value.fix == f"bash dataloader/{script} --data_root {tmp_path}"
+
+
+def test_a_data_set_that_is_not_processed_names_the_command(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        fuse(make_options(tmp_path, "--suffix", "fused-concat"), COMMAND)
+    assert "bash dataloader/run_pipeline.sh --dataset Baby" in error.value.fix
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("  lr: 2.0e-3", "  lr: fast", "lr is 'fast'"), ("  lr: 2.0e-3", "  lr: -1", "lr is -1.0"),
+    ("  patience: 10", "  patence: 10", "did you mean 'patience'?"), ("  patience: 10", "  # gone", "lacks patience"),
+    ("  optimizer: AdamW", "  optimizer: adamw", "did you mean 'AdamW'?"), ("fused-align:", "fused:", "no section"),
+    ("  epochs: 100", "  epochs: 100\n  epochs: 2", "duplicate key"),
+    ("  tolerance: 0.005", "  tolerance: 2", "tolerance is 2.0. it must be from 0 to 1")])
+def test_a_mistake_in_the_hyper_parameters_is_an_error_with_its_line(tmp_path, old, new, words):
+    text = fusion_config.FILE.read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "fusion.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        (load_collaborative if "tolerance" in old else load_alignment)(tmp_path / "fusion.yaml")
+    assert words in str(error.value)
+    assert str(tmp_path / "fusion.yaml") in str(error.value)
+
+
+def run(cwd: Path, *flags: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", str(ROOT / "dataloader" / "5_fusion_embeddings.sh"), *flags], cwd=cwd,
+                          env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_script_runs_from_its_folder_and_from_elsewhere(tmp_path):
+    options = shop(tmp_path / "data", random_parts(), "--fusion_parts", "td,cf")
+    (tmp_path / "elsewhere").mkdir()
+    for cwd, flags, made in ((ROOT / "dataloader", (), "fused-concat"),
+                             (tmp_path / "elsewhere", ("--suffix=fused-pca", "--fusion_dim=4"), "fused-pca"),
+                             (ROOT, ("--suffix", "fused-align", "--fusion_parts", "td,image,cf"), "fused-align")):
+        finished = run(cwd, "--data_root", str(tmp_path / "data"), "--fusion_parts", "td,cf", *flags)
+        assert finished.returncode == 0, finished.stderr
+        assert f"embed: wrote {options.folder.embeddings(made)}, 8 x " in finished.stdout
+        command = load_meta(options.folder.embeddings(made), "")["command"]
+        assert command.startswith(f"{COMMAND} --data_root {tmp_path / 'data'}")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_the_script_says_what_is_wrong_and_leaves_what_is_there(tmp_path):
+    options = shop(tmp_path, random_parts())
+    fused(options)
+    before = options.folder.embeddings("fused-concat").read_bytes()
+    shutil.copy(options.folder.embeddings("td"), options.folder.embeddings("image"))
+    meta = json.loads(meta_path(options.folder.embeddings("image")).read_text())
+    meta_path(options.folder.embeddings("image")).write_text(json.dumps({**meta, "items_sha256": "0" * 64}))
+    finished = run(tmp_path, "--data_root", str(tmp_path))
+    assert finished.returncode == 4
+    assert finished.stderr.startswith(f"error: {options.folder.embeddings('image')}: ")
+    assert "Traceback" not in finished.stderr
+    assert options.folder.embeddings("fused-concat").read_bytes() == before
