@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_parser() -> Parser:
-    from dataloader.options import add_data_flags
+    from dataloader.flags import add_data_flags
     from quantization import models as quantizers
     from recommendation import models as recommenders
 
@@ -44,16 +44,17 @@ def make_parser() -> Parser:
 
 def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     """Every step of the job. Raises ConfigError for any wrong name, before the first step writes anything."""
-    from dataloader import options as data
+    from dataloader.flags import make_parser as make_data_parser
+    from dataloader.options import resolve_options
     from dataloader.pipeline import plan as plan_data
     from quantization import models as quantizers
     from recommendation import models as recommenders
 
     check_name("--quantizer_name", args.quantizer_name)
-    options = data.resolve_options(args)
+    options = resolve_options(args)
     quantizers.config_path(args.quantizer_name)
     recommenders.config_path(args.model)
-    steps = plan_data(options, given_flags(parser, args, data.make_parser("").destinations()))
+    steps = plan_data(options, given_flags(parser, args, make_data_parser("").destinations()))
     if options.check:
         return steps
     shared = given_flags(parser, args, {"dataset", "data_root", "debug", "run_root"})

@@ -25,31 +25,40 @@ class Report:
     def __init__(self, work: Workspace):
         self.work = work
         self.steps = [{"step": "read", "interactions": work.count("kept")}]
+        self.flags: list[str] = []  # of the filters that removed something
 
-    def add(self, step: str, if_any: bool = False) -> None:
-        """`if_any`: only if it has removed something."""
+    def add(self, step: str, *flags: str) -> None:
         left = self.work.count("kept")
-        if not if_any or left != self.steps[-1]["interactions"]:
-            self.steps.append({"step": step, "interactions": left})
+        if left < self.steps[-1]["interactions"]:
+            self.flags += flags
+        self.steps.append({"step": step, "interactions": left})
 
     def lines(self) -> list[str]:
         return filter_lines(self.steps)
+
+    def how_to_keep_more(self) -> str:
+        """For errors: what removed the events."""
+        return f"relax {' or '.join(self.flags)}" if self.flags else "a file with more interactions"
 
 
 def apply_filters(work: Workspace, processing: Processing, report: Report) -> None:
     """Rating threshold, then duplicates, then the k-core."""
     if processing.min_rating is not None:
-        work.run("DELETE FROM kept WHERE rating < ?", processing.min_rating)
-        report.add(f"--min_rating {processing.min_rating:g}")
+        work.run("DELETE FROM kept WHERE rating < ?::FLOAT", processing.min_rating)
+        report.add(f"--min_rating {processing.min_rating:g}", "--min_rating")
     if processing.duplicates != "keep":
         drop_duplicates(work, processing.duplicates)
-        report.add(f"--duplicates {processing.duplicates}")
+        report.add(f"--duplicates {processing.duplicates}", "--duplicates")
     k_core(work, processing.min_user_interactions, processing.min_item_interactions, report)
 
 
-def drop_items_without_text(work: Workspace) -> None:
-    work.run("""DELETE FROM kept WHERE item_key NOT IN (
-        SELECT key FROM item_keys JOIN described ON raw = raw_id WHERE "text" <> '')""")
+def drop_items_without_text(work: Workspace, report: Report) -> None:
+    """Drop the events of items whose text is empty, or of which there is no record."""
+    work.run("""CREATE TABLE without_text AS
+        SELECT key FROM item_keys WHERE raw NOT IN (SELECT raw_id FROM described WHERE "text" <> '')""")
+    num_items = work.count("without_text")
+    work.run("DELETE FROM kept WHERE item_key IN (FROM without_text)")
+    report.add(f"--drop_items_without_text ({num_items:,} items)", "--drop_items_without_text")
 
 
 def drop_duplicates(work: Workspace, which: str) -> None:
@@ -72,7 +81,9 @@ def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> Non
     while num_dropped:
         num_dropped = sum([_drop_short(work, side, other, minima[side])
                            for side, other in (("user", "item"), ("item", "user")) if minima[side] > 1])
-        report.add(f"the {min_user}/{min_item}-core", if_any=True)
+    flags = [f"--min_{side}_interactions" for side, minimum in minima.items() if minimum > 1]
+    if flags:
+        report.add(f"the {min_user}/{min_item}-core", *flags)
 
 
 def _drop_short(work: Workspace, side: str, other: str, minimum: int) -> int:

@@ -1,9 +1,12 @@
 """What is written of each item: title, text in a template, address of its image."""
 
-import string
+import logging
+from string import Formatter
 
 from dataloader.sources.items import SEPARATORS
 from dataloader.workspace import Workspace, text
+
+log = logging.getLogger(__name__)
 
 MAX_TEXT = 10_000  # characters; far more than any text model reads
 
@@ -13,8 +16,11 @@ def describe(work: Workspace, template: tuple[str, ...]) -> None:
 
     Of several records of an item the first that has a text counts. A text is cut between words.
     """
-    there = {row[0] for row in work.run("DESCRIBE metadata")}
-    pieces = [piece for template_piece in template if (piece := _piece(template_piece, there))]
+    there = {row[0] for row in work.run("DESCRIBE metadata")} & set(SEPARATORS)
+    pieces = [_piece(piece) for piece in template if _fields(piece) <= there]
+    lacking = sorted(set().union(*map(_fields, template)) - there)
+    if lacking and work.count("metadata"):
+        log.info("process: the items' records have no %s; their texts go without", ", ".join(lacking))
     whole = f"concat_ws('. ', {', '.join(pieces)})" if pieces else "''"
     title = "title" if "title" in there else "''"
     work.run(f"""CREATE TABLE whole AS
@@ -31,18 +37,16 @@ def no_metadata(work: Workspace) -> None:
     work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
 
 
-def _piece(template: str, there: set[str]) -> str | None:
-    """SQL for a piece of a template: its fields within its words, NULL if one is empty; None without such a field."""
-    parts, fields = [], []
-    for words, field, *_ in string.Formatter().parse(template):
-        if words:
-            parts.append(text(words))
-        if field is not None:
-            parts.append(field)
-            fields.append(field)
-    if not set(fields) <= there & set(SEPARATORS):
-        return None
-    filled = " AND ".join(f"{field} <> ''" for field in fields)
+def _fields(piece: str) -> set[str]:
+    return {field for _words, field, *_ in Formatter().parse(piece) if field is not None}
+
+
+def _piece(piece: str) -> str:
+    """SQL for a piece of a template: its fields within its words, NULL if one of them is empty."""
+    parts = []
+    for words, field, *_ in Formatter().parse(piece):
+        parts += [text(words)] * bool(words) + [field] * (field is not None)
+    filled = " AND ".join(f"{field} <> ''" for field in sorted(_fields(piece)))
     return f"CASE WHEN {filled} THEN {' || '.join(parts)} END"
 
 

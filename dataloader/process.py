@@ -2,12 +2,14 @@
 
 import importlib
 import logging
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
-from common.artifacts import file_sha256, ids_sha256, load_meta, publish
+from common.artifacts import file_sha256, load_meta, publish
 from common.cli import command_line
 from common.errors import DataError, UserError, run_command
 from common.run import FolderLock, log_to_console
@@ -18,14 +20,22 @@ from dataloader.options import DataOptions, parse_options
 from dataloader.sources.events import read_events
 from dataloader.sources.items import read_items
 from dataloader.sources.tables import UNITS, RawTable
-from dataloader.splits import Split, make_split
+from dataloader.splits import make_split
 from dataloader.statistics import counts, measure, report_lines
 from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
+SCRATCH = ".work"
 ROLES = ("interactions", "items")
-RAW_IDS_AT_ONCE = 100_000
+NUM_LISTED = 10  # bad lines that --check prints
+
+
+class Made(NamedTuple):
+    """What the workspace holds once the raw files are worked through: `items`, `users`, `described`, `numbered`."""
+
+    meta: dict  # of all three tables, but for what publishing adds
+    split: str  # SQL for an event's split, over the columns of `numbered`
 
 
 def main(argv: list[str]) -> None:
@@ -33,54 +43,84 @@ def main(argv: list[str]) -> None:
     log_to_console()
     command = command_line("bash dataloader/2_process.sh", argv)
     if options.check:
-        check(options, command)
+        check(options)
     else:
         process(options, command)
 
 
-def check(options: DataOptions, command: str) -> None:
+def check(options: DataOptions) -> None:
     """Look at the raw files that the flags name, and at the tables and arrays that are there; write nothing."""
     if not options.downloads:
-        with tempfile.TemporaryDirectory() as scratch:
-            _make(options, _reader(options).raw_paths(options), command, Path(scratch), publish=False)
+        paths = _reader(options).raw_paths(options)
+        with tempfile.TemporaryDirectory() as scratch, _workspace(Path(scratch), options) as work:
+            bad_lines = Path(scratch) / "bad_lines.jsonl"
+            _tell(options, _make(work, options, paths, bad_lines).meta)
+            if bad_lines.exists():
+                for line in bad_lines.read_text(encoding="utf-8").splitlines()[:NUM_LISTED]:
+                    log.warning("check: would be left out: %s", line)
         log.info("check: the raw files are sound")
     if options.downloads or options.folder.interactions.exists():
-        check_folder(options.folder, options.adopt)
+        check_folder(options)
 
 
 def process(options: DataOptions, command: str) -> None:
     """Filter, number, order and split the events, and publish the three tables."""
     folder = options.folder
-    if not options.force and is_current(options):
+    why = "--force" if options.force else outdated(options)
+    if not why:
+        _sweep(folder.path)
         log.info("process: reusing %s (%s)", folder.interactions, counts(load_meta(folder.interactions, command)))
     else:
+        if folder.interactions.exists():
+            log.info("process: making the tables again (%s)", why)
         paths = _reader(options).raw_paths(options)
-        with FolderLock(folder.path):
-            _make(options, paths, command, folder.path)
-        _tell(options, load_meta(folder.interactions, command))
+        with FolderLock(folder.path), _workspace(folder.path, options) as work:
+            bad_lines = folder.path / "bad_lines.jsonl"
+            bad_lines.unlink(missing_ok=True)
+            made = _make(work, options, paths, bad_lines)
+            _publish_tables(work, options, made._replace(meta={"command": command, **made.meta}))
+        _tell(options, made.meta)
     if options.export_recbole is not None:
         from dataloader.recbole import export
 
-        export(folder, options.export_recbole)
+        export(options)
 
 
-def _reader(options: DataOptions) -> ModuleType:
-    return importlib.import_module(f"dataloader.sources.{options.config['reader']}")
+def _sweep(folder: Path) -> None:
+    """Remove what a run has left that was killed after its last table got its name."""
+    if (folder / SCRATCH).exists():
+        with FolderLock(folder):
+            shutil.rmtree(folder / SCRATCH)
 
 
 def is_current(options: DataOptions) -> bool:
     """Whether the tables there were made with these settings from these raw files (which may be deleted since)."""
+    return not outdated(options)
+
+
+def outdated(options: DataOptions) -> str:
+    """Why the tables there are not what these settings and these raw files give; nothing if they are."""
     try:
         meta = load_meta(options.folder.interactions, "")
-    except UserError:
-        return False
-    if meta.get("settings") != _settings(options):
-        return False
+    except UserError as error:
+        return error.what
+    recorded, wanted = meta.get("settings", {}), _settings(options)
+    if options.source == "local" and options.downloads:  # a user's own files, which are not named this time
+        if recorded.get("adopted"):
+            return ""
+        for columns in ("columns", "item_columns"):
+            wanted[columns] = recorded.get(columns)
+    if differing := [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]:
+        return "; ".join(f"{key}: {recorded.get(key)} -> {wanted.get(key)}" for key in differing)
     try:
         paths = _reader(options).raw_paths(options)
     except DataError:
-        return True
-    return meta["raw"] == _raw(paths)
+        return ""
+    return "" if meta["raw"] == _raw(paths) else "the raw files have changed"
+
+
+def _reader(options: DataOptions) -> ModuleType:
+    return importlib.import_module(f"dataloader.sources.{options.config['reader']}")
 
 
 def _settings(options: DataOptions) -> dict:
@@ -92,31 +132,32 @@ def _raw(paths: list[Path]) -> dict:
     return {role: {"file": path.name, "sha256": file_sha256(path)} for role, path in zip(ROLES, paths, strict=False)}
 
 
-def _make(options: DataOptions, paths: list[Path], command: str, scratch: Path, publish: bool = True) -> None:
-    processing, bad_lines = options.processing, scratch / "bad_lines.jsonl"
-    bad_lines.unlink(missing_ok=True)
-    with Workspace(scratch / ".work", options.memory_limit) as work:
-        log.info("process: reading %s", ", ".join(map(str, paths)))
-        tables = _reader(options).raw_tables(options, paths, work)
-        num_bad = read_events(work, tables[0], options, bad_lines)
-        make_keys(work)
-        report = Report(work)
-        if processing.drop_items_without_text:
-            num_bad += _describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
-            drop_items_without_text(work)
-            report.add("--drop_items_without_text")
-        apply_filters(work, processing, report)
-        _refuse_too_few(paths[0], work, report)
-        number(work, UNITS[processing.time_unit])
-        split = make_split(work, processing, report)
-        if not processing.drop_items_without_text:
-            num_bad += _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
-        meta = {"command": command, "settings": _settings(options), "raw": _raw(paths), "filters": report.steps,
-                "num_bad_lines": num_bad, **_text_counts(work)}
-        if publish:
-            _publish_tables(work, options, split, meta)
-        else:
-            _tell(options, {**meta, **split.info, **_counts(work)})
+def _workspace(folder: Path, options: DataOptions) -> Workspace:
+    return Workspace(folder / SCRATCH, options.memory_limit)
+
+
+def _make(work: Workspace, options: DataOptions, paths: list[Path], bad_lines: Path) -> Made:
+    """Read, filter, number and split; `bad_lines` is written if there are any that are left out."""
+    processing, raw = options.processing, _raw(paths)
+    log.info("process: reading %s", ", ".join(map(str, paths)))
+    tables = _reader(options).raw_tables(options, paths, work)
+    num_bad = read_events(work, tables[0], options, bad_lines)
+    make_keys(work)
+    report = Report(work)
+    if processing.drop_items_without_text:
+        num_bad += _describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
+        drop_items_without_text(work, report)
+    apply_filters(work, processing, report)
+    _refuse_too_few(paths[0], work, report)
+    number(work, UNITS[processing.time_unit])
+    split = make_split(work, processing, report, paths[0])
+    if not processing.drop_items_without_text:
+        num_bad += _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
+    statistics = measure(work)
+    return Made({"settings": _settings(options), "raw": raw, "filters": report.steps, "num_bad_lines": num_bad,
+                 **_text_counts(work), "statistics": statistics,
+                 **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")}, **split.info},
+                split.expression)
 
 
 def _describe_items(work: Workspace, options: DataOptions, tables: list[RawTable], wanted: str, bad_lines: Path) -> int:
@@ -134,46 +175,8 @@ def _describe_items(work: Workspace, options: DataOptions, tables: list[RawTable
 def _refuse_too_few(path: Path, work: Workspace, report: Report) -> None:
     num_users = work.value("SELECT count(DISTINCT user_key) FROM kept")
     if num_users < 2:
-        raise DataError(path, "no interaction is left" if not num_users else "only one user is left",
-                        "; ".join(report.lines()), "relax --min_rating, --duplicates, --min_user_interactions or "
-                        "--min_item_interactions" if len(report.steps) > 1 else "a file with more interactions")
-
-
-def _counts(work: Workspace) -> dict:
-    statistics = measure(work)
-    return {"statistics": statistics,
-            **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")}}
-
-
-def _publish_tables(work: Workspace, options: DataOptions, split: Split, meta: dict) -> None:
-    """users and items first, then the interactions, which record the hashes of both."""
-    folder = options.folder
-    meta = {**meta, **_counts(work), "items_sha256": _ids_sha256(work), **split.info}
-    queries = {
-        folder.items: """
-            SELECT i.id AS item, i.raw_id, coalesce(nullif(d.title, ''), i.raw_id) AS title,
-                   coalesce(nullif(d."text", ''), i.raw_id) AS "text", d.image_url
-            FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id ORDER BY i.id""",
-        folder.users: 'SELECT id AS "user", raw_id FROM users ORDER BY id',
-        folder.interactions: f'SELECT "user", item, "timestamp", rating, {split.expression} AS split FROM numbered',
-    }
-    inputs = {}
-    for path, query in queries.items():
-        made = _publish(work, query, path, {"inputs": inputs if path == folder.interactions else {}, **meta})
-        inputs[path.name] = made["sha256"]
-
-
-def _publish(work: Workspace, query: str, path: Path, meta: dict) -> dict:
-    return publish(path, lambda staged: work.copy(query, staged), meta)
-
-
-def _ids_sha256(work: Workspace) -> str:
-    def raw_ids():
-        rows = work.connection.execute("SELECT raw_id FROM items ORDER BY id")
-        while some := rows.fetchmany(RAW_IDS_AT_ONCE):
-            yield from (row[0] for row in some)
-
-    return ids_sha256(raw_ids())
+        raise DataError(path, "only one user is left" if num_users else "no interaction is left",
+                        "; ".join(report.lines()), report.how_to_keep_more())
 
 
 def _text_counts(work: Workspace) -> dict[str, int]:
@@ -186,6 +189,28 @@ def _text_counts(work: Workspace) -> dict[str, int]:
     return {"num_without_text": without_text, "num_texts_cut": cut, "num_without_record": without_record,
             "num_records": records, "num_duplicate_records": records - distinct,
             "num_unused_records": distinct - (work.count("items") - without_record)}
+
+
+def _publish_tables(work: Workspace, options: DataOptions, made: Made) -> None:
+    """users and items first, then the interactions, which record the hashes of both."""
+    folder = options.folder
+    meta = {**made.meta, "items_sha256": work.ids_sha256("SELECT raw_id FROM items ORDER BY id")}
+    queries = {
+        folder.items: """
+            SELECT i.id AS item, i.raw_id, coalesce(nullif(d.title, ''), i.raw_id) AS title,
+                   coalesce(nullif(d."text", ''), i.raw_id) AS "text", d.image_url
+            FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id ORDER BY i.id""",
+        folder.users: 'SELECT id AS "user", raw_id FROM users ORDER BY id',
+        folder.interactions: f'SELECT "user", item, "timestamp", rating, {made.split} AS split FROM numbered',
+    }
+    inputs = {}
+    for path, query in queries.items():
+        published = _publish(work, query, path, {"inputs": inputs if path == folder.interactions else {}, **meta})
+        inputs[path.name] = published["sha256"]
+
+
+def _publish(work: Workspace, query: str, path: Path, meta: dict) -> dict:
+    return publish(path, lambda staged: work.copy(query, staged), meta)
 
 
 def _tell(options: DataOptions, meta: dict) -> None:

@@ -4,7 +4,10 @@ import html
 from pathlib import Path
 
 from dataloader.options import DataOptions
-from dataloader.sources.tables import RawTable, lacking, load, set_apart, value_of
+from dataloader.sources.faults import bad_id, id_fault, set_apart
+from dataloader.sources.records import MAX_FIELD
+from dataloader.sources.schema import refuse_other_source
+from dataloader.sources.tables import RawTable, load, mend
 from dataloader.workspace import Workspace
 
 # Between the members of a list.
@@ -20,38 +23,70 @@ IMAGE_URL = """nullif(CASE json_type(image) WHEN 'VARCHAR' THEN image ->> '$'
     WHEN 'ARRAY' THEN CASE WHEN json_type(image, '$[0]') = 'OBJECT'
         THEN coalesce(image ->> '$[0].large', image ->> '$[0].hi_res', image ->> '$[0].thumb')
         ELSE image ->> '$[0]' END END, '')"""
+BITS_FOR_ONE = 16
+NESTED = "[[["  # how a value in JSON begins that is nested more deeply than any text
 
 
 def read_items(work: Workspace, table: RawTable, options: DataOptions, wanted: str, bad_lines: Path) -> int:
-    """Fill `metadata (raw_id, wanted, <fields>, image_url)`, one row a record in the file's order.
+    """Fill `metadata (raw_id, wanted, <fields>, image_url, nested)`, one row a record in the file's order.
 
     The fields are the title and those of the template: plain text, empty where a record has none, and read for the
-    raw ids in `wanted` (SQL) alone. Returns how many lines were left out. Raises DataError naming file and line of
-    what is no item.
+    raw ids in `wanted` (SQL, one column), and a few more, alone. Returns how many lines were left out. Raises
+    DataError naming file and line of what is no item.
     """
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
     in_template = "".join(options.processing.template)
     fields = [f for f in SEPARATORS if table.columns.get(f) and (f == "title" or f"{{{f}}}" in in_template)]
     query = _cleaned(fields, f"""
         SELECT raw_id, wanted, {''.join(f'CASE WHEN wanted THEN {_plain(f)} END AS {f}, ' for f in fields)}
-               CASE WHEN wanted THEN {IMAGE_URL} END AS image_url
-        FROM (SELECT *, item AS raw_id, item IN ({wanted}) AS wanted FROM {{rows}})""")
+               CASE WHEN wanted THEN {IMAGE_URL} END AS image_url, wanted AND {_nested(fields)} AS nested
+        FROM (SELECT *, item AS raw_id, {_is_wanted(work, wanted)} AS wanted FROM {{rows}})""")
     types = {"item": "VARCHAR", **dict.fromkeys([*fields, "image"], "JSON")}
-    load(work, table, "metadata", query, ("item",), types)
+    _refuse_other_source(work, table, options.source, [*fields, "image"])
+    load(work, table, "metadata", query, types)
+    if work.count("metadata") and not work.value("SELECT count(raw_id) FROM metadata"):
+        refuse_other_source(work, table, "items", options.source, ["item"])
+    mend(work, table, "metadata", query, types, "raw_id IS NULL")
 
     def explain(values: dict) -> str:
-        return lacking(table, "item") if value_of(table, values, "item") is None else "is no item record"
+        fault = id_fault(table, values, "item")
+        return fault or "has a text in lists within lists within lists"
 
-    return set_apart(work, table, "metadata", "coalesce(raw_id, '') = ''", explain, options.processing.bad_lines,
-                     bad_lines)
+    return set_apart(work, table, "metadata", f"{bad_id('raw_id')} OR nested", explain,
+                     options.processing.bad_lines, bad_lines)
+
+
+def _is_wanted(work: Workspace, wanted: str) -> str:
+    """SQL that holds for the raw ids that the query `wanted` gives, and for a few others.
+
+    A join would be exact, and lose the order of the rows, by which records are told apart: so one bit for each hash.
+    """
+    num_bits = 1 << min(30, max(10, (BITS_FOR_ONE * work.value(f"SELECT count(*) FROM ({wanted})")).bit_length()))
+    work.run(f"""SET VARIABLE wanted = (SELECT bitstring_agg((hash(raw_id) % {num_bits})::INTEGER, 0, {num_bits - 1})
+                                        FROM ({wanted}) ids(raw_id))""")
+    return f"coalesce(get_bit(getvariable('wanted'), (hash(item) % {num_bits})::INTEGER) = 1, false)"
+
+
+def _refuse_other_source(work: Workspace, table: RawTable, source: str, fields: list[str]) -> None:
+    """Records of another year may be readable and yet hold the rest under other names."""
+    for field in fields:
+        if source != "local" and table.columns.get(field):
+            refuse_other_source(work, table, "items", source, [field], optional=True)
 
 
 def _plain(field: str) -> str:
     """SQL for the text that a JSON value holds; the members of a list, and of a list of lists, are joined."""
     members = f"""CASE WHEN json_type({field}, '$[0]') = 'ARRAY' THEN json_extract_string({field}, '$[*][*]')
                        ELSE json_extract_string({field}, '$[*]') END"""
-    return f"""CASE json_type({field}) WHEN 'ARRAY' THEN array_to_string({members}, '{SEPARATORS[field]}')
+    return f"""CASE json_type({field})
+                    WHEN 'ARRAY' THEN array_to_string(list_filter({members}, lambda m: m <> ''), '{SEPARATORS[field]}')
                     WHEN 'OBJECT' THEN NULL ELSE {field} ->> '$' END"""
+
+
+def _nested(fields: list[str]) -> str:
+    """SQL that holds for a record one of whose texts is nested too deeply."""
+    deep = [f"coalesce(starts_with({field}::VARCHAR, '{NESTED}'), false)" for field in fields]
+    return f"({' OR '.join(['false', *deep])})"
 
 
 def _cleaned(fields: list[str], query: str) -> str:
@@ -60,12 +95,14 @@ def _cleaned(fields: list[str], query: str) -> str:
     One level a step: within one, DuckDB would work a step out again wherever the next one names it. Entities go first,
     as what they stand for may be a tag; only texts that have one go through Python.
     """
-    for step in (lambda f: f"CASE WHEN contains({f}, '&') THEN unescape({f}) ELSE {f} END",
+    for step in (lambda f: f"CASE WHEN strlen({f}) > {MAX_FIELD} THEN left({f}, {MAX_FIELD}) ELSE {f} END",
+                 lambda f: f"CASE WHEN contains({f}, '&') THEN unescape({f}) ELSE {f} END",
                  lambda f: f"CASE WHEN contains({f}, '<') THEN regexp_replace({f}, '{TAG}', ' ', 'g') ELSE {f} END",
                  lambda f: f"CASE WHEN regexp_matches({f}, '{UNEVEN}') "
                            f"THEN regexp_replace({f}, '{BLANKS}', ' ', 'g') ELSE {f} END",
                  # `trim` walks through a whole text.
                  lambda f: f"CASE WHEN starts_with({f}, ' ') OR ends_with({f}, ' ') THEN trim({f}) ELSE {f} END",
                  lambda f: f"regexp_extract({f}, '{PRICE}')" if f == "price" else f"coalesce({f}, '')"):
-        query = f"SELECT raw_id, wanted, {''.join(f'{step(f)} AS {f}, ' for f in fields)} image_url FROM ({query})"
+        replaced = ", ".join(f"{step(f)} AS {f}" for f in fields)
+        query = f"SELECT * REPLACE ({replaced}) FROM ({query})" if fields else query
     return query

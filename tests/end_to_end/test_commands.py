@@ -87,6 +87,19 @@ def test_a_second_whole_run_says_what_it_reuses_and_changes_nothing(whole_run, m
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files} == before
 
 
+@pytest.mark.parametrize("folder", [".", "dataloader"])
+def test_what_the_whole_job_leaves_is_sound_and_checking_it_changes_nothing(whole_run, folder):
+    tree, _ = whole_run
+    before = {path: path.stat().st_mtime_ns for path in (tree.root / "data").rglob("*")}
+    outcome = tree.command("bash", "run_pipeline.sh", "--check", cwd=tree.root / folder)
+    assert outcome.code == 0, outcome.err
+    for name in ("items.parquet", "users.parquet", "interactions.parquet", "Baby.emb-td.npy",
+                 "Baby.codes-rqvae-td.npy"):
+        assert f"check: {name}: content ok" in outcome.out
+    assert "Baby is sound: 5 files" in outcome.out
+    assert {path: path.stat().st_mtime_ns for path in (tree.root / "data").rglob("*")} == before
+
+
 def test_force_repeats_a_stage_and_ends_with_the_same_bytes(baby):
     command = ("python", "quantization/main.py", "--epochs", "20")
     assert baby.command(*command).code == 0

@@ -90,6 +90,8 @@ def test_missing_codes_name_the_command_that_makes_them(baby):
     (("recommendation/main.py", "--lr=-1"), "at least 0"),
     (("run_pipeline.py", "--dataset", "Babyy"), "did you mean 'Baby'?"),
     (("run_pipeline.py", "--quantiser_name", "rqvae"), "did you mean '--quantizer_name'?"),
+    (("run_pipeline.py", "--template", "{titel}"), "there are: title, description"),
+    (("run_pipeline.py", "--suffix=image", "--modalities=text"), "--suffix image needs it"),
     (("recommendation/main.py", "--category", "../Baby"), "is not a name"),
 ])
 def test_a_wrong_word_is_refused_at_once_with_the_nearest_real_one_and_nothing_is_written(baby, words, message):

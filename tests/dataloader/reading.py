@@ -1,0 +1,79 @@
+"""Raw files read to events and item records by the readers alone, without the steps that follow."""
+
+import importlib
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from dataloader.options import DataOptions
+from dataloader.sources.events import read_events
+from dataloader.sources.items import read_items
+from dataloader.sources.tables import RawTable, load, mend
+from dataloader.workspace import Workspace
+from tests.dataloader.helpers import make_options
+
+# Ids that some reader takes for a number, for nothing, or for two of them; or that it tidies.
+ODD_IDS = ["0001048791", "NA", "null", "NULL", "None", "nan", "true", "00", "1e5", "-0", "Ünï-日本-🍼", " two  spaces ",
+           "tab\there", "line\nbreak", "carriage\rreturn", "a,b;c|d", 'say "hi"', "it's", "#hash", "back\\slash", "\\N",
+           "e\u0301", "\u00e9", "\u202eolleh\u202c", "a\u2028b", "[1]", "{}", "A" * 5000]
+
+
+def local(folder: Path, *flags: str) -> DataOptions:
+    """The options for a user's own files in this folder."""
+    return make_options(folder / "data", "--dataset", "shop", "--source", "local", "--raw_dir", str(folder), *flags)
+
+
+def read_raw(options: DataOptions, wanted: str | None = None) -> tuple[list[tuple], list[dict], int]:
+    """Events as (user, item, time, rating), item records by field, and how many lines were left out.
+
+    `wanted`: SQL for the raw ids whose records are of use; by default for all.
+    """
+    reader = importlib.import_module(f"dataloader.sources.{options.config['reader']}")
+    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", "1GB") as work:
+        tables = reader.raw_tables(options, reader.raw_paths(options), work)
+        log = bad_lines(options)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        num_bad = read_events(work, tables[0], options, log)
+        events = work.run('SELECT raw_user, raw_item, "time", rating FROM events ORDER BY rowid')
+        if len(tables) == 1:
+            return events, [], num_bad
+        num_bad += read_items(work, tables[1], options, wanted or _all_ids(work, tables[1]), log)
+        rows = work.connection.execute("SELECT * FROM metadata ORDER BY rowid")
+        names = [column[0] for column in rows.description]
+        return events, [dict(zip(names, row, strict=True)) for row in rows.fetchall()], num_bad
+
+
+def _all_ids(work: Workspace, table: RawTable) -> str:
+    query, types = "SELECT item AS raw_id FROM {rows}", {"item": "VARCHAR"}
+    load(work, table, "all_ids", query, types)
+    mend(work, table, "all_ids", query, types, "raw_id IS NULL")
+    return "SELECT raw_id FROM all_ids WHERE raw_id IS NOT NULL"
+
+
+def events_of(options: DataOptions) -> list[tuple]:
+    return read_raw(options)[0]
+
+
+def items_of(options: DataOptions) -> list[dict]:
+    """The records without the columns that tests of a text do not ask for."""
+    records = read_raw(options)[1]
+    return [{key: value for key, value in record.items() if key not in ("wanted", "nested")} for record in records]
+
+
+def bad_lines(options: DataOptions) -> Path:
+    return options.folder.path / "bad_lines.jsonl"
+
+
+def listed(options: DataOptions) -> list[dict]:
+    return [json.loads(line) for line in bad_lines(options).read_text(encoding="utf-8").splitlines()]
+
+
+def refused(options: DataOptions, code: int = 3) -> UserError:
+    with pytest.raises(UserError) as error:
+        read_raw(options)
+    assert error.value.exit_code == code
+    assert str(error.value).isprintable()
+    return error.value

@@ -1,0 +1,364 @@
+"""Step 1 against a server on loopback: what it keeps, what it lists, and how it goes on after a stop."""
+
+import hashlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from common.artifacts import file_sha256, load_meta
+from common.cli import ROOT
+from common.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
+from common.run import FolderLock
+from dataloader import ask, figures, pictures, polite
+from dataloader.figures import fetch_figures, file_name
+from tests.dataloader.dataset import write_dataset
+from tests.dataloader.helpers import Reply, closed_port, table
+from tests.dataloader.image_server import HTML, ImageServer, encoded, picture, png
+
+COMMAND = "bash dataloader/1_load_figure.sh"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(polite, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def server():
+    server = ImageServer()
+    yield server
+    server.close()
+
+
+def shop(tmp_path, urls: list[str | None], *flags: str):
+    """Options for a data set with an item for each of these addresses."""
+    return write_dataset(tmp_path / "data", [f"text {n}" for n in range(len(urls))], "--image_rate", "500", *flags,
+                         image_urls=urls)
+
+
+def fetch(options) -> list[tuple]:
+    """Run the step; returns (raw_id, status) of every item."""
+    fetch_figures(options, COMMAND)
+    return table(options.folder.figures, "raw_id, status")
+
+
+def images(options) -> dict[str, bytes]:
+    """What lies under `images/`, but for the lock."""
+    return {str(path.relative_to(options.folder.images)): path.read_bytes()
+            for path in options.folder.images.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_every_item_is_listed_with_its_image_and_what_is_known_of_it(tmp_path, server):
+    urls = [server.serve("/a.png", Reply(png(1, 48, 40))), None, server.serve("/b.jpg", Reply(png(2, 30, 20)))]
+    options = shop(tmp_path, urls)
+    fetch_figures(options, COMMAND)
+    a, b = png(1, 48, 40), png(2, 30, 20)
+    first, second = (hashlib.sha256(url.encode()).hexdigest()[:32] for url in (urls[0], urls[2]))
+    files = [f"{first[:2]}/{first}.png", f"{second[:2]}/{second}.jpg"]
+    assert table(options.folder.figures) == [
+        (0, "raw-0", urls[0], files[0], "ok", None, 48, 40, hashlib.sha256(a).hexdigest()),
+        (1, "raw-1", None, None, "no address", None, None, None, None),
+        (2, "raw-2", urls[2], files[1], "ok", None, 30, 20, hashlib.sha256(b).hexdigest())]
+    assert images(options) == {files[0]: a, files[1]: b}
+    meta, items = load_meta(options.folder.figures, ""), load_meta(options.folder.items, "")
+    assert meta["counts"] == {"ok": 2, "no address": 1}
+    assert meta["inputs"] == {"items.parquet": file_sha256(options.folder.items)}
+    assert (meta["items_sha256"], meta["num_items"], meta["command"]) == (items["items_sha256"], 3, COMMAND)
+
+
+def test_items_that_share_an_address_share_one_request_and_one_file(tmp_path, server):
+    [url, other] = server.serve_images(2)
+    options = shop(tmp_path, [url, other, url, url])
+    assert [status for _, status in fetch(options)] == ["ok"] * 4
+    assert server.paths() == ["/0.png", "/1.png"]
+    assert len({file for (file,) in table(options.folder.figures, "file")}) == len(images(options)) == 2
+
+
+def faults(server) -> list[tuple[str, str]]:
+    """Addresses, each with the status that it is to get."""
+    cut, exif = encoded(picture(3), "JPEG"), Image.Exif()
+    exif[0x0112] = 6
+    frames = [picture(number).quantize(16) for number in (4, 5)]
+    corrupt = bytearray(png(6))
+    corrupt[60:90] = bytes(30)
+    replies = [
+        ("ok", Reply(encoded(picture(0).convert("CMYK"), "JPEG"))),
+        ("ok", Reply(encoded(frames[0], "GIF", save_all=True, append_images=[frames[1]]))),
+        ("ok", Reply(encoded(picture(1), "JPEG", exif=exif))),
+        ("ok", Reply(status=500), Reply(png(7))),
+        ("ok", Reply(status=429, headers={"Retry-After": "0"}), Reply(png(8))),
+        ("ok", Reply(png(9), cut=40), Reply(png(9))),
+        ("ok", Reply(png(10), status=200, length="chunked", headers={"Content-Type": "text/html"})),
+        ("placeholder", Reply(encoded(Image.new("RGB", (1, 1)), "GIF"))),
+        ("placeholder", Reply(png(11, 200, 9))),
+        ("not an image", Reply(bytes(corrupt))),
+        ("not an image", Reply(cut[:-300])),
+        ("not an image", Reply(HTML)),
+        ("not an image", Reply(b"")),
+        ("too large", Reply(encoded(Image.new("1", (20_000, 20_000))))),
+        ("too large", Reply(b"\xff" * 3_000_000, length="untold")),
+        ("unreachable", Reply(HTML, status=404)),
+        ("unreachable", Reply(status=503)),
+        ("unreachable", Reply(png(12), cut=40)),
+        ("bad address", Reply(status=302, headers={"Location": "file:///etc/passwd"})),
+    ]
+    addresses = [(server.serve(f"/{number}", *rest), status) for number, (status, *rest) in enumerate(replies)]
+    return [*addresses, ("ftp://127.0.0.1/a.png", "bad address"), (closed_port() + "/a.png", "unreachable"),
+            (None, "no address"), ("", "no address")]
+
+
+def test_every_fault_has_its_name_and_leaves_no_file(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(ask, "MAX_BYTES", 100_000)
+    urls, expected = zip(*faults(server), strict=True)
+    options = shop(tmp_path, list(urls))
+    found = table(options.folder.figures, "status, file, detail") if fetch(options) else []
+    assert [status for status, _, _ in found] == list(expected)
+    kept = [file for status, file, _ in found if status in ("ok", "placeholder")]
+    assert None not in kept
+    assert sorted(images(options)) == sorted(kept)
+    assert all(detail for status, _, detail in found if status not in ("ok", "no address"))
+    assert ("placeholder", kept[8], "200 x 9 pixels") in found
+
+
+def test_the_missing_are_counted_and_the_first_ten_are_named(tmp_path, server, caplog):
+    caplog.set_level(logging.INFO)
+    fetch(shop(tmp_path, [*server.serve_images(3), *[f"{server.url}/none-{n}" for n in range(11)], None]))
+    assert "15 items: 11 unreachable, 3 ok, 1 no address" in caplog.text
+    assert "raw-3: unreachable (HTTP 404)" in caplog.text
+    assert "raw-12: unreachable (HTTP 404)" in caplog.text
+    assert "raw-13" not in caplog.text
+    assert "12 items have no image" in caplog.text
+
+
+def test_a_second_run_asks_for_nothing_and_after_a_file_is_gone_for_that_one(tmp_path, server, caplog):
+    caplog.set_level(logging.INFO)
+    urls = [*server.serve_images(5), None]
+    options = shop(tmp_path, urls)
+    fetch(options)
+    server.paths()
+    before = options.folder.figures.read_bytes(), images(options)
+    fetch(options)
+    assert server.paths() == []
+    assert "figures: reusing" in caplog.text
+    (options.folder.images / file_name(urls[2])).unlink()
+    fetch(options)
+    assert server.paths() == ["/2.png"]
+    assert (options.folder.figures.read_bytes(), images(options)) == before
+
+
+def test_what_failed_is_tried_again_by_the_next_run_and_placeholders_are_not(tmp_path, server):
+    urls = [*server.serve_images(2), server.serve("/late", Reply(status=404), Reply(png(9))),
+            server.serve("/tiny", Reply(png(8, 2, 2))), "ftp://127.0.0.1/a"]
+    options = shop(tmp_path, urls)
+    assert [s for _, s in fetch(options)] == ["ok", "ok", "unreachable", "placeholder", "bad address"]
+    server.paths()
+    assert [s for _, s in fetch(options)] == ["ok", "ok", "ok", "placeholder", "bad address"]
+    assert server.paths() == ["/late"]
+    fetch(options)
+    assert server.paths() == []
+
+
+def test_another_smallest_side_is_judged_from_the_files(tmp_path, server):
+    urls = [server.serve("/small", Reply(png(0, 12, 12))), server.serve("/large", Reply(png(1, 90, 90)))]
+    options = shop(tmp_path, urls)
+    assert [s for _, s in fetch(options)] == ["ok", "ok"]
+    server.paths()
+    assert [s for _, s in fetch(shop(tmp_path, urls, "--min_image_side", "13"))] == ["placeholder", "ok"]
+    assert [s for _, s in fetch(options)] == ["ok", "ok"]
+    assert server.paths() == []
+
+
+def test_new_items_are_fetched_and_the_old_ones_are_not_asked_for(tmp_path, server):
+    urls = server.serve_images(4)
+    fetch(shop(tmp_path, urls[:3]))
+    server.paths()
+    options = shop(tmp_path, [urls[3], *urls[:3]])
+    with pytest.raises(ArtifactError, match="is stale"):
+        load_meta(options.folder.figures, COMMAND)
+    assert [s for _, s in fetch(options)] == ["ok"] * 4
+    assert server.paths() == ["/3.png"]
+
+
+def test_force_checks_every_file_to_its_last_pixel_and_fetches_the_damaged_ones(tmp_path, server):
+    urls = server.serve_images(3)
+    options = shop(tmp_path, urls)
+    fetch(options)
+    server.paths()
+    before = options.folder.figures.read_bytes()
+    (options.folder.images / file_name(urls[1])).write_bytes(png(1)[:-60])  # its head is that of an image
+    fetch(options._replace(force=True))
+    assert server.paths() == ["/1.png"]
+    assert options.folder.figures.read_bytes() == before
+    assert images(options)[file_name(urls[1])] == png(1)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", None], ids=["empty", "cut", "gone"])
+def test_without_the_list_the_files_speak_for_themselves(tmp_path, server, damage):
+    options = shop(tmp_path, server.serve_images(3))
+    fetch(options)
+    server.paths()
+    before = options.folder.figures.read_bytes()
+    options.folder.figures.unlink()
+    if damage is not None:
+        options.folder.figures.write_bytes(damage)
+    fetch(options)
+    assert options.folder.figures.read_bytes() == before
+    assert server.paths() == []
+
+
+def test_a_file_that_is_no_image_any_more_is_fetched_again(tmp_path, server):
+    urls = server.serve_images(2)
+    options = shop(tmp_path, urls)
+    fetch(options)
+    server.paths()
+    options.folder.figures.unlink()
+    (options.folder.images / file_name(urls[1])).write_bytes(b"gone")
+    assert [s for _, s in fetch(options)] == ["ok", "ok"]
+    assert server.paths() == ["/1.png"]
+
+
+def test_missing_images_can_be_an_error_which_comes_after_all_was_tried(tmp_path, server):
+    urls = [*server.serve_images(2), None, f"{server.url}/none"]
+    options = shop(tmp_path, urls, "--missing_images", "error")
+    for _ in range(2):
+        with pytest.raises(DataError) as error:
+            fetch_figures(options, COMMAND)
+        assert error.value.exit_code == 3
+        assert error.value.what == "2 items have no image"
+        assert error.value.why == "raw-2 (no address), raw-3 (unreachable)"
+        assert [s for (s,) in table(options.folder.figures, "status")] == ["ok", "ok", "no address", "unreachable"]
+    server.serve("/none", Reply(png(5)))
+    mended = shop(tmp_path, [*urls[:2], urls[0], urls[3]], "--missing_images", "error")
+    assert [s for _, s in fetch(mended)] == ["ok"] * 4
+
+
+def test_not_one_image_is_an_error_with_the_reasons_and_the_old_list_stays(tmp_path, server):
+    options = shop(tmp_path, server.serve_images(1))
+    fetch(options)
+    before = options.folder.figures.read_bytes()
+    dead = closed_port()
+    urls = [*[f"{server.url}/none-{n}" for n in range(3)], server.serve("/page", Reply(HTML)), f"{dead}/a.png"]
+    with pytest.raises(ResourceError) as error:
+        fetch_figures(shop(tmp_path, urls), COMMAND)
+    assert error.value.exit_code == 5
+    assert "not one of 5 images" in error.value.what
+    assert f"3 unreachable (HTTP 404), such as {server.url}/none-0" in error.value.why
+    assert "1 not an image (begins with b'<!DOCTYPE html>" in error.value.why
+    assert f"1 unreachable (cannot connect), such as {dead}/a.png" in error.value.why
+    assert options.folder.figures.read_bytes() == before
+
+
+def test_items_without_any_address_are_an_error_that_says_so(tmp_path):
+    with pytest.raises(DataError, match="no item has the address of an image"):
+        fetch_figures(shop(tmp_path, [None, None]), COMMAND)
+
+
+def test_without_pillow_nothing_is_asked_for(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as error:
+        fetch_figures(shop(tmp_path, server.serve_images(1)), COMMAND)
+    assert "pip install -r requirements-images.txt" in str(error.value)
+    assert server.paths() == []
+
+
+def test_a_second_process_is_refused(tmp_path, server):
+    options = shop(tmp_path, server.serve_images(1))
+    with FolderLock(options.folder.images), pytest.raises(LockedError):
+        fetch_figures(options, COMMAND)
+
+
+def test_a_write_that_fails_leaves_no_half_file(tmp_path, server, monkeypatch):
+    options = shop(tmp_path, server.serve_images(3))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(figures.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            fetch_figures(options, COMMAND)
+    assert images(options) == {}
+    assert [s for _, s in fetch(options)] == ["ok"] * 3
+
+
+def start(options, *flags: str, script: Path = ROOT / "dataloader" / "1_load_figure.sh", cwd: Path = ROOT):
+    """The real command in a process of its own."""
+    return subprocess.Popen(
+        ["bash", str(script), "--data_root", str(options.folder.data_root), "--image_rate", "500", *flags], cwd=cwd,
+        env={**os.environ, "PYTHON": sys.executable}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(options, num_images: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(images(options)) < num_images and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(images(options)) >= num_images
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stop_is_prompt_and_the_next_run_fetches_only_the_rest(tmp_path, server, number):
+    urls = server.serve_images(40)
+    options = shop(tmp_path, urls)
+    server.seconds = 0.05
+    process = start(options)
+    wait_for(options, 5)
+    server.seconds = 20.0  # what is asked for from now on hangs
+    begun = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - begun < 5
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert "Traceback" not in err
+    if number == signal.SIGTERM:
+        assert "the same command again continues" in err
+    assert not options.folder.figures.exists()
+    there = {name for name in images(options) if ".tmp-" not in name}
+    missing = sorted(f"/{n}.png" for n, url in enumerate(urls) if file_name(url) not in there)
+    assert 0 < len(missing) <= 35
+    server.seconds = 0.0
+    server.paths()
+    assert [s for _, s in fetch(options)] == ["ok"] * 40
+    assert set(server.paths()) == set(missing)  # a request of the dead process may have come late
+    assert images(options) == {file_name(url): png(n) for n, url in enumerate(urls)}
+
+
+def copied(tmp_path) -> Path:
+    """The program elsewhere, so that nothing depends on this checkout."""
+    target = tmp_path / "a copy"
+    for folder in ("common", "dataloader"):
+        shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in [*ROOT.glob("*.sh"), *ROOT.glob("requirements*.txt")]:
+        shutil.copy(file, target)
+    return target
+
+
+@pytest.mark.parametrize("where", ["dataloader", "elsewhere"])
+def test_the_script_runs_from_its_folder_and_from_elsewhere(tmp_path, server, where):
+    root = copied(tmp_path)
+    options = shop(root, [*server.serve_images(2), None])
+    (tmp_path / "elsewhere").mkdir()
+    if where == "dataloader":
+        process = start(options, script=Path("1_load_figure.sh"), cwd=root / "dataloader")
+    else:
+        process = start(options, script=root / "dataloader" / "1_load_figure.sh", cwd=tmp_path / "elsewhere")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "(3 items: 2 ok, 1 no address)" in out
+    assert "raw-2: no address" in out
+    assert [s for (s,) in table(options.folder.figures, "status")] == ["ok", "ok", "no address"]
+
+
+def test_the_command_fails_with_one_line_and_no_traceback(tmp_path, server):
+    process = start(shop(tmp_path, [server.url + "/none"]))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 5
+    [line] = err.splitlines()
+    assert f"not one of 1 images could be fetched. 1 unreachable (HTTP 404), such as {server.url}/none. Fix: " in line

@@ -1,0 +1,182 @@
+"""Which events stay, and the integers that users and items become."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataloader.filters import Report, apply_filters, drop_items_without_text, k_core, number
+from dataloader.workspace import Workspace
+from tests.dataloader.processing import fill, kept, processing
+
+#        user, item, time; d falls first, then z, then c
+EVENTS = [("a", "x", 1), ("a", "y", 2), ("b", "x", 1), ("b", "y", 2), ("c", "y", 1), ("c", "z", 2), ("d", "z", 1)]
+MANY = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("pqrst"), st.integers(0, 3)), min_size=1,
+                max_size=30)
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+@pytest.fixture
+def work(tmp_path):
+    with Workspace(tmp_path / ".work", "1GB") as work:
+        yield work
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One database for all the examples of a property."""
+    with Workspace(tmp_path_factory.mktemp("shared") / ".work", "1GB") as work:
+        yield work
+
+
+def filtered(work: Workspace, events, **flags) -> tuple[str, Report]:
+    """`user+item` of what is left, in the order of the lines, and the report."""
+    fill(work, events)
+    report = Report(work)
+    apply_filters(work, processing(**flags), report)
+    return " ".join(user + item for user, item, _time in kept(work)), report
+
+
+@pytest.mark.parametrize(("min_user", "min_item", "left"), [
+    (2, 2, "ax ay bx by"),           # d has one event; without it z has one; without that c has one
+    (2, 0, "ax ay bx by cy cz"),
+    (0, 2, "ax ay bx by cy cz dz"),
+    (0, 3, "ay by cy"),
+    (1, 1, "ax ay bx by cy cz dz"),
+    (0, 0, "ax ay bx by cy cz dz"),
+    (3, 3, ""),
+])
+def test_the_k_core_drops_users_and_items_until_none_is_short(work, min_user, min_item, left):
+    assert filtered(work, EVENTS, min_user_interactions=min_user, min_item_interactions=min_item)[0] == left
+
+
+def k_core_by_hand(events, min_user, min_item):
+    while True:
+        users, items = [e[0] for e in events], [e[1] for e in events]
+        left = [e for e in events if users.count(e[0]) >= min_user and items.count(e[1]) >= min_item]
+        if left == events:
+            return left
+        events = left
+
+
+@PROPERTY
+@given(MANY, st.integers(0, 4), st.integers(0, 4))
+def test_the_k_core_equals_one_that_counts_anew_in_every_round(shared, events, min_user, min_item):
+    fill(shared, events)
+    k_core(shared, min_user, min_item, Report(shared))
+    assert kept(shared) == k_core_by_hand(events, min_user, min_item)
+
+
+@pytest.mark.parametrize(("threshold", "left"), [(3.0, "ay az"), (3.01, "az"), (-1.0, "ax ay az"), (5.5, "")])
+def test_events_rated_below_the_threshold_go_and_those_at_it_stay(work, threshold, left):
+    assert filtered(work, [("a", "x", 1, 2.5), ("a", "y", 2, 3.0), ("a", "z", 3, 4.0)], min_rating=threshold)[0] == left
+
+
+@pytest.mark.parametrize("rating", [0.1, 1.1, 4.1, 4.3])  # as a float, 4.1 is a little less than 4.1
+def test_a_rating_that_no_float_holds_exactly_is_at_its_own_threshold(work, rating):
+    assert filtered(work, [("a", "x", 1, rating)], min_rating=rating)[0] == "ax"
+
+
+REPEATED = [("a", "x", 5), ("a", "x", 3), ("b", "x", 5), ("a", "x", 5), ("a", "y", 5), ("a", "x", 3)]
+
+
+@pytest.mark.parametrize(("which", "lines"), [
+    ("keep", [0, 1, 2, 3, 4, 5]),
+    ("exact", [0, 1, 2, 4]),      # of the two events at 5, and of the two at 3, the first
+    ("user_item", [1, 2, 4]),     # of a's four with x the earliest, and of the two earliest the first
+])
+def test_duplicates_are_kept_or_the_first_of_them_is(work, which, lines):
+    fill(work, REPEATED)
+    apply_filters(work, processing(duplicates=which), Report(work))
+    assert work.run("SELECT line FROM kept ORDER BY line") == [(line,) for line in lines]
+
+
+def without_duplicates(events, which):
+    if which == "exact":
+        return [e for n, e in enumerate(events) if e not in events[:n]]
+    earliest = {}
+    for line, (user, item, time) in enumerate(events):
+        earliest.setdefault((user, item), []).append((time, line))
+    return [events[line] for line in sorted(min(events_of)[1] for events_of in earliest.values())]
+
+
+@PROPERTY
+@given(MANY, st.sampled_from(["exact", "user_item"]))
+def test_duplicates_go_as_a_loop_in_python_would_have_it(shared, events, which):
+    fill(shared, events)
+    apply_filters(shared, processing(duplicates=which), Report(shared))
+    assert kept(shared) == without_duplicates(events, which)
+
+
+def test_the_filters_run_in_the_order_of_their_names_in_the_report(work):
+    # Without the low rating a has two events, without the repetition one, too few for the core.
+    events = [("a", "x", 1, 1.0), ("a", "y", 2, 5.0), ("a", "y", 2, 5.0), ("b", "x", 1, 5.0), ("b", "y", 2, 5.0)]
+    left, report = filtered(work, events, min_rating=2.0, duplicates="exact", min_user_interactions=2)
+    assert left == "bx by"
+    assert report.lines() == ["5 interactions read", "1 removed by --min_rating 2, 4 left",
+                              "1 removed by --duplicates exact, 3 left", "1 removed by the 2/0-core, 2 left"]
+    assert report.how_to_keep_more() == "relax --min_rating or --duplicates or --min_user_interactions"
+
+
+def test_a_filter_that_removes_nothing_is_reported_but_need_not_be_relaxed(work):
+    _left, report = filtered(work, [("a", "x", 1)], min_rating=2.0, min_item_interactions=2)
+    assert report.lines() == ["1 interactions read", "0 removed by --min_rating 2, 1 left",
+                              "1 removed by the 0/2-core, 0 left"]
+    assert report.how_to_keep_more() == "relax --min_item_interactions"
+
+
+@pytest.mark.parametrize("minimum", [0, 1])
+def test_filters_that_are_off_are_not_reported(work, minimum):
+    _left, report = filtered(work, EVENTS, min_user_interactions=minimum, min_item_interactions=minimum)
+    assert report.lines() == ["7 interactions read"]
+    assert report.how_to_keep_more() == "a file with more interactions"
+
+
+def test_events_of_items_without_text_or_without_a_record_go(work):
+    fill(work, [("a", "described", 1), ("a", "empty", 2), ("b", "unknown", 3), ("b", "described", 4)])
+    work.run("CREATE TABLE described AS FROM (VALUES ('described', 'A cup'), ('empty', '')) AS t(raw_id, \"text\")")
+    report = Report(work)
+    drop_items_without_text(work, report)
+    assert kept(work) == [("a", "described", 1), ("b", "described", 4)]
+    assert report.lines()[1] == "2 removed by --drop_items_without_text (2 items), 2 left"
+
+
+def numbered(work: Workspace, events, unit: int = 1) -> list[tuple]:
+    """user, item, timestamp, place, length of each event, in the order in which they will be written."""
+    fill(work, events)
+    for table in ("user_numbers", "users", "item_numbers", "items", "sorted"):
+        work.run(f"DROP TABLE IF EXISTS {table}")
+    work.run("DROP VIEW IF EXISTS numbered")
+    number(work, unit)
+    return work.run('SELECT "user", item, "timestamp", place, length FROM numbered')
+
+
+def test_users_and_items_are_numbered_by_their_first_appearance_among_what_is_kept(work):
+    fill(work, [("z", "q", 9), ("d", "y", 8), *EVENTS])  # z and q fall; of the others y and d come first
+    k_core(work, 2, 2, Report(work))
+    number(work, 1)
+    assert work.run("SELECT id, raw_id FROM users") == [(0, "d"), (1, "a"), (2, "b"), (3, "c")]
+    assert work.run("SELECT id, raw_id FROM items") == [(0, "y"), (1, "x"), (2, "z")]
+
+
+def numbered_by_hand(events):
+    users, items = list(dict.fromkeys(e[0] for e in events)), list(dict.fromkeys(e[1] for e in events))
+    rows = sorted((users.index(user), time, line, items.index(item))
+                  for line, (user, item, time) in enumerate(events))
+    found = []
+    for user in range(len(users)):
+        own = [row for row in rows if row[0] == user]
+        found += [(user, item, time, place, len(own)) for place, (_user, time, _line, item) in enumerate(own)]
+    return found
+
+
+@PROPERTY
+@given(MANY)
+def test_numbers_order_and_places_equal_a_sort_in_python(shared, events):
+    assert numbered(shared, events) == numbered_by_hand(events)
+
+
+def test_events_of_one_second_keep_their_order_in_milliseconds_and_whole_seconds_are_published(work):
+    events = [("a", "late", 1999), ("a", "early", 1001), ("a", "between", 1500), ("a", "before", 999)]
+    late, early, between, before = range(4)
+    assert numbered(work, events, unit=1000) == [(0, before, 0, 0, 4), (0, early, 1, 1, 4), (0, between, 1, 2, 4),
+                                                 (0, late, 1, 3, 4)]

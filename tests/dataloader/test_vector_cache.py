@@ -1,0 +1,155 @@
+"""Vectors on the disk, by the content of what they were made from."""
+
+import hashlib
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from dataloader.vector_cache import VectorCache, text_keys
+
+IDENTITY = {"encoder": "of a test", "precision": "float32"}
+
+
+@pytest.fixture
+def cache(tmp_path) -> VectorCache:
+    return VectorCache(tmp_path, IDENTITY)
+
+
+def fill(cache: VectorCache, texts: list[str], value: float = 1.0) -> None:
+    cache.write(text_keys(texts), np.full((len(texts), 3), value, dtype=np.float32))
+
+
+def content(cache: VectorCache) -> dict[bytes, float]:
+    """Key -> first number of its vector, the newest shard winning."""
+    found = {}
+    for shard in cache.shards():
+        for key, vector in zip(shard.keys.tolist(), shard.vectors, strict=True):
+            found.setdefault(key, float(vector[0]))
+    return found
+
+
+def key(text: str) -> bytes:
+    return text_keys([text]).tolist()[0]
+
+
+def test_keys_are_the_first_bytes_of_the_sha256():
+    texts = ["red", "", "ein Füller \ud800", "x" * 100_000]
+    keys = np.ascontiguousarray(text_keys(texts)).view(np.uint8).reshape(-1, 16)
+    for text, row in zip(texts, keys, strict=True):
+        assert row.tobytes() == hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def test_keys_with_zeros_at_the_end_stay_apart():
+    # One text in 256 has such a key; among 3,000 there are about a dozen.
+    texts = [str(n) for n in range(3000)]
+    keys = text_keys(texts)
+    assert sum(hashlib.sha256(t.encode()).digest()[15] == 0 for t in texts) > 3
+    assert len(np.unique(keys)) == len(texts)
+
+
+def test_what_was_written_is_read_by_another_cache_of_the_same_identity(tmp_path, cache):
+    rng = np.random.default_rng(0)
+    keys, vectors = text_keys(["a", "b"]), rng.normal(size=(2, 5)).astype(np.float32)
+    cache.write(keys, vectors)
+    [shard] = VectorCache(tmp_path, dict(reversed(IDENTITY.items()))).shards()
+    np.testing.assert_array_equal(shard.keys, keys)
+    np.testing.assert_array_equal(shard.vectors, vectors)
+
+
+def test_another_identity_sees_nothing_of_it(tmp_path, cache):
+    fill(cache, ["a"])
+    assert list(VectorCache(tmp_path, {**IDENTITY, "precision": "float16"}).shards()) == []
+
+
+def test_the_folder_says_whose_vectors_it_holds_and_nothing_else_lies_there(tmp_path, cache):
+    fill(cache, ["a"])
+    fill(cache, ["b"])
+    assert json.loads((cache.folder / "encoder.json").read_text()) == IDENTITY
+    assert cache.folder.parent == tmp_path / ".embeddings"
+    assert len(list(cache.folder.iterdir())) == 3
+
+
+def test_the_newest_shard_comes_first(cache):
+    for value in range(1, 13):
+        fill(cache, ["a", f"text {value}"], value)
+    assert content(cache)[key("a")] == 12
+    assert len(content(cache)) == 13
+
+
+def test_two_writers_that_take_the_same_number_do_not_overwrite_each_other(cache, monkeypatch):
+    monkeypatch.setattr(cache, "newest", lambda: 6)
+    fill(cache, ["a"])
+    fill(cache, ["b"])
+    assert set(content(cache)) == {key("a"), key("b")}
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "other tensors", "other shape"])
+def test_a_damaged_shard_is_deleted_with_a_warning_and_the_others_are_read(cache, caplog, damage):
+    fill(cache, ["a"], 1)
+    fill(cache, ["b"], 2)
+    path = min(cache.folder.glob("*.safetensors"))
+    whole = path.read_bytes()
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "truncated":
+        path.write_bytes(whole[:-1])
+    elif damage == "flipped":
+        path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+    elif damage == "other tensors":
+        save_file({"x": np.zeros(3, dtype=np.float32)}, path)
+    else:
+        save_file({"keys": np.zeros((2, 15), dtype=np.uint8), "vectors": np.zeros((2, 3), dtype=np.float32)}, path)
+    with caplog.at_level(logging.WARNING):
+        assert content(cache) == {key("b"): 2.0}
+    assert f"{path} is damaged" in caplog.text
+    assert not path.exists()
+    caplog.clear()
+    assert content(cache) == {key("b"): 2.0}
+    assert caplog.text == ""
+
+
+def test_a_shard_that_another_process_deletes_meanwhile_is_passed_over(cache):
+    for value in range(3):
+        fill(cache, [f"text {value}"], value)
+    reading = cache.shards()
+    next(reading)
+    min(cache.folder.glob("*.safetensors")).unlink()
+    assert len(list(reading)) == 1
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(cache):
+    fill(cache, ["a"])
+    dead, alive = (cache.folder / f".000009-00000000.safetensors.tmp-{pid}" for pid in (2**22 + 1, os.getppid()))
+    dead.write_bytes(b"half")
+    alive.write_bytes(b"half")
+    fill(cache, ["b"])
+    assert not dead.exists()
+    assert alive.exists()
+    assert set(content(cache)) == {key("a"), key("b")}
+
+
+def test_only_shards_whose_every_text_was_encoded_again_are_dropped(cache):
+    fill(cache, ["a", "b"], 1)
+    fill(cache, ["b", "c"], 2)
+    newest = cache.newest()
+    fill(cache, ["a", "b"], 3)
+    cache.drop_superseded(newest, np.sort(text_keys(["a", "b"])))
+    assert content(cache) == {key("a"): 3.0, key("b"): 3.0, key("c"): 2.0}
+    assert len(list(cache.folder.glob("*.safetensors"))) == 2
+
+
+def test_a_disk_that_is_full_leaves_no_shard_and_no_staged_file(cache, monkeypatch):
+    fill(cache, ["a"])
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device", str(cache.folder))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        fill(cache, ["b"])
+    assert set(content(cache)) == {key("a")}
+    assert len(list(cache.folder.iterdir())) == 2
