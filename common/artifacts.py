@@ -277,7 +277,7 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise DataError(path, f"rows {np.flatnonzero(~finite)[:10].tolist()} are not finite", fix=fix)
-    return array
+    return np.ascontiguousarray(array)
 
 
 def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:

@@ -74,17 +74,18 @@ class SentenceEncoder:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        if not (self.folder / "modules.json").exists():
-            log.info("embed: %s does not say how to pool; its tokens' mean is taken", self.folder)
         try:
             # Without a dtype some models would come in the one in which they were saved, also on the CPU.
-            return SentenceTransformer(str(self.folder), device=self.devices[0], local_files_only=True,
-                                       model_kwargs={"dtype": torch.float16 if self.half else torch.float32})
+            model = SentenceTransformer(str(self.folder), device=self.devices[0], local_files_only=True,
+                                        model_kwargs={"dtype": torch.float16 if self.half else torch.float32})
         except (*FAULTS, OSError, SafetensorError) as error:
             if _is_out_of_memory(error):
                 raise
             raise ConfigError(f"{self.flag} {self.folder}", "cannot be loaded", " ".join(str(error).split())[:300],
                               "name a sentence-transformers model, or a folder that holds one") from error
+        if len(model) > 1 and not (self.folder / "modules.json").exists():  # then a pooling was added to it
+            log.info("embed: %s does not say how to pool; its tokens' mean is taken", self.folder)
+        return model
 
     def _encode_here(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
         """Batch by batch on the first device; where memory runs out, in smaller batches until the end of the shard.

@@ -4,13 +4,16 @@ A reader offers `raw_paths(options)`, the files it reads, and `raw_tables(option
 interactions, and of the items where there are any, how they are read (`tables.RawTable`).
 """
 
-import gzip
 import json
-import zlib
+from itertools import islice
 from pathlib import Path
 
 from common.artifacts import meta_path
-from common.errors import ConfigError, nearest
+from common.errors import ConfigError, DataError, nearest
+from dataloader.sources.lines import numbered_lines
+from dataloader.sources.records import NO_RECORD, PARSERS
+
+NUM_FIRST = 100  # lines that are looked at
 
 
 def find_source(dataset: str, raw_dir: Path | None, interactions: Path | None, configs: dict[str, dict],
@@ -58,15 +61,17 @@ def _source_of_files(dataset: str, raw: Path) -> str | None:
 
 
 def _year_of(metadata: Path) -> str | None:
+    """From the first line that is a record: the literals of 2014 are no JSON."""
+    year = None
     try:
-        with gzip.open(metadata) as file:
-            line = next((line for line in file if line.strip()), b"")
-    except (OSError, EOFError, zlib.error):  # the reader will say what is wrong with it
-        return None
-    if not line:
-        return None
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return "amazon14"
-    return "amazon18"
+        for _number, line in islice(numbered_lines(metadata), NUM_FIRST):
+            year = "amazon14"  # if none is a record, the reader will say what is wrong with the first
+            for lines, source in (("json", "amazon18"), ("python", "amazon14")):
+                try:
+                    PARSERS[lines](line)
+                    return source
+                except NO_RECORD:
+                    continue
+    except (OSError, DataError):  # the reader will say what is wrong with the file
+        pass
+    return year

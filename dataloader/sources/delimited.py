@@ -35,18 +35,21 @@ class Row(NamedTuple):
     text: str
 
 
-def header(path: Path, layout: Layout) -> list[str]:
-    """The names of the columns. Raises DataError if the file does not begin with a line of them."""
+def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
+    """The names of the columns. Raises DataError if the file does not begin with a line of them.
+
+    `origin`: what errors call the file, where that is not its path.
+    """
     if layout.header is not None:
         return list(layout.header)
     with _opened(path) as file:
         start = file.peek(2)[:2]
     if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path}:1", "is UTF-16", f"it begins with {start!r}", "save the file as UTF-8")
+        raise DataError(f"{origin or path}:1", "is UTF-16", f"it begins with {start!r}", "save the file as UTF-8")
     names = next(_rows(path, layout), Row(1, [""], "")).values
     fault = names if isinstance(names, str) else "" if any(map(str.strip, names)) else "is blank"
     if fault:
-        raise DataError(f"{path}:1", fault, "the first line names the columns", "mend the line")
+        raise DataError(f"{origin or path}:1", fault, "the first line names the columns", "mend the line")
     return [name.split(":")[0] for name in names] if layout.typed else names
 
 

@@ -20,9 +20,9 @@ UNEVEN = r"  |[\t-\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{202
 PRICE = r"^\$?\d[\d,.]*(?: ?- ?\$?\d[\d,.]*)?$"  # some price fields hold pieces of a page
 # An address; a list of them; or a list of records of one picture's sizes, the first being the main picture.
 IMAGE_URL = """nullif(CASE json_type(image) WHEN 'VARCHAR' THEN image ->> '$'
-    WHEN 'ARRAY' THEN CASE WHEN json_type(image, '$[0]') = 'OBJECT'
-        THEN coalesce(image ->> '$[0].large', image ->> '$[0].hi_res', image ->> '$[0].thumb')
-        ELSE image ->> '$[0]' END END, '')"""
+    WHEN 'ARRAY' THEN CASE json_type(image, '$[0]') WHEN 'VARCHAR' THEN image ->> '$[0]'
+        WHEN 'OBJECT' THEN coalesce(image ->> '$[0].large', image ->> '$[0].hi_res', image ->> '$[0].thumb')
+        END END, '')"""
 BITS_FOR_ONE = 16
 NESTED = "[[["  # how a value in JSON begins that is nested more deeply than any text
 
@@ -102,7 +102,8 @@ def _cleaned(fields: list[str], query: str) -> str:
                            f"THEN regexp_replace({f}, '{BLANKS}', ' ', 'g') ELSE {f} END",
                  # `trim` walks through a whole text.
                  lambda f: f"CASE WHEN starts_with({f}, ' ') OR ends_with({f}, ' ') THEN trim({f}) ELSE {f} END",
-                 lambda f: f"regexp_extract({f}, '{PRICE}')" if f == "price" else f"coalesce({f}, '')"):
+                 lambda f: f"regexp_extract({f}, '{PRICE}')" if f == "price" else f,
+                 lambda f: f"coalesce({f}, '')"):
         replaced = ", ".join(f"{step(f)} AS {f}" for f in fields)
         query = f"SELECT * REPLACE ({replaced}) FROM ({query})" if fields else query
     return query

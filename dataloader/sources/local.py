@@ -70,8 +70,9 @@ def _only_columns_there(work: Workspace, table: RawTable, named: dict[str, str |
         if there.count(column) > 1:
             raise ConfigError(f"{table.path}:1", f"names the column {column} {there.count(column)} times",
                               fix="rename the others")
-        # A record of JSON may lack a field that others have; only ratings are there for all or none.
-        if column in there or (table.format == "json" and named[field] is None and field != "rating"):
+        # A record of JSON may lack a text that others have; and where no record can be read, its line says more.
+        may_come = table.format == "json" and is_items and field != "item" and named[field] is None
+        if column in there or not there or may_come:
             columns[field] = [column]
         elif named[field] is not None or field in ("user", "item", "time"):
             flag = "--item_id_column" if is_items and field == "item" else f"--{field}_column"

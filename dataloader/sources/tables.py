@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 LATEST = 4_102_444_800  # seconds; the year 2100
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "date": 1_000_000}  # a second, in what the table `events` counts
-NUM_FIRST = 100  # records of JSON that are asked which columns there are: one may lack what others have
+LONG_LINE = 16 << 20     # bytes; DuckDB takes memory for several of the longest
+NUM_FIRST = 1000  # records of JSON that are asked which columns there are: one may lack what others have
 # What DuckDB raises for a file that it cannot read; IOException also stands for a full disk.
 UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException)
 
@@ -113,21 +114,21 @@ def _lines_again(work: Workspace, table: RawTable) -> Iterable[bytes]:
 def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> str:
     """SQL for the rows of the raw file itself, or nothing where DuckDB cannot read such files."""
     if table.format == "json":
-        return _rows_of_json(table, table.path, types)
+        return _rows_of_json(table, table.path, types, LONG_LINE)
     # In a file of one column a blank line may or may not be a row to DuckDB.
     if table.format == "python" or (table.format == "csv" and len(columns_there(work, table)) == 1):
         return ""
     return _rows_of_columns(work, table, types)
 
 
-def _rows_of_json(table: RawTable, path: Path, types: dict[str, str]) -> str:
+def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: int = MAX_LINE + 1) -> str:
     kinds = {column: types[field] for field in types for column in table.columns.get(field, ())}
     listed = ", ".join(f"{name(column)}: '{kind}'" for column, kind in kinds.items())
     select = [f"{_first(map(name, table.columns.get(field, ())), kind)} AS {name(field)}"
               for field, kind in types.items()]
     # With `ignore_errors` a line that is no record is not left out: it becomes a row of NULL.
     return (f"SELECT {', '.join(select)} FROM read_json({literal(path)}, format = 'newline_delimited', "
-            f"records = true, columns = {{{listed}}}, ignore_errors = true, maximum_object_size = {MAX_LINE + 1}, "
+            f"records = true, columns = {{{listed}}}, ignore_errors = true, maximum_object_size = {longest}, "
             f"compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
 
 
@@ -153,13 +154,15 @@ def reader(table: RawTable) -> str:
     """SQL for the rows of a file of columns."""
     if table.format == "parquet":
         return f"read_parquet({literal(table.path)}, binary_as_string = true, file_row_number = true)"
-    return delimited.reader(table.path, table.layout, delimited.header(table.path, table.layout))
+    return delimited.reader(table.path, table.layout, delimited.header(table.path, table.layout, table.origin))
 
 
 def columns_there(work: Workspace, table: RawTable) -> list[str]:
     """The columns of a file, by the names that they can be called by; of JSON, those of its first records."""
     if table.format in PARSERS:
         return list(dict.fromkeys(column for record in _first_records(table) for column in record))
+    if table.format == "csv":
+        return delimited.header(table.path, table.layout, table.origin)
     return list(_names_in_sql(work, table))
 
 
@@ -182,7 +185,7 @@ def _first_records(table: RawTable) -> Iterable[dict]:
 def _names_in_sql(work: Workspace, table: RawTable) -> dict[str, str]:
     """What the columns of a file of columns are called in SQL."""
     if table.format == "csv":
-        return {column: f"c{place}" for place, column in enumerate(delimited.header(table.path, table.layout))}
+        return {column: f"c{place}" for place, column in enumerate(columns_there(work, table))}
     try:
         rows = work.run(f"DESCRIBE SELECT * EXCLUDE (file_row_number) FROM {reader(table)}")
     except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""--check finds what is wrong with a folder, names the file and writes nothing; --adopt gives own files their metas."""
+"""--check finds what is wrong with a folder, names the file, and writes nothing."""
 
 import json
 import logging
@@ -10,27 +10,11 @@ import duckdb
 import numpy as np
 import pytest
 
-from common.artifacts import (
-    DatasetFolder,
-    file_sha256,
-    load_codes,
-    load_embeddings,
-    load_interactions,
-    load_items,
-    load_mask,
-    load_meta,
-    meta_path,
-    save_array,
-    write_meta,
-)
-from common.errors import ArtifactError, ConfigError, DataError, ResourceError, UserError
-from dataloader import process
-from tests.dataloader.helpers import make_options, write_baby
-from tests.dataloader.processing import COMMAND, run
+from common.artifacts import DatasetFolder, file_sha256, load_meta, meta_path, save_array, write_meta
+from common.errors import ArtifactError, DataError, ResourceError
+from tests.dataloader.checking import EVENTS, check, flip, refused, state
+from tests.dataloader.processing import run
 
-# Three users with four events each at the times 0 to 3, five items.
-EVENTS = [(user, item, time) for user, items in (("a", "vwxy"), ("b", "wxyz"), ("c", "xyzv"))
-          for time, item in enumerate(items)]
 VECTORS = [[0.5, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
@@ -59,28 +43,6 @@ def save(folder: DatasetFolder, path: Path, rows, dtype=np.float32, inputs=(), *
     save_array(path, np.array(rows, dtype=dtype), {
         "inputs": {folder.items.name: items["sha256"], **{p.name: file_sha256(p) for p in inputs}},
         "items_sha256": items["items_sha256"], "command": f"make {path.name}", **meta})
-
-
-def check(folder: DatasetFolder, *flags: str) -> None:
-    process.check(make_options(folder.data_root, "--check", *flags))
-
-
-def refused(folder: DatasetFolder, kind: type[UserError], caplog, *flags: str) -> list[str]:
-    """The findings of a check that fails with this kind of error, each without the folder's path."""
-    before = state(folder)
-    with pytest.raises(kind) as error:
-        check(folder, *flags)
-    assert error.value.exit_code == {DataError: 3, ArtifactError: 4}[kind]
-    assert state(folder) == before
-    found = [record.message.removeprefix("check: ") for record in caplog.records
-             if record.levelno == logging.WARNING and record.message.startswith("check: ")]
-    assert error.value.why == found[0]
-    return [finding.replace(f"{folder.path}/", "") for finding in found]
-
-
-def state(folder: DatasetFolder) -> dict[str, tuple]:
-    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else ()
-            for path in folder.data_root.rglob("*")}
 
 
 def change(path: Path, query: str) -> None:
@@ -277,12 +239,6 @@ def test_a_missing_table_is_found(folder, caplog):
     assert "users.parquet: is not there" in found
 
 
-def flip(path: Path, position: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_flipped_bit_is_found_by_the_hash(folder, caplog):
     flip(folder.embeddings("td"), -5)
     [finding] = refused(folder, ArtifactError, caplog)
@@ -359,75 +315,6 @@ def test_all_findings_are_printed_and_content_decides_the_exit_code(folder, capl
     assert "Baby.codes-vq-td.npy: does not match the sha256 in its meta" in found
 
 
-def own_files(tmp_path: Path, name: str = "shop") -> DatasetFolder:
-    """Tables and arrays as a user might have written them, with other integer types, and without metas."""
-    folder = DatasetFolder(tmp_path / "own", name)
-    folder.path.mkdir(parents=True)
-    for path, query in ((folder.items, """SELECT i AS item, 'raw ' || i AS raw_id, 'Title' AS title, 'Text' AS "text"
-                                          FROM range(4) t(i)"""),
-                        (folder.users, 'SELECT i::UTINYINT AS "user", \'user \' || i AS raw_id FROM range(2) t(i)'),
-                        (folder.interactions, """
-                            SELECT i // 4 AS "user", i % 3 AS item, 100 + i AS "timestamp", 4 AS rating,
-                                   CASE i % 4 WHEN 3 THEN 'test' WHEN 2 THEN 'valid' ELSE 'train' END AS split
-                            FROM range(8) t(i)""")):
-        duckdb.sql(query).write_parquet(str(path))
-    for path, array in ((folder.embeddings("mine"), np.ones((4, 3), dtype=np.float32)),
-                        (folder.codes("theirs", "mine", None), np.array([[0, 5], [1, 5], [2, 0], [2, 1]], np.int32))):
-        with path.open("wb") as file:
-            np.save(file, array)
-    return folder
-
-
-def check_own(folder: DatasetFolder, *flags: str) -> None:
-    check(folder, "--dataset", folder.name, *flags)
-
-
-@pytest.mark.parametrize("name", ["shop", "Baby"])  # also under a name that a source has
-def test_own_files_without_metas_are_checked_and_adopted(tmp_path, caplog, name):
-    folder = own_files(tmp_path, name)
-    found = refused(folder, ArtifactError, caplog, "--dataset", name)
-    assert [line.split(". ")[0] for line in found] == [
-        f"{file}: has no meta" for file in ("items.parquet", "users.parquet", "interactions.parquet",
-                                            f"{name}.emb-mine.npy", f"{name}.codes-theirs-mine.npy")]
-    check_own(folder, "--adopt")
-    check_own(folder)
-    assert load_interactions(folder).split.tolist() == [0, 0, 1, 2] * 2
-    assert load_items(folder)["raw_id"].tolist() == ["raw 0", "raw 1", "raw 2", "raw 3"]
-    assert load_embeddings(folder, "mine").shape == (4, 3)
-    assert load_meta(folder.embeddings("mine"), "")["dim"] == 3
-    codes, meta = load_codes(folder, "theirs", "mine", None)
-    assert codes.tolist() == [[0, 5], [1, 5], [2, 0], [2, 1]]
-    assert (meta["codebook_sizes"], meta["collision_rate_after"]) == ([3, 6], 0)
-
-
-def test_an_adopted_data_set_is_known_and_its_tables_are_left_alone(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    folder = own_files(tmp_path)
-    check_own(folder, "--adopt")
-    options = make_options(folder.data_root, "--dataset", "shop")
-    assert options.source == "local"
-    before = state(folder)
-    process.process(options, COMMAND)
-    assert "process: reusing" in caplog.text
-    assert "2 users, 4 items, 8 interactions" in caplog.text
-    assert state(folder) == before
-
-
-def test_a_mask_is_adopted_as_an_input_of_its_embedding(tmp_path):
-    folder = own_files(tmp_path)
-    with folder.mask("mine").open("wb") as file:
-        np.save(file, np.array([True, True, False, True]))
-    check_own(folder, "--adopt")
-    assert load_mask(folder, "mine").tolist() == [True, True, False, True]
-
-
-def test_what_is_not_sound_is_not_adopted(tmp_path, caplog):
-    folder = own_files(tmp_path)
-    duckdb.sql("SELECT 7 AS \"user\", 'raw' AS raw_id").write_parquet(str(folder.users))
-    found = refused(folder, DataError, caplog, "--dataset", "shop", "--adopt")
-    assert found[0] == "users.parquet: the users are not 0 to 0: there are 1 different ones from 7 to 7"
-
-
 def test_metas_that_are_there_are_not_replaced_by_adopting(folder, caplog):
     flip(folder.embeddings("td"), -5)
     before = state(folder)
@@ -435,49 +322,6 @@ def test_metas_that_are_there_are_not_replaced_by_adopting(folder, caplog):
         check(folder, "--adopt")
     assert {path: content for path, content in state(folder).items() if not path.endswith(".lock")} == {
         path: content for path, content in before.items() if not path.endswith(".lock")}
-
-
-def test_a_data_set_that_is_not_there_is_a_wrong_name(tmp_path):
-    with pytest.raises(ConfigError, match="there is no such data set"):
-        check(DatasetFolder(tmp_path, "Baby"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def raw(tmp_path: Path, events, metadata=()) -> list[str]:
-    write_baby(tmp_path / "raw", events, metadata)
-    return ["--raw_dir", str(tmp_path / "raw"), "--min_user_interactions=0", "--min_item_interactions=0"]
-
-
-def test_raw_files_are_looked_at_before_anything_is_made(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    check(DatasetFolder(tmp_path / "data", "Baby"), *raw(tmp_path, EVENTS))
-    assert "3 users, 5 items, 12 interactions" in caplog.text
-    assert "check: the raw files are sound" in caplog.text
-    assert not (tmp_path / "data").exists()
-
-
-def test_own_raw_files_are_looked_at_too(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in EVENTS))
-    check(DatasetFolder(tmp_path / "data", "shop"), "--dataset=shop", "--interactions", str(tmp_path / "e.csv"),
-          "--min_user_interactions=0", "--min_item_interactions=0")
-    assert "check: the raw files are sound" in caplog.text
-    assert {path.name for path in tmp_path.iterdir()} == {"e.csv"}
-
-
-def test_raw_files_that_are_not_sound_are_an_error_with_file_and_line(tmp_path):
-    flags = raw(tmp_path, [*EVENTS, ("a", "v", -5)])
-    with pytest.raises(DataError) as error:
-        check(DatasetFolder(tmp_path / "data", "Baby"), *flags)
-    assert str(error.value.where) == f"{tmp_path / 'raw' / 'reviews_Baby_5.json.gz'}:13"
-    assert not (tmp_path / "data").exists()
-
-
-def test_lines_that_would_be_skipped_are_printed(tmp_path, caplog):
-    events = [(f"u{n % 20}", f"i{n % 7}", n) for n in range(300)] + [("u1", "i1", -5)]
-    check(DatasetFolder(tmp_path / "data", "Baby"), "--bad_lines=skip", *raw(tmp_path, events))
-    assert '"reason": "has the time -5, which is not from 0' in caplog.text
-    assert not (tmp_path / "data").exists()
 
 
 def test_raw_files_and_the_folder_are_checked_together(folder, tmp_path, caplog):

@@ -1,0 +1,230 @@
+"""A user's own files: every format, columns by flags, and what is said where something is missing."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pytest
+
+from dataloader.sources import local as reader
+from tests.dataloader.helpers import make_options
+from tests.dataloader.reading import ODD_IDS, events_of, items_of, local, read_raw, refused
+
+ATOMIC_IDS = [raw_id for raw_id in ODD_IDS if not set(raw_id) & set("\t\r\n")]  # the format has no quotes
+
+
+def write_csv(path: Path, header: list[str], rows: list[tuple], delimiter: str = ",") -> None:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8", newline="") as file:
+        # All in quotes: of itself the writer does not quote a carriage return.
+        csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([header, *rows])
+
+
+def write_json(path: Path, header: list[str], rows: list[tuple]) -> None:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8", newline="") as file:
+        file.writelines(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in rows)
+
+
+def write_parquet(path: Path, header: list[str], rows: list[tuple]) -> None:
+    duckdb.from_df(pd.DataFrame(rows, columns=header)).write_parquet(str(path))
+
+
+def write_atomic(path: Path, header: list[str], rows: list[tuple]) -> None:
+    kinds = {"rating": "float", "timestamp": "float", "title": "token_seq", "description": "token_seq"}
+    typed = [f"{name}:{kinds.get(name, 'token')}" for name in header]
+    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in [typed, *rows]), encoding="utf-8", newline="")
+
+
+def write_tsv(path: Path, header: list[str], rows: list[tuple]) -> None:
+    write_csv(path, header, rows, "\t")
+
+
+WRITERS = {"csv": write_csv, "csv.gz": write_csv, "tsv": write_tsv, "tsv.gz": write_tsv, "jsonl": write_json,
+           "json": write_json, "ndjson": write_json, "jsonl.gz": write_json, "parquet": write_parquet,
+           "pq": write_parquet}
+ENDINGS = pytest.mark.parametrize("ending", WRITERS)
+
+
+def write_shop(folder: Path, ending: str, events: list[tuple], items: list[tuple] = (),
+               columns=("user_id", "item_id", "timestamp", "rating"), item_columns=("item_id", "title", "description")):
+    folder.mkdir(parents=True, exist_ok=True)
+    WRITERS[ending](folder / f"interactions.{ending}", list(columns), events)
+    if items:
+        WRITERS[ending](folder / f"items.{ending}", list(item_columns), items)
+
+
+@ENDINGS
+def test_ids_of_events_and_items_are_kept_to_the_byte(tmp_path, ending):
+    events = [(raw_id, raw_id, 10 + place, 5) for place, raw_id in enumerate(ODD_IDS)]
+    write_shop(tmp_path, ending, events, [(raw_id, f"no. {place}", "d") for place, raw_id in enumerate(ODD_IDS)])
+    found, records, _num_bad = read_raw(local(tmp_path))
+    assert found == events
+    assert [(record["raw_id"], record["title"]) for record in records] == [
+        (raw_id, f"no. {place}") for place, raw_id in enumerate(ODD_IDS)]
+
+
+def test_recbole_s_atomic_files_are_read_by_the_names_before_their_types(tmp_path):
+    events = [(raw_id, raw_id, 10 + place, 4.5) for place, raw_id in enumerate(ATOMIC_IDS)]
+    write_atomic(tmp_path / "shop.inter", ["user_id", "item_id", "timestamp", "rating"], events)
+    write_atomic(tmp_path / "shop.item", ["item_id", "title", "description"],
+                 [(raw_id, 'say "hi"', "it's <b>so</b>") for raw_id in ATOMIC_IDS])
+    options = local(tmp_path)
+    assert reader.raw_paths(options) == [tmp_path / "shop.inter", tmp_path / "shop.item"]
+    found, records, _num_bad = read_raw(options)
+    assert found == events
+    assert [(r["raw_id"], r["title"], r["description"]) for r in records] == [
+        (raw_id, 'say "hi"', "it's so") for raw_id in ATOMIC_IDS]
+
+
+@pytest.mark.parametrize("flag", ["venue", "venue:token"])
+def test_a_column_of_an_atomic_file_goes_by_both_of_its_names(tmp_path, flag):
+    write_atomic(tmp_path / "shop.inter", ["user_id", "venue", "timestamp"], [("a", "x", 5)])
+    assert events_of(local(tmp_path, "--item_column", flag)) == [("a", "x", 5, 1.0)]
+
+
+@ENDINGS
+def test_columns_go_by_flags(tmp_path, ending):
+    write_shop(tmp_path, ending, [("x", 7, "a", 3)], [("x", "Cup", "Acme", "Holds")],
+               ("Article", "when", "who", "stars"), ("sku", "name", "maker", "about it"))
+    options = local(tmp_path, "--user_column", "who", "--item_column=Article", "--time_column", "when",
+                    "--rating_column", "stars", "--item_id_column", "sku", "--title_column", "name", "--brand_column",
+                    "maker", "--description_column", "about it", "--template", "full")
+    events, [record], _num_bad = read_raw(options)
+    assert events == [("a", "x", 7, 3.0)]
+    assert (record["raw_id"], record["title"], record["brand"], record["description"]) == ("x", "Cup", "Acme", "Holds")
+
+
+@ENDINGS
+def test_the_items_id_goes_by_the_flag_of_the_interactions_too(tmp_path, ending):
+    write_shop(tmp_path, ending, [("a", "x", 7)], [("x", "Cup")], ("user_id", "sku", "timestamp"), ("sku", "title"))
+    events, [record], _num_bad = read_raw(local(tmp_path, "--item_column", "sku"))
+    assert (events, record["raw_id"]) == ([("a", "x", 7, 1.0)], "x")
+
+
+@ENDINGS
+def test_items_and_their_texts_and_ratings_are_optional(tmp_path, ending):
+    write_shop(tmp_path / "one", ending, [("a", "x", 7)], columns=("user_id", "item_id", "timestamp"))
+    assert read_raw(local(tmp_path / "one")) == ([("a", "x", 7, 1.0)], [], 0)
+    write_shop(tmp_path / "two", ending, [("a", "x", 7, 5)], [("x",), ("y",)], item_columns=("item_id",))
+    assert [record["raw_id"] for record in items_of(local(tmp_path / "two"))] == ["x", "y"]
+
+
+@ENDINGS
+@pytest.mark.parametrize(("flags", "columns", "error"), [
+    ((), ("userid", "item_id", "timestamp"),
+     "--user_column user_id: {path} has no such column. did you mean 'userid'? Fix: --user_column NAME"),
+    ((), ("user_id", "item_id", "date"),
+     "--time_column timestamp: {path} has no such column. there are: date, item_id, user_id. Fix: --time_column NAME"),
+    (("--item_column", "sku"), ("user_id", "SKU", "timestamp"),
+     "--item_column sku: {path} has no such column. did you mean 'SKU'? Fix: --item_column NAME"),
+    (("--rating_column", "stars"), ("user_id", "item_id", "timestamp"),
+     "--rating_column stars: {path} has no such column. there are: item_id, timestamp, user_id. "
+     "Fix: --rating_column NAME"),
+])
+def test_a_column_that_is_missing_is_an_error_with_the_nearest_and_the_flag(tmp_path, ending, flags, columns, error):
+    write_shop(tmp_path, ending, [("a", "x", 7)], columns=columns)
+    assert str(refused(local(tmp_path, *flags), 2)) == error.format(path=tmp_path / f"interactions.{ending}")
+
+
+@ENDINGS
+def test_a_column_of_the_items_that_is_missing_is_an_error_if_a_flag_names_it(tmp_path, ending):
+    write_shop(tmp_path, ending, [("a", "x", 7, 5)], [("x", "Cup", "d")], item_columns=("sku", "title", "about"))
+    error = refused(local(tmp_path, "--item_id_column", "sku", "--description_column", "abuot"), 2)
+    assert str(error) == (f"--description_column abuot: {tmp_path}/items.{ending} has no such column. "
+                          "did you mean 'about'? Fix: --description_column NAME")
+    assert str(refused(local(tmp_path), 2)).startswith("--item_id_column item_id: ")
+
+
+@pytest.mark.parametrize(("name", "text", "what", "fix"), [
+    ("interactions.csv", "user_id;item_id;timestamp\na;x;1\n", "has semicolons between the columns, not commas",
+     "save it with commas, as .csv"),
+    ("interactions.csv", "user_id\titem_id\ttimestamp\na\tx\t1\n", "has tabs between the columns, not commas",
+     "name the file .tsv"),
+    ("interactions.tsv", "user_id,item_id,timestamp\na,x,1\n", "has commas between the columns, not tabs",
+     "name the file .csv"),
+    ("interactions.csv", "user_id|item_id|timestamp\na|x|1\n", "has bars between the columns, not commas",
+     "save it with commas, as .csv")])
+def test_other_delimiters_are_told_with_what_to_do(tmp_path, name, text, what, fix):
+    (tmp_path / name).write_text(text)
+    error = refused(local(tmp_path), 2)
+    assert (str(error.where), error.what, error.fix) == (f"{tmp_path}/{name}:1", what, fix)
+    assert repr(text.split("\n")[0]) in error.why
+
+
+def test_a_wanted_column_that_stands_twice_in_the_header_is_refused(tmp_path):
+    (tmp_path / "interactions.csv").write_text("user_id,item_id,timestamp,item_id,other,other\na,x,1,y,1,2\n")
+    error = refused(local(tmp_path), 2)
+    assert (str(error.where), error.what) == (f"{tmp_path}/interactions.csv:1", "names the column item_id 2 times")
+
+
+@pytest.mark.parametrize("text", ["\ufeffuser_id,item_id,timestamp\r\na,x,1\r\n\r\nb,y,2\r\n",
+                                  "user_id,item_id,timestamp\r\na,x,1\nb,y,2",
+                                  'user_id,item_id,timestamp\n"a","x","1"\n\n\n"b","y",2,\n'])
+def test_byte_order_marks_line_ends_and_blank_lines_do_no_harm(tmp_path, text):
+    (tmp_path / "interactions.csv").write_text(text, newline="")
+    assert events_of(local(tmp_path)) == [("a", "x", 1, 1.0), ("b", "y", 2, 1.0)]
+
+
+def test_a_file_that_is_not_utf8_is_refused_by_its_line(tmp_path):
+    (tmp_path / "interactions.csv").write_bytes("user_id,item_id,timestamp\na,x,1\nZoë,y,2\n".encode("latin-1"))
+    error = refused(local(tmp_path))
+    assert (str(error.where), error.what) == (f"{tmp_path}/interactions.csv:3", "is not UTF-8")
+
+
+@pytest.mark.parametrize("name", ["events.xlsx", "events.csv.bz2", "events", "events.parquet.gz"])
+def test_a_format_that_cannot_be_read_is_refused_with_those_that_can(tmp_path, name):
+    (tmp_path / name).write_text("x")
+    options = make_options(tmp_path / "data", "--dataset", "shop", "--interactions", str(tmp_path / name))
+    error = refused(options, 2)
+    assert str(error.where) == f"--interactions {tmp_path}/{name}"
+    assert ".csv, .tsv, .inter, .item, .jsonl, .json, .ndjson, .parquet, .pq" in error.why
+
+
+def test_files_go_by_flags_wherever_they_lie(tmp_path):
+    folder = tmp_path / "it's [a] *folder*?"
+    write_shop(folder, "csv", [("a", "x", 7, 5)], [("x", "Cup", "d")])
+    (folder / "interactions.csv").rename(folder / "clicks ~ 日本.csv")
+    (folder / "items.csv").rename(folder / "shop's items.csv")
+    options = make_options(tmp_path / "data", "--dataset", "shop", "--interactions", str(folder / "clicks ~ 日本.csv"),
+                           "--items", str(folder / "shop's items.csv"))
+    events, [record], _num_bad = read_raw(options)
+    assert (events, record["title"]) == ([("a", "x", 7, 5.0)], "Cup")
+
+
+def test_a_folder_without_interactions_says_what_was_looked_for(tmp_path):
+    write_csv(tmp_path / "items.csv", ["item_id"], [("x",)])
+    (tmp_path / "interactions.xlsx").write_text("x")
+    error = refused(local(tmp_path))
+    assert (error.where, error.what) == (tmp_path, "has no interactions")
+    assert "looked for interactions.*, shop.inter" in error.why
+    assert error.fix == "name them: --interactions FILE"
+
+
+def test_a_folder_with_several_files_of_interactions_asks_for_the_one(tmp_path):
+    write_shop(tmp_path, "csv", [("a", "x", 7, 5)])
+    write_shop(tmp_path, "jsonl", [("a", "x", 7, 5)])
+    error = refused(local(tmp_path), 2)
+    assert (error.what, error.fix) == ("holds several files of interactions", "name the one: --interactions FILE")
+    assert error.why == "interactions.csv, interactions.jsonl"
+    options = make_options(tmp_path / "data", "--dataset", "shop", "--interactions", str(tmp_path / "interactions.csv"))
+    assert events_of(options) == [("a", "x", 7, 5.0)]
+
+
+def test_lists_of_parquet_and_json_are_joined(tmp_path):
+    write_shop(tmp_path, "csv", [("a", "x", 7, 5)])
+    duckdb.sql("""SELECT 'x' AS item_id, ['Holds', '5 oz'] AS description, [['a', 'b'], ['c']] AS categories
+               """).write_parquet(str(tmp_path / "items.parquet"))
+    [record] = items_of(local(tmp_path, "--template", "full"))
+    assert (record["description"], record["categories"]) == ("Holds 5 oz", "a, b, c")
+
+
+def test_numbers_for_ids_are_their_digits(tmp_path):
+    write_parquet(tmp_path / "interactions.parquet", ["user_id", "item_id", "timestamp"], [(7, 2**60, 1)])
+    write_json(tmp_path / "items.jsonl", ["item_id", "title"], [(2**60, 5)])
+    events, [record], _num_bad = read_raw(local(tmp_path))
+    assert events == [("7", str(2**60), 1, 1.0)]
+    assert (record["raw_id"], record["title"]) == (str(2**60), "5")
