@@ -144,6 +144,7 @@ def load_meta(path: Path, fix: str) -> dict:
 def verify(path: Path, fix: str) -> dict:
     """Like `load_meta`, and the content is hashed again."""
     meta = load_meta(path, fix)
+    fix = f"{meta['command']} --force" if meta.get("command") else fix
     if file_sha256(path) != meta["sha256"]:
         raise ArtifactError(path, "does not match the sha256 in its meta", "it was changed or damaged", fix)
     return meta
@@ -252,7 +253,16 @@ def load_items(folder: DatasetFolder) -> dict[str, np.ndarray]:
 
 
 def load_image_urls(folder: DatasetFolder) -> np.ndarray:
-    """The address of every item's image, an object array in item order; None where an item has none."""
+    """The address of every item's image, an object array in item order; None where an item has none.
+
+    Raises DataError if the items were made elsewhere, without that column.
+    """
+    import duckdb
+
+    load_meta(folder.items, folder.make_command)
+    if "image_url" not in duckdb.read_parquet(str(folder.items)).columns:
+        raise DataError(folder.items, "has no column image_url", "it says where the images are",
+                        "add the column, empty where an item has no image")
     return _load_table(folder, folder.items, "item", ("image_url",))["image_url"]
 
 

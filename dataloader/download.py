@@ -5,7 +5,7 @@ import sys
 
 from common.errors import ConfigError, ResourceError, nearest, run_command
 from common.run import FolderLock, log_to_console
-from dataloader.fetch import RemoteFile, Unreachable, fetch_all, fetch_wheel, is_fetched, with_mirror
+from dataloader.network.fetch import RemoteFile, Unreachable, fetch_all, fetch_wheel, is_fetched, with_mirror
 from dataloader.options import CONFIGS, DataOptions, parse_options
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ from common.cli import command_line
 from common.errors import DataError, ResourceError, UserError, run_command
 from common.progress import Progress
 from common.run import FolderLock, log_to_console
-from dataloader.ask import Answer, host_of
-from dataloader.figure_table import (
+from dataloader.images.figure_table import (
     Figure,
     counts_text,
     publish_figures,
@@ -21,9 +20,10 @@ from dataloader.figure_table import (
     refuse_missing,
     report_missing,
 )
+from dataloader.images.pictures import BadPicture, check_picture, picture_size, set_up_pillow
+from dataloader.network.ask import Answer, host_of
+from dataloader.network.polite import Fetcher
 from dataloader.options import DataOptions, parse_options
-from dataloader.pictures import BadPicture, check_picture, picture_size, set_up_pillow
-from dataloader.polite import Fetcher
 
 log = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from common.artifacts import load_embeddings, load_mask, load_meta
 from common.cli import command_line, parse
 from common.errors import ArtifactError, ConfigError, DataError, run_command
 from common.run import FolderLock, Run, log_to_console
-from dataloader.embedding import is_current, publish_embedding, refuse_bad_rows, transformed
+from dataloader.embeddings.embedding import is_current, publish_embedding, refuse_bad_rows, transformed
+from dataloader.embeddings.fusion_config import load_alignment, load_collaborative
 from dataloader.flags import FUSIONS, make_parser
-from dataloader.fusion_config import load_alignment, load_collaborative
 from dataloader.options import DataOptions, Transform, modality_of, resolve_options
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def make_command(options: DataOptions, suffix: str) -> str:
 
 
 def _make_collaborative(options: DataOptions, command: str) -> None:
-    from dataloader.collaborative import make_collaborative
+    from dataloader.embeddings.collaborative import make_collaborative
 
     make_collaborative(options, command)
 
@@ -167,7 +167,7 @@ def _aligned(options: DataOptions, parts: list[Part], settings: dict, inputs: di
              command: str) -> np.ndarray:
     """float32 (N, --fusion_dim); an alignment that was interrupted continues from its checkpoint."""
     from common.device import resolve_device
-    from dataloader.alignment import align
+    from dataloader.embeddings.alignment import align
 
     device = resolve_device(options.device, "--device")
     if options.force:

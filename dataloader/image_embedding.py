@@ -12,13 +12,13 @@ from common.artifacts import load_meta
 from common.cli import command_line
 from common.errors import DataError, run_command
 from common.run import FolderLock, log_to_console
-from dataloader.embedding import is_current, publish_embedding
-from dataloader.encoding import Texts, encode_all
-from dataloader.figure_table import Figures, load_figures, make_command, refuse_missing
+from dataloader.embeddings.embedding import is_current, publish_embedding
+from dataloader.embeddings.encoding import Texts, encode_all
+from dataloader.embeddings.text_models import content_sha256, find_model, known_model
+from dataloader.embeddings.vector_cache import VectorCache
+from dataloader.images.figure_table import Figures, load_figures, make_command, refuse_missing
+from dataloader.images.pictures import set_up_pillow
 from dataloader.options import DataOptions, parse_options
-from dataloader.pictures import set_up_pillow
-from dataloader.text_models import content_sha256, find_model, known_model
-from dataloader.vector_cache import VectorCache
 
 log = logging.getLogger(__name__)
 

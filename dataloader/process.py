@@ -13,16 +13,16 @@ from common.artifacts import file_sha256, load_meta, publish
 from common.cli import command_line
 from common.errors import DataError, UserError, run_command
 from common.run import FolderLock, log_to_console
-from dataloader.check import check_folder
-from dataloader.filters import Report, apply_filters, drop_items_without_text, make_keys, number
-from dataloader.item_text import MAX_TEXT, describe, no_metadata
 from dataloader.options import DataOptions, parse_options
+from dataloader.processing.check import check_folder
+from dataloader.processing.filters import Report, apply_filters, drop_items_without_text, make_keys, number
+from dataloader.processing.item_text import MAX_TEXT, describe, no_metadata
+from dataloader.processing.splits import make_split
+from dataloader.processing.statistics import counts, measure, report_lines
+from dataloader.processing.workspace import Workspace
 from dataloader.sources.events import read_events
 from dataloader.sources.items import read_items
 from dataloader.sources.tables import UNITS, RawTable
-from dataloader.splits import make_split
-from dataloader.statistics import counts, measure, report_lines
-from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def process(options: DataOptions, command: str) -> None:
             _publish_tables(work, options, made._replace(meta={"command": command, **made.meta}))
         _tell(options, made.meta)
     if options.export_recbole is not None:
-        from dataloader.recbole import export
+        from dataloader.processing.recbole import export
 
         export(options)
 

@@ -13,12 +13,12 @@ from common.artifacts import load_items, load_meta
 from common.cli import command_line
 from common.errors import ConfigError, run_command
 from common.run import FolderLock, log_to_console
-from dataloader.embedding import is_current, publish_embedding
+from dataloader.embeddings.embedding import is_current, publish_embedding
+from dataloader.embeddings.encoding import Texts, encode_all
+from dataloader.embeddings.text_models import content_sha256, find_model, known_model
+from dataloader.embeddings.vector_cache import VectorCache
 from dataloader.encoders import Encoder
-from dataloader.encoding import Texts, encode_all
 from dataloader.options import DataOptions, parse_options
-from dataloader.text_models import content_sha256, find_model, known_model
-from dataloader.vector_cache import VectorCache
 
 log = logging.getLogger(__name__)
 

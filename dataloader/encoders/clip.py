@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import ConfigError, DataError
 from dataloader.encoders.sentence import SentenceEncoder
-from dataloader.pictures import READING, BadPicture, load_rgb
+from dataloader.images.pictures import READING, BadPicture, load_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image

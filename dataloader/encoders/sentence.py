@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ConfigError
+from dataloader.embeddings.text_models import content_sha256
 from dataloader.encoders import BatchFailed
-from dataloader.text_models import content_sha256
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from common.errors import DataError
 from dataloader.options import DataOptions
+from dataloader.processing.workspace import Workspace
 from dataloader.sources.tables import RawTable
-from dataloader.workspace import Workspace
 
 
 def raw_paths(options: DataOptions) -> list[Path]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
+from dataloader.processing.workspace import literal, text
 from dataloader.sources.lines import DAMAGED, damaged, open_binary
 from dataloader.sources.records import MAX_LINE
-from dataloader.workspace import literal, text
 
 BUFFER = 2 * MAX_LINE  # what DuckDB reads at a time; else it would be sixteen times the limit of a line
 INSTEAD = "\x1f"       # the csv module takes delimiters of one character alone

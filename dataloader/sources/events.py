@@ -4,10 +4,10 @@ from pathlib import Path
 
 from common.errors import DataError
 from dataloader.options import DataOptions
+from dataloader.processing.workspace import Workspace
 from dataloader.sources.faults import bad_id, id_fault, lacking, number_fault, set_apart, value_of
 from dataloader.sources.schema import refuse_other_source
 from dataloader.sources.tables import LATEST, UNITS, RawTable, load, mend, type_of
-from dataloader.workspace import Workspace
 
 FIELDS = ("user", "item", "time", "rating")
 EARLIEST = 100_000_000  # seconds; 1973. A set whose times are all below it counts in another unit

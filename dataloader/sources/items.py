@@ -4,11 +4,11 @@ import html
 from pathlib import Path
 
 from dataloader.options import DataOptions
+from dataloader.processing.workspace import Workspace
 from dataloader.sources.faults import bad_id, id_fault, set_apart
 from dataloader.sources.records import MAX_FIELD
 from dataloader.sources.schema import refuse_other_source
 from dataloader.sources.tables import RawTable, load, mend
-from dataloader.workspace import Workspace
 
 # Between the members of a list.
 SEPARATORS = {"title": " ", "description": " ", "brand": " ", "price": " ", "categories": ", ", "features": " ",

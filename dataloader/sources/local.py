@@ -4,9 +4,9 @@ from pathlib import Path
 
 from common.errors import ConfigError, DataError, nearest
 from dataloader.options import DataOptions
+from dataloader.processing.workspace import Workspace
 from dataloader.sources.delimited import Layout
 from dataloader.sources.tables import RawTable, columns_there
-from dataloader.workspace import Workspace
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".inter": "csv", ".item": "csv", ".jsonl": "json", ".json": "json",
            ".ndjson": "json", ".parquet": "parquet", ".pq": "parquet"}

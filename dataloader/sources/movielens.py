@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from common.errors import DataError
-from dataloader.archives import open_member
+from dataloader.network.archives import open_member
 from dataloader.options import DataOptions
+from dataloader.processing.workspace import Workspace
 from dataloader.sources.delimited import Layout
 from dataloader.sources.tables import RawTable
-from dataloader.workspace import Workspace
 
 GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
           "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")

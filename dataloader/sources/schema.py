@@ -3,9 +3,9 @@
 from common.config import load_yaml
 from common.errors import DataError
 from dataloader.options import CONFIGS, SOURCES
+from dataloader.processing.workspace import Workspace
 from dataloader.sources.records import PARSERS
 from dataloader.sources.tables import RawTable, columns_there
-from dataloader.workspace import Workspace
 
 # The fields by which a file is known; not every record has the others.
 KNOWN_BY = {"interactions": ("user", "item", "time", "rating"), "items": ("item", "title")}

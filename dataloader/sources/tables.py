@@ -9,11 +9,11 @@ from typing import NamedTuple
 import duckdb
 
 from common.errors import DataError
+from dataloader.processing.workspace import FULL_DISK, Workspace, literal, name, text
 from dataloader.sources import delimited
 from dataloader.sources.delimited import Layout
 from dataloader.sources.lines import numbered_lines, rewrite
 from dataloader.sources.records import MAX_LINE, NO_RECORD, PARSERS, plain_json
-from dataloader.workspace import FULL_DISK, Workspace, literal, name, text
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from common.artifacts import load_embeddings
-from dataloader.embedding import publish_embedding
+from dataloader.embeddings.embedding import publish_embedding
 from dataloader.fusion import fuse
 from tests.dataloader.dataset import write_dataset
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from dataloader.filters import make_keys
 from dataloader.options import DataOptions, Processing
 from dataloader.process import process
-from dataloader.workspace import Workspace
+from dataloader.processing.filters import make_keys
+from dataloader.processing.workspace import Workspace
 from tests.dataloader.helpers import make_options, write_baby
 
 COMMAND = "bash dataloader/2_process.sh"

@@ -9,10 +9,10 @@ import pytest
 
 from common.errors import UserError
 from dataloader.options import DataOptions
+from dataloader.processing.workspace import Workspace
 from dataloader.sources.events import read_events
 from dataloader.sources.items import read_items
 from dataloader.sources.tables import RawTable, load, mend
-from dataloader.workspace import Workspace
 from tests.dataloader.helpers import make_options
 
 # Ids that some reader takes for a number, for nothing, or for two of them; or that it tidies.

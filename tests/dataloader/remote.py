@@ -7,9 +7,9 @@ import random
 import time
 from pathlib import Path
 
-from dataloader import fetch as fetching
-from dataloader import transfer as transferring
-from dataloader.fetch import RemoteFile, fetch
+from dataloader.network import fetch as fetching
+from dataloader.network import transfer as transferring
+from dataloader.network.fetch import RemoteFile, fetch
 
 WHOLE = gzip.compress(random.Random(0).randbytes(300_000), mtime=0)
 OTHER = gzip.compress(random.Random(1).randbytes(280_000), mtime=0)

@@ -7,9 +7,10 @@ import pytest
 
 from common.artifacts import load_mask
 from common.errors import DataError, TrainingError
-from dataloader import fusion, fusion_config
+from dataloader import fusion
+from dataloader.embeddings import fusion_config
+from dataloader.embeddings.fusion_config import load_alignment
 from dataloader.fusion import fuse
-from dataloader.fusion_config import load_alignment
 from tests.dataloader.fusion_parts import COMMAND, fused, random_parts, shop, unit
 
 
@@ -84,7 +85,7 @@ class Killed(BaseException):
 
 
 def test_an_alignment_that_was_killed_continues_and_ends_with_the_same_bytes(tmp_path, monkeypatch, caplog):
-    from dataloader.alignment import AlignmentTask
+    from dataloader.embeddings.alignment import AlignmentTask
 
     caplog.set_level(logging.INFO)
     quick(monkeypatch, epochs=6, checkpoint_seconds=0.0)

@@ -8,8 +8,8 @@ import pytest
 
 from common.artifacts import load_embeddings, load_mask, load_meta
 from common.errors import ArtifactError, DataError
-from dataloader.collaborative import co_occurrence, item_vectors, leading_eigenpairs, make_collaborative
-from dataloader.fusion_config import load_collaborative
+from dataloader.embeddings.collaborative import co_occurrence, item_vectors, leading_eigenpairs, make_collaborative
+from dataloader.embeddings.fusion_config import load_collaborative
 from tests.dataloader.dataset import write_dataset
 
 NUM_ITEMS = 40

@@ -9,8 +9,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from common.artifacts import file_sha256, load_embeddings, load_mask, load_meta
 from common.errors import ArtifactError, ConfigError, DataError
-from dataloader import embedding
-from dataloader.embedding import is_current, publish_embedding, transformed
+from dataloader.embeddings import embedding
+from dataloader.embeddings.embedding import is_current, publish_embedding, transformed
 from dataloader.options import Transform
 from tests.dataloader.dataset import add_item, write_dataset
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from common.errors import DataError, ResourceError
+from dataloader.embeddings.encoding import Texts, encode_all
+from dataloader.embeddings.vector_cache import VectorCache
 from dataloader.encoders import BatchFailed
-from dataloader.encoding import Texts, encode_all
-from dataloader.vector_cache import VectorCache
 
 
 def vector_of(text: str, dim: int = 4) -> list[float]:

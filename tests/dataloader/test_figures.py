@@ -17,8 +17,10 @@ from common.artifacts import file_sha256, load_meta
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
 from common.run import FolderLock
-from dataloader import ask, figures, pictures, polite
+from dataloader import figures
 from dataloader.figures import fetch_figures, file_name
+from dataloader.images import pictures
+from dataloader.network import ask, polite
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.helpers import Reply, closed_port, table
 from tests.dataloader.image_server import HTML, ImageServer, encoded, picture, png

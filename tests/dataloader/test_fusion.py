@@ -15,10 +15,10 @@ from sklearn.decomposition import PCA
 from common.artifacts import ids_sha256, load_embeddings, load_mask, load_meta, meta_path, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
-from dataloader import fusion_config
-from dataloader.embedding import publish_embedding
+from dataloader.embeddings import fusion_config
+from dataloader.embeddings.embedding import publish_embedding
+from dataloader.embeddings.fusion_config import load_alignment, load_collaborative
 from dataloader.fusion import fuse, main
-from dataloader.fusion_config import load_alignment, load_collaborative
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.fusion_parts import COMMAND, EVENTS, fused, random_parts, shop, unit
 from tests.dataloader.helpers import make_options

@@ -10,11 +10,11 @@ from PIL import Image
 
 from common.artifacts import file_sha256, load_mask, load_meta
 from common.errors import ArtifactError, ConfigError, DataError, ResourceError
-from dataloader import pictures
 from dataloader.encoders import clip
-from dataloader.figure_table import load_figures
 from dataloader.figures import fetch_figures
 from dataloader.image_embedding import embed
+from dataloader.images import pictures
+from dataloader.images.figure_table import load_figures
 from tests.dataloader.dataset import add_item, write_dataset
 from tests.dataloader.helpers import closed_port
 from tests.dataloader.image_server import ImageServer, encoded, picture, png

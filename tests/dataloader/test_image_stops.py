@@ -41,7 +41,8 @@ import sys
 import time
 
 from common.errors import run_command
-from dataloader import image_embedding, vector_cache
+from dataloader import image_embedding
+from dataloader.embeddings import vector_cache
 from dataloader.encoders import clip
 
 clip.SHARD = {"cpu": 8}
@@ -61,7 +62,7 @@ def test_a_killed_run_goes_on_at_the_next_shard_and_ends_with_the_same_bytes(tmp
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "slow.py"), "--data_root", str(options.folder.data_root),
          "--image_model", str(model), "--device", "cpu"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
     wait_for_shards(options, 3, process)
     process.kill()
     _, err = process.communicate(timeout=30)

@@ -7,9 +7,9 @@ import pytest
 
 from common.artifacts import load_image_urls, load_items, load_meta
 from common.errors import ConfigError
-from dataloader.item_text import MAX_TEXT
 from dataloader.options import DataOptions
 from dataloader.process import process
+from dataloader.processing.item_text import MAX_TEXT
 from tests.dataloader.helpers import make_options, review, table, write_gz, write_wheel
 from tests.dataloader.processing import COMMAND, run
 

@@ -8,8 +8,8 @@ from email.utils import formatdate
 import pytest
 import requests
 
-from dataloader import ask, polite
-from dataloader.polite import Fetcher
+from dataloader.network import ask, polite
+from dataloader.network.polite import Fetcher
 from tests.dataloader.helpers import Reply, closed_port
 from tests.dataloader.image_server import ImageServer, png
 

@@ -15,7 +15,7 @@ import pytest
 from common.artifacts import file_sha256, ids_sha256, load_interactions, load_items, load_meta, load_users, verify
 from common.errors import DataError
 from dataloader.process import is_current, process
-from dataloader.workspace import Workspace
+from dataloader.processing.workspace import Workspace
 from tests.dataloader.helpers import contents, make_options, review, table, write_baby, write_gz
 from tests.dataloader.processing import COMMAND, run
 

@@ -22,7 +22,8 @@ EVENTS = [(f"user {n % 30}", f"item {n * 7 % 20}", n // 9) for n in range(600)]
 KILLED = """
 import os, signal, sys
 from common.errors import run_command
-from dataloader import process, workspace
+from dataloader import process
+from dataloader.processing import workspace
 count = int(sys.argv[1])
 
 def replace(source, target, real=os.replace, done=[]):
@@ -45,7 +46,8 @@ sys.exit(run_command(process.main, sys.argv[2:]))
 STOPPED = """
 import os, signal, sys, threading
 from common.errors import run_command
-from dataloader import process, workspace
+from dataloader import process
+from dataloader.processing import workspace
 
 def run(self, query, *parameters, real=workspace.Workspace.run):
     if query.startswith("CREATE TABLE sorted"):

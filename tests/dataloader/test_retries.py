@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.artifacts import load_meta
-from dataloader import fetch as fetching
-from dataloader.fetch import RemoteFile, Unreachable, fetch
+from dataloader.network import fetch as fetching
+from dataloader.network.fetch import RemoteFile, Unreachable, fetch
 from tests.dataloader.helpers import Reply, closed_port
 from tests.dataloader.remote import HTML, WHOLE, get, shorten_waits
 

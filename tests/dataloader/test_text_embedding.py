@@ -15,10 +15,10 @@ import pytest
 
 from common.artifacts import file_sha256, load_embeddings, load_meta
 from common.errors import ConfigError, DataError
+from dataloader.embeddings.text_models import content_sha256
 from dataloader.encoders import sentence
 from dataloader.encoders.sentence import HalfPrecisionOverflow, SentenceEncoder
 from dataloader.text_embedding import embed
-from dataloader.text_models import content_sha256
 from tests.dataloader.dataset import add_item, write_dataset
 from tests.dataloader.endpoint import KEY, Endpoint, vector
 from tests.dataloader.helpers import make_options

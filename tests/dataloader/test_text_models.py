@@ -14,8 +14,9 @@ import pytest
 from common.artifacts import file_sha256
 from common.errors import ConfigError, DataError, ResourceError
 from common.run import FolderLock
-from dataloader import fetch, text_models
-from dataloader.text_models import content_sha256, find_model, known_model
+from dataloader.embeddings import text_models
+from dataloader.embeddings.text_models import content_sha256, find_model, known_model
+from dataloader.network import fetch
 from tests.dataloader.helpers import Reply, closed_port, make_options
 
 

@@ -10,9 +10,16 @@ import numpy as np
 from common.artifacts import DatasetFolder, file_sha256, load_meta, meta_path, verify, write_meta
 from common.errors import ArtifactError, DataError, UserError
 from common.run import FolderLock
-from dataloader.check_content import ARRAYS, array_findings, array_kind, event_findings, is_table, table_findings
 from dataloader.options import DataOptions
-from dataloader.workspace import Workspace, literal
+from dataloader.processing.check_content import (
+    ARRAYS,
+    array_findings,
+    array_kind,
+    event_findings,
+    is_table,
+    table_findings,
+)
+from dataloader.processing.workspace import Workspace, literal
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import logging
 from string import Formatter
 
+from dataloader.processing.workspace import Workspace, text
 from dataloader.sources.items import SEPARATORS
-from dataloader.workspace import Workspace, text
 
 log = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from common.artifacts import SPLITS
 from common.errors import DataError
-from dataloader.filters import Report
 from dataloader.options import Processing
+from dataloader.processing.filters import Report
+from dataloader.processing.workspace import Workspace
 from dataloader.values import moment
-from dataloader.workspace import Workspace
 
 
 class Split(NamedTuple):

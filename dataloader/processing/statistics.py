@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from dataloader.workspace import Workspace
+from dataloader.processing.workspace import Workspace
 
 SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
 

@@ -7,7 +7,7 @@ import duckdb
 import numpy as np
 
 from common.artifacts import SPLITS, DatasetFolder
-from dataloader.workspace import Workspace, first_line, literal, name
+from dataloader.processing.workspace import Workspace, first_line, literal, name
 
 INTEGER = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 NUMBER = (*INTEGER, "FLOAT", "DOUBLE")

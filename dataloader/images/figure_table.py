@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import duckdb
 import numpy as np
-import pandas as pd
 
 from common.artifacts import DatasetFolder, load_meta, publish
 from common.errors import DataError
-from dataloader.workspace import literal
+from dataloader.processing.workspace import literal
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,8 @@ def make_command(folder: DatasetFolder) -> str:
 
 def publish_figures(folder: DatasetFolder, figures: list[Figure], meta: dict) -> None:
     """Write the table: item, raw_id, url, file, status, detail, width, height, sha256, one row an item."""
+    import pandas as pd  # takes a second, which a wrong flag shall not
+
     with duckdb.connect() as connection:
         connection.register("figures", pd.DataFrame(figures, columns=Figure._fields))
         table = connection.sql(f"""

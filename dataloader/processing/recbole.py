@@ -7,7 +7,7 @@ from pathlib import Path
 from common.artifacts import load_meta
 from common.errors import DataError
 from dataloader.options import DataOptions
-from dataloader.workspace import Workspace, literal, text
+from dataloader.processing.workspace import Workspace, literal, text
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from scipy.sparse import csr_matrix
 from common.artifacts import DatasetFolder, load_meta
 from common.errors import ArtifactError, DataError
 from common.progress import Progress
-from dataloader.embedding import is_current, publish_embedding
-from dataloader.fusion_config import Collaborative, load_collaborative
+from dataloader.embeddings.embedding import is_current, publish_embedding
+from dataloader.embeddings.fusion_config import Collaborative, load_collaborative
 from dataloader.options import DataOptions
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from common.errors import DataError, TrainingError
 from common.run import Run
 from common.training import Best, TrainingLoop, derive_seed, make_optimizer, optimize
-from dataloader.fusion_config import FILE, Alignment
+from dataloader.embeddings.fusion_config import FILE, Alignment
 
 ROWS = 65_536  # that are projected at once
 

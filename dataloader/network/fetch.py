@@ -17,8 +17,8 @@ from typing import NamedTuple
 from common.artifacts import file_sha256, load_meta, publish
 from common.errors import UserError
 from common.progress import Progress
-from dataloader.contents import read_to_the_end, refuse_other_kind
-from dataloader.transfer import HEAD, Failed, NoSuchHost, Part, Refused, Stopped, Transfer, receive
+from dataloader.network.contents import read_to_the_end, refuse_other_kind
+from dataloader.network.transfer import HEAD, Failed, NoSuchHost, Part, Refused, Stopped, Transfer, receive
 
 log = logging.getLogger(__name__)
 

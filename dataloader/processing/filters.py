@@ -1,8 +1,8 @@
 """Which events stay: rating threshold, duplicates, k-core; and the integers that users and items become."""
 
 from dataloader.options import Processing
-from dataloader.statistics import filter_lines
-from dataloader.workspace import Workspace
+from dataloader.processing.statistics import filter_lines
+from dataloader.processing.workspace import Workspace
 
 # The table `events (raw_user, raw_item, time, rating)` has its rows in the order of the input: a row's id is its line.
 # A user's or an item's key is the first line that names it, so that everything after is done on integers.

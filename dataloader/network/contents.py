@@ -5,8 +5,8 @@ import zlib
 from pathlib import Path
 
 from common.errors import DataError
-from dataloader import archives
-from dataloader.transfer import HEAD, Refused
+from dataloader.network import archives
+from dataloader.network.transfer import HEAD, Refused
 
 KINDS = {".gz": ("gzip", (b"\x1f\x8b",)), ".zip": ("zip", (b"PK",)), ".whl": ("zip", (b"PK",)),
          ".json": ("JSON", (b"{", b"[")), ".jsonl": ("JSON", (b"{",))}

@@ -8,8 +8,8 @@ import numpy as np
 
 from common.errors import DataError, ResourceError
 from common.progress import Progress
+from dataloader.embeddings.vector_cache import VectorCache, text_keys
 from dataloader.encoders import BatchFailed, Encoder
-from dataloader.vector_cache import VectorCache, text_keys
 
 log = logging.getLogger(__name__)
 

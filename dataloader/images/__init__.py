@@ -1,0 +1,1 @@
+"""Pictures, and the table of which item has one."""

@@ -1,0 +1,1 @@
+"""HTTP and archives: bytes from elsewhere, checked before they get a name."""
