@@ -14,9 +14,11 @@ from dataloader.sources.tables import RawTable, load, mend
 SEPARATORS = {"title": " ", "description": " ", "brand": " ", "price": " ", "categories": ", ", "features": " ",
               "year": " ", "genres": ", "}
 TAG = r"<(?:[/!?]?[A-Za-z]|!--)[^<>]{0,500}>"    # "width < 5, height > 3" has none
-BLANKS = r"[\s\x0b\x1c-\x1f\x{85}\p{Z}]+"
-# A text that BLANKS would change; finding out is far faster than changing.
-UNEVEN = r"  |[\t-\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+BLANK = r"\s\x0b\x1c-\x1f\x{85}\p{Z}"
+# Blanks that are not a single space. A pattern for all of them would find, and replace, every space of a text.
+ODD_BLANK = (r"[\t-\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
+             f"[{BLANK}]*")
+UNEVEN = f" [{BLANK}]+|{ODD_BLANK}"
 PRICE = r"^\$?\d[\d,.]*(?: ?- ?\$?\d[\d,.]*)?$"  # some price fields hold pieces of a page
 # An address; a list of them; or a list of records of one picture's sizes, the first being the main picture.
 IMAGE_URL = """nullif(CASE json_type(image) WHEN 'VARCHAR' THEN image ->> '$'
@@ -37,10 +39,10 @@ def read_items(work: Workspace, table: RawTable, options: DataOptions, wanted: s
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
     in_template = "".join(options.processing.template)
     fields = [f for f in SEPARATORS if table.columns.get(f) and (f == "title" or f"{{{f}}}" in in_template)]
-    query = _cleaned(fields, f"""
-        SELECT raw_id, wanted, {''.join(f'CASE WHEN wanted THEN {_plain(f)} END AS {f}, ' for f in fields)}
+    query = f"""
+        SELECT raw_id, wanted, {''.join(f'CASE WHEN wanted THEN {_clean(f)} ELSE '' END AS {f}, ' for f in fields)}
                CASE WHEN wanted THEN {IMAGE_URL} END AS image_url, wanted AND {_nested(fields)} AS nested
-        FROM (SELECT *, item AS raw_id, {_is_wanted(work, wanted)} AS wanted FROM {{rows}})""")
+        FROM (SELECT *, item AS raw_id, {_is_wanted(work, wanted)} AS wanted FROM {{rows}})"""
     types = {"item": "VARCHAR", **dict.fromkeys([*fields, "image"], "JSON")}
     _refuse_other_source(work, table, options.source, [*fields, "image"])
     load(work, table, "metadata", query, types)
@@ -76,34 +78,31 @@ def _refuse_other_source(work: Workspace, table: RawTable, source: str, fields: 
 
 def _plain(field: str) -> str:
     """SQL for the text that a JSON value holds; the members of a list, and of a list of lists, are joined."""
-    members = f"""CASE WHEN json_type({field}, '$[0]') = 'ARRAY' THEN json_extract_string({field}, '$[*][*]')
+    members = f"""CASE WHEN starts_with({field}::VARCHAR, '[[') THEN json_extract_string({field}, '$[*][*]')
                        ELSE json_extract_string({field}, '$[*]') END"""
-    return f"""CASE json_type({field})
-                    WHEN 'ARRAY' THEN array_to_string(list_filter({members}, lambda m: m <> ''), '{SEPARATORS[field]}')
-                    WHEN 'OBJECT' THEN NULL ELSE {field} ->> '$' END"""
+    return f"""CASE left({field}::VARCHAR, 1)
+                    WHEN '[' THEN array_to_string(list_filter({members}, lambda m: m <> ''), '{SEPARATORS[field]}')
+                    WHEN '{{' THEN NULL ELSE {field} ->> '$' END"""
+
+
+def _clean(field: str) -> str:
+    """SQL for a field's plain text without entities and tags, and with single blanks; empty where there is none.
+
+    Each step names the one before it once, or DuckDB would work that out again. Entities go first, as what they stand
+    for may be a tag; only records that have one, or that are very long, take the slow way.
+    """
+    raw, plain = f"{field}::VARCHAR", _plain(field)
+    has_entity = f"contains({raw}, '&') OR contains({raw}, '\\u0026')"
+    text = f"""CASE WHEN strlen({raw}) > {MAX_FIELD} THEN unescape(left({plain}, {MAX_FIELD}))
+                    WHEN {has_entity} THEN unescape({plain}) ELSE {plain} END"""
+    for pattern, by in ((TAG, " "), (UNEVEN, " "), ("^ | $", "")):
+        text = f"regexp_replace({text}, '{pattern}', '{by}', 'g')"
+    if field == "price":
+        text = f"regexp_extract({text}, '{PRICE}')"
+    return f"coalesce({text}, '')"
 
 
 def _nested(fields: list[str]) -> str:
     """SQL that holds for a record one of whose texts is nested too deeply."""
     deep = [f"coalesce(starts_with({field}::VARCHAR, '{NESTED}'), false)" for field in fields]
     return f"({' OR '.join(['false', *deep])})"
-
-
-def _cleaned(fields: list[str], query: str) -> str:
-    """A query around one whose fields are plain: without entities and tags, and with single blanks.
-
-    One level a step: within one, DuckDB would work a step out again wherever the next one names it. Entities go first,
-    as what they stand for may be a tag; only texts that have one go through Python.
-    """
-    for step in (lambda f: f"CASE WHEN strlen({f}) > {MAX_FIELD} THEN left({f}, {MAX_FIELD}) ELSE {f} END",
-                 lambda f: f"CASE WHEN contains({f}, '&') THEN unescape({f}) ELSE {f} END",
-                 lambda f: f"CASE WHEN contains({f}, '<') THEN regexp_replace({f}, '{TAG}', ' ', 'g') ELSE {f} END",
-                 lambda f: f"CASE WHEN regexp_matches({f}, '{UNEVEN}') "
-                           f"THEN regexp_replace({f}, '{BLANKS}', ' ', 'g') ELSE {f} END",
-                 # `trim` walks through a whole text.
-                 lambda f: f"CASE WHEN starts_with({f}, ' ') OR ends_with({f}, ' ') THEN trim({f}) ELSE {f} END",
-                 lambda f: f"regexp_extract({f}, '{PRICE}')" if f == "price" else f,
-                 lambda f: f"coalesce({f}, '')"):
-        replaced = ", ".join(f"{step(f)} AS {f}" for f in fields)
-        query = f"SELECT * REPLACE ({replaced}) FROM ({query})" if fields else query
-    return query

@@ -1,8 +1,10 @@
 """Faults of raw data, one by one, through the command that a user runs."""
 
+import gzip
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,7 +64,7 @@ class Shop:
         return make_options(self.data, "--raw_dir", str(self.raw), *FLAGS)
 
     def artifacts(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (self.data / "Baby").iterdir() if path.is_file()}
+        return {path.name: path.read_bytes() for path in (self.data / "Baby").iterdir() if path.name != ".lock"}
 
     def tables(self) -> dict[str, bytes]:
         return {name: content for name, content in self.artifacts().items() if name.endswith(".parquet")}
@@ -74,11 +76,11 @@ def shop(tmp_path) -> Shop:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, bytes]:
+def whole(tmp_path_factory) -> Shop:
     """What the command makes of the files without a fault."""
     shop = Shop(tmp_path_factory.mktemp("whole"))
     assert shop.run().code == 0
-    return shop.artifacts()
+    return shop
 
 
 def cut(name: str, size: int) -> Callable[[Shop], None]:
@@ -105,8 +107,6 @@ NOT_UTF8 = b'{"reviewerID": "\xff", "asin": "x", "overall": 5, "unixReviewTime":
 
 
 def not_utf8(shop: Shop) -> None:
-    import gzip
-
     path = shop.raw / NAMES[0]
     path.write_bytes(path.read_bytes() + gzip.compress(NOT_UTF8))
 
@@ -117,12 +117,11 @@ FAULTS = {
                     "--force"),
     "F09 metadata": (cut(NAMES[1], 4), NAMES[1] + ":6: ", "the file is damaged from here on", "5 lines could be read",
                      "--force"),
-    "F10": (lines(["", "no JSON, but a line of more than eighty characters, of which the message holds no more than that"]),
-            NAMES[0] + ":12: ", "is not a JSON record",
-            "'no JSON, but a line of more than eighty characters, of which the message holds no'", "--bad_lines skip"),
+    "F10": (lines(["", "no JSON, but " + "x" * 100]), NAMES[0] + ":12: ", "is not a JSON record",
+            f"it reads 'no JSON, but {'x' * 67}'; 1 of 201 lines are like that", "--bad_lines skip"),
     "F10 metadata": (lines([], ["", "{'asin': 'item 9',"]), NAMES[1] + ":4: ", "is not a Python record",
                      "\"{'asin': 'item 9',\"; 1 of 6 lines are like that", "--bad_lines skip"),
-    "F11 rating": (lines([review("a", "x", NOW, float("nan"))]), NAMES[0] + ":11: ", "has the rating nan",
+    "F11": (lines([review("a", "x", NOW, float("nan"))]), NAMES[0] + ":11: ", "has the rating nan",
                    "1 of 201 lines", "mend the line"),
     "F11 infinite time": (lines(['{"reviewerID": "a", "asin": "x", "overall": 5, "unixReviewTime": Infinity}']),
                           NAMES[0] + ":11: ", "has the time inf, which is not finite", "1 of 201", "mend the line"),
@@ -137,14 +136,14 @@ FAULTS = {
                      "found: parent_asin, title", "--source amazon23"),
     "F12 nobody's": (every(reviewerID=None, unixReviewTime="?"), NAMES[0] + ":1: ", "lacks the user (reviewerID)",
                      "200 of 200 lines", "mend the line"),
-    "F13 empty": (lines([review("", "x", NOW)]), NAMES[0] + ":11: ", "lacks the user (reviewerID)", "1 of 201",
+    "F13": (lines([review("", "x", NOW)]), NAMES[0] + ":11: ", "lacks the user (reviewerID)", "1 of 201",
                   "mend the line"),
     "F13 endless": (lines([review("a", "x" * 10_001, NOW)]), NAMES[0] + ":11: ", "of 10,001 bytes", "1 of 201",
                     "mend the line"),
-    "F15 half a character": (lines([review("a\ud800", "x", NOW)]), NAMES[0] + ":11: ", "which holds half a character",
+    "F15": (lines([review("a\ud800", "x", NOW)]), NAMES[0] + ":11: ", "which holds half a character",
                              "1 of 201", "mend the line"),
     "F15 not UTF-8": (not_utf8, NAMES[0] + ":201: ", "is not a JSON record", "can't decode byte 0xff", "mend the line"),
-    "F16 deep": (lines(["[" * 100_000]), NAMES[0] + ":11: ", "is not a JSON record", "1 of 201", "mend the line"),
+    "F16": (lines(["[" * 100_000]), NAMES[0] + ":11: ", "is not a JSON record", "1 of 201", "mend the line"),
     "F16 deep in an item": (lines([], ["{'asin': 'item 1', 'title': " + "[" * 10**5 + "]" * 10**5 + "}"]),
                             NAMES[1] + ":3: ", "is not a Python record", "1 of 6", "mend the line"),
 }
@@ -153,9 +152,8 @@ FAULTS = {
 @pytest.mark.parametrize("row", FAULTS)
 def test_a_fault_is_named_and_costs_nothing_that_was_there(shop, whole, row):
     fault, where, what, why, fix = FAULTS[row]
-    assert shop.run().code == 0
+    shutil.copytree(whole.data, shop.data)
     before = shop.artifacts()
-    assert before.keys() == whole.keys()
     fault(shop)
     outcome = shop.run("--source", "amazon14")
     assert outcome.code == 3, outcome.log
@@ -165,8 +163,9 @@ def test_a_fault_is_named_and_costs_nothing_that_was_there(shop, whole, row):
     assert len(outcome.error) < 1000
     assert shop.artifacts() == before
     shop.mend()
-    assert shop.run("--force").code == 0
-    assert shop.tables() == {name: content for name, content in whole.items() if name.endswith(".parquet")}
+    if " " not in row or row.endswith("reviews"):  # once for each of the faults
+        assert shop.run("--force").code == 0
+        assert shop.tables() == whole.tables()
 
 
 def test_f10_bad_lines_are_left_out_counted_and_listed_up_to_one_in_a_hundred(shop, whole):
@@ -178,7 +177,7 @@ def test_f10_bad_lines_are_left_out_counted_and_listed_up_to_one_in_a_hundred(sh
     assert [(fault["where"], fault["excerpt"][:7]) for fault in listed] == [
         (f"{shop.raw}/{NAMES[0]}:12", "no JSON"), (f"{shop.raw}/{NAMES[0]}:13", '{"revie')]
     assert load_meta(shop.options.folder.interactions, "")["num_bad_lines"] == 2
-    assert shop.tables() == {name: content for name, content in whole.items() if name.endswith(".parquet")}
+    assert shop.tables() == whole.tables()
     before = shop.tables()
     lines(["no JSON"] * 3)(shop)
     outcome = shop.run("--bad_lines", "skip")
@@ -192,7 +191,7 @@ def test_f11_the_unit_of_the_times_goes_by_the_flag_alone(shop, whole):
                 for line in REVIEWS], RECORDS)
     assert shop.run().code == 3
     assert shop.run("--time_unit", "ms").code == 0
-    assert shop.tables() == {name: content for name, content in whole.items() if name.endswith(".parquet")}
+    assert shop.tables() == whole.tables()
     shop.mend()
     outcome = shop.run("--time_unit", "ms", "--force")
     assert (outcome.code, "--time_unit s, if that is what it counts" in outcome.error) == (3, True)
@@ -255,7 +254,8 @@ def test_f18_items_without_records_and_records_without_items_are_counted(shop):
     shop.write(REVIEWS, [*RECORDS[:3], *(repr({"asin": f"unknown {n}", "title": "t"}) for n in range(4))])
     outcome = shop.run()
     assert outcome.code == 0
-    assert "7 item records: 0 repeat another, 4 are of items without interactions; 2 items have no record" in outcome.log
+    assert ("7 item records: 0 repeat another, 4 are of items without interactions; 2 items have no record"
+            in outcome.log)
     assert "2 items have no text; their raw ids stand in for it" in outcome.log
     meta = load_meta(shop.options.folder.items, "")
     assert (meta["num_without_record"], meta["num_unused_records"], meta["num_without_text"]) == (2, 4, 2)
