@@ -39,9 +39,10 @@ def read_items(work: Workspace, table: RawTable, options: DataOptions, wanted: s
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
     in_template = "".join(options.processing.template)
     fields = [f for f in SEPARATORS if table.columns.get(f) and (f == "title" or f"{{{f}}}" in in_template)]
+    texts = "".join(f"CASE WHEN wanted THEN {_clean(field)} ELSE '' END AS {field}, " for field in fields)
     query = f"""
-        SELECT raw_id, wanted, {''.join(f'CASE WHEN wanted THEN {_clean(f)} ELSE '' END AS {f}, ' for f in fields)}
-               CASE WHEN wanted THEN {IMAGE_URL} END AS image_url, wanted AND {_nested(fields)} AS nested
+        SELECT raw_id, wanted, {texts} CASE WHEN wanted THEN {IMAGE_URL} END AS image_url,
+               wanted AND {_nested(fields)} AS nested
         FROM (SELECT *, item AS raw_id, {_is_wanted(work, wanted)} AS wanted FROM {{rows}})"""
     types = {"item": "VARCHAR", **dict.fromkeys([*fields, "image"], "JSON")}
     _refuse_other_source(work, table, options.source, [*fields, "image"])
