@@ -60,10 +60,15 @@ def write_meta(path: Path, meta: dict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file that has no meta, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file that has no meta, whole or not at all; when this returns it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        staged.write_text(text, encoding="utf-8")
+        staged.write_bytes(content)
         _sync(staged)
         os.replace(staged, path)
     except BaseException:

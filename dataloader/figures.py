@@ -4,10 +4,10 @@ import hashlib
 import logging
 import os
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from common.artifacts import DatasetFolder, load_image_urls, load_meta
+from common.artifacts import DatasetFolder, load_image_urls, load_meta, write_bytes
 from common.cli import command_line
 from common.errors import DataError, ResourceError, UserError, run_command
 from common.progress import Progress
@@ -136,7 +136,7 @@ def _accept(folder: DatasetFolder, url: str, answer: Answer) -> Figure:
         figure = _figure(url, file_name(url), answer.body, check=True)
     except BadPicture as error:
         return Figure(url, error.status, error.detail)
-    _write(folder.images / figure.file, answer.body)
+    write_bytes(folder.images / figure.file, answer.body)
     return figure
 
 
@@ -149,21 +149,6 @@ def _judged(figure: Figure, min_side: int) -> Figure:
     if not figure.file or min(figure.width, figure.height) >= min_side:
         return figure
     return figure._replace(status="placeholder", detail=f"{figure.width} x {figure.height} pixels")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A file whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with staged.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
 
 
 def _sweep(folder: DatasetFolder) -> None:

@@ -11,7 +11,6 @@ will do.
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from common.artifacts import write_text
+from common.artifacts import write_bytes, write_text
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +64,9 @@ class VectorCache:
             write_text(self.folder / "encoder.json", json.dumps(self.identity, indent=2, sort_keys=True) + "\n")
         content = {"keys": np.ascontiguousarray(keys).view(np.uint8).reshape(-1, KEY.itemsize),
                    "vectors": np.ascontiguousarray(vectors, dtype=np.float32)}
-        _write_whole(self.folder / f"{self.newest() + 1:06d}-{secrets.token_hex(4)}.safetensors",
-                     save(content, metadata={"sha256": _digest(**content)}))
+        write_bytes(self.folder / f"{self.newest() + 1:06d}-{secrets.token_hex(4)}.safetensors",
+                    save(content, metadata={"sha256": _digest(**content)}))
+        _sweep(self.folder)
 
     def newest(self) -> int:
         """The number of the newest shard; 0 where there is none."""
@@ -118,22 +118,9 @@ def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with staged.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    for left in path.parent.glob(".*.safetensors.tmp-*"):  # by processes that were killed
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write."""
+    for left in folder.glob(".*.safetensors.tmp-*"):
         if not Path("/proc", left.name.rsplit("-", 1)[1]).exists():
             with suppress(FileNotFoundError):
                 left.unlink()

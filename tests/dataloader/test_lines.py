@@ -46,9 +46,9 @@ def test_a_gzip_file_of_several_members_is_one(tmp_path):
     assert list(numbered_lines(path)) == [(1, b"a"), (2, b"bc"), (3, b"d")]
 
 
-@pytest.mark.parametrize("cut", [1, 4, 8, 9, 1000, 30_000])
+@pytest.mark.parametrize("cut", [1, 8, 9, 1000, 10_000])
 def test_a_truncated_file_is_named_with_the_line_that_was_reached(tmp_path, cut):
-    content = "".join(f"{n * 7919 % 100_003}\n" for n in range(30_000)).encode()
+    content = "".join(f"{n * 7919 % 100_003}\n" for n in range(12_000)).encode()
     path = write(tmp_path / "x.gz", content)
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(DataError) as error:
@@ -77,7 +77,7 @@ def test_a_file_that_is_not_gzip_is_named(tmp_path):
 def test_an_endless_line_does_not_fill_the_memory_and_those_after_it_are_read(tmp_path, ending):
     with (gzip.open if ending else open)(tmp_path / f"x{ending}", "wb") as file:
         file.write(b"a\n")
-        for _ in range(400):
+        for _ in range(250):
             file.write(b"x" * (1 << 20))
         file.write(b"\nb\n")
     tracemalloc.start()
