@@ -300,9 +300,9 @@ def start(options, *flags: str, script: Path = ROOT / "dataloader" / "1_load_fig
 
 def wait_for(options, num_images: int) -> None:
     deadline = time.monotonic() + 60
-    while len(images(options)) < num_images and time.monotonic() < deadline:
+    while (there := sum(".tmp-" not in name for name in images(options))) < num_images and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(images(options)) >= num_images
+    assert there >= num_images
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
