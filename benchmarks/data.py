@@ -2,6 +2,7 @@
 
     python benchmarks/data.py compare                 # on a size that pandas can hold; both in turns, medians
     python benchmarks/data.py large                   # 20 million events, 2 million users, 1 million items, 4 GB
+    python benchmarks/data.py embed --texts FILE      # texts, one a line, against a bare SentenceTransformer.encode
     python benchmarks/data.py generate --folder DIR   # only the files: a catalogue in the format of Amazon 2018
 
 pandas writes Parquet through pyarrow (benchmarks/requirements.txt).
@@ -22,7 +23,7 @@ import duckdb
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "Industrial_and_Scientific"
-SIZES = {"compare": (1_000_000, 100_000, 50_000), "large": (20_000_000, 2_000_000, 1_000_000)}
+SIZES = {"compare": (4_000_000, 400_000, 200_000), "large": (20_000_000, 2_000_000, 1_000_000)}
 WORDS = ["steel", "brass", "valve", "pump", "gauge", "tape", "thread", "hose", "clamp", "filter", "sensor", "motor",
          "bearing", "gasket", "drill", "laser", "digital", "heavy", "duty", "precision", "industrial", "stainless",
          "adjustable", "universal", "compact", "portable", "wireless", "insulated"]
@@ -30,16 +31,21 @@ WORDS = ["steel", "brass", "valve", "pump", "gauge", "tape", "thread", "hose", "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("generate", "compare", "large", "pandas"))
+    parser.add_argument("what", choices=("generate", "compare", "large", "embed", "pandas"))
     parser.add_argument("--folder", type=Path, default=None, help="of the generated files (default: a temporary one)")
     parser.add_argument("--events", type=int, default=None, help="in place of the size of `what`")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison")
+    parser.add_argument("--texts", type=Path, default=None, help="for embed")
+    parser.add_argument("--model", type=Path, default=None, help="for embed: a sentence-transformers folder")
     parser.add_argument("--out", type=Path, default=None, help="write the figures there as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="data-benchmark-") as scratch:
         folder = args.folder or Path(scratch) / "raw"
         if args.what == "pandas":
             pandas_steps(folder, Path(scratch))
+            return
+        if args.what == "embed":
+            tell({"what": "embed", **machine(), **embed(args.texts, args.model, Path(scratch), args.rounds)}, args.out)
             return
         sizes = SIZES["large" if args.what == "large" else "compare"]
         if args.events:
@@ -50,9 +56,13 @@ def main() -> None:
         figures = {"what": args.what, "events": sizes[0], "users": sizes[1], "items": sizes[2], **machine()}
         figures |= (compare(folder, Path(scratch), args.rounds) if args.what == "compare" else
                     large(folder, Path(scratch)))
-        print(json.dumps(figures, indent=2))
-        if args.out:
-            args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        tell(figures, args.out)
+
+
+def tell(figures: dict, out: Path | None) -> None:
+    print(json.dumps(figures, indent=2))
+    if out:
+        out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> dict:
@@ -125,6 +135,32 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict:
             "peak_gb": {who: max(run["peak_gb"] for run in some) for who, some in runs.items()},
             "seconds": {who: [run["seconds"] for run in some] for who, some in runs.items()},
             "counts": {who: some[0]["output"][-1 if who == "pandas" else 1:] for who, some in runs.items()}}
+
+
+def embed(texts_file: Path, model: Path, scratch: Path, rounds: int) -> dict:
+    """All texts through our cache and shards, nothing cached yet, and through the bare library, in turns."""
+    sys.path.insert(0, str(ROOT))
+    import numpy as np
+
+    from dataloader.embeddings.encoding import Texts, encode_all
+    from dataloader.embeddings.vector_cache import VectorCache
+    from dataloader.encoders.sentence import SentenceEncoder
+
+    texts = list(dict.fromkeys(texts_file.read_text(encoding="utf-8").splitlines()))
+    encoder = SentenceEncoder(model, ["cpu"], half=False)
+    items = Texts(np.array(texts, dtype=object), np.array([str(n) for n in range(len(texts))], dtype=object), texts_file)
+    encoder.model.encode(texts[:64], show_progress_bar=False)  # the first call is slower
+    seconds, vectors = {"bare": [], "ours": []}, {}
+    for number in range(rounds):
+        for who in sorted(seconds, reverse=number % 2 == 1):
+            begun = time.perf_counter()
+            vectors[who] = (encoder.model.encode(texts, show_progress_bar=False) if who == "bare" else
+                            encode_all(encoder, items, VectorCache(scratch / str(number), encoder.identity)))
+            seconds[who].append(round(time.perf_counter() - begun, 2))
+    medians = {who: statistics.median(some) for who, some in seconds.items()}
+    return {"texts": len(texts), "median_seconds": medians, "seconds": seconds,
+            "ours_over_bare": round(medians["ours"] / medians["bare"], 3),
+            "largest_difference": float(np.abs(vectors["bare"] - vectors["ours"]).max())}
 
 
 def pandas_steps(folder: Path, target: Path) -> None:

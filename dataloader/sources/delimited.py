@@ -12,7 +12,7 @@ from typing import NamedTuple
 from common.errors import DataError
 from dataloader.processing.workspace import literal, text
 from dataloader.sources.lines import DAMAGED, damaged, open_binary
-from dataloader.sources.records import MAX_LINE
+from dataloader.sources.records import MAX_LINE, encodable
 
 BUFFER = 2 * MAX_LINE  # what DuckDB reads at a time; else it would be sixteen times the limit of a line
 INSTEAD = "\x1f"       # the csv module takes delimiters of one character alone
@@ -138,23 +138,23 @@ def _rows(path: Path, layout: Layout) -> Iterator[Row]:
         while True:
             try:
                 values = next(parsed, None)
-                values = _fault(values or [], layout) or values
             except csv.Error as error:
                 values = f"is no row of values ({error})"
                 lines.give_back_all_but_one()
             if values is None:
                 return
-            yield Row(number, values, "".join(lines.taken).rstrip("\r\n"))
+            whole = "".join(lines.taken).rstrip("\r\n")
+            yield Row(number, _fault(values, whole, layout) or values, whole)
             number += len(lines.taken)
             lines.taken.clear()
 
 
-def _fault(values: list[str], layout: Layout) -> str:
+def _fault(values: list[str] | str, text: str, layout: Layout) -> str:
     """What makes a row useless, though it could be parsed."""
-    try:
-        "".join(values).encode("utf-8")
-    except UnicodeEncodeError:
+    if not text.isascii() and not encodable(text):
         return "is not UTF-8"
     # DuckDB takes a quote behind a blank for one that opens a value, and the csv module does not.
-    blank = layout.quote and any(value[:1] == " " and value.lstrip(" ")[:1] == layout.quote for value in values)
-    return "has a blank before a quote" if blank else ""
+    if layout.quote and f" {layout.quote}" in text and not isinstance(values, str) and any(
+            value[:1] == " " and value.lstrip(" ")[:1] == layout.quote for value in values):
+        return "has a blank before a quote"
+    return ""

@@ -29,7 +29,7 @@ def raw_paths(options: DataOptions) -> list[Path]:
 def _found(options: DataOptions, part: str) -> Path | None:
     for pattern in options.config[part]["files"]:
         found = [path for path in sorted(options.raw.glob(pattern.format(dataset=options.folder.name)))
-                 if _ending(path) in FORMATS]
+                 if _ending(path) in FORMATS and not path.name.endswith(".meta.json")]
         if len(found) > 1:
             raise ConfigError(options.raw, f"holds several files of {part}", ", ".join(path.name for path in found),
                               f"name the one: --{part} FILE")

@@ -214,6 +214,12 @@ def test_a_folder_with_several_files_of_interactions_asks_for_the_one(tmp_path):
     assert events_of(options) == [("a", "x", 7, 5.0)]
 
 
+def test_the_metas_of_tables_are_no_tables(tmp_path):
+    write_shop(tmp_path, "parquet", [("a", "x", 7, 5)])
+    (tmp_path / "interactions.parquet.meta.json").write_text("{}")
+    assert events_of(local(tmp_path)) == [("a", "x", 7, 5.0)]
+
+
 def test_lists_of_parquet_and_json_are_joined(tmp_path):
     write_shop(tmp_path, "csv", [("a", "x", 7, 5)])
     duckdb.sql("""SELECT 'x' AS item_id, ['Holds', '5 oz'] AS description, [['a', 'b'], ['c']] AS categories

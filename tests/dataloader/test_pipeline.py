@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from common.cli import given_flags, parse
 from common.errors import ConfigError
 from dataloader.flags import make_parser
 from dataloader.pipeline import plan
-from tests.dataloader.helpers import make_options, write_baby
+from tests.dataloader.helpers import make_options, table, write_baby
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,3 +173,16 @@ def test_the_scripts_check_raw_files_and_folders_and_write_nothing(tmp_path, scr
     assert unknown.returncode == 2
     assert "there is no such data set" in unknown.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readme_s_own_catalogue_is_read_by_its_command(tmp_path, readme):
+    text = (ROOT / readme).read_text(encoding="utf-8").replace("\\\n", " ")
+    [line] = [line for line in text.splitlines() if "--dataset tea_shop" in line]
+    flags = shlex.split(line)[2:]
+    flags = [str(ROOT / word) if word.startswith("examples/") else word for word in flags]
+    done = shell(tmp_path, "dataloader/2_process.sh", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "120 users, 48 items, 1,081 interactions" in done.stdout
+    titles = table(tmp_path / "data" / "tea_shop" / "items.parquet", "raw_id, title")
+    assert ("T001", "Assam, loose leaf, 100 g") in titles

@@ -149,10 +149,12 @@ def test_many_odd_lines_are_mended_in_their_places(tmp_path, work):
     assert [path.name for path in work.folder.iterdir() if path.is_file()] == []
 
 
-def test_rows_keep_the_order_of_a_large_file(tmp_path, work):
-    path = tmp_path / "x.jsonl"
-    duckdb.execute(f"COPY (SELECT i::VARCHAR AS a, 'x' AS t FROM range(600000) r(i)) TO '{path}' (FORMAT json)")
-    load(work, RawTable(path, "json", COLUMNS), "found", QUERY, TYPES)
+@pytest.mark.parametrize(("format_", "options"), [
+    ("json", "FORMAT json"), ("csv", "FORMAT csv"), ("parquet", "FORMAT parquet, ROW_GROUP_SIZE 10000")])
+def test_rows_keep_the_order_of_a_large_file(tmp_path, work, format_, options):
+    path = tmp_path / f"x.{format_}"
+    duckdb.execute(f"COPY (SELECT i::VARCHAR AS a, 'x' AS t FROM range(600000) r(i)) TO '{path}' ({options})")
+    load(work, RawTable(path, format_, COLUMNS), "found", QUERY, TYPES)
     assert work.run("SELECT count(*), count(*) FILTER (item::INTEGER <> rowid) FROM found") == [(600_000, 0)]
 
 
