@@ -26,7 +26,8 @@ def describe(work: Workspace, template: tuple[str, ...]) -> None:
     work.run(f"""CREATE TABLE whole AS
         SELECT raw_id, {title} AS title, {whole} AS "text", image_url FROM metadata WHERE wanted""")
     work.run(f"""CREATE TABLE described AS
-        SELECT w.raw_id, w.title, {_shorten('w."text"')} AS "text", w.image_url, length(w."text") > {MAX_TEXT} AS cut
+        SELECT w.raw_id, {_shorten('w.title')} AS title, {_shorten('w."text"')} AS "text", w.image_url,
+               length(w."text") > {MAX_TEXT} AS cut
         FROM whole w
         WHERE w.rowid IN (SELECT coalesce(min(rowid) FILTER ("text" <> ''), min(rowid)) FROM whole GROUP BY raw_id)""")
     work.run("DROP TABLE whole")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from dataloader.processing.workspace import FULL_DISK, Workspace, literal, name, text
 from dataloader.sources import delimited
 from dataloader.sources.delimited import Layout
@@ -122,14 +122,29 @@ def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> s
 
 
 def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: int = MAX_LINE + 1) -> str:
-    kinds = {column: types[field] for field in types for column in table.columns.get(field, ())}
+    kinds: dict[str, str] = {}
+    for field, kind in types.items():
+        for column in table.columns.get(field, ()):
+            kinds[column] = kind if kinds.get(column, kind) == kind else "JSON"
+    _refuse_alike(list(kinds))
     listed = ", ".join(f"{name(column)}: '{kind}'" for column, kind in kinds.items())
-    select = [f"{_first(map(name, table.columns.get(field, ())), kind)} AS {name(field)}"
-              for field, kind in types.items()]
+    select = [f"{_first([_as(column, kinds[column], kind) for column in table.columns.get(field, ())], kind)} "
+              f"AS {name(field)}" for field, kind in types.items()]
     # With `ignore_errors` a line that is no record is not left out: it becomes a row of NULL.
     return (f"SELECT {', '.join(select)} FROM read_json({literal(path)}, format = 'newline_delimited', "
             f"records = true, columns = {{{listed}}}, ignore_errors = true, maximum_object_size = {longest}, "
             f"compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
+
+
+def _as(column: str, read_as: str, kind: str) -> str:
+    return name(column) if read_as == kind else f"({name(column)} ->> '$')"
+
+
+def _refuse_alike(columns: list[str]) -> None:
+    alike = [c for c in columns if sum(c.lower() == other.lower() for other in columns) > 1]
+    if alike:
+        raise ConfigError(f"columns {' and '.join(alike)}", "differ by their case alone", "in JSON they cannot be told "
+                          "apart", "rename one in the file")
 
 
 def _rows_of_columns(work: Workspace, table: RawTable, types: dict[str, str]) -> str:

@@ -228,6 +228,26 @@ def test_lists_of_parquet_and_json_are_joined(tmp_path):
     assert (record["description"], record["categories"]) == ("Holds 5 oz", "a, b, c")
 
 
+def test_a_column_may_serve_two_fields(tmp_path):
+    for ending in ("jsonl", "csv", "parquet"):
+        write_shop(tmp_path / ending, ending, [("7", "x", 7)], [("x", "Cup")], ("user_id", "item_id", "timestamp"),
+                   ("item_id", "name"))
+        options = local(tmp_path / ending, "--title_column", "item_id", "--description_column", "name",
+                        "--brand_column", "name", "--template", "{title} | {description} | {brand}")
+        events, [record], _num_bad = read_raw(options)
+        assert events == [("7", "x", 7, 1.0)]
+        assert [record[key] for key in ("raw_id", "title", "description", "brand")] == ["x", "x", "Cup", "Cup"]
+        assert read_raw(local(tmp_path / ending, "--user_column", "timestamp"))[0] == [("7", "x", 7, 1.0)]
+
+
+def test_columns_that_differ_by_case_alone_are_told_apart_or_refused(tmp_path):
+    for ending in ("csv", "jsonl"):
+        write_shop(tmp_path / ending, ending, [("a", "x", 7)], columns=("ID", "id", "timestamp"))
+    flags = ("--user_column", "ID", "--item_column", "id")
+    assert events_of(local(tmp_path / "csv", *flags)) == [("a", "x", 7, 1.0)]
+    assert "columns ID and id: differ by their case alone" in str(refused(local(tmp_path / "jsonl", *flags), 2))
+
+
 def test_numbers_for_ids_are_their_digits(tmp_path):
     write_parquet(tmp_path / "interactions.parquet", ["user_id", "item_id", "timestamp"], [(7, 2**60, 1)])
     write_json(tmp_path / "items.jsonl", ["item_id", "title"], [(2**60, 5)])
