@@ -148,7 +148,8 @@ def embed(texts_file: Path, model: Path, scratch: Path, rounds: int) -> dict:
 
     texts = list(dict.fromkeys(texts_file.read_text(encoding="utf-8").splitlines()))
     encoder = SentenceEncoder(model, ["cpu"], half=False)
-    items = Texts(np.array(texts, dtype=object), np.array([str(n) for n in range(len(texts))], dtype=object), texts_file)
+    raw_ids = np.array([str(number) for number in range(len(texts))], dtype=object)
+    items = Texts(np.array(texts, dtype=object), raw_ids, texts_file)
     encoder.model.encode(texts[:64], show_progress_bar=False)  # the first call is slower
     seconds, vectors = {"bare": [], "ours": []}, {}
     for number in range(rounds):
