@@ -173,9 +173,9 @@ def _describe_items(work: Workspace, options: DataOptions, tables: list[RawTable
 
 
 def _refuse_too_few(path: Path, work: Workspace, report: Report) -> None:
-    num_users = work.value("SELECT count(DISTINCT user_key) FROM kept")
-    if num_users < 2:
-        raise DataError(path, "only one user is left" if num_users else "no interaction is left",
+    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
+    if first == last:
+        raise DataError(path, "no interaction is left" if first is None else "only one user is left",
                         "; ".join(report.lines()), report.how_to_keep_more())
 
 
