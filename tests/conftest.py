@@ -5,6 +5,7 @@ import pytest
 import common  # noqa: F401 (it sets how torch's threads wait, and must do so before torch is loaded)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     together = [item for item in items if "end_to_end" in item.path.parts]
     for item in together:
