@@ -7,4 +7,4 @@ cd "$root"
 # The tests start the real commands with the plain name `python`, as a user would.
 export PATH="$(dirname "$PYTHON"):$PATH"
 "$PYTHON" -m ruff check .
-exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile "$@"
+exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
