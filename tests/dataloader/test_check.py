@@ -264,10 +264,12 @@ def test_embeddings_of_another_list_of_items_are_found(folder, caplog):
     assert finding.startswith("Baby.emb-td.npy: its meta is of another list of items (of others, and items.parquet has")
 
 
-def test_users_need_not_say_which_items_they_go_with(folder):
+def test_users_need_not_say_which_items_they_go_with(folder, caplog):
+    caplog.set_level("INFO")
     meta = json.loads(meta_path(folder.users).read_text())
     meta_path(folder.users).write_text(json.dumps({key: meta[key] for key in meta if key != "items_sha256"}))
     check(folder)
+    assert "is sound" in caplog.text
 
 
 def test_too_little_memory_is_no_fault_of_the_files(folder):
