@@ -57,6 +57,8 @@ class ImageServer(FaultyServer):
             self.active += 1
             self.peak = max(self.peak, self.active)
         time.sleep(self.seconds)
+        with self.lock:  # before the answer, after which the client may ask again at once
+            self.active -= 1
         try:
             if self.drip is not None:
                 self._drip(handler)
@@ -64,9 +66,6 @@ class ImageServer(FaultyServer):
                 super().answer(handler)
         except ConnectionError:  # the client has had enough
             pass
-        finally:
-            with self.lock:
-                self.active -= 1
 
     def _drip(self, handler) -> None:
         """A byte every few milliseconds until the event is set, or the client has left."""

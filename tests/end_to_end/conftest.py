@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
+from common.run import FolderLock
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("common", "dataloader", "quantization", "recommendation")
 NUM_USERS, NUM_ITEMS = 300, 260
@@ -96,13 +98,20 @@ def mirror(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def whole_run(tmp_path_factory, mirror) -> tuple[Tree, Outcome]:
-    """The user's first command, with its defaults, in a fresh copy of the program."""
-    tree = copy_program(tmp_path_factory.mktemp("program"))
-    models = ROOT / "data" / ".models"
-    if models.exists():  # spares the download of the text model where an earlier run has it
-        shutil.copytree(models, tree.root / "data" / ".models")
-    return tree, tree.command("bash", "run_pipeline.sh", "--dataset", "Baby", "--mirror", mirror)
+def whole_run(tmp_path_factory, worker_id, mirror) -> tuple[Tree, Outcome]:
+    """The user's first command, with its defaults, in a fresh copy of the program; the test processes share one."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder if worker_id == "master" else folder.parent) / "whole run"
+    tree, ended = Tree(folder / "program"), folder / "outcome.json"
+    with FolderLock(folder, wait=True):
+        if not ended.exists():
+            copy_program(tree.root)
+            models = ROOT / "data" / ".models"
+            if models.exists():  # spares the download of the text model where an earlier run has it
+                shutil.copytree(models, tree.root / "data" / ".models")
+            outcome = tree.command("bash", "run_pipeline.sh", "--dataset", "Baby", "--mirror", mirror)
+            ended.write_text(json.dumps(outcome))
+    return tree, Outcome(*json.loads(ended.read_text()))
 
 
 @pytest.fixture
