@@ -304,8 +304,9 @@ def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
     return _load_array(folder, folder.mask(suffix), bool, fix, ndim=1)
 
 
-def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None) -> tuple[np.ndarray, dict]:
-    """int32 (num_items, num_levels) semantic IDs, no two alike, and their meta.
+def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
+               distinct: bool = True) -> tuple[np.ndarray, dict]:
+    """int32 (num_items, num_levels) semantic IDs, no two alike if they must be `distinct`, and their meta.
 
     The meta holds `codebook_sizes` (one a level), `disambiguation_level` (or null), and the
     collision rates before and after it.
@@ -317,9 +318,9 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
     sizes = np.array(meta.get("codebook_sizes", []))
     if len(sizes) != codes.shape[1] or (codes < 0).any() or (codes >= sizes).any():
         raise ArtifactError(path, "has codes outside its codebooks", f"sizes {sizes.tolist()}", fix)
-    if len(np.unique(codes, axis=0)) != len(codes):
+    if distinct and len(np.unique(codes, axis=0)) != len(codes):
         raise ArtifactError(path, "gives several items the same semantic ID",
-                            "a recommender could not tell them apart", f"{fix} with a disambiguation level")
+                            "a recommender could not tell them apart", f"{fix} --disambiguation extra_level")
     return codes, meta
 
 

@@ -25,7 +25,6 @@ class Parser(argparse.ArgumentParser):
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
 
-
     def destinations(self) -> set[str]:
         return {action.dest for action in self._actions if action.option_strings and action.dest != "help"}
 
@@ -115,6 +114,15 @@ def _split_rest(rest: list[str], parser: Parser) -> list[tuple[str, str]]:
                                   f"{word}=<value>")
         overrides.append((key, value))
     return overrides
+
+
+def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
+    """What one of these flags is set to, before anything is parsed; for a --help that depends on it."""
+    for word, following in zip(argv, [*argv[1:], default], strict=True):
+        flag, sign, value = word.partition("=")
+        if flag in flags:
+            return value if sign else following
+    return default
 
 
 def command_line(script: str, argv: list[str]) -> str:

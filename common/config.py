@@ -14,9 +14,14 @@ BOUNDS = {
     "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "label_smoothing": (0, 1),
     "eval_every": (1, None), "patience": (1, None), "checkpoint_seconds": (0, None),
     "commitment_cost": (0, None), "top_k": (20, None), "eval_batch_size": (1, None), "max_history": (1, None),
+    "ema_decay": (0, 1), "kmeans_iterations": (1, None), "sinkhorn_iterations": (1, None),
+    "min_utilization": (0, 1),
 }
 NULLABLE = {"patience": int, "max_steps": int}
-CHOICES = {"select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine")}
+CHOICES = {"select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),
+           "start": ("kmeans", "random"), "update": ("gradient", "ema"), "distance": ("euclidean", "cosine"),
+           "gradient": ("straight_through", "rotation", "gumbel"),
+           "disambiguation": ("extra_level", "reassign", "none")}
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -145,7 +150,9 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
     `flags` are the command's own, which a misspelt key may have been meant to be.
 
     `common` and `training_params` may only hold keys that the defaults know, and values of their kind.
-    `model_params` belongs to the model; its unread keys are found by `Config.check_all_read`.
+    `model_params` belongs to the model; its unread keys are found by `Config.check_all_read`. Any other
+    section of the defaults is a group of options that models share: a key of that name in `model_params`
+    takes the group, filled up from the defaults and checked against them.
     """
     defaults, default_origins = load_yaml(defaults_yaml)
     own, own_origins = load_yaml(model_yaml)
@@ -168,10 +175,18 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
                                 **_mapping(section, "training_params", own_origins, model_yaml)},
         },
     }
+    params = config[name]["model_params"]
+    groups = [key for key in defaults if key not in ("common", "training_params") and key in params
+              and isinstance(params[key], dict | None)]
+    for group in groups:
+        params[group] = {**defaults[group], **(params[group] or {})}
+        origins = {f"{name}.model_params.{k}": v for k, v in default_origins.items() if k.startswith(f"{group}.")} | origins
     for key, text in overrides:
         _override(config, origins, key, text, flags)
     _check(config["common"], defaults["common"], "common", origins)
     _check(config[name]["training_params"], defaults["training_params"], f"{name}.training_params", origins)
+    for group in groups:
+        _check(params[group], defaults[group], f"{name}.model_params.{group}", origins)
     return Config(name, config, origins)
 
 

@@ -1,14 +1,17 @@
 """The training loop that both stages share: steps, checkpoints, resume, selection of the best model."""
 
 import hashlib
+import json
 import logging
 import math
 import time
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from common.artifacts import write_text
 from common.checkpoint import Checkpoints
 from common.errors import ConfigError, Interrupted, TrainingError, nearest, stop_request
 from common.progress import Progress
@@ -21,7 +24,7 @@ class Task(Protocol):
     """What a stage's trainer brings to the loop."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | None  # None: the model has nothing that a gradient would move
     num_steps: int  # in an epoch
     name: str       # for the progress line
 
@@ -33,6 +36,9 @@ class Task(Protocol):
 
     def evaluate(self) -> dict:
         """The metrics of the model as it stands."""
+
+    def batch_numbers(self, epoch: int, index: int) -> list[int]:
+        """The numbers of the items or users in that batch, to look into what went wrong there."""
 
 
 class Best(NamedTuple):
@@ -48,8 +54,11 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
-def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | None:
+    """The optimizer of whatever a gradient moves; None where that is nothing."""
     trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        return None
     options = {"lr": params["lr"], "weight_decay": params["weight_decay"], "fused": True}
     return getattr(torch.optim, params["optimizer"])(trainable, **options)
 
@@ -74,6 +83,8 @@ def learning_rate(step: int, num_steps: int, params: dict) -> float:
 
 def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
     """Backward pass, clipping, and an optimizer step at the schedule's learning rate."""
+    if task.optimizer is None:
+        return
     for group in task.optimizer.param_groups:
         group["lr"] = learning_rate(step, num_epochs(task.num_steps, params) * task.num_steps, params)
     task.optimizer.zero_grad(set_to_none=True)
@@ -96,6 +107,7 @@ class TrainingLoop:
         self.num_epochs = num_epochs(task.num_steps, params)
         self.epoch, self.index, self.num_lines = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
+        self.first_bad: Tensor | None = None  # the epoch's first step whose loss is not finite, or -1; on the device
         self.best: Best | None = None
         self.done = False
         self.last_save = time.monotonic()
@@ -117,9 +129,10 @@ class TrainingLoop:
         self.task.model.train()
         while self.index < self.task.num_steps:
             torch.manual_seed(derive_seed(self.seed, self.epoch, self.index))
-            for name, loss in self.task.step(self.epoch, self.index).items():
-                loss = loss.detach()
+            losses = {name: loss.detach() for name, loss in self.task.step(self.epoch, self.index).items()}
+            for name, loss in losses.items():
                 self.totals[name] = self.totals[name] + loss if name in self.totals else loss
+            self._note_if_bad(losses["loss_total"])
             self.index += 1
             progress.update()
             self._save_if_due()
@@ -127,7 +140,7 @@ class TrainingLoop:
         means = {name: total.item() / self.task.num_steps for name, total in self.totals.items()}
         torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may begin here
         self.task.end_epoch(self.epoch)
-        self.epoch, self.index, self.totals = self.epoch + 1, 0, {}
+        self.epoch, self.index, self.totals, self.first_bad = self.epoch + 1, 0, {}, None
         record = {"epoch": self.epoch, **means}
         if self.epoch % self.params["eval_every"] == 0 or self.epoch == self.num_epochs:
             metrics = self._evaluate()
@@ -164,12 +177,26 @@ class TrainingLoop:
             self.done = True
         return metrics
 
+    def _note_if_bad(self, loss: Tensor) -> None:
+        """Without waiting for the device, which is asked at the epoch's end and before a checkpoint."""
+        if self.first_bad is None:
+            self.first_bad = torch.full((), -1, device=loss.device)
+        new = ~loss.isfinite() & (self.first_bad < 0)
+        self.first_bad = torch.where(new, self.index, self.first_bad)
+
     def _refuse_non_finite(self) -> None:
+        """Raise TrainingError if a loss was not finite, and leave the numbers of that step's batch in the run."""
         totals = {name: total.item() for name, total in self.totals.items()}
-        if not all(map(math.isfinite, totals.values())):
-            raise TrainingError(self.run.folder, f"the loss of epoch {self.epoch + 1} is not finite",
-                                ", ".join(f"{name} {total:g}" for name, total in totals.items()),
-                                "a lower --lr; the last good checkpoint is kept")
+        if all(map(math.isfinite, totals.values())):
+            return
+        step = max(int(self.first_bad) if self.first_bad is not None else 0, 0)
+        path = self.run.folder / "not_finite.json"
+        write_text(path, json.dumps({"epoch": self.epoch + 1, "step": step + 1,
+                                     "batch": self.task.batch_numbers(self.epoch, step)}) + "\n")
+        raise TrainingError(self.run.folder, f"the loss of epoch {self.epoch + 1}, step {step + 1} is not finite",
+                            ", ".join(f"{name} {total:g}" for name, total in totals.items())
+                            + f"; {path.name} has the batch",
+                            "a lower --lr; the last good checkpoint is kept")
 
     def _save_if_due(self) -> None:
         if stop_request.requested:
@@ -182,7 +209,7 @@ class TrainingLoop:
     def _save(self) -> None:
         self._refuse_non_finite()  # else it would push out the last good checkpoint
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
-            "model": self.task.model.state_dict(), "optimizer": self.task.optimizer.state_dict(),
+            "model": self.task.model.state_dict(), "optimizer": self.task.optimizer.state_dict() if self.task.optimizer else {},
             "epoch": self.epoch, "index": self.index, "totals": self.totals, "num_lines": self.num_lines,
             "best": list(self.best) if self.best else None, "done": self.done})
         self.last_save = time.monotonic()
@@ -193,9 +220,10 @@ class TrainingLoop:
             self.run.truncate_metrics(0)
             return
         self.task.model.load_state_dict(state["model"])
-        self.task.optimizer.load_state_dict(state["optimizer"])
+        if self.task.optimizer:
+            self.task.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]
-        device = next(self.task.model.parameters()).device
+        device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
         self.totals = {name: total.to(device) for name, total in state["totals"].items()}
         self.best = Best(*state["best"]) if state["best"] else None
         self.done = state["done"]

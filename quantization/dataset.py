@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import DatasetFolder, load_embeddings, load_meta
+from common.artifacts import DatasetFolder, load_embeddings, load_mask, load_meta
 from common.training import derive_seed
 
 
@@ -20,9 +20,15 @@ class Embeddings(NamedTuple):
 
     @classmethod
     def load(cls, folder: DatasetFolder, suffixes: list[str]) -> "Embeddings":
-        """Each suffix's vectors side by side; without a suffix, the items' numbers, int64 (num_items, 1)."""
+        """Each suffix's vectors side by side; without a suffix, the items' numbers, int64 (num_items, 1).
+
+        Of several, one that an item has no vector of is zeros: another one stands for the item.
+        """
         items = load_meta(folder.items, folder.make_command)
         parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}
+        if len(parts) > 1:
+            for suffix, vectors in parts.items():
+                vectors[~load_mask(folder, suffix)] = 0.0
         paths = [folder.embeddings(suffix) for suffix in suffixes] or [folder.items]
         hashes = {path.name: load_meta(path, "")["sha256"] for path in paths}
         xs = np.concatenate(list(parts.values()), axis=1) if parts else np.arange(items["num_items"])[:, None]
@@ -39,8 +45,12 @@ class Batches:
 
     def get(self, epoch: int, index: int) -> Tensor:
         """Batch `index` of the epoch, (B, D)."""
+        return self.xs[self.numbers(epoch, index)]
+
+    def numbers(self, epoch: int, index: int) -> Tensor:
+        """The items of batch `index` of the epoch, (B,)."""
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             self._order = torch.randperm(len(self.xs), generator=generator).to(self.xs.device)
             self._epoch = epoch
-        return self.xs[self._order[index * self.batch_size:(index + 1) * self.batch_size]]
+        return self._order[index * self.batch_size:(index + 1) * self.batch_size]

@@ -1,43 +1,97 @@
-"""How good semantic IDs are: collisions, use of the codebooks, reconstruction."""
+"""How good semantic IDs are: collisions, use of the codebooks, reconstruction, and what the codes say of items."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.artifacts import SPLITS, DatasetFolder, load_embeddings, load_interactions
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.utils import checked_codes
 
-# N items, L levels
+# N items, L levels, K codebook size, D width, M pairs
+
+JUDGING_SUFFIX = "td"  # all tokenizers of a data set are judged by the same embedding, where it is there
+COLUMNS = 32           # of the embedding that are summed at once
 
 
-def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int) -> tuple[dict, np.ndarray]:
+class Judge(NamedTuple):
+    """What codes are judged by beside themselves; each part may be absent."""
+
+    directions: np.ndarray | None  # float32 (N, D) item texts' embeddings, scaled to length 1
+    pairs: np.ndarray | None       # int64 (M, 2) items that follow each other in a user's training events
+
+    @classmethod
+    def load(cls, folder: DatasetFolder, suffix: str) -> "Judge":
+        """By `td`, else by the embedding `suffix`; and by the training split alone."""
+        named = next((s for s in (JUDGING_SUFFIX, suffix) if folder.embeddings(s).exists()), None)
+        directions = None
+        if named is not None:
+            vectors = load_embeddings(folder, named)
+            directions = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return cls(directions, consecutive(folder) if folder.interactions.exists() else None)
+
+
+def consecutive(folder: DatasetFolder) -> np.ndarray:
+    """int64 (M, 2): neighbours in the users' training events; an item that follows itself says nothing of codes."""
+    events = load_interactions(folder)
+    train = events.split == SPLITS.index("train")
+    user, item = events.user[train], events.item[train]
+    pairs = np.column_stack([item[:-1], item[1:]])
+    return pairs[(user[:-1] == user[1:]) & (pairs[:, 0] != pairs[:, 1])]
+
+
+def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, judge: Judge) -> tuple[dict, np.ndarray]:
     """The figures of a model over all items (N, D), and the codes (N, L) that it gives them."""
     codes, losses, errors = [], {}, []
     for batch in xs.split(batch_size):
         codes.append(checked_codes(model, batch))
-        outputs = model(batch)
+        outputs, target = model(batch), model.target(batch)
         for name, loss in model.compute_loss(outputs, batch).items():
             losses[name] = losses.get(name, 0.0) + loss.detach() * len(batch)
-        if batch.is_floating_point() and outputs[0].shape == batch.shape:
-            errors.append((outputs[0] - batch).square().sum(dim=1))
+        if target.is_floating_point() and outputs[0].shape == target.shape:
+            errors.append((outputs[0] - target).square().sum(dim=1))
     table = torch.cat(codes).cpu().numpy()
     figures = {name: float(total) / len(xs) for name, total in losses.items()}
     if errors:
         figures["reconstruction_error"] = float(torch.cat(errors).mean())
-    return figures | code_figures(table, model.codebook_sizes), table
+        target = model.target(xs)
+        variance = float(target.var(dim=0, correction=0).sum())
+        figures["explained_variance"] = 1 - figures["reconstruction_error"] / variance if variance > 0 else None
+    return figures | code_figures(table, model.codebook_sizes) | judged(table, judge), table
 
 
 def code_figures(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
     """Figures of codes (N, L) alone. Sizes that a model does not state are read off the codes."""
     sizes = codebook_sizes or [int(level.max()) + 1 for level in codes.T]
+    counts = [np.bincount(level, minlength=size) for level, size in zip(codes.T, sizes, strict=True)]
     return {
         "collision_rate": collision_rate(codes),
         "largest_bucket": int(bucket_sizes(codes).max()),
-        "utilization": [len(np.unique(level)) / size for level, size in zip(codes.T, sizes, strict=True)],
-        "perplexity": [perplexity(level) for level in codes.T],
+        "utilization": [float((count > 0).mean()) for count in counts],
+        "dead_codes": [int((count == 0).sum()) for count in counts],
+        "perplexity": [perplexity(count) for count in counts],
+        "gini": [gini(count) for count in counts],
     }
+
+
+def judged(codes: np.ndarray, judge: Judge) -> dict:
+    """How alike items are that share codes (N, L), and how often users go on to an item of the same first code."""
+    figures = {}
+    if judge.directions is not None:
+        figures["random_pairs_similarity"] = group_similarity(np.zeros(len(codes), dtype=np.int64), judge.directions)
+        figures["prefix_similarity"] = prefix_similarity(codes, judge.directions)
+        base = figures["random_pairs_similarity"]
+        # Over a mean near 0 or below it, as centred embeddings have it, a ratio would say nothing.
+        figures["prefix_coherence"] = [mean / base if mean is not None and base and base > 0.01 else None
+                                       for mean in figures["prefix_similarity"]]
+    if judge.pairs is not None and len(judge.pairs):
+        same, chance = same_first_code(codes[:, 0], judge.pairs)
+        figures |= {"same_first_code": same, "same_first_code_by_chance": chance,
+                    "behavioural_coherence": same / chance}
+    return figures
 
 
 def collision_rate(codes: np.ndarray) -> float:
@@ -50,7 +104,51 @@ def bucket_sizes(codes: np.ndarray) -> np.ndarray:
     return np.unique(codes, axis=0, return_counts=True)[1]
 
 
-def perplexity(level: np.ndarray) -> float:
-    """exp of the entropy of one level's codes: the number of codes in use, were they used alike."""
-    share = np.unique(level, return_counts=True)[1] / len(level)
+def perplexity(counts: np.ndarray) -> float:
+    """exp of the entropy of a level's counts (K,): the number of codes in use, were they used alike."""
+    share = counts[counts > 0] / counts.sum()
     return math.exp(-float(np.sum(share * np.log(share))))
+
+
+def gini(counts: np.ndarray) -> float:
+    """Gini coefficient of a level's counts (K,): 0 where all codes are used alike, near 1 where one has all items."""
+    ordered, size = np.sort(counts), len(counts)
+    return float(np.sum((2 * np.arange(1, size + 1) - size - 1) * ordered) / (size * ordered.sum()))
+
+
+def prefix_similarity(codes: np.ndarray, directions: np.ndarray) -> list[float | None]:
+    """Mean cosine of all pairs of items that share their first 1, 2, ... codes; None where no two do."""
+    prefix, means = np.zeros(len(codes), dtype=np.int64), []
+    for level in codes.T:
+        prefix = np.unique(np.column_stack([prefix, level]), axis=0, return_inverse=True)[1].reshape(-1)
+        means.append(group_similarity(prefix, directions))
+    return means
+
+
+def group_similarity(group: np.ndarray, directions: np.ndarray) -> float | None:
+    """Mean cosine over all pairs of different items in the same group (N,); None without such a pair.
+
+    The pairs of a group of n unit vectors sum to (|sum of vectors|^2 - n) / 2, so that no pair is ever formed.
+    """
+    counts = np.bincount(group)
+    inside = np.flatnonzero(counts[group] > 1)
+    inside = inside[np.argsort(group[inside], kind="stable")]
+    counts = counts[counts > 1].astype(np.float64)
+    if not len(counts):
+        return None
+    starts = (np.cumsum(counts) - counts).astype(np.int64)
+    squares = sum(float((np.add.reduceat(directions[inside, start:start + COLUMNS].astype(np.float64), starts) ** 2).sum())
+                  for start in range(0, directions.shape[1], COLUMNS))
+    own = float((directions[inside].astype(np.float64) ** 2).sum())  # 1 an item, but 0 for a zero vector
+    return (squares - own) / float((counts * (counts - 1)).sum())
+
+
+def same_first_code(first: np.ndarray, pairs: np.ndarray) -> tuple[float, float]:
+    """How often both items of a pair (M, 2) have the same first code (N,), and how often they would by chance.
+
+    By chance: one item drawn from the first column, one from the second.
+    """
+    one, two = first[pairs[:, 0]], first[pairs[:, 1]]
+    size = int(first.max()) + 1
+    chance = np.bincount(one, minlength=size) @ np.bincount(two, minlength=size) / len(pairs) ** 2
+    return float((one == two).mean()), float(chance)

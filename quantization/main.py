@@ -1,6 +1,5 @@
-"""Train a quantizer on a data set's embeddings and write every item's semantic ID."""
+"""Train a quantizer on a data set's embeddings and write every item's semantic ID; compare, explain, export them."""
 
-import logging
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from common.errors import run_command  # noqa: E402 (the path comes first)
 
 
 def main(argv: list[str]) -> None:
-    from common.artifacts import DatasetFolder, variant
+    from common.artifacts import DatasetFolder
     from common.cli import command_line, parse
     from common.config import resolve
     from quantization.models import CONFIGS, config_path
@@ -20,13 +19,17 @@ def main(argv: list[str]) -> None:
     config = resolve(name, args.config or config_path(name), CONFIGS / "defaults.yaml", args.overrides, args.flags)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
-    train(args, config, folder, variant(name, args.embedding_suffix, args.tag),
-          command_line("python quantization/main.py", argv))
+    if args.compare or args.explain or args.export:
+        show(args, folder, name)
+    else:
+        from quantization.pipeline import train
+
+        train(args, config, folder, command_line("python quantization/main.py", argv))
 
 
 def make_parser(argv: list[str]):
     """The flags; with --help, the keys of the chosen quantizer's YAML stand below them."""
-    from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys
+    from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys, value_of
     from quantization.models import CONFIGS, names
 
     parser = Parser(prog="quantization/main.py", description=__doc__)
@@ -35,44 +38,35 @@ def make_parser(argv: list[str]):
     add_shared_flags(parser)
     add_variant_flags(parser)
     add_config_flags(parser)
-    help_with_keys(parser, [CONFIGS / "defaults.yaml", CONFIGS / "rqvae_config.yaml"])
+    parser.add_argument("--strict", action="store_true", help="a collapsed codebook is an error, and nothing is written")
+    parser.add_argument("--compare", action="store_true", help="show all finished tokenizers of the data set, and stop")
+    parser.add_argument("--explain", action="store_true", help="show what the codes mean, as text and as a page")
+    parser.add_argument("--export", type=Path, default=None, metavar="DIR",
+                        help="write the semantic IDs as index.json and as a table with titles into DIR")
+    name = value_of(argv, ("--quantizer_name", "--model_name"), "rqvae").lower()
+    help_with_keys(parser, [CONFIGS / "defaults.yaml",
+                            CONFIGS / f"{name if name in names() else 'rqvae'}_config.yaml"])
     return parser
 
 
-def train(args, config, folder, variant: str, command: str) -> None:
-    """Everything after the checks that need no heavy import."""
-    import torch
+def show(args, folder, name: str) -> None:
+    """What needs no training."""
+    if args.compare:
+        from quantization.compare import compare
 
-    from common.device import resolve_device
-    from common.run import Run, log_to_console
-    from quantization.dataset import Embeddings
-    from quantization.models import find_class
-    from quantization.trainer import Trainer, is_published
+        print(compare(folder, args.run_root))
+    if args.explain:
+        from common.artifacts import variant
+        from quantization.explain import explain
 
-    log_to_console()
-    log = logging.getLogger("quantization")
-    device = resolve_device(config["common"]["device"], config.origins["common.device"])
-    model_class = find_class(config.name)
-    embeddings = Embeddings.load(folder, model_class.embedding_suffixes(config.values, args.embedding_suffix))
-    model_config = config.for_model(num_items=len(embeddings.xs), inputs=embeddings.inputs)
-    torch.manual_seed(config["common"]["seed"])
-    model = model_class(model_config, input_size=embeddings.xs.shape[1])
-    config.check_all_read(model_config)
-    run = Run(args.run_root / "quantization" / args.dataset / variant, config.values, embeddings.hashes, command)
-    codes = folder.codes(config.name, args.embedding_suffix, args.tag)
-    if run.finished and not args.force and is_published(codes, run.id):
-        log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)
-        run.make_latest()
-        return
-    with run.open(args.force):
-        trainer = Trainer(model, embeddings, config, run, device)
-        figures = trainer.train()
-        meta = trainer.publish(codes, command, {"run": run.id, "quantizer": config.name})
-        run.finish({"figures": figures, "codebook_sizes": meta["codebook_sizes"]})
-    log.info("quantization: %s on %s: collision rate %.4f, after disambiguation %.4f; use of the codebooks %s",
-             config.name, args.dataset, meta["collision_rate_before"], meta["collision_rate_after"],
-             " ".join(f"{share:.0%}" for share in figures["utilization"]))
-    log.info("quantization: wrote %s; codebook sizes %s", codes, meta["codebook_sizes"])
+        page = args.run_root / "quantization" / folder.name / variant(name, args.embedding_suffix, args.tag) / "page.html"
+        print(explain(folder, name, args.embedding_suffix, args.tag, page))
+        print(f"\nquantization: wrote {page}: open it in a browser")
+    if args.export:
+        from quantization.export import export
+
+        for path in export(folder, name, args.embedding_suffix, args.tag, args.export):
+            print(f"quantization: wrote {path}")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from torch import Tensor
 from common.artifacts import load_meta, save_array
 from common.checkpoint import Checkpoints
 from common.config import Config
-from common.errors import UserError
+from common.errors import ConfigError, UserError, nearest
 from common.run import Run
 from common.training import TrainingLoop, derive_seed, make_optimizer, optimize
 from quantization.dataset import Batches, Embeddings
-from quantization.evaluate import collision_rate, evaluate
+from quantization.disambiguation import disambiguate
+from quantization.evaluate import Judge, collision_rate, evaluate
 from quantization.models.abstract_vq import AbstractVQ
-from quantization.utils import disambiguate
+from quantization.utils import check_contract
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,9 @@ log = logging.getLogger(__name__)
 class QuantizerTask:
     """What `common.training.TrainingLoop` needs to know about training a quantizer."""
 
-    def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str):
+    def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, judge: Judge):
         self.model, self.xs, self.params, self.seed, self.name = model, xs, params, seed, name
+        self.judge = judge
         self.batches = Batches(xs, params["batch_size"], seed)
         self.optimizer = make_optimizer(model, params)
         self.num_steps = self.batches.num_batches
@@ -40,16 +42,21 @@ class QuantizerTask:
         self.model.end_epoch(self.xs, torch.Generator().manual_seed(derive_seed(self.seed, "end", epoch)))
 
     def evaluate(self) -> dict:
-        return evaluate(self.model, self.xs, self.params["eval_batch_size"])[0]
+        return evaluate(self.model, self.xs, self.params["eval_batch_size"], self.judge)[0]
+
+    def batch_numbers(self, epoch: int, index: int) -> list[int]:
+        """The items of the batch."""
+        return self.batches.numbers(epoch, index).tolist()
 
 
 class Trainer:
     """Fits one quantizer in its run folder and publishes the codes of the selected model."""
 
-    def __init__(self, model: AbstractVQ, embeddings: Embeddings, config: Config, run: Run, device: torch.device):
+    def __init__(self, model: AbstractVQ, embeddings: Embeddings, config: Config, run: Run, device: torch.device,
+                 judge: Judge):
         self.model, self.embeddings, self.config, self.run = model.to(device), embeddings, config, run
         self.xs = torch.from_numpy(embeddings.xs).to(device)
-        self.seed = config["common"]["seed"]
+        self.seed, self.judge = config["common"]["seed"], judge
 
     def train(self) -> dict:
         """Fit in one call or by gradient, whichever the model does; returns the selected model's figures."""
@@ -57,29 +64,43 @@ class Trainer:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "start"))
         checkpoints = Checkpoints(self.run.checkpoints, self.run.command)
         if self.model.fit(self.xs, generator):
+            check_contract(self.model, self.xs)
             checkpoints.save_best({"model": self.model.state_dict()})
         else:
+            losses = check_contract(self.model, self.xs)
+            self._check_selection(params["select_by"], losses)
             if checkpoints.load_newest() is None:
                 self.model.initialize(self.xs, generator)
-            task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name)
+            task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name, self.judge)
             TrainingLoop(task, self.run, params, self.seed).train()
+        self.model.load_state_dict(checkpoints.load_best()["model"])  # what is published is what lies on the disk
         self.model.eval()
         with torch.no_grad():
-            figures, self.codes = evaluate(self.model, self.xs, params["eval_batch_size"])
+            figures, self.codes = evaluate(self.model, self.xs, params["eval_batch_size"], self.judge)
         return figures
 
     def publish(self, path: Path, command: str, info: dict) -> dict:
         """Disambiguate the selected model's codes and write them with all that the next stage must know."""
-        codes = disambiguate(self.codes)
         sizes = list(self.model.codebook_sizes or (self.codes.max(axis=0) + 1).tolist())
-        extra = codes.shape[1] > self.codes.shape[1]
+        ids = disambiguate(self.config["common"]["disambiguation"], self.codes, sizes, self.model, self.xs,
+                           self.judge.directions)
         meta = {
             "inputs": self.embeddings.hashes, "items_sha256": self.embeddings.items_sha256, "command": command,
-            "codebook_sizes": sizes + ([int(codes[:, -1].max()) + 1] if extra else []),
-            "disambiguation_level": codes.shape[1] - 1 if extra else None,
-            "collision_rate_before": collision_rate(self.codes), "collision_rate_after": collision_rate(codes), **info}
-        save_array(path, codes.astype(np.int32), meta)
+            "codebook_sizes": ids.codebook_sizes, "disambiguation_level": ids.level,
+            "disambiguation": self.config["common"]["disambiguation"],
+            "collision_rate_before": collision_rate(self.codes), "collision_rate_after": collision_rate(ids.codes),
+            **info}
+        save_array(path, ids.codes.astype(np.int32), meta)
         return meta
+
+    def _check_selection(self, select_by: str, losses: set[str]) -> None:
+        """Refuse a metric that does not exist before anything is trained for it."""
+        with torch.no_grad():
+            figures = evaluate(self.model, self.xs[:256], 256, Judge(None, None))[0]
+        known = sorted(name for name, value in figures.items() if isinstance(value, float)) + ["behavioural_coherence"]
+        if select_by not in known:
+            raise ConfigError(self.config.origins.get(f"{self.config.name}.training_params.select_by", "select_by"),
+                              f"{select_by!r} is no metric of this model", nearest(select_by, known), "correct the name")
 
 
 def is_published(codes: Path, run_id: str) -> bool:

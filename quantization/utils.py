@@ -1,19 +1,51 @@
-"""What the files of this stage share: the contract with a model, and disambiguation."""
+"""The contract with a quantizer: what it must return, checked, so that an error names the method that broke it."""
 
-import numpy as np
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError
+from common.errors import ConfigError, UserError
 from quantization.models.abstract_vq import AbstractVQ
 
-# N items, L levels
+# N items, B batch, L levels
+
+NUM_TRIED = 64  # items that the contract is tried on
+
+
+def check_contract(model: AbstractVQ, xs: Tensor) -> set[str]:
+    """Try the quantizer on the first items of (N, D); returns the names of its losses.
+
+    Raises ConfigError that names the method which does not keep its promise, or fails.
+    """
+    batch = xs[:NUM_TRIED]
+    model.eval()
+    with torch.no_grad():
+        outputs = _call(model, "forward", model, batch)
+        if not isinstance(outputs, tuple) or len(outputs) != 3:
+            raise ConfigError(_place(model, "forward"), f"returned {_described(outputs)}",
+                              fix="return (reconstruction, loss, codes)")
+        losses = _call(model, "compute_loss", model.compute_loss, outputs, batch)
+        if not isinstance(losses, dict) or "loss_total" not in losses:
+            raise ConfigError(_place(model, "compute_loss"), f"returned {_described(losses)}",
+                              fix='return {"loss_total": what is minimized, ...}')
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor) or loss.ndim:
+                raise ConfigError(_place(model, "compute_loss"), f"{name} is {_described(loss)}",
+                                  fix="return scalar tensors")
+        codes = checked_codes(model, batch)
+        alone = torch.cat([checked_codes(model, row) for row in batch[:8].split(1)])
+        if not torch.equal(codes[:8], alone) or not torch.equal(codes, checked_codes(model, batch)):
+            raise ConfigError(_place(model, "get_codes"), "returned different codes for the same items",
+                              "an item's codes may depend neither on chance nor on the batch",
+                              "leave noise, dropout and batch statistics out of get_codes")
+    return set(losses)
 
 
 def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
     """The model's codes for (B, D) as integers (B, L). Raises ConfigError that names the broken promise."""
-    where = f"{type(model).__module__}.{type(model).__name__}.get_codes"
-    codes = model.get_codes(xs)
+    where = _place(model, "get_codes")
+    codes = _call(model, "get_codes", model.get_codes, xs)
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
         raise ConfigError(where, f"returned {getattr(codes, 'dtype', type(codes).__name__)}",
                           "codes are a tensor of integers", "return codes of shape (batch, levels)")
@@ -30,18 +62,24 @@ def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
     return codes
 
 
-def disambiguate(codes: np.ndarray) -> np.ndarray:
-    """Add a level that counts the items of equal codes, so that no two share an ID.
+def _call(model: AbstractVQ, method: str, function: Callable, *args):
+    """Its result. What it raises becomes an error that names the method; the traceback is in the log."""
+    try:
+        return function(*args)
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(_place(model, method), f"raised {type(error).__name__}", str(error).split("\n")[0],
+                          "correct the quantizer; --debug shows where") from error
 
-    (N, L) -> (N, L + 1), or the codes as they are where they are distinct already. The level's size
-    is that of the largest bucket, exactly; within a bucket the items keep their order.
-    """
-    _, bucket, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
-    if counts.max() == 1:
-        return codes
-    bucket = bucket.reshape(-1)
-    order = np.argsort(bucket, kind="stable")
-    starts = np.cumsum(counts) - counts
-    rank = np.empty(len(codes), dtype=np.int64)
-    rank[order] = np.arange(len(codes)) - np.repeat(starts, counts)
-    return np.column_stack([codes, rank])
+
+def _place(model: AbstractVQ, method: str) -> str:
+    return f"{type(model).__module__}.{type(model).__name__}.{method}"
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict with {', '.join(map(repr, value)) or 'nothing in it'}"
+    return f"{len(value)} values" if isinstance(value, tuple) else f"a {type(value).__name__}"

@@ -87,10 +87,13 @@ class TrainingBatches:
         self._epoch, self._batches = -1, []
 
     def get(self, epoch: int, index: int) -> Windows:
+        return self.sequences.windows(*self.batch(epoch, index))
+
+    def batch(self, epoch: int, index: int) -> Batch:
         if epoch != self._epoch:
             rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
             self._epoch, self._batches = epoch, self._cut(rng)
-        return self.sequences.windows(*self._batches[index])
+        return self._batches[index]
 
     def _cut(self, rng: np.random.Generator) -> list[Batch]:
         starts, ends = self._single_targets() if self.unit == "target" else self._stretches(rng)

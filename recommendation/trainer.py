@@ -32,6 +32,10 @@ class RecommenderTask:
     def evaluate(self) -> dict:
         return metrics(predict(self.model, self.sequences, "valid", self.params))
 
+    def batch_numbers(self, epoch: int, index: int) -> list[int]:
+        """The users of the batch."""
+        return self.sequences.user[self.batches.batch(epoch, index).starts].tolist()
+
 
 class Trainer:
     """Fits one recommender in its run folder; knows nothing of test events."""

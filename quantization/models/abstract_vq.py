@@ -1,6 +1,7 @@
 """The interface of a quantizer: four methods to write, and some that may be overridden."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ class AbstractVQ(nn.Module, ABC):
     """A model that turns an item's embedding into a tuple of discrete codes.
 
     `config` is the resolved YAML: `config["<name>"]["model_params"]`, `config["<name>"]["training_params"]`,
-    `config["common"]`; and `config["data"]` with `num_items` and `inputs` (embedding suffix -> width).
+    `config["common"]`; and `config["data"]` with `num_items`, `inputs` (embedding suffix -> width) and `folder`.
     """
 
     def __init__(self, config: dict):
@@ -37,10 +38,27 @@ class AbstractVQ(nn.Module, ABC):
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
         """The embeddings that are read: the one on the command line, others, several, or none.
 
-        Several arrive side by side as the columns of `xs` (widths in `config["data"]["inputs"]`); with
-        none, `xs` holds the items' numbers, int64 (N, 1), so that a model can look its codes up.
+        Several arrive side by side as the columns of `xs` (widths in `config["data"]["inputs"]`), zeros where an
+        item has no vector of its own; with none, `xs` holds the items' numbers, int64 (N, 1), so that a model can
+        look its codes up.
         """
         return [suffix]
+
+    @classmethod
+    def other_files(cls, config: dict) -> list[Path]:
+        """Files beside the data set's that the codes depend on; a change of their content is another run."""
+        return []
+
+    def target(self, xs: Tensor) -> Tensor:
+        """The part of `xs` that `forward` reconstructs."""
+        return xs
+
+    def last_distances(self, xs: Tensor) -> Tensor | None:
+        """(B, D) -> (B, K) from each item to the codes of the last level, given its codes before; None: not known.
+
+        Reassignment moves an item to the nearest free one; where it is not known, it is estimated from the codes.
+        """
+        return None
 
     @property
     def codebook_sizes(self) -> list[int] | None:

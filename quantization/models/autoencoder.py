@@ -1,0 +1,95 @@
+"""What quantizers with an autoencoder share: they differ in the quantizer at the latent."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .abstract_vq import AbstractVQ
+from .layers import MLP, Standardizer, exactly
+from .residual import Quantized
+from .sizes import at_least_one
+
+# B batch, D input width, H latent size, L levels
+
+MAX_START_ROWS = 65_536  # items that k-means and restarts look at
+
+
+class LatentQuantizer(Protocol):
+    """A module that turns latents into codes and back."""
+
+    sizes: list[int]
+
+    def __call__(self, latent: Tensor) -> Quantized: ...
+    def get_codes(self, latent: Tensor) -> Tensor: ...
+    def last_distances(self, latent: Tensor) -> Tensor | None: ...
+    def start(self, latent: Tensor, generator: torch.Generator) -> None: ...
+    def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None: ...
+
+
+class AutoencoderVQ(AbstractVQ):
+    """Encoder, quantizer and decoder; a derived class names its section of the YAML and makes the quantizer."""
+
+    section: str
+
+    def __init__(self, config: dict, input_size: int):
+        super().__init__(config)
+        self.where = f"{self.section}.model_params"
+        self.params = config[self.section]["model_params"]
+        self.commitment_cost = config[self.section]["training_params"]["commitment_cost"]
+        self.standardizer = Standardizer(input_size, self.params["standardize"])
+        self.latent_size = self.make_latent_size()
+        widths = [input_size, *self.params["hidden_sizes"], self.latent_size]
+        for width in self.params["hidden_sizes"]:
+            at_least_one(width, f"{self.where}.hidden_sizes", wanted="a list of widths of at least 1")
+        self.encoder, self.decoder = MLP(widths), MLP(widths[::-1])
+        self.quantizer = self.make_quantizer()
+
+    def make_latent_size(self) -> int:
+        return at_least_one(self.params["latent_size"], f"{self.where}.latent_size")
+
+    def make_quantizer(self) -> nn.Module:
+        """A `LatentQuantizer` of `self.latent_size`."""
+        raise NotImplementedError
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        return self.quantizer.sizes
+
+    def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized = self.quantizer(self.encoder(self.standardizer(xs)))
+        loss = quantized.codebook_loss + self.commitment_cost * quantized.commitment_loss
+        return self.standardizer.undo(self.decoder(quantized.latent)), loss, quantized.codes
+
+    def get_codes(self, xs: Tensor) -> Tensor:
+        return self.quantizer.get_codes(self._latent_exactly(xs))
+
+    def last_distances(self, xs: Tensor) -> Tensor | None:
+        return self.quantizer.last_distances(self._latent_exactly(xs))
+
+    def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
+        reconstruction, quantization_loss, _ = forward_outputs
+        difference = (reconstruction - original_xs) / self.standardizer.deviation
+        recon_loss = difference.square().sum(dim=1).mean()
+        return {"loss_total": recon_loss + quantization_loss, "recon_loss": recon_loss,
+                "quantization_loss": quantization_loss}
+
+    @torch.no_grad()
+    def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
+        if self.standardizer.active:
+            self.standardizer.measure(xs)
+        self.quantizer.start(self.encoder(self.standardizer(sample(xs, generator))), generator)
+
+    @torch.no_grad()
+    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
+        self.quantizer.restart_dead(self.encoder(self.standardizer(sample(xs, generator))), generator)
+
+    def _latent_exactly(self, xs: Tensor) -> Tensor:
+        return exactly(self.encoder, self.standardizer(xs.double()))
+
+
+def sample(xs: Tensor, generator: torch.Generator, count: int = MAX_START_ROWS) -> Tensor:
+    """`count` random rows, or all where there are no more."""
+    if len(xs) <= count:
+        return xs
+    return xs[torch.randperm(len(xs), generator=generator)[:count].to(xs.device)]

@@ -1,0 +1,134 @@
+"""A codebook and everything that can be chosen about it: `codebook:` in configs/defaults.yaml."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import ConfigError
+
+from .kmeans import kmeans
+from .nearest import directions, distances_exactly, nearest, nearest_exactly
+
+# N rows, D width, K codewords
+
+
+class Codebook(nn.Module):
+    """K codewords, learned by gradient or as moving averages of the rows that choose them."""
+
+    def __init__(self, size: int, width: int, options: dict, uniform: bool = False):
+        """`options` are the resolved `codebook:` of a quantizer's YAML; `uniform` trains with Sinkhorn's assignment."""
+        super().__init__()
+        self.options, self.uniform = options, uniform
+        self.cosine, self.averaged = options["distance"] == "cosine", options["update"] == "ema"
+        self.codewords = nn.Parameter(torch.empty(size, width), requires_grad=not self.averaged)
+        nn.init.uniform_(self.codewords, -1.0 / size, 1.0 / size)
+        self.register_buffer("usage", torch.zeros(size))  # since the last restart of dead codewords
+        if self.averaged:
+            self.register_buffer("counts", torch.ones(size))
+            self.register_buffer("sums", self.codewords.detach().clone())
+
+    def __len__(self) -> int:
+        return len(self.codewords)
+
+    def nearest(self, rows: Tensor) -> Tensor:
+        """(N, D) -> (N,) the code of each row, the same in every batch."""
+        return nearest_exactly(rows, self._compared())
+
+    def distances(self, rows: Tensor) -> Tensor:
+        """(N, D) -> (N, K) how far each row is from each codeword, float64."""
+        return distances_exactly(rows, self._compared())
+
+    def choose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) -> codes (N,) and codewords (N, D) as training sees them; counts what is chosen."""
+        if not self.training:
+            codes = nearest(rows, self._compared())
+            return codes, self.lookup(codes)
+        if self.options["gradient"] == "gumbel" and not self.uniform:
+            codes, codewords = self._sample(rows)
+        else:
+            with torch.no_grad():
+                codes = self._choose_uniformly(rows) if self.uniform else nearest(rows, self._compared())
+            codewords = self.lookup(codes)
+        with torch.no_grad():
+            self.usage.index_add_(0, codes, torch.ones_like(codes, dtype=self.usage.dtype))
+            if self.averaged:
+                self._average(rows, codes)
+        return codes, codewords
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """(N,) -> (N, D)."""
+        return F.embedding(codes, self.codewords)
+
+    @torch.no_grad()
+    def start(self, rows: Tensor, generator: torch.Generator) -> None:
+        """Codewords from the data (N, D): by k-means, or random rows."""
+        if self.options["start"] == "kmeans":
+            clusters = kmeans(rows, len(self), self.options["kmeans_iterations"], generator, self.cosine)
+            self._move(torch.ones(len(self), 1, dtype=torch.bool, device=rows.device), clusters.centroids)
+        else:
+            self._move(torch.ones(len(self), 1, dtype=torch.bool, device=rows.device),
+                       rows[_draw(len(self), len(rows), generator).to(rows.device)])
+
+    @torch.no_grad()
+    def restart_dead(self, rows: Tensor, generator: torch.Generator) -> None:
+        """Move every codeword that nothing used to a random one of `rows` (N, D); forget the counts."""
+        picks = _draw(len(self), len(rows), generator).to(rows.device)
+        if self.options["restart_dead"]:
+            self._move((self.usage == 0).unsqueeze(1), rows[picks])
+        self.usage.zero_()
+
+    def _compared(self) -> Tensor:
+        return directions(self.codewords) if self.cosine else self.codewords
+
+    def _move(self, moved: Tensor, rows: Tensor) -> None:
+        self.codewords.copy_(torch.where(moved, rows, self.codewords))
+        if self.averaged:
+            self.counts.copy_(torch.where(moved.squeeze(1), 1.0, self.counts))
+            self.sums.copy_(torch.where(moved, rows, self.sums))
+
+    def _average(self, rows: Tensor, codes: Tensor) -> None:
+        """Moving averages as in van den Oord et al. 2017 (arXiv 1711.00937, appendix A)."""
+        decay = self.options["ema_decay"]
+        counts = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(codes, dtype=rows.dtype))
+        self.counts.lerp_(counts, 1 - decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, rows), 1 - decay)
+        self.codewords.copy_(self.sums / self.counts.clamp(min=1e-5).unsqueeze(1))
+
+    def _sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw from the softmax of negative distances; its gradient is that of the softmax (arXiv 1611.01144)."""
+        compared = self._compared()
+        logits = 2 * rows @ compared.T - compared.square().sum(dim=1)
+        chosen = F.gumbel_softmax(logits, tau=self.options["gumbel_temperature"], hard=True)
+        return chosen.argmax(dim=1), chosen @ self.codewords
+
+    def _choose_uniformly(self, rows: Tensor) -> Tensor:
+        """Codes (N,) such that all are chosen about equally often: optimal transport by Sinkhorn's iterations."""
+        costs = distances_exactly(rows, self._compared())
+        costs = (costs - costs.amin(dim=1, keepdim=True)) / (costs.amax() - costs.amin()).clamp(min=1e-12)
+        kernel = torch.exp(-costs / self.options["sinkhorn_epsilon"])                              # (N, K)
+        per_code = torch.ones_like(kernel[0])
+        for _ in range(self.options["sinkhorn_iterations"]):
+            per_row = 1 / (kernel @ per_code).clamp(min=1e-300)
+            per_code = len(rows) / len(per_code) / (kernel.T @ per_row).clamp(min=1e-300)
+        return (kernel * per_code).argmax(dim=1)
+
+
+def check_options(options: dict, where: str, num_levels: int) -> None:
+    """Raise ConfigError for options that do not go together."""
+    if options["gradient"] == "gumbel" and options["update"] == "ema":
+        raise ConfigError(f"{where}.update", "is ema, and gradient is gumbel", "a Gumbel draw moves the codewords by "
+                          "gradient", "--update gradient, or --gradient straight_through")
+    for key in ("sinkhorn_epsilon", "gumbel_temperature"):
+        if options[key] <= 0:
+            raise ConfigError(f"{where}.{key}", f"is {options[key]}", "it must be above 0", "correct the value")
+    for level in options["sinkhorn_levels"]:
+        if type(level) is not int or not -num_levels <= level < num_levels:
+            raise ConfigError(f"{where}.sinkhorn_levels", f"names level {level!r}", f"there are {num_levels} levels, "
+                              "counted from 0; -1 is the last", "correct the value")
+
+
+def _draw(count: int, num_rows: int, generator: torch.Generator) -> Tensor:
+    """`count` row numbers, different ones while there are enough."""
+    picks = torch.randperm(num_rows, generator=generator)[:count]
+    return picks if len(picks) == count else torch.cat([picks, torch.randint(num_rows, (count - len(picks),),
+                                                                              generator=generator)])

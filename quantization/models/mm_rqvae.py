@@ -1,0 +1,102 @@
+"""RQ-VAE over text and image together: one latent and one set of codebooks, a reconstruction per modality."""
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import ConfigError
+
+from .abstract_vq import AbstractVQ
+from .autoencoder import sample
+from .layers import MLP, Standardizer, exactly
+from .residual import ResidualQuantizer
+from .sizes import at_least_one, codebook_size
+
+# B batch, D_m width of modality m, H latent size, L levels
+
+IMAGE = "image"
+
+
+class MMRQVAE(AbstractVQ):
+    """An encoder and a decoder per modality; the latents of those that an item has are averaged, then quantized.
+
+    A modality that an item lacks (its columns are zero) adds nothing to its latent, and nothing to the loss.
+    """
+
+    def __init__(self, config: dict, input_size: int):
+        super().__init__(config)
+        params, where = config["mm_rqvae"]["model_params"], "mm_rqvae.model_params"
+        self.commitment_cost = config["mm_rqvae"]["training_params"]["commitment_cost"]
+        self.widths = list(config["data"]["inputs"].values())
+        latent_size = at_least_one(params["latent_size"], f"{where}.latent_size")
+        self.standardizers = nn.ModuleList(Standardizer(width, params["standardize"]) for width in self.widths)
+        layers = [[width, *params["hidden_sizes"], latent_size] for width in self.widths]
+        self.encoders = nn.ModuleList(MLP(widths) for widths in layers)
+        self.decoders = nn.ModuleList(MLP(widths[::-1]) for widths in layers)
+        size = codebook_size(params["codebook_size"], config["data"]["num_items"], where)
+        self.quantizer = ResidualQuantizer(at_least_one(params["num_levels"], f"{where}.num_levels"), size,
+                                           latent_size, params["codebook"], f"{where}.codebook")
+
+    @classmethod
+    def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
+        if suffix == IMAGE:
+            raise ConfigError(f"--embedding_suffix {suffix}", "is what mm_rqvae reads anyway", "it needs an embedding "
+                              "of the text beside it", "--embedding_suffix td")
+        return [suffix, IMAGE]
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        return self.quantizer.sizes
+
+    def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        quantized = self.quantizer(self.latent(xs))
+        loss = quantized.codebook_loss + self.commitment_cost * quantized.commitment_loss
+        parts = [standardizer.undo(decoder(quantized.latent))
+                 for standardizer, decoder in zip(self.standardizers, self.decoders, strict=True)]
+        return torch.cat(parts, dim=1), loss, quantized.codes
+
+    def get_codes(self, xs: Tensor) -> Tensor:
+        return self.quantizer.get_codes(self.latent(xs.double()))
+
+    def last_distances(self, xs: Tensor) -> Tensor:
+        return self.quantizer.last_distances(self.latent(xs.double()))
+
+    def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
+        reconstruction, quantization_loss, _ = forward_outputs
+        names = self.config["data"]["inputs"]
+        losses = {f"recon_loss_{name}": self._recon_loss(made, wanted, standardizer) for name, made, wanted, standardizer
+                  in zip(names, reconstruction.split(self.widths, dim=1), original_xs.split(self.widths, dim=1),
+                         self.standardizers, strict=True)}
+        return {"loss_total": sum(losses.values()) + quantization_loss, **losses,
+                "quantization_loss": quantization_loss}
+
+    def latent(self, xs: Tensor) -> Tensor:
+        """(B, sum of D_m) -> (B, H), in the precision of xs: float64 means that the batch makes no difference."""
+        total, count = 0.0, 0.0
+        for part, standardizer, encoder in zip(xs.split(self.widths, dim=1), self.standardizers, self.encoders,
+                                               strict=True):
+            present = _present(part)
+            seen = standardizer(part)
+            latent = exactly(encoder, seen) if xs.dtype == torch.float64 else encoder(seen)
+            total, count = total + present * latent, count + present
+        return total / count.clamp(min=1)
+
+    @torch.no_grad()
+    def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
+        for part, standardizer in zip(xs.split(self.widths, dim=1), self.standardizers, strict=True):
+            if standardizer.active:
+                standardizer.measure(part[_present(part).squeeze(1) > 0])
+        self.quantizer.start(self.latent(sample(xs, generator)), generator)
+
+    @torch.no_grad()
+    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
+        self.quantizer.restart_dead(self.latent(sample(xs, generator)), generator)
+
+    def _recon_loss(self, made: Tensor, wanted: Tensor, standardizer: Standardizer) -> Tensor:
+        present = _present(wanted).squeeze(1)
+        errors = ((made - wanted) / standardizer.deviation).square().sum(dim=1)
+        return (present * errors).sum() / present.sum().clamp(min=1)
+
+
+def _present(part: Tensor) -> Tensor:
+    """(B, D_m) -> (B, 1): 1 for the items that have this modality, else 0."""
+    return (part.abs().sum(dim=1, keepdim=True) > 0).to(part.dtype)

@@ -1,0 +1,46 @@
+"""Optimized product quantization (Ge et al. 2013, CVPR): a rotation first, learned with faiss."""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+
+from .autoencoder import sample
+from .pq import PQ
+from .sizes import at_least_one
+
+
+class OPQ(PQ):
+    """PQ of the embeddings after the rotation that makes PQ's distortion smallest. Coding needs no faiss any more."""
+
+    section = "opq"
+
+    def __init__(self, config: dict, input_size: int):
+        super().__init__(config, input_size)
+        params = config["opq"]["model_params"]
+        self.rotation_iterations = at_least_one(params["rotation_iterations"], "opq.model_params.rotation_iterations")
+        self.register_buffer("rotation", torch.eye(input_size))
+        if importlib.util.find_spec("faiss") is None:
+            raise ConfigError("opq", "needs faiss", "the rotation is learned with it, and it is not installed",
+                              "pip install -r requirements-faiss.txt, or --quantizer_name pq")
+
+    def parts(self, xs: Tensor) -> Tensor:
+        return super().parts(xs.double() @ self.rotation.double().T)
+
+    def join(self, codes: Tensor) -> Tensor:
+        return super().join(codes) @ self.rotation
+
+    @torch.no_grad()
+    def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
+        import faiss
+
+        rows = sample(xs, generator, self.max_rows).cpu().numpy()
+        transform = faiss.OPQMatrix(rows.shape[1], self.num_levels)
+        transform.niter = self.rotation_iterations
+        transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, (self.size - 1).bit_length())
+        transform.train(rows)
+        matrix = torch.from_numpy(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).copy())
+        self.rotation = matrix.to(xs.device)
+        return super().fit(xs, generator)

@@ -1,0 +1,59 @@
+"""The floor: distinct codes drawn at random, which say nothing about an item."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+
+from .abstract_vq import AbstractVQ
+from .sizes import at_least_one, codebook_size
+
+# B batch, N items, L levels, K codebook size
+
+
+class RANDOM(AbstractVQ):
+    """Every item gets one of the K^L semantic IDs, no two the same; it reads no embedding."""
+
+    def __init__(self, config: dict, input_size: int):
+        super().__init__(config)
+        params, where, num_items = config["random"]["model_params"], "random.model_params", config["data"]["num_items"]
+        self.size = codebook_size(params["codebook_size"], num_items, where)
+        num_levels = at_least_one(params["num_levels"], f"{where}.num_levels")
+        if self.size ** num_levels < num_items:
+            needed = math.ceil(math.log(num_items) / math.log(max(self.size, 2)))
+            raise ConfigError(f"{where}.num_levels", f"is {num_levels}", f"{num_levels} levels of {self.size} codes "
+                              f"make {self.size ** num_levels} IDs for {num_items} items", f"--num_levels {needed}")
+        self.register_buffer("codes", torch.zeros(num_items, num_levels, dtype=torch.long))
+
+    @classmethod
+    def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
+        return []
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        return [self.size] * self.codes.shape[1]
+
+    def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
+        """Draw the whole table anew until all rows differ, a few of them at a time."""
+        shape, codes = self.codes.shape, torch.zeros(0, self.codes.shape[1], dtype=torch.long)
+        if self.size ** shape[1] <= 4 * shape[0]:  # crowded: shuffle all the IDs there are
+            numbers = torch.randperm(self.size ** shape[1], generator=generator)[:shape[0]]
+            places = torch.tensor([self.size ** level for level in range(shape[1])])
+            codes = numbers.unsqueeze(1) // places % self.size
+        while len(codes) < shape[0]:
+            codes = torch.cat([codes, torch.randint(self.size, (shape[0] - len(codes), shape[1]), generator=generator)])
+            codes = codes.unique(dim=0)
+            codes = codes[torch.randperm(len(codes), generator=generator)]
+        self.codes.copy_(codes)
+        return True
+
+    def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return xs, torch.zeros((), device=xs.device), self.get_codes(xs)
+
+    def get_codes(self, xs: Tensor) -> Tensor:
+        return self.codes[xs.squeeze(1)]
+
+    def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
+        return {"loss_total": forward_outputs[1]}

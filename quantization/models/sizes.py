@@ -1,0 +1,21 @@
+"""How many levels and codewords: `auto`, and errors that name both numbers."""
+
+from common.errors import ConfigError
+
+
+def codebook_size(size: int | str, num_items: int, where: str, largest: int = 256) -> int:
+    """`auto` is the largest power of two up to a quarter of the items, at most `largest`."""
+    if size == "auto":
+        return max(2, min(largest, 1 << (max(num_items // 4, 1).bit_length() - 1)))
+    at_least_one(size, f"{where}.codebook_size", "--codebook_size auto", "auto or at least 1")
+    if size > num_items:
+        raise ConfigError(f"{where}.codebook_size", f"is {size}", f"there are only {num_items} items",
+                          "--codebook_size auto, or a smaller number")
+    return size
+
+
+def at_least_one(value: object, where: str, fix: str = "correct the value", wanted: str = "at least 1") -> int:
+    """The value, if it is a whole number above 0."""
+    if type(value) is not int or value < 1:  # a bool is an int, too
+        raise ConfigError(where, f"is {value!r}", f"it must be {wanted}", fix)
+    return value

@@ -1,0 +1,17 @@
+"""VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937) on item embeddings."""
+
+from .autoencoder import AutoencoderVQ
+from .residual import ResidualQuantizer
+from .sizes import codebook_size
+
+LARGEST_AUTO = 4096
+
+
+class VQVAE(AutoencoderVQ):
+    """An autoencoder whose latent is replaced by the nearest codeword of one codebook."""
+
+    section = "vqvae"
+
+    def make_quantizer(self) -> ResidualQuantizer:
+        size = codebook_size(self.params["codebook_size"], self.config["data"]["num_items"], self.where, LARGEST_AUTO)
+        return ResidualQuantizer(1, size, self.latent_size, self.params["codebook"], f"{self.where}.codebook")

@@ -1,0 +1,74 @@
+"""The HTML page of semantic IDs: one file that opens from disk and asks no network for anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # quantization.explain imports this module
+    from quantization.explain import About, Tree
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MAX_ITEMS = 100_000   # a browser reads some 20 MB with ease
+TITLE_LENGTH = 160
+# What could end the script element, is a line end to JavaScript, or has no UTF-8 of its own.
+UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+
+
+def make_page(tree: Tree, about: About) -> str:
+    """The page: `page.html` with the data of a tree in its JSON element."""
+    return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", embed(page_data(tree, about)))
+
+
+def embed(data: dict) -> str:
+    """JSON that is safe inside a script element; `json.loads` gives the data back."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    # Outside its strings JSON has none of these characters, and inside a string any may be written as an escape.
+    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def page_data(tree: Tree, about: About) -> dict:
+    """All that the page shows: the items, and per described prefix what cannot be counted from them.
+
+    `codes` is flat, one row of all levels after the other. `nodes` maps `"12.3"`, a prefix, to its
+    size in the whole catalogue, its words (indices into `vocabulary`) and its examples (indices of items).
+    """
+    kept = kept_items(tree)
+    at = {item: i for i, item in enumerate(kept.tolist())}
+    vocabulary: dict[str, int] = {}
+    nodes = {}
+    for depth, found in enumerate(tree.depths):
+        for node in np.flatnonzero(found.size > 1).tolist():
+            if depth < 2 or found.words[node]:
+                words = [vocabulary.setdefault(word, len(vocabulary)) for word in found.words[node]]
+                examples = [at[item] for item in found.examples[node] if item in at]
+                nodes[".".join(map(str, tree.prefix(depth, node)))] = [int(found.size[node]), words, examples]
+    return {
+        "dataset": about.dataset, "quantizer": about.quantizer, "collisions": list(about.collisions),
+        "shape": tree.shape, "sizes": tree.sizes, "counter": tree.counter, "num_items": len(tree.codes),
+        "titles": [shorten(about.names[i]) for i in kept], "ids": [about.raw_ids[i] for i in kept],
+        "codes": list(chain.from_iterable(tree.codes[kept].tolist())),
+        "vocabulary": list(vocabulary), "nodes": nodes}
+
+
+def kept_items(tree: Tree) -> np.ndarray:
+    """The items that the page holds, in order: all, or `MAX_ITEMS`.
+
+    Of more, it holds the examples of each first code and then the items of the largest first codes.
+    """
+    num_items, first = len(tree.codes), tree.depths[0]
+    if num_items <= MAX_ITEMS:
+        return np.arange(num_items)
+    is_example = np.zeros(num_items, dtype=bool)
+    is_example[list(chain.from_iterable(first.examples))] = True
+    order = np.lexsort((first.node, -first.size[first.node], ~is_example))  # stable: items in their order
+    return np.sort(order[:MAX_ITEMS])
+
+
+def shorten(title: str) -> str:
+    return title if len(title) <= TITLE_LENGTH else title[:TITLE_LENGTH - 1] + "…"

@@ -1,0 +1,72 @@
+"""The quantization job: embeddings, training, the report, the published semantic IDs."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from common.artifacts import DatasetFolder, file_sha256, variant, write_text
+from common.config import Config
+from common.device import resolve_device
+from common.errors import TrainingError
+from common.run import Run, log_to_console
+from quantization.dataset import Embeddings
+from quantization.evaluate import Judge
+from quantization.models import find_class
+from quantization.trainer import Trainer, is_published
+from quantization.verdicts import collapse_warning, collapsed_levels, verdicts
+
+log = logging.getLogger("quantization")
+
+EVALUATION = "evaluation.json"
+
+
+def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, command: str) -> None:
+    """Train one quantizer, or reuse the run of the same command, and publish its codes."""
+    log_to_console()
+    device = resolve_device(config["common"]["device"], config.origins["common.device"])
+    model_class = find_class(config.name)
+    embeddings = Embeddings.load(folder, model_class.embedding_suffixes(config.values, args.embedding_suffix))
+    others = {str(path): file_sha256(path) for path in model_class.other_files(config.values)}
+    model_config = config.for_model(num_items=len(embeddings.xs), inputs=embeddings.inputs, folder=folder)
+    torch.manual_seed(config["common"]["seed"])
+    model = model_class(model_config, input_size=embeddings.xs.shape[1])
+    config.check_all_read(model_config)
+    run = Run(args.run_root / "quantization" / args.dataset / variant(config.name, args.embedding_suffix, args.tag),
+              config.values, embeddings.hashes | others, command)
+    codes = folder.codes(config.name, args.embedding_suffix, args.tag)
+    if run.finished and not args.force and is_published(codes, run.id):
+        log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)
+        run.make_latest()
+        return
+    with run.open(args.force):
+        trainer = Trainer(model, embeddings, config, run, device, Judge.load(folder, args.embedding_suffix))
+        figures = trainer.train()
+        judgement = report(run.folder, figures, config, args.strict)
+        info = {"run": run.id, "quantizer": config.name} | ({"made_from": others} if others else {})
+        meta = trainer.publish(codes, command, info)
+        run.finish({"figures": figures, "codebook_sizes": meta["codebook_sizes"],
+                    "num_parameters": sum(p.numel() for p in model.parameters()),
+                    **{key: meta[key] for key in ("disambiguation", "collision_rate_before", "collision_rate_after")}})
+    log.info("%s", judgement)
+    log.info("quantization: %s on %s: collision rate %.4f, after disambiguation %.4f", config.name, args.dataset,
+             meta["collision_rate_before"], meta["collision_rate_after"])
+    log.info("quantization: wrote %s; codebook sizes %s", codes, meta["codebook_sizes"])
+    if meta["collision_rate_after"]:
+        log.warning("quantization: no recommender takes these codes, as items share IDs; --disambiguation extra_level "
+                    "makes them distinct")
+
+
+def report(folder: Path, figures: dict, config: Config, strict: bool) -> str:
+    """The verdicts as lines; written beside the figures. A collapse is a warning, or with `strict` a TrainingError."""
+    lines = verdicts(figures)
+    write_text(folder / EVALUATION, json.dumps({"figures": figures, "verdicts": lines}, indent=2) + "\n")
+    collapsed = collapsed_levels(figures, config["common"]["min_utilization"])
+    if collapsed:
+        warning = collapse_warning(figures, collapsed, config)
+        if strict:
+            raise TrainingError(folder, warning, fix="one of these, or no --strict")
+        log.warning("quantization: WARNING: %s", warning)
+    return "\n".join(["", "What the semantic IDs are worth", *(f"  {line}" for line in lines), ""])

@@ -1,0 +1,105 @@
+"""Each figure of a tokenizer in words: what it means, and what to try."""
+
+from common.config import Config
+
+# From which value on a figure is said to be good, or bad.
+GOOD_COLLISIONS, BAD_COLLISIONS = 0.02, 0.10
+GOOD_UTILIZATION, BAD_UTILIZATION = 0.95, 0.70
+EVEN_GINI, UNEVEN_GINI = 0.35, 0.60
+GOOD_COHERENCE = 2.0  # over chance
+
+
+def verdicts(figures: dict) -> list[str]:
+    """One line a figure, in the order of the report."""
+    lines = [*_reconstruction(figures), _collisions(figures), _bucket(figures)]
+    for level, share in enumerate(figures["utilization"]):
+        lines.append(_level(figures, level, share))
+    return [*lines, *_prefixes(figures), *_behaviour(figures)]
+
+
+def collapsed_levels(figures: dict, least: float) -> list[int]:
+    """The levels, from 0, that use less than this share of their codes."""
+    return [level for level, share in enumerate(figures["utilization"]) if share < least]
+
+
+def collapse_warning(figures: dict, levels: list[int], config: Config) -> str:
+    """What is wrong, and three keys that may help, of those that the quantizer has."""
+    shares = ", ".join(f"level {level + 1} uses {figures['utilization'][level]:.0%} of its codes" for level in levels)
+    keys = [*config[config.name]["model_params"], *config[config.name]["model_params"].get("codebook", {})]
+    hints = {"restart_dead": "--restart_dead true", "start": "--start kmeans", "codebook_size": "a smaller --codebook_size",
+             "sinkhorn_levels": f"--sinkhorn_levels {[level for level in levels]}", "update": "--update ema",
+             "iterations": "more --iterations", "num_levels": "fewer --num_levels"}
+    known = [hint for key, hint in hints.items() if key in keys]
+    known += ["a smaller --codebook_size", "a smaller --lr", "more --epochs"]
+    return f"the codebooks have collapsed: {shares}. Try {'; '.join(dict.fromkeys(known).keys())}" if len(known) < 3 else (
+        f"the codebooks have collapsed: {shares}. Try {'; '.join(list(dict.fromkeys(known))[:3])}")
+
+
+def _reconstruction(figures: dict) -> list[str]:
+    explained = figures.get("explained_variance")
+    if explained is None:
+        return []
+    word = "most of" if explained > 0.7 else "about half of" if explained > 0.4 else "little of"
+    return [f"reconstruction error {figures['reconstruction_error']:.4g}: the codes keep {word} what tells the "
+            f"embeddings apart ({explained:.0%} of their variance)"
+            + ("" if explained > 0.4 else "; try more --num_levels, a larger --codebook_size, or more --epochs")]
+
+
+def _collisions(figures: dict) -> str:
+    rate = figures["collision_rate"]
+    text = f"collision rate {rate:.2%} before disambiguation: "
+    if rate == 0:
+        return text + "every item has an ID of its own"
+    if rate <= GOOD_COLLISIONS:
+        return text + "nearly every item has an ID of its own"
+    if rate <= BAD_COLLISIONS:
+        return text + "some items share an ID"
+    return text + "many items share an ID; try more --num_levels, a larger --codebook_size, or --sinkhorn_levels [-1]"
+
+
+def _bucket(figures: dict) -> str:
+    largest = figures["largest_bucket"]
+    text = f"largest bucket {largest}: "
+    if largest == 1:
+        return text + "no two items share an ID"
+    return text + (f"at most {largest} items share an ID" if largest <= 10 else
+                   f"{largest} items share one ID; look for duplicates among the items' texts")
+
+
+def _level(figures: dict, level: int, share: float) -> str:
+    perplexity, gini, dead = figures["perplexity"][level], figures["gini"][level], figures["dead_codes"][level]
+    text = f"level {level + 1} uses {share:.0%} of its codes ({dead} dead, perplexity {perplexity:.0f}, Gini {gini:.2f}): "
+    if share < BAD_UTILIZATION:
+        return text + "likely collapse; try --restart_dead true, --start kmeans, or a smaller --codebook_size"
+    if share < GOOD_UTILIZATION:
+        return text + "some codes are wasted; try --restart_dead true or a smaller --codebook_size"
+    if gini > UNEVEN_GINI:
+        return text + f"all in use, but very unevenly; try --sinkhorn_levels [{level}]"
+    return text + ("all in use, and evenly" if gini <= EVEN_GINI else "all in use, some much more than others")
+
+
+def _prefixes(figures: dict) -> list[str]:
+    lines = []
+    base = figures.get("random_pairs_similarity")
+    for level, mean in enumerate(figures.get("prefix_similarity", [])):
+        shared = f"items that share {level + 1} code{'s' if level else ''}"
+        ratio = figures["prefix_coherence"][level]
+        if mean is None:
+            lines.append(f"prefix coherence: there are no {shared}")
+        elif ratio is None:
+            lines.append(f"prefix coherence: {shared} have similarity {mean:.2f}, random pairs {base:.2f}")
+        else:
+            word = ("far more alike than" if ratio >= GOOD_COHERENCE else "somewhat more alike than" if ratio >= 1.1
+                    else "no more alike than")
+            lines.append(f"prefix coherence {ratio:.1f}: {shared} are {word} random ones "
+                         f"(similarity {mean:.2f} against {base:.2f})")
+    return lines
+
+
+def _behaviour(figures: dict) -> list[str]:
+    ratio = figures.get("behavioural_coherence")
+    if ratio is None:
+        return []
+    word = "much more often than" if ratio >= GOOD_COHERENCE else "more often than" if ratio >= 1.1 else "as often as"
+    return [f"behavioural coherence {ratio:.1f}: users go on to an item of the same first code {word} chance has it "
+            f"({figures['same_first_code']:.1%} against {figures['same_first_code_by_chance']:.1%})"]
