@@ -1,4 +1,4 @@
-"""The whole job: data -> semantic IDs -> recommender, with the floors beside it, and the table of results."""
+"""The whole job: data -> semantic IDs -> recommender, with the floors beside it; a table, and a page of the IDs."""
 
 import argparse
 import sys
@@ -67,6 +67,7 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
         *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training))
           for model in models),
         Step("results", module("recommendation.report", "--models", ",".join(models), *codes, *shared)),
+        Step("what the semantic IDs mean", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
 
 

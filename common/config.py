@@ -180,7 +180,8 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
               and isinstance(params[key], dict | None)]
     for group in groups:
         params[group] = {**defaults[group], **(params[group] or {})}
-        origins = {f"{name}.model_params.{k}": v for k, v in default_origins.items() if k.startswith(f"{group}.")} | origins
+        shared = {k: v for k, v in default_origins.items() if k.startswith(f"{group}.")}
+        origins = {f"{name}.model_params.{key}": place for key, place in shared.items()} | origins
     for key, text in overrides:
         _override(config, origins, key, text, flags)
     _check(config["common"], defaults["common"], "common", origins)

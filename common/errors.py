@@ -143,7 +143,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         return _report(f"{sys.executable}: the package {error.name!r} is not installed. "
                        f"Fix: {environment_hint()}", 2, argv)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         return _report("memory: there is not enough of it. Fix: a smaller batch_size or a larger machine", 5, argv)
     except OSError as error:
@@ -154,7 +154,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
                        "permissions", 2, argv)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Torch raises its OutOfMemoryError on a GPU, and a bare RuntimeError on the CPU."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
         "can't allocate memory" in str(error))

@@ -132,7 +132,7 @@ class TrainingLoop:
             losses = {name: loss.detach() for name, loss in self.task.step(self.epoch, self.index).items()}
             for name, loss in losses.items():
                 self.totals[name] = self.totals[name] + loss if name in self.totals else loss
-            self._note_if_bad(losses["loss_total"])
+            self._note_if_bad(sum(losses.values()))
             self.index += 1
             progress.update()
             self._save_if_due()
@@ -209,7 +209,8 @@ class TrainingLoop:
     def _save(self) -> None:
         self._refuse_non_finite()  # else it would push out the last good checkpoint
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
-            "model": self.task.model.state_dict(), "optimizer": self.task.optimizer.state_dict() if self.task.optimizer else {},
+            "model": self.task.model.state_dict(),
+            "optimizer": self.task.optimizer.state_dict() if self.task.optimizer else {},
             "epoch": self.epoch, "index": self.index, "totals": self.totals, "num_lines": self.num_lines,
             "best": list(self.best) if self.best else None, "done": self.done})
         self.last_save = time.monotonic()

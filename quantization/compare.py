@@ -8,12 +8,13 @@ from common.artifacts import DatasetFolder, write_text
 from common.errors import DataError
 from common.run import latest_run, read_json
 
-COLUMNS = ("tokenizer", "seed", "levels", "collisions", "after", "largest bucket", "least used level", "perplexity",
+COLUMNS = ("tokenizer", "seed", "codes", "collisions", "after", "largest bucket", "least used level", "perplexity",
            "Gini", "variance kept", "alike (1 code)", "alike (2 codes)", "behaviour")
-NOTES = ("collisions: 1 - distinct IDs / items, before and after disambiguation. least used level: share of its codes "
-         "in use. perplexity and Gini: means over the levels. variance kept: of the embeddings, by reconstruction. "
-         "alike: similarity of the texts of items that share so many codes, over random pairs. behaviour: how often "
-         "users go on to an item of the same first code, over chance (training split).")
+NOTES = ("codes: levels x codebook size, + codes that disambiguate. collisions: 1 - distinct IDs / items, before "
+         "disambiguation; after: behind it. least used level: share of its codes in use. perplexity, Gini: means over "
+         "the levels. variance kept: of the embeddings, by reconstruction. alike: similarity of the texts of items "
+         "that share so many codes, over random pairs. behaviour: how often users go on to an item of the same first "
+         "code, over chance (training split).")
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
@@ -23,8 +24,10 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     if not runs:
         raise DataError(parent, "has no finished tokenizer", fix=f"python quantization/main.py --dataset_name "
                         f"{folder.name}{folder.root_flag}")
-    rows = [row(name, run) for name, run in runs.items()]
-    rows.sort(key=lambda cells: (cells[3] == "", cells[3]))
+    summaries = {name: read_json(run / "finished.json", "run the quantizer again with --force")
+                 for name, run in runs.items()}
+    best_first = sorted(runs, key=lambda name: summaries[name]["figures"]["collision_rate"])
+    rows = [row(name, runs[name], summaries[name]) for name in best_first]
     markdown = f"# Tokenizers of {folder.name}\n\n{table(rows)}\n\n{NOTES}\n"
     write_text(parent / "compare.md", markdown)
     buffer = io.StringIO()
@@ -33,14 +36,13 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     return f"{folder.name}: {len(rows)} tokenizers\n\n{table(rows)}\n\n{NOTES}\nwrote {parent / 'compare.md'} and .csv"
 
 
-def row(name: str, run: Path) -> list[str]:
-    """One tokenizer's cells, from what its run wrote down."""
-    summary = read_json(run / "finished.json", "run the quantizer again with --force")
-    figures = summary["figures"]
-    sizes, alike = summary["codebook_sizes"], figures.get("prefix_coherence", [])
-    return [name, _seed(run), " x ".join(map(str, sizes)), f"{summary['collision_rate_before']:.2%}",
-            f"{summary['collision_rate_after']:.2%}", str(figures["largest_bucket"]),
-            f"{min(figures['utilization']):.0%}", f"{_mean(figures['perplexity']):.0f}", f"{_mean(figures['gini']):.2f}",
+def row(name: str, run: Path, summary: dict) -> list[str]:
+    """One tokenizer's cells, from what its run wrote down; empty where an earlier version did not measure it."""
+    figures, sizes = summary["figures"], summary["codebook_sizes"]
+    alike, used = figures.get("prefix_coherence", []), figures["utilization"]
+    return [name, _seed(run), shape(sizes, len(used)), f"{figures['collision_rate']:.2%}",
+            _cell(summary.get("collision_rate_after"), ".2%"), str(figures["largest_bucket"]), f"{min(used):.0%}",
+            f"{_mean(figures['perplexity']):.0f}", _cell(_mean(figures.get("gini")), ".2f"),
             _cell(figures.get("explained_variance"), ".0%"), _cell(alike[0] if alike else None, ".1f"),
             _cell(alike[1] if len(alike) > 1 else None, ".1f"), _cell(figures.get("behavioural_coherence"), ".1f")]
 
@@ -54,14 +56,21 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def shape(sizes: list[int], num_levels: int) -> str:
+    """`3 x 256 + 10`: three codebooks of 256 codewords, and 10 codes that disambiguate."""
+    levels, extra = sizes[:num_levels], sizes[num_levels:]
+    text = f"{len(levels)} x {levels[0]}" if len(set(levels)) == 1 else " x ".join(map(str, levels))
+    return " + ".join([text, *map(str, extra)])
+
+
 def _seed(run: Path) -> str:
     import yaml
 
     return str(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["common"]["seed"])
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: list[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _cell(value: float | None, form: str) -> str:

@@ -31,7 +31,10 @@ class Embeddings(NamedTuple):
                 vectors[~load_mask(folder, suffix)] = 0.0
         paths = [folder.embeddings(suffix) for suffix in suffixes] or [folder.items]
         hashes = {path.name: load_meta(path, "")["sha256"] for path in paths}
-        xs = np.concatenate(list(parts.values()), axis=1) if parts else np.arange(items["num_items"])[:, None]
+        if len(parts) == 1:
+            [xs] = parts.values()  # may be large: no copy
+        else:
+            xs = np.concatenate(list(parts.values()), axis=1) if parts else np.arange(items["num_items"])[:, None]
         return cls(xs, {s: p.shape[1] for s, p in parts.items()}, hashes, items["items_sha256"])
 
 

@@ -65,7 +65,8 @@ def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np
     prefix, counts = _buckets(codes[:, :-1])
     if counts.max() > num_codes:
         raise ConfigError("common.disambiguation", f"reassign needs {counts.max()} codes in the last level, and it has "
-                          f"{num_codes}", f"so many items share their first {codes.shape[1] - 1} codes",
+                          f"{num_codes}", "so many items share all codes before it" if codes.shape[1] > 1 else
+                          "there is no other level",
                           f"--codebook_size {counts.max()} or more, or --disambiguation extra_level")
     _, group = np.unique(prefix[shared], return_inverse=True)                                     # (M,) of G
     taken = np.zeros((group.max() + 1, num_codes), dtype=bool)

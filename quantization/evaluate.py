@@ -30,7 +30,8 @@ class Judge(NamedTuple):
         directions = None
         if named is not None:
             vectors = load_embeddings(folder, named)
-            directions = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))  # no copy of what may be large
+            directions = np.divide(vectors, np.maximum(lengths, 1e-12)[:, None], out=vectors)
         return cls(directions, consecutive(folder) if folder.interactions.exists() else None)
 
 
@@ -57,9 +58,9 @@ def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, judge: Judge) -> tu
     figures = {name: float(total) / len(xs) for name, total in losses.items()}
     if errors:
         figures["reconstruction_error"] = float(torch.cat(errors).mean())
-        target = model.target(xs)
-        variance = float(target.var(dim=0, correction=0).sum())
-        figures["explained_variance"] = 1 - figures["reconstruction_error"] / variance if variance > 0 else None
+        variances, means = torch.var_mean(model.target(xs), dim=0, correction=0)
+        variance, rounding = float(variances.sum()), 1e-12 * float(means.square().sum())  # equal rows have some, too
+        figures["explained_variance"] = 1 - figures["reconstruction_error"] / variance if variance > rounding else None
     return figures | code_figures(table, model.codebook_sizes) | judged(table, judge), table
 
 
@@ -90,7 +91,7 @@ def judged(codes: np.ndarray, judge: Judge) -> dict:
     if judge.pairs is not None and len(judge.pairs):
         same, chance = same_first_code(codes[:, 0], judge.pairs)
         figures |= {"same_first_code": same, "same_first_code_by_chance": chance,
-                    "behavioural_coherence": same / chance}
+                    "behavioural_coherence": same / chance if chance else None}
     return figures
 
 
@@ -137,9 +138,10 @@ def group_similarity(group: np.ndarray, directions: np.ndarray) -> float | None:
     if not len(counts):
         return None
     starts = (np.cumsum(counts) - counts).astype(np.int64)
-    squares = sum(float((np.add.reduceat(directions[inside, start:start + COLUMNS].astype(np.float64), starts) ** 2).sum())
-                  for start in range(0, directions.shape[1], COLUMNS))
-    own = float((directions[inside].astype(np.float64) ** 2).sum())  # 1 an item, but 0 for a zero vector
+    squares = sum(float((np.add.reduceat(block.astype(np.float64), starts) ** 2).sum())
+                  for block in (directions[inside, column:column + COLUMNS]
+                                for column in range(0, directions.shape[1], COLUMNS)))
+    own = float(np.einsum("nd,nd->n", directions, directions)[inside].sum(dtype=np.float64))  # 0 for a zero vector
     return (squares - own) / float((counts * (counts - 1)).sum())
 
 

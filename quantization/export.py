@@ -3,13 +3,12 @@
 import csv
 import io
 import json
-import string
 from pathlib import Path
 
 import numpy as np
 
 from common.artifacts import DatasetFolder, load_codes, load_items, write_text
-from common.errors import ConfigError
+from quantization.tokens import token
 
 # N items, L levels
 
@@ -33,8 +32,4 @@ def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, 
 
 def tokens(codes: np.ndarray) -> list[list[str]]:
     """(N, L) -> each item's tokens, `<a_12>` for the first level's code 12, `<b_3>` for the second's 3, ..."""
-    if codes.shape[1] > len(string.ascii_lowercase):
-        raise ConfigError("--export", f"the IDs have {codes.shape[1]} codes", "this format names levels by the letters "
-                          "a to z", "a quantizer with at most 26 levels")
-    letters = string.ascii_lowercase[:codes.shape[1]]
-    return [[f"<{letter}_{code}>" for letter, code in zip(letters, row, strict=True)] for row in codes.tolist()]
+    return [[token(level, code) for level, code in enumerate(row)] for row in codes.tolist()]

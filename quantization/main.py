@@ -38,7 +38,7 @@ def make_parser(argv: list[str]):
     add_shared_flags(parser)
     add_variant_flags(parser)
     add_config_flags(parser)
-    parser.add_argument("--strict", action="store_true", help="a collapsed codebook is an error, and nothing is written")
+    parser.add_argument("--strict", action="store_true", help="a collapsed codebook is an error")
     parser.add_argument("--compare", action="store_true", help="show all finished tokenizers of the data set, and stop")
     parser.add_argument("--explain", action="store_true", help="show what the codes mean, as text and as a page")
     parser.add_argument("--export", type=Path, default=None, metavar="DIR",
@@ -59,9 +59,9 @@ def show(args, folder, name: str) -> None:
         from common.artifacts import variant
         from quantization.explain import explain
 
-        page = args.run_root / "quantization" / folder.name / variant(name, args.embedding_suffix, args.tag) / "page.html"
+        parent = args.run_root / "quantization" / folder.name / variant(name, args.embedding_suffix, args.tag)
+        page = parent / "explain.html"
         print(explain(folder, name, args.embedding_suffix, args.tag, page))
-        print(f"\nquantization: wrote {page}: open it in a browser")
     if args.export:
         from quantization.export import export
 

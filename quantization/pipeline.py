@@ -16,7 +16,7 @@ from quantization.dataset import Embeddings
 from quantization.evaluate import Judge
 from quantization.models import find_class
 from quantization.trainer import Trainer, is_published
-from quantization.verdicts import collapse_warning, collapsed_levels, verdicts
+from quantization.verdicts import collapse_warning, collapsed_levels, keys_of, verdicts
 
 log = logging.getLogger("quantization")
 
@@ -40,6 +40,8 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
     if run.finished and not args.force and is_published(codes, run.id):
         log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)
         run.make_latest()
+        if args.strict:
+            report(run.folder, run.summary()["figures"], config, strict=True)
         return
     with run.open(args.force):
         trainer = Trainer(model, embeddings, config, run, device, Judge.load(folder, args.embedding_suffix))
@@ -61,11 +63,12 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
 
 def report(folder: Path, figures: dict, config: Config, strict: bool) -> str:
     """The verdicts as lines; written beside the figures. A collapse is a warning, or with `strict` a TrainingError."""
-    lines = verdicts(figures)
+    keys = keys_of(config)
+    lines = verdicts(figures, keys)
     write_text(folder / EVALUATION, json.dumps({"figures": figures, "verdicts": lines}, indent=2) + "\n")
     collapsed = collapsed_levels(figures, config["common"]["min_utilization"])
     if collapsed:
-        warning = collapse_warning(figures, collapsed, config)
+        warning = collapse_warning(figures, collapsed, keys)
         if strict:
             raise TrainingError(folder, warning, fix="one of these, or no --strict")
         log.warning("quantization: WARNING: %s", warning)

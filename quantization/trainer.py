@@ -100,7 +100,8 @@ class Trainer:
         known = sorted(name for name, value in figures.items() if isinstance(value, float)) + ["behavioural_coherence"]
         if select_by not in known:
             raise ConfigError(self.config.origins.get(f"{self.config.name}.training_params.select_by", "select_by"),
-                              f"{select_by!r} is no metric of this model", nearest(select_by, known), "correct the name")
+                              f"{select_by!r} is no metric of this model", nearest(select_by, known),
+                              "correct the name")
 
 
 def is_published(codes: Path, run_id: str) -> bool:

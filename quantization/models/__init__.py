@@ -3,7 +3,8 @@
 import importlib
 from pathlib import Path
 
-from common.errors import ConfigError, nearest
+from common.errors import ConfigError
+from common.errors import nearest as nearest_name  # `nearest` is a module of this package
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -16,7 +17,7 @@ def names() -> list[str]:
 def config_path(name: str) -> Path:
     """The quantizer's own YAML. Raises ConfigError for an unknown name."""
     if name not in names():
-        raise ConfigError(f"--quantizer_name {name}", "there is no such quantizer", nearest(name, names()),
+        raise ConfigError(f"--quantizer_name {name}", "there is no such quantizer", nearest_name(name, names()),
                           f"one of {', '.join(names())}; or add quantization/models/{name}.py and "
                           f"quantization/configs/{name}_config.yaml")
     return CONFIGS / f"{name}_config.yaml"

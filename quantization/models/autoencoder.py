@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .abstract_vq import AbstractVQ
 from .layers import MLP, Standardizer, exactly
 from .residual import Quantized
-from .sizes import at_least_one
+from .sizes import at_least_one, hidden_sizes
 
 # B batch, D input width, H latent size, L levels
 
@@ -39,9 +39,7 @@ class AutoencoderVQ(AbstractVQ):
         self.commitment_cost = config[self.section]["training_params"]["commitment_cost"]
         self.standardizer = Standardizer(input_size, self.params["standardize"])
         self.latent_size = self.make_latent_size()
-        widths = [input_size, *self.params["hidden_sizes"], self.latent_size]
-        for width in self.params["hidden_sizes"]:
-            at_least_one(width, f"{self.where}.hidden_sizes", wanted="a list of widths of at least 1")
+        widths = [input_size, *hidden_sizes(self.params["hidden_sizes"], self.where), self.latent_size]
         self.encoder, self.decoder = MLP(widths), MLP(widths[::-1])
         self.quantizer = self.make_quantizer()
 

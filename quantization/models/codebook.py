@@ -92,7 +92,9 @@ class Codebook(nn.Module):
         counts = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(codes, dtype=rows.dtype))
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, rows), 1 - decay)
-        self.codewords.copy_(self.sums / self.counts.clamp(min=1e-5).unsqueeze(1))
+        # One that was hardly chosen stays: the quotient of two vanishing numbers would pull it to 0.
+        chosen = self.counts.unsqueeze(1) > 1e-5
+        self.codewords.copy_(torch.where(chosen, self.sums / self.counts.unsqueeze(1), self.codewords))
 
     def _sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """A draw from the softmax of negative distances; its gradient is that of the softmax (arXiv 1611.01144)."""

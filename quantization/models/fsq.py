@@ -54,7 +54,7 @@ class ResidualFSQ(nn.Module):
         return distances_exactly(reaching, self._middles(combinations))
 
     def _squash(self, latent: Tensor) -> Tensor:
-        """Into (-1, 1), evenly where the latent is normal with the mean and deviation that it had at the start."""
+        """Into (-1, 1), evenly where the latent is normal with the mean and deviation that were measured last."""
         return torch.erf((latent - self.mean) / self.deviation / math.sqrt(2.0))
 
     def _digits(self, squashed: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,12 +76,13 @@ class ResidualFSQ(nn.Module):
 
     @torch.no_grad()
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
-        """So that every value is used at the start."""
+        """Measure the latent, so that every value is used."""
         deviation, self.mean = torch.std_mean(latent, dim=0, correction=0)
         self.deviation = deviation.clamp(min=1e-6)
 
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
-        """There are no codewords that could die."""
+        """There are no codewords that could die, but a number whose spread has gone would use one value alone."""
+        self.start(latent, generator)
 
 
 class FSQ(AutoencoderVQ):

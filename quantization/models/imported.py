@@ -34,8 +34,8 @@ class IMPORTED(AbstractVQ):
             raise ConfigError("imported.model_params.codebook_sizes", f"is {sizes!r}", f"{path} has {len(largest)} "
                               "levels", "--codebook_sizes auto, or a list with a number for each")
         elif any(size <= code for size, code in zip(sizes, largest, strict=True)):
-            raise ConfigError("imported.model_params.codebook_sizes", f"is {sizes}", f"{path} has codes up to {largest}",
-                              "--codebook_sizes auto")
+            raise ConfigError("imported.model_params.codebook_sizes", f"is {sizes}",
+                              f"{path} has codes up to {largest}", "--codebook_sizes auto")
         self.sizes = sizes
         self.register_buffer("codes", torch.from_numpy(codes))
 
@@ -69,7 +69,7 @@ def read_codes(path: Path) -> dict[str, list[int]]:
     entries = _read_json(path) if path.suffix == ".json" else _read_csv(path)
     codes, width = {}, None
     for where, raw_id, words in entries:
-        numbers = [TOKEN.fullmatch(word.strip()) if isinstance(word, str) else None for word in words]
+        numbers = [TOKEN.fullmatch(str(word).strip()) for word in words]
         if not numbers or None in numbers:
             raise DataError(where, f"{words!r} is no semantic ID", "wanted tokens like <a_12> or whole numbers",
                             "correct the entry")
@@ -122,8 +122,12 @@ def _read_json(path: Path):
 
 def _read_csv(path: Path):
     """First column the raw id, then a column a level; a first line that holds no codes is the heading."""
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            heading = number == 1 and not any(TOKEN.fullmatch(word.strip()) for word in row[1:])
-            if row and not heading:
-                yield f"{path}:{number}", row[0], row[1:]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.reader(file))
+    except (ValueError, csv.Error) as error:
+        raise DataError(path, "is not a CSV", str(error), "save it as UTF-8, separated by commas") from error
+    for number, row in enumerate(rows, start=1):
+        heading = number == 1 and not any(TOKEN.fullmatch(word.strip()) for word in row[1:])
+        if row and not heading:
+            yield f"{path}:{number}", row[0], row[1:]

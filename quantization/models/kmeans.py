@@ -1,26 +1,28 @@
 """k-means on the device, also by angle, and with a limit to the size of clusters."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .nearest import directions, nearest
+from .nearest import directions, nearest_exactly
 
 # N rows, D width, K clusters
 
-ROUNDS, LAST_ROUNDS = 5, 300  # of raising the prices of overfull clusters: in an iteration, at the end
+SAMPLE_ROWS, SAMPLE_PER_CLUSTER = 2048, 8  # that the start is drawn from, whichever is more
+ROUNDS, LAST_ROUNDS = 5, 1000  # of raising the prices of overfull clusters: in an iteration, at the end
 
 
 class Clusters(NamedTuple):
     """A row belongs to the centroid at the smallest squared distance plus offset."""
 
     centroids: Tensor            # (K, D)
-    offsets: Tensor | None       # (K,), what a place in a cluster costs so that none is overfull; None: nothing
+    offsets: Tensor | None       # float64 (K,), what a place in a cluster costs so that none is overfull; None: nothing
 
     def assign(self, rows: Tensor) -> Tensor:
         """(N, D) -> (N,) the cluster of each row."""
-        return nearest(rows, self.centroids, self.offsets)
+        return nearest_exactly(rows, self.centroids, self.offsets)
 
 
 @torch.no_grad()
@@ -30,42 +32,48 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
 
     A cluster that lost all its rows moves to one of the rows that are farthest from their centroids. With
     `cosine` a row belongs to the centroid at the smallest angle. With `largest`, no cluster gets more than
-    so many of these rows (unless that many are equal): the clusters are then a power diagram.
+    so many of these rows, unless more than that are equal, or LAST_ROUNDS do not suffice (as with rows that are far
+    more crowded in one place than in others). The clusters are then a power diagram, and start from rows drawn at
+    random, so that there are many where rows are many.
     """
-    centroids = _spread(rows, num_clusters, generator)
-    offsets = None if largest is None else torch.zeros(num_clusters, device=rows.device, dtype=rows.dtype)
+    count = max(SAMPLE_ROWS, SAMPLE_PER_CLUSTER * num_clusters)
+    sample = rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
+    centroids = _spread(sample, num_clusters, generator, drawn_alike=largest is not None)
+    offsets = None if largest is None else torch.zeros(num_clusters, device=rows.device, dtype=torch.float64)
+    norms = rows.square().sum(dim=1)
     for _ in range(num_iterations):
         if largest is not None:
             offsets = _prices(rows, centroids, offsets, largest, ROUNDS)
-        codes = nearest(rows, directions(centroids) if cosine else centroids, offsets)
-        centroids = _means(rows, codes, centroids)
+        codes, distance = _assign(rows, norms, directions(centroids) if cosine else centroids, offsets)
+        centroids = _means(rows, codes, distance, num_clusters)
     if largest is not None:
         offsets = _prices(rows, centroids, offsets, largest, LAST_ROUNDS)
     return Clusters(centroids, offsets)
 
 
-def _spread(rows: Tensor, num_clusters: int, generator: torch.Generator) -> Tensor:
-    """(K, D) rows, each drawn with a chance that grows with its squared distance from those before it (k-means++).
+def _spread(sample: Tensor, num_clusters: int, generator: torch.Generator, drawn_alike: bool) -> Tensor:
+    """(K, D) rows of a sample, each drawn with a chance that grows with its squared distance from those before it.
 
-    Drawn from a sample of 16 rows a cluster, without a synchronization. Where fewer rows differ than there are
-    clusters, the rest are noisy copies.
+    k-means++ (Arthur and Vassilvitskii 2007): of a few draws the one is kept that leaves the least distance, or far
+    groups of rows would often get no centroid. With `drawn_alike`, every row that differs from those before it has the
+    same chance. Where fewer rows differ than there are clusters, the rest are noisy copies. Nothing synchronizes.
     """
-    sample = torch.randperm(len(rows), generator=generator)[:16 * num_clusters].to(rows.device)
-    sample = rows[sample]
-    draws = torch.rand(num_clusters, generator=generator).to(rows.device, torch.float64)
-    noise = torch.randn(num_clusters, rows.shape[1], generator=generator).to(rows)
+    num_draws = 1 if drawn_alike else 2 + int(math.log(num_clusters))
+    draws = torch.rand(num_clusters, num_draws, generator=generator).to(sample.device, torch.float64)
+    noise = 1e-3 * _scale(sample) * torch.randn(num_clusters, sample.shape[1], generator=generator).to(sample)
     norms = sample.square().sum(dim=1)
     distance, picks = torch.ones_like(norms), []
-    for draw in draws:
-        chance = distance.double().cumsum(0)
+    for draw, shift in zip(draws, noise, strict=True):
+        chance = (distance > 0 if drawn_alike else distance).double().cumsum(0)
         # Where every distance is 0, the draw falls on the first row.
-        pick = torch.searchsorted(chance, (draw * chance[-1]).unsqueeze(0), right=True).clamp_(max=len(sample) - 1)
-        picked = sample[pick]                                                                       # (1, D)
-        away = (norms - 2 * (sample @ picked.T).squeeze(1) + picked.square().sum()).clamp_(min=0)
+        drawn = sample[torch.searchsorted(chance, draw * chance[-1], right=True).clamp_(max=len(sample) - 1)]
+        away = (norms.unsqueeze(1) - 2 * (sample @ drawn.T) + drawn.square().sum(dim=1)).clamp_(min=0)
         # Rounding must not make a copy of a picked row look new.
-        away = torch.where(away > 1e-5 * (norms + 1e-30), away, 0.0)
-        distance = away if not picks else torch.minimum(distance, away)
-        picks.append(torch.where(chance[-1] > 0, picked, picked + 1e-3 * _scale(rows) * noise[len(picks)]))
+        away = torch.where(away > 1e-5 * (norms.unsqueeze(1) + 1e-30), away, 0.0)
+        left = away if not picks else torch.minimum(distance.unsqueeze(1), away)                    # (rows, draws)
+        best = left.sum(dim=0).argmin(dim=0, keepdim=True)
+        distance, picked = left.index_select(1, best).squeeze(1), drawn.index_select(0, best)       # (1, D)
+        picks.append(torch.where(chance[-1] > 0, picked, picked + shift))
     return torch.cat(picks)
 
 
@@ -75,13 +83,18 @@ def _scale(rows: Tensor) -> Tensor:
     return torch.where(deviation > 0, deviation, rows.abs().mean().clamp(min=1e-6))
 
 
-def _means(rows: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
-    """The mean of each cluster's rows; an empty cluster gets one of the farthest rows."""
-    num_clusters = len(centroids)
-    sums = torch.zeros_like(centroids).index_add_(0, codes, rows)
-    counts = torch.zeros(num_clusters, device=rows.device, dtype=rows.dtype).index_add_(
-        0, codes, torch.ones_like(codes, dtype=rows.dtype))
-    distance = (rows - centroids[codes]).square().sum(dim=1)
+def _assign(rows: Tensor, norms: Tensor, centroids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The cluster of each row (N,), and its squared distance plus offset (N,)."""
+    bias = centroids.square().sum(dim=1)
+    bias = bias if offsets is None else bias + offsets.to(bias.dtype)
+    smallest, codes = torch.addmm(bias, rows, centroids.T, alpha=-2.0).min(dim=1)
+    return codes, smallest + norms
+
+
+def _means(rows: Tensor, codes: Tensor, distance: Tensor, num_clusters: int) -> Tensor:
+    """The mean of each cluster's rows (K, D); an empty cluster gets one of the farthest rows."""
+    sums = torch.zeros(num_clusters, rows.shape[1], device=rows.device, dtype=rows.dtype).index_add_(0, codes, rows)
+    counts = torch.bincount(codes, minlength=num_clusters)
     farthest = distance.topk(min(num_clusters, len(rows))).indices
     empty_rank = (counts == 0).long().cumsum(0).sub(1).clamp_(min=0) % len(farthest)
     return torch.where((counts == 0).unsqueeze(1), rows[farthest[empty_rank]],
@@ -89,23 +102,35 @@ def _means(rows: Tensor, codes: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _prices(rows: Tensor, centroids: Tensor, offsets: Tensor, largest: int, num_rounds: int) -> Tensor:
-    """Raise the offsets (K,) of overfull clusters until so many rows have left that each is full at most.
+    """Raise the offsets (K,) of full clusters until so many rows have left that none is overfull.
 
-    Like an auction: the rows that lose least by leaving go first, each to its second choice.
+    All clusters without room are raised alike, until their surplus has left for those that have room, the rows that
+    lose least by it. (Raised one by one, two full clusters would outbid each other in tiny steps.)
     """
+    rows, centroids = rows.double(), centroids.double()
     costs = torch.addmm(centroids.square().sum(dim=1), rows, centroids.T, alpha=-2.0)               # (N, K)
-    offsets = offsets - offsets.min()
+    offsets = offsets.double()
     for _ in range(num_rounds):
-        best, codes = (costs + offsets).topk(2, dim=1, largest=False)
-        codes, margin = codes[:, 0], best[:, 1] - best[:, 0]
+        priced = costs + offsets
+        own, codes = priced.min(dim=1)
         counts = torch.bincount(codes, minlength=len(centroids))
-        surplus = counts - largest
-        if not (surplus > 0).any():
+        surplus = int((counts - largest).clamp(min=0).sum())
+        if not surplus:
             break
-        # Each cluster's rows side by side, those with the smallest margin first.
-        order = margin.argsort()
-        order = order[codes[order].argsort(stable=True)]
-        last = (counts.cumsum(0) - counts + surplus.clamp(min=1) - 1).clamp_(max=len(rows) - 1)
-        raised = margin[order[last]] + 1e-6 * best.abs().mean()
-        offsets = torch.where(surplus > 0, offsets + raised, offsets)
-    return offsets
+        full = counts >= largest
+        leaving = full[codes]
+        elsewhere, target = priced[leaving].masked_fill(full, torch.inf).min(dim=1)
+        margins, order = (elsewhere - own[leaving]).sort()
+        moved = min(surplus, _before_one_overflows(target[order], largest - counts))
+        # Between the last that leaves and the first that stays, so that no rounding decides.
+        offsets = torch.where(full, offsets + margins[moved - 1:moved + 1].mean(), offsets)
+    return offsets - offsets.min()
+
+
+def _before_one_overflows(target: Tensor, room: Tensor) -> int:
+    """How many of the rows that move to `target` (M,), in this order, still find `room` (K,) there."""
+    order = target.argsort(stable=True)
+    counts = torch.bincount(target, minlength=len(room))
+    rank = torch.arange(len(target), device=target.device) - (counts.cumsum(0) - counts)[target[order]]
+    too_many = order[rank >= room[target[order]]]
+    return int(too_many.min()) if len(too_many) else len(target)

@@ -9,7 +9,7 @@ from .abstract_vq import AbstractVQ
 from .autoencoder import sample
 from .layers import MLP, Standardizer, exactly
 from .residual import ResidualQuantizer
-from .sizes import at_least_one, codebook_size
+from .sizes import at_least_one, codebook_size, hidden_sizes
 
 # B batch, D_m width of modality m, H latent size, L levels
 
@@ -29,7 +29,8 @@ class MMRQVAE(AbstractVQ):
         self.widths = list(config["data"]["inputs"].values())
         latent_size = at_least_one(params["latent_size"], f"{where}.latent_size")
         self.standardizers = nn.ModuleList(Standardizer(width, params["standardize"]) for width in self.widths)
-        layers = [[width, *params["hidden_sizes"], latent_size] for width in self.widths]
+        hidden = hidden_sizes(params["hidden_sizes"], where)
+        layers = [[width, *hidden, latent_size] for width in self.widths]
         self.encoders = nn.ModuleList(MLP(widths) for widths in layers)
         self.decoders = nn.ModuleList(MLP(widths[::-1]) for widths in layers)
         size = codebook_size(params["codebook_size"], config["data"]["num_items"], where)
@@ -62,10 +63,10 @@ class MMRQVAE(AbstractVQ):
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         reconstruction, quantization_loss, _ = forward_outputs
-        names = self.config["data"]["inputs"]
-        losses = {f"recon_loss_{name}": self._recon_loss(made, wanted, standardizer) for name, made, wanted, standardizer
-                  in zip(names, reconstruction.split(self.widths, dim=1), original_xs.split(self.widths, dim=1),
-                         self.standardizers, strict=True)}
+        parts = zip(self.config["data"]["inputs"], reconstruction.split(self.widths, dim=1),
+                    original_xs.split(self.widths, dim=1), self.standardizers, strict=True)
+        losses = {f"recon_loss_{name}": self._recon_loss(made, wanted, standardizer)
+                  for name, made, wanted, standardizer in parts}
         return {"loss_total": sum(losses.values()) + quantization_loss, **losses,
                 "quantization_loss": quantization_loss}
 
@@ -83,8 +84,9 @@ class MMRQVAE(AbstractVQ):
     @torch.no_grad()
     def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
         for part, standardizer in zip(xs.split(self.widths, dim=1), self.standardizers, strict=True):
-            if standardizer.active:
-                standardizer.measure(part[_present(part).squeeze(1) > 0])
+            rows = part[_present(part).squeeze(1) > 0]
+            if standardizer.active and len(rows):
+                standardizer.measure(rows)
         self.quantizer.start(self.latent(sample(xs, generator)), generator)
 
     @torch.no_grad()

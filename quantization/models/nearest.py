@@ -9,15 +9,17 @@ CHUNK_CELLS = 1 << 22  # distances held at once
 TIE = 1e-9             # relative; codewords that are as near as makes no difference count as equally near
 
 
-def nearest(rows: Tensor, codewords: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """(N, D), (K, D) -> (N,) index of the codeword at the smallest squared distance plus its offset (K,)."""
+def nearest(rows: Tensor, codewords: Tensor) -> Tensor:
+    """(N, D), (K, D) -> (N,) index of the codeword at the smallest distance."""
     # |r - c|^2 without |r|^2, which is the same for every codeword.
-    bias = codewords.square().sum(dim=1)
-    return torch.addmm(bias if offsets is None else bias + offsets, rows, codewords.T, alpha=-2.0).argmin(dim=1)
+    return torch.addmm(codewords.square().sum(dim=1), rows, codewords.T, alpha=-2.0).argmin(dim=1)
 
 
 def nearest_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Like `nearest`, in float64, and of equally near codewords the first: no other row can change a row's answer."""
+    """Like `nearest`, in float64, and of equally near codewords the first: no other row can change a row's answer.
+
+    With offsets (K,) it is the smallest squared distance plus offset.
+    """
     rows, codewords = rows.double(), codewords.double()
     if not len(rows):
         return torch.zeros(0, dtype=torch.long, device=rows.device)

@@ -39,7 +39,9 @@ class OPQ(PQ):
         rows = sample(xs, generator, self.max_rows).cpu().numpy()
         transform = faiss.OPQMatrix(rows.shape[1], self.num_levels)
         transform.niter = self.rotation_iterations
-        transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, (self.size - 1).bit_length())
+        # faiss takes powers of two, at least 2 and no more than there are rows.
+        num_bits = max(1, min(self.size, len(rows)).bit_length() - 1)
+        transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, num_bits)
         transform.train(rows)
         matrix = torch.from_numpy(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).copy())
         self.rotation = matrix.to(xs.device)

@@ -1,7 +1,5 @@
 """The floor: distinct codes drawn at random, which say nothing about an item."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -22,9 +20,10 @@ class RANDOM(AbstractVQ):
         self.size = codebook_size(params["codebook_size"], num_items, where)
         num_levels = at_least_one(params["num_levels"], f"{where}.num_levels")
         if self.size ** num_levels < num_items:
-            needed = math.ceil(math.log(num_items) / math.log(max(self.size, 2)))
+            needed = next((n for n in range(1, 64) if self.size ** n >= num_items), None)
             raise ConfigError(f"{where}.num_levels", f"is {num_levels}", f"{num_levels} levels of {self.size} codes "
-                              f"make {self.size ** num_levels} IDs for {num_items} items", f"--num_levels {needed}")
+                              f"make {self.size ** num_levels} IDs for {num_items} items",
+                              f"--num_levels {needed}" if needed else "--codebook_size auto")
         self.register_buffer("codes", torch.zeros(num_items, num_levels, dtype=torch.long))
 
     @classmethod

@@ -1,5 +1,6 @@
 """Residual k-means, as in GRID (arXiv 2507.22224)."""
 
+import logging
 import math
 
 import torch
@@ -13,6 +14,8 @@ from .kmeans import kmeans
 from .layers import Standardizer
 from .nearest import distances_exactly, nearest_exactly
 from .sizes import at_least_one, codebook_size
+
+log = logging.getLogger(__name__)
 
 # B batch, D input width, L levels, K codebook size
 
@@ -38,7 +41,7 @@ class RKMEANS(AbstractVQ):
         self.normalized = self.params["normalize_residuals"]
         self.standardizer = Standardizer(input_size, self.params["standardize"])
         self.register_buffer("codewords", torch.zeros(num_levels, self.size, input_size))
-        self.register_buffer("offsets", torch.zeros(num_levels, self.size))
+        self.register_buffer("offsets", torch.zeros(num_levels, self.size, dtype=torch.float64))
         self.register_buffer("lengths", torch.ones(num_levels))  # of what is left over; means, where it is normalized
 
     @property
@@ -73,7 +76,11 @@ class RKMEANS(AbstractVQ):
             self.codewords[level] = clusters.centroids
             if clusters.offsets is not None:
                 self.offsets[level] = clusters.offsets
-            rows = rows - self.codewords[level][nearest_exactly(rows, self.codewords[level], self.offsets[level])]
+            codes = nearest_exactly(rows, self.codewords[level], self.offsets[level])
+            if largest is not None and (found := int(torch.bincount(codes).max())) > largest:
+                log.warning("rkmeans: level %d has a cluster of %d items, and %d were allowed: too many are equal, or "
+                            "nearly so", level + 1, found, largest)
+            rows = rows - self.codewords[level][codes]
         return True
 
     def _walk(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,14 @@ def codebook_size(size: int | str, num_items: int, where: str, largest: int = 25
     return size
 
 
+def hidden_sizes(widths: object, where: str) -> list[int]:
+    """The widths of an encoder's hidden layers, if they are a list of whole numbers above 0."""
+    if not isinstance(widths, list) or any(type(width) is not int or width < 1 for width in widths):
+        raise ConfigError(f"{where}.hidden_sizes", f"is {widths!r}", "it must be a list of widths of at least 1",
+                          "--hidden_sizes [512,256,128]")
+    return widths
+
+
 def at_least_one(value: object, where: str, fix: str = "correct the value", wanted: str = "at least 1") -> int:
     """The value, if it is a whole number above 0."""
     if type(value) is not int or value < 1:  # a bool is an int, too

@@ -334,3 +334,75 @@ def test_a_model_sees_the_whole_configuration_and_what_is_known_of_the_data(conf
     assert model_config["common"]["seed"] == 0
     assert model_config["vq"]["training_params"]["epochs"] == 10
     assert model_config["vq"]["model_params"] == {"a": 1}
+
+
+GROUPED = DEFAULTS + """\
+codebook:
+  start: kmeans
+  update: gradient
+  ema_decay: 0.99
+  restart_dead: true
+  sinkhorn_levels: []
+"""
+GROUP = {"start": "kmeans", "update": "gradient", "ema_decay": 0.99, "restart_dead": True, "sinkhorn_levels": []}
+
+
+@pytest.fixture
+def grouped(write):
+    """Resolves a YAML of the model `vq` with overrides; the defaults have a group of options."""
+    def resolve_text(text: str, *overrides: tuple[str, str]):
+        return resolve("vq", write(text), write(GROUPED, "defaults.yaml"), list(overrides))
+    return resolve_text
+
+
+@pytest.mark.parametrize(("text", "own"), [
+    ("codebook:", {}), ("codebook: {}", {}), ("codebook: {update: ema, sinkhorn_levels: [-1]}",
+                                              {"update": "ema", "sinkhorn_levels": [-1]})])
+def test_a_model_that_names_a_group_of_options_gets_all_of_them(grouped, text, own):
+    assert grouped(f"vq: {{model_params: {{{text}}}}}")["vq"]["model_params"] == {"codebook": GROUP | own}
+
+
+@pytest.mark.parametrize(("text", "params"), [
+    ("", {}), ("vq: {model_params: {size: 3}}", {"size": 3}),
+    ("vq: {model_params: {codebook: 512}}", {"codebook": 512})])  # a plug-in's own key of that name
+def test_a_model_that_does_not_name_the_group_has_none_of_it(grouped, text, params):
+    resolved = grouped(text)
+    assert resolved["vq"]["model_params"] == params
+    assert "codebook" not in resolved.values
+
+
+def test_two_models_do_not_share_the_defaults_of_a_group(grouped):
+    text = "vq: {model_params: {codebook: }}"
+    grouped(text, ("start", "random"))
+    assert grouped(text)["vq"]["model_params"]["codebook"] == GROUP
+
+
+@pytest.mark.parametrize("key", ["ema_decay", "codebook.ema_decay", "model_params.codebook.ema_decay",
+                                 "vq.model_params.codebook.ema_decay"])
+def test_an_option_of_a_group_is_overridden_like_any_other_key(grouped, key):
+    resolved = grouped("vq: {model_params: {codebook: {update: ema}}}", (key, "0.5"))
+    assert resolved["vq"]["model_params"]["codebook"] == GROUP | {"update": "ema", "ema_decay": 0.5}
+    assert resolved.origins["vq.model_params.codebook.ema_decay"] == f"--{key}"
+
+
+def test_an_option_says_where_it_came_from(grouped):
+    origins = grouped("vq:\n  model_params:\n    codebook:\n      update: ema\n").origins
+    assert origins["vq.model_params.codebook.update"].endswith("vq.yaml:4")
+    assert origins["vq.model_params.codebook.start"].endswith("defaults.yaml:13")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("updat: ema", "unknown key vq.model_params.codebook.updat. did you mean 'update'?"),
+    ("update: emma", "is 'emma'. did you mean 'ema'? Fix: one of gradient, ema"),
+    ("restart_dead: 1", "must be of type bool"), ("ema_decay: 1.5", "from 0 to 1"),
+    ("sinkhorn_levels: 1", "must be of type list")])
+def test_a_wrong_option_is_an_error_at_its_line(grouped, text, message):
+    with pytest.raises(ConfigError) as raised:
+        grouped(f"vq:\n  model_params:\n    codebook:\n      {text}\n")
+    assert where(raised) == "vq.yaml:4"
+    assert message in str(raised.value)
+
+
+def test_an_option_of_a_group_that_the_model_lacks_is_no_key(grouped):
+    with pytest.raises(ConfigError, match="--ema_decay: no such flag or configuration key"):
+        grouped("vq: {model_params: {size: 3}}", ("ema_decay", "0.5"))

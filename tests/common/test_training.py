@@ -56,6 +56,9 @@ class Tiny:
         xs = torch.linspace(-1, 1, 12).reshape(3, 4)
         return {"loss": (self.model(xs) - xs.sum(dim=1, keepdim=True)).square().mean().item(), "count": 3}
 
+    def batch_numbers(self, epoch, index):
+        return [epoch, index]
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_waiting_for_the_disk():
@@ -291,13 +294,50 @@ def poison(number):
 def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_a_good_checkpoint(start, tmp_path, step, seconds):
     with pytest.raises(Interrupted):
         start(at=stop_at(3), eval_every=1, checkpoint_seconds=seconds)
-    with pytest.raises(TrainingError, match="epoch 2 is not finite.* Fix: a lower --lr") as raised:
+    with pytest.raises(TrainingError, match=f"epoch 2, step {step - 3} is not finite.* Fix: a lower --lr") as raised:
         start(at=poison(step), eval_every=1, checkpoint_seconds=seconds)
     assert raised.value.exit_code == 6
     checkpoints = Checkpoints(new_run(tmp_path).checkpoints, "train")
     for state in (checkpoints.load_newest(), checkpoints.load_best()):
         assert all(tensor.isfinite().all() for tensor in state["model"].values())
     assert [line["epoch"] for line in records(tmp_path)] == [1]
+
+
+def not_finite(tmp_path) -> dict:
+    return json.loads((new_run(tmp_path).folder / "not_finite.json").read_text())
+
+
+@pytest.mark.parametrize(("bad", "step"), [({7, 8, 9}, 1), ({8, 9}, 2), ({9}, 3)])
+def test_the_first_step_that_was_not_finite_is_named_with_its_batch(start, tmp_path, bad, step):
+    with pytest.raises(TrainingError, match=f"epoch 3, step {step} is not finite.* not_finite.json has the batch"):
+        start(at=lambda number: math.inf if number in bad else None)
+    assert not_finite(tmp_path) == {"epoch": 3, "step": step, "batch": [2, step - 1]}
+
+
+def test_the_step_is_right_after_an_interruption_in_the_middle_of_the_epoch(start, tmp_path):
+    with pytest.raises(Interrupted):
+        start(at=stop_at(7))
+    with pytest.raises(TrainingError, match="epoch 3, step 2 is not finite"):
+        start(at=poison(8))
+    assert not_finite(tmp_path) == {"epoch": 3, "step": 2, "batch": [2, 1]}
+
+
+def test_any_loss_that_is_not_finite_ends_the_training_at_its_step(start, tmp_path, monkeypatch):
+    take_step = Tiny.step
+
+    def step(task, epoch, index):
+        losses = take_step(task, epoch, index)
+        return losses | ({"loss_half": losses["loss_half"] / 0} if (epoch, index) == (1, 1) else {})
+
+    monkeypatch.setattr(Tiny, "step", step)
+    with pytest.raises(TrainingError, match="epoch 2, step 2 is not finite.*loss_half inf"):
+        start()
+    assert not_finite(tmp_path)["step"] == 2
+
+
+def test_a_training_that_stays_finite_leaves_no_such_file(start, tmp_path):
+    start()
+    assert not (new_run(tmp_path).folder / "not_finite.json").exists()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -368,6 +408,53 @@ def test_the_optimizer_is_the_one_that_was_named_and_leaves_frozen_weights_out()
     [group] = optimizer.param_groups
     assert group["params"] == [model.weight]
     assert (group["lr"], group["weight_decay"]) == (0.3, 0.1)
+
+
+class Average:
+    """Moves by itself towards the mean of what it sees; no gradient is wanted."""
+
+    name, num_steps = "average", NUM_STEPS
+
+    def __init__(self, at=lambda step: None):
+        self.model, self.at = nn.BatchNorm1d(2, affine=False), at
+        self.optimizer = make_optimizer(self.model, PARAMS)
+
+    def step(self, epoch, index):
+        self.at(epoch * self.num_steps + index + 1)
+        loss = self.model(torch.randn(5, 2) + 3).mean()
+        optimize(self, loss, epoch * self.num_steps + index, PARAMS)
+        return {"loss_total": loss}
+
+    def end_epoch(self, epoch):
+        pass
+
+    def evaluate(self):
+        return {"loss": (self.model.running_mean - 3).abs().sum().item()}
+
+    def batch_numbers(self, epoch, index):
+        return []
+
+
+def test_where_no_gradient_moves_anything_there_is_no_optimizer():
+    frozen = nn.Linear(2, 1).requires_grad_(False)
+    assert make_optimizer(frozen, PARAMS) is None
+    assert Average().optimizer is None
+
+
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_a_model_without_an_optimizer_trains_and_continues_with_the_same_bytes(tmp_path, step):
+    def train(name, at=lambda step: None):
+        stop_request.signal_number = 0
+        run = new_run(tmp_path, name)
+        with run.open(force=False):
+            return TrainingLoop(Average(at), run, PARAMS, seed=7).train()
+
+    best = train("undisturbed")
+    assert best.epoch == 4
+    with pytest.raises(Interrupted):
+        train("run", stop_at(step))
+    assert train("run") == best
+    assert results(tmp_path) == results(tmp_path, "undisturbed")
 
 
 @pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(10, None, 10), (10, 35, 4), (10, 40, 4), (2, 400, 2)])

@@ -45,9 +45,14 @@ def test_the_guides_example_runs_as_it_stands_and_gets_collisions_resolved(baby)
     assert meta["disambiguation_level"] == 1
 
 
-def test_a_plug_ins_codes_train_a_recommender(baby):
-    add_plug_in(baby)
-    assert baby.command("python", "quantization/main.py", "--model_name", "vqvae", "--epochs", "3").code == 0
+def test_a_plug_ins_reassigned_codes_train_a_recommender(baby):
+    add_plug_in(baby, model=MODEL + "\n    codebook_sizes = [4096]\n")
+    outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae", "--epochs", "3",
+                           "--disambiguation", "reassign")
+    assert outcome.code == 0, outcome.err
+    meta = json.loads(baby.data("Baby.codes-vqvae-td.npy.meta.json").read_text())
+    assert meta["collision_rate_before"] > 0
+    assert (meta["disambiguation_level"], meta["codebook_sizes"]) == (None, [4096])
     outcome = baby.command("python", "recommendation/main.py", "--quantizer_name", "vqvae", "--epochs", "1")
     assert outcome.code == 0, outcome.err
     assert (baby.root / "runs/recommendation/Baby/encoder_decoder/vqvae-td/latest").exists()

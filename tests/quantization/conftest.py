@@ -1,15 +1,18 @@
 """Quantizers with small sizes, and random items for them."""
 
+import functools
+import json
 import logging
 
+import duckdb
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
-from common.config import Config
+from common.artifacts import DatasetFolder, publish
+from common.config import Config, load_yaml, resolve
 from quantization.models import CONFIGS, config_path, find_class
-from tests.small import small_config
 
 settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("certain")
@@ -17,38 +20,78 @@ settings.load_profile("certain")
 WIDTH, NUM_ITEMS = 6, 40
 SMALL = {
     "hidden_sizes": "[8]", "latent_size": "4", "num_levels": "3", "codebook_size": "4", "kmeans_iterations": "5",
+    "iterations": "5", "rotation_iterations": "3", "num_groups": "2", "group_iterations": "3", "num_values": "[3, 2]",
     "batch_size": "16", "eval_batch_size": "7", "epochs": "3", "eval_every": "1", "lr": "0.01", "patience": "null",
     "lr_schedule": "constant", "warmup_steps": "0", "weight_decay": "0.0", "clip_norm": "0.0",
     "commitment_cost": "0.25", "select_by": "loss_total", "select_mode": "min",
 }
+NUM_INDEXED = 512  # items that the `index_file` knows
 
 
-@pytest.fixture
-def make_config():
-    """name, key=value, ... -> Config, small wherever the quantizer's YAML has a key of `SMALL`."""
-    def make(name: str, **own: object) -> Config:
-        return small_config(name, config_path(name), CONFIGS / "defaults.yaml", SMALL | own)
+@pytest.fixture(scope="session")
+def index_file(tmp_path_factory):
+    """Semantic IDs of items `raw-0` to `raw-511`, three levels of 8 codes, all different."""
+    path = tmp_path_factory.mktemp("index") / "index.json"
+    path.write_text(json.dumps({f"raw-{item}": [f"<a_{item % 8}>", f"<b_{item // 8 % 8}>", f"<c_{item // 64}>"]
+                                for item in range(NUM_INDEXED)}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory):
+    """Number of items -> a data set with nothing but its items, whose raw ids are `raw-<item>`."""
+    root = tmp_path_factory.mktemp("folders")
+
+    def make(num_items: int) -> DatasetFolder:
+        folder = DatasetFolder(root, f"Items{num_items}")
+        if not folder.items.exists():
+            items = duckdb.sql(f"SELECT range::INT AS item, 'raw-' || range AS raw_id, '' AS title, '' AS text "
+                               f"FROM range({num_items})")
+            publish(folder.items, lambda staged: items.write_parquet(str(staged)),
+                    {"inputs": {}, "num_items": num_items, "items_sha256": "abc"})
+        return folder
 
     return make
 
 
-@pytest.fixture
-def make_model():
+@pytest.fixture(scope="session")
+def make_config(index_file):
+    """name, key=value, ... -> Config, small wherever the quantizer's YAML has a key of `SMALL`."""
+    plain_of = functools.cache(lambda name: resolve(name, config_path(name), CONFIGS / "defaults.yaml", [])[name])
+
+    def make(name: str, **own: object) -> Config:
+        sizes, plain = SMALL | {"file": index_file} | own, plain_of(name)
+        sections = {"training_params": plain["training_params"], "model_params": plain["model_params"],
+                    "model_params.codebook": plain["model_params"].get("codebook", {})}
+        overrides = [(f"{name}.{section}.{key}", str(value)) for section, params in sections.items()
+                     for key, value in sizes.items() if key in params]
+        return resolve(name, config_path(name), CONFIGS / "defaults.yaml", overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_folder):
     """Config -> its seeded model; each embedding that it reads is `WIDTH` wide."""
     def make(config: Config, num_items: int = NUM_ITEMS):
+        if config.name == "opq":
+            pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
         model_class = find_class(config.name)
         inputs = dict.fromkeys(model_class.embedding_suffixes(config.values, "td"), WIDTH)
+        folder = None if inputs else make_folder(num_items)
         torch.manual_seed(0)
-        return model_class(config.for_model(num_items=num_items, inputs=inputs), input_size=WIDTH * len(inputs))
+        return model_class(config.for_model(num_items=num_items, inputs=inputs, folder=folder),
+                           input_size=WIDTH * len(inputs) or 1)
 
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rqvae(make_config, make_model):
-    """key=value, ... -> a small RQVAE."""
+    """key=value, ... -> a small RQVAE, by Euclidean distance and on the input as it is unless told otherwise."""
     def make(num_items: int = NUM_ITEMS, **own: object):
-        return make_model(make_config("rqvae", **own), num_items)
+        plain = {"distance": "euclidean", "standardize": "false"}
+        return make_model(make_config("rqvae", **plain | own), num_items)
 
     return make
 
@@ -72,3 +115,12 @@ def close_logs():
     for handler in set(logging.getLogger().handlers) - set(before):
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def codebook_options(**own: object) -> dict:
+    """What `codebook:` holds by default, but for `own`."""
+    return load_yaml(CONFIGS / "defaults.yaml")[0]["codebook"] | own

@@ -75,3 +75,11 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 def test_a_batch_may_be_larger_than_the_data():
     assert Batches(ROWS, batch_size=64, seed=0).num_batches == 1
+
+
+def test_a_batch_knows_its_items():
+    batches = Batches(10 * ROWS, batch_size=4, seed=0)
+    numbers = [batches.numbers(epoch, index).tolist() for epoch in (3, 4) for index in range(3)]
+    assert sorted(sum(numbers[:3], [])) == list(range(10))
+    assert numbers[1] == [row / 10 for row in batches.get(3, 1).flatten().tolist()]
+    assert numbers[5] == Batches(ROWS, batch_size=4, seed=0).numbers(4, 2).tolist()

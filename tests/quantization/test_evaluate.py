@@ -1,12 +1,34 @@
-"""Figures of codes by hand."""
+"""Figures of codes by hand, and the judge of codes."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
-from quantization.evaluate import bucket_sizes, code_figures, collision_rate, evaluate, perplexity
+from common.artifacts import DatasetFolder
+from quantization.evaluate import (
+    Judge,
+    bucket_sizes,
+    code_figures,
+    collision_rate,
+    consecutive,
+    evaluate,
+    gini,
+    group_similarity,
+    judged,
+    perplexity,
+    prefix_similarity,
+    same_first_code,
+)
+from quantization.models.abstract_vq import AbstractVQ
+
+from .tiny_data import save_embedding, save_interactions, save_items
+
+NOBODY = Judge(None, None)
 
 
 def test_collision_rate_counts_items_lacking_an_id_of_their_own():
@@ -23,24 +45,38 @@ def test_bucket_sizes_are_the_items_of_each_id():
     assert sorted(bucket_sizes(np.array([[1, 1], [0, 2], [1, 1], [1, 1], [0, 2], [5, 0]]))) == [1, 2, 3]
 
 
-def test_perplexity_of_evenly_used_codes_is_their_number():
-    assert perplexity(np.array([0, 7, 2, 5, 5, 2, 7, 0])) == pytest.approx(4.0)
+@pytest.mark.parametrize(("counts", "value"), [
+    ([2, 0, 2, 0, 2, 2], 4.0),   # evenly used codes count, dead ones do not
+    ([0, 3], 1.0),
+    ([2, 1, 1], 2**1.5),         # shares 1/2, 1/4, 1/4 have an entropy of 1.5 bits
+])
+def test_perplexity_is_the_number_of_codes_that_even_use_would_need(counts, value):
+    assert perplexity(np.array(counts)) == pytest.approx(value)
 
 
-def test_perplexity_of_one_code_is_one():
-    assert perplexity(np.array([3, 3, 3])) == pytest.approx(1.0)
+@pytest.mark.parametrize(("counts", "value"), [
+    ([5, 5, 5, 5], 0.0),
+    ([1, 3], 0.25),              # the mean difference of all pairs is 1, twice the mean is 4
+    ([3, 1], 0.25),
+    ([1, 2, 3, 4], 0.25),        # 20 / 16 over twice 2.5
+    ([0, 0, 0, 8], 0.75),        # one code has all: 1 - 1/K
+])
+def test_gini_by_hand(counts, value):
+    assert gini(np.array(counts)) == pytest.approx(value)
 
 
-def test_perplexity_of_unevenly_used_codes():
-    # Shares 1/2, 1/4, 1/4 have an entropy of 1.5 bits.
-    assert perplexity(np.array([0, 0, 1, 2])) == pytest.approx(2**1.5)
+@given(arrays.arrays(np.int64, st.integers(1, 12), elements=st.integers(0, 9)).filter(lambda counts: counts.any()))
+def test_gini_is_half_the_mean_difference_of_all_pairs_over_the_mean(counts):
+    difference = sum(abs(int(a) - int(b)) for a in counts for b in counts) / len(counts)**2
+    assert gini(counts) == pytest.approx(difference / 2 / counts.mean())
 
 
 def test_code_figures_by_hand():
     codes = np.array([[0, 0], [0, 0], [1, 3], [2, 3]])
     assert code_figures(codes, [4, 8]) == {
-        "collision_rate": 0.25, "largest_bucket": 2, "utilization": [3 / 4, 2 / 8],
-        "perplexity": [pytest.approx(2**1.5), pytest.approx(2.0)]}
+        "collision_rate": 0.25, "largest_bucket": 2, "utilization": [3 / 4, 2 / 8], "dead_codes": [1, 6],
+        "perplexity": [pytest.approx(2**1.5), pytest.approx(2.0)],
+        "gini": [pytest.approx(6 / 16), pytest.approx(6 / 8)]}  # counts 0, 1, 1, 2; and 2, 2 of eight
 
 
 def test_sizes_that_a_model_does_not_state_are_read_off_the_codes():
@@ -51,9 +87,194 @@ def test_sizes_that_a_model_does_not_state_are_read_off_the_codes():
 def test_evaluation_weighs_a_short_last_batch_by_its_items(make_rqvae, xs, batch_size):
     model = make_rqvae().eval()
     with torch.no_grad():
-        figures, codes = evaluate(model, xs, batch_size)
+        figures, codes = evaluate(model, xs, batch_size, NOBODY)
         whole = model.compute_loss(model(xs), xs)
     assert figures["loss_total"] == pytest.approx(whole["loss_total"].item(), rel=1e-5)
     assert figures["reconstruction_error"] == pytest.approx(whole["recon_loss"].item(), rel=1e-5)
     assert codes.tolist() == model.get_codes(xs).tolist()
     assert all(math.isfinite(value) for value in figures["perplexity"])
+
+
+class Halves(AbstractVQ):
+    """One column; an item is coded by its sign, and reconstructed as -2 or 2."""
+
+    def __init__(self):
+        super().__init__({})
+
+    def forward(self, xs):
+        return torch.where(xs > 0, 2.0, -2.0), xs.new_zeros(()), self.get_codes(xs)
+
+    def get_codes(self, xs):
+        return (xs > 0).long()
+
+    def compute_loss(self, forward_outputs, original_xs):
+        return {"loss_total": (forward_outputs[0] - original_xs).square().mean()}
+
+
+class Numbers(Halves):
+    """Reads the items' numbers, of which there is nothing to reconstruct."""
+
+    def forward(self, xs):
+        return xs, torch.zeros(()), self.get_codes(xs)
+
+    def compute_loss(self, forward_outputs, original_xs):
+        return {"loss_total": forward_outputs[1]}
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+def test_explained_variance_is_the_share_that_the_reconstruction_keeps(batch_size):
+    # Variance of -3, -1, 1, 3 is 5; every reconstruction is off by 1: 1 - 1/5.
+    figures, _ = evaluate(Halves(), torch.tensor([[-3.0], [-1.0], [1.0], [3.0]]), batch_size, NOBODY)
+    assert figures["reconstruction_error"] == 1.0
+    assert figures["explained_variance"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 0.7])
+def test_where_nothing_varies_no_variance_is_explained(value):
+    figures, _ = evaluate(Halves(), torch.full((1000, 1), value), 300, NOBODY)
+    assert figures["explained_variance"] is None
+
+
+def test_a_model_without_a_reconstruction_has_no_figure_of_it():
+    figures, codes = evaluate(Numbers(), torch.arange(4).unsqueeze(1), 3, NOBODY)
+    assert not {"reconstruction_error", "explained_variance"} & set(figures)
+    assert codes.tolist() == [[0], [1], [1], [1]]
+
+
+EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
+
+
+def test_similarity_within_groups_by_hand():
+    # Pairs: east-east 1, and north-west, west-west, north-west; the fifth item is alone.
+    directions = np.array([EAST, NORTH, WEST, EAST, NORTH, WEST], dtype=np.float32)
+    assert group_similarity(np.array([0, 2, 2, 0, 1, 2]), directions) == pytest.approx((1 + 0 + 0 + 1) / 4)
+
+
+def test_a_zero_vector_is_like_nothing():
+    directions = np.array([EAST, EAST, [0.0, 0.0]], dtype=np.float32)
+    assert group_similarity(np.zeros(3, dtype=np.int64), directions) == pytest.approx(1 / 3)
+
+
+def test_without_two_items_in_a_group_there_is_no_similarity():
+    assert group_similarity(np.arange(3), np.eye(3, dtype=np.float32)) is None
+
+
+@st.composite
+def coded_directions(draw) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (N, L) and unit vectors (N, D); D may take more than one pass over the columns."""
+    count, width = draw(st.integers(1, 14)), draw(st.sampled_from([1, 3, 40]))
+    codes = draw(arrays.arrays(np.int64, (count, draw(st.integers(1, 3))), elements=st.integers(0, 2)))
+    vectors = np.random.default_rng(draw(st.integers(0, 99))).normal(size=(count, width))
+    return codes, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@given(coded_directions())
+def test_prefix_similarity_is_the_mean_over_all_pairs_that_share_a_prefix(drawn):
+    codes, directions = drawn
+    means = []
+    for length in range(1, codes.shape[1] + 1):
+        cosines = [float(directions[i].astype(float) @ directions[j])
+                   for i in range(len(codes)) for j in range(i) if (codes[i, :length] == codes[j, :length]).all()]
+        means.append(pytest.approx(sum(cosines) / len(cosines), abs=1e-6) if cosines else None)
+    assert prefix_similarity(codes, directions) == means
+
+
+def test_coherence_is_similarity_over_that_of_random_pairs():
+    # Of six pairs two point the same way: 1/3 of them by chance, and all of those that share a code.
+    codes = np.array([[0, 0], [0, 1], [1, 0], [1, 0]])
+    figures = judged(codes, Judge(np.array([EAST, EAST, NORTH, NORTH], dtype=np.float32), None))
+    assert figures == {"random_pairs_similarity": pytest.approx(1 / 3), "prefix_similarity": [1.0, 1.0],
+                       "prefix_coherence": [pytest.approx(3.0), pytest.approx(3.0)]}
+
+
+def test_of_lengths_that_no_two_items_share_there_is_no_coherence():
+    figures = judged(np.array([[0, 0], [0, 1]]), Judge(np.array([EAST, EAST], dtype=np.float32), None))
+    assert figures["prefix_similarity"] == [1.0, None]
+    assert figures["prefix_coherence"] == [1.0, None]
+
+
+def test_over_a_mean_near_0_or_below_it_there_is_no_ratio():
+    for vectors in ([EAST, NORTH, WEST, NORTH], [EAST, WEST, EAST, WEST]):  # 0 and below
+        figures = judged(np.array([[0], [1], [0], [1]]), Judge(np.array(vectors, dtype=np.float32), None))
+        assert figures["random_pairs_similarity"] < 0.01
+        assert figures["prefix_similarity"][0] is not None
+        assert figures["prefix_coherence"] == [None]
+
+
+PAIRS = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
+
+
+def test_same_first_code_by_hand():
+    # 0-1 and 2-3 of four pairs. By chance: half of either column has code 0, half code 1: 1/4 + 1/4.
+    assert same_first_code(np.array([0, 0, 1, 1]), PAIRS) == (0.5, 0.5)
+    # 0-1 alone; first column 5 5 3, second 5 3 3: 2/3 * 1/3 + 1/3 * 2/3.
+    assert same_first_code(np.array([5, 5, 3, 3]), PAIRS[[0, 1, 2]]) == (pytest.approx(2 / 3), pytest.approx(4 / 9))
+
+
+def test_behavioural_coherence_is_that_over_chance():
+    figures = judged(np.array([[5, 9], [5, 9], [3, 9], [3, 9]]), Judge(None, PAIRS[[0, 1, 2]]))
+    assert figures == {"same_first_code": pytest.approx(2 / 3), "same_first_code_by_chance": pytest.approx(4 / 9),
+                       "behavioural_coherence": pytest.approx(1.5)}
+
+
+def test_pairs_that_never_share_a_code_have_no_coherence_and_none_is_made_up():
+    # The items that come first have code 0, those that follow code 1: chance is 0, too.
+    figures = judged(np.array([[0], [0], [1], [1]]), Judge(None, np.array([[0, 2], [1, 3]])))
+    assert figures["same_first_code"] == 0.0
+    assert figures["behavioural_coherence"] is None
+
+
+def test_without_a_judge_there_are_no_judgements():
+    assert judged(np.array([[0], [1]]), NOBODY) == {}
+    assert judged(np.array([[0], [1]]), Judge(None, np.zeros((0, 2), dtype=np.int64))) == {}
+
+
+@pytest.fixture
+def folder(tmp_path) -> DatasetFolder:
+    """Four items, without any embedding."""
+    return save_items(DatasetFolder(tmp_path, "Tiny"), num_items=4)
+
+
+EVENTS = [  # user, item, split
+    (0, 0, "train"), (0, 1, "train"), (0, 1, "train"), (0, 2, "train"), (0, 3, "valid"), (0, 0, "test"),
+    (1, 3, "train"), (1, 2, "train"), (1, 1, "valid"), (1, 0, "test")]
+
+
+def test_consecutive_items_are_neighbours_in_one_users_training_events(folder):
+    save_interactions(folder, EVENTS)
+    assert consecutive(folder).tolist() == [[0, 1], [1, 2], [3, 2]]  # neither 1-1 nor 2-3 across the users
+
+
+def test_events_held_out_for_validation_and_test_do_not_move_the_pairs(folder):
+    save_interactions(folder, EVENTS)
+    before = consecutive(folder)
+    save_interactions(folder, [(user, item if split == "train" else 3 - item, split) for user, item, split in EVENTS])
+    assert consecutive(folder).tolist() == before.tolist()
+    save_interactions(folder, [event for event in EVENTS if event[2] == "train"])
+    assert consecutive(folder).tolist() == before.tolist()
+
+
+ROWS = np.array([[3, 4], [0, 2], [0, 0], [1, 0]], dtype=np.float32)
+
+
+def test_codes_are_judged_by_td_where_it_is_there(folder):
+    save_interactions(folder, EVENTS)
+    save_embedding(folder, "image", np.ones((4, 1), dtype=np.float32))
+    save_embedding(folder, "td", ROWS)
+    judge = Judge.load(folder, "image")
+    assert judge.directions.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 1], [0, 0], [1, 0]]
+    assert judge.pairs.tolist() == [[0, 1], [1, 2], [3, 2]]
+
+
+def test_without_td_they_are_judged_by_the_embedding_that_is_quantized(folder):
+    save_embedding(folder, "image", 2 * np.ones((4, 1), dtype=np.float32))
+    judge = Judge.load(folder, "image")
+    assert judge.directions.tolist() == [[1], [1], [1], [1]]
+    assert judge.pairs is None
+
+
+def test_without_any_embedding_they_are_judged_by_no_text(folder):
+    save_interactions(folder, EVENTS)
+    judge = Judge.load(folder, "image")
+    assert judge.directions is None
+    assert len(judge.pairs) == 3

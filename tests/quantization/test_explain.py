@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from common.artifacts import DatasetFolder, ids_sha256, publish, save_array
-from quantization.explain import About, build_tree, cut, describe, display_names, explain, letter, words_of
+from quantization.explain import About, build_tree, cut, describe, display_names, explain
+from quantization.tokens import letter
+from quantization.words import words_of
 
 # Two depths: lamps 0 and 1 under <a_0>, all of one brand with the cables under <a_2>.
 SHOP = [
@@ -172,5 +174,5 @@ def test_explain_reads_the_artifacts_and_writes_the_page(tmp_path):
         "collision_rate_before": 0.5, "collision_rate_after": 0.5})
     text = explain(folder, "rqvae", "td", "x", tmp_path / "pages" / "page.html")
     assert text.startswith("What the semantic IDs of Shop mean (rqvae-td-x)\n6 items;")
-    assert text.endswith(str(tmp_path / "pages" / "page.html"))
+    assert text.endswith(f"open {tmp_path}/pages/page.html in a browser")
     assert "Acme floor lamp" in (tmp_path / "pages" / "page.html").read_text(encoding="utf-8")

@@ -1,93 +1,263 @@
 """What every quantizer promises, and how it is found."""
 
+import copy
+
 import pytest
 import torch
+from torch import Tensor
 
+from common.config import resolve
 from common.errors import ConfigError
 from quantization import models
-from quantization.models import config_path, find_class, names
+from quantization.models import CONFIGS, config_path, find_class, names
 from quantization.models.abstract_vq import AbstractVQ
-from quantization.utils import checked_codes
+from quantization.utils import check_contract, checked_codes
 
-from .conftest import NUM_ITEMS, WIDTH
+from .conftest import WIDTH, seeded
 
-
-@pytest.fixture(params=names())
-def quantizer(request, make_config, make_model):
-    return make_model(make_config(request.param))
+MANY = 240
+KINDS = ("distinct", "repeated", "constant")
 
 
-@pytest.fixture
-def items(quantizer) -> torch.Tensor:
-    """As many columns as the quantizer's embeddings have together."""
-    num_inputs = len(quantizer.embedding_suffixes(quantizer.config, "td"))
-    return torch.randn(NUM_ITEMS, WIDTH * num_inputs, generator=torch.Generator().manual_seed(3))
+def items_for(model: AbstractVQ, kind: str) -> Tensor:
+    """As many columns as the quantizer's embeddings have together; some items lack the second one."""
+    suffixes = model.embedding_suffixes(model.config, "td")
+    if not suffixes:
+        return torch.arange(MANY).unsqueeze(1)
+    xs = torch.randn(MANY, WIDTH * len(suffixes), generator=seeded(3))
+    xs[::5, WIDTH:] = 0.0
+    if kind == "repeated":
+        xs = xs[(torch.arange(MANY) % 40).clamp(max=9)]  # ten different rows, fewer than codewords; one 186 times
+    return xs[1].expand_as(xs).clone() if kind == "constant" else xs
 
 
-@pytest.fixture
-def ready(quantizer, items):
-    """The quantizer fitted, or started from the data."""
-    generator = torch.Generator().manual_seed(0)
-    if not quantizer.fit(items, generator):
-        quantizer.initialize(items, generator)
-    return quantizer.eval()
+@pytest.fixture(scope="module", params=[(name, kind) for name in names() for kind in KINDS], ids="-".join)
+def ready(request, make_config, make_model):
+    """A quantizer, fitted or started from the data, and its items; a test that changes it takes a copy."""
+    name, kind = request.param
+    model = make_model(make_config(name, codebook_size=16), MANY)
+    items = items_for(model, kind)
+    if model.fit(items, seeded()):
+        assert not list(model.parameters())
+    else:
+        model.initialize(items, seeded())
+    return model.eval(), items
 
 
-def test_one_step_has_a_finite_loss_and_moves_every_parameter(quantizer, items):
-    generator = torch.Generator().manual_seed(0)
-    if quantizer.fit(items, generator):
-        pytest.skip("fits in one call")
-    quantizer.initialize(items, generator)
-    quantizer.train()
-    before = {name: p.detach().clone() for name, p in quantizer.named_parameters()}
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.01)
-    losses = quantizer.compute_loss(quantizer(items), items)
-    losses["loss_total"].backward()
-    optimizer.step()
+def test_one_step_has_finite_losses_and_a_gradient_for_all_that_is_trained(ready):
+    model, items = copy.deepcopy(ready[0]).train(), ready[1]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = model.compute_loss(model(items), items)
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
-    for name, parameter in quantizer.named_parameters():
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert losses["loss_total"].requires_grad == bool(trained)
+    # What is not trained was fitted, or follows its rows while `forward` looks them up.
+    assert trained or type(model).fit is not AbstractVQ.fit or any(
+        not torch.equal(state[name], value) for name, value in model.state_dict().items())
+    if trained:
+        losses["loss_total"].backward()
+        torch.optim.Adam(trained.values(), lr=0.01).step()
+    for name, parameter in trained.items():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        assert not torch.equal(before[name], parameter), name
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert checked_codes(model.eval(), items).shape == (MANY, len(model.codebook_sizes))
 
 
-def test_forward_returns_reconstruction_loss_and_codes(ready, items):
+def test_the_care_between_epochs_leaves_a_working_model(ready):
+    model, items = copy.deepcopy(ready[0]), ready[1]
+    model.end_epoch(items, seeded())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    check_contract(model, items)
+
+
+def test_forward_returns_reconstruction_loss_and_codes(ready):
+    model, items = ready
     with torch.no_grad():
-        reconstruction, loss, codes = ready(items)
-    assert reconstruction.shape == items.shape
+        reconstruction, loss, codes = model(items)
+    assert reconstruction.shape == model.target(items).shape
+    assert reconstruction.isfinite().all()
     assert loss.shape == ()
-    assert torch.equal(codes.reshape(NUM_ITEMS, -1), checked_codes(ready, items))
+    assert loss.isfinite()
+    assert codes.shape == model.get_codes(items).shape
+    # An item that a codeword meets leaves nothing but rounding, in which float32 and float64 find other codes.
+    if len(items.unique(dim=0)) == MANY:
+        assert (codes == model.get_codes(items)).float().mean() > 0.95
 
 
-def test_codes_lie_in_their_codebooks(ready, items):
-    codes = checked_codes(ready, items)
-    assert len(codes) == NUM_ITEMS
+def test_codes_lie_in_their_codebooks(ready):
+    model, items = ready
+    codes = model.get_codes(items)
+    assert codes.dtype == torch.int64
+    assert codes.shape == (MANY, len(model.codebook_sizes))
     assert (codes >= 0).all()
-    if ready.codebook_sizes is not None:
-        assert len(ready.codebook_sizes) == codes.shape[1]
-        assert (codes < torch.tensor(ready.codebook_sizes)).all()
+    assert (codes < torch.tensor(model.codebook_sizes)).all()
 
 
-def test_an_item_has_the_same_codes_whenever_and_with_whomever_it_is_asked(ready, items):
-    together = checked_codes(ready, items)
-    assert torch.equal(together, checked_codes(ready, items))
-    assert torch.equal(together, torch.cat([checked_codes(ready, item) for item in items.split(1)]))
+def test_an_item_has_the_same_codes_whenever_and_with_whomever_it_is_asked(ready):
+    model, items = ready
+    together, order = model.get_codes(items), torch.randperm(MANY, generator=seeded(1))
+    assert torch.equal(together, model.get_codes(items))
+    assert torch.equal(together, torch.cat([model.get_codes(batch) for batch in items.split(77)]))
+    assert torch.equal(together[::5], torch.cat([model.get_codes(item) for item in items[::5].split(1)]))
+    assert torch.equal(together[order], model.get_codes(items[order]))
+    same, number = torch.unique(items, dim=0, return_inverse=True)
+    assert len(torch.unique(torch.cat([number.unsqueeze(1), together], dim=1), dim=0)) == len(same)
 
 
-def test_the_care_between_epochs_leaves_a_working_model(ready, items):
-    ready.end_epoch(items, torch.Generator().manual_seed(0))
-    assert all(p.isfinite().all() for p in ready.parameters())
-    assert checked_codes(ready, items).shape[0] == NUM_ITEMS
+def test_a_saved_quantizer_has_the_same_codes(ready):
+    model, items = ready
+    other, saved = copy.deepcopy(model), {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for value in other.state_dict().values():
+            value.zero_()
+    other.load_state_dict(saved)
+    assert torch.equal(model.get_codes(items), other.get_codes(items))
+
+
+def test_the_code_of_the_last_level_is_the_nearest_of_its_distances(ready):
+    model, items = ready
+    distances = model.last_distances(items)
+    if distances is None:
+        return
+    assert distances.shape == (MANY, model.codebook_sizes[-1])
+    assert distances.isfinite().all()
+    chosen = distances.gather(1, model.get_codes(items)[:, -1:])
+    assert torch.allclose(chosen, distances.amin(dim=1, keepdim=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_model_parameter_of_the_yaml_is_read(name, make_config):
+def test_a_training_step_moves_every_parameter(name, make_config, make_model):
+    model = make_model(make_config(name, codebook_size=16), MANY)
+    items = items_for(model, "distinct")
+    if not any(p.requires_grad for p in model.parameters()):
+        return
+    model.initialize(items, seeded())
+    trained = {name: (p, p.detach().clone()) for name, p in model.named_parameters() if p.requires_grad}
+    model.compute_loss(model(items), items)["loss_total"].backward()
+    torch.optim.Adam(model.parameters(), lr=0.01).step()
+    for name, (parameter, before) in trained.items():
+        assert not torch.equal(before, parameter), name
+
+
+OPTIONS = [{"start": "random"}, {"update": "ema"}, {"distance": "cosine"}, {"distance": "cosine", "update": "ema"},
+           {"gradient": "rotation"}, {"gradient": "gumbel"}, {"gradient": "gumbel", "distance": "cosine"},
+           {"restart_dead": "false"}, {"sinkhorn_levels": "[0, -1]"}, {"sinkhorn_levels": "[0]", "update": "ema"}]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()))
+@pytest.mark.parametrize("name", ["rqvae", "rvq"])
+def test_every_option_of_the_codebooks_trains_and_codes(name, options, zero, make_config, make_model):
+    options = {"update": "gradient", "num_levels": 2, "kmeans_iterations": 2} | options
+    model = make_model(make_config(name, codebook_size=16, **options), MANY)
+    items = torch.zeros(MANY, WIDTH) if zero else items_for(model, "repeated")
+    model.initialize(items, seeded())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for epoch in range(2):
+        model.train()
+        for batch in items.split(MANY // 2):
+            losses = model.compute_loss(model(batch), batch)
+            if losses["loss_total"].requires_grad:
+                optimizer.zero_grad()
+                losses["loss_total"].backward()
+                optimizer.step()
+            assert all(loss.isfinite() for loss in losses.values())
+        model.end_epoch(items, seeded(epoch))
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    check_contract(model, items)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_model_parameter_of_the_yaml_is_read(name, make_config, make_model):
     config = make_config(name)
-    model_class = find_class(name)
-    inputs = dict.fromkeys(model_class.embedding_suffixes(config.values, "td"), WIDTH)
-    model_config = config.for_model(num_items=NUM_ITEMS, inputs=inputs)
-    model_class(model_config, input_size=WIDTH * len(inputs))
-    config.check_all_read(model_config)
+    config.check_all_read(make_model(config).config)
+
+
+WITH = {key: [name for name in names() if key in resolve(name, config_path(name), CONFIGS / "defaults.yaml", [])
+              [name]["model_params"]] for key in ("num_levels", "codebook_size", "latent_size", "codebook")}
+
+
+def with_key(key: str) -> pytest.MarkDecorator:
+    """Once for each quantizer whose YAML has the key."""
+    return pytest.mark.parametrize("name", WITH[key])
+
+
+@with_key("codebook_size")
+def test_a_codebook_larger_than_the_catalogue_is_an_error_with_both_numbers(name, make_config, make_model):
+    with pytest.raises(ConfigError, match=rf"{name}.model_params.codebook_size: is 41\. .*40 items"):
+        make_model(make_config(name, codebook_size=41))
+
+
+@with_key("codebook_size")
+@pytest.mark.parametrize("size", [0, "many", "true"])
+def test_a_codebook_size_that_is_no_count_is_an_error(name, size, make_config, make_model):
+    with pytest.raises(ConfigError, match=f"{name}.model_params.codebook_size"):
+        make_model(make_config(name, codebook_size=size))
+
+
+@with_key("num_levels")
+@pytest.mark.parametrize("value", [0, "true", "x"])
+def test_a_number_of_levels_that_is_no_count_is_an_error(name, value, make_config, make_model):
+    shown = {"true": "True"}.get(value, value)
+    with pytest.raises(ConfigError, match=f"{name}.model_params.num_levels: is '?{shown}"):
+        make_model(make_config(name, num_levels=value))
+
+
+@with_key("latent_size")
+@pytest.mark.parametrize("value", [0, "many"])
+def test_a_latent_size_that_is_no_count_is_an_error(name, value, make_config, make_model):
+    with pytest.raises(ConfigError, match=f"{name}.model_params.latent_size: is '?{value}"):
+        make_model(make_config(name, latent_size=value))
+
+
+@with_key("latent_size")
+@pytest.mark.parametrize("value", ["[8, 0]", "[many]", "8", "null"])
+def test_hidden_sizes_that_are_no_counts_are_an_error(name, value, make_config, make_model):
+    with pytest.raises(ConfigError, match=f"{name}.model_params.hidden_sizes"):
+        make_model(make_config(name, hidden_sizes=value))
+
+
+@with_key("codebook")
+def test_levels_for_sinkhorn_that_do_not_exist_are_an_error(name, make_config, make_model):
+    with pytest.raises(ConfigError, match=rf"{name}.model_params.codebook.sinkhorn_levels: names level 3\. .*levels"):
+        make_model(make_config(name, sinkhorn_levels="[3]"))
+
+
+@with_key("codebook")
+def test_gumbel_does_not_go_with_moving_averages(name, make_config, make_model):
+    with pytest.raises(ConfigError, match=f"{name}.model_params.codebook.update: is ema, and gradient is gumbel"):
+        make_model(make_config(name, update="ema", gradient="gumbel"))
+
+
+@with_key("codebook")
+@pytest.mark.parametrize("key", ["sinkhorn_epsilon", "gumbel_temperature"])
+def test_a_temperature_of_nothing_is_an_error(name, key, make_config, make_model):
+    with pytest.raises(ConfigError, match=rf"codebook.{key}: is 0.0\. it must be above 0"):
+        make_model(make_config(name, **{key: 0.0}))
+
+
+@pytest.mark.parametrize("name", ["rqvae", "rvq"])
+@pytest.mark.parametrize(("key", "value", "guess"), [
+    ("start", "kmean", "'kmeans'"), ("update", "emma", "'ema'"), ("distance", "cosin", "'cosine'"),
+    ("gradient", "rotated", "'rotation'"), ("restart_dead", "maybe", ""), ("ema_decay", "1.5", "from 0 to 1"),
+    ("kmeans_iterations", "0", "at least 1"), ("sinkhorn_iterations", "0", "at least 1")])
+def test_a_wrong_option_is_an_error_that_says_what_would_do(name, key, value, guess):
+    with pytest.raises(ConfigError, match=f"{key}.* is .*{guess}"):
+        resolve(name, config_path(name), CONFIGS / "defaults.yaml", [(f"{name}.model_params.codebook.{key}", value)])
+
+
+@with_key("codebook")
+def test_an_unknown_option_in_the_yaml_is_an_error_with_the_nearest_one(name, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"{name}:\n  model_params:\n    codebook:\n      restart_ded: true\n")
+    with pytest.raises(ConfigError, match="own.yaml:4: unknown key .*restart_ded.* did you mean 'restart_dead'"):
+        resolve(name, path, CONFIGS / "defaults.yaml", [])
+
+
+def test_an_unknown_option_on_the_command_line_is_an_error_with_the_nearest_one():
+    with pytest.raises(ConfigError, match="--restart_ded: no such .* did you mean 'restart_dead'"):
+        resolve("rqvae", config_path("rqvae"), CONFIGS / "defaults.yaml", [("restart_ded", "true")])
 
 
 @pytest.mark.parametrize("name", names())

@@ -1,6 +1,8 @@
 """The trainer from embeddings to the published artifact."""
 
 import json
+import math
+import signal
 
 import numpy as np
 import pytest
@@ -9,11 +11,14 @@ import torch
 from common.artifacts import DatasetFolder, load_codes, publish
 from common.checkpoint import Checkpoints
 from common.config import resolve
+from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, UserError, stop_request
 from common.run import Run
 from quantization.dataset import Embeddings
+from quantization.evaluate import Judge
 from quantization.models import CONFIGS
 from quantization.models.abstract_vq import AbstractVQ
-from quantization.trainer import Trainer
+from quantization.models.rqvae import RQVAE
+from quantization.trainer import QuantizerTask, Trainer, is_published
 
 from .conftest import NUM_ITEMS, WIDTH
 
@@ -55,6 +60,21 @@ class Atomic(Signs):
         return xs // 2
 
 
+class Spacious(Atomic):
+    """With codes left over."""
+
+    @property
+    def codebook_sizes(self):
+        return [NUM_ITEMS]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.artifacts._sync", lambda path: None)
+        yield
+
+
 @pytest.fixture
 def folder(tmp_path) -> DatasetFolder:
     folder = DatasetFolder(tmp_path / "data", "Tiny")
@@ -71,10 +91,10 @@ def embeddings_of(folder: DatasetFolder, xs: torch.Tensor) -> Embeddings:
 @pytest.fixture
 def train(tmp_path, folder, close_logs):
     """model, config, embeddings -> the run, the figures and the meta of what was published as `codes-q-td`."""
-    def train(model, config, embeddings, command="a command"):
+    def train(model, config, embeddings, command="a command", judge=Judge(None, None)):  # noqa: B008 (immutable)
         run = Run(tmp_path / "runs", config.values, embeddings.hashes, command)
         with run.open(force=False):
-            trainer = Trainer(model, embeddings, config, run, torch.device("cpu"))
+            trainer = Trainer(model, embeddings, config, run, torch.device("cpu"), judge)
             figures = trainer.train()
             meta = trainer.publish(folder.codes("q", "td", None), command, {"quantizer": "q"})
         return run, figures, meta
@@ -167,3 +187,212 @@ def test_a_quantizer_that_reads_no_embedding_goes_through_the_trainer(plain_conf
     assert codes.tolist() == [[item // 2, item % 2] for item in range(NUM_ITEMS)]
     assert meta["codebook_sizes"] == [NUM_ITEMS // 2 + 1, 2]
     assert figures["largest_bucket"] == 2
+
+
+def ids(folder: DatasetFolder) -> tuple[np.ndarray, dict]:
+    return load_codes(folder, "q", "td", None, distinct=False)
+
+
+def test_codes_that_no_method_may_change_are_published_as_they_are_and_refused_by_a_recommender(
+        make_config, make_model, train, folder, xs):
+    config = make_config("rqvae", num_levels=1)
+    config["common"]["disambiguation"] = "none"
+    _, figures, meta = train(make_model(config), config, embeddings_of(folder, xs))
+    assert ids(folder)[0].shape == (NUM_ITEMS, 1)
+    assert (meta["disambiguation"], meta["disambiguation_level"], meta["codebook_sizes"]) == ("none", None, [4])
+    assert meta["collision_rate_before"] == meta["collision_rate_after"] == figures["collision_rate"] == 0.9
+    with pytest.raises(ArtifactError, match="several items the same semantic ID") as raised:
+        load_codes(folder, "q", "td", None)
+    assert "--disambiguation extra_level" in raised.value.fix
+
+
+@pytest.mark.parametrize("name", ["rqvae", "vqvae", "rvq", "rkmeans", "pq", "fsq"])
+def test_reassigned_codes_are_distinct_without_an_extra_level(name, make_config, make_model, train, folder, xs):
+    levels = 1 if name == "vqvae" else 2
+    config = make_config(name, num_levels=levels, codebook_size=NUM_ITEMS, num_values="[8, 5]", epochs=1)
+    config["common"]["disambiguation"] = "reassign"
+    rows = xs.repeat(2, 1)[:NUM_ITEMS] if name != "pq" else xs
+    rows[1::2] = rows[::2]  # each vector belongs to two items
+    _, figures, meta = train(make_model(config), config, embeddings_of(folder, rows))
+    codes, _ = load_codes(folder, "q", "td", None)
+    assert codes.shape == (NUM_ITEMS, levels)
+    assert figures["collision_rate"] >= 0.5
+    assert (meta["disambiguation"], meta["disambiguation_level"]) == ("reassign", None)
+    assert meta["codebook_sizes"] == [NUM_ITEMS] * levels
+    assert (meta["collision_rate_before"], meta["collision_rate_after"]) == (figures["collision_rate"], 0.0)
+
+
+def test_a_plug_in_that_tells_no_distances_is_reassigned_by_the_judges_directions(plain_config, train, folder, xs):
+    plain_config["common"]["disambiguation"] = "reassign"
+    model = Spacious(plain_config.for_model(), input_size=1)
+    directions = torch.nn.functional.normalize(xs).numpy()
+    train(model, plain_config, Embeddings.load(folder, []), judge=Judge(directions, None))
+    codes, _ = load_codes(folder, "q", "td", None)
+    assert sorted(codes[:, 0]) == list(range(NUM_ITEMS))
+    kept = codes[:, 0] == np.arange(NUM_ITEMS) // 2
+    assert (kept[::2] ^ kept[1::2]).all()  # one of each two
+
+
+def test_a_single_level_that_is_too_small_to_reassign_is_an_error_with_both_numbers(make_config, make_model, train,
+                                                                                   folder, xs):
+    config = make_config("vqvae", codebook_size=16, epochs=1)
+    config["common"]["disambiguation"] = "reassign"
+    with pytest.raises(ConfigError, match=f"needs {NUM_ITEMS} codes in the last level, and it has 16"):
+        train(make_model(config), config, embeddings_of(folder, xs))
+    assert not folder.codes("q", "td", None).exists()
+
+
+class Poisoned(RQVAE):
+    """Its loss is not a number at the given training step; it remembers the last batch that it was trained on."""
+
+    bad_step, num_steps = 5, 0
+
+    def compute_loss(self, forward_outputs, original_xs):
+        losses = super().compute_loss(forward_outputs, original_xs)
+        if self.training:
+            self.num_steps += 1
+        if self.num_steps != self.bad_step:
+            return losses
+        self.batch = original_xs
+        return {name: loss * math.nan for name, loss in losses.items()}
+
+
+@pytest.mark.parametrize("seconds", [0, 3600], ids=["saving at every step", "saving at the end"])
+def test_a_loss_that_is_not_finite_names_its_batch_and_publishes_nothing(make_config, train, folder, xs, tmp_path,
+                                                                         seconds):
+    config = make_config("rqvae", checkpoint_seconds=seconds)  # three steps an epoch
+    model = Poisoned(config.for_model(num_items=NUM_ITEMS), input_size=WIDTH)
+    with pytest.raises(TrainingError, match="epoch 2, step 2 is not finite.*not_finite.json has the batch") as raised:
+        train(model, config, embeddings_of(folder, xs))
+    assert raised.value.exit_code == 6
+    [path] = tmp_path.glob("runs/*/not_finite.json")
+    content = json.loads(path.read_text())
+    assert (content["epoch"], content["step"]) == (2, 2)
+    assert torch.equal(xs[content["batch"]], model.batch)
+    checkpoints = Checkpoints(path.parent / "checkpoints", "")
+    kept = [checkpoints.load_best()] + ([checkpoints.load_newest()] if seconds == 0 else [])
+    assert all(tensor.isfinite().all() for state in kept for tensor in state["model"].values())
+    if seconds == 0:
+        assert (kept[1]["epoch"], kept[1]["index"]) == (1, 1)  # the step before
+    assert not folder.codes("q", "td", None).exists()
+    assert not (path.parent / "finished.json").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\0" * 100)],
+                         ids=["removed", "overwritten"])
+@pytest.mark.parametrize("name", ["rqvae", "pq"])
+def test_without_its_best_checkpoint_a_run_exports_nothing_and_no_other_model(name, make_config, make_model, train,
+                                                                              folder, xs, monkeypatch, damage):
+    save_best = Checkpoints.save_best
+
+    def save_and_damage(checkpoints, state):
+        save_best(checkpoints, state)
+        damage(checkpoints.best)
+
+    monkeypatch.setattr(Checkpoints, "save_best", save_and_damage)
+    config = make_config(name)
+    with pytest.raises(UserError, match="best.safetensors") as raised:
+        train(make_model(config), config, embeddings_of(folder, xs))
+    assert raised.value.exit_code in (3, 4)
+    assert raised.value.fix == "a command --force"
+    assert not folder.codes("q", "td", None).exists()
+
+
+@pytest.mark.parametrize("metric", ["reconstruction_eror", "utilization", "largest_bucket", ""])
+def test_a_wrong_select_by_is_an_error_before_the_first_step(make_config, make_model, train, folder, xs, monkeypatch,
+                                                             metric):
+    monkeypatch.setattr(QuantizerTask, "step", lambda *args: pytest.fail("a step was taken"))
+    config = make_config("rqvae", select_by=repr(metric))
+    with pytest.raises(ConfigError, match=f"'{metric}' is no metric of this model") as raised:
+        train(make_model(config), config, embeddings_of(folder, xs))
+    assert raised.value.exit_code == 2
+    assert "select_by" in str(raised.value.where)
+
+
+@pytest.mark.parametrize("metric", ["recon_loss", "collision_rate", "behavioural_coherence"])
+def test_every_figure_that_is_one_number_may_select(make_config, make_model, train, folder, xs, metric):
+    config = make_config("rqvae", select_by=metric, epochs=2)
+    pairs = np.column_stack([np.arange(NUM_ITEMS - 1), np.arange(1, NUM_ITEMS)])
+    run, figures, _ = train(make_model(config), config, embeddings_of(folder, xs), judge=Judge(None, pairs))
+    records = [json.loads(line)["metrics"][metric] for line in run.metrics.read_text().splitlines()]
+    assert figures[metric] == pytest.approx(min(records))
+
+
+def outcome(folder: DatasetFolder, run: Run) -> tuple[bytes, ...]:
+    return (folder.codes("q", "td", None).read_bytes(), (run.checkpoints / "best.safetensors").read_bytes(),
+            run.metrics.read_bytes())
+
+
+def test_codebooks_that_are_moving_averages_train_without_an_optimizer(make_config, make_model, train, folder, xs):
+    config = make_config("rvq", epochs=6, start="random", restart_dead="false")
+    assert QuantizerTask(make_model(config), xs, config.training_params, 0, "rvq", Judge(None, None)).optimizer is None
+    run, _, _ = train(make_model(config), config, embeddings_of(folder, xs))
+    losses = [json.loads(line)["metrics"]["loss_total"] for line in run.metrics.read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(("name", "stop"), [("rvq", 1), ("rvq", 5), ("rqvae", 5), ("fsq", 9)])
+def test_an_interrupted_quantizer_goes_on_and_ends_with_the_same_bytes(make_config, make_model, train, folder, xs,
+                                                                       tmp_path, monkeypatch, name, stop):
+    config = make_config(name)  # nine steps
+    run, _, _ = train(make_model(config), config, embeddings_of(folder, xs))
+    undisturbed = outcome(folder, run)
+    (tmp_path / "runs").rename(tmp_path / "other_runs")
+    take_step = QuantizerTask.step
+
+    def step_and_stop(task, epoch, index):
+        if epoch * task.num_steps + index + 1 == stop:
+            stop_request.signal_number = signal.SIGTERM
+        return take_step(task, epoch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stop_request, "signal_number", 0)
+        patch.setattr(QuantizerTask, "step", step_and_stop)
+        with pytest.raises(Interrupted):
+            train(make_model(config), config, embeddings_of(folder, xs))
+    torch.manual_seed(99)
+    run, _, _ = train(make_model(config), config, embeddings_of(folder, xs))
+    assert outcome(folder, run) == undisturbed
+
+
+def identical(xs: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(xs, 0.1)
+
+
+def rank_one(xs: torch.Tensor) -> torch.Tensor:
+    return xs[:, :1] * torch.linspace(-1, 1, xs.shape[1])
+
+
+def mostly_duplicates(xs: torch.Tensor) -> torch.Tensor:
+    return xs[torch.arange(len(xs)).clamp(max=9)]  # ten vectors, of which one belongs to 31 items
+
+
+@pytest.mark.parametrize("rows", [identical, rank_one, mostly_duplicates])
+@pytest.mark.parametrize(("name", "standardize"), [
+    ("rqvae", "false"), ("rvq", "true"), ("rkmeans", "false"), ("pq", "false"), ("fsq", "true")])
+def test_degenerate_embeddings_give_finite_figures_and_distinct_ids(make_config, make_model, train, folder, xs, name,
+                                                                    rows, standardize):
+    config = make_config(name, standardize=standardize, epochs=2)
+    run, figures, _ = train(make_model(config), config, embeddings_of(folder, rows(xs)))
+    codes, meta = load_codes(folder, "q", "td", None)  # refuses IDs that are not distinct
+    assert len(codes) == NUM_ITEMS
+    assert meta["collision_rate_after"] == 0
+    assert all(math.isfinite(value) for value in figures.values() if isinstance(value, float))
+    assert "NaN" not in json.dumps([figures, meta, run.metrics.read_text() if run.metrics.exists() else ""])
+    if rows is identical:
+        assert figures["largest_bucket"] == NUM_ITEMS
+        assert figures["explained_variance"] is None
+        assert max(figures["utilization"]) <= 0.25
+        assert codes[:, -1].tolist() == list(range(NUM_ITEMS))
+    if rows is mostly_duplicates:
+        assert figures["largest_bucket"] >= 31
+        assert meta["codebook_sizes"][-1] == figures["largest_bucket"]
+
+
+def test_codes_are_published_if_their_meta_names_the_run(make_config, make_model, train, folder, xs):
+    config, path = make_config("pq"), folder.codes("q", "td", None)
+    assert not is_published(path, "abc")
+    train(make_model(config), config, embeddings_of(folder, xs))
+    assert not is_published(path, "abc")
+    path.with_name(path.name + ".meta.json").write_text("{")
+    assert not is_published(path, "abc")

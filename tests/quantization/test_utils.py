@@ -1,71 +1,11 @@
-"""The contract on codes, and disambiguation."""
+"""The contract with a quantizer."""
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from common.errors import ConfigError
-from quantization.utils import checked_codes, disambiguate
-
-code_arrays = arrays.arrays(
-    st.sampled_from([np.int64, np.int32, np.uint8]), st.tuples(st.integers(1, 40), st.integers(1, 4)),
-    elements=st.integers(0, 3))
-
-
-def test_disambiguation_counts_items_of_equal_codes_in_their_order():
-    codes = np.array([[1, 2], [0, 0], [1, 2], [3, 3], [1, 2], [0, 0]])
-    assert disambiguate(codes).tolist() == [[1, 2, 0], [0, 0, 0], [1, 2, 1], [3, 3, 0], [1, 2, 2], [0, 0, 1]]
-
-
-def test_distinct_codes_stay_as_they_are():
-    codes = np.array([[1, 2], [2, 1], [0, 0]])
-    assert disambiguate(codes).tolist() == [[1, 2], [2, 1], [0, 0]]
-
-
-def test_codes_that_differ_in_one_level_alone_are_distinct():
-    codes = np.array([[1, 2, 3], [1, 2, 4], [0, 2, 3]])
-    assert disambiguate(codes).shape == (3, 3)
-
-
-def test_the_extra_level_is_larger_than_any_codebook_where_it_must_be():
-    codes = np.zeros((1000, 2), dtype=np.int64)
-    assert disambiguate(codes)[:, -1].tolist() == list(range(1000))
-
-
-def test_a_bucket_may_outgrow_the_integers_that_hold_the_codes():
-    codes = np.zeros((300, 1), dtype=np.uint8)
-    assert disambiguate(codes)[:, -1].tolist() == list(range(300))
-
-
-@given(code_arrays)
-def test_disambiguated_codes_are_distinct_and_keep_the_given_levels(codes):
-    result = disambiguate(codes)
-    assert len({tuple(row) for row in result.tolist()}) == len(codes)
-    assert result[:, :codes.shape[1]].tolist() == codes.tolist()
-
-
-@given(code_arrays)
-def test_the_extra_level_is_exactly_as_large_as_the_largest_bucket(codes):
-    rows = [tuple(row) for row in codes.tolist()]
-    largest = max(rows.count(row) for row in rows)
-    result = disambiguate(codes)
-    if largest == 1:
-        assert result.shape == codes.shape
-    else:
-        assert sorted(set(result[:, -1].tolist())) == list(range(largest))
-
-
-@given(code_arrays)
-def test_within_a_bucket_the_items_keep_their_order(codes):
-    seen: dict[tuple, int] = {}
-    result = disambiguate(codes)
-    for row, extended in zip(codes.tolist(), result.tolist(), strict=True):
-        if result.shape[1] > codes.shape[1]:
-            assert extended[-1] == seen.get(tuple(row), 0)
-        seen[tuple(row)] = seen.get(tuple(row), 0) + 1
+from quantization.models.abstract_vq import AbstractVQ
+from quantization.utils import check_contract, checked_codes
 
 
 class Stub:
@@ -115,3 +55,91 @@ def test_codes_of_another_shape_are_an_error_with_the_shape(shape):
 def test_codes_outside_the_codebooks_are_an_error(codes, sizes):
     with pytest.raises(ConfigError, match="codebook"):
         checked_codes(Stub(torch.tensor(codes), sizes), XS)
+
+
+class Signs(AbstractVQ):
+    """Two columns, two levels of two codes; keeps every promise."""
+
+    def __init__(self):
+        super().__init__({})
+        self.dropout = torch.nn.Dropout(0.9)
+
+    def forward(self, xs):
+        return self.dropout(xs), xs.new_zeros(()), self.get_codes(xs)
+
+    def get_codes(self, xs):
+        return (xs > 0).long()
+
+    def compute_loss(self, forward_outputs, original_xs):
+        return {"loss_total": (forward_outputs[0] - original_xs).square().mean(), "other": forward_outputs[1]}
+
+    @property
+    def codebook_sizes(self):
+        return [2, 2]
+
+
+ROWS = torch.linspace(-1, 1, 40).reshape(2, 10, 2).transpose(0, 1).reshape(20, 2)  # below and above 0 by turns
+
+
+def fail(*args):
+    raise KeyError("gone")
+
+
+def test_a_quantizer_that_keeps_its_promises_names_its_losses_and_is_left_out_of_training():
+    model = Signs().train()
+    assert check_contract(model, ROWS) == {"loss_total", "other"}
+    assert not model.training
+
+
+@pytest.mark.parametrize(("method", "broken", "message"), [
+    ("forward", fail, "raised KeyError"),
+    ("forward", lambda self, xs: (xs, self.get_codes(xs)), "returned 2 values"),
+    ("forward", lambda self, xs: xs, r"returned a tensor of shape \(20, 2\)"),
+    ("forward", lambda self, xs: None, "returned a NoneType"),
+    ("compute_loss", fail, "raised KeyError"),
+    ("compute_loss", lambda self, outputs, xs: outputs[1], r"returned a tensor of shape \(\)"),
+    ("compute_loss", lambda self, outputs, xs: {}, "returned a dict with nothing in it"),
+    ("compute_loss", lambda self, outputs, xs: {"loss": outputs[1]}, "returned a dict with 'loss'"),
+    ("compute_loss", lambda self, outputs, xs: {"loss_total": 1.0}, "loss_total is a float"),
+    ("compute_loss", lambda self, outputs, xs: {"loss_total": outputs[1], "extra": xs},
+     r"extra is a tensor of shape \(20, 2\)"),
+    ("get_codes", fail, "raised KeyError"),
+    ("get_codes", lambda self, xs: xs, "returned torch.float32"),
+    ("get_codes", lambda self, xs: xs > 0, "returned torch.bool"),
+    ("get_codes", lambda self, xs: (xs > 0).tolist(), "returned list"),
+    ("get_codes", lambda self, xs: (xs > 0).long()[:3], r"returned shape \(3, 2\)"),
+    ("get_codes", lambda self, xs: (xs > 0).long().unsqueeze(2), r"returned shape \(.*, 2, 1\)"),
+    ("get_codes", lambda self, xs: (xs > 0).long() + 1, r"returned codes from \[1, 1\] to \[2, 2\]"),
+    ("get_codes", lambda self, xs: -(xs > 0).long(), "returned codes from"),
+    ("get_codes", lambda self, xs: (xs > 0).long()[:, :1], r"returned codes from .* codebooks are \[2, 2\]"),
+    ("get_codes", lambda self, xs: (torch.rand_like(xs) > 0.5).long(), "returned different codes for the same items"),
+    ("get_codes", lambda self, xs: (xs > xs.mean(dim=0)).long(), "returned different codes for the same items"),
+])
+def test_a_broken_promise_is_an_error_that_names_the_class_and_the_method(method, broken, message):
+    torch.manual_seed(0)
+    # What fails in get_codes is not to be blamed on forward.
+    own = type("Broken", (Signs,), {"forward": lambda self, xs: (xs, xs.new_zeros(()), (xs > 0).long()),
+                                    method: broken})
+    with pytest.raises(ConfigError, match=rf"Broken\.{method}: {message}") as raised:
+        check_contract(own(), ROWS)
+    assert raised.value.exit_code == 2
+    assert raised.value.fix
+
+
+def test_what_a_method_raised_is_told_in_its_first_line_and_kept_for_the_log():
+    def forward(self, xs):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand a second line")
+
+    with pytest.raises(ConfigError, match="raised RuntimeError. mat1 and mat2 .* multiplied. Fix") as raised:
+        check_contract(type("Broken", (Signs,), {"forward": forward})(), ROWS)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ConfigError("model_params.file", "is not there")])
+def test_errors_that_are_the_users_or_the_machines_pass_as_they_are(error):
+    def forward(self, xs):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        check_contract(type("Failing", (Signs,), {"forward": forward})(), ROWS)
+    assert raised.value is error

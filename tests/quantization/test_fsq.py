@@ -1,0 +1,91 @@
+"""Finite scalar quantization, its digits worked out by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+from quantization.models.fsq import ResidualFSQ
+
+from .conftest import seeded
+
+
+def quantizer_of(num_levels: int, num_values: list[int]) -> ResidualFSQ:
+    return ResidualFSQ(num_levels, num_values).eval()
+
+
+def latent_of(squashed: list[list[float]]) -> Tensor:
+    """What is squashed to these numbers by a quantizer that has not been started."""
+    return torch.erfinv(torch.tensor(squashed, dtype=torch.float64)) * 2**0.5
+
+
+def test_each_level_rounds_what_is_left_over_of_one_number():
+    quantizer = quantizer_of(3, [4])
+    # The four parts of (-1, 1) have the middles -.75, -.25, .25, .75.
+    # .9 lies in the last, .75; what is left over is 4 * .15 = .6, again in the last; 4 * (.6 - .75) = -.6 in the first.
+    # -.3 lies in the second; 4 * -.05 = -.2 in the second; 4 * .05 = .2 in the third.
+    latent = latent_of([[0.9], [-0.3]])
+    assert quantizer.get_codes(latent).tolist() == [[3, 3, 0], [1, 1, 2]]
+    quantized = quantizer(latent).latent
+    assert torch.allclose(quantized.flatten().float(), torch.tensor([0.75 + 0.75 / 4 - 0.75 / 16,
+                                                                     -0.25 - 0.25 / 4 + 0.25 / 16]))
+
+
+def test_a_code_counts_through_the_numbers_values_the_first_one_fastest():
+    quantizer = quantizer_of(1, [3, 2])
+    # Three parts end at -1/3 and 1/3; two at 0.
+    assert quantizer.get_codes(latent_of([[-0.9, -0.5], [0.0, -0.5], [0.9, -0.5], [-0.9, 0.5], [0.0, 0.5],
+                                          [0.9, 0.5]])).tolist() == [[0], [1], [2], [3], [4], [5]]
+    assert quantizer.sizes == [6]
+
+
+def test_values_far_outside_are_those_at_the_ends():
+    quantizer = quantizer_of(2, [4, 4])
+    assert quantizer.get_codes(torch.tensor([[100.0, 100.0], [-100.0, -100.0]])).tolist() == [[15, 15], [0, 0]]
+
+
+def test_the_distances_to_the_last_levels_codes_by_hand():
+    quantizer = quantizer_of(2, [2])
+    # .75 lies in the upper half, whose middle is .5; 2 * .25 = .5 reaches the last level with its values -.5 and .5.
+    distances = quantizer.last_distances(latent_of([[0.75]]))
+    assert torch.allclose(distances, torch.tensor([[1.0, 0.0]], dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("num_values", [[4], [4, 4, 4, 4]])
+def test_the_error_falls_by_the_number_of_values_with_every_level(num_values):
+    squashed = torch.rand(5000, len(num_values), generator=seeded(), dtype=torch.float64) * 2 - 1
+    latent = latent_of(squashed.tolist())
+    for level in range(1, 4):
+        error = (quantizer_of(level, num_values)(latent).latent - squashed).abs()
+        assert error.max() <= 4.0**-level + 1e-9
+        assert float(error.mean()) == pytest.approx(4.0**-level / 2, rel=0.05)
+
+
+def test_all_codes_are_used_about_equally_often_after_the_start():
+    quantizer = quantizer_of(1, [4, 4])
+    latent = torch.randn(16_000, 2, generator=seeded()) * torch.tensor([0.01, 30.0]) + torch.tensor([5.0, -9.0])
+    quantizer.start(latent, seeded())
+    counts = torch.bincount(quantizer.get_codes(latent)[:, 0], minlength=16)
+    assert counts.min() > 850
+    assert counts.max() < 1150
+
+
+def test_the_gradient_is_that_of_the_squashing():
+    quantizer = quantizer_of(2, [4, 4]).train()
+    latent = torch.randn(20, 2, generator=seeded(), requires_grad=True)
+    quantizer(latent).latent.sum().backward()
+    ours, latent.grad = latent.grad, None
+    torch.erf(latent / 2**0.5).sum().backward()
+    assert torch.allclose(ours, latent.grad)
+
+
+def test_there_is_no_quantization_loss(make_config, make_model, xs):
+    model = make_model(make_config("fsq"))
+    assert model(xs)[1].item() == 0.0
+    assert model.codebook_sizes == [6, 6, 6]
+
+
+@pytest.mark.parametrize("values", ["[]", "[4, 1]", "[4.0]", "[true, 4]", "4", "null", "[many]"])
+def test_values_that_make_no_grid_are_an_error(make_config, make_model, values):
+    with pytest.raises(ConfigError, match="fsq.model_params.num_values: is .* list of numbers of at least 2"):
+        make_model(make_config("fsq", num_values=values))

@@ -1,0 +1,67 @@
+"""The nearest codeword: fast, and exactly."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import pairwise_distances, pairwise_distances_argmin
+
+from quantization.models import nearest as module
+from quantization.models.nearest import directions, distances_exactly, nearest, nearest_exactly
+
+from .conftest import seeded
+
+BOTH = pytest.mark.parametrize("find", [nearest, nearest_exactly])
+
+
+@BOTH
+def test_nearest_agrees_with_scikit_learn(find):
+    rng = np.random.default_rng(0)
+    rows, codewords = rng.normal(size=(200, 5)).astype(np.float32), rng.normal(size=(17, 5)).astype(np.float32)
+    assert np.array_equal(find(torch.from_numpy(rows), torch.from_numpy(codewords)).numpy(),
+                          pairwise_distances_argmin(rows, codewords))
+
+
+def test_an_offset_is_added_to_the_squared_distance():
+    rows, codewords = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([[0.0], [4.0]])
+    # Squared distances to the second: 16, 9, 4, 1; to the first 0, 1, 4, 9, and 5 more.
+    assert nearest_exactly(rows, codewords, torch.tensor([5.0, 0.0])).tolist() == [0, 0, 1, 1]
+    assert nearest_exactly(rows, codewords, torch.tensor([0.0, -20.0])).tolist() == [1, 1, 1, 1]
+
+
+def test_of_equally_near_codewords_the_first_is_taken():
+    codewords = torch.tensor([[9.0, 9.0], [0.1, 0.3], [0.3, 0.1], [0.1, 0.3]])
+    rows = torch.tensor([[0.7, 0.7], [0.1, 0.3], [-5.0, -5.0]])
+    assert nearest_exactly(rows, codewords).tolist() == [1, 1, 1]
+    assert nearest_exactly(rows, codewords.flip(0)).tolist() == [0, 0, 0]
+
+
+def test_a_difference_beyond_rounding_counts():
+    codewords = torch.tensor([[1.0 + 1e-6], [-1.0]], dtype=torch.float64)
+    assert nearest_exactly(torch.zeros(1, 1), codewords).tolist() == [1]
+
+
+def test_rows_are_compared_in_chunks(monkeypatch):
+    rows, codewords = torch.randn(50, 3, generator=seeded(0)), torch.randn(7, 3, generator=seeded(1))
+    whole = nearest_exactly(rows, codewords)
+    for cells in (1, 7, 20, 7 * 49):
+        monkeypatch.setattr(module, "CHUNK_CELLS", cells)
+        assert torch.equal(whole, nearest_exactly(rows, codewords))
+
+
+def test_no_rows_have_no_codes():
+    assert nearest_exactly(torch.zeros(0, 3), torch.zeros(4, 3)).shape == (0,)
+
+
+def test_distances_agree_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    rows, codewords = rng.normal(size=(20, 5)), rng.normal(size=(7, 5))
+    distances = distances_exactly(torch.from_numpy(rows), torch.from_numpy(codewords))
+    assert np.allclose(distances.numpy(), pairwise_distances(rows, codewords) ** 2)
+    offsets = torch.arange(7.0)
+    assert torch.allclose(distances_exactly(torch.from_numpy(rows), torch.from_numpy(codewords), offsets),
+                          distances + offsets)
+
+
+def test_directions_have_length_1_and_that_of_nothing_is_nothing():
+    assert directions(torch.tensor([[3.0, 4.0], [0.0, -2.0], [0.0, 0.0]])).tolist() == [
+        [pytest.approx(0.6), pytest.approx(0.8)], [0.0, -1.0], [0.0, 0.0]]
