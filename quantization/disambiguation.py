@@ -10,7 +10,8 @@ from quantization.models.abstract_vq import AbstractVQ
 
 # N items, M items that share an ID with others, L levels, K codes of the last level, G prefixes, D width
 
-SWEEPS = 5  # over the levels, when their codewords are estimated
+SWEEPS = 5    # over the levels, when their codewords are estimated
+BATCH = 8192  # items whose distances are asked for at once
 
 
 class SemanticIDs(NamedTuple):
@@ -33,9 +34,8 @@ def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: Abstra
     if method == "extra_level":
         rank = ranks(codes)
         return SemanticIDs(np.column_stack([codes, rank]), [*sizes, int(rank.max()) + 1], codes.shape[1])
-    with torch.no_grad():
-        told = model.last_distances(xs[torch.from_numpy(shared).to(xs.device)])
-    distances = estimated_distances(codes, content, sizes[-1])[shared] if told is None else told.float().cpu().numpy()
+    told = _told_distances(model, xs[torch.from_numpy(shared).to(xs.device)])
+    distances = estimated_distances(codes, content, sizes[-1])[shared] if told is None else told
     return SemanticIDs(reassign(codes, shared, distances), sizes, None)
 
 
@@ -84,6 +84,13 @@ def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np
         wanted[waiting] = np.where(taken[group[waiting]], np.inf, distances[waiting]).argmin(axis=1)
     codes[shared, -1] = wanted
     return codes
+
+
+@torch.no_grad()
+def _told_distances(model: AbstractVQ, xs: torch.Tensor) -> np.ndarray | None:
+    """What the model says of items (M, D): float32 (M, K), or None."""
+    parts = [model.last_distances(part) for part in xs.split(BATCH)]
+    return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts]).numpy()
 
 
 def estimated_distances(codes: np.ndarray, content: np.ndarray | None, num_codes: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from .nearest import directions, nearest_exactly
 # N rows, D width, K clusters
 
 SAMPLE_ROWS, SAMPLE_PER_CLUSTER = 2048, 8  # that the start is drawn from, whichever is more
+FEW = 64                       # rows too many, from which on they leave one by one
 ROUNDS, LAST_ROUNDS = 5, 1000  # of raising the prices of overfull clusters: in an iteration, at the end
 
 
@@ -121,9 +122,12 @@ def _prices(rows: Tensor, centroids: Tensor, offsets: Tensor, largest: int, num_
         leaving = full[codes]
         elsewhere, target = priced[leaving].masked_fill(full, torch.inf).min(dim=1)
         margins, order = (elsewhere - own[leaving]).sort()
-        moved = min(surplus, _before_one_overflows(target[order], largest - counts))
-        # Between the last that leaves and the first that stays, so that no rounding decides.
-        offsets = torch.where(full, offsets + margins[moved - 1:moved + 1].mean(), offsets)
+        # Many leave at once, wherever that leads; the last ones only as far as there is room for them.
+        moved = surplus if surplus > FEW else min(surplus, _before_one_overflows(target[order], largest - counts))
+        # Between the last that leaves and the first that stays, so that no rounding decides; equal rows leave together.
+        last = margins[moved - 1]
+        stays = torch.searchsorted(margins, last + 1e-9 * last.abs() + 1e-12, right=True).clamp(max=len(margins) - 1)
+        offsets = torch.where(full, offsets + (last + torch.maximum(margins[stays], last + 1e-12)) / 2, offsets)
     return offsets - offsets.min()
 
 

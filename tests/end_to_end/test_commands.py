@@ -59,13 +59,13 @@ def test_each_stage_runs_from_every_folder_and_reuses_what_is_finished(whole_run
 def test_the_commands_one_by_one_end_with_the_bytes_of_the_whole_job(whole_run, baby):
     tree, _ = whole_run
     for words in (("python", "quantization/main.py", "--quantizer_name", "rqvae"),
-                  ("python", "recommendation/main.py", "--model=encoder_decoder")):
+                  ("python", "recommendation/main.py", "--model=markov")):
         outcome = baby.command(*words)
         assert (outcome.code, "reusing" in outcome.out) == (0, False), outcome.err
     codes = "Baby.codes-rqvae-td.npy"
     assert baby.data(codes).read_bytes() == tree.data(codes).read_bytes()
-    for name in ("metrics.json", "metrics.jsonl", "predictions.jsonl", "checkpoints/best.safetensors"):
-        [whole], [single] = (list(t.root.glob(f"runs/recommendation/Baby/encoder_decoder/rqvae-td/*/{name}"))
+    for name in ("metrics.json", "predictions.jsonl", "checkpoints/best.safetensors"):
+        [whole], [single] = (list(t.root.glob(f"runs/recommendation/Baby/markov/no-codes/*/{name}"))
                              for t in (tree, baby))
         assert whole.read_bytes() == single.read_bytes(), name
 

