@@ -12,7 +12,8 @@ from .sizes import at_least_one, hidden_sizes
 
 # B batch, D input width, H latent size, L levels
 
-MAX_START_ROWS = 65_536  # items that k-means and restarts look at
+MAX_START_ROWS = 65_536  # items that k-means looks at
+RESTART_ROWS = 2048      # items that dead codewords restart from; all of them, each epoch, would cost a sixth of it
 
 
 class LatentQuantizer(Protocol):
@@ -67,8 +68,7 @@ class AutoencoderVQ(AbstractVQ):
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         reconstruction, quantization_loss, _ = forward_outputs
-        difference = (reconstruction - original_xs) / self.standardizer.deviation
-        recon_loss = difference.square().sum(dim=1).mean()
+        recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean()
         return {"loss_total": recon_loss + quantization_loss, "recon_loss": recon_loss,
                 "quantization_loss": quantization_loss}
 
@@ -80,7 +80,8 @@ class AutoencoderVQ(AbstractVQ):
 
     @torch.no_grad()
     def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
-        self.quantizer.restart_dead(self.encoder(self.standardizer(sample(xs, generator))), generator)
+        rows = sample(xs, generator, RESTART_ROWS)
+        self.quantizer.restart_dead(self.encoder(self.standardizer(rows)), generator)
 
     def _latent_exactly(self, xs: Tensor) -> Tensor:
         return exactly(self.encoder, self.standardizer(xs.double()))

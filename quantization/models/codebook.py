@@ -34,6 +34,10 @@ class Codebook(nn.Module):
         """(N, D) -> (N,) the code of each row, the same in every batch."""
         return nearest_exactly(rows, self._compared())
 
+    def nearest_roughly(self, rows: Tensor) -> Tensor:
+        """(N, D) -> (N,) in float32, for training: rows between two codewords may go either way."""
+        return nearest(rows, self._compared())
+
     def distances(self, rows: Tensor) -> Tensor:
         """(N, D) -> (N, K) how far each row is from each codeword, float64."""
         return distances_exactly(rows, self._compared())
@@ -41,13 +45,13 @@ class Codebook(nn.Module):
     def choose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> codes (N,) and codewords (N, D) as training sees them; counts what is chosen."""
         if not self.training:
-            codes = nearest(rows, self._compared())
+            codes = self.nearest_roughly(rows)
             return codes, self.lookup(codes)
         if self.options["gradient"] == "gumbel" and not self.uniform:
             codes, codewords = self._sample(rows)
         else:
             with torch.no_grad():
-                codes = self._choose_uniformly(rows) if self.uniform else nearest(rows, self._compared())
+                codes = self._choose_uniformly(rows) if self.uniform else self.nearest_roughly(rows)
             codewords = self.lookup(codes)
         with torch.no_grad():
             self.usage.index_add_(0, codes, torch.ones_like(codes, dtype=self.usage.dtype))

@@ -33,6 +33,10 @@ class Standardizer(nn.Module):
     def undo(self, xs: Tensor) -> Tensor:
         return xs * self.deviation + self.mean if self.active else xs
 
+    def scale(self, differences: Tensor) -> Tensor:
+        """Differences of columns (N, D) in units of their deviations."""
+        return differences / self.deviation if self.active else differences
+
     @torch.no_grad()
     def measure(self, xs: Tensor) -> None:
         """A column that is constant keeps deviation 1, so that nothing is divided by 0."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 
 from .abstract_vq import AbstractVQ
-from .autoencoder import sample
+from .autoencoder import RESTART_ROWS, sample
 from .layers import MLP, Standardizer, exactly
 from .residual import ResidualQuantizer
 from .sizes import at_least_one, codebook_size, hidden_sizes
@@ -91,11 +91,11 @@ class MMRQVAE(AbstractVQ):
 
     @torch.no_grad()
     def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
-        self.quantizer.restart_dead(self.latent(sample(xs, generator)), generator)
+        self.quantizer.restart_dead(self.latent(sample(xs, generator, RESTART_ROWS)), generator)
 
     def _recon_loss(self, made: Tensor, wanted: Tensor, standardizer: Standardizer) -> Tensor:
         present = _present(wanted).squeeze(1)
-        errors = ((made - wanted) / standardizer.deviation).square().sum(dim=1)
+        errors = standardizer.scale(made - wanted).square().sum(dim=1)
         return (present * errors).sum() / present.sum().clamp(min=1)
 
 

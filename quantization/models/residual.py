@@ -86,7 +86,7 @@ class ResidualQuantizer(nn.Module):
         """Restart codewords that the epoch did not use at residuals of random rows of (N, H)."""
         residual = latent
         for codebook in self.codebooks:
-            after = residual - codebook.lookup(codebook.nearest(residual))
+            after = residual - codebook.lookup(codebook.nearest_roughly(residual))
             codebook.restart_dead(residual, generator)
             residual = after
 

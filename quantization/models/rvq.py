@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .abstract_vq import AbstractVQ
-from .autoencoder import sample
+from .autoencoder import RESTART_ROWS, sample
 from .layers import Standardizer
 from .residual import ResidualQuantizer
 from .sizes import at_least_one, codebook_size
@@ -40,7 +40,7 @@ class RVQ(AbstractVQ):
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         """With moving averages the loss only tells how far training is; with gradients it moves the codewords."""
         reconstruction, codebook_loss, _ = forward_outputs
-        recon_loss = ((reconstruction - original_xs) / self.standardizer.deviation).square().sum(dim=1).mean().detach()
+        recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean().detach()
         return {"loss_total": recon_loss + codebook_loss, "recon_loss": recon_loss}
 
     @torch.no_grad()
@@ -51,4 +51,4 @@ class RVQ(AbstractVQ):
 
     @torch.no_grad()
     def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
-        self.quantizer.restart_dead(self.standardizer(sample(xs, generator)), generator)
+        self.quantizer.restart_dead(self.standardizer(sample(xs, generator, RESTART_ROWS)), generator)
