@@ -371,7 +371,7 @@ def large(args: argparse.Namespace) -> dict:
             runs[name] = measured([sys.executable, str(ROOT / "quantization" / "main.py"), "--quantizer_name", name,
                                    "--dataset", folder.name, "--data_root", str(folder.data_root), "--device", "cpu",
                                    "--run_root", str(Path(scratch) / "runs"), *more])
-    by_key = {key: {name: run[key] for name, run in runs.items()} for key in ("peak_gb", "seconds", "output")}
+    by_key = {key: {name: run[key] for name, run in runs.items()} for key in ("peak_gb", "seconds")}
     return {"items": num_items, "width": args.width, "events": num_items * EVENTS, **by_key}
 
 

@@ -42,7 +42,11 @@ class QuantizerTask:
         self.model.end_epoch(self.xs, torch.Generator().manual_seed(derive_seed(self.seed, "end", epoch)))
 
     def evaluate(self) -> dict:
-        return evaluate(self.model, self.xs, self.params["eval_batch_size"], self.judge)[0]
+        figures, _ = evaluate(self.model, self.xs, self.params["eval_batch_size"], self.judge)
+        log.info("%s: collision rate %.2f %%, largest bucket %d, use of the codebooks %s", self.name,
+                 100 * figures["collision_rate"], figures["largest_bucket"],
+                 " ".join(f"{share:.0%}" for share in figures["utilization"]))
+        return figures
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
         """The items of the batch."""

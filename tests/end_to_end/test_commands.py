@@ -17,6 +17,9 @@ def test_the_whole_job_ends_with_the_table_and_titles(whole_run):
         assert f"| {model}" in outcome.out
     assert outcome.out.count("encoder_decoder recommends") == 3
     assert (tree.root / "runs/recommendation/Baby/report.md").read_text().strip() in outcome.out
+    page = tree.root / "runs/quantization/Baby/rqvae-td/explain.html"
+    assert f"open {page} in a browser" in outcome.out
+    assert "bottle No." in page.read_text(encoding="utf-8")
     assert " 'new'" in outcome.out
     assert "<b>" not in outcome.out
 
