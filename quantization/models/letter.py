@@ -32,7 +32,8 @@ class LETTER(RQVAE):
         num_groups = at_least_one(self.params["num_groups"], f"{self.where}.num_groups")
         if num_groups > min(self.codebook_sizes):
             raise ConfigError(f"{self.where}.num_groups", f"is {num_groups}", "there are only "
-                              f"{min(self.codebook_sizes)} codewords to group", f"--num_groups {min(self.codebook_sizes)} or fewer")
+                              f"{min(self.codebook_sizes)} codewords to group",
+                              f"--num_groups {min(self.codebook_sizes)} or fewer")
         self.num_groups = num_groups
         self.group_iterations = at_least_one(self.params["group_iterations"], f"{self.where}.group_iterations")
         self.to_collaborative = nn.Linear(self.latent_size, collaborative, bias=False)
