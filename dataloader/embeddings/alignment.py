@@ -68,10 +68,7 @@ class AlignmentTask:
         self._epoch, self._order = -1, rows
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.rows[self._permutation(len(self.rows), epoch)]
-        batch = self._order[index * self.batch_size:(index + 1) * self.batch_size]
-        loss = self.model.loss(self._projected(batch))
+        loss = self.model.loss(self._projected(self._batch(epoch, index)))
         optimize(self, loss, epoch * self.num_steps + index, self.params)
         return {"loss": loss}
 
@@ -88,6 +85,15 @@ class AlignmentTask:
             hits += [(scores.argmax(dim=axis) == target).float().mean() for axis in (0, 1)]
         return {"held_out_loss": self.model.loss(projected).item(), "top1": torch.stack(hits).mean().item(),
                 "num_held_out": len(self.held_out)}
+
+    def batch_numbers(self, epoch: int, index: int) -> list[int]:
+        """The items of the batch."""
+        return self._batch(epoch, index).tolist()
+
+    def _batch(self, epoch: int, index: int) -> Tensor:
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.rows[self._permutation(len(self.rows), epoch)]
+        return self._order[index * self.batch_size:(index + 1) * self.batch_size]
 
     def _projected(self, rows: Tensor) -> list[Tensor]:
         return [self.model.project(p, part[rows]) for p, part in enumerate(self.parts)]

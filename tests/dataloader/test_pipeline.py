@@ -100,7 +100,8 @@ def test_the_whole_job_goes_from_the_data_to_the_table(whole_job, tmp_path):
         ["dataloader.download", data], ["dataloader.process", data], ["dataloader.text_embedding", data],
         ["quantization/main.py", *codes, data],
         *(["recommendation/main.py", "--model", model, *codes, data] for model in (*floors, "encoder_decoder")),
-        ["recommendation.report", "--models", "popularity,markov,encoder_decoder", *codes, data]]
+        ["recommendation.report", "--models", "popularity,markov,encoder_decoder", *codes, data],
+        ["quantization/main.py", "--explain", *codes, data]]
 
 
 def test_the_next_stages_read_the_embedding_that_the_data_part_makes(whole_job, tmp_path):
@@ -109,7 +110,8 @@ def test_the_next_stages_read_the_embedding_that_the_data_part_makes(whole_job, 
     names = [command[0] for command in made]
     assert names[:6] == [f"dataloader.{name}" for name in ("download", "process", "figures", "text_embedding",
                                                            "image_embedding", "fusion")]
-    assert names[6:] == ["quantization/main.py", *["recommendation/main.py"] * 2, "recommendation.report"]
+    assert names[6:] == ["quantization/main.py", *["recommendation/main.py"] * 2, "recommendation.report",
+                         "quantization/main.py"]
     for command in made[:6]:
         assert set(command[1:]) == {f"--data_root={tmp_path}", "--modalities=text,image", "--fusion_weights=1,2",
                                     "--seed=3", "--device=cpu", "--force"}
@@ -117,7 +119,7 @@ def test_the_next_stages_read_the_embedding_that_the_data_part_makes(whole_job, 
         assert command[command.index("--embedding_suffix") + 1] == "fused-concat"
         assert f"--run_root={tmp_path / 'runs'}" in command
     assert {"--seed=3", "--device=cpu", "--force"} <= set(made[6])
-    assert not {"--seed=3", "--device=cpu", "--force"} & set(made[-1])  # the report trains nothing
+    assert not {"--seed=3", "--device=cpu", "--force"} & {*made[-2], *made[-1]}  # these train nothing
 
 
 def test_checking_from_the_root_is_the_check_and_nothing_else(whole_job, tmp_path):
