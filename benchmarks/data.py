@@ -139,7 +139,7 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict:
 
 def embed(texts_file: Path, model: Path, scratch: Path, rounds: int) -> dict:
     """All texts through our cache and shards, nothing cached yet, and through the bare library, in turns."""
-    sys.path.insert(0, str(ROOT))
+    sys.path[0] = str(ROOT)
     import numpy as np
 
     from dataloader.embeddings.encoding import Texts, encode_all

@@ -15,7 +15,7 @@ BOUNDS = {
     "eval_every": (1, None), "patience": (1, None), "checkpoint_seconds": (0, None),
     "commitment_cost": (0, None), "top_k": (20, None), "eval_batch_size": (1, None), "max_history": (1, None),
     "ema_decay": (0, 1), "kmeans_iterations": (1, None), "sinkhorn_iterations": (1, None),
-    "min_utilization": (0, 1),
+    "min_utilization": (0, 1), "min_steps_per_epoch": (1, None),
 }
 NULLABLE = {"patience": int, "max_steps": int}
 CHOICES = {"select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),

@@ -28,7 +28,7 @@ class QuantizerTask:
     def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, judge: Judge):
         self.model, self.xs, self.params, self.seed, self.name = model, xs, params, seed, name
         self.judge = judge
-        self.batches = Batches(xs, params["batch_size"], seed)
+        self.batches = Batches(xs, min(params["batch_size"], -(-len(xs) // params["min_steps_per_epoch"])), seed)
         self.optimizer = make_optimizer(model, params)
         self.num_steps = self.batches.num_batches
 
@@ -71,8 +71,8 @@ class Trainer:
             check_contract(self.model, self.xs)
             checkpoints.save_best({"model": self.model.state_dict()})
         else:
-            losses = check_contract(self.model, self.xs)
-            self._check_selection(params["select_by"], losses)
+            check_contract(self.model, self.xs)
+            self._check_selection(params["select_by"])
             if checkpoints.load_newest() is None:
                 self.model.initialize(self.xs, generator)
             task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name, self.judge)
@@ -97,13 +97,13 @@ class Trainer:
         save_array(path, ids.codes.astype(np.int32), meta)
         return meta
 
-    def _check_selection(self, select_by: str, losses: set[str]) -> None:
+    def _check_selection(self, select_by: str) -> None:
         """Refuse a metric that does not exist before anything is trained for it."""
         with torch.no_grad():
             figures = evaluate(self.model, self.xs[:256], 256, Judge(None, None))[0]
         known = sorted(name for name, value in figures.items() if isinstance(value, float)) + ["behavioural_coherence"]
         if select_by not in known:
-            raise ConfigError(self.config.origins.get(f"{self.config.name}.training_params.select_by", "select_by"),
+            raise ConfigError(self.config.origins[f"{self.config.name}.training_params.select_by"],
                               f"{select_by!r} is no metric of this model", nearest(select_by, known),
                               "correct the name")
 

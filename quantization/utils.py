@@ -14,11 +14,8 @@ NUM_TRIED = 64    # items that the contract is tried on
 MAX_MOVED = 0.05  # of them may get other codes alone than in a batch
 
 
-def check_contract(model: AbstractVQ, xs: Tensor) -> set[str]:
-    """Try the quantizer on the first items of (N, D); returns the names of its losses.
-
-    Raises ConfigError that names the method which does not keep its promise, or fails.
-    """
+def check_contract(model: AbstractVQ, xs: Tensor) -> None:
+    """Try the quantizer on the first items of (N, D). A ConfigError names the method that fails or breaks a promise."""
     batch = xs[:NUM_TRIED]
     model.eval()
     with torch.no_grad():
@@ -41,7 +38,6 @@ def check_contract(model: AbstractVQ, xs: Tensor) -> set[str]:
             raise ConfigError(_place(model, "get_codes"), "returned different codes for the same items",
                               "an item's codes may depend neither on chance nor on the batch",
                               "leave noise, dropout and batch statistics out of get_codes")
-    return set(losses)
 
 
 def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from common.errors import ConfigError
+
 from .abstract_vq import AbstractVQ
 from .layers import MLP, Standardizer, exactly
 from .residual import Quantized
@@ -85,6 +87,14 @@ class AutoencoderVQ(AbstractVQ):
 
     def _latent_exactly(self, xs: Tensor) -> Tensor:
         return exactly(self.encoder, self.standardizer(xs.double()))
+
+
+def beside(suffix: str, other: str, quantizer: str) -> list[str]:
+    """The embedding suffixes of a quantizer that reads `other` beside the one of the command line."""
+    if suffix == other:
+        raise ConfigError(f"--embedding_suffix {suffix}", f"is what {quantizer} reads anyway", "it needs an embedding "
+                          "of the text beside it", "--embedding_suffix td")
+    return [suffix, other]
 
 
 def sample(xs: Tensor, generator: torch.Generator, count: int = MAX_START_ROWS) -> Tensor:

@@ -7,19 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.artifacts import load_items
 from common.errors import ConfigError, DataError
 
-from .abstract_vq import AbstractVQ
+from .table import TableVQ
 
-# B batch, N items, L levels
+# N items, L levels
 
 TOKEN = re.compile(r"<[a-z]+_(\d{1,9})>|(\d{1,9})")
 
 
-class IMPORTED(AbstractVQ):
+class IMPORTED(TableVQ):
     """Codes by raw item id: an `index.json` as LC-Rec, LETTER and MiniOneRec publish it, or a CSV."""
 
     def __init__(self, config: dict, input_size: int):
@@ -40,28 +39,12 @@ class IMPORTED(AbstractVQ):
         self.register_buffer("codes", torch.from_numpy(codes))
 
     @classmethod
-    def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
-        return []
-
-    @classmethod
     def other_files(cls, config: dict) -> list[Path]:
         return [_file(config)]
 
     @property
     def codebook_sizes(self) -> list[int]:
         return self.sizes
-
-    def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
-        return True
-
-    def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return xs, torch.zeros((), device=xs.device), self.get_codes(xs)
-
-    def get_codes(self, xs: Tensor) -> Tensor:
-        return self.codes[xs.squeeze(1)]
-
-    def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
-        return {"loss_total": forward_outputs[1]}
 
 
 def read_codes(path: Path) -> dict[str, list[int]]:

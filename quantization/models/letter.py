@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError
 
+from .autoencoder import beside
 from .kmeans import kmeans
 from .rqvae import RQVAE
 from .sizes import at_least_one
@@ -41,10 +42,7 @@ class LETTER(RQVAE):
 
     @classmethod
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
-        if suffix == COLLABORATIVE:
-            raise ConfigError(f"--embedding_suffix {suffix}", "is what letter aligns with anyway", "it needs an "
-                              "embedding of the content beside it", "--embedding_suffix td")
-        return [suffix, COLLABORATIVE]
+        return beside(suffix, COLLABORATIVE, cls.section)
 
     def target(self, xs: Tensor) -> Tensor:
         return xs[:, :self.content_size]

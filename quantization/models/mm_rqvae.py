@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from common.errors import ConfigError
-
 from .abstract_vq import AbstractVQ
-from .autoencoder import RESTART_ROWS, sample
+from .autoencoder import RESTART_ROWS, beside, sample
 from .layers import MLP, Standardizer, exactly
 from .residual import ResidualQuantizer
 from .sizes import at_least_one, codebook_size, hidden_sizes
@@ -39,10 +37,7 @@ class MMRQVAE(AbstractVQ):
 
     @classmethod
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
-        if suffix == IMAGE:
-            raise ConfigError(f"--embedding_suffix {suffix}", "is what mm_rqvae reads anyway", "it needs an embedding "
-                              "of the text beside it", "--embedding_suffix td")
-        return [suffix, IMAGE]
+        return beside(suffix, IMAGE, "mm_rqvae")
 
     @property
     def codebook_sizes(self) -> list[int]:

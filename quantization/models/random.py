@@ -5,13 +5,13 @@ from torch import Tensor
 
 from common.errors import ConfigError
 
-from .abstract_vq import AbstractVQ
 from .sizes import at_least_one, codebook_size
+from .table import TableVQ
 
-# B batch, N items, L levels, K codebook size
+# N items, L levels, K codebook size
 
 
-class RANDOM(AbstractVQ):
+class RANDOM(TableVQ):
     """Every item gets one of the K^L semantic IDs, no two the same; it reads no embedding."""
 
     def __init__(self, config: dict, input_size: int):
@@ -26,16 +26,12 @@ class RANDOM(AbstractVQ):
                               f"--num_levels {needed}" if needed else "--codebook_size auto")
         self.register_buffer("codes", torch.zeros(num_items, num_levels, dtype=torch.long))
 
-    @classmethod
-    def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
-        return []
-
     @property
     def codebook_sizes(self) -> list[int]:
         return [self.size] * self.codes.shape[1]
 
     def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
-        """Draw the whole table anew until all rows differ, a few of them at a time."""
+        """Draw rows until there are enough that differ."""
         shape, codes = self.codes.shape, torch.zeros(0, self.codes.shape[1], dtype=torch.long)
         if self.size ** shape[1] <= 4 * shape[0]:  # crowded: shuffle all the IDs there are
             numbers = torch.randperm(self.size ** shape[1], generator=generator)[:shape[0]]
@@ -47,12 +43,3 @@ class RANDOM(AbstractVQ):
             codes = codes[torch.randperm(len(codes), generator=generator)]
         self.codes.copy_(codes)
         return True
-
-    def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return xs, torch.zeros((), device=xs.device), self.get_codes(xs)
-
-    def get_codes(self, xs: Tensor) -> Tensor:
-        return self.codes[xs.squeeze(1)]
-
-    def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
-        return {"loss_total": forward_outputs[1]}

@@ -325,11 +325,16 @@ def test_a_wrong_flag_or_value_is_refused(tmp_path, flags, message):
     assert message in refused(tmp_path, *flags.split())
 
 
-@pytest.mark.parametrize("flags", ["--memory_limit=1.5GiB", "--memory_limit=500mb", "--device=cuda:1", "--device=cpu",
-                                   "--seed=2147483647", "--min_rating=-2", "--split=temporal --split_ratios=.5,.25,.25",
-                                   "--split=temporal --split_dates=2014-01-01,2014-01-01T00:00:01"])
-def test_a_value_at_the_edge_is_taken(tmp_path, flags):
-    make_options(tmp_path, *flags.split())
+@pytest.mark.parametrize(("flags", "key", "value"), [
+    ("--memory_limit=1.5GiB", "memory_limit", "1.5GiB"), ("--memory_limit=500mb", "memory_limit", "500mb"),
+    ("--device=cuda:1", "device", "cuda:1"), ("--device=cpu", "device", "cpu"),
+    ("--seed=2147483647", "seed", 2**31 - 1), ("--min_rating=-2", "min_rating", -2.0),
+    ("--split=temporal --split_ratios=.5,.25,.25", "split_ratios", (0.5, 0.25, 0.25)),
+    ("--split=temporal --split_dates=2014-01-01,2014-01-01T00:00:01", "split_dates",
+     ("2014-01-01", "2014-01-01T00:00:01"))])
+def test_a_value_at_the_edge_is_taken(tmp_path, flags, key, value):
+    options = make_options(tmp_path, *flags.split())
+    assert getattr(options if hasattr(options, key) else options.processing, key) == value
 
 
 def test_the_help_names_every_flag_and_says_what_it_is_for():

@@ -7,6 +7,7 @@ from vector_quantize_pytorch import VectorQuantize
 from common.errors import ConfigError
 from quantization.models.codebook import Codebook, check_options
 from quantization.models.kmeans import kmeans
+from quantization.models.residual import ResidualQuantizer
 
 from .conftest import codebook_options, seeded
 
@@ -184,8 +185,11 @@ def check(num_levels: int = 3, **options: object) -> None:
     check_options(codebook_options(**options), "here", num_levels)
 
 
-def test_options_that_go_together_pass():
-    check(sinkhorn_levels=[0, 2, -1, -3], gradient="rotation", update="ema", distance="cosine")
+def test_options_that_go_together_reach_every_level():
+    options = codebook_options(sinkhorn_levels=[0, -1, -3], gradient="rotation", update="ema", distance="cosine")
+    codebooks = ResidualQuantizer(3, 4, 2, options, "here").codebooks
+    assert [(c.uniform, c.averaged, c.cosine) for c in codebooks] == [(True, True, True), (False, True, True),
+                                                                     (True, True, True)]
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -396,3 +396,12 @@ def test_codes_are_published_if_their_meta_names_the_run(make_config, make_model
     assert not is_published(path, "abc")
     path.with_name(path.name + ".meta.json").write_text("{")
     assert not is_published(path, "abc")
+
+
+@pytest.mark.parametrize(("num_items", "steps_of_epoch"), [(40, 2), (3, 2), (4097, 3)])
+def test_batches_are_smaller_where_a_catalogue_would_be_one_or_less(make_config, make_model, num_items, steps_of_epoch):
+    config = make_config("rqvae", batch_size=2048, min_steps_per_epoch=2, codebook_size=2)
+    xs = torch.randn(num_items, WIDTH)
+    task = QuantizerTask(make_model(config, num_items), xs, config.training_params, 0, "q", Judge(None, None))
+    assert task.num_steps == steps_of_epoch
+    assert sorted(n for index in range(task.num_steps) for n in task.batch_numbers(0, index)) == list(range(num_items))
