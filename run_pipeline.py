@@ -54,9 +54,17 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     options = resolve_options(args)
     quantizers.config_path(args.quantizer_name)
     recommenders.config_path(args.model)
-    steps = plan_data(options, given_flags(parser, args, make_data_parser("").destinations()))
+    data_flags = make_data_parser("").destinations()
+    steps = plan_data(options, given_flags(parser, args, data_flags))
     if options.check:
         return steps
+    for suffix in _other_suffixes(args.quantizer_name, options.suffix):
+        # The transformations belong to the embedding of --suffix.
+        other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
+                                      "l2": False})
+        there = {step.title for step in steps}
+        steps += [step for step in plan_data(resolve_options(other), given_flags(parser, other, data_flags))
+                  if step.title not in there]
     shared = given_flags(parser, args, {"dataset", "data_root", "debug", "run_root"})
     codes = ["--quantizer_name", args.quantizer_name, "--embedding_suffix", options.suffix]
     training = [*codes, *shared, *given_flags(parser, args, {"force", "seed", "device"})]
@@ -69,6 +77,15 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
         Step("results", module("recommendation.report", "--models", ",".join(models), *codes, *shared)),
         Step("what the semantic IDs mean", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
+
+
+def _other_suffixes(quantizer: str, suffix: str) -> list[str]:
+    """The embeddings that a quantizer reads beside the one that is named."""
+    from common.config import resolve
+    from quantization.models import CONFIGS, config_path, find_class
+
+    config = resolve(quantizer, config_path(quantizer), CONFIGS / "defaults.yaml", [])
+    return [other for other in find_class(quantizer).embedding_suffixes(config.values, suffix) if other != suffix]
 
 
 if __name__ == "__main__":

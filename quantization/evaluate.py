@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import SPLITS, DatasetFolder, load_embeddings, load_interactions
+from common.artifacts import SPLITS, DatasetFolder, load_embeddings, load_interactions, load_meta
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.utils import checked_codes
 
@@ -26,13 +26,24 @@ class Judge(NamedTuple):
     @classmethod
     def load(cls, folder: DatasetFolder, suffix: str) -> "Judge":
         """By `td`, else by the embedding `suffix`; and by the training split alone."""
-        named = next((s for s in (JUDGING_SUFFIX, suffix) if folder.embeddings(s).exists()), None)
-        directions = None
+        named, directions = _judging_suffix(folder, suffix), None
         if named is not None:
             vectors = load_embeddings(folder, named)
             lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))  # no copy of what may be large
             directions = np.divide(vectors, np.maximum(lengths, 1e-12)[:, None], out=vectors)
         return cls(directions, consecutive(folder) if folder.interactions.exists() else None)
+
+    @staticmethod
+    def inputs(folder: DatasetFolder, suffix: str) -> dict[str, str]:
+        """The files that `load` reads, and the hashes of their content."""
+        named = _judging_suffix(folder, suffix)
+        paths = [] if named is None else [folder.embeddings(named)]
+        paths += [folder.interactions] if folder.interactions.exists() else []
+        return {path.name: load_meta(path, folder.make_command)["sha256"] for path in paths}
+
+
+def _judging_suffix(folder: DatasetFolder, suffix: str) -> str | None:
+    return next((s for s in (JUDGING_SUFFIX, suffix) if folder.embeddings(s).exists()), None)
 
 
 def consecutive(folder: DatasetFolder) -> np.ndarray:

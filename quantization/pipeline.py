@@ -34,8 +34,9 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
     torch.manual_seed(config["common"]["seed"])
     model = model_class(model_config, input_size=embeddings.xs.shape[1])
     config.check_all_read(model_config)
+    judged_by = Judge.inputs(folder, args.embedding_suffix)
     run = Run(args.run_root / "quantization" / args.dataset / variant(config.name, args.embedding_suffix, args.tag),
-              config.values, embeddings.hashes | others, command)
+              config.values, judged_by | embeddings.hashes | others, command)
     codes = folder.codes(config.name, args.embedding_suffix, args.tag)
     if run.finished and not args.force and is_published(codes, run.id):
         log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)

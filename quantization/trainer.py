@@ -21,6 +21,8 @@ from quantization.utils import check_contract
 
 log = logging.getLogger(__name__)
 
+MAINTAIN_EVERY = 100  # steps; in a long epoch a codebook would else collapse before anything looks after it
+
 
 class QuantizerTask:
     """What `common.training.TrainingLoop` needs to know about training a quantizer."""
@@ -36,10 +38,15 @@ class QuantizerTask:
         batch = self.batches.get(epoch, index)
         losses = self.model.compute_loss(self.model(batch), batch)
         optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
+        if (index + 1) % MAINTAIN_EVERY == 0 and index + 1 < self.num_steps:
+            self._maintain("step", epoch, index)
         return losses
 
     def end_epoch(self, epoch: int) -> None:
-        self.model.end_epoch(self.xs, torch.Generator().manual_seed(derive_seed(self.seed, "end", epoch)))
+        self._maintain("end", epoch)
+
+    def _maintain(self, *when: str | int) -> None:
+        self.model.maintain(self.xs, torch.Generator().manual_seed(derive_seed(self.seed, *when)))
 
     def evaluate(self) -> dict:
         figures, _ = evaluate(self.model, self.xs, self.params["eval_batch_size"], self.judge)

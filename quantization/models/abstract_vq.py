@@ -72,5 +72,5 @@ class AbstractVQ(nn.Module, ABC):
     def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
         """Start from the data (N, D), such as codebooks by k-means, before the first step."""
 
-    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
-        """Look after the model between epochs, such as restarting dead codes; xs is (N, D)."""
+    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
+        """Look after the model, such as restarting dead codes, every 100 steps and after each epoch; xs is (N, D)."""

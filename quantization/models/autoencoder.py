@@ -81,7 +81,7 @@ class AutoencoderVQ(AbstractVQ):
         self.quantizer.start(self.encoder(self.standardizer(sample(xs, generator))), generator)
 
     @torch.no_grad()
-    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
+    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
         rows = sample(xs, generator, RESTART_ROWS)
         self.quantizer.restart_dead(self.encoder(self.standardizer(rows)), generator)
 

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .balance import exact_prices, raise_prices
 from .nearest import directions, nearest_exactly
 
 # N rows, D width, K clusters
 
 SAMPLE_ROWS, SAMPLE_PER_CLUSTER = 2048, 8  # that the start is drawn from, whichever is more
-FEW = 64                       # rows too many, from which on they leave one by one
-ROUNDS, LAST_ROUNDS = 5, 1000  # of raising the prices of overfull clusters: in an iteration, at the end
+ROUNDS, LAST_ROUNDS = 5, 50               # of raising the prices of overfull clusters: in an iteration, at the end
 
 
 class Clusters(NamedTuple):
@@ -33,9 +33,8 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
 
     A cluster that lost all its rows moves to one of the rows that are farthest from their centroids. With
     `cosine` a row belongs to the centroid at the smallest angle. With `largest`, no cluster gets more than
-    so many of these rows, unless more than that are equal, or LAST_ROUNDS do not suffice (as with rows that are far
-    more crowded in one place than in others). The clusters are then a power diagram, and start from rows drawn at
-    random, so that there are many where rows are many.
+    so many of these rows, unless more than that are equal, or nearly so. The clusters are then a power diagram,
+    and start from rows drawn at random, so that there are many where rows are many.
     """
     count = max(SAMPLE_ROWS, SAMPLE_PER_CLUSTER * num_clusters)
     sample = rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
@@ -44,11 +43,12 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
     norms = rows.square().sum(dim=1)
     for _ in range(num_iterations):
         if largest is not None:
-            offsets = _prices(rows, centroids, offsets, largest, ROUNDS)
+            offsets = raise_prices(_costs(rows, centroids), offsets, largest, ROUNDS)
         codes, distance = _assign(rows, norms, directions(centroids) if cosine else centroids, offsets)
         centroids = _means(rows, codes, distance, num_clusters)
     if largest is not None:
-        offsets = _prices(rows, centroids, offsets, largest, LAST_ROUNDS)
+        costs = _costs(rows, centroids)
+        offsets = exact_prices(costs, raise_prices(costs, offsets, largest, LAST_ROUNDS), largest)
     return Clusters(centroids, offsets)
 
 
@@ -102,39 +102,7 @@ def _means(rows: Tensor, codes: Tensor, distance: Tensor, num_clusters: int) -> 
                        sums / counts.clamp(min=1).unsqueeze(1))
 
 
-def _prices(rows: Tensor, centroids: Tensor, offsets: Tensor, largest: int, num_rounds: int) -> Tensor:
-    """Raise the offsets (K,) of full clusters until so many rows have left that none is overfull.
-
-    All clusters without room are raised alike, until their surplus has left for those that have room, the rows that
-    lose least by it. (Raised one by one, two full clusters would outbid each other in tiny steps.)
-    """
+def _costs(rows: Tensor, centroids: Tensor) -> Tensor:
+    """float64 (N, K) squared distances, but for what all clusters of a row have in common."""
     rows, centroids = rows.double(), centroids.double()
-    costs = torch.addmm(centroids.square().sum(dim=1), rows, centroids.T, alpha=-2.0)               # (N, K)
-    offsets = offsets.double()
-    for _ in range(num_rounds):
-        priced = costs + offsets
-        own, codes = priced.min(dim=1)
-        counts = torch.bincount(codes, minlength=len(centroids))
-        surplus = int((counts - largest).clamp(min=0).sum())
-        if not surplus:
-            break
-        full = counts >= largest
-        leaving = full[codes]
-        elsewhere, target = priced[leaving].masked_fill(full, torch.inf).min(dim=1)
-        margins, order = (elsewhere - own[leaving]).sort()
-        # Many leave at once, wherever that leads; the last ones only as far as there is room for them.
-        moved = surplus if surplus > FEW else min(surplus, _before_one_overflows(target[order], largest - counts))
-        # Between the last that leaves and the first that stays, so that no rounding decides; equal rows leave together.
-        last = margins[moved - 1]
-        stays = torch.searchsorted(margins, last + 1e-9 * last.abs() + 1e-12, right=True).clamp(max=len(margins) - 1)
-        offsets = torch.where(full, offsets + (last + torch.maximum(margins[stays], last + 1e-12)) / 2, offsets)
-    return offsets - offsets.min()
-
-
-def _before_one_overflows(target: Tensor, room: Tensor) -> int:
-    """How many of the rows that move to `target` (M,), in this order, still find `room` (K,) there."""
-    order = target.argsort(stable=True)
-    counts = torch.bincount(target, minlength=len(room))
-    rank = torch.arange(len(target), device=target.device) - (counts.cumsum(0) - counts)[target[order]]
-    too_many = order[rank >= room[target[order]]]
-    return int(too_many.min()) if len(too_many) else len(target)
+    return torch.addmm(centroids.square().sum(dim=1), rows, centroids.T, alpha=-2.0)

@@ -30,12 +30,7 @@ class LETTER(RQVAE):
         super().__init__(config, sum(contents))
         self.content_size = sum(contents)
         self.alignment_weight, self.diversity_weight = self.params["alignment_weight"], self.params["diversity_weight"]
-        num_groups = at_least_one(self.params["num_groups"], f"{self.where}.num_groups")
-        if num_groups > min(self.codebook_sizes):
-            raise ConfigError(f"{self.where}.num_groups", f"is {num_groups}", "there are only "
-                              f"{min(self.codebook_sizes)} codewords to group",
-                              f"--num_groups {min(self.codebook_sizes)} or fewer")
-        self.num_groups = num_groups
+        self.num_groups = _num_groups(self.params["num_groups"], min(self.codebook_sizes), f"{self.where}.num_groups")
         self.group_iterations = at_least_one(self.params["group_iterations"], f"{self.where}.group_iterations")
         self.to_collaborative = nn.Linear(self.latent_size, collaborative, bias=False)
         self.register_buffer("groups", torch.zeros(len(self.codebook_sizes), self.codebook_sizes[0], dtype=torch.long))
@@ -89,8 +84,8 @@ class LETTER(RQVAE):
         self._regroup(generator)
 
     @torch.no_grad()
-    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
-        super().end_epoch(self.target(xs), generator)
+    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
+        super().maintain(self.target(xs), generator)
         self._regroup(generator)
 
     def _regroup(self, generator: torch.Generator) -> None:
@@ -100,6 +95,17 @@ class LETTER(RQVAE):
             clusters = kmeans(rows, self.num_groups, self.group_iterations, generator,
                               largest=-(-len(rows) // self.num_groups))
             groups.copy_(clusters.assign(rows))
+
+
+def _num_groups(count: int | str, num_codewords: int, where: str) -> int:
+    """`auto` is LETTER's 10, or as many as have two codewords each."""
+    if count == "auto":
+        return max(1, min(10, num_codewords // 2))
+    at_least_one(count, where, wanted="auto or at least 1")
+    if count > num_codewords:
+        raise ConfigError(where, f"is {count}", f"there are only {num_codewords} codewords to group",
+                          f"--num_groups auto, or {num_codewords} or fewer")
+    return count
 
 
 def _partners(groups: Tensor) -> tuple[Tensor, Tensor]:

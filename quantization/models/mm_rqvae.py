@@ -85,7 +85,7 @@ class MMRQVAE(AbstractVQ):
         self.quantizer.start(self.latent(sample(xs, generator)), generator)
 
     @torch.no_grad()
-    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
+    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
         self.quantizer.restart_dead(self.latent(sample(xs, generator, RESTART_ROWS)), generator)
 
     def _recon_loss(self, made: Tensor, wanted: Tensor, standardizer: Standardizer) -> Tensor:

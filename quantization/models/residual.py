@@ -83,7 +83,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Restart codewords that the epoch did not use at residuals of random rows of (N, H)."""
+        """Restart codewords that were not used since the last time at residuals of random rows of (N, H)."""
         residual = latent
         for codebook in self.codebooks:
             after = residual - codebook.lookup(codebook.nearest_roughly(residual))

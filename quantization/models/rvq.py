@@ -50,5 +50,5 @@ class RVQ(AbstractVQ):
         self.quantizer.start(self.standardizer(sample(xs, generator)), generator)
 
     @torch.no_grad()
-    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
+    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
         self.quantizer.restart_dead(self.standardizer(sample(xs, generator, RESTART_ROWS)), generator)

@@ -122,6 +122,31 @@ def test_the_next_stages_read_the_embedding_that_the_data_part_makes(whole_job, 
     assert not {"--seed=3", "--device=cpu", "--force"} & {*made[-2], *made[-1]}  # these train nothing
 
 
+@pytest.mark.parametrize(("quantizer", "flags", "others"), [
+    ("letter", [], [["dataloader.fusion", "--suffix=cf"]]),
+    ("letter", ["--pca=16", "--suffix=td"], [["dataloader.fusion", "--suffix=cf"]]),  # cf itself is not transformed
+    ("letter", ["--modalities=text,image", "--suffix=fused-pca"], [["dataloader.fusion", "--modalities=text,image",
+                                                                    "--suffix=cf"]]),
+    ("mm_rqvae", [], [["dataloader.figures", "--suffix=image"], ["dataloader.image_embedding", "--suffix=image"]]),
+    ("mm_rqvae", ["--modalities=text,image", "--suffix=td"], []),
+    ("random", [], [])])
+def test_the_whole_job_also_makes_what_a_quantizer_reads_beside_the_text(whole_job, tmp_path, quantizer, flags, others):
+    data = f"--data_root={tmp_path}"
+    plain = whole_plan(whole_job, data, *flags)
+    made = whole_plan(whole_job, data, *flags, f"--quantizer_name={quantizer}")
+    last = [command[0] for command in made].index("quantization/main.py")
+    assert made[:last - len(others)] == [command for command in plain if command[0].startswith("dataloader.")]
+    assert [[word for word in command if word != data] for command in made[last - len(others):last]] == others
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--quantizer_name=letter", "--suffix=cf"], "is what letter reads anyway"),
+    (["--quantizer_name=mm_rqvae", "--modalities=text"], "--suffix image needs it")])
+def test_a_quantizer_that_cannot_have_its_embeddings_is_refused(whole_job, tmp_path, flags, message):
+    with pytest.raises(ConfigError, match=message):
+        whole_plan(whole_job, "--data_root", str(tmp_path), *flags)
+
+
 def test_checking_from_the_root_is_the_check_and_nothing_else(whole_job, tmp_path):
     assert whole_plan(whole_job, "--data_root", str(tmp_path), "--check", "--dataset=Beauty") == [
         ["dataloader.process", "--dataset=Beauty", f"--data_root={tmp_path}", "--check"]]

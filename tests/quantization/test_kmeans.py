@@ -109,12 +109,18 @@ def test_the_row_that_leaves_a_full_cluster_is_the_one_that_loses_least():
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("num_rows", "num_clusters", "largest", "shift"), [
     (400, 8, 75, 0.0), (400, 8, 75, 100.0), (320, 16, 30, 0.0), (1000, 32, 47, 1.0),  # 1.5 times the equal share
-    (50, 50, 1, 0.0), (40, 1, 40, 0.0)])
+    (320, 16, 20, 0.0), (50, 50, 1, 0.0), (40, 1, 40, 0.0)])
 def test_no_cluster_is_above_the_limit(seed, num_rows, num_clusters, largest, shift):
     rows = torch.randn(num_rows, 5, generator=seeded(100 + seed)) + shift
     clusters = kmeans(rows, num_clusters, 5, seeded(seed), largest=largest)
     for codes in (clusters.assign(rows), nearest_exactly(rows, clusters.centroids, clusters.offsets)):
         assert torch.bincount(codes).max() <= largest
+
+
+def test_the_limit_holds_where_most_rows_are_crowded_in_one_place():
+    lengths = torch.exp(2 * torch.randn(3000, 1, generator=seeded()))
+    rows = torch.randn(3000, 8, generator=seeded(1)) * lengths
+    assert torch.bincount(kmeans(rows, 64, 5, seeded(), largest=71).assign(rows)).max() <= 71
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -108,11 +108,11 @@ def test_partners_are_others_of_the_same_group_and_all_of_them_in_turn():
 
 
 @pytest.mark.parametrize(("num_items", "size", "num_groups"), [(40, 40, 4), (100, 64, 8), (40, 6, 2), (40, 5, 1)])
-def test_groups_are_about_equally_large(make, num_items, size, num_groups):
+def test_groups_are_equally_large(make, num_items, size, num_groups):
     model = make(num_items, num_levels=1, codebook_size=size, num_groups=num_groups, group_iterations=10)
     items = torch.randn(num_items, 2 * WIDTH, generator=seeded(1))
     model.initialize(items, seeded())
-    assert torch.bincount(model.groups[0]).max() <= -(-size // num_groups) + 2
+    assert torch.bincount(model.groups[0]).max() <= -(-size // num_groups)
 
 
 def test_the_quantization_loss_holds_both_in_their_weights(make):
@@ -144,6 +144,11 @@ def test_only_the_content_is_reconstructed_and_coded(make):
 def test_more_groups_than_codewords_are_an_error_with_both_numbers(make):
     with pytest.raises(ConfigError, match=r"letter.model_params.num_groups: is 5\. .*only 4 codewords"):
         make(codebook_size=4, num_groups=5)
+
+
+@pytest.mark.parametrize(("size", "num_groups"), [(1, 1), (3, 1), (8, 4), (32, 10)])
+def test_the_number_of_groups_follows_the_number_of_codewords(make, size, num_groups):
+    assert make(codebook_size=size, num_groups="auto").num_groups == num_groups
 
 
 @pytest.mark.parametrize("key", ["num_groups", "group_iterations"])

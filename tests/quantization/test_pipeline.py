@@ -113,6 +113,21 @@ def test_a_collapse_is_an_error_where_it_is_taken_strictly_and_no_codes_are_writ
     assert folder.codes("rvq", "td", None).exists()
 
 
+@pytest.mark.parametrize("changed", ["td", "interactions"])
+def test_figures_are_made_again_where_what_the_codes_are_judged_by_has_changed(quantize, folder, xs, capsys, changed):
+    save_embedding(folder, "other", xs.numpy())
+    before = json.loads((quantize("rkmeans", suffix="other") / "evaluation.json").read_text())["figures"]
+    if changed == "td":
+        save_embedding(folder, "td", xs.numpy() ** 2)
+    else:
+        save_interactions(folder, [(user, item, "train") for user in range(5) for item in (user, user + 7)])
+    after = json.loads((quantize("rkmeans", suffix="other") / "evaluation.json").read_text())["figures"]
+    assert "reusing" not in capsys.readouterr().out
+    assert after["collision_rate"] == before["collision_rate"]
+    figure = {"td": "prefix_similarity", "interactions": "behavioural_coherence"}[changed]
+    assert after[figure] != before[figure]
+
+
 def test_a_collapsed_run_that_is_reused_is_an_error_too_where_it_is_taken_strictly(quantize, folder):
     save_embedding(folder, "td", EQUAL)
     quantize("rvq")

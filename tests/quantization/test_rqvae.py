@@ -126,7 +126,7 @@ def test_codewords_that_an_epoch_did_not_use_restart_at_residuals(make_rqvae, xs
         residuals = [model.encoder(xs)]
         residuals.append(residuals[0] - codebooks[0].codewords[codes[:, 0]])
     before = [codebook.codewords.detach().clone() for codebook in codebooks]
-    model.end_epoch(xs, generator)
+    model.maintain(xs, generator)
     for old, codebook, residual, used in zip(before, codebooks, residuals, codes.T, strict=True):
         alive = torch.isin(torch.arange(8), used)
         assert 0 < alive.sum() <= 3
@@ -140,7 +140,7 @@ def test_without_restarts_the_end_of_an_epoch_moves_nothing(make_rqvae, xs, gene
     model = make_rqvae(restart_dead="false", codebook_size=8)
     model(xs)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.end_epoch(xs, generator)
+    model.maintain(xs, generator)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 

@@ -405,3 +405,16 @@ def test_batches_are_smaller_where_a_catalogue_would_be_one_or_less(make_config,
     task = QuantizerTask(make_model(config, num_items), xs, config.training_params, 0, "q", Judge(None, None))
     assert task.num_steps == steps_of_epoch
     assert sorted(n for index in range(task.num_steps) for n in task.batch_numbers(0, index)) == list(range(num_items))
+
+
+def test_a_long_epoch_is_looked_after_at_its_end_and_on_the_way(make_config, make_model, xs, monkeypatch):
+    config = make_config("rqvae", batch_size=4)  # ten steps of 40 items
+    model, seen = make_model(config), []
+    task = QuantizerTask(model, xs, config.training_params, 0, "q", Judge(None, None))
+    monkeypatch.setattr("quantization.trainer.MAINTAIN_EVERY", 5)
+    monkeypatch.setattr(model, "maintain", lambda xs, generator: seen.append((index, generator.initial_seed())))
+    for index in range(task.num_steps):
+        task.step(0, index)
+    task.end_epoch(0)
+    assert [index for index, _ in seen] == [4, 9]  # the end of the epoch comes once
+    assert len({seed for _, seed in seen}) == 2
