@@ -161,8 +161,8 @@ def train_ours(xs, seed: int, device: str, watch: Callable, **keys: object) -> N
     from quantization.trainer import Trainer
 
     class Watched(RQVAE):
-        def maintain(self, xs, generator):
-            super().maintain(xs, generator)
+        def end_epoch(self, xs, generator):
+            super().end_epoch(xs, generator)
             watch(self)
 
     overrides = {"seed": seed, "num_levels": NUM_LEVELS, "codebook_size": CODEBOOK_SIZE, **keys}

@@ -54,6 +54,6 @@ class Batches:
         """The items of batch `index` of the epoch, (B,)."""
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            self._order = torch.randperm(len(self.xs), generator=generator).to(self.xs.device)
+            self._order = torch.randperm(len(self.xs), generator=generator).to(self.xs.device, non_blocking=True)
             self._epoch = epoch
         return self._order[index * self.batch_size:(index + 1) * self.batch_size]

@@ -39,14 +39,14 @@ class QuantizerTask:
         losses = self.model.compute_loss(self.model(batch), batch)
         optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
         if (index + 1) % MAINTAIN_EVERY == 0 and index + 1 < self.num_steps:
-            self._maintain("step", epoch, index)
+            self.model.maintain(self.xs, self._generator("maintain", epoch, index))
         return losses
 
     def end_epoch(self, epoch: int) -> None:
-        self._maintain("end", epoch)
+        self.model.end_epoch(self.xs, self._generator("end", epoch))
 
-    def _maintain(self, *when: str | int) -> None:
-        self.model.maintain(self.xs, torch.Generator().manual_seed(derive_seed(self.seed, *when)))
+    def _generator(self, *use: str | int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, *use))
 
     def evaluate(self) -> dict:
         figures, _ = evaluate(self.model, self.xs, self.params["eval_batch_size"], self.judge)

@@ -73,4 +73,8 @@ class AbstractVQ(nn.Module, ABC):
         """Start from the data (N, D), such as codebooks by k-means, before the first step."""
 
     def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
-        """Look after the model, such as restarting dead codes, every 100 steps and after each epoch; xs is (N, D)."""
+        """Look after the model, such as restarting dead codes, in a long epoch; xs is (N, D). It should not wait."""
+
+    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
+        """The same at the end of every epoch."""
+        self.maintain(xs, generator)

@@ -15,7 +15,7 @@ from .sizes import at_least_one, hidden_sizes
 # B batch, D input width, H latent size, L levels
 
 MAX_START_ROWS = 65_536  # items that k-means looks at
-RESTART_ROWS = 2048      # items that dead codewords restart from; all of them, each epoch, would cost a sixth of it
+RESTART_ROWS = 2048      # items that dead codewords restart from; all of them would cost a sixth of it
 
 
 class LatentQuantizer(Protocol):
@@ -101,4 +101,4 @@ def sample(xs: Tensor, generator: torch.Generator, count: int = MAX_START_ROWS) 
     """`count` random rows, or all where there are no more."""
     if len(xs) <= count:
         return xs
-    return xs[torch.randperm(len(xs), generator=generator)[:count].to(xs.device)]
+    return xs[torch.randperm(len(xs), generator=generator)[:count].to(xs.device, non_blocking=True)]

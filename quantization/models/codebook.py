@@ -76,7 +76,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def restart_dead(self, rows: Tensor, generator: torch.Generator) -> None:
         """Move every codeword that nothing used to a random one of `rows` (N, D); forget the counts."""
-        picks = _draw(len(self), len(rows), generator).to(rows.device)
+        picks = _draw(len(self), len(rows), generator).to(rows.device, non_blocking=True)
         if self.options["restart_dead"]:
             self._move((self.usage == 0).unsqueeze(1), rows[picks])
         self.usage.zero_()

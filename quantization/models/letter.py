@@ -86,10 +86,14 @@ class LETTER(RQVAE):
     @torch.no_grad()
     def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
         super().maintain(self.target(xs), generator)
+
+    @torch.no_grad()
+    def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
+        super().end_epoch(xs, generator)
         self._regroup(generator)
 
     def _regroup(self, generator: torch.Generator) -> None:
-        """Group each level's codewords by k-means, the groups about equally large."""
+        """Group each level's codewords by k-means, the groups equally large."""
         for codebook, groups in zip(self.quantizer.codebooks, self.groups, strict=True):
             rows = codebook.codewords.detach()
             clusters = kmeans(rows, self.num_groups, self.group_iterations, generator,

@@ -115,6 +115,18 @@ def test_groups_are_equally_large(make, num_items, size, num_groups):
     assert torch.bincount(model.groups[0]).max() <= -(-size // num_groups)
 
 
+def test_codewords_are_grouped_anew_at_the_end_of_an_epoch(make):
+    model = make(num_levels=1, codebook_size=4, num_groups=2, restart_dead="false")
+    items = torch.randn(40, 2 * WIDTH, generator=seeded(1))
+    with torch.no_grad():
+        model.quantizer.codebooks[0].codewords[:, 0] = torch.tensor([5.0, -5.0, 5.0, -5.0])
+    model.groups[0] = torch.tensor([0, 0, 1, 1])
+    model.maintain(items, seeded())
+    assert model.groups[0].tolist() == [0, 0, 1, 1]
+    model.end_epoch(items, seeded())
+    assert model.groups[0].tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
+
+
 def test_the_quantization_loss_holds_both_in_their_weights(make):
     items = torch.randn(40, 2 * WIDTH, generator=seeded(1))
     losses = {}
