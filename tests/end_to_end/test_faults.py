@@ -10,12 +10,20 @@ QUANTIZE = ("python", "quantization/main.py", "--epochs", "20", "--eval_every", 
 RECOMMEND = ("python", "recommendation/main.py", "--max_steps", "40", "--checkpoint_seconds", "0", "--batch_size", "64")
 
 
-def outputs(tree, stage):
+def output_files(tree, stage):
     """Everything that a run leaves behind and that must not depend on its history."""
     runs = tree.root / "runs" / stage
     files = [*runs.rglob("metrics.jsonl"), *runs.rglob("best.safetensors"), *runs.rglob("metrics.json"),
              *runs.rglob("predictions.jsonl"), *tree.root.glob("data/Baby/*.codes-*.npy")]
-    return {str(path.relative_to(tree.root)): path.read_bytes() for path in files}
+    return {str(path.relative_to(tree.root)): path for path in files}
+
+
+def outputs(tree, stage):
+    return {name: path.read_bytes() for name, path in output_files(tree, stage).items()}
+
+
+def written_at(tree, stage):
+    return {name: path.stat().st_mtime_ns for name, path in output_files(tree, stage).items()}
 
 
 def stop_after(tree, stage, command, num_checkpoints, signal_number):
@@ -42,26 +50,19 @@ def test_a_killed_run_continues_and_ends_with_the_bytes_of_an_undisturbed_one(ba
     code, _, err = stop_after(baby, stage, command, 20, signal.SIGTERM)
     assert code == 143, err
     assert "the same command again continues" in err
-    resumed = baby.command(*command)
-    assert resumed.code == 0, resumed.err
-    assert "continuing after epoch" in resumed.out
-    with_faults = outputs(baby, stage)
-    assert baby.command(*command, "--force").code == 0
-    assert outputs(baby, stage) == with_faults
-    assert len(with_faults) >= 3
-
-
-def test_a_truncated_checkpoint_is_skipped_for_the_one_before_it(baby):
-    assert stop_after(baby, "quantization", QUANTIZE, 12, signal.SIGKILL)[0] == -signal.SIGKILL
-    newest = max(baby.root.glob("runs/quantization/**/step-*.safetensors"))
+    newest = max(baby.root.glob(f"runs/{stage}/**/step-*.safetensors"), key=lambda path: path.name)
     newest.write_bytes(newest.read_bytes()[:1000])
-    resumed = baby.command(*QUANTIZE)
+    resumed = baby.command(*command)
     assert resumed.code == 0, resumed.err
     assert newest.name in resumed.err
     assert "skipped, taking the one before it" in resumed.err
-    with_faults = outputs(baby, "quantization")
-    assert baby.command(*QUANTIZE, "--force").code == 0
-    assert outputs(baby, "quantization") == with_faults
+    assert "continuing after epoch" in resumed.out
+    with_faults, written = outputs(baby, stage), written_at(baby, stage)
+    again = baby.command(*command, "--force")
+    assert (again.code, "reusing" in again.out) == (0, False)
+    assert outputs(baby, stage) == with_faults
+    assert len(with_faults) >= 3
+    assert all(time > written[name] for name, time in written_at(baby, stage).items() if name.startswith("runs"))
 
 
 def test_stale_codes_are_refused_with_the_command_that_rebuilds_them(baby):
