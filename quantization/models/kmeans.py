@@ -12,6 +12,7 @@ from .nearest import directions, nearest_exactly
 # N rows, D width, K clusters
 
 SAMPLE_ROWS, SAMPLE_PER_CLUSTER = 2048, 8  # that the start is drawn from, whichever is more
+PRODUCT_ROWS = 4096                       # of a sample whose inner products are all held at once, 64 MB
 ROUNDS, LAST_ROUNDS = 5, 50               # of raising the prices of overfull clusters: in an iteration, at the end
 
 
@@ -63,17 +64,20 @@ def _spread(sample: Tensor, num_clusters: int, generator: torch.Generator, drawn
     draws = torch.rand(num_clusters, num_draws, generator=generator).to(sample.device, torch.float64)
     noise = 1e-3 * _scale(sample) * torch.randn(num_clusters, sample.shape[1], generator=generator).to(sample)
     norms = sample.square().sum(dim=1)
+    # All products at once are much faster than a few rows' at a time, while they fit into the cache.
+    products = sample @ sample.T if len(sample) <= PRODUCT_ROWS else None
     distance, picks = torch.ones_like(norms), []
     for draw, shift in zip(draws, noise, strict=True):
         chance = (distance > 0 if drawn_alike else distance).double().cumsum(0)
         # Where every distance is 0, the draw falls on the first row.
-        drawn = sample[torch.searchsorted(chance, draw * chance[-1], right=True).clamp_(max=len(sample) - 1)]
-        away = (norms.unsqueeze(1) - 2 * (sample @ drawn.T) + drawn.square().sum(dim=1)).clamp_(min=0)
+        drawn = torch.searchsorted(chance, draw * chance[-1], right=True).clamp_(max=len(sample) - 1)     # (draws,)
+        inner = sample[drawn] @ sample.T if products is None else products[drawn]                   # (draws, rows)
+        away = (norms - 2 * inner + norms[drawn].unsqueeze(1)).clamp_(min=0)
         # Rounding must not make a copy of a picked row look new.
-        away = torch.where(away > 1e-5 * (norms.unsqueeze(1) + 1e-30), away, 0.0)
-        left = away if not picks else torch.minimum(distance.unsqueeze(1), away)                    # (rows, draws)
-        best = left.sum(dim=0).argmin(dim=0, keepdim=True)
-        distance, picked = left.index_select(1, best).squeeze(1), drawn.index_select(0, best)       # (1, D)
+        away = torch.where(away > 1e-5 * (norms + 1e-30), away, 0.0)
+        left = away if not picks else torch.minimum(distance, away)
+        best = left.sum(dim=1).argmin(dim=0, keepdim=True)
+        distance, picked = left.index_select(0, best).squeeze(0), sample[drawn.index_select(0, best)]     # (1, D)
         picks.append(torch.where(chance[-1] > 0, picked, picked + shift))
     return torch.cat(picks)
 

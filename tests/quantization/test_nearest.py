@@ -40,6 +40,22 @@ def test_a_difference_beyond_rounding_counts():
     assert nearest_exactly(torch.zeros(1, 1), codewords).tolist() == [1]
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e-19, 1e-3, 1.0, 1e6, 1e19, 1e25])  # the squares under- and overflow
+@pytest.mark.parametrize("apart", [1e-9, 1e-6, 1e-4, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_float32_answers_only_where_float64_says_the_same(scale, apart, dtype):
+    middle = torch.randn(1, 48, generator=seeded(0), dtype=torch.float64)
+    codewords = scale * (middle + apart * torch.randn(40, 48, generator=seeded(1), dtype=torch.float64)).to(dtype)
+    rows = scale * (middle + apart * torch.randn(500, 48, generator=seeded(2), dtype=torch.float64)).to(dtype)
+    for offsets in (None, scale**2 * apart * torch.rand(40, generator=seeded(3), dtype=torch.float64)):
+        exact = module._first_smallest(rows, codewords, offsets)
+        codes, clear = module._clearly_smallest(rows, codewords, offsets)
+        assert torch.equal(codes[clear], exact[clear])
+        assert torch.equal(nearest_exactly(rows, codewords, offsets), exact)
+    if (scale, apart) == (1.0, 1.0):
+        assert clear.float().mean() > 0.95  # else nothing would be won
+
+
 def test_rows_are_compared_in_chunks(monkeypatch):
     rows, codewords = torch.randn(50, 3, generator=seeded(0)), torch.randn(7, 3, generator=seeded(1))
     whole = nearest_exactly(rows, codewords)
