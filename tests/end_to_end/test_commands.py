@@ -1,7 +1,6 @@
 """The user's own commands, verbatim, on a generated data set."""
 
 import json
-import shutil
 
 import pytest
 
@@ -101,18 +100,6 @@ def test_what_the_whole_job_leaves_is_sound_and_checking_it_changes_nothing(whol
         assert f"check: {name}: content ok" in outcome.out
     assert "Baby is sound: 5 files" in outcome.out
     assert {path: path.stat().st_mtime_ns for path in (tree.root / "data").rglob("*")} == before
-
-
-def test_force_repeats_the_whole_job_and_ends_with_the_same_codes(whole_run, baby, mirror):
-    tree, _ = whole_run
-    shutil.copytree(tree.root / "data", baby.root / "data", dirs_exist_ok=True)
-    outcome = baby.command("bash", "run_pipeline.sh", "--dataset", "Baby", "--mirror", mirror, "--force",
-                           "--model", "markov")  # the quickest one, as the others' --force is tested elsewhere
-    assert outcome.code == 0, outcome.err
-    assert "reusing" not in outcome.out
-    codes = "Baby.codes-rqvae-td.npy"
-    assert baby.data(codes).read_bytes() == tree.data(codes).read_bytes()
-    assert baby.data(codes).stat().st_mtime_ns > tree.data(codes).stat().st_mtime_ns
 
 
 def test_a_moved_copy_runs_its_own_code_while_another_checkout_is_on_the_path(baby, tmp_path):
