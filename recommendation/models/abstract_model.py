@@ -76,9 +76,12 @@ class AbstractRecommender(nn.Module, ABC):
 
 def top_items(scores: Tensor, top_k: int) -> Recommendations:
     """The best of dense scores (B, N); among equals the smaller item id."""
-    k = min(top_k, scores.shape[1])
-    order = torch.sort(scores, dim=1, descending=True, stable=True)
-    items, best = order.indices[:, :k], order.values[:, :k]
-    missing = (len(scores), top_k - k)
-    return Recommendations(torch.cat([items, items.new_full(missing, -1)], dim=1),
-                           torch.cat([best, best.new_full(missing, float("-inf"))], dim=1))
+    best, items = scores.sort(dim=1, descending=True, stable=True)
+    return filled_up(items, best, top_k)
+
+
+def filled_up(items: Tensor, scores: Tensor, top_k: int) -> Recommendations:
+    """The first `top_k` of sorted items and scores (B, any number); item -1 with score -inf where there are fewer."""
+    missing = (len(items), max(top_k - items.shape[1], 0))
+    return Recommendations(torch.cat([items, items.new_full(missing, -1)], dim=1)[:, :top_k],
+                           torch.cat([scores, scores.new_full(missing, float("-inf"))], dim=1)[:, :top_k])

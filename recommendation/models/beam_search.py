@@ -1,57 +1,90 @@
-"""Beam search over existing semantic IDs, for all users of a batch at once."""
+"""Decoding over existing semantic IDs, for all users of a batch at once: beam search, and exact scores."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .abstract_model import Recommendations
+from .abstract_model import Recommendations, filled_up, top_items
+from .trie import Trie
 
-# B batch, K beams, C codebook size of a level, N items, L levels
+# B batch, K beams, C codebook size of a level, J most children of a level's nodes, P nodes of a level, N items
 
-
-class Trie(nn.Module):
-    """The existing IDs as one table a level: (node, code) -> child node, or -1; the last level's are items."""
-
-    def __init__(self, codes: Tensor, codebook_sizes: list[int]):
-        super().__init__()
-        codes = codes.cpu().numpy()
-        node = np.zeros(len(codes), dtype=np.int64)  # of each item, at the current level
-        for level, size in enumerate(codebook_sizes):
-            child = np.arange(len(codes))
-            if level < len(codebook_sizes) - 1:
-                child = np.unique(node * size + codes[:, level], return_inverse=True)[1].reshape(-1)
-            table = np.full((node.max() + 1, size), -1, dtype=np.int32)
-            table[node, codes[:, level]] = child
-            self.register_buffer(f"level_{level}", torch.from_numpy(table), persistent=False)
-            node = child
-
-    def child_nodes(self, level: int, nodes: Tensor) -> Tensor:
-        """(B, K) nodes -> (B, K, C) children."""
-        return self.get_buffer(f"level_{level}")[nodes]
+Step = Callable[[int, Tensor, Tensor], Tensor]
+"""`step(level, codes, parents)`: the beams' last codes (B, K), and which beams of the step before they continue
+(B, K) -> the level's logits (B, K, C). The first level has one beam, as all would be alike there."""
 
 
-def beam_search(step: Callable[[int, Tensor, Tensor], Tensor], trie: Trie, num_levels: int, batch_size: int,
-                num_beams: int, top_k: int, device: torch.device) -> Recommendations:
+class Beams(NamedTuple):
+    """Prefixes of semantic IDs, (B, K) each."""
+
+    scores: Tensor   # sums of log-probabilities; -inf where there is no such prefix
+    nodes: Tensor    # of the trie
+    codes: Tensor    # the last one
+    parents: Tensor  # which beams of the last step they continue
+
+
+def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,
+                existing_only: bool = False) -> Recommendations:
     """The likeliest items, by the sum of their codes' log-probabilities.
 
-    `step(level, codes, parents)` gets the codes (B, K) that the beams chose last and the beams (B, K)
-    that they were chosen in, and returns log-probabilities (B, K, C) of the level. The first level
-    has one beam, as all would be alike there.
+    With `existing_only` a code's probability is the one among the codes that continue an existing ID. What
+    follows a prefix of one item alone is certain then, and is not decoded.
     """
-    scores = torch.zeros(batch_size, 1, device=device)
-    nodes = codes = parents = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
-    for level in range(num_levels):
-        log_probs = step(level, codes, parents)                             # (B, K, C)
-        children = trie.child_nodes(level, nodes)                              # (B, K, C)
-        total = (scores.unsqueeze(2) + log_probs).masked_fill(children < 0, float("-inf")).flatten(1)
-        scores, best = total.topk(min(num_beams, total.shape[1]), dim=1)    # (B, K')
-        size = log_probs.shape[2]
-        parents, codes = best // size, best % size
-        # A dead beam keeps its score of -inf; node 0 stands in for the one it lacks.
-        nodes = children.flatten(1).gather(1, best).long().clamp(min=0)
-    items = nodes.masked_fill(scores == float("-inf"), -1)
-    missing = (batch_size, max(top_k - items.shape[1], 0))
-    return Recommendations(torch.cat([items, items.new_full(missing, -1)], dim=1)[:, :top_k],
-                           torch.cat([scores, scores.new_full(missing, float("-inf"))], dim=1)[:, :top_k])
+    root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
+    beams = Beams(root.float(), root, root, root)
+    for level in range(trie.num_levels):
+        if existing_only:
+            beams, settled = _split(trie, level, beams)
+            candidates = Beams(*(torch.cat(both, dim=1) for both in
+                                 zip(_continue(step, trie, level, beams, True), settled, strict=True)))
+        else:
+            candidates = _continue(step, trie, level, beams, False)
+        scores, best = candidates.scores.topk(min(num_beams, candidates.scores.shape[1]), dim=1)
+        beams = Beams(scores, *(part.gather(1, best) for part in candidates[1:]))
+    items = trie.items_of(beams.nodes).masked_fill(beams.scores == float("-inf"), -1)
+    return filled_up(items, beams.scores, top_k)
+
+
+def _continue(step: Step, trie: Trie, level: int, beams: Beams, existing_only: bool) -> Beams:
+    """Every prefix that is one code longer, (B, K * J)."""
+    if not beams.nodes.shape[1]:
+        return beams
+    logits = step(level, beams.codes, beams.parents)
+    codes, children, exists = trie.children_of(level, beams.nodes)
+    scores = logits.gather(2, codes).masked_fill(~exists, float("-inf"))
+    scores = scores.log_softmax(dim=2) if existing_only else scores - logits.logsumexp(dim=2, keepdim=True)
+    parents = torch.arange(codes.shape[1], device=codes.device).view(1, -1, 1).expand_as(codes)
+    return Beams(*(part.flatten(1) for part in (beams.scores.unsqueeze(2) + scores, children, codes, parents)))
+
+
+def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
+    """The beams that have a choice left, as few columns as hold them; and all, the others one code longer."""
+    is_open = ~trie.alone(level, beams.nodes) & (beams.scores > float("-inf"))
+    settled = Beams(beams.scores.masked_fill(is_open, float("-inf")), trie.first_child(level, beams.nodes),
+                    *(torch.zeros_like(beams.nodes),) * 2)
+    order = is_open.long().argsort(dim=1, descending=True, stable=True)[:, :int(is_open.sum(dim=1).max())]
+    opened = beams._replace(scores=beams.scores.masked_fill(~is_open, float("-inf")))
+    return Beams(*(part.gather(1, order) for part in opened)), settled
+
+
+def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, existing_only: bool = False) -> Recommendations:
+    """Like `beam_search` with a beam for every prefix that there is, without looking for the best in between."""
+    codes = parents = torch.zeros(1, dtype=torch.int64, device=trie.items.device)
+    scores = torch.zeros(batch_size, 1, device=codes.device)                            # (B, P)
+    for level in range(trie.num_levels):
+        logits = step(level, codes.expand(batch_size, -1), parents.expand(batch_size, -1))  # (B, P, C)
+        codes, parents = trie.level(level)                                              # of the next level's nodes
+        chosen = logits[:, parents, codes]
+        if existing_only:
+            index = parents.expand(batch_size, -1)
+            top = chosen.new_full(scores.shape, float("-inf")).scatter_reduce(1, index, chosen, "amax")
+            shares = (chosen - top[:, parents]).exp()
+            total = torch.zeros_like(top).scatter_add(1, index, shares).log() + top
+        else:
+            total = logits.logsumexp(dim=2)
+        scores = scores[:, parents] + chosen - total[:, parents]
+    by_item = torch.empty_like(scores)
+    by_item[:, trie.items.long()] = scores
+    return top_items(by_item, top_k)

@@ -100,6 +100,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
+def as_bias(allowed: Tensor) -> Tensor:
+    """True -> 0, False -> -inf (the largest negative number, so that a row of it stays finite)."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+
+
+def causal_bias(num_positions: int, device: torch.device) -> Tensor:
+    """(T, T): a position attends to itself and to those before it."""
+    position = torch.arange(num_positions, device=device)
+    return as_bias(position <= position.unsqueeze(1))
+
+
 class SelfAttention(nn.Module):
     """Pre-norm self-attention with its residual connection."""
 
@@ -111,12 +122,14 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(num_heads * head_width, width, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        query, key, value = self.project(x)
-        return self.add(x, attend(query, key, value, bias, self.dropout if self.training else 0.0))
+        return self.attend(x, *self.project(x), bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, M) -> query, key and value, (B, H, T, K) each."""
         return tuple(split_heads(part, self.num_heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
+
+    def attend(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        return self.add(x, attend(query, key, value, bias, self.dropout if self.training else 0.0))
 
     def add(self, x: Tensor, attended: Tensor) -> Tensor:
         return x + dropout(self.out(attended), self.dropout, self.training)

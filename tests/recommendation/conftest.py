@@ -17,7 +17,8 @@ settings.load_profile("certain")
 
 NUM_ITEMS, SIZES = 30, [4, 5, 3]
 SMALL = {
-    "num_encoder_layers": "2", "num_decoder_layers": "2", "d_model": "16", "d_ff": "24", "d_kv": "4", "num_heads": "3",
+    "num_encoder_layers": "2", "num_decoder_layers": "2", "num_layers": "2",
+    "d_model": "16", "d_ff": "24", "d_kv": "4", "num_heads": "3",
     "dropout": "0.0", "num_buckets": "8", "max_distance": "16", "train_on": "target", "num_beams": "10",
     "batch_size": "16", "epochs": "2", "lr": "0.01", "lr_schedule": "constant", "warmup_steps": "0",
     "max_history": "5", "eval_batch_size": "7", "label_smoothing": "0.0", "patience": "null",
@@ -78,10 +79,25 @@ def make_model(make_config, catalogue):
     return make
 
 
-@pytest.fixture(params=["target", "every_position"])
+GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
+              "every_position": ("encoder_decoder", {"train_on": "every_position"}),
+              "decoder_only": ("decoder_only", {})}
+
+
+@pytest.fixture(params=GENERATORS)
 def model(request, make_model):
-    """The encoder-decoder in evaluation, trained in either way; its biases large enough to matter."""
-    model = make_model("encoder_decoder", train_on=request.param).eval()
+    """A generator in evaluation; its biases large enough to matter."""
+    name, own = GENERATORS[request.param]
+    model = make_model(name, **own).eval()
+    randomize(model)
+    return model
+
+
+@pytest.fixture(params=["every_position", "decoder_only"])
+def everywhere(request, make_model):
+    """Those that learn every item of a window at once."""
+    name, own = GENERATORS[request.param]
+    model = make_model(name, **own).eval()
     randomize(model)
     return model
 
@@ -95,3 +111,23 @@ def randomize(model: torch.nn.Module) -> None:
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
         elif "bias" in name:
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+
+def logits_of(model, windows) -> list[torch.Tensor]:
+    """What `compute_loss` feeds the cross-entropy for the P targets that are no padding: (P, C) of each level."""
+    logits: list[torch.Tensor] = []
+    hooks = [head.register_forward_hook(lambda _, __, output: logits.append(output.detach())) for head in model.heads]
+    model.compute_loss(windows)
+    for hook in hooks:
+        hook.remove()
+    if model.training_unit == "target":
+        return logits
+    present = windows.items[:, 1:].flatten() != PADDING
+    return [level[present] for level in logits]
+
+
+def teacher_forced(model, history: list[int], items: list[int]) -> list[torch.Tensor]:
+    """Log-probabilities of each level (items, C) where each of the items follows the history, without a cache."""
+    logits = logits_of(model, windows_of(*([*history, item] for item in items)))
+    num_targets = len(logits[0]) // len(items)  # of a row; the one behind the whole history is its last
+    return [level[num_targets - 1::num_targets].log_softmax(dim=-1) for level in logits]

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recommendation.models.beam_search import Trie, beam_search
+from recommendation.models.beam_search import beam_search, exact_search
+from recommendation.models.trie import Trie
 
 from .conftest import random_codes
 
@@ -13,28 +14,46 @@ CODES = torch.tensor([[1, 0, 2], [0, 3, 1], [1, 0, 0], [1, 2, 0]])
 SIZES = [2, 4, 3]
 
 
+def children(trie: Trie, level: int, node: int) -> dict[int, int]:
+    """code -> child."""
+    codes, nodes, exists = (part[0, 0] for part in trie.children_of(level, torch.tensor([[node]])))
+    return dict(zip(codes[exists].tolist(), nodes[exists].tolist(), strict=True))
+
+
 def test_the_trie_leads_from_code_to_code_to_the_item():
     trie = Trie(CODES, SIZES)
-    root = torch.tensor([[0]])
-    first = trie.child_nodes(0, root)[0, 0]
-    assert (first >= 0).tolist() == [True, True]
-    second = trie.child_nodes(1, first.long().unsqueeze(0))[0]  # (2, 4): below code 0, below code 1
-    assert (second >= 0).tolist() == [[False, False, False, True], [True, False, True, False]]
-    third = [trie.child_nodes(2, second[code, following].long().view(1, 1))[0, 0].tolist()
-             for code, following in ((0, 3), (1, 0), (1, 2))]
-    assert third == [[-1, 1, -1], [2, -1, 0], [3, -1, -1]]
+    first = children(trie, 0, 0)
+    assert list(first) == [0, 1]
+    below = [children(trie, 1, first[0]), children(trie, 1, first[1])]
+    assert [list(level) for level in below] == [[3], [0, 2]]
+    leaves = [children(trie, 2, below[code][following]) for code, following in ((0, 3), (1, 0), (1, 2))]
+    items = [{code: int(trie.items_of(torch.tensor(node))) for code, node in level.items()} for level in leaves]
+    assert items == [{1: 1}, {0: 2, 2: 0}, {0: 3}]
+
+
+def test_the_trie_knows_prefixes_of_one_item():
+    trie = Trie(CODES, SIZES)
+    # Below the root four items; code 0 leads to one of them, code 1 to three; (0, 3) and (1, 2) to one each.
+    alone = [trie.get_buffer(f"alone_{level}").tolist() for level in range(3)]
+    assert alone == [[False], [True, False], [True, False, True]]
 
 
 def test_a_trie_of_one_level_leads_straight_to_the_items():
-    assert Trie(torch.tensor([[2], [0]]), [3]).child_nodes(0, torch.tensor([[0]])).tolist() == [[[1, -1, 0]]]
+    trie = Trie(torch.tensor([[2], [0]]), [3])
+    assert {code: int(trie.items_of(torch.tensor(node))) for code, node in children(trie, 0, 0).items()} == {0: 1, 2: 0}
 
 
-def search(codes: torch.Tensor, sizes: list[int], log_probs: list[np.ndarray], num_beams: int, top_k: int):
+def search(codes: torch.Tensor, sizes: list[int], log_probs: list[np.ndarray], num_beams: int, top_k: int,
+           existing_only: bool = False):
     """Beam search of users whose log-probabilities (B, C) of a level do not depend on the codes before it."""
+    return beam_search(unconditional(log_probs), Trie(codes, sizes), len(log_probs[0]), num_beams, top_k, existing_only)
+
+
+def unconditional(log_probs: list[np.ndarray]):
     def step(level, last, parents):
         return torch.from_numpy(log_probs[level]).unsqueeze(1).expand(-1, last.shape[1], -1)
 
-    return beam_search(step, Trie(codes, sizes), len(sizes), len(log_probs[0]), num_beams, top_k, torch.device("cpu"))
+    return step
 
 
 def test_the_likeliest_items_come_first_by_hand():
@@ -100,3 +119,57 @@ def test_k_beams_find_k_different_items_if_there_are_as_many(case, num_beams):
         assert all(item < len(codes) for item in found)
         assert items == found + [-1] * (num_beams - len(found))
         assert scores == sorted(scores, reverse=True)
+
+
+def existing_by_hand(codes: list[list[int]], log_probs: list[np.ndarray], user: int) -> list[float]:
+    """Of each item: the product over its levels of its code's share among the codes that continue its prefix."""
+    scores = []
+    for ours in codes:
+        score = 0.0
+        for level, code in enumerate(ours):
+            siblings = {other[level] for other in codes if other[:level] == ours[:level]}
+            p = np.exp(log_probs[level][user])
+            score += np.log(p[code] / sum(p[sibling] for sibling in siblings))
+        scores.append(score)
+    return scores
+
+
+@given(searches())
+def test_over_existing_codes_the_search_is_exact_with_a_beam_for_every_item(case):
+    codes, sizes, log_probs = case
+    result = search(codes, sizes, log_probs, len(codes), len(codes), existing_only=True)
+    for user in range(2):
+        exact = existing_by_hand(codes.tolist(), log_probs, user)
+        assert np.isclose(np.exp(exact).sum(), 1)
+        assert sorted(result.items[user].tolist()) == list(range(len(codes)))
+        assert np.allclose(result.scores[user], sorted(exact, reverse=True))
+        assert np.allclose([exact[item] for item in result.items[user].tolist()], result.scores[user])
+
+
+@given(searches())
+def test_exact_scores_are_those_of_every_item(case):
+    codes, sizes, log_probs = case
+    for existing_only in (False, True):
+        result = exact_search(unconditional(log_probs), Trie(codes, sizes), 2, len(codes), existing_only)
+        searched = search(codes, sizes, log_probs, len(codes), len(codes), existing_only)
+        for user in range(2):
+            ours, theirs = (dict(zip(r.items[user].tolist(), r.scores[user].tolist(), strict=True))
+                            for r in (result, searched))
+            assert ours.keys() == theirs.keys() == set(range(len(codes)))
+            assert all(np.isclose(ours[item], theirs[item]) for item in ours)
+
+
+def test_a_prefix_of_one_item_is_not_decoded_over_existing_codes():
+    calls = []
+    log_probs = [np.log([[0.5, 0.5]]), np.log([[0.5, 0.1, 0.1, 0.3]]), np.log([[0.2, 0.7, 0.1]])]
+
+    def step(level, codes, parents):
+        calls.append((level, codes.tolist()))
+        return unconditional(log_probs)(level, codes, parents)
+
+    result = beam_search(step, Trie(CODES, SIZES), 1, 4, 4, existing_only=True)
+    # Code 0 leads to item 1 alone, and (1, 2) to item 3 alone: only (1) and (1, 0) have a choice left.
+    assert calls == [(0, [[0]]), (1, [[1]]), (2, [[0]])]
+    # Item 1: .5. Codes 0 and 2 behind code 1: .5 / .6 and .1 / .6; codes 0 and 2 behind (1, 0): 2 / 3 and 1 / 3.
+    assert result.items.tolist() == [[1, 2, 0, 3]]
+    assert np.allclose(result.scores.exp(), [[1 / 2, 5 / 18, 5 / 36, 1 / 12]])

@@ -3,27 +3,27 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import ConfigError
-
-from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows
-from ..beam_search import Trie, beam_search
-from ..layers import CrossAttention, FeedForward, RelativeBias, RMSNorm, SelfAttention, attend, dropout, initialize
+from ..abstract_model import PADDING, Catalogue, Windows
+from ..generator import START, AbstractGenerator, PrefixCache, choice
+from ..layers import (
+    CrossAttention,
+    FeedForward,
+    RelativeBias,
+    RMSNorm,
+    SelfAttention,
+    as_bias,
+    attend,
+    dropout,
+    initialize,
+)
 
 # B batch, S items of a history, L levels, T = S * L encoder tokens, G targets of a row, K beams,
 # M model width, C codebook size of a level
 
-# T5 starts its embedding at 1.0, for Adafactor, whose steps grow with the parameter. AdamW's do not: from 1.0 it
-# takes thousands of steps before what was learned outweighs the random start (ml-100k: NDCG@10 .026 against .038
-# after three epochs).
-EMBEDDING_STD = 0.05
-IGNORED = -100  # a label that no loss counts
-START = 0  # the token that padding and the decoder's first input share, as in T5
 
-
-class EncoderDecoder(AbstractRecommender):
+class EncoderDecoder(AbstractGenerator):
     """Encoder over the history's tokens; decoder over the levels of the next item's ID.
 
     With `train_on: target` a window has one target and the encoder sees its whole history, as in T5.
@@ -35,20 +35,13 @@ class EncoderDecoder(AbstractRecommender):
     """
 
     def __init__(self, config: dict, catalogue: Catalogue):
-        super().__init__(config, catalogue)
+        super().__init__(config, catalogue, "encoder_decoder")
         params = config["encoder_decoder"]["model_params"]
-        self.train_on, self.num_beams = params["train_on"], params["num_beams"]
-        if self.train_on not in ("target", "every_position"):
-            raise ConfigError("encoder_decoder.model_params.train_on", f"is {self.train_on!r}",
-                              fix="target or every_position")
-        self.label_smoothing = config["encoder_decoder"]["training_params"]["label_smoothing"]
+        self.train_on = choice(params, "encoder_decoder", "train_on", ("target", "every_position"))
         width, num_heads, head_width = params["d_model"], params["num_heads"], params["d_kv"]
         rate, distance = params["dropout"], (params["num_buckets"], params["max_distance"])
         attention = (width, num_heads, head_width, rate)
-        sizes = catalogue.codebook_sizes
-        self.num_levels, self.num_heads, self.dropout = len(sizes), num_heads, rate
-
-        self.embedding = nn.Embedding(1 + sum(sizes), width)
+        self.dropout = rate
         self.encoder = nn.ModuleList(
             nn.ModuleList([SelfAttention(*attention), FeedForward(width, params["d_ff"], rate)])
             for _ in range(params["num_encoder_layers"]))
@@ -62,22 +55,11 @@ class EncoderDecoder(AbstractRecommender):
         self.decoder_norm = RMSNorm(width)
         self.memory_bias = (RelativeBias(num_heads, *distance, bidirectional=False)
                             if self.train_on == "every_position" else None)
-        # One head a level: each softmax runs over its own codebook only.
-        self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes)
         initialize(self, width, head_width)
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-        for head in self.heads:
-            nn.init.normal_(head.weight, std=width**-0.5)
+        self.initialize_tokens()
         if self.memory_bias is not None:
             self.encoder_bias.start_recent()
             self.memory_bias.start_recent()
-
-        # Level l's code c is token first_token[l] + c; an extra last row serves PADDING (index -1).
-        first_token = 1 + torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        tokens = torch.cat([catalogue.codes.cpu() + first_token, torch.full((1, self.num_levels), START)])
-        self.register_buffer("first_token", first_token, persistent=False)
-        self.register_buffer("tokens", tokens, persistent=False)
-        self.trie = Trie(catalogue.codes, sizes)
 
     @property
     def training_unit(self) -> Literal["target", "sequence"]:
@@ -93,16 +75,7 @@ class EncoderDecoder(AbstractRecommender):
             history, targets = items[:, :-1], items[:, 1:]
         memory = self.encode(history)
         hidden = self.decode(memory, self._training_bias(history, targets.shape[1]), targets)  # (B, G, L, M)
-        # Padding is ignored by its label: picking rows instead would wait for the device.
-        labels = self.catalogue_codes(targets).masked_fill((targets == PADDING).unsqueeze(2), IGNORED)
-        hidden, labels = hidden.flatten(0, 1), labels.flatten(0, 1)                     # (B * G, L, M), (B * G, L)
-        losses = [F.cross_entropy(head(hidden[:, level]), labels[:, level], ignore_index=IGNORED,
-                                  label_smoothing=self.label_smoothing) for level, head in enumerate(self.heads)]
-        return {"loss_total": torch.stack(losses).mean()}
-
-    def catalogue_codes(self, items: Tensor) -> Tensor:
-        """(...,) items -> (..., L) codes."""
-        return self.tokens[items] - self.first_token
+        return {"loss_total": self.code_loss(hidden, targets)}
 
     def encode(self, history: Tensor) -> Tensor:
         """(B, S) items -> memory (B, T, M)."""
@@ -118,11 +91,11 @@ class EncoderDecoder(AbstractRecommender):
             return self._padding_mask(history)
         # Padding lies behind every item, so looking at earlier items alone never meets it.
         item = torch.arange(history.shape[1], device=history.device).repeat_interleave(self.num_levels)
-        return _as_bias(item <= item.unsqueeze(1))[None, None]
+        return as_bias(item <= item.unsqueeze(1))[None, None]
 
     def _padding_mask(self, history: Tensor) -> Tensor:
         """(B, 1, 1, T)."""
-        return _as_bias((history != PADDING).repeat_interleave(self.num_levels, dim=1))[:, None, None]
+        return as_bias((history != PADDING).repeat_interleave(self.num_levels, dim=1))[:, None, None]
 
     def _training_bias(self, history: Tensor, num_targets: int) -> Tensor:
         """Cross-attention's bias for the rows of each target: (B, 1, 1, T), or (1, H, G * L, T)."""
@@ -130,7 +103,7 @@ class EncoderDecoder(AbstractRecommender):
             return self._padding_mask(history)
         end = torch.arange(1, num_targets + 1, device=history.device) * self.num_levels  # target g follows g + 1 items
         token = torch.arange(history.shape[1] * self.num_levels, device=history.device)
-        bias = self.memory_bias.of(token - end.unsqueeze(1)) + _as_bias(token < end.unsqueeze(1))
+        bias = self.memory_bias.of(token - end.unsqueeze(1)) + as_bias(token < end.unsqueeze(1))
         return bias.repeat_interleave(self.num_levels, dim=2)
 
     def _recommending_bias(self, histories: Windows) -> Tensor:
@@ -149,7 +122,7 @@ class EncoderDecoder(AbstractRecommender):
         inputs = torch.cat([start, self.tokens[targets][..., :-1]], dim=2)               # (B, G, L)
         x = dropout(self.embedding(inputs.flatten(1)), self.dropout, self.training)    # (B, G * L, M)
         level = torch.arange(self.num_levels, device=x.device)
-        bias = self.decoder_bias(self.num_levels, self.num_levels) + _as_bias(level <= level.unsqueeze(1))
+        bias = self.decoder_bias(self.num_levels, self.num_levels) + as_bias(level <= level.unsqueeze(1))
         for self_attention, cross_attention, feed_forward in self.decoder:
             # A target's rows attend to its own prefix only: targets are batch rows here ...
             x = self_attention(x.view(-1, self.num_levels, x.shape[-1]), bias).view_as(x)
@@ -158,11 +131,8 @@ class EncoderDecoder(AbstractRecommender):
         x = dropout(self.decoder_norm(x), self.dropout, self.training)
         return x.unflatten(1, (num_targets, self.num_levels))
 
-    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        history = histories.items
-        step = _DecodingStep(self, self.encode(history), self._recommending_bias(histories))
-        return beam_search(step, self.trie, self.num_levels, len(history), max(self.num_beams, top_k), top_k,
-                           history.device)
+    def start_decoding(self, histories: Windows) -> "_DecodingStep":
+        return _DecodingStep(self, self.encode(histories.items), self._recommending_bias(histories))
 
 
 class _DecodingStep:
@@ -171,34 +141,21 @@ class _DecodingStep:
     def __init__(self, model: EncoderDecoder, memory: Tensor, memory_bias: Tensor):
         self.model, self.memory_bias = model, memory_bias
         self.memories = [cross.project_memory(memory) for _, cross, _ in model.decoder]
-        self.caches: list[tuple[Tensor, Tensor]] = []  # a layer's keys and values, (B, K, H, levels so far, width)
+        self.caches = [PrefixCache() for _ in model.decoder]
 
     def __call__(self, level: int, codes: Tensor, parents: Tensor) -> Tensor:
-        """The beams' last codes (B, K) and the beams they continue (B, K) -> log-probabilities (B, K, C)."""
+        """The beams' last codes (B, K) and the beams they continue (B, K) -> logits (B, K, C)."""
         model = self.model
         tokens = codes + model.first_token[level - 1] if level else torch.full_like(codes, START)
         x = model.embedding(tokens)                                                      # (B, K, M)
         bias = model.decoder_bias(level + 1, level + 1)[:, :, -1:]                       # (1, H, 1, level + 1)
-        for index, (self_attention, cross_attention, feed_forward) in enumerate(model.decoder):
-            x = self._attend_to_prefix(index, self_attention, x, parents, bias)
-            x = feed_forward(cross_attention(x, self.memories[index], self.memory_bias))
-        return model.heads[level](model.decoder_norm(x)).log_softmax(dim=-1)
-
-    def _attend_to_prefix(self, index: int, attention: SelfAttention, x: Tensor, parents: Tensor,
-                          bias: Tensor) -> Tensor:
-        """Self-attention of each beam's newest position over its own earlier ones, kept in the cache."""
-        query, key, value = (part.transpose(1, 2).unsqueeze(3) for part in attention.project(x))  # (B, K, H, 1, width)
-        if index < len(self.caches):
-            row = torch.arange(len(x), device=x.device).unsqueeze(1)
-            key, value = (torch.cat([cached[row, parents], new], dim=3)
-                          for cached, new in zip(self.caches[index], (key, value), strict=True))
-            self.caches[index] = (key, value)
-        else:
-            self.caches.append((key, value))
-        attended = attend(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), bias)
-        return attention.add(x, attended.view(*x.shape[:2], -1))
-
-
-def _as_bias(allowed: Tensor) -> Tensor:
-    """True -> 0, False -> -inf (the largest negative number, so that a row of it stays finite)."""
-    return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        for (self_attention, cross_attention, feed_forward), cache, memory in zip(model.decoder, self.caches,
+                                                                                  self.memories, strict=True):
+            query, key, value = self_attention.project(x)                                # (B, H, K, width)
+            key, value = cache.extend(key, value, parents)                               # (B, K, H, level + 1, width)
+            # Each beam attends to its own positions: beams are batch rows here ...
+            attended = attend(query.transpose(1, 2).unsqueeze(3).flatten(0, 1), key.flatten(0, 1),
+                              value.flatten(0, 1), bias).view(*x.shape[:2], -1)
+            # ... and query positions over their user's one memory there.
+            x = feed_forward(cross_attention(self_attention.add(x, attended), memory, self.memory_bias))
+        return model.heads[level](model.decoder_norm(x))

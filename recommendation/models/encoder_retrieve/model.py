@@ -1,0 +1,137 @@
+"""RPG (Hou et al. 2025, arXiv 2506.05781): all codes of the next item at once, and items looked up by their codes."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, filled_up, top_items
+from ..generator import choice
+from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
+
+# B batch, W longest window, M model width, L levels, C largest codebook, N items, K beams, G neighbours in the graph
+
+ROW_BYTES = 2**28  # of similarities that are held at a time while the graph is built
+
+
+class EncoderRetrieve(AbstractRecommender):
+    """One causal pass over the items of a history; from each position one head a level predicts the next item's code.
+
+    An item comes in as the mean of its codewords, and a head's logits are its similarities to the same codewords.
+    An item's score is the sum of the log-probabilities of its codes: no order of levels, no search along a
+    prefix. `scoring: exact` scores the whole catalogue. `graph` walks a graph that joins items of similar
+    codewords, from random items and those of the history, and scores what it meets.
+    """
+
+    training_unit: Literal["sequence"] = "sequence"
+
+    def __init__(self, config: dict, catalogue: Catalogue):
+        super().__init__(config, catalogue)
+        params, training = config["encoder_retrieve"]["model_params"], config["encoder_retrieve"]["training_params"]
+        self.label_smoothing, self.dropout = training["label_smoothing"], params["dropout"]
+        self.temperature = params["temperature"]
+        self.scoring = choice(params, "encoder_retrieve", "scoring", ("exact", "graph"))
+        self.num_beams, self.num_hops = params["num_beams"], params["num_hops"]
+        self.num_neighbours = min(params["num_neighbours"], catalogue.num_items)
+        width, num_heads, sizes = params["d_model"], params["num_heads"], torch.tensor(catalogue.codebook_sizes)
+        self.num_levels, self.num_codes = len(sizes), int(sizes.max())
+        self.codewords = nn.Embedding(self.num_levels * self.num_codes, width)
+        self.positions = nn.Embedding(training["max_history"], width)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([SelfAttention(width, num_heads, width // num_heads, self.dropout),
+                           FeedForward(width, params["d_ff"], self.dropout)]) for _ in range(params["num_layers"]))
+        self.norm = RMSNorm(width)
+        self.heads = nn.Parameter(torch.empty(self.num_levels, width, width))
+        initialize(self, width, width // num_heads)
+        for weight in (self.codewords.weight, self.positions.weight, self.heads):
+            nn.init.normal_(weight, std=width**-0.5)
+        # Level l's code c is row l * C + c of the codewords; C of all levels alike keeps the heads one product.
+        rows = catalogue.codes.cpu() + torch.arange(self.num_levels) * self.num_codes
+        self.register_buffer("rows", rows, persistent=False)                                        # (N, L)
+        self.register_buffer("exists", torch.arange(self.num_codes) < sizes.unsqueeze(1), persistent=False)  # (L, C)
+        self.graph: Tensor | None = None                                                            # (N, G)
+
+    def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
+        """Mean cross-entropy of all codes of every item behind a window's first."""
+        targets = windows.items[:, 1:]
+        logits = self._logits(self._read(windows.items[:, :-1]))                  # (B, W - 1, L, C)
+        codes = self.rows[targets] - torch.arange(self.num_levels, device=targets.device) * self.num_codes
+        labels = codes.masked_fill((targets == PADDING).unsqueeze(2), PADDING)
+        log_probs = logits.log_softmax(dim=-1)
+        loss = F.nll_loss(log_probs.flatten(0, 2), labels.flatten(), ignore_index=PADDING)
+        if self.label_smoothing:  # over the codes that exist; F.cross_entropy would count the others, too
+            uniform = -log_probs.masked_fill(~self.exists, 0.0).sum(dim=-1) / self.exists.sum(dim=-1)
+            present = targets != PADDING
+            uniform = (uniform.mean(dim=2) * present).sum() / present.sum()
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
+        return {"loss_total": loss}
+
+    def _read(self, items: Tensor) -> Tensor:
+        """(B, W) items -> hidden states (B, W, M)."""
+        rows = self.rows[items.clamp(min=0)]
+        x = F.embedding_bag(rows.flatten(0, 1), self.codewords.weight, mode="mean").view(*items.shape, -1)
+        x = dropout(x + self.positions.weight[: items.shape[1]], self.dropout, self.training)
+        bias = causal_bias(items.shape[1], items.device)  # padding lies behind, where no item looks
+        for attention, feed_forward in self.layers:
+            x = feed_forward(attention(x, bias))
+        return dropout(self.norm(x), self.dropout, self.training)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(..., M) -> cosine similarities to every level's codewords over the temperature, (..., L, C)."""
+        predicted = F.normalize(torch.einsum("...m,lmn->...ln", hidden, self.heads), dim=-1)
+        logits = torch.einsum("...ln,lcn->...lc", predicted, self._directions()) / self.temperature
+        return logits.masked_fill(~self.exists, float("-inf"))
+
+    def _directions(self) -> Tensor:
+        """The codewords at length one, (L, C, M)."""
+        return F.normalize(self.codewords.weight, dim=-1).view(self.num_levels, self.num_codes, -1)
+
+    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        hidden = self._read(histories.items)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
+        log_probs = self._logits(last).log_softmax(dim=-1).flatten(1)             # (B, L * C)
+        if self.scoring == "exact":
+            return top_items(self._sum_over_codes(log_probs), top_k)
+        return self._walk(log_probs, histories, top_k)
+
+    def _sum_over_codes(self, values: Tensor) -> Tensor:
+        """Values of every code (B, L * C) -> their sums over each item's codes, (B, N)."""
+        return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
+
+    def _walk(self, log_probs: Tensor, histories: Windows, top_k: int) -> Recommendations:
+        """The best items that a few hops through the graph meet, the best so far going on at each."""
+        if self.graph is None:
+            self.graph = self._build_graph()
+        num_beams = min(max(self.num_beams, top_k), len(self.rows))
+        beams = self._starts(histories, num_beams)
+        for _ in range(self.num_hops + 1):
+            met = torch.cat([beams, self.graph[beams].flatten(1)], dim=1).sort(dim=1).values
+            again = F.pad(met[:, 1:] == met[:, :-1], (1, 0))
+            scores = log_probs.gather(1, self.rows[met].flatten(1)).unflatten(1, (-1, self.num_levels)).sum(dim=2)
+            best = scores.masked_fill(again, float("-inf")).topk(min(num_beams, met.shape[1]), dim=1)
+            beams = met.gather(1, best.indices)
+        return filled_up(beams.masked_fill(best.values == float("-inf"), -1), best.values, top_k)
+
+    def _starts(self, histories: Windows, num_beams: int) -> Tensor:
+        """The items of the history, and random ones, the same for everybody."""
+        generator = torch.Generator().manual_seed(0)
+        random = torch.randperm(len(self.rows), generator=generator)[:num_beams].to(histories.items.device)
+        own = histories.items[:, :num_beams]
+        own = torch.where(own == PADDING, random[: own.shape[1]], own)
+        return torch.cat([own, random.expand(len(own), -1)], dim=1)
+
+    @torch.no_grad()
+    def _build_graph(self) -> Tensor:
+        """For each item those whose codewords are most like its own, summed over the levels; itself among them."""
+        directions = self._directions()
+        similar = directions @ directions.transpose(1, 2)                          # (L, C, C)
+        codes = self.rows - torch.arange(self.num_levels, device=self.rows.device) * self.num_codes
+        level = torch.arange(self.num_levels, device=self.rows.device)
+        chunk = max(ROW_BYTES // (4 * len(self.rows)), 1)
+        return torch.cat([self._sum_over_codes(similar[level, part].flatten(1)).topk(self.num_neighbours, dim=1).indices
+                          for part in codes.split(chunk)])
+
+    def train(self, mode: bool = True) -> "EncoderRetrieve":
+        self.graph = None  # the codewords move
+        return super().train(mode)

@@ -1,0 +1,61 @@
+"""SASRec (Kang and McAuley 2018, arXiv 1808.09781) with the softmax over the whole catalogue."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
+from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
+
+# B batch, W longest window, M model width, N items
+
+
+class SASRec(AbstractRecommender):
+    """Causal self-attention over items; the next item is the one whose embedding is nearest to what comes out.
+
+    Every position learns its next item, by cross-entropy over all items. Sampled negatives, which the paper
+    used, are what made it weak in many comparisons (Klenitskiy and Vasilev 2023, arXiv 2309.07602). The
+    blocks are this project's own: pre-norm, without biases.
+    """
+
+    needs_codes = False
+    training_unit: Literal["sequence"] = "sequence"
+
+    def __init__(self, config: dict, catalogue: Catalogue):
+        super().__init__(config, catalogue)
+        params, training = config["sasrec"]["model_params"], config["sasrec"]["training_params"]
+        self.label_smoothing = training["label_smoothing"]
+        width, num_heads = params["d_model"], params["num_heads"]
+        self.dropout = params["dropout"]
+        self.items = nn.Embedding(catalogue.num_items, width)
+        self.positions = nn.Embedding(training["max_history"], width)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([SelfAttention(width, num_heads, width // num_heads, self.dropout),
+                           FeedForward(width, params["d_ff"], self.dropout)]) for _ in range(params["num_layers"]))
+        self.norm = RMSNorm(width)
+        initialize(self, width, width // num_heads)
+        for embedding in (self.items, self.positions):
+            nn.init.normal_(embedding.weight, std=width**-0.5)
+
+    def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
+        """Mean cross-entropy of every next item."""
+        items = windows.items
+        logits = self.encode(items[:, :-1]) @ self.items.weight.T              # (B, W - 1, N)
+        return {"loss_total": F.cross_entropy(logits.flatten(0, 1), items[:, 1:].flatten(), ignore_index=PADDING,
+                                              label_smoothing=self.label_smoothing)}
+
+    def encode(self, items: Tensor) -> Tensor:
+        """(B, W) items -> what each position expects next, (B, W, M)."""
+        x = self.items(items.clamp(min=0)) + self.positions.weight[: items.shape[1]]
+        x = dropout(x, self.dropout, self.training)
+        bias = causal_bias(items.shape[1], items.device)  # padding lies behind, where no item looks
+        for attention, feed_forward in self.layers:
+            x = feed_forward(attention(x, bias))
+        return self.norm(x)
+
+    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        hidden = self.encode(histories.items)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
+        return top_items(last @ self.items.weight.T, top_k)

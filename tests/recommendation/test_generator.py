@@ -1,0 +1,216 @@
+"""What every generator promises: what its windows may see, and that its search finds the likeliest items."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError
+
+from .conftest import NUM_ITEMS, SIZES, logits_of, teacher_forced, windows_of
+
+HISTORIES = [[3, 8, 0, 29, 11, 3], [17], [5, 21, 2], list(range(10, 22))]
+TARGETS = [4, 0, 29, 12]
+
+
+def training_windows():
+    return windows_of(*([*history, target] for history, target in zip(HISTORIES, TARGETS, strict=True)))
+
+
+def loss_alone(model, history: list[int], target: int) -> Tensor:
+    """The loss of one target by the recommending path: a beam for every item, no other target, no padding."""
+    model.num_beams = NUM_ITEMS
+    result = model.recommend(windows_of(history), NUM_ITEMS)
+    return -result.scores[result.items == target].squeeze() / len(SIZES)
+
+
+def test_every_positions_loss_is_the_mean_of_its_targets_one_at_a_time(everywhere):
+    rows = [[3, 8, 0, 29, 11, 3], [0, 17], [5, 21, 2]]
+    one_at_a_time = [loss_alone(everywhere, row[:place], row[place])
+                     for row in rows for place in range(1, len(row))]
+    together = everywhere.compute_loss(windows_of(*rows))["loss_total"]
+    assert together.item() == pytest.approx(torch.stack(one_at_a_time).mean().item(), abs=1e-5)
+
+
+def test_every_positions_gradient_is_the_mean_of_its_targets_one_at_a_time(everywhere):
+    row = [3, 8, 0, 29, 11]
+    losses = torch.stack([loss_alone(everywhere, row[:place], row[place]) for place in range(1, len(row))])
+    expected = torch.autograd.grad(losses.mean(), list(everywhere.parameters()))
+    loss = everywhere.compute_loss(windows_of(row))["loss_total"]
+    for ours, other in zip(torch.autograd.grad(loss, list(everywhere.parameters())), expected, strict=True):
+        assert torch.allclose(ours, other, atol=1e-4)
+
+
+def test_later_items_do_not_change_earlier_predictions(everywhere):
+    row = [3, 8, 0, 29, 11, 3]
+    before = logits_of(everywhere, windows_of(row))
+    for place in range(1, len(row)):
+        after = logits_of(everywhere, windows_of([*row[:place], *([7] * (len(row) - place))]))
+        for level in range(len(SIZES)):
+            assert torch.equal(after[level][:place - 1], before[level][:place - 1])
+
+
+def test_a_target_does_not_change_the_prediction_of_its_first_code(model):
+    before = logits_of(model, windows_of([3, 8, 0], [5, 21, 2]))[0]
+    after = logits_of(model, windows_of([3, 8, 14], [5, 21, 9]))[0]
+    assert torch.equal(before, after)
+
+
+def test_a_code_is_predicted_from_the_ones_before_it_alone(model, catalogue):
+    """Two targets that agree in their first code have the same logits for the second, but not for the third."""
+    first = catalogue.codes[:, 0]
+    one, other = next((a, b) for a in range(NUM_ITEMS) for b in range(a)
+                      if first[a] == first[b] and catalogue.codes[a, 1] != catalogue.codes[b, 1])
+    before, after = (logits_of(model, windows_of([3, 8, target])) for target in (one, other))
+    assert torch.equal(before[1][-1], after[1][-1])
+    assert not torch.allclose(before[2][-1], after[2][-1])
+
+
+def test_padding_changes_nothing(model):
+    rows = [3, 8, 0, 29], [5, 21]
+    tight, wide = (logits_of(model, windows_of(*rows, width=width)) for width in (0, 9))
+    for ours, other in zip(tight, wide, strict=True):
+        assert torch.allclose(ours, other, atol=1e-5)
+    tight, wide = (model.compute_loss(windows_of(*rows, width=width))["loss_total"] for width in (0, 9))
+    assert torch.allclose(tight, wide, atol=1e-5)
+    tight, wide = (model.recommend(windows_of(*rows, width=width), 10) for width in (0, 9))
+    assert torch.equal(tight.items, wide.items)
+    assert torch.allclose(tight.scores, wide.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("others", [[[5]], [[5, 9]], [[9, 5]]])
+def test_item_zero_is_a_real_item(model, others):
+    for history in others:
+        with_zero = model.recommend(windows_of([0, *history]), NUM_ITEMS)
+        without = model.recommend(windows_of(history), NUM_ITEMS)
+        assert not torch.allclose(with_zero.scores, without.scores, atol=1e-3)
+
+
+def test_item_zero_alone_is_a_history(model):
+    assert model.recommend(windows_of([0]), 20).scores.isfinite().all()
+
+
+def test_every_item_of_the_history_matters(model):
+    history = [3, 8, 0, 29, 11]
+    scores = model.recommend(windows_of(history), NUM_ITEMS).scores
+    for place in range(len(history)):
+        changed = [*history[:place], 17, *history[place + 1:]]
+        assert not torch.allclose(model.recommend(windows_of(changed), NUM_ITEMS).scores, scores, atol=1e-4)
+
+
+def test_the_order_of_the_history_matters(model):
+    one, other = (model.recommend(windows_of(history), NUM_ITEMS).scores for history in ([3, 8, 11], [8, 3, 11]))
+    assert not torch.allclose(one, other, atol=1e-4)
+
+
+def exact_scores(model, history: list[int]) -> Tensor:
+    """(N,) sum of the log-probabilities of each item's codes, by teacher forcing."""
+    levels = teacher_forced(model, history, list(range(NUM_ITEMS)))
+    return sum(level.gather(1, codes.unsqueeze(1))[:, 0]
+               for level, codes in zip(levels, model.catalogue.codes.T, strict=True))
+
+
+@torch.no_grad()
+def test_with_a_beam_for_every_item_the_search_is_exact(model):
+    model.num_beams = NUM_ITEMS
+    result = model.recommend(windows_of(*HISTORIES), NUM_ITEMS)
+    for row, history in enumerate(HISTORIES):
+        scores = exact_scores(model, history)
+        assert sorted(result.items[row].tolist()) == list(range(NUM_ITEMS))
+        assert torch.allclose(result.scores[row], scores[result.items[row]], atol=1e-4)
+        assert result.items[row].tolist() == scores.argsort(descending=True).tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_beams", [1, 3, 10])
+def test_narrow_beams_still_score_their_items_exactly(model, num_beams):
+    model.num_beams = num_beams
+    result = model.recommend(windows_of(*HISTORIES), 5)
+    assert result.items.shape == (4, 5)
+    for row, history in enumerate(HISTORIES):
+        items = result.items[row]
+        assert len(items.unique()) == 5
+        assert torch.allclose(result.scores[row], exact_scores(model, history)[items], atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_batch_of_users_gets_what_each_gets_alone(model):
+    together = model.recommend(windows_of(*HISTORIES), 10)
+    for row, history in enumerate(HISTORIES):
+        alone = model.recommend(windows_of(history), 10)
+        assert alone.items[0].tolist() == together.items[row].tolist()
+        assert torch.allclose(alone.scores[0], together.scores[row], atol=1e-5)
+
+
+@torch.no_grad()
+def test_decoding_with_the_cache_agrees_with_decoding_without_it(model, catalogue):
+    step = model.start_decoding(windows_of(*HISTORIES))
+    num_users = len(HISTORIES)
+    # Level 1 continues with all four first codes, out of order; level 2 with six items, whose beams these are.
+    first = torch.tensor([2, 0, 3, 1])
+    items = torch.tensor([7, 0, 29, 12, 7, 18])
+    parents = torch.stack([(first == code).nonzero()[0, 0] for code in catalogue.codes[items, 0]])
+    start = torch.zeros(num_users, 1, dtype=torch.int64)
+    cached = [step(0, start, start), step(1, first.repeat(num_users, 1), start.repeat(1, 4)),
+              step(2, catalogue.codes[items, 1].repeat(num_users, 1), parents.repeat(num_users, 1))]
+    of_first = [(catalogue.codes[:, 0] == code).nonzero()[0, 0].item() for code in first]
+    for row, history in enumerate(HISTORIES):
+        for level, targets in enumerate((of_first[:1], of_first, items.tolist())):
+            expected = teacher_forced(model, history, targets)[level]
+            assert torch.allclose(cached[level][row].log_softmax(dim=-1), expected, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
+def test_exact_scoring_finds_what_a_beam_for_every_item_finds(model, normalize_over, monkeypatch):
+    model.num_beams, model.normalize_over = NUM_ITEMS, normalize_over
+    searched = model.recommend(windows_of(*HISTORIES), 20)
+    model.scoring = "exact"
+    for num_bytes in (2**28, 1):  # all histories at a time, and one
+        monkeypatch.setattr("recommendation.models.generator.EXACT_BYTES", num_bytes)
+        exact = model.recommend(windows_of(*HISTORIES), 20)
+        assert torch.equal(exact.items, searched.items)
+        assert torch.allclose(exact.scores, searched.scores, atol=1e-5)
+
+
+@torch.no_grad()
+def test_over_existing_codes_the_scores_are_the_codebooks_shared_among_the_existing(model, catalogue):
+    model.num_beams, model.normalize_over = NUM_ITEMS, "existing"
+    result = model.recommend(windows_of(*HISTORIES), NUM_ITEMS)
+    assert torch.allclose(result.scores.exp().sum(dim=1), torch.ones(len(HISTORIES)), atol=1e-5)
+    codes = catalogue.codes
+    for row, history in enumerate(HISTORIES):
+        levels = teacher_forced(model, history, list(range(NUM_ITEMS)))
+        for item in (0, 17, 29):
+            score = 0.0
+            for level, log_probs in enumerate(levels):
+                siblings = codes[(codes[:, :level] == codes[item, :level]).all(dim=1), level].unique()
+                score += (log_probs[item, codes[item, level]] - log_probs[item, siblings].logsumexp(0)).item()
+            assert result.scores[row][result.items[row] == item].item() == pytest.approx(score, abs=1e-4)
+
+
+NAMES = pytest.mark.parametrize("name", ["encoder_decoder", "decoder_only"])
+
+
+@NAMES
+def test_label_smoothing_mixes_in_the_mean_of_all_codes(make_model, name):
+    windows = training_windows()
+    plain = make_model(name, label_smoothing=0.0).eval()
+    smoothed = make_model(name, label_smoothing=0.3).eval()
+    uniform = torch.stack([-logits.log_softmax(dim=-1).mean() for logits in logits_of(plain, windows)]).mean()
+    expected = 0.7 * plain.compute_loss(windows)["loss_total"] + 0.3 * uniform
+    assert smoothed.compute_loss(windows)["loss_total"].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@NAMES
+def test_dropout_acts_in_training_and_follows_the_seed(make_model, name):
+    model = make_model(name, dropout=0.3).train()
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        losses.append(model.compute_loss(training_windows())["loss_total"].item())
+    assert losses[0] == losses[1] != losses[2]
+@pytest.mark.parametrize(("key", "options"), [("scoring", "beam or exact"), ("normalize_over", "codebook or existing")])
+@NAMES
+def test_a_word_that_is_no_choice_is_an_error(make_model, name, key, options):
+    with pytest.raises(ConfigError, match=f"{name}.model_params.{key}: is 'all'.*Fix: {options}"):
+        make_model(name, **{key: "all"})
