@@ -11,8 +11,6 @@ from common.cli import ROOT, Parser, add_shared_flags, check_name, given_flags, 
 from common.errors import run_command  # noqa: E402
 from common.steps import Step, module, run_steps, script  # noqa: E402
 
-FLOORS = ("popularity", "markov")
-
 
 def main(argv: list[str]) -> None:
     parser = make_parser()
@@ -35,8 +33,9 @@ def make_parser() -> Parser:
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="where runs are written")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
                         help=f"one of {', '.join(quantizers.names())}")
+    floors = " and ".join(recommenders.FLOORS)
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
-                        help=f"one of {', '.join(recommenders.names())}; {' and '.join(FLOORS)} run beside it")
+                        help=f"one of {', '.join(recommenders.names())}; {floors} run beside it")
     parser.add_argument("--device", default="auto", metavar="DEV", help="auto, cpu, cuda, cuda:<n>")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of whatever is drawn at random")
     return parser
@@ -68,7 +67,7 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     shared = given_flags(parser, args, {"dataset", "data_root", "debug", "run_root"})
     codes = ["--quantizer_name", args.quantizer_name, "--embedding_suffix", options.suffix]
     training = [*codes, *shared, *given_flags(parser, args, {"force", "seed", "device"})]
-    models = [*(floor for floor in FLOORS if floor != args.model), args.model]
+    models = [*(floor for floor in recommenders.FLOORS if floor != args.model), args.model]
     return [
         *steps,
         Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training)),

@@ -7,6 +7,9 @@ import logging
 import os
 import socket
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -71,7 +74,8 @@ class Run:
         lock = FolderLock(self.folder)
         if force:
             (self.folder / "finished.json").unlink(missing_ok=True)
-            for file in [*self.checkpoints.glob("*"), *self.checkpoints.glob(".*"), self.metrics]:
+            for file in [*self.checkpoints.glob("*"), *self.checkpoints.glob(".*"), self.metrics,
+                         self.folder / "times.json"]:
                 file.unlink(missing_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         header = f"# {self.command}\n"
@@ -79,6 +83,22 @@ class Run:
         log_to(self.folder / "run.log")
         log.info("run %s: %s", self.id, self.command)
         return lock
+
+    @contextmanager
+    def clock(self, what: str) -> Iterator[None]:
+        """Add the seconds that a part of the run takes to its times.json, over all the times that it is continued."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            path = self.folder / "times.json"
+            times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            times[what] = round(times.get(what, 0.0) + time.monotonic() - begun, 3)
+            write_text(path, json.dumps(times) + "\n")
+
+    def seconds(self, what: str) -> float:
+        """What `clock` has counted; a process that was killed outright has not."""
+        return json.loads((self.folder / "times.json").read_text(encoding="utf-8"))[what]
 
     def append_metrics(self, record: dict) -> None:
         with self.metrics.open("a", encoding="utf-8") as file:

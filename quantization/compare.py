@@ -1,12 +1,11 @@
 """All finished tokenizers of a data set in one table."""
 
-import csv
-import io
 from pathlib import Path
 
 from common.artifacts import DatasetFolder, write_text
 from common.errors import DataError
 from common.run import latest_run, read_json
+from common.tables import csv_text, markdown
 
 COLUMNS = ("tokenizer", "seed", "codes", "collisions", "after", "largest bucket", "least used level", "perplexity",
            "Gini", "variance kept", "alike (1 code)", "alike (2 codes)", "behaviour")
@@ -28,12 +27,10 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
                  for name, run in runs.items()}
     best_first = sorted(runs, key=lambda name: summaries[name]["figures"]["collision_rate"])
     rows = [row(name, runs[name], summaries[name]) for name in best_first]
-    markdown = f"# Tokenizers of {folder.name}\n\n{table(rows)}\n\n{NOTES}\n"
-    write_text(parent / "compare.md", markdown)
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([COLUMNS, *rows])
-    write_text(parent / "compare.csv", buffer.getvalue())
-    return f"{folder.name}: {len(rows)} tokenizers\n\n{table(rows)}\n\n{NOTES}\nwrote {parent / 'compare.md'} and .csv"
+    table = markdown(COLUMNS, rows)
+    write_text(parent / "compare.md", f"# Tokenizers of {folder.name}\n\n{table}\n\n{NOTES}\n")
+    write_text(parent / "compare.csv", csv_text(COLUMNS, rows))
+    return f"{folder.name}: {len(rows)} tokenizers\n\n{table}\n\n{NOTES}\nwrote {parent / 'compare.md'} and .csv"
 
 
 def row(name: str, run: Path, summary: dict) -> list[str]:
@@ -45,15 +42,6 @@ def row(name: str, run: Path, summary: dict) -> list[str]:
             f"{_mean(figures['perplexity']):.0f}", _cell(_mean(figures.get("gini")), ".2f"),
             _cell(figures.get("explained_variance"), ".0%"), _cell(alike[0] if alike else None, ".1f"),
             _cell(alike[1] if len(alike) > 1 else None, ".1f"), _cell(figures.get("behavioural_coherence"), ".1f")]
-
-
-def table(rows: list[list[str]]) -> str:
-    """Markdown that is aligned for reading as text, too."""
-    widths = [max(len(line[i]) for line in [list(COLUMNS), *rows]) for i in range(len(COLUMNS))]
-    lines = [[heading.ljust(width) for heading, width in zip(COLUMNS, widths, strict=True)],
-             ["-" * width for width in widths],
-             *([cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def shape(sizes: list[int], num_levels: int) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import SPLITS, DatasetFolder, load_interactions
+from common.artifacts import SPLITS, DatasetFolder, Interactions, load_interactions, load_meta
 from common.errors import DataError
 from common.training import derive_seed
 from recommendation.models.abstract_model import PADDING, Windows
@@ -28,12 +28,12 @@ class Sequences:
 
     @classmethod
     def load(cls, folder: DatasetFolder, device: torch.device | str) -> "Sequences":
-        """Raises DataError if an event of training follows a test event of its user: it would leak."""
+        """Raises DataError if what is tested could have been learned from: the splits would leak."""
         events = load_interactions(folder)
-        within = events.user[1:] == events.user[:-1]
-        if (events.split[1:] < events.split[:-1])[within].any():
-            raise DataError(folder.interactions, "has a training event behind a test event of the same user",
-                            "the test split would leak", f"{folder.make_command} --force")
+        split_name = load_meta(folder.interactions, folder.make_command).get("split_name")
+        if problem := find_leak(events, split_name):
+            raise DataError(folder.interactions, problem, "the test split would leak",
+                            f"{folder.make_command} --force")
         return cls(events.item, events.user, events.split, device)
 
     def positions(self, split: str) -> np.ndarray:
@@ -49,6 +49,10 @@ class Sequences:
         device = self.device_items.device
         return [self.device_items[torch.from_numpy(train).to(device)], offsets.to(device)]
 
+    def training_counts(self, num_items: int) -> np.ndarray:
+        """(N,) training events of each item."""
+        return np.bincount(self.item[self.split == SPLITS.index("train")], minlength=num_items)
+
     def histories(self, positions: np.ndarray, max_history: int) -> Windows:
         """The newest `max_history` items before each of the events."""
         return self.windows(np.maximum(self.first[positions], positions - max_history), positions)
@@ -61,6 +65,23 @@ class Sequences:
         index = (start.unsqueeze(1) + offset).clamp(max=len(self.item) - 1)
         items = self.device_items[index].masked_fill(offset >= length.unsqueeze(1), PADDING)
         return Windows(items, length)
+
+
+def find_leak(events: Interactions, split_name: str | None) -> str | None:
+    """What breaks the promise of the split, in words, or None."""
+    train, valid, test = (events.split == SPLITS.index(name) for name in SPLITS)
+    within = events.user[1:] == events.user[:-1]
+    if (events.split[1:] < events.split[:-1])[within].any():
+        return "has a training event behind a test event of the same user"
+    if split_name == "leave_one_out":
+        for name, held_out in (("valid", valid), ("test", test)):
+            if np.bincount(events.user[held_out], minlength=1).max() > 1:
+                return f"has several {name} events of one user, and names its split leave_one_out"
+    held_out = valid | test
+    if (split_name == "temporal" and train.any() and held_out.any()
+            and events.timestamp[train].max() >= events.timestamp[held_out].min()):
+        return "has a training event that is no earlier than a held-out one, and names its split temporal"
+    return None
 
 
 class Batch(NamedTuple):

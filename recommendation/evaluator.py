@@ -5,13 +5,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from common.errors import TrainingError
 from common.progress import Progress
 from recommendation.dataset import Sequences
-from recommendation.models.abstract_model import AbstractRecommender
+from recommendation.models.abstract_model import AbstractRecommender, Recommendations
 
-# B targets, k results
+# B targets, N items, k results
 
-CUTOFFS = (5, 10, 20)
+CUTOFFS = (1, 5, 10, 20)
+BUCKETS = ("cold", "tail", "middle", "head")
 
 
 class Predictions(NamedTuple):
@@ -26,36 +28,100 @@ class Predictions(NamedTuple):
 @torch.no_grad()
 def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict,
             progress: Progress | None = None) -> Predictions:
-    """Ask the model about every event of a split; like lengths together, so that little padding is computed."""
-    positions = sequences.positions(split)
-    length = np.minimum(positions - sequences.first[positions], params["max_history"])
+    """Ask the model about every event of a split; like lengths together, so that little padding is computed.
+
+    With `filter_seen` the items of the whole history, however long, are left out of every list. Raises
+    TrainingError if a score is not a number.
+    """
+    positions, top_k = sequences.positions(split), params["top_k"]
+    num_seen = positions - sequences.first[positions]
+    length = num_seen if params["filter_seen"] else np.minimum(num_seen, params["max_history"])
     order = np.argsort(-length, kind="stable")
-    items = np.empty((len(positions), params["top_k"]), dtype=np.int64)
+    items = np.empty((len(positions), top_k), dtype=np.int64)
     scores = np.empty(items.shape, dtype=np.float32)
-    for start in range(0, len(order), params["eval_batch_size"]):
-        rows = order[start:start + params["eval_batch_size"]]
-        result = model.recommend(sequences.histories(positions[rows], params["max_history"]), params["top_k"])
+    start = 0
+    while start < len(order):
+        # Filtering asks for longer lists; fewer histories at a time keep the same number of results in memory.
+        longest = int(num_seen[order[start]]) if params["filter_seen"] else 0
+        rows = order[start:start + max(params["eval_batch_size"] * top_k // (top_k + longest), 1)]
+        result = model.recommend(sequences.histories(positions[rows], params["max_history"]), top_k + longest)
+        if longest:
+            result = without_seen(result, sequences.histories(positions[rows], longest).items, top_k)
         items[rows], scores[rows] = result.items.cpu().numpy(), result.scores.cpu().numpy()
+        start += len(rows)
         if progress is not None:
             progress.update(len(rows))
+    if np.isnan(scores).any():
+        num_bad = int(np.isnan(scores).any(axis=1).sum())
+        raise TrainingError(type(model).__name__, f"the scores of {num_bad} of {len(scores)} histories are not numbers",
+                            fix="a lower --lr; the run's metrics.jsonl has its losses")
     return Predictions(positions, sequences.item[positions], items, scores)
 
 
-def metrics(predictions: Predictions) -> dict:
-    """Recall and NDCG at `CUTOFFS`, their standard errors, and the share of invalid and duplicate results.
+def without_seen(result: Recommendations, seen: torch.Tensor, top_k: int) -> Recommendations:
+    """The first `top_k` results that are not among the items `seen` (B, S); the others keep their order."""
+    is_seen = (result.items.unsqueeze(2) == seen.unsqueeze(1)).any(dim=2) & (result.items >= 0)
+    order = is_seen.long().argsort(dim=1, stable=True)[:, :top_k]
+    left_out = is_seen.gather(1, order)
+    return Recommendations(result.items.gather(1, order).masked_fill(left_out, -1),
+                           result.scores.gather(1, order).masked_fill(left_out, float("-inf")))
 
-    Each event has one relevant item, so recall is the hit rate and NDCG is 1 / log2(1 + rank).
+
+def metrics(predictions: Predictions, num_items: int) -> dict:
+    """Recall, hit rate, NDCG and MRR at `CUTOFFS` with their standard errors, coverage, and what is wrong with lists.
+
+    Each event has one relevant item, so recall is the hit rate, NDCG is 1 / log2(1 + rank) and MRR is 1 / rank.
+    `coverage@k` is the share of the catalogue that stands in somebody's first k. Of all places in the lists,
+    `missing_share` have no item, `duplicate_share` one that stands there already, `invalid_share` one that is
+    not in the catalogue.
     """
-    hit = predictions.items == predictions.targets[:, None]                       # (B, k)
-    rank = np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, np.inf)              # (B,), 1 is the best
+    rank = ranks(predictions)
     figures: dict = {"num_targets": len(rank)}
     for cutoff in CUTOFFS:
-        found = rank <= cutoff
-        for name, value in (("recall", found.astype(float)), ("ndcg", np.where(found, 1 / np.log2(1 + rank), 0.0))):
+        for name, value in _at(rank, cutoff).items():
             figures[f"{name}@{cutoff}"] = float(value.mean())
             figures[f"{name}@{cutoff}_stderr"] = float(value.std() / np.sqrt(len(value)))
+    for cutoff in CUTOFFS:
+        listed = np.unique(predictions.items[:, :cutoff])
+        figures[f"coverage@{cutoff}"] = int((listed >= 0).sum()) / num_items
     listed = np.sort(predictions.items, axis=1)
     repeated = (listed[:, 1:] == listed[:, :-1]) & (listed[:, 1:] >= 0)
-    figures["invalid_share"] = float((predictions.items < 0).mean())
+    figures["missing_share"] = float((predictions.items == -1).mean())
+    figures["invalid_share"] = float(((predictions.items < -1) | (predictions.items >= num_items)).mean())
     figures["duplicate_share"] = float(repeated.sum() / predictions.items.size)
+    return figures
+
+
+def ranks(predictions: Predictions) -> np.ndarray:
+    """(B,) the target's place in its list, 1 for the best; infinity where it is not listed."""
+    hit = predictions.items == predictions.targets[:, None]                       # (B, k)
+    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, np.inf)
+
+
+def _at(rank: np.ndarray, cutoff: int) -> dict[str, np.ndarray]:
+    """Each metric's value of every target."""
+    found = rank <= cutoff
+    hit = found.astype(float)
+    return {"recall": hit, "hit": hit, "ndcg": np.where(found, 1 / np.log2(1 + rank), 0.0),
+            "mrr": np.where(found, 1 / rank, 0.0)}
+
+
+def by_popularity(predictions: Predictions, counts: np.ndarray) -> dict[str, dict]:
+    """Recall@10 and NDCG@10 of targets of like popularity; `counts` (N,) training events of each item.
+
+    `cold` items have none. The others are parted, the least popular first, such that the items of `tail`,
+    `middle` and `head` have about a third of the training events each.
+    """
+    bucket_of = np.zeros(len(counts), dtype=int)
+    order = np.argsort(counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    bucket_of[order] = 1 + np.minimum(3 * before // max(counts.sum(), 1), 2)
+    bucket_of[counts == 0] = 0
+    values, bucket = _at(ranks(predictions), 10), bucket_of[predictions.targets]
+    figures = {}
+    for number, name in enumerate(BUCKETS):
+        inside = bucket == number
+        figures[name] = {"num_items": int((bucket_of == number).sum()), "num_targets": int(inside.sum()),
+                         **{f"{key}@10": float(values[key][inside].mean()) if inside.any() else None
+                            for key in ("recall", "ndcg")}}
     return figures

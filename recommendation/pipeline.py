@@ -14,7 +14,7 @@ from common.errors import DataError
 from common.progress import Progress
 from common.run import Run, read_json
 from recommendation.dataset import Sequences
-from recommendation.evaluator import Predictions, metrics, predict
+from recommendation.evaluator import Predictions, by_popularity, metrics, predict
 from recommendation.models import find_class
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 from recommendation.trainer import Trainer
@@ -56,14 +56,28 @@ class Pipeline:
         sequences = Sequences.load(self.folder, self.device)
         self._require_held_out(sequences)
         with self.run.open(force):
-            best = Trainer(model, sequences, self.config, self.run).train()
-            predictions = self._test(model, sequences)
-            result = {"valid": best.metrics, "test": metrics(predictions), "best_epoch": best.epoch,
+            with self.run.clock("training"):
+                best = Trainer(model, sequences, self.config, self.run).train()
+            with self.run.clock("test"):
+                predictions = self._test(model, sequences)
+            num_items = self.catalogue.num_items
+            test = metrics(predictions, num_items)
+            test["by_popularity"] = by_popularity(predictions, sequences.training_counts(num_items))
+            result = {"valid": best.metrics, "test": test, "best_epoch": best.epoch,
                       "num_parameters": sum(p.numel() for p in model.parameters()), **self.collisions}
             write_text(self.run.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
             self._write_predictions(predictions, sequences)
-            self.run.finish({"model": self.config.name, "dataset": self.folder.name})
+            self._say_what_is_missing(test)
+            self.run.finish({"model": self.config.name, "dataset": self.folder.name,
+                             "users_per_second": test["num_targets"] / self.run.seconds("test")})
         return result
+
+    def _say_what_is_missing(self, test: dict) -> None:
+        if test["missing_share"]:
+            log.warning("recommendation: %.2f%% of the places in the lists are empty: the catalogue has %d items, and "
+                        "the lists %d places%s", 100 * test["missing_share"], self.catalogue.num_items,
+                        self.config.training_params["top_k"],
+                        ", with seen items left out" if self.config.training_params["filter_seen"] else "")
 
     def _build(self) -> AbstractRecommender:
         """The model, all of its configuration read."""

@@ -9,6 +9,7 @@ from common.artifacts import DatasetFolder, load_items, load_users, variant, wri
 from common.cli import Parser, add_shared_flags, add_variant_flags, parse
 from common.errors import DataError, run_command
 from common.run import latest_run, log_to_console, read_json
+from common.tables import markdown
 from recommendation.models import find_class, names
 
 log = logging.getLogger(__name__)
@@ -54,13 +55,16 @@ def report(folder: DatasetFolder, run_root, models: list[str], of_codes: str) ->
 
 def table(rows: dict[str, dict]) -> str:
     """A Markdown table of test metrics, `model -> metrics.json`."""
-    width = max(len("model"), *map(len, rows))
-    lines = [f"| {'model':<{width}} | " + " | ".join(f"{name:<16}" for name in COLUMNS) + " |",
-             f"|{'-' * (width + 2)}|" + "|".join("-" * 18 for _ in COLUMNS) + "|"]
-    for model, row in rows.items():
-        cells = (f"{row['test'][name]:.4f} (±{row['test'][name + '_stderr']:.4f})" for name in COLUMNS)
-        lines.append(f"| {model:<{width}} | " + " | ".join(f"{cell:<16}" for cell in cells) + " |")
-    return "\n".join(lines)
+    return markdown(("model", *COLUMNS), [
+        [model, *(f"{row['test'][name]:.4f} (±{row['test'][name + '_stderr']:.4f})" for name in COLUMNS)]
+        for model, row in rows.items()])
+
+
+def seeds_table(model: str, summary: dict) -> str:
+    """The same of several seeds, mean and standard deviation over them."""
+    figures = [summary["test"][name] for name in COLUMNS]
+    cells = [f"{f['mean']:.4f}" + (f" ± {f['deviation']:.4f}" if f["deviation"] is not None else "") for f in figures]
+    return markdown(("model", "seeds", *COLUMNS), [[model, ", ".join(map(str, summary["seeds"])), *cells]])
 
 
 def examples(folder: DatasetFolder, run, model: str) -> str:

@@ -30,7 +30,7 @@ class RecommenderTask:
         """Nothing to do between epochs."""
 
     def evaluate(self) -> dict:
-        return metrics(predict(self.model, self.sequences, "valid", self.params))
+        return metrics(predict(self.model, self.sequences, "valid", self.params), self.model.catalogue.num_items)
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
         """The users of the batch."""
@@ -48,7 +48,7 @@ class Trainer:
         params, seed = self.config.training_params, self.config["common"]["seed"]
         if self.model.fit(self.sequences.training_sequences()):
             self.model.eval()
-            figures = metrics(predict(self.model, self.sequences, "valid", params))
+            figures = metrics(predict(self.model, self.sequences, "valid", params), self.model.catalogue.num_items)
             Checkpoints(self.run.checkpoints, self.run.command).save_best({"model": self.model.state_dict()})
             best = Best(0, figures[params["select_by"]], figures)
         else:

@@ -7,6 +7,7 @@ from common.errors import ConfigError, nearest
 
 MODELS = Path(__file__).resolve().parent
 DEFAULTS = MODELS / "defaults.yaml"
+FLOORS = ("popularity", "markov")  # what a generator must beat
 
 
 def names() -> list[str]:

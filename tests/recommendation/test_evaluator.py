@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from recommendation.evaluator import CUTOFFS, Predictions, metrics, predict
-from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations
+from common.errors import TrainingError
+from recommendation.evaluator import CUTOFFS, Predictions, by_popularity, metrics, predict, without_seen
+from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations, top_items
 
 from .conftest import leave_one_out
 
@@ -17,16 +18,21 @@ def predictions(items: list[list[int]], targets: list[int]) -> Predictions:
     return Predictions(np.arange(len(targets)), np.array(targets), items, np.zeros(items.shape))
 
 
-def brute_force(items: list[list[int]], targets: list[int]) -> dict:
+def brute_force(items: list[list[int]], targets: list[int], num_items: int) -> dict:
     figures: dict = {}
-    for cutoff in (5, 10, 20):
-        recall, ndcg = [], []
+    for cutoff in (1, 5, 10, 20):
+        of_metric: dict[str, list[float]] = {"recall": [], "hit": [], "ndcg": [], "mrr": []}
+        listed = set()
         for row, target in zip(items, targets, strict=True):
             rank = next((place for place, item in enumerate(row, start=1) if item == target), None)
             found = rank is not None and rank <= cutoff
-            recall.append(1.0 if found else 0.0)
-            ndcg.append(1 / math.log2(rank + 1) if found else 0.0)
-        for name, values in (("recall", recall), ("ndcg", ndcg)):
+            listed.update(item for item in row[:cutoff] if item != -1)
+            of_metric["recall"].append(1.0 if found else 0.0)
+            of_metric["hit"].append(1.0 if found else 0.0)
+            of_metric["ndcg"].append(1 / math.log2(rank + 1) if found else 0.0)
+            of_metric["mrr"].append(1 / rank if found else 0.0)
+        figures[f"coverage@{cutoff}"] = len(listed) / num_items
+        for name, values in of_metric.items():
             mean = sum(values) / len(values)
             figures[f"{name}@{cutoff}"] = mean
             figures[f"{name}@{cutoff}_stderr"] = math.sqrt(sum((v - mean) ** 2 for v in values)) / len(values)
@@ -41,13 +47,19 @@ def row_with(target: int, rank: int) -> list[int]:
 
 
 def test_the_figures_have_their_cutoffs():
-    assert CUTOFFS == (5, 10, 20)
+    assert CUTOFFS == (1, 5, 10, 20)
 
 
 def test_metrics_by_hand():
-    figures = metrics(predictions([row_with(7, 1), row_with(7, 3), row_with(7, 6), row_with(7, 20)], [7] * 4))
+    figures = metrics(predictions([row_with(7, 1), row_with(7, 3), row_with(7, 6), row_with(7, 20)], [7] * 4), 200)
     assert figures["num_targets"] == 4
     assert (figures["recall@5"], figures["recall@10"], figures["recall@20"]) == (0.5, 0.75, 1.0)
+    assert figures["recall@1"] == figures["ndcg@1"] == figures["mrr@1"] == 0.25
+    assert [figures[f"hit@{k}"] for k in (1, 5, 10, 20)] == [0.25, 0.5, 0.75, 1.0]
+    assert figures["mrr@5"] == pytest.approx((1 + 1 / 3) / 4)
+    assert figures["mrr@20"] == pytest.approx((1 + 1 / 3 + 1 / 6 + 1 / 20) / 4)
+    # At rank one stand items 7 and, three times, 100; among the first five also 101 to 104.
+    assert (figures["coverage@1"], figures["coverage@5"]) == (2 / 200, 6 / 200)
     assert figures["ndcg@5"] == pytest.approx((1 + 1 / 2) / 4)
     assert figures["ndcg@10"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7)) / 4)
     assert figures["ndcg@20"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7) + 1 / math.log2(21)) / 4)
@@ -55,14 +67,14 @@ def test_metrics_by_hand():
 
 def test_standard_errors_by_hand():
     # Three of four found: a standard deviation of sqrt(3/4 * 1/4), over sqrt(4).
-    figures = metrics(predictions([row_with(7, 1)] * 3 + [row_with(8, 1)], [7] * 4))
+    figures = metrics(predictions([row_with(7, 1)] * 3 + [row_with(8, 1)], [7] * 4), 200)
     assert figures["recall@10_stderr"] == pytest.approx(math.sqrt(3) / 4 / 2)
     assert figures["ndcg@10_stderr"] == pytest.approx(math.sqrt(3) / 4 / 2)
 
 
 def test_perfect_and_wrong_predictions():
-    perfect = metrics(predictions([row_with(7, 1)] * 3, [7] * 3))
-    wrong = metrics(predictions([row_with(7, 1)] * 3, [8] * 3))
+    perfect = metrics(predictions([row_with(7, 1)] * 3, [7] * 3), 200)
+    wrong = metrics(predictions([row_with(7, 1)] * 3, [8] * 3), 200)
     for name in ("recall@5", "recall@10", "recall@20", "ndcg@5", "ndcg@10", "ndcg@20"):
         assert (perfect[name], wrong[name]) == (1.0, 0.0)
         assert perfect[f"{name}_stderr"] == wrong[f"{name}_stderr"] == 0.0
@@ -76,19 +88,20 @@ def test_metrics_agree_with_a_brute_force_count(seed):
         row[rng.integers(1, 20):] = [-1] * (20 - len(row[:rng.integers(1, 20)]))
     items = [(row + [-1] * 20)[:20] for row in items]
     targets = rng.integers(40, size=57).tolist()
-    figures = metrics(predictions(items, targets))
-    for name, value in brute_force(items, targets).items():
+    figures = metrics(predictions(items, targets), 40)
+    for name, value in brute_force(items, targets, 40).items():
         assert figures[name] == pytest.approx(value, abs=1e-12), name
 
 
-def test_the_share_of_invalid_and_of_duplicate_results_by_hand():
-    figures = metrics(predictions([[1, 2, 3, 4], [5, 6, 5, 5], [8, 9, -1, -1]], [0] * 3))
-    assert figures["invalid_share"] == pytest.approx(2 / 12)
-    assert figures["duplicate_share"] == pytest.approx(2 / 12)  # 5 stands thrice, two of them too many
+def test_what_is_wrong_with_lists_by_hand():
+    figures = metrics(predictions([[1, 2, 3, 4], [5, 6, 5, 5], [8, 9, -1, -1], [7, 20, 21, -2]], [0] * 4), 20)
+    assert figures["missing_share"] == pytest.approx(2 / 16)
+    assert figures["duplicate_share"] == pytest.approx(2 / 16)  # 5 stands thrice, two of them too many
+    assert figures["invalid_share"] == pytest.approx(3 / 16)    # items 20 and 21 of a catalogue of 20, and -2
 
 
 def test_valid_and_distinct_results_have_none_of_either():
-    figures = metrics(predictions([list(range(20))] * 2, [0, 30]))
+    figures = metrics(predictions([list(range(20))] * 2, [0, 30]), 200)
     assert figures["invalid_share"] == figures["duplicate_share"] == 0.0
 
 
@@ -112,11 +125,12 @@ def successor():
 def test_a_short_last_batch_weighs_by_its_users(successor, eval_batch_size):
     # Of seven users one is found at rank 1 and one at rank 2; their histories differ in length.
     histories = [[0, 1, 2, 3], [0, 1, 2, 9, 4, 6], *([8, 8, 8, 8 - step] for step in range(5))]
-    params = {"max_history": 3, "top_k": 20, "eval_batch_size": eval_batch_size}
+    params = {"max_history": 3, "top_k": 20, "eval_batch_size": eval_batch_size,
+              "filter_seen": False}
     found = predict(successor, leave_one_out(histories), "test", params)
     assert found.targets.tolist() == [3, 6, 8, 7, 6, 5, 4]
     assert found.items[:, 0].tolist() == [3, 5, 9, 9, 9, 9, 9]
-    figures = metrics(found)
+    figures = metrics(found, 30)
     assert figures["num_targets"] == 7
     assert figures["recall@5"] == pytest.approx(2 / 7)
     assert figures["ndcg@5"] == pytest.approx((1 + 1 / math.log2(3)) / 7)
@@ -125,7 +139,7 @@ def test_a_short_last_batch_weighs_by_its_users(successor, eval_batch_size):
 def test_predictions_stand_in_the_order_of_the_file(successor):
     histories = [[0, 1, 2, 3], [5, 5, 5, 5, 5, 5, 5], [9, 9, 9]]
     found = predict(successor, leave_one_out(histories), "test",
-                    {"max_history": 10, "top_k": 20, "eval_batch_size": 2})
+                    {"max_history": 10, "top_k": 20, "eval_batch_size": 2, "filter_seen": False})
     assert found.positions.tolist() == [3, 10, 13]
     assert found.targets.tolist() == [3, 5, 9]
     assert found.items[:, 0].tolist() == [3, 6, 10]
@@ -134,6 +148,80 @@ def test_predictions_stand_in_the_order_of_the_file(successor):
 
 def test_the_valid_split_is_predicted_without_the_test_event(successor):
     found = predict(successor, leave_one_out([[0, 4, 2, 3]]), "valid",
-                    {"max_history": 10, "top_k": 20, "eval_batch_size": 2})
+                    {"max_history": 10, "top_k": 20, "eval_batch_size": 2, "filter_seen": False})
     assert found.targets.tolist() == [2]
     assert found.items[0, 0] == 5
+
+
+def test_figures_by_popularity_by_hand():
+    # 12 training events: items 3 and 4 have none; 0, 1 and 2 have one each, 5 three, 6 six.
+    counts = np.array([1, 1, 1, 0, 0, 3, 6])
+    found = predictions([[6, 5, 0], [6, 5, 1], [6, 5, 0], [3, 5, 0], [0, 1, 2]], [6, 6, 1, 3, 5])
+    figures = by_popularity(found, counts)
+    # The least popular first: 0, 1 and 2 begin within the first four events, 5 at the third, 6 at the sixth.
+    assert {name: bucket["num_items"] for name, bucket in figures.items()} == {
+        "cold": 2, "tail": 4, "middle": 1, "head": 0}
+    assert figures["cold"] == {"num_items": 2, "num_targets": 1, "recall@10": 1.0, "ndcg@10": 1.0}
+    assert figures["tail"] == {"num_items": 4, "num_targets": 2, "recall@10": 0.0, "ndcg@10": 0.0}
+    assert figures["middle"] == {"num_items": 1, "num_targets": 2, "recall@10": 1.0, "ndcg@10": 1.0}
+    assert figures["head"] == {"num_items": 0, "num_targets": 0, "recall@10": None, "ndcg@10": None}
+
+
+def test_seen_items_are_left_out_and_the_rest_moves_up():
+    result = Recommendations(torch.tensor([[4, 2, 9, 7, 1], [3, 0, -1, -1, -1]]),
+                             torch.tensor([[5.0, 4, 3, 2, 1], [2, 1, float("-inf"), float("-inf"), float("-inf")]]))
+    left = without_seen(result, torch.tensor([[2, 7, 2], [0, -1, -1]]), 3)
+    assert left.items.tolist() == [[4, 9, 1], [3, -1, -1]]
+    assert left.scores.tolist() == [[5, 3, 1], [2, float("-inf"), float("-inf")]]
+
+
+@pytest.mark.parametrize("eval_batch_size", [1, 2, 100])
+def test_filtering_leaves_out_the_whole_history_and_keeps_the_length_of_the_lists(successor, eval_batch_size):
+    # Behind 3 come 4, 5, ...; the first user has seen 4 and 6, long before the two items that the model reads.
+    histories = [[6, 4, 9, 0, 3, 5], [9, 9, 9], [1, 2, 3]]
+    found = predict(successor, leave_one_out(histories), "test",
+                    {"max_history": 2, "top_k": 20, "eval_batch_size": eval_batch_size, "filter_seen": True})
+    assert found.items[0].tolist() == [5, 7, 8, *range(10, 27)]
+    assert found.items[1, 0] == 10
+    assert found.items[2].tolist() == list(range(3, 23))
+    assert metrics(found, 30)["recall@1"] == pytest.approx(2 / 3)  # the second user's 9 was seen
+
+
+def test_a_catalogue_smaller_than_the_list_counts_every_target(make_model):
+    popularity = make_model("popularity", of=Catalogue(6, None, []))
+    sequences = leave_one_out([[0, 1, 2, 3], [5, 5, 4, 4], [1, 2, 0, 5]])
+    popularity.fit(sequences.training_sequences())
+    found = predict(popularity, sequences, "test",
+                    {"max_history": 2, "top_k": 20, "eval_batch_size": 2, "filter_seen": False})
+    figures = metrics(found, 6)
+    assert figures["recall@20"] == 1.0  # all three, in lists of six
+    assert figures["missing_share"] == pytest.approx(14 / 20)
+    assert figures["invalid_share"] == figures["duplicate_share"] == 0.0
+
+
+class Scored(AbstractRecommender):
+    """The same scores for everybody."""
+
+    needs_codes = False
+
+    def __init__(self, scores: list[float]):
+        super().__init__({}, Catalogue(len(scores), None, []))
+        self.scores = torch.tensor(scores)
+
+    def recommend(self, histories, top_k):
+        return top_items(self.scores.expand(len(histories.items), -1), top_k)
+
+
+PARAMS = {"max_history": 3, "top_k": 20, "eval_batch_size": 3, "filter_seen": False}
+
+
+def test_among_equal_scores_the_smaller_item_comes_first():
+    found = predict(Scored([0.0] * 30), leave_one_out([[1, 2, 3], [4, 5, 29]]), "test", PARAMS)
+    assert found.items.tolist() == [list(range(20))] * 2
+    found = predict(Scored([0.0] * 10 + [1.0] * 5 + [0.0] * 15), leave_one_out([[1, 2, 3]]), "test", PARAMS)
+    assert found.items[0].tolist() == [*range(10, 15), *range(10), *range(15, 20)]
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    with pytest.raises(TrainingError, match="the scores of 2 of 2 histories are not numbers.*Fix: a lower --lr"):
+        predict(Scored([0.0] * 20 + [float("nan")] * 10), leave_one_out([[1, 2, 3], [4, 5, 29]]), "test", PARAMS)

@@ -18,7 +18,7 @@ ROW_BYTES = 2**28  # of similarities that are held at a time while the graph is 
 class EncoderRetrieve(AbstractRecommender):
     """One causal pass over the items of a history; from each position one head a level predicts the next item's code.
 
-    An item comes in as the mean of its codewords, and a head's logits are its similarities to the same codewords.
+    An item comes in as the sum of its codewords, and a head's logits are its similarities to the same codewords.
     An item's score is the sum of the log-probabilities of its codes: no order of levels, no search along a
     prefix. `scoring: exact` scores the whole catalogue. `graph` walks a graph that joins items of similar
     codewords, from random items and those of the history, and scores what it meets.
@@ -44,8 +44,10 @@ class EncoderRetrieve(AbstractRecommender):
         self.norm = RMSNorm(width)
         self.heads = nn.Parameter(torch.empty(self.num_levels, width, width))
         initialize(self, width, width // num_heads)
-        for weight in (self.codewords.weight, self.positions.weight, self.heads):
+        for weight in (self.codewords.weight, self.heads):
             nn.init.normal_(weight, std=width**-0.5)
+        # What an item is should outweigh where it stands.
+        nn.init.normal_(self.positions.weight, std=0.1 * width**-0.5)
         # Level l's code c is row l * C + c of the codewords; C of all levels alike keeps the heads one product.
         rows = catalogue.codes.cpu() + torch.arange(self.num_levels) * self.num_codes
         self.register_buffer("rows", rows, persistent=False)                                        # (N, L)
@@ -70,7 +72,7 @@ class EncoderRetrieve(AbstractRecommender):
     def _read(self, items: Tensor) -> Tensor:
         """(B, W) items -> hidden states (B, W, M)."""
         rows = self.rows[items.clamp(min=0)]
-        x = F.embedding_bag(rows.flatten(0, 1), self.codewords.weight, mode="mean").view(*items.shape, -1)
+        x = F.embedding_bag(rows.flatten(0, 1), self.codewords.weight, mode="sum").view(*items.shape, -1)
         x = dropout(x + self.positions.weight[: items.shape[1]], self.dropout, self.training)
         bias = causal_bias(items.shape[1], items.device)  # padding lies behind, where no item looks
         for attention, feed_forward in self.layers:

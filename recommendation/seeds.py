@@ -1,0 +1,46 @@
+"""One configuration with several seeds: mean and deviation of its test figures."""
+
+import json
+
+import numpy as np
+
+from common.artifacts import write_text
+from common.config import Config
+from common.errors import ConfigError
+from recommendation.pipeline import Pipeline
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`1,2,3` -> numbers. Raises ConfigError for anything else, and for one seed twice."""
+    try:
+        seeds = [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ConfigError("--seeds", f"{text!r} is no list of whole numbers", fix="--seeds 1,2,3") from error
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError("--seeds", f"{text!r} has a seed twice, or one below 0", fix="--seeds 1,2,3")
+    return seeds
+
+
+def run_seeds(config: Config, seeds: list[int], make_pipeline, force: bool) -> dict:
+    """Run each seed, or reuse its finished run, and write `seeds.json` beside the runs; returns its content.
+
+    `make_pipeline()` gives the pipeline of `config` as it stands.
+    """
+    if config.origins["common.seed"].startswith("--"):
+        raise ConfigError("--seeds", f"stands beside {config.origins['common.seed']}", fix="leave one of them out")
+    runs, pipeline = {}, None
+    for seed in seeds:
+        config["common"]["seed"] = seed
+        pipeline: Pipeline = make_pipeline()
+        runs[pipeline.run.id] = pipeline.execute(force)
+    summary = {"seeds": seeds, "runs": list(runs), "test": mean_and_deviation([run["test"] for run in runs.values()])}
+    write_text(pipeline.run.parent / "seeds.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def mean_and_deviation(figures: list[dict]) -> dict[str, dict[str, float | None]]:
+    """`metric -> {mean, deviation}` over seeds; the sample's standard deviation, None for a single seed."""
+    names = [name for name, value in figures[0].items() if isinstance(value, float) and not name.endswith("_stderr")]
+    values = {name: np.array([run[name] for run in figures]) for name in names}
+    return {name: {"mean": float(value.mean()), "deviation": float(value.std(ddof=1)) if len(value) > 1 else None}
+            for name, value in values.items()}
