@@ -43,12 +43,13 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     parent = run_root / "recommendation" / folder.name
     sha256 = load_meta(folder.interactions, folder.make_command)["sha256"]
     runs = _finished(parent)
-    if not any(_is_of(run, folder, sha256) for run in runs):
+    current = [run for run in runs if _is_of(run, folder, sha256)]
+    if not current:
         raise DataError(parent, "has no finished run of these interactions", fix=f"python recommendation/main.py "
                         f"--category {folder.name}{folder.root_flag}")
-    _run_floors(folder, run_root, {_training(run)["filter_seen"] for run in runs if _is_of(run, folder, sha256)})
-    runs = _finished(parent)
-    current = [run for run in runs if _is_of(run, folder, sha256)]
+    if _run_floors(folder, run_root, {(run.model, _training(run)["filter_seen"]) for run in current}):
+        runs = _finished(parent)
+        current = [run for run in runs if _is_of(run, folder, sha256)]
     lines, rows = [f"# Recommenders of {folder.name}", ""], []
     for filtered, heading in ((False, "Nothing filtered"), (True, "Items of the history filtered")):
         of_protocol = [run for run in current if _training(run)["filter_seen"] is filtered]
@@ -73,17 +74,18 @@ def _is_of(run: FinishedRun, folder: DatasetFolder, sha256: str) -> bool:
     return run.inputs.get(folder.interactions.name) == sha256
 
 
-def _run_floors(folder: DatasetFolder, run_root: Path, protocols: set[bool]) -> None:
+def _run_floors(folder: DatasetFolder, run_root: Path, there: set[tuple[str, bool]]) -> int:
+    """Run the floors that are not `there` (model, filter_seen) for a protocol that is; returns how many."""
     from recommendation.pipeline import Pipeline
 
-    for floor in FLOORS:
-        for filtered in protocols:
-            key = str(filtered).lower()
-            config = resolve(floor, config_path(floor), DEFAULTS, [("filter_seen", key)])
-            command = f"python recommendation/main.py --model {floor} --category {folder.name} --filter_seen={key}"
-            pipeline = Pipeline(config, folder, "", "", None, run_root, command + folder.root_flag)
-            if not pipeline.run.finished:
-                pipeline.execute(force=False)
+    lacking = [(floor, filtered) for filtered in sorted({filtered for _, filtered in there}) for floor in FLOORS
+               if (floor, filtered) not in there]
+    for floor, filtered in lacking:
+        key = str(filtered).lower()
+        config = resolve(floor, config_path(floor), DEFAULTS, [("filter_seen", key)])
+        command = f"python recommendation/main.py --model {floor} --category {folder.name} --filter_seen={key}"
+        Pipeline(config, folder, "", "", None, run_root, command + folder.root_flag).execute(force=False)
+    return len(lacking)
 
 
 def read_run(folder: Path) -> FinishedRun:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.artifacts import DatasetFolder, publish
+from common.artifacts import DatasetFolder, Interactions, publish
 from common.errors import DataError
-from recommendation.dataset import Sequences, TrainingBatches
+from recommendation.dataset import Sequences, TrainingBatches, find_leak
 from recommendation.models.abstract_model import PADDING
 
 from .conftest import leave_one_out
@@ -210,3 +210,23 @@ def test_batches_hold_like_lengths(long_histories):
 def test_no_training_event_with_a_history_is_an_error():
     with pytest.raises(DataError, match="no training event with a history"):
         TrainingBatches(leave_one_out([[0, 1, 2], [3]]), "target", 4, 5, seed=0)
+
+
+def events(user: list[int], timestamp: list[int], split: list[int]) -> Interactions:
+    return Interactions(np.array(user), np.zeros(len(user), dtype=np.int64), np.array(timestamp),
+                        np.array(split, dtype=np.int8))
+
+
+@pytest.mark.parametrize(("split_name", "user", "timestamp", "split", "problem"), [
+    (None, [0, 0, 0, 1], [1, 2, 3, 9], [0, 1, 2, 0], None),
+    (None, [0, 0, 0], [1, 2, 3], [0, 2, 0], "a training event behind a test event of the same user"),
+    (None, [0, 0, 0], [1, 2, 3], [0, 2, 1], "a training event behind a test event of the same user"),
+    ("leave_one_out", [0, 0, 0, 1, 1, 1], [1, 2, 3, 1, 2, 3], [0, 1, 2, 0, 1, 2], None),
+    ("leave_one_out", [0, 0, 0, 0], [1, 2, 3, 4], [0, 1, 2, 2], "several test events of one user"),
+    ("leave_one_out", [0, 0, 0, 0], [1, 2, 3, 4], [0, 1, 1, 2], "several valid events of one user"),
+    ("temporal", [0, 0, 1, 1], [1, 5, 2, 6], [0, 1, 0, 2], None),
+    ("temporal", [0, 0, 1, 1], [1, 5, 5, 6], [0, 1, 0, 2], "a training event that is no earlier than a held-out one"),
+])
+def test_splits_that_leak_are_found(split_name, user, timestamp, split, problem):
+    found = find_leak(events(user, timestamp, split), split_name)
+    assert found is None if problem is None else problem in found

@@ -1,0 +1,129 @@
+"""Runs side by side, and seeds together."""
+
+import csv
+import logging
+import statistics
+
+import pytest
+
+from common.artifacts import publish
+from common.config import resolve
+from common.errors import ConfigError, DataError
+from recommendation.compare import compare
+from recommendation.models import DEFAULTS, config_path
+from recommendation.pipeline import Pipeline
+from recommendation.seeds import mean_and_deviation, parse_seeds, run_seeds
+
+from .conftest import SMALL
+from .test_pipeline import HISTORIES, write_data
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A data set, and `pipeline(name, key=value)` for it."""
+    before = list(logging.getLogger().handlers)
+    folder = write_data(tmp_path, HISTORIES)
+
+    def pipeline(name: str, **own: object) -> Pipeline:
+        return Pipeline(config(name, **own), folder, "rqvae", "td", None, tmp_path / "runs", f"python main.py {name}")
+
+    yield folder, tmp_path / "runs", pipeline
+    for handler in set(logging.getLogger().handlers) - set(before):
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def config(name: str, **own: object):
+    path = config_path(name)
+    known = path.read_text() + DEFAULTS.read_text()
+    return resolve(name, path, DEFAULTS, [(key, str(value)) for key, value in (SMALL | own).items()
+                                          if f" {key}:" in known])
+
+
+def rows_of(folder, runs) -> list[dict]:
+    with (runs / "recommendation" / folder.name / "compare.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_seeds_of_one_configuration_share_a_row_and_the_floors_stand_beside_it(shop):
+    folder, runs, pipeline = shop
+    ndcg = [pipeline("sasrec", seed=seed).execute(False)["test"]["ndcg@10"] for seed in (3, 4)]
+    pipeline("sasrec", seed=3, lr=0.5).execute(False)
+    text = compare(folder, runs)
+    rows = rows_of(folder, runs)
+    assert sorted(row["model"] for row in rows) == ["markov", "popularity", "sasrec", "sasrec"]
+    assert [float(row["ndcg@10"].split()[0]) for row in rows] == sorted(
+        (float(row["ndcg@10"].split()[0]) for row in rows), reverse=True)
+    [both] = [row for row in rows if row["seeds"] == "3, 4"]
+    assert both["ndcg@10"] == f"{statistics.mean(ndcg):.4f} ± {statistics.stdev(ndcg):.4f}"
+    [other] = [row for row in rows if row["seeds"] == "3"]
+    assert {other["settings"], both["settings"]} in ({"", "lr=0.5"}, {"", "lr=0.01"})
+    assert "(± " in other["ndcg@10"]
+    assert all(row["filter_seen"] == "false" for row in rows)
+    assert "Nothing filtered (12 targets)" in text
+    assert text.splitlines()[0] in (runs / "recommendation" / folder.name / "compare.md").read_text()
+
+
+def test_filtered_runs_have_a_table_and_floors_of_their_own(shop):
+    folder, runs, pipeline = shop
+    pipeline("popularity", filter_seen="true").execute(False)
+    text = compare(folder, runs)
+    assert "Items of the history filtered" in text
+    assert "Nothing filtered" not in text
+    assert [row["filter_seen"] for row in rows_of(folder, runs)] == ["true", "true"]
+
+
+def test_runs_of_earlier_interactions_are_left_out_and_counted(shop):
+    folder, runs, pipeline = shop
+    pipeline("popularity").execute(False)
+    content = folder.interactions.read_bytes()
+    publish(folder.interactions, lambda staged: staged.write_bytes(content + b" "), {
+        "inputs": {}, "num_items": 30, "items_sha256": "abc"})
+    with pytest.raises(DataError, match="no finished run of these interactions"):
+        compare(folder, runs)
+
+
+def test_no_run_at_all_is_an_error_with_the_command(shop):
+    folder, runs, _ = shop
+    with pytest.raises(DataError, match="Fix: python recommendation/main.py --category Tiny"):
+        compare(folder, runs)
+
+
+def test_seeds_are_run_one_by_one_and_reused(shop):
+    _, _, pipeline = shop
+    settings = config("sasrec")
+    made = []
+
+    def make() -> Pipeline:
+        made.append(pipeline("sasrec", seed=settings["common"]["seed"]))
+        return made[-1]
+
+    summary = run_seeds(settings, [5, 6], make, force=False)
+    assert [one.config["common"]["seed"] for one in made] == [5, 6]
+    assert summary["runs"] == [one.run.id for one in made]
+    singles = [pipeline("sasrec", seed=seed).execute(False)["test"]["recall@10"] for seed in (5, 6)]
+    assert summary["test"]["recall@10"] == {"mean": pytest.approx(statistics.mean(singles)),
+                                            "deviation": pytest.approx(statistics.stdev(singles))}
+    assert (made[0].run.parent / "seeds.json").exists()
+
+
+def test_mean_and_deviation_by_hand():
+    figures = mean_and_deviation([{"recall@5": 0.1, "recall@5_stderr": 0.5, "num_targets": 3},
+                                  {"recall@5": 0.3, "recall@5_stderr": 0.5, "num_targets": 3}])
+    assert figures == {"recall@5": {"mean": pytest.approx(0.2), "deviation": pytest.approx(0.02**0.5)}}
+    assert mean_and_deviation([{"ndcg@5": 0.1}]) == {"ndcg@5": {"mean": 0.1, "deviation": None}}
+
+
+def test_seeds_by_hand():
+    assert parse_seeds("1,2,30") == [1, 2, 30]
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "one", "1,1", "-1,2", "1.5"])
+def test_what_is_no_list_of_seeds_is_an_error(text):
+    with pytest.raises(ConfigError, match="--seeds: .*Fix: --seeds 1,2,3"):
+        parse_seeds(text)
+
+
+def test_one_seed_beside_several_is_an_error():
+    with pytest.raises(ConfigError, match="--seeds: stands beside --seed"):
+        run_seeds(config("sasrec", seed=4), [1, 2], None, force=False)
