@@ -1,0 +1,107 @@
+"""Parallel codes against a T5 decoder and scores by hand; the graph against scoring everything."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recommendation.models.abstract_model import Catalogue
+
+from .conftest import NUM_ITEMS, SIZES, random_codes, randomize, windows_of
+from .t5_stack import causal_stack
+
+ROWS = [[3, 8, 0, 29, 11], [5, 21]]
+TEMPERATURE = 0.5
+
+
+@pytest.fixture
+def model(make_model):
+    model = make_model("encoder_retrieve", num_heads=2, temperature=TEMPERATURE).eval()
+    randomize(model)
+    return model
+
+
+@torch.no_grad()
+def log_probs(model, row: list[int]) -> list[torch.Tensor]:
+    """(row length, C) of each level, step by step."""
+    codes = model.catalogue.codes
+    words = model.codewords.weight.view(len(SIZES), max(SIZES), -1)
+    x = sum(words[level][codes[row, level]] for level in range(len(SIZES))) + model.positions.weight[: len(row)]
+    hidden = causal_stack(model.layers, model.norm, None, x.unsqueeze(0))[0]
+    return [(F.cosine_similarity((hidden @ model.heads[level]).unsqueeze(1), words[level][:size].unsqueeze(0), dim=2)
+             / TEMPERATURE).log_softmax(dim=1) for level, size in enumerate(SIZES)]
+
+
+def scores(model, row: list[int]) -> torch.Tensor:
+    """(N,) of what follows the row: the sum of the log-probabilities of each item's codes."""
+    codes = model.catalogue.codes
+    return sum(level[-1][codes[:, number]] for number, level in enumerate(log_probs(model, row)))
+
+
+def test_the_loss_is_the_mean_over_all_codes_of_every_next_item(model):
+    codes = model.catalogue.codes
+    losses = [-level[place - 1, codes[row[place], number]] for row in ROWS
+              for number, level in enumerate(log_probs(model, row)) for place in range(1, len(row))]
+    loss = model.compute_loss(windows_of(*ROWS))["loss_total"]
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-4)
+
+
+def test_label_smoothing_mixes_in_the_mean_of_the_codes_that_exist(model):
+    plain = model.compute_loss(windows_of(*ROWS))["loss_total"].item()
+    uniform = torch.stack([-level[place - 1].mean() for row in ROWS for level in log_probs(model, row)
+                           for place in range(1, len(row))]).mean().item()
+    model.label_smoothing = 0.3
+    smoothed = model.compute_loss(windows_of(*ROWS))["loss_total"].item()
+    assert smoothed == pytest.approx(0.7 * plain + 0.3 * uniform, abs=1e-4)
+
+
+@torch.no_grad()
+def test_exact_scores_are_sums_over_the_codes_of_every_item(model):
+    result = model.recommend(windows_of(*ROWS), NUM_ITEMS)
+    for row, history in enumerate(ROWS):
+        expected = scores(model, history).sort(descending=True)
+        assert torch.allclose(result.scores[row], expected.values, atol=1e-4)
+        assert torch.allclose(scores(model, history)[result.items[row]], result.scores[row], atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_walk_that_meets_everything_is_exact(model):
+    exact = model.recommend(windows_of(*ROWS), 20)
+    model.scoring, model.num_beams, model.num_neighbours = "graph", NUM_ITEMS, 3
+    walked = model.recommend(windows_of(*ROWS), 20)
+    assert torch.equal(walked.items, exact.items)
+    assert torch.allclose(walked.scores, exact.scores, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_graph_joins_each_item_to_those_of_the_most_similar_codewords(model, monkeypatch):
+    model.num_neighbours = 4
+    words = F.normalize(model.codewords.weight, dim=1).view(len(SIZES), max(SIZES), -1)
+    vectors = torch.cat([words[level][model.catalogue.codes[:, level]] for level in range(len(SIZES))], dim=1)
+    expected = (vectors @ vectors.T).topk(4, dim=1)
+    for num_bytes in (2**28, 4 * NUM_ITEMS * 7):  # in one part, and seven rows at a time
+        monkeypatch.setattr("recommendation.models.encoder_retrieve.model.ROW_BYTES", num_bytes)
+        graph = model._build_graph()
+        assert torch.allclose((vectors.unsqueeze(1) * vectors[graph]).sum(dim=2), expected.values, atol=1e-5)
+    assert all(item in row for item, row in enumerate(graph.tolist()))
+
+
+@torch.no_grad()
+def test_a_walk_finds_most_of_a_large_catalogue_and_scores_little_of_it(make_model):
+    num_items = 2000
+    codes = random_codes(num_items, [20, 20, 20])
+    model = make_model("encoder_retrieve", of=Catalogue(num_items, codes, [20, 20, 20]), scoring="graph", num_beams=30,
+                       num_neighbours=20, num_hops=4).eval()
+    walked = model.recommend(windows_of(*ROWS), 10)
+    model.scoring = "exact"
+    exact = model.recommend(windows_of(*ROWS), 10)
+    for row in range(len(ROWS)):
+        both = set(walked.items[row].tolist()) & set(exact.items[row].tolist())
+        assert len(both) >= 8
+        assert len(set(walked.items[row].tolist())) == 10
+
+
+def test_the_graph_is_built_anew_after_training(model):
+    model.scoring = "graph"
+    model.recommend(windows_of(*ROWS), 5)
+    assert model.graph is not None
+    assert model.train().graph is None
