@@ -6,6 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recommendation.models.abstract_model import Catalogue, top_items
 from recommendation.models.markov.model import Markov
@@ -108,3 +110,13 @@ def test_top_items_of_a_small_catalogue_have_a_tail():
     result = top_items(torch.tensor([[1.0, 2.0]]), 4)
     assert result.items.tolist() == [[1, 0, -1, -1]]
     assert result.scores.tolist() == [[2.0, 1.0, float("-inf"), float("-inf")]]
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.5, float("-inf")]), min_size=7, max_size=7), min_size=1,
+                max_size=4), st.integers(1, 9))
+def test_top_items_agree_with_sorting_everything(scores, top_k):
+    result = top_items(torch.tensor(scores), top_k)
+    for items, values, row in zip(result.items.tolist(), result.scores.tolist(), scores, strict=True):
+        expected = sorted(range(7), key=lambda item: (-row[item], item))[:top_k]
+        assert items == expected + [-1] * (top_k - len(expected))
+        assert values[:7] == [row[item] for item in expected]
