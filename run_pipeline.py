@@ -36,6 +36,7 @@ def make_parser() -> Parser:
     floors = " and ".join(recommenders.FLOORS)
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
                         help=f"one of {', '.join(recommenders.names())}; {floors} run beside it")
+    parser.add_argument("--filter_seen", action="store_true", help="leave the items of the history out of every list")
     parser.add_argument("--device", default="auto", metavar="DEV", help="auto, cpu, cuda, cuda:<n>")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of whatever is drawn at random")
     return parser
@@ -71,8 +72,8 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     return [
         *steps,
         Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training)),
-        *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training))
-          for model in models),
+        *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training,
+                                                  *given_flags(parser, args, {"filter_seen"}))) for model in models),
         Step("results", module("recommendation.report", "--models", ",".join(models), *codes, *shared)),
         Step("what the semantic IDs mean", script("quantization/main.py", "--explain", *codes, *shared)),
     ]

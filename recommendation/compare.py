@@ -33,6 +33,11 @@ class FinishedRun(NamedTuple):
     seconds: float
     users_per_second: float | None
 
+    @property
+    def filter_seen(self) -> bool:
+        """Whether items of the history were left out; runs that are older than the key did not."""
+        return self.config[self.model]["training_params"].get("filter_seen", False)
+
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
     """The tables as text, also written as Markdown and CSV into `run_root/recommendation/<D>/`.
@@ -47,12 +52,12 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     if not current:
         raise DataError(parent, "has no finished run of these interactions", fix=f"python recommendation/main.py "
                         f"--category {folder.name}{folder.root_flag}")
-    if _run_floors(folder, run_root, {(run.model, _training(run)["filter_seen"]) for run in current}):
+    if _run_floors(folder, run_root, {(run.model, run.filter_seen) for run in current}):
         runs = _finished(parent)
         current = [run for run in runs if _is_of(run, folder, sha256)]
     lines, rows = [f"# Recommenders of {folder.name}", ""], []
     for filtered, heading in ((False, "Nothing filtered"), (True, "Items of the history filtered")):
-        of_protocol = [run for run in current if _training(run)["filter_seen"] is filtered]
+        of_protocol = [run for run in current if run.filter_seen is filtered]
         if of_protocol:
             table = sorted(_rows(of_protocol), key=lambda row: -row[0])
             lines += [f"{heading} ({of_protocol[0].metrics['test']['num_targets']} targets)", "",
@@ -97,10 +102,6 @@ def read_run(folder: Path) -> FinishedRun:
                        read_json(folder / "metrics.json", f"{finished['command']} --force"),
                        read_json(times, "")["training"] if times.exists() else float("nan"),
                        finished.get("users_per_second"))
-
-
-def _training(run: FinishedRun) -> dict:
-    return {"filter_seen": False, **run.config[run.model]["training_params"]}
 
 
 def _rows(runs: list[FinishedRun]) -> list[tuple[float, list[str]]]:

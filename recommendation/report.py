@@ -8,8 +8,9 @@ import numpy as np
 from common.artifacts import DatasetFolder, load_items, load_users, variant, write_text
 from common.cli import Parser, add_shared_flags, add_variant_flags, parse
 from common.errors import DataError, run_command
-from common.run import latest_run, log_to_console, read_json
+from common.run import latest_run, log_to_console
 from common.tables import markdown
+from recommendation.compare import read_run
 from recommendation.models import find_class, names
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,15 @@ def report(folder: DatasetFolder, run_root, models: list[str], of_codes: str) ->
             raise DataError(parent, "has no finished run",
                             fix=f"python recommendation/main.py --model={model} --category={folder.name}")
         runs[model] = run
-    rows = {model: read_json(run / "metrics.json", "run the model again with --force") for model, run in runs.items()}
-    heading = (f"{folder.name}: test split, whole catalogue, item ids, nothing filtered "
-               f"({next(iter(rows.values()))['test']['num_targets']} users; in brackets the standard error)")
+    finished = {model: read_run(run) for model, run in runs.items()}
+    if len({run.filter_seen for run in finished.values()}) > 1:
+        raise DataError(run_root, "the newest runs were tested by different rules", ", ".join(
+            f"{model}: filter_seen {str(run.filter_seen).lower()}" for model, run in finished.items()),
+            "run them again, all with --filter_seen or all without")
+    rows = {model: run.metrics for model, run in finished.items()}
+    rule = "items of the history filtered" if finished[models[0]].filter_seen else "nothing filtered"
+    heading = (f"{folder.name}: test split, whole catalogue, item ids, {rule} "
+               f"({rows[models[0]]['test']['num_targets']} users; in brackets the standard error)")
     return "\n".join([heading, "", table(rows), "", examples(folder, runs[models[-1]], models[-1])])
 
 
