@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from common.cli import ROOT
+from common.config import resolve
 from common.errors import ConfigError
 from recommendation import models
 from recommendation.dataset import TrainingBatches
-from recommendation.models import config_path, find_class, names
+from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 
 from .conftest import NUM_ITEMS, SIZES, random_codes, windows_of
@@ -144,3 +146,18 @@ def test_a_model_file_without_its_class_is_an_error(home, number, source):
     add(home, f"my_model_c{number}", source)
     with pytest.raises(ConfigError, match="no class named like the folder"):
         find_class(f"my_model_c{number}")
+
+
+RECIPES = sorted(models.MODELS.glob("*/recipes/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
+def test_every_recipe_builds_its_model_and_opens_with_its_command(path, catalogue):
+    name = path.parent.parent.name
+    config = resolve(name, path, DEFAULTS, [])
+    model_config = config.for_model()
+    find_class(name)(model_config, catalogue)
+    config.check_all_read(model_config)
+    first, second = path.read_text().splitlines()[:2]
+    assert first.startswith(f"# python recommendation/main.py --model={name} ")
+    assert f"--config {path.relative_to(ROOT)}" in second
