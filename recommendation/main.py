@@ -18,16 +18,26 @@ def main(argv: list[str]) -> None:
     args = parse(make_parser(), argv, open_ended=True)
     check_name("--quantizer_name", args.quantizer_name)
     config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, args.overrides, args.flags)
+    check_name("--export_item_embeddings", args.export_item_embeddings)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 
     from common.run import log_to_console
+
+    log_to_console()
+    command = command_line("python recommendation/main.py", argv)
+    if args.export_item_embeddings:
+        from recommendation.catalogue import Choice
+        from recommendation.export import export_item_embeddings
+
+        choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
+        export_item_embeddings(config, folder, choice, args.run_root, args.export_item_embeddings, command, args.force)
+        return
+
     from recommendation.pipeline import Pipeline
     from recommendation.report import table
 
-    log_to_console()
-    pipeline = Pipeline(config, folder, args.quantizer_name, args.embedding_suffix, args.tag, args.run_root,
-                        command_line("python recommendation/main.py", argv))
+    pipeline = Pipeline(config, folder, args.quantizer_name, args.embedding_suffix, args.tag, args.run_root, command)
     metrics = pipeline.execute(args.force)
     logging.getLogger("recommendation").info("\n%s\n\nrecommendation: wrote %s", table({args.model: metrics}),
                                              pipeline.run.folder)
@@ -44,6 +54,8 @@ def make_parser():
     add_shared_flags(parser)
     add_variant_flags(parser)
     add_config_flags(parser)
+    parser.add_argument("--export_item_embeddings", default=None, metavar="S",
+                        help="write the finished run's item vectors as the embedding <D>.emb-S.npy, and stop")
     help_with_keys(parser, [DEFAULTS, config_path("encoder_decoder")])
     return parser
 
