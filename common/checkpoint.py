@@ -13,7 +13,8 @@ from common.errors import ArtifactError, UserError
 
 log = logging.getLogger(__name__)
 
-NUM_KEPT = 2  # the newest, and the one before it in case the newest cannot be read
+NUM_KEPT = 2   # the newest, and the one before it in case the newest cannot be read
+NUM_NAMED = 5  # keys in an error
 
 
 class Checkpoints:
@@ -71,6 +72,38 @@ def load_state(path: Path, fix: str) -> dict:
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(path, "is not a checkpoint", str(error), fix) from error
     return _join(skeleton, tensors)
+
+
+def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, fix: str) -> None:
+    """Give a model the tensors of its checkpoint, which was read from `path`.
+
+    Buffers that a model fills when it fits take the checkpoint's type, and its shape where they are empty as yet.
+    Raises ArtifactError naming the keys where the checkpoint is of another model, configuration or catalogue.
+    """
+    for name, buffer in list(model.named_buffers()):
+        if name in state and (buffer.dtype != state[name].dtype or not buffer.numel()):
+            owner, _, own = name.rpartition(".")
+            setattr(model.get_submodule(owner), own, torch.empty(
+                buffer.shape if buffer.numel() else state[name].shape, dtype=state[name].dtype, device=buffer.device))
+    wanted = model.state_dict()
+    missing, unexpected = ([name for name in one if name not in other] for one, other in
+                           ((wanted, state), (state, wanted)))
+    shapes = [f"{name} is {_shape(state[name])} where the model has {_shape(tensor)}"
+              for name, tensor in wanted.items() if name in state and state[name].shape != tensor.shape]
+    found = [f"{what} {_some(names)}" for what, names in
+             (("it lacks", missing), ("it also has", unexpected), ("shapes differ:", shapes)) if names]
+    if found:
+        raise ArtifactError(path, "does not fit the model", "; ".join(found), fix)
+    model.load_state_dict(state)
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(names[:NUM_NAMED]) + more
 
 
 def _split(value, path: str, tensors: dict[str, torch.Tensor]):

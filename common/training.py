@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.artifacts import write_text
-from common.checkpoint import Checkpoints
+from common.checkpoint import Checkpoints, restore
 from common.errors import ConfigError, Interrupted, TrainingError, nearest, stop_request
 from common.progress import Progress
 from common.run import Run
@@ -220,7 +220,7 @@ class TrainingLoop:
         if state is None:
             self.run.truncate_metrics(0)
             return
-        self.task.model.load_state_dict(state["model"])
+        restore(self.task.model, state["model"], self.checkpoints.folder, f"{self.run.command} --force")
         if self.task.optimizer:
             self.task.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]

@@ -11,6 +11,7 @@ from common.config import resolve
 from common.errors import DataError
 from common.run import read_json
 from common.tables import csv_text, markdown
+from recommendation.catalogue import NO_CODES
 from recommendation.models import DEFAULTS, FLOORS, config_path
 from recommendation.seeds import mean_and_deviation
 
@@ -123,7 +124,7 @@ def row(runs: list[FinishedRun], reference: FinishedRun) -> list[str]:
     """The cells of one configuration, whose runs differ in their seed alone."""
     run, tests = runs[0], [run.metrics["test"] for run in runs]
     speeds = [r.users_per_second for r in runs if r.users_per_second is not None]
-    return [run.model, "" if run.variant == "no-codes" else run.variant,
+    return [run.model, "" if run.variant == NO_CODES else run.variant,
             ", ".join(sorted(str(r.config["common"]["seed"]) for r in runs)), *(cell(tests, name) for name in METRICS),
             f"{run.metrics['num_parameters']:,}", f"{_mean([r.seconds for r in runs]) / 60:.1f}",
             f"{_mean(speeds):,.0f}" if speeds else "", differences(reference, run)]

@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from common.errors import TrainingError
 from common.progress import Progress
 from recommendation.dataset import Sequences
-from recommendation.models.abstract_model import AbstractRecommender, Recommendations
+from recommendation.models.abstract_model import AbstractRecommender
+from recommendation.ranking import rank_windows
 
 # B targets, N items, k results
 
@@ -25,46 +25,21 @@ class Predictions(NamedTuple):
     scores: np.ndarray     # (B, k)
 
 
-@torch.no_grad()
 def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict,
             progress: Progress | None = None) -> Predictions:
-    """Ask the model about every event of a split; like lengths together, so that little padding is computed.
+    """Ask the model about every event of a split.
 
     With `filter_seen` the items of the whole history, however long, are left out of every list. Raises
     TrainingError if a score is not a number.
     """
-    positions, top_k = sequences.positions(split), params["top_k"]
-    num_seen = positions - sequences.first[positions]
-    length = num_seen if params["filter_seen"] else np.minimum(num_seen, params["max_history"])
-    order = np.argsort(-length, kind="stable")
-    items = np.empty((len(positions), top_k), dtype=np.int64)
-    scores = np.empty(items.shape, dtype=np.float32)
-    start = 0
-    while start < len(order):
-        # Filtering asks for longer lists; fewer histories at a time keep the same number of results in memory.
-        longest = int(num_seen[order[start]]) if params["filter_seen"] else 0
-        rows = order[start:start + max(params["eval_batch_size"] * top_k // (top_k + longest), 1)]
-        result = model.recommend(sequences.histories(positions[rows], params["max_history"]), top_k + longest)
-        if longest:
-            result = without_seen(result, sequences.histories(positions[rows], longest).items, top_k)
-        items[rows], scores[rows] = result.items.cpu().numpy(), result.scores.cpu().numpy()
-        start += len(rows)
-        if progress is not None:
-            progress.update(len(rows))
+    positions = sequences.positions(split)
+    items, scores = rank_windows(model, sequences, sequences.first[positions], positions, params["top_k"],
+                                 model.catalogue.num_items, params, params["filter_seen"], progress)
     if np.isnan(scores).any():
         num_bad = int(np.isnan(scores).any(axis=1).sum())
         raise TrainingError(type(model).__name__, f"the scores of {num_bad} of {len(scores)} histories are not numbers",
                             fix="a lower --lr; the run's metrics.jsonl has its losses")
     return Predictions(positions, sequences.item[positions], items, scores)
-
-
-def without_seen(result: Recommendations, seen: torch.Tensor, top_k: int) -> Recommendations:
-    """The first `top_k` results that are not among the items `seen` (B, S); the others keep their order."""
-    is_seen = (result.items.unsqueeze(2) == seen.unsqueeze(1)).any(dim=2) & (result.items >= 0)
-    order = is_seen.long().argsort(dim=1, stable=True)[:, :top_k]
-    left_out = is_seen.gather(1, order)
-    return Recommendations(result.items.gather(1, order).masked_fill(left_out, -1),
-                           result.scores.gather(1, order).masked_fill(left_out, float("-inf")))
 
 
 def metrics(predictions: Predictions, num_items: int) -> dict:

@@ -7,21 +7,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.artifacts import DatasetFolder, load_codes, load_items, load_meta, load_users, variant, write_text
+from common.artifacts import DatasetFolder, load_items, load_users, write_text
 from common.config import Config
 from common.device import resolve_device
 from common.errors import DataError
 from common.progress import Progress
 from common.run import Run, read_json
+from recommendation.catalogue import Choice, load_source
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, by_popularity, metrics, predict
 from recommendation.models import find_class
-from recommendation.models.abstract_model import AbstractRecommender, Catalogue
+from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-NO_CODES = "no-codes"  # the variant's name where a model reads no semantic IDs
 
 
 class Pipeline:
@@ -32,18 +31,9 @@ class Pipeline:
         self.config, self.folder = config, folder
         self.device = resolve_device(config["common"]["device"], config.origins["common.device"])
         self.model_class = find_class(config.name)
-        inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
-        if self.model_class.needs_codes:
-            codes, meta = load_codes(folder, quantizer, suffix, tag)
-            inputs[folder.codes(quantizer, suffix, tag).name] = meta["sha256"]
-            self.catalogue = Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"])
-            self.collisions = {k: meta[k] for k in ("collision_rate_before", "collision_rate_after")}
-        else:
-            num_items = load_meta(folder.items, folder.make_command)["num_items"]
-            self.catalogue, self.collisions = Catalogue(num_items, None, []), {}
-        of_codes = variant(quantizer, suffix, tag) if self.model_class.needs_codes else NO_CODES
-        self.run = Run(run_root / "recommendation" / folder.name / config.name / of_codes, config.values, inputs,
-                       command)
+        choice = Choice(config.name, quantizer, suffix, tag)
+        self.catalogue, inputs, self.collisions = load_source(folder, choice)
+        self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command)
 
     def execute(self, force: bool) -> dict:
         """Train and test, or reuse the finished run; returns the content of its metrics.json."""

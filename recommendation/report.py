@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 
 def report(folder: DatasetFolder, run_root, models: list[str], of_codes: str) -> str:
     """The table of the models' newest finished runs, and the last one's recommendations for three users."""
-    from recommendation.pipeline import NO_CODES
+    from recommendation.catalogue import NO_CODES
 
     runs = {}
     for model in models:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.cli import check_name
+from common.config import TrackedParams
 from common.errors import ConfigError
 
 from .autoencoder import beside
@@ -12,8 +14,6 @@ from .rqvae import RQVAE
 from .sizes import at_least_one
 
 # B batch, D input width, H latent size, C width of the collaborative vectors, L levels, K codebook size
-
-COLLABORATIVE = "cf"
 
 
 class LETTER(RQVAE):
@@ -32,12 +32,16 @@ class LETTER(RQVAE):
         self.alignment_weight, self.diversity_weight = self.params["alignment_weight"], self.params["diversity_weight"]
         self.num_groups = _num_groups(self.params["num_groups"], min(self.codebook_sizes), f"{self.where}.num_groups")
         self.group_iterations = at_least_one(self.params["group_iterations"], f"{self.where}.group_iterations")
+        self.collaborative = self.params["collaborative"]  # the suffix; its vectors are the last columns
         self.to_collaborative = nn.Linear(self.latent_size, collaborative, bias=False)
         self.register_buffer("groups", torch.zeros(len(self.codebook_sizes), self.codebook_sizes[0], dtype=torch.long))
 
     @classmethod
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
-        return beside(suffix, COLLABORATIVE, cls.section)
+        where = f"{cls.section}.model_params"
+        collaborative = str(TrackedParams(config[cls.section]["model_params"], where)["collaborative"])
+        check_name(f"{where}.collaborative", collaborative)
+        return beside(suffix, collaborative, cls.section)
 
     def target(self, xs: Tensor) -> Tensor:
         return xs[:, :self.content_size]

@@ -50,6 +50,10 @@ class AbstractRecommender(nn.Module, ABC):
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         """The `top_k` best items for each history (of at least one item), over the whole catalogue."""
 
+    def item_embeddings(self) -> Tensor | None:
+        """A vector for every item, (N, D), that says what follows what; None if the model has none."""
+        return None
+
     # A model fits in one call, or is trained by gradient; it has one of these two.
 
     def fit(self, sequences: list[Tensor]) -> bool:

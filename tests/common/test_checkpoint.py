@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from common.artifacts import meta_path, publish
-from common.checkpoint import Checkpoints, load_state, save_state
+from common.checkpoint import Checkpoints, load_state, restore, save_state
 from common.errors import ArtifactError, UserError
 
 
@@ -189,3 +189,39 @@ def test_a_missing_best_is_an_error_and_never_another_one(checkpoints):
     checkpoints.save(1, {"step": 1})
     with pytest.raises(UserError, match="best.safetensors: not there. Fix: python train.py --force"):
         checkpoints.load_best()
+
+
+def test_what_fits_is_given_to_the_model():
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    restore(model, other.state_dict(), "best", "train --force")
+    assert torch.equal(model.weight, other.weight)
+
+
+def test_what_does_not_fit_is_named_key_by_key_and_the_model_keeps_its_weights():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, bias=False))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = {"0.weight": torch.zeros(2, 4), "0.bias": torch.zeros(2), "old": torch.zeros(1)}
+    with pytest.raises(ArtifactError) as caught:
+        restore(model, state, "best.safetensors", "train --force")
+    assert str(caught.value) == (
+        "best.safetensors: does not fit the model. it lacks 1.weight; it also has old; shapes differ: 0.weight is "
+        "(2, 4) where the model has (2, 3). Fix: train --force")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_of_many_keys_that_do_not_fit_some_are_named():
+    with pytest.raises(ArtifactError, match="it also has a, b, c, d, e and 2 more. Fix"):
+        restore(nn.Identity(), {key: torch.zeros(1) for key in "abcdefg"}, "best", "train --force")
+
+
+def test_buffers_that_a_model_fills_when_it_fits_come_back_with_their_type_and_size():
+    model = nn.Module()
+    model.register_buffer("counts", torch.zeros(2))
+    model.register_buffer("pairs", torch.zeros(0, dtype=torch.int64))
+    exact = 1 + 2.0**-40  # which a float32 could not hold
+    counts = torch.tensor([exact, 0.0], dtype=torch.float64)
+    restore(model, {"counts": counts, "pairs": torch.tensor([3, 1, 2])}, "best", "train")
+    assert model.counts[0].item() == exact
+    assert model.pairs.tolist() == [3, 1, 2]
+    with pytest.raises(ArtifactError, match=r"counts is \(3\) where the model has \(2\)"):
+        restore(model, {"counts": torch.zeros(3), "pairs": torch.tensor([3])}, "best", "train")

@@ -169,7 +169,18 @@ def test_a_count_of_nothing_is_an_error(make, key):
         make(**{key: 0})
 
 
+def with_collaborative(*suffix: str) -> dict:
+    return {"letter": {"model_params": dict(zip(["collaborative"], suffix, strict=False))}}
+
+
 def test_the_collaborative_vectors_are_read_beside_what_was_asked_for():
-    assert LETTER.embedding_suffixes({}, "td") == ["td", "cf"]
+    assert LETTER.embedding_suffixes(with_collaborative("cf"), "td") == ["td", "cf"]
+    assert LETTER.embedding_suffixes(with_collaborative("sasrec"), "td") == ["td", "sasrec"]
     with pytest.raises(ConfigError, match="--embedding_suffix cf"):
-        LETTER.embedding_suffixes({}, "cf")
+        LETTER.embedding_suffixes(with_collaborative("cf"), "cf")
+
+
+@pytest.mark.parametrize(("suffix", "message"), [(["../cf"], "'../cf' is not a name"), ([], "needs 'collaborative'")])
+def test_a_collaborative_embedding_that_cannot_be_one_is_an_error(suffix, message):
+    with pytest.raises(ConfigError, match=message):
+        LETTER.embedding_suffixes(with_collaborative(*suffix), "td")

@@ -1,15 +1,20 @@
 """A catalogue with semantic IDs, users' sequences, and recommenders with small sizes."""
 
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
-from common.artifacts import SPLITS
+from common.artifacts import SPLITS, DatasetFolder
 from common.config import Config
 from recommendation.dataset import Sequences
 from recommendation.models import DEFAULTS, config_path, find_class
 from recommendation.models.abstract_model import PADDING, Catalogue, Windows
+from recommendation.pipeline import Pipeline
 from tests.small import small_config
 
 settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
@@ -77,6 +82,41 @@ def make_model(make_config, catalogue):
                            of if model_class.needs_codes else Catalogue(of.num_items, None, []))
 
     return make
+
+
+class Trained(NamedTuple):
+    """A data set with a finished run."""
+
+    folder: DatasetFolder
+    run_root: Path
+    run: Path
+
+    def argv(self, *words: str) -> list[str]:
+        """For a command that reads the data set."""
+        return [f"--dataset={self.folder.name}", f"--data_root={self.folder.data_root}", f"--run_root={self.run_root}",
+                *words]
+
+
+@pytest.fixture
+def train(tmp_path, make_config):
+    """name, histories, key=value, ... -> the data set of these histories with a finished run; its log is closed."""
+    from .test_pipeline import HISTORIES, write_data  # which imports this file
+
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+
+    def run(name: str, histories: list[list[int]] = HISTORIES, **own: object) -> Trained:
+        folder, run_root = write_data(tmp_path, histories), tmp_path / "runs"
+        config = make_config(name, epochs=1, **{"top_k": 20} | own)
+        pipeline = Pipeline(config, folder, "rqvae", "td", None, run_root, "the training command")
+        pipeline.execute(force=False)
+        return Trained(folder, run_root, pipeline.run.folder)
+
+    yield run
+    for handler in set(root.handlers) - set(before):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
 
 
 GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import TrainingError
-from recommendation.evaluator import CUTOFFS, Predictions, by_popularity, metrics, predict, without_seen
+from recommendation.evaluator import CUTOFFS, Predictions, by_popularity, metrics, predict
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations, top_items
 
 from .conftest import leave_one_out
@@ -165,14 +165,6 @@ def test_figures_by_popularity_by_hand():
     assert figures["tail"] == {"num_items": 4, "num_targets": 2, "recall@10": 0.0, "ndcg@10": 0.0}
     assert figures["middle"] == {"num_items": 1, "num_targets": 2, "recall@10": 1.0, "ndcg@10": 1.0}
     assert figures["head"] == {"num_items": 0, "num_targets": 0, "recall@10": None, "ndcg@10": None}
-
-
-def test_seen_items_are_left_out_and_the_rest_moves_up():
-    result = Recommendations(torch.tensor([[4, 2, 9, 7, 1], [3, 0, -1, -1, -1]]),
-                             torch.tensor([[5.0, 4, 3, 2, 1], [2, 1, float("-inf"), float("-inf"), float("-inf")]]))
-    left = without_seen(result, torch.tensor([[2, 7, 2], [0, -1, -1]]), 3)
-    assert left.items.tolist() == [[4, 9, 1], [3, -1, -1]]
-    assert left.scores.tolist() == [[5, 3, 1], [2, float("-inf"), float("-inf")]]
 
 
 @pytest.mark.parametrize("eval_batch_size", [1, 2, 100])

@@ -59,3 +59,6 @@ class SASRec(AbstractRecommender):
         hidden = self.encode(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
         return top_items(last @ self.items.weight.T, top_k)
+
+    def item_embeddings(self) -> Tensor:
+        return self.items.weight

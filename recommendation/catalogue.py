@@ -1,0 +1,61 @@
+"""What a recommender recommends from, and where its runs lie: both depend on which semantic IDs it reads, if any."""
+
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from common.artifacts import DatasetFolder, load_codes, load_meta, variant
+from common.cli import ROOT
+from recommendation.models import find_class
+from recommendation.models.abstract_model import Catalogue
+
+NO_CODES = "no-codes"  # the variant's name where a model reads no semantic IDs
+
+
+class Choice(NamedTuple):
+    """A recommender, and whose semantic IDs it reads."""
+
+    model: str
+    quantizer: str = "rqvae"
+    suffix: str = "td"
+    tag: str | None = None
+
+    @property
+    def needs_codes(self) -> bool:
+        return find_class(self.model).needs_codes
+
+    def runs(self, run_root: Path, dataset: str) -> Path:
+        """The folder of its runs on a data set."""
+        of_codes = variant(self.quantizer, self.suffix, self.tag) if self.needs_codes else NO_CODES
+        return run_root / "recommendation" / dataset / self.model / of_codes
+
+    def training_command(self, folder: DatasetFolder, run_root: Path) -> str:
+        """The command that trains it, with the flags that are not at their default."""
+        flags = [f"--{name} {value}" for name, value, default in (
+            ("quantizer_name", self.quantizer, "rqvae"), ("embedding_suffix", self.suffix, "td"),
+            ("tag", self.tag, None)) if value != default and self.needs_codes]
+        root = [] if run_root.resolve() == ROOT / "runs" else [f"--run_root {shlex.quote(str(run_root))}"]
+        return " ".join(["python recommendation/main.py", f"--model={self.model}", f"--category={folder.name}", *flags,
+                         *root]) + folder.root_flag
+
+
+class Source(NamedTuple):
+    """The catalogue as the artifacts have it."""
+
+    catalogue: Catalogue
+    inputs: dict[str, str]        # file name -> sha256
+    collisions: dict[str, float]  # rates before and after disambiguation; empty without semantic IDs
+
+
+def load_source(folder: DatasetFolder, choice: Choice) -> Source:
+    """Raises DataError or ArtifactError where interactions, items or semantic IDs are missing or stale."""
+    inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
+    if not choice.needs_codes:
+        num_items = load_meta(folder.items, folder.make_command)["num_items"]
+        return Source(Catalogue(num_items, None, []), inputs, {})
+    codes, meta = load_codes(folder, *choice[1:])
+    inputs[folder.codes(*choice[1:]).name] = meta["sha256"]
+    return Source(Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"]), inputs,
+                  {key: meta[key] for key in ("collision_rate_before", "collision_rate_after")})

@@ -1,0 +1,100 @@
+"""A recommender's item vectors as an embedding of the data set, which quantizers can read."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.artifacts import DatasetFolder, load_interactions, load_meta, meta_path, save_array
+from common.config import Config
+from common.errors import ConfigError, TrainingError
+from recommendation.catalogue import Choice
+from recommendation.loading import load_recommender
+from recommendation.models import find_class, names
+from recommendation.models.abstract_model import AbstractRecommender
+
+log = logging.getLogger(__name__)
+
+# N items, D dimensions
+
+
+def export_item_embeddings(config: Config, folder: DatasetFolder, choice: Choice, run_root: Path, suffix: str,
+                           command: str, force: bool) -> Path:
+    """Write `<D>.emb-<suffix>.npy`, float32 (N, D), out of the newest finished run; returns the file.
+
+    As with every embedding of the training events, an item without one has no vector of its own: it gets the mean
+    of the others', and a mask says so. `config` is the command's, which may name a device and nothing else.
+    Raises ConfigError for a model without item vectors, and for a suffix that another command made, unless `force`.
+    """
+    _require_vectors(choice.model)
+    _refuse_overrides(config)
+    _refuse_foreign(folder.embeddings(suffix), choice.model, force)
+    device = config["common"]["device"] if config.origins["common.device"].startswith("--") else None
+    run = load_recommender(folder, run_root, choice, device)
+    items = load_meta(folder.items, folder.make_command)
+    vectors = _item_vectors(run.model, items["num_items"])
+    path = _publish(folder, suffix, vectors, {
+        "inputs": {folder.items.name: items["sha256"], **run.inputs}, "items_sha256": items["items_sha256"],
+        "command": command, "recommender": choice.model, "run": run.folder.name, "dim": vectors.shape[1]})
+    log.info("recommendation: wrote %s, %d x %d, out of run %s", path, *vectors.shape, run.folder)
+    return path
+
+
+@torch.no_grad()
+def _item_vectors(model: AbstractRecommender, num_items: int) -> np.ndarray:
+    """float32 (N, D). Raises ConfigError where the model breaks its promise, TrainingError where one is not finite."""
+    vectors, where = model.item_embeddings(), f"{type(model).__name__}.item_embeddings"
+    if vectors is None or vectors.ndim != 2 or len(vectors) != num_items:
+        raise ConfigError(where, f"returns {None if vectors is None else tuple(vectors.shape)}",
+                          f"wanted ({num_items}, columns)", "a row for every item")
+    if not vectors.isfinite().all():
+        raise TrainingError(where, "returns what is not finite", fix="train the model again, with a lower --lr")
+    return vectors.float().cpu().numpy()
+
+
+def _publish(folder: DatasetFolder, suffix: str, vectors: np.ndarray, meta: dict) -> Path:
+    """The vectors, and the mask if some items have no training event."""
+    path, mask = folder.embeddings(suffix), folder.mask(suffix)
+    events = load_interactions(folder)
+    present = np.bincount(events.item[events.split == 0], minlength=len(vectors)) > 0
+    num_missing = int((~present).sum())
+    if num_missing:
+        vectors = np.where(present[:, None], vectors, vectors[present].mean(axis=0))
+        made = save_array(mask, present, {**meta, "inputs": {folder.items.name: meta["inputs"][folder.items.name]}})
+        meta = {**meta, "inputs": {**meta["inputs"], mask.name: made["sha256"]}}
+    save_array(path, vectors.astype(np.float32), {**meta, "num_missing": num_missing})
+    if not num_missing:
+        for left in (mask, meta_path(mask)):  # of an earlier embedding that had gaps
+            left.unlink(missing_ok=True)
+    return path
+
+
+def _require_vectors(model: str) -> None:
+    def has_vectors(name: str) -> bool:
+        return find_class(name).item_embeddings is not AbstractRecommender.item_embeddings
+
+    if not has_vectors(model):
+        raise ConfigError(f"--model {model}", "has no item embeddings", "only a model that implements item_embeddings "
+                          "does", f"--model {' or '.join(name for name in names() if has_vectors(name))}")
+
+
+def _refuse_overrides(config: Config) -> None:
+    for key, origin in config.origins.items():
+        if origin.startswith("--") and key != "common.device":
+            raise ConfigError(origin, "changes nothing where a finished run is exported",
+                              "its configuration is the one it was trained with", "leave it out, or train with it")
+
+
+def _refuse_foreign(path: Path, model: str, force: bool) -> None:
+    """An embedding that came from elsewhere is not lost by a word that was typed too fast."""
+    if force or not path.exists():
+        return
+    try:
+        meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        meta = {}
+    if meta.get("recommender") != model:
+        raise ConfigError(path, "is there already", f"it was made by {meta.get('command') or 'an unknown command'}",
+                          "another name for --export_item_embeddings, or --force to replace it")

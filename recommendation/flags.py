@@ -1,0 +1,29 @@
+"""The flags of recommendation/main.py."""
+
+from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys, value_of
+from recommendation.models import DEFAULTS, config_path, names
+
+
+def make_parser(argv: list[str]) -> Parser:
+    """With --help, the keys of the chosen recommender's YAML stand below the flags."""
+    parser = Parser(prog="recommendation/main.py", description="Train recommenders on a data set and measure them in "
+                    "item ids; compare and export what was trained.")
+    parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
+    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
+    add_shared_flags(parser)
+    add_variant_flags(parser)
+    add_config_flags(parser)
+    parser.add_argument("--seeds", default=None, metavar="N,N", help="run each of these, and report mean and deviation")
+    parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false",
+                        help="leave the items of the history out of every list")
+    parser.add_argument("--compare", action="store_true", help="show all finished runs of the data set, and stop")
+    parser.add_argument("--export_item_embeddings", default=None, metavar="S",
+                        help="write the finished run's item vectors as the embedding <D>.emb-S.npy, and stop")
+    name = value_of(argv, ("--model",), "encoder_decoder")
+    help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
+    return parser
+
+
+def overrides(args) -> list[tuple[str, str]]:
+    """The configuration keys that are set, those that have flags of their own among them."""
+    return args.overrides + ([("filter_seen", args.filter_seen)] if args.filter_seen else [])

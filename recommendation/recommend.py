@@ -1,0 +1,141 @@
+"""Recommend items to users of the data set, or after any histories, by a recommender that is trained.
+
+A history is raw ids, oldest first, each a word of its own: --history A B "C, with a comma". A word that is no item is
+split at its commas, so A,B,C works too; an id that begins with a dash is given as --history=-A. A file of histories
+has JSON lines: ["A", "B"], {"user": "me", "history": ["A", "B"]}, or {"user": "U"} for all events of user U.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.errors import ConfigError, run_command  # noqa: E402 (the path comes first)
+
+log = logging.getLogger("recommendation")
+
+NUM_NAMED = 5  # unknown items in a warning
+
+
+def main(argv: list[str]) -> None:
+    from common.artifacts import DatasetFolder, write_text
+    from common.cli import check_name, parse
+    from recommendation.models import config_path
+
+    args = parse(make_parser(), argv)
+    check_name("--quantizer_name", args.quantizer_name)
+    config_path(args.model)
+    if args.top_k < 1:
+        raise ConfigError(f"--top_k {args.top_k}", "is not a number of items", fix="at least 1")
+    folder = DatasetFolder(args.data_root, args.dataset)
+    folder.require()
+
+    from common.run import log_to_console
+
+    log_to_console()
+    lines = recommend(args, folder)
+    if args.output:
+        write_text(args.output, "".join(f"{line}\n" for line in lines))
+        log.info("recommendation: wrote %s", args.output)
+    else:
+        for line in lines:
+            print(line)
+
+
+def make_parser():
+    from common.cli import Parser, add_shared_flags, add_variant_flags
+    from recommendation.models import names
+
+    parser = Parser(prog="recommendation/recommend.py", description=__doc__)
+    parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
+    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs it was trained on")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--user", metavar="U", help="the raw id of a user: all events of the data set are the history")
+    asked.add_argument("--history", nargs="*", action="extend", metavar="ID", help="raw ids, oldest first")
+    asked.add_argument("--histories", type=Path, metavar="FILE", help="a file of JSON lines, each a history")
+    parser.add_argument("--top_k", type=int, default=10, metavar="K", help="items for each history")
+    parser.add_argument("--filter_seen", action="store_true", help="leave out the items of the history")
+    parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="for people, or for programs")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="in place of standard output")
+    parser.add_argument("--device", default=None, metavar="DEV",
+                        help="auto, cpu, cuda, cuda:<n>; else that of the run's configuration")
+    add_shared_flags(parser)
+    add_variant_flags(parser)
+    return parser
+
+
+def recommend(args, folder) -> Iterator[str]:
+    """The lines of the answer; what was done about odd input goes to the log as warnings."""
+    import numpy as np
+
+    from recommendation.catalogue import Choice
+    from recommendation.dataset import Sequences
+    from recommendation.histories import Asked, Lookup, read_histories
+    from recommendation.loading import load_recommender
+    from recommendation.ranking import rank
+
+    asked = read_histories(args.histories) if args.histories else [Asked(args.user, None, "--user")]
+    choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
+    run = load_recommender(folder, args.run_root, choice, args.device)
+    sequences = Sequences.load(folder, "cpu")
+    lookup = Lookup(folder, sequences)
+    if args.history is not None:
+        asked = [Asked(None, lookup.split_at_commas(args.history), "--history")]
+    histories = lookup.histories(asked)
+    popularity = np.bincount(sequences.item[sequences.split == 0], minlength=len(lookup.raw_ids))
+    ranking = rank(run.model, histories, popularity, run.config.training_params, args.top_k, args.filter_seen,
+                   run.device)
+    _warn(histories, ranking, args.top_k, len(popularity), run.config.training_params["max_history"])
+    return (_json_lines if args.format == "jsonl" else _table_lines)(histories, ranking, lookup)
+
+
+def _warn(histories, ranking, top_k: int, num_items: int, max_history: int) -> None:
+    unknown = [raw_id for row in histories.unknown for raw_id in row]
+    named = ", ".join([*map(repr, unknown[:NUM_NAMED]), *["…"] * (len(unknown) > NUM_NAMED)])
+    num_empty, num_long = int(ranking.fallback.sum()), int((histories.lengths > max_history).sum())
+    num_short = int((ranking.items < 0).any(axis=1).sum())
+    for what, count, more in (
+            ("unknown items left out", len(unknown), f" ({named})"),
+            ("histories without a known item, answered by popularity", num_empty, ""),
+            (f"histories longer than {max_history} items, of which the newest are read", num_long, ""),
+            ("histories with fewer items than asked for, as no more are left", num_short, "")):
+        if count:
+            log.warning("recommendation: %s: %d%s", what, count, more)
+    if top_k > num_items:
+        log.warning("recommendation: --top_k is %d, and the catalogue has no more than %d items", top_k, num_items)
+
+
+def _json_lines(histories, ranking, lookup) -> Iterator[str]:
+    for row, user in enumerate(histories.users):
+        items, scores = _found(ranking, row)
+        yield json.dumps({**({} if user is None else {"user": user}), "items": list(lookup.raw_ids[items]),
+                          "titles": list(lookup.titles[items]), "scores": scores,
+                          "unknown": len(histories.unknown[row]),
+                          **({"fallback": "popularity"} if ranking.fallback[row] else {})}, ensure_ascii=False)
+
+
+def _table_lines(histories, ranking, lookup) -> Iterator[str]:
+    for row, user in enumerate(histories.users):
+        items, scores = _found(ranking, row)
+        notes = [f"{histories.lengths[row]} known items"]
+        notes += [f"{len(histories.unknown[row])} unknown left out"] * bool(histories.unknown[row])
+        notes += ["nothing known, so the most popular"] * bool(ranking.fallback[row])
+        yield (f"User {user}" if user is not None else f"History {row + 1}") + f" ({'; '.join(notes)})"
+        width = max(map(len, lookup.raw_ids[items]), default=0)
+        for place, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
+            yield f"{place:4d}.  {score:12.4f}  {lookup.raw_ids[item]:<{width}}  {lookup.titles[item] or ''}"
+        if row + 1 < len(histories.users):
+            yield ""
+
+
+def _found(ranking, row: int):
+    """The items of a row that there are, and their scores as plain numbers."""
+    there = ranking.items[row] >= 0
+    return ranking.items[row][there], ranking.scores[row][there].astype(float).round(6).tolist()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

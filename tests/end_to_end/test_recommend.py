@@ -1,0 +1,72 @@
+"""Recommending by the run that the whole job trained, through the real command."""
+
+import json
+import shutil
+
+from common.artifacts import DatasetFolder, load_items, load_users
+from recommendation.dataset import Sequences
+from tests.end_to_end.conftest import NUM_USERS
+
+RECOMMEND = ("python", "recommendation/recommend.py")
+
+
+def test_histories_without_their_last_event_get_what_the_run_predicted(whole_run, tmp_path):
+    tree, _ = whole_run
+    folder = DatasetFolder(tree.root / "data", "Baby")
+    items, users, events = load_items(folder)["raw_id"], load_users(folder)["raw_id"], Sequences.load(folder, "cpu")
+    asked = tmp_path / "histories.jsonl"
+    with asked.open("w") as file:
+        for user in range(NUM_USERS):
+            history = list(items[events.item[events.user == user][:-1]])
+            file.write(json.dumps({"user": users[user], "history": history}) + "\n")
+    outcome = tree.command(*RECOMMEND, "--histories", str(asked), "--format", "jsonl", "--top_k", "20")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = [json.loads(line) for line in outcome.out.splitlines()]
+    variant = tree.root / "runs/recommendation/Baby/encoder_decoder/rqvae-td"
+    predicted = variant / (variant / "latest").read_text().strip() / "predictions.jsonl"
+    expected = [json.loads(line) for line in predicted.read_text().splitlines()]
+    assert [[row[key] for key in ("user", "items", "scores")] for row in rows] == [
+        [row[key] for key in ("user", "items", "scores")] for row in expected]
+    assert all(row["unknown"] == 0 and len(row["titles"]) == 20 for row in rows)
+
+
+def test_a_user_gets_a_table_of_titles_from_inside_the_stage(whole_run):
+    tree, _ = whole_run
+    outcome = tree.command("python", "recommend.py", "--user", "A00007", "--filter_seen", "--top_k", "5",
+                           cwd=tree.root / "recommendation")
+    assert (outcome.code, outcome.err) == (0, "")
+    heading, *lines = outcome.out.splitlines()
+    assert heading.startswith("User A00007 (")
+    assert [line.split(".")[0].strip() for line in lines] == ["1", "2", "3", "4", "5"]
+    assert all(" No. " in line for line in lines)
+
+
+def test_a_history_of_anybody_is_answered_and_what_is_unknown_is_said(whole_run):
+    tree, _ = whole_run
+    outcome = tree.command(*RECOMMEND, "--model=markov", "--history", "0000000100", "0000000101", "none such",
+                           "--format=jsonl", "--top_k=3")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == "recommendation: unknown items left out: 1 ('none such')\n"
+    [row] = [json.loads(line) for line in outcome.out.splitlines()]
+    assert (len(set(row["items"])), row["unknown"]) == (3, 1)
+    assert set(row["items"]) <= {"0000000102", "0000000103", "0000000106"}  # a walk's steps: one, two or five on
+
+
+def test_an_unknown_user_is_refused_with_the_nearest_one(whole_run):
+    tree, _ = whole_run
+    outcome = tree.command(*RECOMMEND, "--model=markov", "--user", "a00007")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert "Baby has no user 'a00007'. did you mean 'A00007'? Fix: " in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_run_of_other_interactions_is_refused_with_the_command_that_repeats_it(whole_run, baby):
+    tree, _ = whole_run
+    shutil.copytree(tree.root / "runs/recommendation/Baby/markov", baby.root / "runs/recommendation/Baby/markov")
+    meta = baby.data("interactions.parquet.meta.json")
+    meta.write_text(meta.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    outcome = baby.command(*RECOMMEND, "--model=markov", "--user", "A00007")
+    assert (outcome.code, outcome.out) == (4, "")
+    assert "was trained on another interactions.parquet" in outcome.err
+    assert "Fix: python recommendation/main.py --model markov" in outcome.err
+    assert "Traceback" not in outcome.err

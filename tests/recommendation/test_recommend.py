@@ -1,0 +1,194 @@
+"""Recommending by hand: odd histories, files of them, and lists that hold nothing but items."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import ConfigError, DataError
+from recommendation.dataset import Sequences
+from recommendation.histories import Histories, Lookup, nearest_id, read_histories
+from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations
+from recommendation.ranking import rank
+from recommendation.recommend import main
+
+from .conftest import NUM_ITEMS
+
+# Training events: [0, 1, 0, 2] and [0, 1]. Popularity: item 0 three, item 1 two, item 2 one. Transitions: 0 -> 1 twice,
+# 0 -> 2 once, 1 -> 0 once. Markov adds popularity over one more than the most popular item's: .75, .5, .25.
+BY_HAND = [[0, 1, 0, 2, 3, 4], [0, 1, 3, 4]]
+PARAMS = {"max_history": 5, "eval_batch_size": 7}
+
+
+@pytest.fixture
+def markov(train):
+    return train("markov", BY_HAND)
+
+
+@pytest.fixture
+def ask(markov, capsys):
+    """words -> the rows of --format jsonl, and what was said beside them."""
+    def run(*words: str) -> tuple[list[dict], str]:
+        capsys.readouterr()
+        main(markov.argv("--model=markov", "--format=jsonl", *words))
+        said = capsys.readouterr()
+        return [json.loads(line) for line in said.out.splitlines()], said.err
+
+    return run
+
+
+def histories_of(*rows: list[int]) -> Histories:
+    return Histories([None] * len(rows), np.array(sum(rows, []), dtype=np.int64), np.cumsum([0, *map(len, rows)]),
+                     [[] for _ in rows])
+
+
+def test_a_history_by_hand(ask):
+    assert ask("--history", "0003", "0000", "--top_k", "4") == ([
+        {"items": ["0001", "0002", "0000", "0003"], "titles": ["0001", "0002", "0000", "0003"],
+         "scores": [2.5, 1.25, 0.75, 0.0], "unknown": 0}], "")
+
+
+def test_what_was_seen_is_left_out_on_request(ask):
+    [row], said = ask("--history", "0001", "0000", "--top_k", "3", "--filter_seen")
+    assert (row["items"], row["scores"], said) == (["0002", "0003", "0004"], [1.25, 0.0, 0.0], "")
+
+
+def test_all_events_of_a_user_are_the_history(ask):
+    [row], _ = ask("--user", "user 0", "--top_k", "3")
+    assert row["user"] == "user 0"
+    assert row["items"] == ["0000", "0001", "0002"]  # nothing followed item 4, the test event; so popularity
+    [row], _ = ask("--user", "user 0", "--top_k", "3", "--filter_seen")
+    assert row["items"] == ["0005", "0006", "0007"]
+
+
+def test_unknown_items_are_left_out_and_counted(ask):
+    [row], said = ask("--history", "no such", "0000", "1", "--top_k", "2")
+    assert (row["items"], row["unknown"], "fallback" in row) == (["0001", "0002"], 2, False)
+    assert said == "recommendation: unknown items left out: 2 ('no such', '1')\n"
+
+
+@pytest.mark.parametrize(("words", "unknown"), [([], 0), (["none", "of these"], 2)])
+def test_nothing_known_is_answered_by_popularity_and_said_to_be(ask, words, unknown):
+    [row], said = ask("--history", *words, "--top_k", "4")
+    assert row == {"items": ["0000", "0001", "0002", "0003"], "titles": ["0000", "0001", "0002", "0003"],
+                   "scores": [3.0, 2.0, 1.0, 0.0], "unknown": unknown, "fallback": "popularity"}
+    assert "histories without a known item, answered by popularity: 1" in said
+
+
+def test_more_than_there_are_gives_all_there_are(ask):
+    [row], said = ask("--history", "0000", "--top_k", "500")
+    assert sorted(row["items"]) == sorted([f"000{item}" for item in range(NUM_ITEMS - 1)] + ["NA"])
+    assert said == "recommendation: --top_k is 500, and the catalogue has no more than 30 items\n"
+    [row], said = ask("--history", "0000", "NA", "--top_k", "30", "--filter_seen")
+    assert len(set(row["items"])) == 28
+    assert "histories with fewer items than asked for, as no more are left: 1" in said
+
+
+def test_an_unknown_user_is_an_error_with_the_nearest_one(ask):
+    with pytest.raises(DataError, match="--user: Tiny has no user 'user0'. did you mean 'user 0'.*Fix: ") as caught:
+        ask("--user", "user0")
+    assert caught.value.exit_code == 3
+
+
+def test_words_may_be_joined_by_commas(ask):
+    assert ask("--history", "0001,0000", "--top_k", "2") == ask("--history", "0001", "0000", "--top_k", "2")
+    assert ask("--history=0001", "--history=0000", "--top_k", "2") == ask("--history", "0001, 0000", "--top_k", "2")
+
+
+def test_an_id_that_has_commas_stays_whole(markov):
+    lookup = Lookup(markov.folder, Sequences.load(markov.folder, "cpu"))
+    lookup.item_of["tea, green"] = 5
+    words = lookup.split_at_commas(["tea, green", "0001, 0002", "unknown, also", "0003,nothing,"])
+    assert words == ["tea, green", "0001", "0002", "unknown, also", "0003", "nothing"]
+
+
+def test_a_file_of_histories_is_answered_line_by_line(ask, markov, tmp_path):
+    path, output = tmp_path / "asked.jsonl", tmp_path / "new" / "answers.jsonl"
+    path.write_text('["0000"]\n\n{"user": "me", "history": ["x", "0001"]}\n{"user": "user 1"}\n{"history": []}\n')
+    rows, said = ask("--histories", str(path), "--top_k", "1")
+    assert [(row.get("user"), row["items"], row["unknown"], row.get("fallback")) for row in rows] == [
+        (None, ["0001"], 0, None), ("me", ["0000"], 1, None), ("user 1", ["0000"], 0, None),
+        (None, ["0000"], 0, "popularity")]
+    main(markov.argv("--model=markov", "--format=jsonl", "--histories", str(path), "--top_k=1", f"--output={output}"))
+    assert [json.loads(line) for line in output.read_text().splitlines()] == rows
+
+
+def test_the_table_has_ranks_scores_ids_and_titles(markov, capsys):
+    main(markov.argv("--model=markov", "--history", "0000", "gone", "--top_k", "2"))
+    assert capsys.readouterr().out.splitlines() == [
+        "History 1 (1 known items; 1 unknown left out)", "   1.        2.5000  0001  0001",
+        "   2.        1.2500  0002  0002"]
+
+
+@pytest.mark.parametrize("words", [[], ["--user", "a", "--history", "b"], ["--user", "a", "--top_k", "0"]])
+def test_exactly_one_question_and_some_items_are_asked_for(ask, words):
+    with pytest.raises(ConfigError):
+        ask(*words)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("[0, 1]", "a raw id is text"), ('{"user": 3}', "the user is 3"), ('"0000"', "neither a list"), ("{}", "neither"),
+    ('{"user": null}', "the user is None"), ('["a"', "is not JSON"), ("0000 0001", "is not JSON"),
+    ('{"usr": "a"}', "unknown key 'usr'. did you mean 'user'"), ('{"history": "ab"}', "is not a list of texts")])
+def test_a_line_that_is_no_history_is_named(tmp_path, line, message):
+    path = tmp_path / "asked.jsonl"
+    path.write_text(f'["fine"]\n{line}\n')
+    with pytest.raises(DataError, match="asked.jsonl:2: .*Fix: lines like") as caught:
+        read_histories(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), (b"\n", "has no history"),
+                                                  (b"\xff\xfe", "cannot be read")])
+def test_a_file_without_histories_is_an_error(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "asked").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_histories(tmp_path / "asked")
+
+
+def test_the_nearest_id_is_found_among_many():
+    known = [f"A{number:06d}" for number in range(50_000)]
+    assert nearest_id("a012340", known) == "did you mean 'A012340'?"
+    assert nearest_id("what", known) == "there are 50000, from 'A000000' to 'A049999'"
+    assert nearest_id("what", []) == "there are none"
+
+
+class First(AbstractRecommender):
+    """Recommends the items of the catalogue from the oldest one that it is shown on."""
+
+    needs_codes = False
+
+    def recommend(self, histories, top_k):
+        items = (histories.items[:, :1] + torch.arange(top_k)) % self.catalogue.num_items
+        return Recommendations(items, -torch.arange(top_k, dtype=torch.float32).expand(len(items), -1))
+
+
+def test_the_newest_items_of_a_long_history_are_read_and_all_of_them_are_left_out():
+    first = First({}, Catalogue(20, None, []))
+    long = [3, 4, 5, 6, 7, 8, 9]
+    ranking = rank(first, histories_of(long, [2]), np.zeros(20), PARAMS, 3)
+    assert ranking.items.tolist() == [[5, 6, 7], [2, 3, 4]]
+    ranking = rank(first, histories_of(long, [2]), np.zeros(20), PARAMS, 3, filter_seen=True)
+    assert ranking.items.tolist() == [[10, 11, 12], [3, 4, 5]]
+    assert ranking.scores.tolist() == [[-5, -6, -7], [-1, -2, -3]]
+
+
+def test_a_file_of_no_history_gives_no_row():
+    assert rank(First({}, Catalogue(20, None, [])), histories_of(), np.zeros(20), PARAMS, 3).items.shape == (0, 3)
+
+
+def test_a_history_gets_the_same_unseen_items_alone_and_among_others(model):
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(NUM_ITEMS, size=size).tolist() for size in rng.integers(0, 15, size=12)]
+    popularity = np.arange(NUM_ITEMS)
+    together = rank(model, histories_of(*rows), popularity, PARAMS, 6, filter_seen=True)
+    for number, row in enumerate(rows):
+        alone = rank(model, histories_of(row), popularity, PARAMS, 6, filter_seen=True)
+        assert alone.items[0].tolist() == together.items[number].tolist()
+        assert alone.scores[0] == pytest.approx(together.scores[number], abs=1e-4)
+        found = together.items[number]
+        assert len(set(found.tolist())) == 6
+        assert ((found >= 0) & (found < NUM_ITEMS)).all()
+        assert not set(found.tolist()) & set(row)
