@@ -59,7 +59,8 @@ class Pipeline:
             best = Trainer(model, sequences, self.config, self.run).train()
             predictions = self._test(model, sequences)
             result = {"valid": best.metrics, "test": metrics(predictions), "best_epoch": best.epoch,
-                      "num_parameters": sum(p.numel() for p in model.parameters()), **self.collisions}
+                      "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(),
+                      **self.collisions}
             write_text(self.run.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
             self._write_predictions(predictions, sequences)
             self.run.finish({"model": self.config.name, "dataset": self.folder.name})

@@ -50,6 +50,10 @@ class AbstractRecommender(nn.Module, ABC):
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         """The `top_k` best items for each history (of at least one item), over the whole catalogue."""
 
+    def properties(self) -> dict:
+        """What metrics.json records of the model beside its figures: words that a reader of the run should know."""
+        return {}
+
     # A model fits in one call, or is trained by gradient; it has one of these two.
 
     def fit(self, sequences: list[Tensor]) -> bool:
