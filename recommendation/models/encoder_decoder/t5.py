@@ -95,7 +95,7 @@ def _require_alike(model: EncoderDecoder, t5: T5ForConditionalGeneration) -> dic
     if "codebook_sizes" in own:
         values.append(("codebook_sizes", own["codebook_sizes"], model.catalogue.codebook_sizes))
     if "memory_bias" in own and model.memory_bias is not None:
-        values.append(("memory_bias", list(torch.tensor(own["memory_bias"]).shape), list(model.memory_bias.weight.shape)))
+        values.append(("memory_bias", torch.tensor(own["memory_bias"]).shape, model.memory_bias.weight.shape))
     for key, theirs, ours in values:
         if theirs != ours:
             raise ConfigError(f"{where}: {key}", f"is {theirs!r}", f"the model has {ours!r}",
