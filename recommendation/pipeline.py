@@ -15,6 +15,7 @@ from common.progress import Progress
 from common.run import Run, read_json
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, metrics, predict
+from recommendation.export import initialize_from_t5, t5_inputs
 from recommendation.models import find_class
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 from recommendation.trainer import Trainer
@@ -28,8 +29,8 @@ class Pipeline:
     """Loads what a recommender needs, trains it, tests it once, and writes the run."""
 
     def __init__(self, config: Config, folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
-                 run_root: Path, command: str):
-        self.config, self.folder = config, folder
+                 run_root: Path, command: str, from_t5: Path | None = None):
+        self.config, self.folder, self.from_t5 = config, folder, from_t5
         self.device = resolve_device(config["common"]["device"], config.origins["common.device"])
         self.model_class = find_class(config.name)
         inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
@@ -41,6 +42,8 @@ class Pipeline:
         else:
             num_items = load_meta(folder.items, folder.make_command)["num_items"]
             self.catalogue, self.collisions = Catalogue(num_items, None, []), {}
+        if from_t5 is not None:
+            inputs |= t5_inputs(from_t5)
         of_codes = variant(quantizer, suffix, tag) if self.model_class.needs_codes else NO_CODES
         self.run = Run(run_root / "recommendation" / folder.name / config.name / of_codes, config.values, inputs,
                        command)
@@ -72,6 +75,8 @@ class Pipeline:
         torch.manual_seed(self.config["common"]["seed"])
         model = self.model_class(model_config, self.catalogue)
         self.config.check_all_read(model_config)
+        if self.from_t5 is not None:
+            initialize_from_t5(model, self.folder, self.from_t5)
         return model.to(self.device)
 
     def _require_held_out(self, sequences: Sequences) -> None:
