@@ -13,21 +13,28 @@ def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
     from common.cli import check_name, command_line, parse
     from common.config import resolve
+    from recommendation.export import check_t5_flags, export_t5
     from recommendation.models import DEFAULTS, config_path
 
     args = parse(make_parser(), argv, open_ended=True)
     check_name("--quantizer_name", args.quantizer_name)
     config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, args.overrides, args.flags)
+    check_t5_flags(args)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 
     from common.run import log_to_console
+
+    log_to_console()
+    if args.export_t5 is not None:
+        export_t5(folder, args)
+        return
+
     from recommendation.pipeline import Pipeline
     from recommendation.report import table
 
-    log_to_console()
     pipeline = Pipeline(config, folder, args.quantizer_name, args.embedding_suffix, args.tag, args.run_root,
-                        command_line("python recommendation/main.py", argv))
+                        command_line("python recommendation/main.py", argv), args.from_t5)
     metrics = pipeline.execute(args.force)
     logging.getLogger("recommendation").info("\n%s\n\nrecommendation: wrote %s", table({args.model: metrics}),
                                              pipeline.run.folder)
@@ -44,6 +51,10 @@ def make_parser():
     add_shared_flags(parser)
     add_variant_flags(parser)
     add_config_flags(parser)
+    parser.add_argument("--export_t5", type=Path, default=None, metavar="DIR",
+                        help="write the newest finished encoder_decoder as a folder for transformers' T5, and stop")
+    parser.add_argument("--from_t5", type=Path, default=None, metavar="DIR",
+                        help="start the encoder_decoder with the weights of such a folder")
     help_with_keys(parser, [DEFAULTS, config_path("encoder_decoder")])
     return parser
 
