@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -75,6 +76,31 @@ def write_bytes(path: Path, content: bytes) -> None:
         staged.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Make the flat folder `path` through `write(staged folder)`, whole or not at all.
+
+    A folder that is there is moved aside first and removed when its successor has the name.
+    """
+    staged, old = (path.with_name(f".{path.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
+    try:
+        staged.mkdir(parents=True)
+        write(staged)
+        for part in (*staged.iterdir(), staged):
+            _sync(part)
+        if path.exists():
+            path.rename(old)
+        staged.rename(path)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    _sync(path.parent)
+    for left in (*path.parent.glob(f".{path.name}.tmp-*"), *path.parent.glob(f".{path.name}.old-*")):
+        if left == old or not Path("/proc", left.name.rsplit("-", 1)[1]).exists():  # or of a writer that was killed
+            shutil.rmtree(left)
 
 
 def meta_path(path: Path) -> Path:

@@ -19,6 +19,7 @@ BOUNDS = {
 }
 NULLABLE = {"patience": int, "max_steps": int}
 CHOICES = {"select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),
+           "precision": ("float32", "bfloat16"),
            "start": ("kmeans", "random"), "update": ("gradient", "ema"), "distance": ("euclidean", "cosine"),
            "gradient": ("straight_through", "rotation", "gumbel"),
            "disambiguation": ("extra_level", "reassign", "none")}

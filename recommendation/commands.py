@@ -21,6 +21,10 @@ def run(args: argparse.Namespace, config: Config, folder: DatasetFolder, command
         from recommendation.export import export_item_embeddings
 
         export_item_embeddings(config, folder, choice, args.run_root, args.export_item_embeddings, command, args.force)
+    elif args.export_t5:
+        from recommendation.t5_export import export_t5
+
+        export_t5(folder, args)
     else:
         train(args, config, folder, command)
 
@@ -32,7 +36,8 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
     from recommendation.seeds import parse_seeds, run_seeds
 
     def pipeline() -> Pipeline:
-        return Pipeline(config, folder, args.quantizer_name, args.embedding_suffix, args.tag, args.run_root, command)
+        return Pipeline(config, folder, args.quantizer_name, args.embedding_suffix, args.tag, args.run_root, command,
+                        args.from_t5)
 
     if args.seeds:
         summary = run_seeds(config, parse_seeds(args.seeds), pipeline, args.force)

@@ -1,5 +1,7 @@
 """The flags of recommendation/main.py."""
 
+from pathlib import Path
+
 from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys, value_of
 from recommendation.models import DEFAULTS, config_path, names
 
@@ -19,6 +21,10 @@ def make_parser(argv: list[str]) -> Parser:
     parser.add_argument("--compare", action="store_true", help="show all finished runs of the data set, and stop")
     parser.add_argument("--export_item_embeddings", default=None, metavar="S",
                         help="write the finished run's item vectors as the embedding <D>.emb-S.npy, and stop")
+    parser.add_argument("--export_t5", type=Path, default=None, metavar="DIR",
+                        help="write the newest finished encoder_decoder as a folder for transformers' T5, and stop")
+    parser.add_argument("--from_t5", type=Path, default=None, metavar="DIR",
+                        help="start the encoder_decoder with the weights of such a folder")
     name = value_of(argv, ("--model",), "encoder_decoder")
     help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
     return parser

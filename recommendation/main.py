@@ -14,11 +14,13 @@ def main(argv: list[str]) -> None:
     from common.config import resolve
     from recommendation.flags import make_parser, overrides
     from recommendation.models import DEFAULTS, config_path
+    from recommendation.t5_export import check_t5_flags
 
     args = parse(make_parser(argv), argv, open_ended=True)
     for flag in ("quantizer_name", "export_item_embeddings"):
         check_name(f"--{flag}", getattr(args, flag))
     config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, overrides(args), args.flags)
+    check_t5_flags(args)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 

@@ -18,6 +18,7 @@ from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, by_popularity, metrics, predict
 from recommendation.models import find_class
 from recommendation.models.abstract_model import AbstractRecommender
+from recommendation.t5_export import initialize_from_t5, t5_inputs
 from recommendation.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -27,12 +28,14 @@ class Pipeline:
     """Loads what a recommender needs, trains it, tests it once, and writes the run."""
 
     def __init__(self, config: Config, folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
-                 run_root: Path, command: str):
-        self.config, self.folder = config, folder
+                 run_root: Path, command: str, from_t5: Path | None = None):
+        self.config, self.folder, self.from_t5 = config, folder, from_t5
         self.device = resolve_device(config["common"]["device"], config.origins["common.device"])
         self.model_class = find_class(config.name)
         choice = Choice(config.name, quantizer, suffix, tag)
         self.catalogue, inputs, self.collisions = load_source(folder, choice)
+        if from_t5 is not None:
+            inputs |= t5_inputs(from_t5)
         self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command)
 
     def execute(self, force: bool) -> dict:
@@ -54,7 +57,8 @@ class Pipeline:
             test = metrics(predictions, num_items)
             test["by_popularity"] = by_popularity(predictions, sequences.training_counts(num_items))
             result = {"valid": best.metrics, "test": test, "best_epoch": best.epoch,
-                      "num_parameters": sum(p.numel() for p in model.parameters()), **self.collisions}
+                      "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(),
+                      **self.collisions}
             write_text(self.run.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
             self._write_predictions(predictions, sequences)
             self._say_what_is_missing(test)
@@ -75,6 +79,8 @@ class Pipeline:
         torch.manual_seed(self.config["common"]["seed"])
         model = self.model_class(model_config, self.catalogue)
         self.config.check_all_read(model_config)
+        if self.from_t5 is not None:
+            initialize_from_t5(model, self.folder, self.from_t5)
         return model.to(self.device)
 
     def _require_held_out(self, sequences: Sequences) -> None:

@@ -8,6 +8,7 @@ from common.run import Run
 from common.training import Best, TrainingLoop, make_optimizer, optimize
 from recommendation.dataset import Sequences, TrainingBatches
 from recommendation.evaluator import metrics, predict
+from recommendation.loss import loss_function
 from recommendation.models.abstract_model import AbstractRecommender
 
 
@@ -19,10 +20,11 @@ class RecommenderTask:
         self.batches = TrainingBatches(sequences, model.training_unit, params["batch_size"], params["max_history"],
                                        seed)
         self.optimizer = make_optimizer(model, params)
+        self.compute_loss = loss_function(model, params, sequences.device_items.device)
         self.num_steps = self.batches.num_batches
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        losses = self.model.compute_loss(self.batches.get(epoch, index))
+        losses = self.compute_loss(self.batches.get(epoch, index))
         optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
         return losses
 

@@ -54,6 +54,10 @@ class AbstractRecommender(nn.Module, ABC):
         """A vector for every item, (N, D), that says what follows what; None if the model has none."""
         return None
 
+    def properties(self) -> dict:
+        """What metrics.json records of the model beside its figures: words that a reader of the run should know."""
+        return {}
+
     # A model fits in one call, or is trained by gradient; it has one of these two.
 
     def fit(self, sequences: list[Tensor]) -> bool:

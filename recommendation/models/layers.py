@@ -70,11 +70,11 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Zeroes a share of about `rate` and scales up the rest.
 
     On the CPU a draw of 64 random bits serves eight elements (the rate is then a multiple of 1/256):
-    one draw an element, as in `F.dropout`, took 40 % of a training step.
+    one draw an element, as in `F.dropout`, took 40 % of a training step. torch.compile cannot read that.
     """
     if not training or rate == 0.0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     threshold = min(round(256 * rate), 255)
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from common import artifacts
-from common.artifacts import load_meta, publish
+from common.artifacts import load_meta, publish, publish_folder
 from common.artifacts import verify as verify_artifact
 from common.errors import ArtifactError, DataError, Interrupted
 from tests.common.helpers import flip_a_bit, names, put
@@ -254,3 +254,34 @@ def test_an_artifact_whose_input_is_gone_is_refused(chain):
     items.unlink()
     with pytest.raises(DataError, match="items: not there"):
         load_meta(codes, "make it")
+
+
+def write_folder(path: Path, content: str) -> None:
+    publish_folder(path, lambda staged: (staged / "file").write_text(content))
+
+
+def test_a_folder_is_published_in_place_of_the_one_before(tmp_path):
+    for content in ("old", "new"):
+        write_folder(tmp_path / "in" / "folder", content)
+        assert (tmp_path / "in" / "folder" / "file").read_text() == content
+        assert names(tmp_path / "in") == {"folder"}
+
+
+def test_a_folder_that_could_not_be_written_leaves_the_one_before(tmp_path):
+    write_folder(tmp_path / "folder", "old")
+
+    def fail(staged: Path) -> None:
+        (staged / "file").write_text("half")
+        raise Interrupted()
+
+    with pytest.raises(Interrupted):
+        publish_folder(tmp_path / "folder", fail)
+    assert (tmp_path / "folder" / "file").read_text() == "old"
+    assert names(tmp_path) == {"folder"}
+
+
+def test_what_killed_writers_of_a_folder_left_is_removed_and_nothing_else(tmp_path):
+    for left in (".folder.tmp-999999999", ".folder.old-999999999", ".folder.mine-1", f".folder.tmp-{os.getppid()}"):
+        (tmp_path / left).mkdir()
+    write_folder(tmp_path / "folder", "new")
+    assert names(tmp_path) == {"folder", ".folder.mine-1", f".folder.tmp-{os.getppid()}"}

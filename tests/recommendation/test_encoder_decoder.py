@@ -4,41 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import T5Config, T5ForConditionalGeneration
 
 from common.errors import ConfigError
+from recommendation.models.encoder_decoder.t5 import to_t5, weight_pairs
 
 from .conftest import SIZES, logits_of, randomize, teacher_forced, windows_of
 from .test_generator import HISTORIES, TARGETS, loss_alone, training_windows
 
 TOKEN_OFFSETS = [1, 5, 10]  # 0 is padding and start; then 4, 5 and 3 codes
-
-
-def attention_pairs(ours, theirs) -> list[tuple[Tensor, list[Tensor]]]:
-    if hasattr(ours, "qkv"):
-        return [(ours.qkv.weight, [theirs.q.weight, theirs.k.weight, theirs.v.weight]),
-                (ours.out.weight, [theirs.o.weight])]
-    return [(ours.query.weight, [theirs.q.weight]), (ours.key_value.weight, [theirs.k.weight, theirs.v.weight]),
-            (ours.out.weight, [theirs.o.weight])]
-
-
-def weight_pairs(model, t5) -> list[tuple[Tensor, list[Tensor]]]:
-    """Each of our weights and those of T5 that it stacks; the heads are left out."""
-    pairs = [(model.embedding.weight, [t5.shared.weight])]
-    for ours, theirs, bias, norm in ((model.encoder, t5.encoder, model.encoder_bias, model.encoder_norm),
-                                     (model.decoder, t5.decoder, model.decoder_bias, model.decoder_norm)):
-        first = theirs.block[0].layer[0].SelfAttention
-        pairs.append((bias.weight, [first.relative_attention_bias.weight]))
-        pairs.append((norm.weight, [theirs.final_layer_norm.weight]))
-        for layers, block in zip(ours, theirs.block, strict=True):
-            for layer, other in zip(layers, block.layer, strict=True):
-                pairs.append((layer.norm.weight, [other.layer_norm.weight]))
-                if hasattr(layer, "wi"):
-                    pairs += [(layer.wi.weight, [other.DenseReluDense.wi.weight]),
-                              (layer.wo.weight, [other.DenseReluDense.wo.weight])]
-                else:
-                    pairs += attention_pairs(layer, getattr(other, "SelfAttention", None) or other.EncDecAttention)
-    return pairs
 
 
 @pytest.fixture
@@ -49,25 +22,9 @@ def tiger(make_model):
     return model
 
 
-@torch.no_grad()
-def t5_of(model) -> T5ForConditionalGeneration:
-    """transformers' T5 with the model's weights."""
-    config = T5Config(vocab_size=1 + sum(SIZES), d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2,
-                      num_heads=3, relative_attention_num_buckets=8, relative_attention_max_distance=16,
-                      dropout_rate=0.0, feed_forward_proj="relu", tie_word_embeddings=False, pad_token_id=0,
-                      decoder_start_token_id=0)
-    t5 = T5ForConditionalGeneration(config).eval()
-    t5.lm_head.weight = torch.nn.Parameter(torch.zeros(1 + sum(SIZES), 16))  # transformers 5 ties it all the same
-    for ours, theirs in weight_pairs(model, t5):
-        for part, weight in zip(ours.chunk(len(theirs)), theirs, strict=True):
-            weight.copy_(part)
-    t5.lm_head.weight[1:] = torch.cat([head.weight for head in model.heads])
-    return t5
-
-
 @pytest.fixture
 def t5(tiger):
-    return t5_of(tiger)
+    return to_t5(tiger)
 
 
 def test_all_weights_have_a_partner_in_t5(tiger, t5):
@@ -125,7 +82,7 @@ def test_every_position_is_a_t5_whose_tokens_see_the_items_up_to_their_own(make_
         for name, parameter in everywhere.named_parameters():
             if name.startswith("memory_bias"):  # T5 has none in its cross-attention
                 parameter.zero_()
-    t5, tokens = t5_of(everywhere), catalogue.codes + torch.tensor(TOKEN_OFFSETS)
+    t5, tokens = to_t5(everywhere), catalogue.codes + torch.tensor(TOKEN_OFFSETS)
     history, target = HISTORIES[0], 4
     item = torch.arange(len(history)).repeat_interleave(len(SIZES))
     memory = t5.encoder(input_ids=tokens[history].view(1, -1), attention_mask=(item <= item.unsqueeze(1))[None, None])

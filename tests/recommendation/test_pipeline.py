@@ -98,6 +98,11 @@ def test_both_collision_rates_are_reported_where_semantic_ids_are_read(execute):
     assert "collision_rate_before" not in metrics
 
 
+def test_the_encoders_mask_is_recorded(execute):
+    _, metrics = execute("encoder_decoder", HISTORIES)
+    assert metrics["encoder_mask"] == "full"
+
+
 def test_a_data_set_without_held_out_events_is_an_error_before_training(execute):
     with pytest.raises(DataError, match="has no valid event.*--min_user_interactions 3"):
         execute("encoder_decoder", [[0, 1], [2, 3]])

@@ -32,6 +32,9 @@ class EncoderDecoder(AbstractGenerator):
     One pass then learns all targets of the window. As such an encoder cannot tell how far its tokens
     are from a target, cross-attention gets a relative bias of its own (which T5 has no need of). Mask
     and bias are part of the model: they are the same when recommending.
+
+    `t5.py` beside this file exchanges the weights with transformers' T5, which computes the same as
+    `train_on: target`.
     """
 
     def __init__(self, config: dict, catalogue: Catalogue):
@@ -64,6 +67,9 @@ class EncoderDecoder(AbstractGenerator):
     @property
     def training_unit(self) -> Literal["target", "sequence"]:
         return "target" if self.train_on == "target" else "sequence"
+
+    def properties(self) -> dict:
+        return {"encoder_mask": "full" if self.train_on == "target" else "causal by item"}
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
         """Mean cross-entropy of the targets' codes."""

@@ -1,0 +1,138 @@
+"""A trained encoder-decoder as a folder that transformers' T5 loads, and such a folder as the start of another one."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from common.artifacts import DatasetFolder, file_sha256, load_items, publish_folder
+from common.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+MODEL = "encoder_decoder"
+WEIGHTS = ("config.json", "model.safetensors")
+FILES = (*WEIGHTS, "generation_config.json", "index.json", "README.md")
+
+NOT_THE_SAME = ("transformers' encoder is not causal and its cross-attention has no bias. This model was trained with "
+                "both (train_on: every_position), so that T5 will not give the same numbers; a model that is trained "
+                "with --train_on target does.")
+README = """# {name} of {dataset} as a T5
+
+Run {run}, `train_on: {train_on}`, encoder mask: {mask}.
+{note}
+`T5ForConditionalGeneration.from_pretrained` loads this folder. `index.json` has each item's tokens. Token 0 is padding
+and the decoder's start; its row of the head is zero, as the model has none. The model saw the newest {max_history}
+items of a history. Below, a code's probability is the one among the codes that lead to an item, as with
+`--normalize_over existing`.
+
+```python
+import json
+from pathlib import Path
+
+import torch
+from transformers import T5ForConditionalGeneration
+
+folder = "."
+t5 = T5ForConditionalGeneration.from_pretrained(folder).eval()
+index = json.loads(Path(folder, "index.json").read_text(encoding="utf-8"))
+item_of = {{tuple(tokens): item for item, tokens in index.items()}}
+following = {{}}  # the beginning of an ID -> the tokens that continue it
+for tokens in item_of:
+    for level in range(len(tokens)):
+        following.setdefault(tokens[:level], set()).add(tokens[level])
+
+history = list(index)[:3]  # raw ids, oldest first
+input_ids = torch.tensor([[token for item in history for token in index[item]]])
+output = t5.generate(
+    input_ids=input_ids, attention_mask=torch.ones_like(input_ids), num_return_sequences=10,
+    prefix_allowed_tokens_fn=lambda row, prefix: sorted(following.get(tuple(prefix[1:].tolist()), {{0}})),
+    return_dict_in_generate=True, output_scores=True)
+for tokens, score in zip(output.sequences[:, 1:].tolist(), output.sequences_scores.tolist()):
+    print(f"{{score:.4f}}", item_of.get(tuple(tokens)))
+```
+"""
+
+
+def check_t5_flags(args: argparse.Namespace) -> None:
+    """Refuse --export_t5 and --from_t5 where they cannot mean anything, before anything heavy is imported."""
+    for flag in ("export_t5", "from_t5"):
+        if getattr(args, flag) is not None and args.model != MODEL:
+            raise ConfigError(f"--{flag}", f"the model is {args.model!r}", f"only {MODEL!r} has the layers of T5",
+                              f"--model {MODEL}")
+    if args.export_t5 is None:
+        return
+    ignored = [f"--{key}" for key, _ in args.overrides] + [f"--{flag}" for flag in ("config", "from_t5")
+                                                           if getattr(args, flag) is not None]
+    if ignored:
+        raise ConfigError("--export_t5", f"{ignored[0]} does not go with it", "it takes the newest finished run as it "
+                          "is", f"leave out {' '.join(ignored)}")
+
+
+def export_t5(folder: DatasetFolder, args: argparse.Namespace) -> None:
+    """Write the newest finished run's model into the folder `args.export_t5`; all of it or nothing."""
+    from recommendation.catalogue import Choice
+    from recommendation.loading import load_recommender
+    from recommendation.models.encoder_decoder.t5 import quiet, to_t5
+
+    target = args.export_t5.resolve()
+    _require_free(target, args.force)
+    choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
+    finished = load_recommender(folder, args.run_root, choice, "cpu")
+    model, run = finished.model, finished.folder
+
+    quiet()
+    index = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
+    note = "" if model.memory_bias is None else f"\n**{NOT_THE_SAME}**\n"
+    readme = README.format(name=MODEL, dataset=folder.name, run=run.name, train_on=model.train_on, note=note,
+                           mask=model.properties()["encoder_mask"],
+                           max_history=model.config[MODEL]["training_params"]["max_history"])
+
+    def write(staged: Path) -> None:
+        to_t5(model).save_pretrained(staged)
+        (staged / "index.json").write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staged / "README.md").write_text(readme, encoding="utf-8")
+
+    publish_folder(target, write)
+    log.info("recommendation: wrote run %s as a T5 to %s (train_on: %s, encoder mask: %s)", run.name, target,
+             model.train_on, model.properties()["encoder_mask"])
+    if note:
+        log.info("recommendation: %s", NOT_THE_SAME)
+
+
+def t5_inputs(source: Path) -> dict[str, str]:
+    """The sha256 of what a model is initialized from, as inputs of its run."""
+    for name in WEIGHTS:
+        if not (source / name).is_file():
+            raise DataError(source / name, "not there", "--from_t5 takes a folder with " + " and ".join(WEIGHTS),
+                            f"python recommendation/main.py --model={MODEL} --export_t5 <folder>")
+    return {f"from_t5/{name}": file_sha256(source / name) for name in WEIGHTS}
+
+
+def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
+    """Give the built model the weights of the folder `source`; says so if the items had other IDs there."""
+    from recommendation.models.encoder_decoder.t5 import load_t5, read_t5
+
+    load_t5(model, read_t5(source))
+    log.info("recommendation: initialized from %s", source)
+    if not (source / "index.json").is_file():
+        return
+    index = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    ours = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
+    common = [item for item in ours if item in index]
+    others = sum(ours[item] != index[item] for item in common)
+    if others or not common:
+        log.warning("%s: %d of the %d items have the semantic IDs that they have there", source / "index.json",
+                    len(common) - others, len(ours))
+
+
+def _require_free(target: Path, force: bool) -> None:
+    """Nothing is replaced without --force, and nothing but an export ever."""
+    if not target.exists():
+        return
+    if not force:
+        raise ConfigError(f"--export_t5 {target}", "is there already", fix="--force, or another folder")
+    others = sorted(path.name for path in target.iterdir() if path.name not in FILES) if target.is_dir() else ["a file"]
+    if others:
+        raise ConfigError(f"--export_t5 {target}", f"holds something else than an export: {others[0]}",
+                          "--force replaces the whole folder", "another folder")

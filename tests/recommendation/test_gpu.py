@@ -1,0 +1,73 @@
+"""What only a GPU can show of a recommender: the CPU's losses and lists, bfloat16, and compiled steps.
+
+benchmarks/gpu.md lists what is measured there beside.
+"""
+
+import pytest
+import torch
+
+from recommendation.evaluator import predict
+from recommendation.models import names
+from recommendation.trainer import RecommenderTask
+
+pytestmark = [pytest.mark.gpu,
+              pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+
+STEPS = 6
+
+
+@pytest.fixture
+def make_task(make_config, make_model, sequences):
+    """name, device, key=value, ... -> a recommender ready for its first step; skips those that fit in one call."""
+    def make(name: str, device: str = "cuda", **own: object) -> RecommenderTask:
+        model = make_model(name, **own).to(device).train()
+        sequences.device_items = sequences.device_items.to(device)
+        if model.fit(sequences.training_sequences()):
+            pytest.skip("fits in one call")
+        return RecommenderTask(model, sequences, make_config(name, **own).training_params, 0, name)
+
+    return make
+
+
+def losses(task: RecommenderTask) -> list[float]:
+    return [task.step(index // task.num_steps, index % task.num_steps)["loss_total"].item() for index in range(STEPS)]
+
+
+NAMES = pytest.mark.parametrize("name", names())
+
+
+@NAMES
+def test_steps_have_the_losses_of_the_cpu(make_task, name):
+    expected = losses(make_task(name, "cpu"))
+    assert losses(make_task(name)) == pytest.approx(expected, rel=1e-3)
+
+
+@NAMES
+def test_steps_in_bfloat16_have_the_losses_of_float32_within_its_rounding(make_task, name):
+    expected = losses(make_task(name))
+    assert losses(make_task(name, precision="bfloat16")) == pytest.approx(expected, rel=0.03)
+
+
+@NAMES
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_steps_have_the_losses_of_steps(make_task, name, precision):
+    expected = losses(make_task(name, precision=precision))
+    compiled = losses(make_task(name, precision=precision, compile="true"))
+    assert compiled == pytest.approx(expected, rel=1e-3 if precision == "float32" else 0.03)
+
+
+@pytest.mark.parametrize("name", ["encoder_decoder", "decoder_only"])
+def test_dropout_is_compiled_too(make_task, name):
+    assert all(loss > 0 for loss in losses(make_task(name, dropout=0.1, compile="true", precision="bfloat16")))
+
+
+@NAMES
+@torch.no_grad()
+def test_the_lists_are_those_of_the_cpu(make_model, make_config, sequences, name):
+    model, params = make_model(name).eval(), make_config(name).training_params
+    model.fit(sequences.training_sequences())
+    expected = predict(model, sequences, "valid", params)
+    sequences.device_items = sequences.device_items.to("cuda")
+    there = predict(model.to("cuda"), sequences, "valid", params)
+    assert there.items.tolist() == expected.items.tolist()
+    assert there.scores == pytest.approx(expected.scores, abs=1e-3)

@@ -1,0 +1,362 @@
+"""Weights that go to transformers' T5 and come back, and transformers' own search as the oracle of ours."""
+
+import argparse
+import json
+import logging
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from common.artifacts import DatasetFolder, save_array
+from common.cli import ROOT
+from common.errors import ArtifactError, ConfigError, DataError
+from recommendation.models.encoder_decoder.t5 import load_t5, read_t5, to_t5
+from recommendation.pipeline import Pipeline
+from recommendation.t5_export import check_t5_flags, export_t5
+
+from .conftest import NUM_ITEMS, SIZES, random_codes, randomize, windows_of
+from .test_encoder_decoder import TOKEN_OFFSETS
+from .test_generator import HISTORIES
+from .test_pipeline import HISTORIES as USERS
+from .test_pipeline import RAW_ITEMS, write_data
+
+FILES = {"config.json", "generation_config.json", "model.safetensors", "index.json", "README.md"}
+BOTH = pytest.mark.parametrize("train_on", ["target", "every_position"])
+
+
+@pytest.fixture
+def make(make_model):
+    """train_on, key=value, ... -> an encoder-decoder in evaluation whose biases matter."""
+    def make(train_on: str = "target", **own: object):
+        model = make_model("encoder_decoder", train_on=train_on, **own).eval()
+        randomize(model)
+        return model
+
+    return make
+
+
+class SliceOfLevel(LogitsProcessor):
+    """Log-probabilities over the whole vocabulary -> over the level's own tokens."""
+
+    def __call__(self, prefixes, scores):
+        level = prefixes.shape[1] - 1  # the start token leads
+        first, last = TOKEN_OFFSETS[level], TOKEN_OFFSETS[level] + SIZES[level]
+        inside = torch.full_like(scores, float("-inf"))
+        inside[:, first:last] = scores[:, first:last].log_softmax(dim=1)
+        return inside
+
+
+def allowed_tokens(catalogue):
+    """What transformers asks for each beam: the tokens that continue some item's ID."""
+    rows = (catalogue.codes + torch.tensor(TOKEN_OFFSETS)).tolist()
+
+    def allowed(_, prefix):
+        begun = prefix[1:].tolist()
+        return sorted({row[len(begun)] for row in rows if row[:len(begun)] == begun}) or [0]
+
+    return allowed
+
+
+def search(t5, catalogue, history: list[int], **own) -> tuple[list[int], list[float]]:
+    """All items in the order of transformers' beam search, and their scores."""
+    tokens = catalogue.codes + torch.tensor(TOKEN_OFFSETS)
+    item_of = {tuple(row): item for item, row in enumerate(tokens.tolist())}
+    input_ids = tokens[history].view(1, -1)
+    output = t5.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), num_beams=NUM_ITEMS,
+                         num_return_sequences=NUM_ITEMS, max_new_tokens=3, length_penalty=0.0, do_sample=False,
+                         return_dict_in_generate=True, output_scores=True, **own)
+    items = [item_of[tuple(row)] for row in output.sequences[:, 1:].tolist()]
+    return items, output.sequences_scores.tolist()
+
+
+@torch.no_grad()
+def test_transformers_own_search_ranks_and_scores_the_items_as_ours(make, catalogue):
+    model = make(num_beams=NUM_ITEMS, normalize_over="codebook")
+    t5 = to_t5(model)
+    # The slice comes before the constraint: our softmax counts the codes that no item has.
+    processors = LogitsProcessorList([SliceOfLevel(),
+                                      PrefixConstrainedLogitsProcessor(allowed_tokens(catalogue), NUM_ITEMS)])
+    for history in HISTORIES:
+        ours = model.recommend(windows_of(history), NUM_ITEMS)
+        items, scores = search(t5, catalogue, history, logits_processor=processors, renormalize_logits=False)
+        assert items == ours.items[0].tolist()
+        assert scores == pytest.approx(ours.scores[0].tolist(), abs=1e-4)
+
+
+@torch.no_grad()
+def test_with_nothing_but_the_constraint_transformers_agrees_over_existing_codes(make, catalogue):
+    model = make(num_beams=NUM_ITEMS, normalize_over="existing")
+    t5 = to_t5(model)
+    for history in HISTORIES:
+        ours = model.recommend(windows_of(history), NUM_ITEMS)
+        items, scores = search(t5, catalogue, history, prefix_allowed_tokens_fn=allowed_tokens(catalogue))
+        assert items == ours.items[0].tolist()
+        assert scores == pytest.approx(ours.scores[0].tolist(), abs=1e-4)
+
+
+def test_the_config_says_what_the_model_is(make):
+    config = to_t5(make(dropout=0.1)).config.to_dict()
+    wanted = {"vocab_size": 13, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2,
+              "num_heads": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
+              "dropout_rate": 0.1, "feed_forward_proj": "relu", "tie_word_embeddings": False, "pad_token_id": 0,
+              "decoder_start_token_id": 0, "eos_token_id": None,
+              "semantic_ids": {"train_on": "target", "encoder_mask": "full", "codebook_sizes": SIZES}}
+    assert {key: config[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("num_beams", [1, 10])
+def test_a_saved_t5_is_loaded_with_its_own_head(make, tmp_path, num_beams):
+    t5 = to_t5(make(num_beams=num_beams))
+    t5.save_pretrained(tmp_path)
+    loaded = read_t5(tmp_path).eval()
+    tokens = torch.tensor([[1, 5, 10]])
+    assert torch.equal(loaded.lm_head.weight, t5.lm_head.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.shared.weight)
+    assert torch.equal(loaded(input_ids=tokens, labels=tokens).logits, t5(input_ids=tokens, labels=tokens).logits)
+    assert (loaded.generation_config.num_beams or 1) == num_beams
+
+
+@BOTH
+@torch.no_grad()
+def test_what_went_to_t5_and_a_folder_comes_back_as_the_same_model(make, tmp_path, train_on):
+    model, other = make(train_on), make(train_on)
+    for parameter in other.parameters():
+        parameter.add_(1.0)
+    to_t5(model).save_pretrained(tmp_path)
+    load_t5(other, read_t5(tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+@torch.no_grad()
+def test_a_t5_of_transformers_own_making_is_loaded(make, catalogue):
+    torch.manual_seed(3)
+    config = to_t5(make()).config.to_dict()
+    del config["semantic_ids"]
+    t5 = T5ForConditionalGeneration(T5Config(**config)).eval()
+    t5.lm_head.weight = torch.nn.Parameter(torch.randn(13, 16))
+    model = make(num_beams=NUM_ITEMS, normalize_over="existing")
+    load_t5(model, t5)
+    items, _ = search(t5, catalogue, HISTORIES[0], prefix_allowed_tokens_fn=allowed_tokens(catalogue),
+                      renormalize_logits=True)
+    assert items == model.recommend(windows_of(HISTORIES[0]), NUM_ITEMS).items[0].tolist()
+
+
+@torch.no_grad()
+def test_a_model_of_every_position_starts_without_a_memory_bias_where_t5_brings_none(make, caplog):
+    model = make("every_position")
+    with caplog.at_level(logging.INFO):
+        load_t5(model, to_t5(make("target")))
+    assert (model.memory_bias.weight == 0).all()
+    assert "with the encoder mask 'full' and goes on with 'causal by item'" in caplog.text
+
+
+@pytest.mark.parametrize(("change", "error"), [
+    ({"d_model": 12}, "d_model: is 12. the model has 16"),
+    ({"num_decoder_layers": 1}, "num_decoder_layers: is 1. the model has 2"),
+    ({"vocab_size": 32128}, "vocab_size: is 32128. the model has 13"),
+    ({"feed_forward_proj": "gated-gelu"}, "feed_forward_proj: is 'gated-gelu'. the model has 'relu'"),
+    ({"tie_word_embeddings": True}, "scale_decoder_outputs: is True. the model has False"),
+    ({"semantic_ids": {"codebook_sizes": [5, 4, 3]}}, r"codebook_sizes: is \[5, 4, 3\]. the model has \[4, 5, 3\]"),
+    ({"semantic_ids": {"memory_bias": [[0.0]]}}, r"memory_bias: is .*\[1, 1\]\). the model has .*\[8, 3\]"),
+])
+def test_a_t5_that_does_not_fit_is_an_error_with_both_values(make, change, error):
+    model = make("every_position")
+    config = to_t5(model).config.to_dict() | change
+    config.pop("scale_decoder_outputs")
+    t5 = T5ForConditionalGeneration(T5Config(**config))
+    with pytest.raises(ConfigError, match=error):
+        load_t5(model, t5)
+
+
+def arguments(target: Path | None, runs: Path, **own) -> argparse.Namespace:
+    values = {"model": "encoder_decoder", "quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None,
+              "run_root": runs, "force": False, "export_t5": target, "from_t5": None, "config": None, "overrides": []}
+    return argparse.Namespace(**values | own)
+
+
+@pytest.fixture
+def train(tmp_path, make_config):
+    """train_on, from_t5=, key=value, ... -> the finished run's folder."""
+    before, folder = list(logging.getLogger().handlers), write_data(tmp_path, USERS)
+
+    def train(train_on: str, from_t5: Path | None = None, **own) -> Path:
+        config = make_config("encoder_decoder", train_on=train_on, top_k=20, num_beams=NUM_ITEMS, **own)
+        pipeline = Pipeline(config, folder, "rqvae", "td", None, tmp_path / "runs", "train", from_t5)
+        pipeline.execute(force=False)
+        return pipeline.run.folder
+
+    yield train
+    for handler in set(logging.getLogger().handlers) - set(before):
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@pytest.fixture
+def export(tmp_path, train, caplog):
+    """train_on -> the exported folder, and what was said."""
+    def export(train_on: str = "target", **own) -> tuple[Path, str]:
+        train(train_on)
+        with caplog.at_level(logging.INFO):
+            export_t5(DatasetFolder(tmp_path / "data", "Tiny"), arguments(tmp_path / "out", tmp_path / "runs", **own))
+        return tmp_path / "out", caplog.text
+
+    return export
+
+
+def lists(run: Path) -> list:
+    return [json.loads(line)["items"] for line in (run / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_an_export_is_a_folder_with_all_that_an_outsider_needs(export, tmp_path):
+    target, said = export()
+    assert {path.name for path in target.iterdir()} == FILES
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "runs", "out"}
+    tokens = random_codes(NUM_ITEMS, SIZES) + torch.tensor(TOKEN_OFFSETS)
+    assert json.loads((target / "index.json").read_text()) == dict(zip(RAW_ITEMS, tokens.tolist(), strict=True))
+    assert "encoder mask: full" in said
+    assert "not causal" not in said + (target / "README.md").read_text()
+
+
+def test_an_export_of_every_position_says_that_t5_is_not_the_same(export):
+    target, said = export("every_position")
+    for text in (said, (target / "README.md").read_text()):
+        assert "transformers' encoder is not causal and its cross-attention has no bias" in text
+        assert "causal by item" in text
+    own = json.loads((target / "config.json").read_text())["semantic_ids"]
+    assert (own["train_on"], own["encoder_mask"]) == ("every_position", "causal by item")
+
+
+def test_the_program_in_the_exports_readme_recommends_as_the_run_does(export, train, monkeypatch, capsys, tmp_path):
+    target, _ = export()
+    monkeypatch.chdir(target)
+    [program] = re.findall(r"```python\n(.*?)```", (target / "README.md").read_text(), flags=re.DOTALL)
+    user = USERS[0]
+    program = program.replace("list(index)[:3]", repr([RAW_ITEMS[item] for item in user[:-1]]))
+    (tmp_path / "program.py").write_text(program)
+    runpy.run_path(str(tmp_path / "program.py"))
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    run = train("target", normalize_over="existing", from_t5=target, lr=0.0)
+    assert shown == lists(run)[0][:10]
+
+
+@BOTH
+def test_a_run_from_an_export_that_learns_nothing_recommends_the_same(export, train, train_on):
+    target, _ = export(train_on)
+    first, again = train(train_on), train(train_on, from_t5=target, lr=0.0, epochs=1)
+    assert lists(again) == lists(first)
+    other = train(train_on, lr=0.0, epochs=1)
+    assert other != again
+    assert lists(other) != lists(first)
+
+
+def test_the_weights_that_a_run_starts_from_are_among_its_inputs(export, train):
+    target, _ = export()
+    run = train("target", from_t5=target)
+    inputs = json.loads((run / "finished.json").read_text())["inputs"]
+    assert {"from_t5/model.safetensors", "from_t5/config.json"} <= set(inputs)
+    t5 = read_t5(target)
+    torch.nn.init.ones_(t5.lm_head.weight)
+    t5.save_pretrained(target)
+    assert train("target", from_t5=target) != run
+
+
+def test_other_semantic_ids_than_those_of_the_export_are_said(export, train, caplog):
+    target, _ = export()
+    index = json.loads((target / "index.json").read_text())
+    first, second = list(index)[:2]
+    (target / "index.json").write_text(json.dumps(index | {first: index[second]}))
+    train("target", from_t5=target)
+    assert "29 of the 30 items have the semantic IDs that they have there" in caplog.text
+
+
+def test_an_export_replaces_another_one_only_with_force_and_never_anything_else(export):
+    target, _ = export()
+    with pytest.raises(ConfigError, match="is there already. Fix: --force"):
+        export()
+    assert export(force=True)[0] == target
+    (target / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="holds something else than an export: thesis.tex"):
+        export(force=True)
+    assert {path.name for path in target.iterdir()} == {*FILES, "thesis.tex"}
+
+
+def test_a_failing_export_leaves_nothing(export, monkeypatch, tmp_path):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(T5ForConditionalGeneration, "save_pretrained", fail)
+    with pytest.raises(OSError, match="No space"):
+        export()
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "runs"}
+
+
+def test_an_export_without_a_finished_run_names_the_command(tmp_path):
+    with pytest.raises(DataError, match="has no finished run. Fix: python recommendation/main.py --model=encoder_dec"):
+        export_t5(write_data(tmp_path, USERS), arguments(tmp_path / "out", tmp_path / "runs"))
+
+
+def test_a_run_on_other_codes_is_not_exported(export, train, tmp_path):
+    train("target")
+    folder = DatasetFolder(tmp_path / "data", "Tiny")
+    path = folder.codes("rqvae", "td", None)
+    meta = json.loads(path.with_name(path.name + ".meta.json").read_text())
+    save_array(path, random_codes(NUM_ITEMS, SIZES, seed=1).numpy().astype("int32"),
+               {key: meta[key] for key in meta if key not in ("sha256", "size")})
+    with pytest.raises(ArtifactError, match="was trained on another Tiny.codes-rqvae-td.npy"):
+        export_t5(folder, arguments(tmp_path / "out", tmp_path / "runs"))
+
+
+def save(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("_json", ".json")).write_text(text)
+    return folder
+
+
+def test_a_folder_that_is_no_t5_is_an_error(tmp_path, train, make):
+    with pytest.raises(DataError, match="config.json: not there"):
+        train("target", from_t5=tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="model_type is 'bart'. the model is a 't5'"):
+        read_t5(save(tmp_path / "bart", config_json='{"model_type": "bart"}'))
+    with pytest.raises(ArtifactError, match="cannot be read as a T5"):
+        read_t5(save(tmp_path / "half", config_json="{"))
+    to_t5(make()).save_pretrained(tmp_path / "cut")
+    content = (tmp_path / "cut/model.safetensors").read_bytes()
+    (tmp_path / "cut/model.safetensors").write_bytes(content[:-8])
+    with pytest.raises(ArtifactError, match="cannot be read as a T5"):
+        read_t5(tmp_path / "cut")
+    (tmp_path / "cut/model.safetensors").write_bytes(content)
+    config = json.loads((tmp_path / "cut/config.json").read_text())
+    (tmp_path / "cut/config.json").write_text(json.dumps(config | {"num_layers": 3}))
+    with pytest.raises(ArtifactError, match="do not fit its config.json: missing keys"):
+        read_t5(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(("own", "error"), [
+    ({"model": "sasrec"}, "--export_t5: the model is 'sasrec'. only 'encoder_decoder' has the layers of T5"),
+    ({"overrides": [("epochs", "3")]}, "--epochs does not go with it.*Fix: leave out --epochs"),
+    ({"from_t5": Path("x")}, "--from_t5 does not go with it"),
+    ({"model": "markov", "export_t5": None, "from_t5": Path("x")}, "--from_t5: the model is 'markov'")])
+def test_flags_that_mean_nothing_are_refused(own, error):
+    with pytest.raises(ConfigError, match=error):
+        check_t5_flags(arguments(Path("out"), Path("runs"), **own))
+
+
+def test_the_command_refuses_another_model_with_exit_code_2(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "recommendation/main.py", "--model=popularity",
+                           f"--export_t5={tmp_path / 'out'}"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --export_t5: the model is 'popularity'")
+    assert not (tmp_path / "out").exists()
