@@ -7,11 +7,13 @@ import logging
 import os
 import socket
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import yaml
 
 from common.artifacts import write_text
+from common.distributed import barrier, is_main
 from common.errors import ArtifactError, LockedError
 
 log = logging.getLogger(__name__)
@@ -66,8 +68,14 @@ class Run:
     def finished(self) -> bool:
         return (self.folder / "finished.json").exists()
 
-    def open(self, force: bool) -> FolderLock:
-        """Lock the folder, write config.yaml, and send the log to run.log; `force` forgets what was there."""
+    def open(self, force: bool) -> AbstractContextManager:
+        """Lock the folder, write config.yaml, and send the log to run.log; `force` forgets what was there.
+
+        Of several processes the first one does, while the others wait for it.
+        """
+        if not is_main():
+            barrier()
+            return nullcontext()
         lock = FolderLock(self.folder)
         if force:
             (self.folder / "finished.json").unlink(missing_ok=True)
@@ -78,9 +86,12 @@ class Run:
         write_text(self.folder / "config.yaml", header + yaml.safe_dump(self.config, sort_keys=False))
         log_to(self.folder / "run.log")
         log.info("run %s: %s", self.id, self.command)
+        barrier()
         return lock
 
     def append_metrics(self, record: dict) -> None:
+        if not is_main():
+            return
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -121,9 +132,12 @@ def read_json(path: Path, fix: str) -> dict:
 
 
 def log_to_console() -> None:
-    """Plain messages on stdout, warnings on stderr; detail goes to run.log alone."""
+    """Plain messages on stdout, warnings on stderr; detail goes to run.log alone. One process of several speaks."""
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
+    if not is_main():
+        root.addHandler(logging.NullHandler())
+        return
     out, err = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
     out.addFilter(lambda record: logging.INFO <= record.levelno < logging.WARNING and _ours(record))
     err.addFilter(lambda record: record.levelno == logging.WARNING and _ours(record))

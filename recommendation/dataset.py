@@ -69,6 +69,9 @@ class Batch(NamedTuple):
     starts: np.ndarray
     ends: np.ndarray
 
+    def part(self, rows: slice) -> "Batch":
+        return Batch(self.starts[rows], self.ends[rows])
+
 
 class TrainingBatches:
     """The windows of an epoch in batches of like length, a function of (seed, epoch) alone."""
@@ -86,8 +89,9 @@ class TrainingBatches:
             self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
         self._epoch, self._batches = -1, []
 
-    def get(self, epoch: int, index: int) -> Windows:
-        return self.sequences.windows(*self.batch(epoch, index))
+    def num_targets(self, batch: Batch) -> int:
+        """What the loss of a batch is a mean over."""
+        return len(batch.starts) if self.unit == "target" else int((batch.ends - batch.starts - 1).sum())
 
     def batch(self, epoch: int, index: int) -> Batch:
         if epoch != self._epoch:

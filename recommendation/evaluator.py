@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from common.distributed import fill_in, rank, world_size
 from common.progress import Progress
 from recommendation.dataset import Sequences
 from recommendation.models.abstract_model import AbstractRecommender
@@ -26,18 +27,23 @@ class Predictions(NamedTuple):
 @torch.no_grad()
 def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict,
             progress: Progress | None = None) -> Predictions:
-    """Ask the model about every event of a split; like lengths together, so that little padding is computed."""
+    """Ask the model about every event of a split; like lengths together, so that little padding is computed.
+
+    Of several processes each asks about every so many batches, the same ones that a single process makes.
+    """
     positions = sequences.positions(split)
     length = np.minimum(positions - sequences.first[positions], params["max_history"])
     order = np.argsort(-length, kind="stable")
-    items = np.empty((len(positions), params["top_k"]), dtype=np.int64)
-    scores = np.empty(items.shape, dtype=np.float32)
-    for start in range(0, len(order), params["eval_batch_size"]):
-        rows = order[start:start + params["eval_batch_size"]]
+    items = np.zeros((len(positions), params["top_k"]), dtype=np.int64)
+    scores = np.zeros(items.shape, dtype=np.float32)
+    size = params["eval_batch_size"]
+    for start in range(rank() * size, len(order), world_size() * size):
+        rows = order[start:start + size]
         result = model.recommend(sequences.histories(positions[rows], params["max_history"]), params["top_k"])
         items[rows], scores[rows] = result.items.cpu().numpy(), result.scores.cpu().numpy()
         if progress is not None:
-            progress.update(len(rows))
+            progress.update(len(order[start:start + world_size() * size]))
+    fill_in(items, scores)
     return Predictions(positions, sequences.item[positions], items, scores)
 
 

@@ -10,6 +10,7 @@ import torch
 from common.artifacts import DatasetFolder, load_codes, load_items, load_meta, load_users, variant, write_text
 from common.config import Config
 from common.device import resolve_device
+from common.distributed import process_group
 from common.errors import DataError
 from common.progress import Progress
 from common.run import Run, read_json
@@ -55,7 +56,7 @@ class Pipeline:
         model = self._build()
         sequences = Sequences.load(self.folder, self.device)
         self._require_held_out(sequences)
-        with self.run.open(force):
+        with process_group(self.device), self.run.open(force):
             best = Trainer(model, sequences, self.config, self.run).train()
             predictions = self._test(model, sequences)
             result = {"valid": best.metrics, "test": metrics(predictions), "best_epoch": best.epoch,

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from common.checkpoint import Checkpoints
 from common.config import Config
+from common.data_parallel import data_parallel, part_of_batch
 from common.run import Run
 from common.training import Best, TrainingLoop, make_optimizer, optimize
 from recommendation.dataset import Sequences, TrainingBatches
@@ -19,10 +20,15 @@ class RecommenderTask:
         self.batches = TrainingBatches(sequences, model.training_unit, params["batch_size"], params["max_history"],
                                        seed)
         self.optimizer = make_optimizer(model, params)
+        self.losses = data_parallel(model, model.compute_loss)
         self.num_steps = self.batches.num_batches
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        losses = self.model.compute_loss(self.batches.get(epoch, index))
+        batch = self.batches.batch(epoch, index)
+        with part_of_batch(len(batch.starts)) as part:
+            own = batch.part(part.rows)
+            losses = self.losses(self.sequences.windows(*own))
+        losses = part.weighted(losses, self.batches.num_targets(own), self.batches.num_targets(batch))
         optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
         return losses
 
