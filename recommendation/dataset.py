@@ -69,9 +69,6 @@ class Batch(NamedTuple):
     starts: np.ndarray
     ends: np.ndarray
 
-    def part(self, rows: slice) -> "Batch":
-        return Batch(self.starts[rows], self.ends[rows])
-
 
 class TrainingBatches:
     """The windows of an epoch in batches of like length, a function of (seed, epoch) alone."""
@@ -89,9 +86,15 @@ class TrainingBatches:
             self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
         self._epoch, self._batches = -1, []
 
-    def num_targets(self, batch: Batch) -> int:
-        """What the loss of a batch is a mean over."""
-        return len(batch.starts) if self.unit == "target" else int((batch.ends - batch.starts - 1).sum())
+    def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Windows:
+        """The windows of a batch, or some of them."""
+        starts, ends = self.batch(epoch, index)
+        return self.sequences.windows(starts[rows], ends[rows])
+
+    def num_targets(self, epoch: int, index: int, rows: slice = slice(None)) -> int:
+        """What the loss of these windows is a mean over."""
+        starts, ends = self.batch(epoch, index)
+        return len(starts[rows]) if self.unit == "target" else int((ends - starts - 1)[rows].sum())
 
     def batch(self, epoch: int, index: int) -> Batch:
         if epoch != self._epoch:

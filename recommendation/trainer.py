@@ -24,11 +24,10 @@ class RecommenderTask:
         self.num_steps = self.batches.num_batches
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        batch = self.batches.batch(epoch, index)
-        with part_of_batch(len(batch.starts)) as part:
-            own = batch.part(part.rows)
-            losses = self.losses(self.sequences.windows(*own))
-        losses = part.weighted(losses, self.batches.num_targets(own), self.batches.num_targets(batch))
+        with part_of_batch(len(self.batches.batch(epoch, index).starts)) as part:
+            losses = self.losses(self.batches.get(epoch, index, part.rows))
+            losses = part.weighted(losses, self.batches.num_targets(epoch, index, part.rows),
+                                   self.batches.num_targets(epoch, index))
         optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
         return losses
 

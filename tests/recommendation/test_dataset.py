@@ -102,7 +102,7 @@ def rows_of(batches: TrainingBatches, epoch: int) -> list[list[list[int]]]:
     """Each batch's windows as lists of items without padding."""
     result = []
     for index in range(batches.num_batches):
-        items, lengths = batches.sequences.windows(*batches.batch(epoch, index))
+        items, lengths = batches.get(epoch, index)
         assert all((row[length:] == PADDING).all() for row, length in zip(items, lengths, strict=True))
         result.append([row[:length].tolist() for row, length in zip(items, lengths, strict=True)])
     return result
