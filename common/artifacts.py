@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.cli import ROOT
+from common.distributed import is_main
 from common.errors import ArtifactError, ConfigError, DataError, nearest
 
 SCHEMA_VERSION = 1
@@ -30,7 +31,10 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
     Both are staged and synced before either gets its name. If the process dies between the two
     renames, the staged meta still lies there and describes the new content: the next reader
     finishes the publishing (`_finish_publishing`). So the old pair or the new pair can always be read.
+    Of several processes the first one writes.
     """
+    if not is_main():
+        return {"schema_version": SCHEMA_VERSION, **meta}
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     staged_meta = path.with_name(f".{meta_path(path).name}.tmp-{os.getpid()}")
@@ -65,7 +69,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file that has no meta, whole or not at all; when this returns it is on the disk."""
+    """Replace a file that has no meta, whole or not at all; when this returns it is on the disk.
+
+    Of several processes the first one writes.
+    """
+    if not is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from common.artifacts import publish, verify
+from common.distributed import barrier, is_main
 from common.errors import ArtifactError, UserError
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,10 @@ NUM_NAMED = 5  # keys in an error
 
 
 class Checkpoints:
-    """The checkpoints of one run: numbered ones to continue from, and the best one."""
+    """The checkpoints of one run: numbered ones to continue from, and the best one.
+
+    Several processes save and load together; the first one writes, and none goes on before it is on the disk.
+    """
 
     def __init__(self, folder: Path, command: str):
         self.folder, self.command = folder, command
@@ -32,15 +36,19 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
     def save(self, step: int, state: dict) -> None:
-        save_state(self.folder / f"step-{step:09d}.safetensors", state, self.command)
-        for old in self.numbered()[NUM_KEPT:]:
-            old.unlink()
-            old.with_name(old.name + ".meta.json").unlink(missing_ok=True)
-        for left in self.folder.glob(".step-*.tmp-*"):  # by a process that was killed while it saved
-            left.unlink()
+        if is_main():
+            save_state(self.folder / f"step-{step:09d}.safetensors", state, self.command)
+            for old in self.numbered()[NUM_KEPT:]:
+                old.unlink()
+                old.with_name(old.name + ".meta.json").unlink(missing_ok=True)
+            for left in self.folder.glob(".step-*.tmp-*"):  # by a process that was killed while it saved
+                left.unlink()
+        barrier()
 
     def save_best(self, state: dict) -> None:
-        save_state(self.best, state, self.command)
+        if is_main():
+            save_state(self.best, state, self.command)
+        barrier()
 
     def load_newest(self) -> dict | None:
         """The newest state whose bytes match their recorded sha256; None where there is none."""

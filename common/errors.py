@@ -5,16 +5,20 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+
+from common.distributed import connection_lost, is_main, rank
 
 log = logging.getLogger(__name__)
 # Before a command sends its log anywhere, logging would print errors to stderr itself, a second time.
 log.addHandler(logging.NullHandler())
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SECONDS_FOR_FIRST = 5.0  # in which torchrun ends the other processes, if the first one has failed
 
 
 class UserError(Exception):
@@ -134,7 +138,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         return _report(str(error), error.exit_code, argv)
     except Interrupted:
         return _report("interrupted. Fix: the same command again continues from here",
-                       128 + stop_request.signal_number, argv)
+                       128 + stop_request.signal_number, argv, shared=True)
     except BrokenPipeError:
         # The reader of our output (head, less) has left; nobody is there to be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -143,6 +147,10 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
         return _report(f"{sys.executable}: the package {error.name!r} is not installed. "
                        f"Fix: {environment_hint()}", 2, argv)
     except (MemoryError, RuntimeError) as error:
+        if connection_lost(error):
+            return _report("torchrun: another process of this job has ended or hangs. Its own message says why, or "
+                           "torchrun's. Fix: the same command again continues from the last checkpoint", 5, argv,
+                           shared=True)
         if not out_of_memory(error):
             raise
         return _report("memory: there is not enough of it. Fix: a smaller batch_size or a larger machine", 5, argv)
@@ -167,13 +175,29 @@ def environment_hint() -> str:
     return f"source {activate}" if activate.exists() else f"source {root / 'setup.sh'}"
 
 
-def _report(message: str, code: int, argv: list[str]) -> int:
+def _report(message: str, code: int, argv: list[str], shared: bool = False) -> int:
+    """`shared`: of several processes the first one has the same to say."""
     log.error("error: %s", message)
     log.debug("%s", traceback.format_exc())
+    if shared and not is_main():
+        return code
+    _leave_to_first()
     if "--debug" in argv:
         traceback.print_exc()
-    print(f"error: {_one_line(message)}", file=sys.stderr, flush=True)
+    print(f"error: {_prefix()}{_one_line(message)}", file=sys.stderr, flush=True)
     return code
+
+
+def _leave_to_first() -> None:
+    """Wait before another process than the first speaks: a fault of all ends that one, and then torchrun this one."""
+    if not is_main():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(SECONDS_FOR_FIRST)
+
+
+def _prefix() -> str:
+    return "" if is_main() else f"process {rank()}: "
 
 
 def _one_line(text: str) -> str:
@@ -183,7 +207,8 @@ def _one_line(text: str) -> str:
 def _report_bug(kind: type[BaseException], error: BaseException, trace: object) -> None:
     """What no one foresaw (Python then exits with 1): the traceback to run.log, and with --debug to stderr."""
     log.error("internal error", exc_info=(kind, error, trace))
+    _leave_to_first()
     if "--debug" in sys.argv:
         sys.__excepthook__(kind, error, trace)
-    print(f"error: internal: {kind.__name__}: {_one_line(str(error))}. "
+    print(f"error: {_prefix()}internal: {kind.__name__}: {_one_line(str(error))}. "
           "Fix: run again with --debug and report the traceback", file=sys.stderr, flush=True)

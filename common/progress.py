@@ -5,6 +5,8 @@ import time
 
 from tqdm import tqdm
 
+from common.distributed import is_main
+
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -18,7 +20,8 @@ class Progress:
         self.next_line = self.start + SECONDS_BETWEEN_LINES
         self.figures = ""
         self.bar = None
-        if sys.stderr.isatty():
+        self.shown = is_main()  # one process of several shows it
+        if self.shown and sys.stderr.isatty():
             self.bar = tqdm(desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True,
                             unit_scale=unit == "B")
 
@@ -30,7 +33,7 @@ class Progress:
             if figures:
                 self.bar.set_postfix_str(self.figures, refresh=False)
             self.bar.update(count)
-        elif (now := time.monotonic()) >= self.next_line:
+        elif self.shown and (now := time.monotonic()) >= self.next_line:
             self.next_line = now + SECONDS_BETWEEN_LINES
             self._line(now)
 
@@ -52,5 +55,5 @@ class Progress:
     def __exit__(self, *exc):
         if self.bar is not None:
             self.bar.close()
-        elif time.monotonic() - self.start >= SECONDS_BETWEEN_LINES and exc[0] is None:
+        elif self.shown and time.monotonic() - self.start >= SECONDS_BETWEEN_LINES and exc[0] is None:
             self._line(time.monotonic())

@@ -9,12 +9,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import yaml
 
 from common.artifacts import write_text
+from common.distributed import barrier, is_main
 from common.errors import ArtifactError, LockedError
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Run:
         self.id = hashlib.sha256(content.encode()).hexdigest()[:12]
         self.parent, self.folder = parent, parent / self.id
         self.config, self.inputs, self.command = config, inputs, command
+        self._seconds: dict[str, float] = {}
 
     @property
     def checkpoints(self) -> Path:
@@ -69,8 +71,14 @@ class Run:
     def finished(self) -> bool:
         return (self.folder / "finished.json").exists()
 
-    def open(self, force: bool) -> FolderLock:
-        """Lock the folder, write config.yaml, and send the log to run.log; `force` forgets what was there."""
+    def open(self, force: bool) -> AbstractContextManager:
+        """Lock the folder, write config.yaml, and send the log to run.log; `force` forgets what was there.
+
+        Of several processes the first one does, while the others wait for it.
+        """
+        if not is_main():
+            barrier()
+            return nullcontext()
         lock = FolderLock(self.folder)
         if force:
             (self.folder / "finished.json").unlink(missing_ok=True)
@@ -82,6 +90,7 @@ class Run:
         write_text(self.folder / "config.yaml", header + yaml.safe_dump(self.config, sort_keys=False))
         log_to(self.folder / "run.log")
         log.info("run %s: %s", self.id, self.command)
+        barrier()
         return lock
 
     @contextmanager
@@ -93,14 +102,16 @@ class Run:
         finally:
             path = self.folder / "times.json"
             times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            times[what] = round(times.get(what, 0.0) + time.monotonic() - begun, 3)
+            times[what] = self._seconds[what] = round(times.get(what, 0.0) + time.monotonic() - begun, 3)
             write_text(path, json.dumps(times) + "\n")
 
     def seconds(self, what: str) -> float:
         """What `clock` has counted; a process that was killed outright has not."""
-        return json.loads((self.folder / "times.json").read_text(encoding="utf-8"))[what]
+        return self._seconds[what]
 
     def append_metrics(self, record: dict) -> None:
+        if not is_main():
+            return
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -141,9 +152,12 @@ def read_json(path: Path, fix: str) -> dict:
 
 
 def log_to_console() -> None:
-    """Plain messages on stdout, warnings on stderr; detail goes to run.log alone."""
+    """Plain messages on stdout, warnings on stderr; detail goes to run.log alone. One process of several speaks."""
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
+    if not is_main():
+        root.addHandler(logging.NullHandler())
+        return
     out, err = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
     out.addFilter(lambda record: logging.INFO <= record.levelno < logging.WARNING and _ours(record))
     err.addFilter(lambda record: record.levelno == logging.WARNING and _ours(record))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from common.artifacts import write_text
 from common.checkpoint import Checkpoints, restore
+from common.data_parallel import check_alike
+from common.distributed import largest, mean, own_seed_parts
 from common.errors import ConfigError, Interrupted, TrainingError, nearest, stop_request
 from common.progress import Progress
 from common.run import Run
@@ -29,7 +31,10 @@ class Task(Protocol):
     name: str       # for the progress line
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """One optimizer step on batch `index` of the epoch; its losses, left on the device."""
+        """One optimizer step on batch `index` of the epoch; its losses, left on the device.
+
+        Of several processes each has its own, and their mean is that of the batch.
+        """
 
     def end_epoch(self, epoch: int) -> None:
         """What the model does between epochs."""
@@ -98,7 +103,9 @@ class TrainingLoop:
     """Trains `task`, continuing from the run's newest checkpoint.
 
     Everything random is a function of (seed, epoch, step), so a continued run takes the steps
-    that the undisturbed one would have taken, and ends with the same bytes.
+    that the undisturbed one would have taken, and ends with the same bytes. Several processes
+    take the same steps and decide alike; a checkpoint is of the one model that they all have, so
+    that another number of them can continue from it.
     """
 
     def __init__(self, task: Task, run: Run, params: dict, seed: int):
@@ -128,7 +135,7 @@ class TrainingLoop:
     def _run_epoch(self, progress: Progress) -> None:
         self.task.model.train()
         while self.index < self.task.num_steps:
-            torch.manual_seed(derive_seed(self.seed, self.epoch, self.index))
+            torch.manual_seed(derive_seed(self.seed, self.epoch, self.index, *own_seed_parts()))
             losses = {name: loss.detach() for name, loss in self.task.step(self.epoch, self.index).items()}
             for name, loss in losses.items():
                 self.totals[name] = self.totals[name] + loss if name in self.totals else loss
@@ -136,8 +143,8 @@ class TrainingLoop:
             self.index += 1
             progress.update()
             self._save_if_due()
-        self._refuse_non_finite()
-        means = {name: total.item() / self.task.num_steps for name, total in self.totals.items()}
+        means = {name: total.item() / self.task.num_steps for name, total in self._finite_totals().items()}
+        check_alike(self.task.model)
         torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may begin here
         self.task.end_epoch(self.epoch)
         self.epoch, self.index, self.totals, self.first_bad = self.epoch + 1, 0, {}, None
@@ -167,8 +174,9 @@ class TrainingLoop:
         if not math.isfinite(metrics[name]):
             raise TrainingError(self.run.folder, f"{name} is not finite after epoch {self.epoch}",
                                 fix="a lower --lr; the last good checkpoint is kept")
-        if self.best is None or sign * metrics[name] > sign * self.best.value:
-            self.best = Best(self.epoch, metrics[name], metrics)
+        [value] = largest(metrics[name])  # which is the same in all processes, but for roundings on GPUs
+        if self.best is None or sign * value > sign * self.best.value:
+            self.best = Best(self.epoch, value, metrics)
             self.checkpoints.save_best({"model": self.task.model.state_dict()})
         patience = self.params["patience"]
         if patience and self.epoch - self.best.epoch >= patience * self.params["eval_every"]:
@@ -184,12 +192,18 @@ class TrainingLoop:
         new = ~loss.isfinite() & (self.first_bad < 0)
         self.first_bad = torch.where(new, self.index, self.first_bad)
 
-    def _refuse_non_finite(self) -> None:
-        """Raise TrainingError if a loss was not finite, and leave the numbers of that step's batch in the run."""
-        totals = {name: total.item() for name, total in self.totals.items()}
+    def _finite_totals(self) -> dict[str, Tensor]:
+        """The epoch's sums of losses so far, of all processes.
+
+        Raises TrainingError if a loss was not finite, and leaves the numbers of that step's batch in the run.
+        """
+        shared = mean(self.totals)
+        totals = {name: total.item() for name, total in shared.items()}
         if all(map(math.isfinite, totals.values())):
-            return
-        step = max(int(self.first_bad) if self.first_bad is not None else 0, 0)
+            return shared
+        bad = int(self.first_bad) if self.first_bad is not None else -1
+        [before_end] = largest(self.task.num_steps - bad if bad >= 0 else 0)  # of the first process to see it
+        step = self.task.num_steps - int(before_end) if before_end else 0
         path = self.run.folder / "not_finite.json"
         write_text(path, json.dumps({"epoch": self.epoch + 1, "step": step + 1,
                                      "batch": self.task.batch_numbers(self.epoch, step)}) + "\n")
@@ -199,19 +213,22 @@ class TrainingLoop:
                             "a lower --lr; the last good checkpoint is kept")
 
     def _save_if_due(self) -> None:
-        if stop_request.requested:
+        due = time.monotonic() - self.last_save >= self.params["checkpoint_seconds"]
+        signal_number, due = largest(stop_request.signal_number, due)
+        if signal_number:
+            stop_request.signal_number = int(signal_number)  # which another process may have got
             self._save()
             log.info("saved after epoch %d, step %d", self.epoch, self.index)
             raise Interrupted()
-        if time.monotonic() - self.last_save >= self.params["checkpoint_seconds"]:
+        if due:
             self._save()
 
     def _save(self) -> None:
-        self._refuse_non_finite()  # else it would push out the last good checkpoint
+        totals = self._finite_totals()  # refuses others, which would push out the last good checkpoint
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
             "model": self.task.model.state_dict(),
             "optimizer": self.task.optimizer.state_dict() if self.task.optimizer else {},
-            "epoch": self.epoch, "index": self.index, "totals": self.totals, "num_lines": self.num_lines,
+            "epoch": self.epoch, "index": self.index, "totals": totals, "num_lines": self.num_lines,
             "best": list(self.best) if self.best else None, "done": self.done})
         self.last_save = time.monotonic()
 

@@ -46,9 +46,9 @@ class Batches:
         self.num_batches = -(-len(xs) // batch_size)
         self._epoch, self._order = -1, torch.empty(0)
 
-    def get(self, epoch: int, index: int) -> Tensor:
-        """Batch `index` of the epoch, (B, D)."""
-        return self.xs[self.numbers(epoch, index)]
+    def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Tensor:
+        """Batch `index` of the epoch, (B, D), or some of its rows."""
+        return self.xs[self.numbers(epoch, index)[rows]]
 
     def numbers(self, epoch: int, index: int) -> Tensor:
         """The items of batch `index` of the epoch, (B,)."""

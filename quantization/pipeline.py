@@ -10,6 +10,7 @@ import torch
 from common.artifacts import DatasetFolder, file_sha256, variant, write_text
 from common.config import Config
 from common.device import resolve_device
+from common.distributed import process_group
 from common.errors import TrainingError
 from common.run import Run, log_to_console
 from quantization.dataset import Embeddings
@@ -44,7 +45,7 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
         if args.strict:
             report(run.folder, run.summary()["figures"], config, strict=True)
         return
-    with run.open(args.force):
+    with process_group(device), run.open(args.force):
         trainer = Trainer(model, embeddings, config, run, device, Judge.load(folder, args.embedding_suffix))
         figures = trainer.train()
         judgement = report(run.folder, figures, config, args.strict)

@@ -10,6 +10,7 @@ from torch import Tensor
 from common.artifacts import load_meta, save_array
 from common.checkpoint import Checkpoints
 from common.config import Config
+from common.data_parallel import data_parallel, part_of_batch, sync
 from common.errors import ConfigError, UserError, nearest
 from common.run import Run
 from common.training import TrainingLoop, derive_seed, make_optimizer, optimize
@@ -32,18 +33,26 @@ class QuantizerTask:
         self.judge = judge
         self.batches = Batches(xs, min(params["batch_size"], -(-len(xs) // params["min_steps_per_epoch"])), seed)
         self.optimizer = make_optimizer(model, params)
+        self.losses = data_parallel(model, self._compute_losses)
         self.num_steps = self.batches.num_batches
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        batch = self.batches.get(epoch, index)
-        losses = self.model.compute_loss(self.model(batch), batch)
+        num_rows = len(self.batches.numbers(epoch, index))
+        with part_of_batch(num_rows) as part:
+            own = self.batches.get(epoch, index, part.rows)
+            losses = part.weighted(self.losses(own), len(own), num_rows)
         optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
         if (index + 1) % MAINTAIN_EVERY == 0 and index + 1 < self.num_steps:
             self.model.maintain(self.xs, self._generator("maintain", epoch, index))
         return losses
 
+    def _compute_losses(self, batch: Tensor) -> dict[str, Tensor]:
+        return self.model.compute_loss(self.model(batch), batch)
+
     def end_epoch(self, epoch: int) -> None:
+        """Every process does the same with the same generator."""
         self.model.end_epoch(self.xs, self._generator("end", epoch))
+        sync(self.model)
 
     def _generator(self, *use: str | int) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(self.seed, *use))

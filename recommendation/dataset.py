@@ -107,8 +107,15 @@ class TrainingBatches:
             self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
         self._epoch, self._batches = -1, []
 
-    def get(self, epoch: int, index: int) -> Windows:
-        return self.sequences.windows(*self.batch(epoch, index))
+    def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Windows:
+        """The windows of a batch, or some of them."""
+        starts, ends = self.batch(epoch, index)
+        return self.sequences.windows(starts[rows], ends[rows])
+
+    def num_targets(self, epoch: int, index: int, rows: slice = slice(None)) -> int:
+        """What the loss of these windows is a mean over."""
+        starts, ends = self.batch(epoch, index)
+        return len(starts[rows]) if self.unit == "target" else int((ends - starts - 1)[rows].sum())
 
     def batch(self, epoch: int, index: int) -> Batch:
         if epoch != self._epoch:

@@ -10,6 +10,7 @@ import torch
 from common.artifacts import DatasetFolder, load_items, load_users, write_text
 from common.config import Config
 from common.device import resolve_device
+from common.distributed import process_group
 from common.errors import DataError
 from common.progress import Progress
 from common.run import Run, read_json
@@ -48,7 +49,7 @@ class Pipeline:
         model = self._build()
         sequences = Sequences.load(self.folder, self.device)
         self._require_held_out(sequences)
-        with self.run.open(force):
+        with process_group(self.device), self.run.open(force):
             with self.run.clock("training"):
                 best = Trainer(model, sequences, self.config, self.run).train()
             with self.run.clock("test"):

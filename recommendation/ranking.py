@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from common.distributed import fill_in, world_size
+from common.distributed import rank as process_number
 from common.progress import Progress
 from recommendation.dataset import Sequences
 from recommendation.histories import Histories
@@ -52,14 +54,16 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, starts: np.nd
     """(H, k) items and scores behind the events `starts[i]` up to, not including, `ends[i]`; -1 and -inf for none.
 
     The newest `max_history` of them are read, all of them are left out if `filter_seen`. Batches hold like
-    lengths, so that little padding is computed. What a history gets does not depend on the others.
+    lengths, so that little padding is computed; of several processes each asks about every so many of them. What
+    a history gets does not depend on the others.
     """
-    items = np.full((len(starts), top_k), -1, dtype=np.int64)
-    scores = np.full(items.shape, -np.inf)
+    items = np.zeros((len(starts), top_k), dtype=np.int64)
+    scores = np.zeros(items.shape)
     seen = _seen(sequences.item, starts, ends, num_items) if filter_seen else np.empty(0, dtype=np.int64)
     requests = _requests(top_k, np.bincount(seen // num_items, minlength=len(starts)))
     read_from = np.maximum(starts, ends - params["max_history"])
-    for batch in _batches(requests, ends - read_from, params["eval_batch_size"]):
+    batches = _batches(requests, ends - read_from, params["eval_batch_size"])
+    for batch in batches[process_number()::world_size()]:
         result = model.recommend(sequences.windows(read_from[batch], ends[batch]), int(requests[batch[0]]))
         found, score = result.items.cpu().numpy(), result.scores.cpu().numpy()
         kept = (found != -1) & ~_contains(seen, batch[:, None] * num_items + found)
@@ -67,7 +71,8 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, starts: np.nd
         items[batch] = np.take_along_axis(np.where(kept, found, -1), order, axis=1)
         scores[batch] = np.take_along_axis(np.where(kept, score, -np.inf), order, axis=1)
         if progress is not None:
-            progress.update(len(batch))
+            progress.update(len(batch) * world_size())
+    fill_in(items, scores)
     return items, scores
 
 

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from common.checkpoint import Checkpoints
 from common.config import Config
+from common.data_parallel import data_parallel, part_of_batch
 from common.run import Run
 from common.training import Best, TrainingLoop, make_optimizer, optimize
 from recommendation.dataset import Sequences, TrainingBatches
@@ -20,11 +21,14 @@ class RecommenderTask:
         self.batches = TrainingBatches(sequences, model.training_unit, params["batch_size"], params["max_history"],
                                        seed)
         self.optimizer = make_optimizer(model, params)
-        self.compute_loss = loss_function(model, params, sequences.device_items.device)
+        self.losses = data_parallel(model, loss_function(model, params, sequences.device_items.device))
         self.num_steps = self.batches.num_batches
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        losses = self.compute_loss(self.batches.get(epoch, index))
+        with part_of_batch(len(self.batches.batch(epoch, index).starts)) as part:
+            losses = self.losses(self.batches.get(epoch, index, part.rows))
+            losses = part.weighted(losses, self.batches.num_targets(epoch, index, part.rows),
+                                   self.batches.num_targets(epoch, index))
         optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
         return losses
 

@@ -30,7 +30,11 @@ class AbstractVQ(nn.Module, ABC):
 
     @abstractmethod
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
-        """`{"loss_total": what is minimized, ...}` from what `forward` returned; each a scalar."""
+        """`{"loss_total": what is minimized, ...}` from what `forward` returned; each a scalar.
+
+        Several processes call it for a part of the batch each, and average by the number of rows, which is right for
+        means over rows. What else a quantizer does with a training batch needs common/data_parallel.py.
+        """
 
     # What follows has working defaults.
 

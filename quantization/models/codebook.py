@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.data_parallel import batch_rows, batch_sum, own_rows
 from common.errors import ConfigError
 
 from .kmeans import kmeans
@@ -51,12 +52,14 @@ class Codebook(nn.Module):
             codes, codewords = self._sample(rows)
         else:
             with torch.no_grad():
-                codes = self._choose_uniformly(rows) if self.uniform else self.nearest_roughly(rows)
+                codes = self._choose_uniformly_in_batch(rows) if self.uniform else self.nearest_roughly(rows)
             codewords = self.lookup(codes)
         with torch.no_grad():
-            self.usage.index_add_(0, codes, torch.ones_like(codes, dtype=self.usage.dtype))
+            counts = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(codes, dtype=self.usage.dtype))
+            counts = batch_sum(counts)
+            self.usage.add_(counts)
             if self.averaged:
-                self._average(rows, codes)
+                self._average(counts, batch_sum(torch.zeros_like(self.sums).index_add_(0, codes, rows)))
         return codes, codewords
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -90,12 +93,14 @@ class Codebook(nn.Module):
             self.counts.copy_(torch.where(moved.squeeze(1), 1.0, self.counts))
             self.sums.copy_(torch.where(moved, rows, self.sums))
 
-    def _average(self, rows: Tensor, codes: Tensor) -> None:
-        """Moving averages as in van den Oord et al. 2017 (arXiv 1711.00937, appendix A)."""
+    def _average(self, counts: Tensor, sums: Tensor) -> None:
+        """Moving averages as in van den Oord et al. 2017 (arXiv 1711.00937, appendix A).
+
+        counts (K,) and sums (K, D) are of the rows of a batch that chose each codeword.
+        """
         decay = self.options["ema_decay"]
-        counts = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(codes, dtype=rows.dtype))
         self.counts.lerp_(counts, 1 - decay)
-        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, rows), 1 - decay)
+        self.sums.lerp_(sums, 1 - decay)
         # One that was hardly chosen stays: the quotient of two vanishing numbers would pull it to 0.
         chosen = self.counts.unsqueeze(1) > 1e-5
         self.codewords.copy_(torch.where(chosen, self.sums / self.counts.unsqueeze(1), self.codewords))
@@ -106,6 +111,10 @@ class Codebook(nn.Module):
         logits = 2 * rows @ compared.T - compared.square().sum(dim=1)
         chosen = F.gumbel_softmax(logits, tau=self.options["gumbel_temperature"], hard=True)
         return chosen.argmax(dim=1), chosen @ self.codewords
+
+    def _choose_uniformly_in_batch(self, rows: Tensor) -> Tensor:
+        """Codes (N,) of this process's rows among those of the whole batch, which every process assigns alike."""
+        return self._choose_uniformly(batch_rows(rows))[own_rows()]
 
     def _choose_uniformly(self, rows: Tensor) -> Tensor:
         """Codes (N,) such that all are chosen about equally often: optimal transport by Sinkhorn's iterations."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from common.cli import check_name
 from common.config import TrackedParams
+from common.data_parallel import batch_rows, mean_of_present, own_rows
 from common.errors import ConfigError
 
 from .autoencoder import beside
@@ -65,11 +66,14 @@ class LETTER(RQVAE):
 
     def alignment_loss(self, latent: Tensor, collaborative: Tensor) -> Tensor:
         """(B, H), (B, C) -> (): each item's own vector against the batch's others (the paper's equation 5)."""
-        present = collaborative.abs().sum(dim=1) > 0
-        logits = self.to_collaborative(latent) @ collaborative.T
+        everyone = batch_rows(collaborative)  # those of other processes, too; they are data, and have no gradient
+        present = everyone.abs().sum(dim=1) > 0
+        logits = self.to_collaborative(latent) @ everyone.T
         logits = logits.masked_fill(~present, torch.finfo(logits.dtype).min)
-        losses = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
-        return torch.where(present, losses, 0.0).sum() / present.sum().clamp(min=1)
+        losses = F.cross_entropy(logits, torch.arange(len(everyone), device=logits.device)[own_rows()],
+                                 reduction="none")
+        present = present[own_rows()]
+        return mean_of_present(torch.where(present, losses, 0.0), present)
 
     def diversity_loss(self, codes: Tensor) -> Tensor:
         """(B, L) -> (): a codeword is nearer to one of its group than to the others (the paper's equation 6)."""

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from common.data_parallel import mean_of_present
+
 from .abstract_vq import AbstractVQ
 from .autoencoder import RESTART_ROWS, beside, sample
 from .layers import MLP, Standardizer, exactly
@@ -91,7 +93,7 @@ class MMRQVAE(AbstractVQ):
     def _recon_loss(self, made: Tensor, wanted: Tensor, standardizer: Standardizer) -> Tensor:
         present = _present(wanted).squeeze(1)
         errors = standardizer.scale(made - wanted).square().sum(dim=1)
-        return (present * errors).sum() / present.sum().clamp(min=1)
+        return mean_of_present(present * errors, present)
 
 
 def _present(part: Tensor) -> Tensor:

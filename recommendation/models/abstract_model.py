@@ -78,7 +78,10 @@ class AbstractRecommender(nn.Module, ABC):
         return "target"
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """`{"loss_total": what is minimized, ...}`, each a scalar."""
+        """`{"loss_total": what is minimized, ...}`, each a scalar, a mean over the windows' targets.
+
+        Several processes compute it of a part of the windows each, and weight it by the part's number of targets.
+        """
         raise TypeError(f"{type(self).__name__} neither fits in one call nor computes a loss")
 
 

@@ -1,0 +1,178 @@
+"""What a process of several does, without the others: who writes and speaks, and how a batch is shared."""
+
+import logging
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from common import data_parallel
+from common.artifacts import publish, write_text
+from common.data_parallel import batch_rows, batch_sum, mean_of_present, own_rows, part_of_batch
+from common.device import resolve_device
+from common.distributed import fill_in, is_main, largest, own_seed_parts, world_size
+from common.errors import ConfigError, Interrupted, UserError, run_command, stop_request
+from common.progress import Progress
+from common.run import Run, log_to_console
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """Makes this process number `rank` of `count`, for what it does by itself."""
+    def become(rank: int, count: int = 3) -> None:
+        for key, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank,
+                           "LOCAL_WORLD_SIZE": count}.items():
+            monkeypatch.setenv(key, str(value))
+    return become
+
+
+@pytest.fixture
+def second(process, monkeypatch):
+    """The second of three processes, that talks to nobody."""
+    process(1)
+    monkeypatch.setattr("common.run.barrier", lambda: None)
+
+
+def test_one_process_shares_nothing(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")  # by something else than torchrun
+    monkeypatch.setenv("RANK", "3")
+    assert (world_size(), is_main(), own_seed_parts()) == (1, True, ())
+    assert largest(3, 0.5) == (3, 0.5)
+    array = np.ones(2)
+    fill_in(array)
+    assert array.tolist() == [1, 1]
+    rows = torch.arange(4.0)
+    with part_of_batch(4) as part:
+        losses = {"loss_total": rows.sum()}
+        assert part.weighted(losses, 4, 4) is losses
+        assert rows[part.rows].tolist() == rows.tolist()
+        assert batch_sum(rows) is rows
+        assert batch_rows(rows) is rows
+
+
+def test_every_row_is_in_one_part_and_the_parts_mean_is_the_batchs(process):
+    rows = torch.tensor([5.0, 1.0, 4.0, 2.0, 2.0, 3.0, 4.0])
+    seen, losses = [], []
+    for rank in range(3):
+        process(rank)
+        with part_of_batch(7) as part:
+            own = rows[part.rows]
+            seen.append(own.tolist())
+            losses.append(part.weighted({"loss_total": own.mean()}, len(own), 7)["loss_total"])
+    assert seen == [[5.0, 2.0, 4.0], [1.0, 2.0], [4.0, 3.0]]
+    assert sum(losses) / 3 == pytest.approx(3.0)  # 21 / 7
+
+
+def test_a_batch_of_fewer_rows_than_processes_is_computed_whole_by_each(process):
+    process(2)
+    rows = torch.tensor([1.0, 3.0])
+    with part_of_batch(2) as part:
+        assert rows[part.rows].tolist() == [1.0, 3.0]
+        assert part.weighted({"loss_total": rows.mean()}, 2, 2)["loss_total"] == 2.0
+        assert batch_sum(rows) is rows  # nobody else is asked
+
+
+def test_the_parts_rows_come_back_in_their_order(process, monkeypatch):
+    whole = torch.arange(10.0).reshape(5, 2)
+
+    def all_gather(parts, own):
+        for rank, part in enumerate(parts):
+            part.zero_()
+            part[:len(whole[rank::3])] = whole[rank::3]
+        assert torch.equal(own, parts[2])
+
+    monkeypatch.setattr(data_parallel.dist, "all_gather", all_gather)
+    process(2)
+    with part_of_batch(5) as part:
+        gathered = batch_rows(whole[part.rows])
+        assert torch.equal(gathered, whole)
+        assert torch.equal(gathered[own_rows()], whole[part.rows])
+
+
+def test_the_mean_of_present_rows_is_that_of_the_whole_batch(process, monkeypatch):
+    values, present = torch.tensor([6.0, 0.0, 3.0, 0.0, 9.0]), torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
+    monkeypatch.setattr(data_parallel.dist, "all_reduce", lambda tensor: tensor.fill_(3))
+    losses = []
+    for rank in range(2):
+        process(rank, count=2)
+        with part_of_batch(5) as part:
+            own = mean_of_present(values[part.rows], present[part.rows])
+            losses.append(part.weighted({"loss_total": own}, len(values[part.rows]), 5)["loss_total"])
+    assert sum(losses) / 2 == pytest.approx(6.0)  # 18 / 3
+    assert mean_of_present(values, present) == 6.0
+
+
+def test_another_process_than_the_first_writes_nothing(second, tmp_path):
+    write_text(tmp_path / "text", "a")
+    publish(tmp_path / "artifact", lambda path: path.write_text("a"), {"inputs": {}})
+    run = Run(tmp_path / "runs", {}, {}, "a command")
+    with run.open(force=True):
+        run.append_metrics({"epoch": 1})
+        run.finish({})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_process_than_the_first_says_nothing(second, capfd, monkeypatch):
+    monkeypatch.setattr("common.progress.SECONDS_BETWEEN_LINES", 0.0)
+    handlers = logging.getLogger().handlers[:]
+    try:
+        log_to_console()
+        logging.getLogger("common").warning("a warning")
+        with Progress("work", 2) as progress:
+            progress.update()
+    finally:
+        logging.getLogger().handlers[:] = handlers
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_of_one_process_alone_is_said_with_its_number(second, capfd, monkeypatch):
+    waited = []
+    monkeypatch.setattr("common.errors.time.sleep", waited.append)
+
+    def fail(argv):
+        raise UserError("here", "it failed")
+
+    assert run_command(fail, []) == 2
+    assert capfd.readouterr().err == "error: process 1: here: it failed. Fix: see --help\n"
+    assert waited == [5.0]  # in which torchrun would have ended it, had the first process failed as well
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (Interrupted(), 128 + signal.SIGTERM), (RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed"), 5)])
+def test_what_all_processes_know_the_first_one_says(process, capfd, error, code):
+    def fail(argv):
+        stop_request.signal_number = signal.SIGTERM
+        raise error
+
+    process(1)
+    assert run_command(fail, []) == code
+    assert capfd.readouterr().err == ""
+    process(0)
+    assert run_command(fail, []) == code
+    assert capfd.readouterr().err.count("error: ") == 1
+
+
+def test_each_process_takes_a_gpu_of_its_own(process, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    process(1, count=2)
+    assert resolve_device("auto", "defaults.yaml:3") == torch.device("cuda:1")
+    assert resolve_device("cuda", "defaults.yaml:3") == torch.device("cuda:1")
+    assert resolve_device("cpu", "--device") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="names one GPU, cuda:0, for 2 processes"):
+        resolve_device("cuda:0", "--device")
+    process(1, count=3)
+    with pytest.raises(ConfigError, match="3 processes on a machine with 2 GPUs.*--nproc_per_node 2"):
+        resolve_device("auto", "defaults.yaml:3")
+
+
+def test_models_that_have_come_apart_are_refused_by_name(process, monkeypatch):
+    model = torch.nn.BatchNorm1d(2)
+    data_parallel.check_alike(model)  # one process
+    process(0, count=2)
+    monkeypatch.setattr(data_parallel, "largest", lambda *digests: digests)
+    data_parallel.check_alike(model)
+    monkeypatch.setattr(data_parallel, "largest", lambda *digests: (*digests[:2], abs(digests[2]) + 1, *digests[3:]))
+    with pytest.raises(ConfigError, match="BatchNorm1d: running_mean is not the same in all processes"):
+        data_parallel.check_alike(model)

@@ -1,0 +1,160 @@
+"""Two processes under torchrun against one: the same models, figures and files, and a death that ends them all."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+
+from common.artifacts import DatasetFolder, publish
+from common.checkpoint import Checkpoints
+from common.config import resolve
+from quantization.models import CONFIGS
+from quantization.models import config_path as quantizer_config
+from quantization.pipeline import train
+from recommendation.models import DEFAULTS
+from recommendation.models import config_path as recommender_config
+from recommendation.pipeline import Pipeline
+from tests.end_to_end.conftest import ROOT
+from tests.quantization.tiny_data import save_codes, save_embedding, save_interactions, save_items
+
+NUM_ITEMS, NUM_USERS = 120, 60
+# A batch of 119 of 120 items, and one of one item, which is fewer than there are processes. So few steps that a row
+# between two codewords, which goes either way by rounding, does not change the rest.
+QUANTIZE = {"hidden_sizes": "[24]", "latent_size": "8", "num_levels": "2", "codebook_size": "8", "epochs": "3",
+            "eval_every": "1", "batch_size": "119", "update": "ema", "sinkhorn_levels": "[-1]"}
+# Stretches of users' sequences, so that parts have different numbers of targets, and some batches one stretch alone.
+RECOMMEND = {"dropout": "0.0", "d_model": "24", "d_ff": "32", "epochs": "2", "batch_size": "12", "max_history": "8"}
+# Started by Python itself: process 1 dies as soon as there are some checkpoints.
+DIES = """
+import glob, os, pathlib, signal, threading, time
+def wait():
+    while len(glob.glob(os.environ["DIE_AFTER"], recursive=True)) < 2:
+        time.sleep(0.005)
+    pathlib.Path(os.environ["DIED"]).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=wait, daemon=True).start()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> DatasetFolder:
+    """Items in twelve groups, users who walk from an item to one near it, and codes to recommend by."""
+    folder, rng = DatasetFolder(tmp_path_factory.mktemp("torchrun") / "data", "Tiny"), np.random.default_rng(0)
+    save_items(folder, NUM_ITEMS)
+    events = []
+    for user in range(NUM_USERS):
+        size, item = 4 + int(rng.integers(9)), int(rng.integers(NUM_ITEMS))
+        for split in ["train"] * (size - 2) + ["valid", "test"]:
+            events.append((user, item, split))
+            item = (item + int(rng.choice([1, 1, 2, 5]))) % NUM_ITEMS
+    save_interactions(folder, events)
+    users = pd.DataFrame({"user": range(NUM_USERS), "raw_id": [f"user {user}" for user in range(NUM_USERS)]})
+    publish(folder.users, lambda path: duckdb.from_df(users).write_parquet(str(path)), {"inputs": {}})
+    groups = rng.normal(size=(12, 16))[np.arange(NUM_ITEMS) // 10]
+    save_embedding(folder, "td", groups + 0.4 * rng.normal(size=(NUM_ITEMS, 16)))
+    save_codes(folder, np.stack(np.unravel_index(rng.permutation(216)[:NUM_ITEMS], (6, 6, 6)), axis=1), [6, 6, 6])
+    return folder
+
+
+def torchrun(script: str, folder: DatasetFolder, run_root: Path, *flags: str, **environment: str):
+    """The command in two processes; how it ended."""
+    keys = ("WORLD_SIZE", "RANK", "PYTHONPATH")
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                           str(ROOT / script), "--dataset", "Tiny", "--data_root", str(folder.data_root),
+                           "--run_root", str(run_root), *flags], cwd=run_root.parent, capture_output=True, text=True,
+                          timeout=300, check=False, env={**{k: v for k, v in os.environ.items() if k not in keys},
+                                                         "OMP_NUM_THREADS": "1", **environment})
+
+
+def words(keys: dict[str, str]) -> list[str]:
+    return [f"--{key}={value}" for key, value in keys.items()]
+
+
+def recommend(folder: DatasetFolder, run_root: Path, keys: dict[str, str]) -> Pipeline:
+    """What `recommendation/main.py` does, in this process."""
+    config = resolve("encoder_decoder", recommender_config("encoder_decoder"), DEFAULTS, list(keys.items()))
+    pipeline = Pipeline(config, folder, "q", "td", None, run_root, "a command")
+    pipeline.execute(force=False)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> Path:
+    """The recommender's run by one process."""
+    return recommend(folder, folder.data_root.parent / "alone", RECOMMEND).run.folder
+
+
+def assert_same_recommender(run: Path, other: Path) -> None:
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (run, other))
+    for split in ("valid", "test"):
+        assert one[split] == pytest.approx(two[split], rel=1e-6)
+    predictions = [[json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+                   for folder in (run, other)]
+    for ours, theirs in zip(*predictions, strict=True):
+        assert (ours["user"], ours["items"]) == (theirs["user"], theirs["items"])
+        assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-4)
+
+
+def test_two_processes_train_the_recommender_that_one_trains(folder, alone, tmp_path):
+    done = torchrun("recommendation/main.py", folder, tmp_path / "runs", "--quantizer_name", "q", *words(RECOMMEND))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("recommendation: wrote") == 1
+    assert done.stdout.count("| encoder_decoder |") == 1
+    [run] = (tmp_path / "runs").rglob(alone.name)  # the id does not tell how many processes there were
+    assert_same_recommender(run, alone)
+    losses = [[json.loads(line)["loss_total"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+              for folder in (run, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_process_that_dies_ends_the_job_and_a_single_one_finishes_it(folder, alone, tmp_path, caplog):
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    keys, runs = {**RECOMMEND, "checkpoint_seconds": "0"}, tmp_path / "runs"
+    done = torchrun("recommendation/main.py", folder, runs, "--quantizer_name", "q", *words(keys),
+                    PYTHONPATH=str(tmp_path), DIE_AFTER=f"{runs}/**/step-*.safetensors.meta.json",
+                    DIED=str(tmp_path / "died"))
+    ended = time.time()
+    assert done.returncode != 0
+    assert "Root Cause" in done.stderr  # torchrun's own report
+    assert "error: torchrun: another process of this job has ended" in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert ended - (tmp_path / "died").stat().st_mtime < 60
+    [checkpoints] = runs.rglob("checkpoints")
+    state = Checkpoints(checkpoints, "").load_newest()
+    assert (state["epoch"], state["index"]) > (0, 0)
+    assert not state["done"]
+    with caplog.at_level(logging.INFO):
+        run = recommend(folder, runs, keys).run
+    assert f"continuing after epoch {state['epoch']}, step {state['index']}" in caplog.text
+    assert_same_recommender(run.folder, alone)
+
+
+def test_two_processes_train_the_quantizer_that_one_trains(folder, tmp_path):
+    config = resolve("rqvae", quantizer_config("rqvae"), CONFIGS / "defaults.yaml", list(QUANTIZE.items()))
+    train(Namespace(dataset="Tiny", embedding_suffix="td", tag=None, run_root=tmp_path / "alone", force=False,
+                    strict=False), config, folder, "a command")
+    path = folder.codes("rqvae", "td", None)
+    codes = np.load(path)
+    done = torchrun("quantization/main.py", folder, tmp_path / "runs", "--force", *words(QUANTIZE))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("quantization: wrote") == 1
+    assert json.loads((path.with_name(path.name + ".meta.json")).read_text())["command"].startswith("python quant")
+    assert np.array_equal(np.load(path), codes)
+    files = [next((tmp_path / name).rglob("metrics.jsonl")) for name in ("alone", "runs")]
+    assert files[0].parent.name == files[1].parent.name
+    for ours, theirs in zip(*([json.loads(line) for line in file.read_text().splitlines()] for file in files),
+                            strict=True):
+        assert {key: value for key, value in ours.items() if key != "metrics"} == pytest.approx(
+            {key: value for key, value in theirs.items() if key != "metrics"}, rel=1e-5)
+        for key, value in ours["metrics"].items():
+            assert value == pytest.approx(theirs["metrics"][key], rel=1e-5), key
