@@ -19,8 +19,8 @@ from common.run import FolderLock
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("common", "dataloader", "quantization", "recommendation")
-NUM_USERS, NUM_ITEMS = 300, 260
-NUM_KEPT = 257  # items with five events or more
+NUM_USERS, NUM_ITEMS = 150, 130
+NUM_KEPT = 128  # items with five events or more
 
 
 class Outcome(NamedTuple):

@@ -46,16 +46,25 @@ def test_the_recommender_learned_what_the_users_do(whole_run):
     assert json.loads((run / "metrics.json").read_text())["test"]["recall@10"] > 5 * 10 / NUM_ITEMS
 
 
-@pytest.mark.parametrize("folder", [".", "quantization", "recommendation", "dataloader"])
-def test_each_stage_runs_from_every_folder_and_reuses_what_is_finished(whole_run, folder):
+@pytest.mark.parametrize(("folder", "script", "flag"), [
+    (".", "quantization/main.py", "--quantizer_name=rqvae"), (".", "recommendation/main.py", "--model=encoder_decoder"),
+    ("quantization", "main.py", "--quantizer_name=rqvae"), ("recommendation", "main.py", "--model=encoder_decoder"),
+    ("dataloader", "../recommendation/main.py", "--model=encoder_decoder")])
+def test_each_stage_runs_from_every_folder_and_reuses_what_is_finished(whole_run, folder, script, flag):
     tree, _ = whole_run
-    cwd = tree.root / folder
-    up = "" if folder == "." else "../"
-    quantization = tree.command("python", f"{up}quantization/main.py", "--quantizer_name", "rqvae", cwd=cwd)
-    assert (quantization.code, "reusing" in quantization.out) == (0, True), quantization.err
-    recommendation = tree.command("python", f"{up}recommendation/main.py", "--model=encoder_decoder", cwd=cwd)
-    assert (recommendation.code, "reusing" in recommendation.out) == (0, True), recommendation.err
-    assert "| encoder_decoder" in recommendation.out
+    outcome = tree.command("python", script, flag, cwd=tree.root / folder)
+    assert (outcome.code, "reusing" in outcome.out) == (0, True), outcome.err
+    assert ("| encoder_decoder" in outcome.out) == flag.startswith("--model")
+
+
+def test_all_recommenders_stand_in_one_table(whole_run):
+    tree, _ = whole_run
+    outcome = tree.command("python", "recommendation/main.py", "--compare")
+    assert outcome.code == 0, outcome.err
+    rows = [line.split("|")[1].strip() for line in outcome.out.splitlines() if line.startswith("| ")]
+    assert rows[0] == "model"
+    assert sorted(rows[1:]) == ["encoder_decoder", "markov", "popularity"]
+    assert (tree.root / "runs/recommendation/Baby/compare.csv").read_text().count("\n") == 4
 
 
 def test_the_commands_one_by_one_end_with_the_bytes_of_the_whole_job(whole_run, baby):
