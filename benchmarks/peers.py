@@ -120,6 +120,7 @@ class T5:
 
     def _build(self) -> T5ForConditionalGeneration:
         vocabulary, sizes = 1 + sum(self.codebook_sizes), self.sizes
+        # No token ends an ID: all have as many levels.
         return T5ForConditionalGeneration(T5Config(
             vocab_size=vocabulary, d_model=sizes["d_model"], d_kv=sizes["d_kv"], d_ff=sizes["d_ff"],
             num_layers=sizes["num_encoder_layers"], num_decoder_layers=sizes["num_decoder_layers"],
@@ -177,7 +178,7 @@ class T5:
                 [self._normalize, PrefixConstrainedLogitsProcessor(allowed, num_beams)])}
         found = self.model.generate(input_ids, attention_mask=(input_ids != 0).long(), num_beams=num_beams,
                                     num_return_sequences=num_beams, do_sample=False, length_penalty=0.0,
-                                    min_new_tokens=None, max_new_tokens=self.tokens.shape[1], **options)
+                                    max_new_tokens=self.tokens.shape[1], **options)
         rows = [self.item_of[tuple(row)] for row in found[:, 1:].tolist()]
         return np.array(rows).reshape(len(items), num_beams)
 

@@ -180,7 +180,7 @@ def train_for(task, seconds: float) -> int:
 
 
 def decode(args: argparse.Namespace) -> dict:
-    """Users per second of everyone in turns, all with the weights of a short training of ours, on one target a sample."""
+    """Users per second of everyone in turns, with the weights of a short training of ours (`train_on: target`)."""
     import torch
 
     from benchmarks.peers import T5, Cornac
@@ -302,7 +302,7 @@ def trained(data: Data, args: argparse.Namespace):
 
 
 def trie(args: argparse.Namespace) -> dict:
-    """Seconds and peak memory of a process that builds the trie; this one stays small, as a child's peak begins there."""
+    """Seconds and peak memory of a process that builds the trie; this one stays small, as a child's peak begins so."""
     from benchmarks.data import measured
 
     with tempfile.TemporaryDirectory(prefix="recommendation-benchmark-") as scratch:
