@@ -56,7 +56,7 @@ def main() -> None:
     args = parser.parse_args()
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     equal_threads(args.threads)
-    figures = {"what": args.what, **machine(args)}
+    figures = {"what": args.what, **machine(args.threads, args.device, PEERS[args.what])}
     print(json.dumps(figures), flush=True)
     figures |= {"epochs": epochs, "collisions": collisions, "kmeans": kmeans, "large": large}[args.what](args)
     print(json.dumps(figures, indent=2))
@@ -75,17 +75,17 @@ def equal_threads(threads: int) -> None:
     os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
-def machine(args: argparse.Namespace) -> dict:
+def machine(threads: int, device: str, peers: list[str]) -> dict:
     """Where and with what the figures are made. Exits if a peer is missing."""
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True,
                             check=False).stdout.strip()
     versions = {}
-    for name in ["torch", "numpy", *PEERS[args.what]]:
+    for name in ["torch", "numpy", *peers]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             raise SystemExit(f"error: {name} is missing. Fix: pip install -r benchmarks/requirements.txt") from None
-    return {"commit": commit, "cores": len(os.sched_getaffinity(0)), "threads": args.threads, "device": args.device,
+    return {"commit": commit, "cores": len(os.sched_getaffinity(0)), "threads": threads, "device": device,
             "python": platform.python_version(), **versions}
 
 

@@ -76,19 +76,41 @@ class AbstractGenerator(AbstractRecommender):
 
 
 class PrefixCache:
-    """One layer's keys and values of the beams' own positions, which follow the beams."""
+    """One layer's keys and values of the beams' own positions, which follow the beams.
+
+    A position's lie in a tensor of their own: so each is moved at most once a level, and in whole rows.
+    """
 
     def __init__(self) -> None:
-        self.parts: tuple[Tensor, Tensor] | None = None  # (B, K, H, levels so far, head width) each
+        self.levels: list[tuple[Tensor, Tensor]] = []  # (B, K, H, head width) each; K is 1 where all beams share it
 
-    def extend(self, key: Tensor, value: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the beams' newest position, (B, H, K, head width) each; returns all positions of each beam."""
-        new = tuple(part.transpose(1, 2).unsqueeze(3) for part in (key, value))
-        if self.parts is not None:
-            row = torch.arange(len(parents), device=parents.device).unsqueeze(1)
-            new = tuple(torch.cat([old[row, parents], part], dim=3) for old, part in zip(self.parts, new, strict=True))
-        self.parts = new
-        return new
+    def extend(self, key: Tensor, value: Tensor, parents: Tensor) -> None:
+        """Add the beams' newest position, (B, H, K, head width) each; they continue the beams `parents` (B, K)."""
+        if self.levels:
+            num_before = self.levels[-1][0].shape[1]
+            row = parents + num_before * torch.arange(len(parents), device=parents.device).unsqueeze(1)
+            self.levels = [(_rows(old_key, row), _rows(old_value, row)) for old_key, old_value in self.levels]
+        self.levels.append((key.transpose(1, 2), value.transpose(1, 2)))
+
+    def scores(self, query: Tensor) -> Tensor:
+        """(B, H, K, head width) -> its product with each of its own beam's positions, (B, H, K, levels so far)."""
+        query = query.transpose(1, 2)
+        return torch.stack([(query * key).sum(dim=-1) for key, _ in self.levels], dim=-1).transpose(1, 2)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """(B, H, K, levels so far) -> the values so weighted, (B, K, H, head width)."""
+        first, *others = weights.transpose(1, 2).unsqueeze(-1).unbind(dim=3)            # (B, K, H, 1) each
+        mixed = first * self.levels[0][1]
+        for weight, (_, value) in zip(others, self.levels[1:], strict=True):
+            mixed = mixed.addcmul(weight, value)
+        return mixed
+
+
+def _rows(part: Tensor, row: Tensor) -> Tensor:
+    """The rows (B, K) of (B * beams, H, head width)."""
+    if part.shape[1] == 1:
+        return part
+    return part.flatten(0, 1).index_select(0, row.flatten()).view(*row.shape, *part.shape[2:])
 
 
 def choice(params: dict, name: str, key: str, options: tuple[str, ...]) -> str:

@@ -50,6 +50,14 @@ def test_attention_is_unscaled_and_takes_a_bias():
     assert torch.allclose(attend(query, key, value, bias), expected.transpose(1, 2).flatten(2), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 5, 7), (3, 1, 1, 7), (3, 4, 1, 7)])
+def test_attention_without_gradients_is_the_same(shape):
+    query, (key, value), bias = torch.randn(3, 4, 5, 6), torch.randn(2, 3, 4, 7, 6), torch.randn(shape)
+    with torch.no_grad():
+        without = attend(query, key, value, bias)
+    assert torch.allclose(without, attend(query, key, value, bias), atol=1e-5)
+
+
 def test_dropout_zeroes_its_share_and_scales_up_the_rest():
     torch.manual_seed(0)
     x = dropout(torch.ones(1000, 1000), 0.2, training=True)

@@ -76,8 +76,8 @@ class _DecodingStep:
             far, near = self._biases(level)
             for (attention, feed_forward), memory, cache in zip(model.layers, self.memories, self.caches, strict=True):
                 query, key, value = attention.project(x)                                # (B, H, K, width)
-                own_key, own_value = cache.extend(key, value, parents)                  # (B, K, H, level, width)
-                x = feed_forward(attention.add(x, _attend_to_both(query, *memory, far, own_key, own_value, near)))
+                cache.extend(key, value, parents)
+                x = feed_forward(attention.add(x, _attend_to_both(query, *memory, far, cache, near)))
         return model.heads[level](model.norm(x))
 
     def _biases(self, level: int) -> tuple[Tensor, Tensor]:
@@ -89,15 +89,11 @@ class _DecodingStep:
         return far, bias(level, level)[:, :, -1:]
 
 
-def _attend_to_both(query: Tensor, key: Tensor, value: Tensor, far: Tensor, own_key: Tensor, own_value: Tensor,
-                    near: Tensor) -> Tensor:
+def _attend_to_both(query: Tensor, key: Tensor, value: Tensor, far: Tensor, own: PrefixCache, near: Tensor) -> Tensor:
     """One softmax over the history's positions and the beam's own.
 
-    query (B, H, K, width); key, value (B, H, T, width); own_key, own_value (B, K, H, l, width) -> (B, K, H * width).
+    query (B, H, K, width); key, value (B, H, T, width) -> (B, K, H * width).
     """
-    num_far = key.shape[2]
-    own = query.transpose(1, 2).unsqueeze(3) @ own_key.transpose(-1, -2)                # (B, K, H, 1, l)
-    scores = torch.cat([query @ key.transpose(-1, -2) + far, own.squeeze(3).transpose(1, 2) + near], dim=3)
-    weights = scores.softmax(dim=-1)                                                    # (B, H, K, T + l)
-    own = weights[..., num_far:].transpose(1, 2).unsqueeze(3) @ own_value               # (B, K, H, 1, width)
-    return ((weights[..., :num_far] @ value).transpose(1, 2) + own.squeeze(3)).flatten(2)
+    scores = torch.cat([query @ key.transpose(-1, -2) + far, own.scores(query) + near], dim=3)
+    far_weights, near_weights = scores.softmax(dim=-1).tensor_split([key.shape[2]], dim=3)
+    return ((far_weights @ value).transpose(1, 2) + own.mix(near_weights)).flatten(2)

@@ -14,7 +14,6 @@ from ..layers import (
     RMSNorm,
     SelfAttention,
     as_bias,
-    attend,
     dropout,
     initialize,
 )
@@ -158,10 +157,9 @@ class _DecodingStep:
         for (self_attention, cross_attention, feed_forward), cache, memory in zip(model.decoder, self.caches,
                                                                                   self.memories, strict=True):
             query, key, value = self_attention.project(x)                                # (B, H, K, width)
-            key, value = cache.extend(key, value, parents)                               # (B, K, H, level + 1, width)
-            # Each beam attends to its own positions: beams are batch rows here ...
-            attended = attend(query.transpose(1, 2).unsqueeze(3).flatten(0, 1), key.flatten(0, 1),
-                              value.flatten(0, 1), bias).view(*x.shape[:2], -1)
-            # ... and query positions over their user's one memory there.
+            cache.extend(key, value, parents)
+            # Each beam attends to its own positions ...
+            attended = cache.mix((cache.scores(query) + bias).softmax(dim=-1)).flatten(2)
+            # ... and, as a query position, to its user's one memory.
             x = feed_forward(cross_attention(self_attention.add(x, attended), memory, self.memory_bias))
         return model.heads[level](model.decoder_norm(x))
