@@ -253,7 +253,7 @@ def recommended(model, sequences, split: str, num_beams: int):
 
     model.num_beams = num_beams
     return predict(model, sequences, split, {"max_history": SIZES["max_history"], "top_k": num_beams,
-                                             "eval_batch_size": BATCH["ours"]})
+                                             "filter_seen": False, "eval_batch_size": BATCH["ours"]})
 
 
 def normalize(args: argparse.Namespace) -> dict:
@@ -274,7 +274,7 @@ def normalize(args: argparse.Namespace) -> dict:
             seconds[over, num_beams].append(time.perf_counter() - begun)
     figures = {}
     for (over, num_beams), parts in found.items():
-        result = metrics(Predictions(*map(np.concatenate, zip(*parts, strict=True))))
+        result = metrics(Predictions(*map(np.concatenate, zip(*parts, strict=True))), model.catalogue.num_items)
         figures[f"{over}, beam {num_beams}"] = {
             "users_per_second": round(args.users / statistics.median(seconds[over, num_beams]), 1),
             **{name: round(result[name], 4) for name in ("recall@10", "recall@10_stderr", "ndcg@10", "ndcg@10_stderr")}}
