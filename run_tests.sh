@@ -6,5 +6,7 @@ DEVELOPMENT=1 source "$root/setup.sh"
 cd "$root"
 # The tests start the real commands with the plain name `python`, as a user would.
 export PATH="$(dirname "$PYTHON"):$PATH"
+# Two processes share the tests, on two cores as a rule: more threads would only wait for each other.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$PYTHON" -m ruff check .
 exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

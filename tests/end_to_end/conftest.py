@@ -97,15 +97,23 @@ def mirror(tmp_path_factory):
     server.shutdown()
 
 
+def shorten_training(config: Path) -> None:
+    """Fewer epochs and looks at the validation events: on so few users these take most of the time."""
+    text = config.read_text()
+    assert "    epochs: 60\n" in text
+    config.write_text(text.replace("    epochs: 60\n", "    epochs: 24\n    eval_every: 4\n"))
+
+
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory, worker_id, mirror) -> tuple[Tree, Outcome]:
-    """The user's first command, with its defaults, in a fresh copy of the program; the test processes share one."""
+    """The user's first command in a fresh copy of the program, trained briefly; the test processes share one."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder if worker_id == "master" else folder.parent) / "whole run"
     tree, ended = Tree(folder / "program"), folder / "outcome.json"
     with FolderLock(folder, wait=True):
         if not ended.exists():
             copy_program(tree.root)
+            shorten_training(tree.root / "recommendation/models/encoder_decoder/config.yaml")
             models = ROOT / "data" / ".models"
             if models.exists():  # spares the download of the text model where an earlier run has it
                 shutil.copytree(models, tree.root / "data" / ".models")

@@ -49,7 +49,8 @@ def test_a_history_of_anybody_is_answered_and_what_is_unknown_is_said(whole_run)
     assert outcome.err == "recommendation: unknown items left out: 1 ('none such')\n"
     [row] = [json.loads(line) for line in outcome.out.splitlines()]
     assert (len(set(row["items"])), row["unknown"]) == (3, 1)
-    assert set(row["items"]) <= {"0000000102", "0000000103", "0000000106"}  # a walk's steps: one, two or five on
+    # A walk's steps from 101: one, two or five on. What one user did counts as much where two of them are as rare.
+    assert len(set(row["items"]) & {"0000000102", "0000000103", "0000000106"}) >= 2
 
 
 def test_an_unknown_user_is_refused_with_the_nearest_one(whole_run):
