@@ -289,16 +289,33 @@ def test_neither_tfidf_nor_reuse_waits_for_torch(tmp_path, model, what):
 
 
 MANY = [" ".join(f"{word} {number}" for word in ("red", "soft", "warm", "baby")[:1 + number % 4])
-        for number in range(3 * 1024 - 100)]
+        for number in range(1400)]
+
+# Step 3 with shards of 64 texts and a rest after each, so that a signal finds it at work.
+SLOW = """
+import sys
+import time
+
+from common.errors import run_command
+from dataloader import text_embedding
+from dataloader.embeddings import vector_cache
+from dataloader.encoders import sentence
+
+sentence.SHARD = 64
+write = vector_cache.VectorCache.write
+vector_cache.VectorCache.write = lambda *args: (write(*args), time.sleep(0.3))
+sys.exit(run_command(text_embedding.main))
+"""
 
 
-def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes(tmp_path):
-    folder = save_tiny_model(tmp_path / "slow", layers=6)
-    flags = ("--text_model", str(folder), "--device=cpu")
-    straight = shop(tmp_path / "straight", folder, texts=MANY)
-    finished(step(tmp_path / "straight", *flags))
-    killed = shop(tmp_path / "killed", folder, texts=MANY)
-    process, cache = step(tmp_path / "killed", *flags), tmp_path / "killed" / "data" / ".embeddings"
+def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes(tmp_path, model):
+    (tmp_path / "slow.py").write_text(SLOW)
+    flags, script = ("--text_model", str(model), "--device=cpu"), (str(tmp_path / "slow.py"),)
+    texts = MANY[:3 * 64 - 10]
+    straight = shop(tmp_path / "straight", model, texts=texts)
+    finished(step(tmp_path / "straight", *flags, script=script))
+    killed = shop(tmp_path / "killed", model, texts=texts)
+    process, cache = step(tmp_path / "killed", *flags, script=script), tmp_path / "killed" / "data" / ".embeddings"
     deadline = time.monotonic() + 100
     while process.poll() is None and not list(cache.rglob("*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -308,8 +325,8 @@ def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes
     assert not killed.folder.embeddings("td").exists()
     there = len(list(cache.rglob("*.safetensors")))
     assert 1 <= there < 3
-    out, _ = finished(step(tmp_path / "killed", *flags))
-    assert f"{len(MANY)} different texts, {len(MANY) - 1024 * there} to encode" in out
+    out, _ = finished(step(tmp_path / "killed", *flags, script=script))
+    assert f"{len(texts)} different texts, {len(texts) - 64 * there} to encode" in out
     assert killed.folder.embeddings("td").read_bytes() == straight.folder.embeddings("td").read_bytes()
     metas = [json.loads(options.folder.embeddings("td").with_name("Baby.emb-td.npy.meta.json").read_text())
              for options in (killed, straight)]
@@ -318,12 +335,12 @@ def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes
 
 def test_two_data_sets_that_are_embedded_at_once_share_a_cache_and_are_both_right(tmp_path, model):
     flags = ("--text_model", str(model), "--device=cpu")
-    texts = {"Baby": MANY[:2000], "Beauty": MANY[900:]}
+    texts = {"Baby": MANY[:1100], "Beauty": MANY[300:]}
     options = {name: shop(tmp_path, model, f"--dataset={name}", texts=texts[name]) for name in texts}
     for process in [step(tmp_path, *flags, f"--dataset={name}") for name in texts]:
         finished(process)
     alone = embedded(shop(tmp_path / "alone", model, texts=MANY))
-    for name, rows in (("Baby", slice(2000)), ("Beauty", slice(900, None))):
+    for name, rows in (("Baby", slice(1100)), ("Beauty", slice(300, None))):
         np.testing.assert_allclose(load_embeddings(options[name].folder, "td"), alone[rows], rtol=0, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ DIM = 16
 MAX_LENGTH = 32  # tokens
 
 
-def save_tiny_model(folder: Path, prompts: dict[str, str] | None = None, seed: int = 0, layers: int = 1) -> Path:
+def save_tiny_model(folder: Path, prompts: dict[str, str] | None = None, seed: int = 0) -> Path:
     """A BERT with WordPiece and mean pooling; `prompts` by name, of which the first one is the default."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -25,7 +25,7 @@ def save_tiny_model(folder: Path, prompts: dict[str, str] | None = None, seed: i
     PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]",
                             sep_token="[SEP]", model_max_length=MAX_LENGTH).save_pretrained(base)
     torch.manual_seed(seed)
-    BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=DIM, num_hidden_layers=layers, num_attention_heads=2,
+    BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=DIM, num_hidden_layers=1, num_attention_heads=2,
                          intermediate_size=32, max_position_embeddings=MAX_LENGTH, initializer_range=1.0)
               ).save_pretrained(base)
     whole = SentenceTransformer(str(base), device="cpu", prompts=prompts,  # mean pooling is what it adds

@@ -7,7 +7,8 @@ import pytest
 
 # A checkpoint after every step, each on the disk before the next: no more of them than it takes to be stopped twice.
 QUANTIZE = ("python", "quantization/main.py", "--epochs", "20", "--eval_every", "5", "--checkpoint_seconds", "0")
-RECOMMEND = ("python", "recommendation/main.py", "--max_steps", "40", "--checkpoint_seconds", "0", "--batch_size", "64")
+RECOMMEND = ("python", "recommendation/main.py", "--quantizer_name", "random", "--max_steps", "40",
+             "--checkpoint_seconds", "0", "--batch_size", "64")
 
 
 def output_files(tree, stage):
@@ -44,7 +45,7 @@ def stop_after(tree, stage, command, num_checkpoints, signal_number):
 @pytest.mark.parametrize(("stage", "command"), [("quantization", QUANTIZE), ("recommendation", RECOMMEND)])
 def test_a_killed_run_continues_and_ends_with_the_bytes_of_an_undisturbed_one(baby, stage, command):
     if stage == "recommendation":
-        assert baby.command("python", "quantization/main.py", "--epochs", "2").code == 0
+        assert baby.command("python", "quantization/main.py", "--quantizer_name", "random").code == 0
     code, _, err = stop_after(baby, stage, command, 7, signal.SIGKILL)
     assert code == -signal.SIGKILL, err
     code, _, err = stop_after(baby, stage, command, 20, signal.SIGTERM)
