@@ -102,7 +102,8 @@ class Run:
         finally:
             path = self.folder / "times.json"
             times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            times[what] = self._seconds[what] = round(times.get(what, 0.0) + time.monotonic() - begun, 3)
+            # At least a millisecond, so that a rate can be taken.
+            times[what] = self._seconds[what] = round(times.get(what, 0.0) + max(time.monotonic() - begun, 0.001), 3)
             write_text(path, json.dumps(times) + "\n")
 
     def seconds(self, what: str) -> float:
