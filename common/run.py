@@ -174,7 +174,16 @@ def _ours(record: logging.LogRecord) -> bool:
     return record.name.split(".")[0] in ("common", "dataloader", "quantization", "recommendation", "__main__")
 
 
+class RunLog(logging.FileHandler):
+    """Where the log of the run that is at work goes."""
+
+
 def log_to(path: Path) -> None:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Send the log to a run's file, and no longer to that of the run before it in this process, if there was one."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
+        root.removeHandler(handler)
+        handler.close()
+    handler = RunLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
+    root.addHandler(handler)

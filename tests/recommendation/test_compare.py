@@ -105,6 +105,10 @@ def test_seeds_are_run_one_by_one_and_reused(shop):
     assert summary["test"]["recall@10"] == {"mean": pytest.approx(statistics.mean(singles)),
                                             "deviation": pytest.approx(statistics.stdev(singles))}
     assert (made[0].run.parent / "seeds.json").exists()
+    for one, other in (made, made[::-1]):  # each run's log is its own
+        text = (one.run.folder / "run.log").read_text()
+        assert f"run {one.run.id}: " in text
+        assert other.run.id not in text
 
 
 def test_mean_and_deviation_by_hand():
