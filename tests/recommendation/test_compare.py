@@ -89,8 +89,9 @@ def test_no_run_at_all_is_an_error_with_the_command(shop):
         compare(folder, runs)
 
 
-def test_seeds_are_run_one_by_one_and_reused(shop):
+def test_seeds_are_run_one_by_one_and_reused(shop, caplog):
     _, _, pipeline = shop
+    caplog.set_level(logging.INFO)
     settings = config("sasrec")
     made = []
 
@@ -101,14 +102,14 @@ def test_seeds_are_run_one_by_one_and_reused(shop):
     summary = run_seeds(settings, [5, 6], make, force=False)
     assert [one.config["common"]["seed"] for one in made] == [5, 6]
     assert summary["runs"] == [one.run.id for one in made]
-    singles = [pipeline("sasrec", seed=seed).execute(False)["test"]["recall@10"] for seed in (5, 6)]
-    assert summary["test"]["recall@10"] == {"mean": pytest.approx(statistics.mean(singles)),
-                                            "deviation": pytest.approx(statistics.stdev(singles))}
-    assert (made[0].run.parent / "seeds.json").exists()
     for one, other in (made, made[::-1]):  # each run's log is its own
         text = (one.run.folder / "run.log").read_text()
         assert f"run {one.run.id}: " in text
         assert other.run.id not in text
+    singles = [pipeline("sasrec", seed=seed).execute(False)["test"]["recall@10"] for seed in (5, 6)]
+    assert summary["test"]["recall@10"] == {"mean": pytest.approx(statistics.mean(singles)),
+                                            "deviation": pytest.approx(statistics.stdev(singles))}
+    assert (made[0].run.parent / "seeds.json").exists()
 
 
 def test_mean_and_deviation_by_hand():
