@@ -1,0 +1,113 @@
+"""How good recommenders are on a data set that is there: each row trained by the real command, over seeds.
+
+    python benchmarks/recommenders.py --dataset ml-100k --seeds 0,1,2 --out benchmarks/results/recommenders.json \
+        sasrec "encoder_decoder --quantizer_name rqvae" "decoder_only --quantizer_name rkmeans --dropout 0.3"
+    python benchmarks/recommenders.py --table --out benchmarks/results/recommenders.json
+
+Every word is a model with flags of its own. A run is written down as it finishes; one that stands in the file is not
+repeated. `--trial` is for tuning: it writes down the validation figures alone.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.quantization import machine  # noqa: E402 (the path comes first)
+from common.artifacts import write_text  # noqa: E402
+from common.cli import ROOT  # noqa: E402
+from common.tables import markdown  # noqa: E402
+
+FIGURES = [f"{metric}@{k}" for k in (1, 5, 10, 20) for metric in ("recall", "ndcg", "mrr")] + ["coverage@10"]
+SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+KEY = ("dataset", "model", "flags", "seed", "trial")  # what tells a run from another
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recommenders", nargs="*", metavar="MODEL", help="a model, with flags in the same word")
+    parser.add_argument("--dataset", default="Industrial_and_Scientific")
+    parser.add_argument("--data_root", type=Path, default=ROOT / "data")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--trial", action="store_true", help="write down the validation figures alone")
+    parser.add_argument("--out", type=Path, required=True, help="the file that gets the runs, and is read by --table")
+    parser.add_argument("--table", action="store_true", help="print the file's final runs as Markdown")
+    args = parser.parse_args()
+    for seed in args.seeds.split(","):
+        for words in args.recommenders:
+            model, _, flags = words.partition(" ")
+            key = {"dataset": args.dataset, "model": model, "flags": flags, "seed": int(seed), "trial": args.trial}
+            if key in [identity(run) for run in read(args.out)]:
+                print(f"{words}, seed {seed}: stands in {args.out}", flush=True)
+                continue
+            run = measure(key, args.data_root)
+            add(args.out, run)
+            figures = run["valid"] if args.trial else run["test"]
+            print(f"{words}, seed {seed}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in SHOWN), flush=True)
+    if args.table:
+        print(table(read(args.out)))
+
+
+def measure(key: dict, data_root: Path) -> dict:
+    """One run of the real command, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "recommendation/main.py"), "--model", key["model"], "--category",
+                   key["dataset"], "--data_root", str(data_root), "--run_root", folder, "--seed", str(key["seed"]),
+                   *shlex.split(key["flags"])]
+        begun = time.monotonic()
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        seconds = time.monotonic() - begun
+        [path] = Path(folder).rglob("metrics.json")
+        result = json.loads(path.read_text(encoding="utf-8"))
+    splits = ("valid",) if key["trial"] else ("valid", "test")
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
+    return {**key, **machine(threads, "cpu", []), "seconds": round(seconds), "num_parameters": result["num_parameters"], "best_epoch": result["best_epoch"],
+            **{split: {name: round(result[split][name], 4) for name in FIGURES if name in result[split]}
+               for split in splits}}
+
+
+def identity(run: dict) -> dict:
+    return {name: run.get(name) for name in KEY}
+
+
+def read(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+
+
+def add(path: Path, run: dict) -> None:
+    """Add a run to the file; several may do so at once."""
+    with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = sorted([*read(path), run], key=lambda run: [str(run[name]) for name in KEY])
+        write_text(path, json.dumps({"what": "recommenders", "runs": runs}, indent=1) + "\n")
+
+
+def table(runs: list[dict]) -> str:
+    """Mean and sample standard deviation over the seeds of each row that is no trial, by data set."""
+    rows: dict[tuple, list[dict]] = {}
+    for run in runs:
+        if not run["trial"]:
+            rows.setdefault((run["dataset"], run["model"], run["flags"]), []).append(run)
+    return markdown(("data set", "model", "flags", "seeds", *SHOWN), [
+        [*row, ", ".join(str(run["seed"]) for run in of_row), *(shown([run["test"][name] for run in of_row])
+                                                               for name in SHOWN)] for row, of_row in rows.items()])
+
+
+def shown(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
+if __name__ == "__main__":
+    main()
