@@ -72,7 +72,8 @@ def measure(key: dict, data_root: Path) -> dict:
         result = json.loads(path.read_text(encoding="utf-8"))
     splits = ("valid",) if key["trial"] else ("valid", "test")
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
-    return {**key, **machine(threads, "cpu", []), "seconds": round(seconds), "num_parameters": result["num_parameters"], "best_epoch": result["best_epoch"],
+    return {**key, **machine(threads, "cpu", []), "seconds": round(seconds),
+            "num_parameters": result["num_parameters"], "best_epoch": result["best_epoch"],
             **{split: {name: round(result[split][name], 4) for name in FIGURES if name in result[split]}
                for split in splits}}
 
