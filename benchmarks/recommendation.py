@@ -100,7 +100,8 @@ def load(args: argparse.Namespace) -> Data:
 
 
 def make_task(data: Data, **keys: object):
-    """Our encoder-decoder in the stage's own training task, with its defaults but for `SIZES` and `keys`."""
+    """Our encoder-decoder in the stage's own training task, with its defaults but for `SIZES`, `keys`, and a softmax
+    over the whole codebook, which is what the others have."""
     import torch
 
     from common.config import resolve
@@ -108,7 +109,8 @@ def make_task(data: Data, **keys: object):
     from recommendation.models.encoder_decoder.model import EncoderDecoder
     from recommendation.trainer import RecommenderTask
 
-    keys = {**SIZES, "lr_schedule": "constant", "warmup_steps": 100, "patience": "null", **keys}
+    keys = {**SIZES, "normalize_over": "codebook", "lr_schedule": "constant", "warmup_steps": 100, "patience": "null",
+            **keys}
     config = resolve("encoder_decoder", config_path("encoder_decoder"), DEFAULTS,
                      [(key, str(value)) for key, value in keys.items()])
     torch.manual_seed(0)

@@ -44,6 +44,8 @@ class AbstractGenerator(AbstractRecommender):
         self.register_buffer("first_token", first_token, persistent=False)
         self.register_buffer("tokens", tokens, persistent=False)
         self.trie = Trie(catalogue.codes, sizes)
+        if self.normalize_over == "existing":  # a row of zeros serves PADDING here, too
+            self.register_buffer("paths", F.pad(self.trie.paths(), (0, 0, 0, 1)), persistent=False)
 
     @torch.no_grad()
     def initialize_tokens(self) -> None:
@@ -56,9 +58,28 @@ class AbstractGenerator(AbstractRecommender):
         # Padding is ignored by its label: picking rows instead would wait for the device.
         labels = (self.tokens[items] - self.first_token).masked_fill((items == PADDING).unsqueeze(-1), IGNORED)
         hidden, labels = hidden.flatten(0, -3), labels.flatten(0, -2)
-        losses = [F.cross_entropy(head(hidden[:, level]), labels[:, level], ignore_index=IGNORED,
-                                  label_smoothing=self.label_smoothing) for level, head in enumerate(self.heads)]
-        return torch.stack(losses).mean()
+        logits = [head(hidden[:, level]) for level, head in enumerate(self.heads)]
+        if self.normalize_over == "existing":
+            paths = self.paths[items.flatten()]
+            return torch.stack([self._loss_over_existing(level, of_level, paths[:, level:level + 2], labels[:, level])
+                                for level, of_level in enumerate(logits)]).mean()
+        return torch.stack([F.cross_entropy(of_level, labels[:, level], ignore_index=IGNORED,
+                                            label_smoothing=self.label_smoothing)
+                            for level, of_level in enumerate(logits)]).mean()
+
+    def _loss_over_existing(self, level: int, logits: Tensor, path: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of a level's labels (T,) among the codes that lead on from a prefix.
+
+        logits (T, C); path (T, 2) the prefix's node and the label's.
+        """
+        codes, children, exists = (part[0] for part in self.trie.children_of(level, path[None, :, 0]))  # (T, J)
+        logs = logits.gather(1, codes).masked_fill(~exists, float("-inf")).log_softmax(dim=1)
+        losses = -logs.masked_fill(~exists | (children != path[:, 1:]), 0).sum(dim=1)
+        if self.label_smoothing:
+            evenly = -logs.masked_fill(~exists, 0).sum(dim=1) / exists.sum(dim=1)
+            losses = torch.lerp(losses, evenly, self.label_smoothing)
+        counted = labels != IGNORED
+        return (losses * counted).sum() / counted.sum()
 
     @abstractmethod
     def start_decoding(self, histories: Windows) -> Step:

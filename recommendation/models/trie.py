@@ -68,6 +68,14 @@ class Trie(nn.Module):
         parents = torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
         return self.get_buffer(f"codes_{level}").long(), parents
 
+    def paths(self) -> Tensor:
+        """The nodes that each item's ID goes through, (N, L + 1) int64; column l is a node of level l."""
+        nodes = [torch.arange(len(self.items), device=self.items.device)]
+        for level in reversed(range(self.num_levels)):
+            nodes.append(self.level(level)[1][nodes[-1]])
+        paths = torch.stack(nodes[::-1], dim=1)
+        return torch.empty_like(paths).index_copy_(0, self.items.long(), paths)
+
     def items_of(self, nodes: Tensor) -> Tensor:
         """Nodes of the last level -> their items."""
         return self.items[nodes].long()

@@ -1,5 +1,6 @@
 """A catalogue with semantic IDs, users' sequences, and recommenders with small sizes."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ SMALL = {
     "num_encoder_layers": "2", "num_decoder_layers": "2", "num_layers": "2",
     "d_model": "16", "d_ff": "24", "d_kv": "4", "num_heads": "3",
     "dropout": "0.0", "num_buckets": "8", "max_distance": "16", "train_on": "target", "num_beams": "10",
+    "normalize_over": "codebook",
     "batch_size": "16", "epochs": "2", "lr": "0.01", "lr_schedule": "constant", "warmup_steps": "0",
     "max_history": "5", "eval_batch_size": "7", "label_smoothing": "0.0", "patience": "null",
 }
@@ -133,11 +135,12 @@ def model(request, make_model):
     return model
 
 
-@pytest.fixture(params=["every_position", "decoder_only"])
+@pytest.fixture(params=itertools.product(["every_position", "decoder_only"], ["codebook", "existing"]), ids="-".join)
 def everywhere(request, make_model):
-    """Those that learn every item of a window at once."""
-    name, own = GENERATORS[request.param]
-    model = make_model(name, **own).eval()
+    """Those that learn every item of a window at once, by both kinds of probability."""
+    generator, normalize_over = request.param
+    name, own = GENERATORS[generator]
+    model = make_model(name, **own, normalize_over=normalize_over).eval()
     randomize(model)
     return model
 

@@ -54,6 +54,28 @@ def test_label_smoothing_mixes_in_the_mean_of_the_codes_that_exist(model):
     assert smoothed == pytest.approx(0.7 * plain + 0.3 * uniform, abs=1e-4)
 
 
+def over_items(model, row: list[int]) -> list[torch.Tensor]:
+    """(N,) at each place of a row: the log-probability of each item among all, by the sum of its logits."""
+    codes = model.catalogue.codes
+    levels = log_probs(model, row)  # a constant a level away from the logits, which no softmax over the items sees
+    return [sum(level[place][codes[:, number]] for number, level in enumerate(levels)).log_softmax(dim=0)
+            for place in range(len(row))]
+
+
+def test_over_existing_ids_the_loss_is_that_of_the_items(model):
+    model.normalize_over = "existing"
+    rows = [over_items(model, row) for row in ROWS]
+    losses = [-of_row[place - 1][row[place]] for row, of_row in zip(ROWS, rows, strict=True)
+              for place in range(1, len(row))]
+    assert model.compute_loss(windows_of(*ROWS))["loss_total"].item() == pytest.approx(
+        torch.stack(losses).mean().item(), abs=1e-4)
+    with torch.no_grad():
+        result = model.recommend(windows_of(*ROWS), NUM_ITEMS)
+    for place, of_row in enumerate(rows):
+        assert torch.allclose(result.scores[place], of_row[-1].sort(descending=True).values, atol=1e-4)
+        assert torch.allclose(of_row[-1][result.items[place]], result.scores[place], atol=1e-4)
+
+
 @torch.no_grad()
 def test_exact_scores_are_sums_over_the_codes_of_every_item(model):
     result = model.recommend(windows_of(*ROWS), NUM_ITEMS)

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from recommendation.models.abstract_model import PADDING
 
 from .conftest import NUM_ITEMS, SIZES, logits_of, teacher_forced, windows_of
 
@@ -29,6 +30,14 @@ def test_every_positions_loss_is_the_mean_of_its_targets_one_at_a_time(everywher
                      for row in rows for place in range(1, len(row))]
     together = everywhere.compute_loss(windows_of(*rows))["loss_total"]
     assert together.item() == pytest.approx(torch.stack(one_at_a_time).mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
+def test_one_targets_loss_is_the_score_that_its_item_gets(make_model, normalize_over):
+    model = make_model("encoder_decoder", train_on="target", normalize_over=normalize_over).eval()
+    losses = [loss_alone(model, history, target) for history, target in zip(HISTORIES, TARGETS, strict=True)]
+    together = model.compute_loss(training_windows())["loss_total"]
+    assert together.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
 
 def test_every_positions_gradient_is_the_mean_of_its_targets_one_at_a_time(everywhere):
@@ -176,6 +185,7 @@ def test_exact_scoring_finds_what_a_beam_for_every_item_finds(model, normalize_o
 def test_over_existing_codes_the_scores_are_the_codebooks_shared_among_the_existing(model, catalogue):
     model.num_beams, model.normalize_over = NUM_ITEMS, "existing"
     result = model.recommend(windows_of(*HISTORIES), NUM_ITEMS)
+    model.normalize_over = "codebook"  # what `teacher_forced` reads
     assert torch.allclose(result.scores.exp().sum(dim=1), torch.ones(len(HISTORIES)), atol=1e-5)
     codes = catalogue.codes
     for row, history in enumerate(HISTORIES):
@@ -198,6 +208,23 @@ def test_label_smoothing_mixes_in_the_mean_of_all_codes(make_model, name):
     smoothed = make_model(name, label_smoothing=0.3).eval()
     uniform = torch.stack([-logits.log_softmax(dim=-1).mean() for logits in logits_of(plain, windows)]).mean()
     expected = 0.7 * plain.compute_loss(windows)["loss_total"] + 0.3 * uniform
+    assert smoothed.compute_loss(windows)["loss_total"].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@NAMES
+def test_label_smoothing_over_existing_codes_mixes_in_the_mean_of_the_existing(make_model, name, catalogue):
+    windows = training_windows()
+    plain = make_model(name, normalize_over="existing", label_smoothing=0.0).eval()
+    smoothed = make_model(name, normalize_over="existing", label_smoothing=0.3).eval()
+    targets = torch.tensor(TARGETS)
+    if plain.training_unit == "sequence":
+        targets = windows.items[:, 1:][windows.items[:, 1:] != PADDING]
+    evenly = []
+    for level, logits in enumerate(logits_of(plain, windows)):
+        for target, row in zip(catalogue.codes[targets], logits, strict=True):
+            siblings = catalogue.codes[(catalogue.codes[:, :level] == target[:level]).all(dim=1), level].unique()
+            evenly.append(-row[siblings].log_softmax(dim=0).mean())
+    expected = 0.7 * plain.compute_loss(windows)["loss_total"] + 0.3 * torch.stack(evenly).mean()
     assert smoothed.compute_loss(windows)["loss_total"].item() == pytest.approx(expected.item(), abs=1e-5)
 
 

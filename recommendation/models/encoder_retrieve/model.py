@@ -32,6 +32,7 @@ class EncoderRetrieve(AbstractRecommender):
         self.label_smoothing, self.dropout = training["label_smoothing"], params["dropout"]
         self.temperature = params["temperature"]
         self.scoring = choice(params, "encoder_retrieve", "scoring", ("exact", "graph"))
+        self.normalize_over = choice(params, "encoder_retrieve", "normalize_over", ("codebook", "existing"))
         self.num_beams, self.num_hops = params["num_beams"], params["num_hops"]
         self.num_neighbours = min(params["num_neighbours"], catalogue.num_items)
         width, num_heads, sizes = params["d_model"], params["num_heads"], torch.tensor(catalogue.codebook_sizes)
@@ -55,8 +56,13 @@ class EncoderRetrieve(AbstractRecommender):
         self.graph: Tensor | None = None                                                            # (N, G)
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Mean cross-entropy of all codes of every item behind a window's first."""
+        """Mean cross-entropy of every item behind a window's first, or of all of its codes."""
         targets = windows.items[:, 1:]
+        if self.normalize_over == "existing":
+            present = targets != PADDING
+            logits = self._logits(self._read(windows.items[:, :-1])[present])
+            return {"loss_total": F.cross_entropy(self._sum_over_codes(logits.flatten(1)), targets[present],
+                                                  label_smoothing=self.label_smoothing)}
         logits = self._logits(self._read(windows.items[:, :-1]))                  # (B, W - 1, L, C)
         codes = self.rows[targets] - torch.arange(self.num_levels, device=targets.device) * self.num_codes
         labels = codes.masked_fill((targets == PADDING).unsqueeze(2), PADDING)
@@ -92,7 +98,10 @@ class EncoderRetrieve(AbstractRecommender):
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         hidden = self._read(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
-        log_probs = self._logits(last).log_softmax(dim=-1).flatten(1)             # (B, L * C)
+        logits = self._logits(last)
+        if self.normalize_over == "existing" and self.scoring == "exact":
+            return top_items(self._sum_over_codes(logits.flatten(1)).log_softmax(dim=1), top_k)
+        log_probs = (logits if self.normalize_over == "existing" else logits.log_softmax(dim=-1)).flatten(1)
         if self.scoring == "exact":
             return top_items(self._sum_over_codes(log_probs), top_k)
         return self._walk(log_probs, histories, top_k)
