@@ -19,9 +19,11 @@ class EncoderRetrieve(AbstractRecommender):
     """One causal pass over the items of a history; from each position one head a level predicts the next item's code.
 
     An item comes in as the sum of its codewords, and a head's logits are its similarities to the same codewords.
-    An item's score is the sum of the log-probabilities of its codes: no order of levels, no search along a
-    prefix. `scoring: exact` scores the whole catalogue. `graph` walks a graph that joins items of similar
-    codewords, from random items and those of the history, and scores what it meets.
+    An item's score is the sum over its codes: no order of levels, no search along a prefix. With `normalize_over:
+    codebook`, RPG's loss, each code has a probability among its level's, and learns by itself. With `existing` the
+    sums become one softmax over the items that there are, which takes (targets, N) scores a step: for catalogues of
+    up to some hundred thousand items. `scoring: exact` scores the whole catalogue. `graph` walks a graph that joins
+    items of similar codewords, from random items and those of the history, and scores what it meets.
     """
 
     training_unit: Literal["sequence"] = "sequence"
@@ -98,19 +100,18 @@ class EncoderRetrieve(AbstractRecommender):
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         hidden = self._read(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
-        logits = self._logits(last)
-        if self.normalize_over == "existing" and self.scoring == "exact":
-            return top_items(self._sum_over_codes(logits.flatten(1)).log_softmax(dim=1), top_k)
-        log_probs = (logits if self.normalize_over == "existing" else logits.log_softmax(dim=-1)).flatten(1)
-        if self.scoring == "exact":
-            return top_items(self._sum_over_codes(log_probs), top_k)
-        return self._walk(log_probs, histories, top_k)
+        logits, of_items = self._logits(last), self.normalize_over == "existing"
+        values = (logits if of_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
+        if self.scoring == "graph":
+            return self._walk(values, histories, top_k)
+        scores = self._sum_over_codes(values)
+        return top_items(scores.log_softmax(dim=1) if of_items else scores, top_k)
 
     def _sum_over_codes(self, values: Tensor) -> Tensor:
         """Values of every code (B, L * C) -> their sums over each item's codes, (B, N)."""
         return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
 
-    def _walk(self, log_probs: Tensor, histories: Windows, top_k: int) -> Recommendations:
+    def _walk(self, values: Tensor, histories: Windows, top_k: int) -> Recommendations:
         """The best items that a few hops through the graph meet, the best so far going on at each."""
         if self.graph is None:
             self.graph = self._build_graph()
@@ -119,7 +120,7 @@ class EncoderRetrieve(AbstractRecommender):
         for _ in range(self.num_hops + 1):
             met = torch.cat([beams, self.graph[beams].flatten(1)], dim=1).sort(dim=1).values
             again = F.pad(met[:, 1:] == met[:, :-1], (1, 0))
-            scores = log_probs.gather(1, self.rows[met].flatten(1)).unflatten(1, (-1, self.num_levels)).sum(dim=2)
+            scores = values.gather(1, self.rows[met].flatten(1)).unflatten(1, (-1, self.num_levels)).sum(dim=2)
             best = scores.masked_fill(again, float("-inf")).topk(min(num_beams, met.shape[1]), dim=1)
             beams = met.gather(1, best.indices)
         return filled_up(beams.masked_fill(best.values == float("-inf"), -1), best.values, top_k)
