@@ -308,12 +308,13 @@ sys.exit(run_command(text_embedding.main))
 """
 
 
-def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes(tmp_path, model):
+def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes(tmp_path, model, monkeypatch):
     (tmp_path / "slow.py").write_text(SLOW)
     flags, script = ("--text_model", str(model), "--device=cpu"), (str(tmp_path / "slow.py"),)
     texts = MANY[:3 * 64 - 10]
     straight = shop(tmp_path / "straight", model, texts=texts)
-    finished(step(tmp_path / "straight", *flags, script=script))
+    monkeypatch.setattr(sentence, "SHARD", 64)
+    embedded(straight)
     killed = shop(tmp_path / "killed", model, texts=texts)
     process, cache = step(tmp_path / "killed", *flags, script=script), tmp_path / "killed" / "data" / ".embeddings"
     deadline = time.monotonic() + 100
