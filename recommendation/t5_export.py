@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from common.artifacts import DatasetFolder, file_sha256, load_items, publish_folder
+from common.cli import refuse_ignored
 from common.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -60,13 +61,9 @@ def check_t5_flags(args: argparse.Namespace) -> None:
         if getattr(args, flag) is not None and args.model != MODEL:
             raise ConfigError(f"--{flag}", f"the model is {args.model!r}", f"only {MODEL!r} has the layers of T5",
                               f"--model {MODEL}")
-    if args.export_t5 is None:
-        return
-    ignored = [f"--{key}" for key, _ in args.overrides] + [f"--{flag}" for flag in ("config", "from_t5")
-                                                           if getattr(args, flag) is not None]
-    if ignored:
-        raise ConfigError("--export_t5", f"{ignored[0]} does not go with it", "it takes the newest finished run as it "
-                          "is", f"leave out {' '.join(ignored)}")
+    if args.export_t5 is not None:
+        refuse_ignored(args, "--export_t5", ("config", "from_t5", "seeds", "filter_seen"),
+                       "it takes the newest finished run as it is")
 
 
 def export_t5(folder: DatasetFolder, args: argparse.Namespace) -> None:

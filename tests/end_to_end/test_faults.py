@@ -91,6 +91,8 @@ def test_missing_codes_name_the_command_that_makes_them(baby):
     (("quantization/main.py", "--set", "common.sead=1"), "did you mean"),
     (("recommendation/main.py", "--model=encoder_decode"), "did you mean 'encoder_decoder'?"),
     (("recommendation/main.py", "--lr=-1"), "at least 0"),
+    (("recommendation/main.py", "--compare", "--seeds=1,2"), "--compare: --seeds does not go with it"),
+    (("quantization/main.py", "--explain", "--epochs", "3"), "--explain, --export: --epochs does not go with it"),
     (("run_pipeline.py", "--dataset", "Babyy"), "did you mean 'Baby'?"),
     (("run_pipeline.py", "--quantiser_name", "rqvae"), "did you mean '--quantizer_name'?"),
     (("run_pipeline.py", "--template", "{titel}"), "there are: title, description"),

@@ -182,7 +182,8 @@ def test_a_t5_that_does_not_fit_is_an_error_with_both_values(make, change, error
 
 def arguments(target: Path | None, runs: Path, **own) -> argparse.Namespace:
     values = {"model": "encoder_decoder", "quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None,
-              "run_root": runs, "force": False, "export_t5": target, "from_t5": None, "config": None, "overrides": []}
+              "run_root": runs, "force": False, "export_t5": target, "from_t5": None, "seeds": None,
+              "filter_seen": None, "config": None, "overrides": []}
     return argparse.Namespace(**values | own)
 
 
