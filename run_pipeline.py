@@ -33,6 +33,8 @@ def make_parser() -> Parser:
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="where runs are written")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
                         help=f"one of {', '.join(quantizers.names())}")
+    parser.add_argument("--file", type=Path, default=None, metavar="FILE",
+                        help="someone else's semantic IDs, for --quantizer_name imported")
     floors = " and ".join(recommenders.FLOORS)
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
                         help=f"one of {', '.join(recommenders.names())}; {floors} run beside it")
@@ -58,7 +60,7 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     steps = plan_data(options, given_flags(parser, args, data_flags))
     if options.check:
         return steps
-    for suffix in _other_suffixes(args.quantizer_name, options.suffix):
+    for suffix in _other_suffixes(args, options.suffix):
         # The transformations belong to the embedding of --suffix.
         other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
                                       "l2": False})
@@ -71,7 +73,8 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     models = [*(floor for floor in recommenders.FLOORS if floor != args.model), args.model]
     return [
         *steps,
-        Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training)),
+        Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training,
+                                                            *given_flags(parser, args, {"file"}))),
         *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training,
                                                   *given_flags(parser, args, {"filter_seen"}))) for model in models),
         Step("results", module("recommendation.report", "--models", ",".join(models), *codes, *shared)),
@@ -79,13 +82,17 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     ]
 
 
-def _other_suffixes(quantizer: str, suffix: str) -> list[str]:
-    """The embeddings that a quantizer reads beside the one that is named."""
+def _other_suffixes(args: argparse.Namespace, suffix: str) -> list[str]:
+    """The embeddings that the quantizer reads beside the one that is named. Its files have to be there by now."""
     from common.config import resolve
     from quantization.models import CONFIGS, config_path, find_class
 
-    config = resolve(quantizer, config_path(quantizer), CONFIGS / "defaults.yaml", [])
-    return [other for other in find_class(quantizer).embedding_suffixes(config.values, suffix) if other != suffix]
+    name = args.quantizer_name
+    overrides = [] if args.file is None else [("file", str(args.file))]
+    config = resolve(name, config_path(name), CONFIGS / "defaults.yaml", overrides)
+    quantizer = find_class(name)
+    quantizer.other_files(config.values)
+    return [other for other in quantizer.embedding_suffixes(config.values, suffix) if other != suffix]
 
 
 if __name__ == "__main__":

@@ -122,6 +122,20 @@ def test_the_next_stages_read_the_embedding_that_the_data_part_makes(whole_job, 
     assert not {"--seed=3", "--device=cpu", "--force"} & {*made[-2], *made[-1]}  # these train nothing
 
 
+def test_the_whole_job_imports_semantic_ids_from_a_file_that_is_there(whole_job, tmp_path):
+    file, data = tmp_path / "index.json", f"--data_root={tmp_path}"
+    with pytest.raises(ConfigError, match="--file <an existing file>"):
+        whole_plan(whole_job, data, "--quantizer_name=imported", f"--file={file}")
+    with pytest.raises(ConfigError, match="--file index.json"):
+        whole_plan(whole_job, data, "--quantizer_name=imported")
+    file.write_text("{}")
+    with pytest.raises(ConfigError, match="file"):  # which rqvae has no use for
+        whole_plan(whole_job, data, f"--file={file}")
+    made = whole_plan(whole_job, data, "--quantizer_name=imported", f"--file={file}")
+    assert [command for command in made if f"--file={file}" in command] == [
+        ["quantization/main.py", "--quantizer_name", "imported", "--embedding_suffix", "td", data, f"--file={file}"]]
+
+
 @pytest.mark.parametrize(("quantizer", "flags", "others"), [
     ("letter", [], [["dataloader.fusion", "--suffix=cf"]]),
     ("letter", ["--pca=16", "--suffix=td"], [["dataloader.fusion", "--suffix=cf"]]),  # cf itself is not transformed
