@@ -12,6 +12,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import shlex
 import statistics
 import subprocess
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("recommenders", nargs="*", metavar="MODEL", help="a model, with flags in the same word")
     parser.add_argument("--dataset", default="Industrial_and_Scientific")
     parser.add_argument("--data_root", type=Path, default=ROOT / "data")
+    parser.add_argument("--run_root", type=Path, default=None, help="keep the runs there; without it they are deleted")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--trial", action="store_true", help="write down the validation figures alone")
     parser.add_argument("--out", type=Path, required=True, help="the file that gets the runs, and is read by --table")
@@ -49,7 +51,7 @@ def main() -> None:
             if key in [identity(run) for run in read(args.out)]:
                 print(f"{words}, seed {seed}: stands in {args.out}", flush=True)
                 continue
-            run = measure(key, args.data_root)
+            run = measure(key, args.data_root, args.run_root)
             add(args.out, run)
             figures = run["valid"] if args.trial else run["test"]
             print(f"{words}, seed {seed}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in SHOWN), flush=True)
@@ -57,19 +59,19 @@ def main() -> None:
         print(table(read(args.out)))
 
 
-def measure(key: dict, data_root: Path) -> dict:
+def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
     """One run of the real command, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "recommendation/main.py"), "--model", key["model"], "--category",
-                   key["dataset"], "--data_root", str(data_root), "--run_root", folder, "--seed", str(key["seed"]),
-                   *shlex.split(key["flags"])]
+                   key["dataset"], "--data_root", str(data_root), "--run_root", str(run_root or folder),
+                   "--seed", str(key["seed"]), *shlex.split(key["flags"])]
         begun = time.monotonic()
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
         seconds = time.monotonic() - begun
-        [path] = Path(folder).rglob("metrics.json")
-        result = json.loads(path.read_text(encoding="utf-8"))
+        run = Path(re.search(r"recommendation: wrote (.+)", done.stdout)[1])
+        result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     splits = ("valid",) if key["trial"] else ("valid", "test")
     threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
     return {**key, **machine(threads, "cpu", []), "seconds": round(seconds),
