@@ -94,10 +94,14 @@ def given_flags(parser: Parser, args: argparse.Namespace, destinations: Iterable
     return given
 
 
-def refuse_ignored(args: argparse.Namespace, flag: str, others: tuple[str, ...], reason: str) -> None:
-    """Raise ConfigError if a configuration key, or one of the `others`, is set beside a flag that trains nothing."""
-    ignored = [f"--{key}" for key, _ in args.overrides] + [f"--{other}" for other in others
-                                                           if getattr(args, other) not in (None, False)]
+def refuse_ignored(args: argparse.Namespace, flag: str, others: Iterable[str], reason: str,
+                   keys: Iterable[str] = ()) -> None:
+    """Raise ConfigError for what a flag that trains nothing would not read.
+
+    That is any of the `others`, and every configuration key but `keys`.
+    """
+    ignored = [f"--{key}" for key, _ in args.overrides if key not in keys]
+    ignored += [f"--{other}" for other in others if getattr(args, other) not in (None, False)]
     if ignored:
         raise ConfigError(flag, f"{ignored[0]} does not go with it", reason, f"leave out {' '.join(ignored)}")
 

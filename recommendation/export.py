@@ -25,11 +25,10 @@ def export_item_embeddings(config: Config, folder: DatasetFolder, choice: Choice
     """Write `<D>.emb-<suffix>.npy`, float32 (N, D), out of the newest finished run; returns the file.
 
     As with every embedding of the training events, an item without one has no vector of its own: it gets the mean
-    of the others', and a mask says so. `config` is the command's, which may name a device and nothing else.
+    of the others', and a mask says so. Of `config`, the command's, only the device counts.
     Raises ConfigError for a model without item vectors, and for a suffix that another command made, unless `force`.
     """
     _require_vectors(choice.model)
-    _refuse_overrides(config)
     _refuse_foreign(folder.embeddings(suffix), choice.model, force)
     device = config["common"]["device"] if config.origins["common.device"].startswith("--") else None
     run = load_recommender(folder, run_root, choice, device)
@@ -78,13 +77,6 @@ def _require_vectors(model: str) -> None:
     if not has_vectors(model):
         raise ConfigError(f"--model {model}", "has no item embeddings", "only a model that implements item_embeddings "
                           "does", f"--model {' or '.join(name for name in names() if has_vectors(name))}")
-
-
-def _refuse_overrides(config: Config) -> None:
-    for key, origin in config.origins.items():
-        if origin.startswith("--") and key != "common.device":
-            raise ConfigError(origin, "changes nothing where a finished run is exported",
-                              "its configuration is the one it was trained with", "leave it out, or train with it")
 
 
 def _refuse_foreign(path: Path, model: str, force: bool) -> None:

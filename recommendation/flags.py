@@ -1,8 +1,17 @@
 """The flags of recommendation/main.py."""
 
+import argparse
 from pathlib import Path
 
-from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys, value_of
+from common.cli import (
+    Parser,
+    add_config_flags,
+    add_shared_flags,
+    add_variant_flags,
+    help_with_keys,
+    refuse_ignored,
+    value_of,
+)
 from recommendation.models import DEFAULTS, config_path, names
 
 
@@ -28,6 +37,19 @@ def make_parser(argv: list[str]) -> Parser:
     name = value_of(argv, ("--model",), "encoder_decoder")
     help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
     return parser
+
+
+def refuse_what_nobody_reads(args: argparse.Namespace) -> None:
+    """Raise ConfigError for what only training reads, or a second action, beside --compare and the exports."""
+    training, as_it_is = ("config", "seeds", "filter_seen", "from_t5"), "it takes the newest finished run as it is"
+    if args.compare:
+        refuse_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
+                       "it shows every finished run")
+    elif args.export_item_embeddings:
+        refuse_ignored(args, "--export_item_embeddings", (*training, "export_t5"), as_it_is,
+                       keys=("device", "common.device"))
+    elif args.export_t5:
+        refuse_ignored(args, "--export_t5", training, as_it_is)
 
 
 def overrides(args) -> list[tuple[str, str]]:

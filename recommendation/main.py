@@ -10,9 +10,9 @@ from common.errors import run_command  # noqa: E402 (the path comes first)
 
 def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
-    from common.cli import check_name, command_line, parse, refuse_ignored
+    from common.cli import check_name, command_line, parse
     from common.config import resolve
-    from recommendation.flags import make_parser, overrides
+    from recommendation.flags import make_parser, overrides, refuse_what_nobody_reads
     from recommendation.models import DEFAULTS, config_path
     from recommendation.t5_export import check_t5_flags
 
@@ -21,9 +21,7 @@ def main(argv: list[str]) -> None:
         check_name(f"--{flag}", getattr(args, flag))
     config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, overrides(args), args.flags)
     check_t5_flags(args)
-    if args.compare:
-        refuse_ignored(args, "--compare", ("config", "seeds", "filter_seen", "from_t5", "force"),
-                       "it shows every finished run")
+    refuse_what_nobody_reads(args)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 

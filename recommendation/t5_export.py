@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 from common.artifacts import DatasetFolder, file_sha256, load_items, publish_folder
-from common.cli import refuse_ignored
 from common.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -61,9 +60,6 @@ def check_t5_flags(args: argparse.Namespace) -> None:
         if getattr(args, flag) is not None and args.model != MODEL:
             raise ConfigError(f"--{flag}", f"the model is {args.model!r}", f"only {MODEL!r} has the layers of T5",
                               f"--model {MODEL}")
-    if args.export_t5 is not None:
-        refuse_ignored(args, "--export_t5", ("config", "from_t5", "seeds", "filter_seen"),
-                       "it takes the newest finished run as it is")
 
 
 def export_t5(folder: DatasetFolder, args: argparse.Namespace) -> None:

@@ -73,7 +73,8 @@ class AbstractGenerator(AbstractRecommender):
         logits (T, C); path (T, 2) the prefix's node and the label's.
         """
         codes, children, exists = (part[0] for part in self.trie.children_of(level, path[None, :, 0]))  # (T, J)
-        logs = logits.gather(1, codes).masked_fill(~exists, float("-inf")).log_softmax(dim=1)
+        # In float32 as F.cross_entropy is, which a step in bfloat16 casts by itself.
+        logs = logits.gather(1, codes).float().masked_fill(~exists, float("-inf")).log_softmax(dim=1)
         losses = -logs.masked_fill(~exists | (children != path[:, 1:]), 0).sum(dim=1)
         if self.label_smoothing:
             evenly = -logs.masked_fill(~exists, 0).sum(dim=1) / exists.sum(dim=1)

@@ -13,7 +13,7 @@ from hypothesis import settings
 from common.artifacts import SPLITS, DatasetFolder
 from common.config import Config
 from recommendation.dataset import Sequences
-from recommendation.models import DEFAULTS, config_path, find_class
+from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import PADDING, Catalogue, Windows
 from recommendation.pipeline import Pipeline
 from tests.small import small_config
@@ -121,6 +121,9 @@ def train(tmp_path, make_config):
     root.setLevel(level)
 
 
+# What a step of training may compute: every model, and those that have it also by probabilities over existing IDs.
+LOSSES = [*((name, "codebook") for name in names()),
+          *((name, "existing") for name in ("encoder_decoder", "decoder_only", "encoder_retrieve"))]
 GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
               "every_position": ("encoder_decoder", {"train_on": "every_position"}),
               "decoder_only": ("decoder_only", {})}

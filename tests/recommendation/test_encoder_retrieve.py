@@ -69,6 +69,10 @@ def test_over_existing_ids_the_loss_is_that_of_the_items(model):
               for place in range(1, len(row))]
     assert model.compute_loss(windows_of(*ROWS))["loss_total"].item() == pytest.approx(
         torch.stack(losses).mean().item(), abs=1e-4)
+    evenly = torch.stack([-of_row[place].mean() for of_row in rows for place in range(len(of_row) - 1)]).mean()
+    model.label_smoothing = 0.3
+    assert model.compute_loss(windows_of(*ROWS))["loss_total"].item() == pytest.approx(
+        (0.7 * torch.stack(losses).mean() + 0.3 * evenly).item(), abs=1e-4)
     with torch.no_grad():
         result = model.recommend(windows_of(*ROWS), NUM_ITEMS)
     for place, of_row in enumerate(rows):

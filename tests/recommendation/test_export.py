@@ -62,6 +62,8 @@ def test_where_no_run_is_finished_the_error_has_the_command(train):
 
 
 def test_what_would_change_the_run_is_an_error_and_a_device_is_none(sasrec):
-    with pytest.raises(ConfigError, match="--epochs: changes nothing"):
+    with pytest.raises(ConfigError, match="--export_item_embeddings: --epochs does not go with it"):
         export(sasrec, "--model=sasrec", "--epochs=3")
+    with pytest.raises(ConfigError, match="--seeds does not go with it.*leave out --seeds --export_t5"):
+        export(sasrec, "--model=encoder_decoder", "--seeds=1,2", "--export_t5=t5")
     export(sasrec, "--model=sasrec", "--device=cpu")

@@ -10,6 +10,8 @@ from recommendation.evaluator import predict
 from recommendation.models import names
 from recommendation.trainer import RecommenderTask
 
+from .conftest import LOSSES
+
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
 
@@ -33,26 +35,29 @@ def losses(task: RecommenderTask) -> list[float]:
     return [task.step(index // task.num_steps, index % task.num_steps)["loss_total"].item() for index in range(STEPS)]
 
 
+STEP = pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
 NAMES = pytest.mark.parametrize("name", names())
 
 
-@NAMES
-def test_steps_have_the_losses_of_the_cpu(make_task, name):
-    expected = losses(make_task(name, "cpu"))
-    assert losses(make_task(name)) == pytest.approx(expected, rel=1e-3)
+@STEP
+def test_steps_have_the_losses_of_the_cpu(make_task, name, normalize_over):
+    expected = losses(make_task(name, "cpu", normalize_over=normalize_over))
+    assert losses(make_task(name, normalize_over=normalize_over)) == pytest.approx(expected, rel=1e-3)
 
 
-@NAMES
-def test_steps_in_bfloat16_have_the_losses_of_float32_within_its_rounding(make_task, name):
-    expected = losses(make_task(name))
-    assert losses(make_task(name, precision="bfloat16")) == pytest.approx(expected, rel=0.03)
+@STEP
+def test_steps_in_bfloat16_have_the_losses_of_float32_within_its_rounding(make_task, name, normalize_over):
+    expected = losses(make_task(name, normalize_over=normalize_over))
+    half = losses(make_task(name, normalize_over=normalize_over, precision="bfloat16"))
+    assert half == pytest.approx(expected, rel=0.03)
 
 
-@NAMES
+@STEP
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_compiled_steps_have_the_losses_of_steps(make_task, name, precision):
-    expected = losses(make_task(name, precision=precision))
-    compiled = losses(make_task(name, precision=precision, compile="true"))
+def test_compiled_steps_have_the_losses_of_steps(make_task, name, normalize_over, precision):
+    own = {"normalize_over": normalize_over, "precision": precision}
+    expected = losses(make_task(name, **own))
+    compiled = losses(make_task(name, **own, compile="true"))
     assert compiled == pytest.approx(expected, rel=1e-3 if precision == "float32" else 0.03)
 
 

@@ -9,10 +9,9 @@ from torch import nn
 from common.errors import ConfigError
 from recommendation.dataset import TrainingBatches
 from recommendation.loss import _autocast, loss_function
-from recommendation.models import names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 
-from .conftest import windows_of
+from .conftest import LOSSES, windows_of
 
 CPU = torch.device("cpu")
 
@@ -49,9 +48,9 @@ def test_bfloat16_on_the_cpu_is_float32_and_says_so_in_one_line(caplog):
         "precision: bfloat16 is for CUDA; on the cpu this runs in float32"]
 
 
-@pytest.mark.parametrize("name", names())
-def test_every_models_loss_and_gradients_survive_bfloat16(name, make_model, sequences):
-    model = make_model(name).train()
+@pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
+def test_every_models_loss_and_gradients_survive_bfloat16(name, normalize_over, make_model, sequences):
+    model = make_model(name, normalize_over=normalize_over).train()
     if model.fit(sequences.training_sequences()):
         pytest.skip("fits in one call")
     windows = TrainingBatches(sequences, model.training_unit, 16, 5, seed=0).get(0, 0)

@@ -22,6 +22,7 @@ from transformers import (
 from common.artifacts import DatasetFolder, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
+from recommendation.flags import refuse_what_nobody_reads
 from recommendation.models.encoder_decoder.t5 import load_t5, read_t5, to_t5
 from recommendation.pipeline import Pipeline
 from recommendation.t5_export import check_t5_flags, export_t5
@@ -183,7 +184,7 @@ def test_a_t5_that_does_not_fit_is_an_error_with_both_values(make, change, error
 def arguments(target: Path | None, runs: Path, **own) -> argparse.Namespace:
     values = {"model": "encoder_decoder", "quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None,
               "run_root": runs, "force": False, "export_t5": target, "from_t5": None, "seeds": None,
-              "filter_seen": None, "config": None, "overrides": []}
+              "filter_seen": None, "config": None, "compare": False, "export_item_embeddings": None, "overrides": []}
     return argparse.Namespace(**values | own)
 
 
@@ -347,12 +348,20 @@ def test_a_folder_that_is_no_t5_is_an_error(tmp_path, train, make):
 
 @pytest.mark.parametrize(("own", "error"), [
     ({"model": "sasrec"}, "--export_t5: the model is 'sasrec'. only 'encoder_decoder' has the layers of T5"),
-    ({"overrides": [("epochs", "3")]}, "--epochs does not go with it.*Fix: leave out --epochs"),
-    ({"from_t5": Path("x")}, "--from_t5 does not go with it"),
     ({"model": "markov", "export_t5": None, "from_t5": Path("x")}, "--from_t5: the model is 'markov'")])
-def test_flags_that_mean_nothing_are_refused(own, error):
+def test_a_model_that_is_no_t5_is_refused(own, error):
     with pytest.raises(ConfigError, match=error):
         check_t5_flags(arguments(Path("out"), Path("runs"), **own))
+
+
+@pytest.mark.parametrize(("own", "error"), [
+    ({"overrides": [("epochs", "3")]}, "--epochs does not go with it.*Fix: leave out --epochs"),
+    ({"from_t5": Path("x")}, "--from_t5 does not go with it"),
+    ({"seeds": "1,2"}, "--seeds does not go with it"),
+    ({"filter_seen": "true"}, "--filter_seen does not go with it")])
+def test_what_only_training_reads_is_refused_beside_an_export(own, error):
+    with pytest.raises(ConfigError, match=error):
+        refuse_what_nobody_reads(arguments(Path("out"), Path("runs"), **own))
 
 
 def test_the_command_refuses_another_model_with_exit_code_2(tmp_path):

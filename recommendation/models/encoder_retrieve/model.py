@@ -60,12 +60,11 @@ class EncoderRetrieve(AbstractRecommender):
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
         """Mean cross-entropy of every item behind a window's first, or of all of its codes."""
         targets = windows.items[:, 1:]
-        if self.normalize_over == "existing":
-            present = targets != PADDING
-            logits = self._logits(self._read(windows.items[:, :-1])[present])
-            return {"loss_total": F.cross_entropy(self._sum_over_codes(logits.flatten(1)), targets[present],
-                                                  label_smoothing=self.label_smoothing)}
         logits = self._logits(self._read(windows.items[:, :-1]))                  # (B, W - 1, L, C)
+        if self.normalize_over == "existing":
+            scores = self._sum_over_codes(logits.float().flatten(0, 1).flatten(1))  # a sum of many: not in bfloat16
+            return {"loss_total": F.cross_entropy(scores, targets.flatten(), ignore_index=PADDING,
+                                                  label_smoothing=self.label_smoothing)}
         codes = self.rows[targets] - torch.arange(self.num_levels, device=targets.device) * self.num_codes
         labels = codes.masked_fill((targets == PADDING).unsqueeze(2), PADDING)
         log_probs = logits.log_softmax(dim=-1)
