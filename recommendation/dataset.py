@@ -126,9 +126,11 @@ class TrainingBatches:
     def _cut(self, rng: np.random.Generator) -> list[Batch]:
         starts, ends = self._single_targets() if self.unit == "target" else self._stretches(rng)
         order = rng.permutation(len(starts))
-        # Sorting a few batches' worth at a time brings like lengths together and keeps chance in charge.
-        rank = np.arange(len(order)) * self.num_batches // (len(order) * SORT_AHEAD)
-        order = order[np.lexsort(((ends - starts)[order], rank))]
+        # Sorting a few batches' worth at a time brings like lengths together and keeps chance in charge. Every other
+        # time the longest come first: the batch where two sorted runs meet would else pad one's shortest windows to
+        # the other's longest, and cost as much as ten batches.
+        run = np.arange(len(order)) * self.num_batches // (len(order) * SORT_AHEAD)
+        order = order[np.lexsort(((ends - starts)[order] * np.where(run % 2, -1, 1), run))]
         starts, ends = starts[order], ends[order]
         num_targets = np.cumsum(np.ones(len(starts)) if self.unit == "target" else ends - starts - 1)
         batch = np.minimum((num_targets - 1) * self.num_batches / num_targets[-1], self.num_batches - 1).astype(int)

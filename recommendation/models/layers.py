@@ -78,8 +78,9 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
         return F.dropout(x, rate)
     threshold = min(round(256 * rate), 255)
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
-    return x * (keep * (256 / (256 - threshold)))
+    # Compared as floats: torch turns booleans into floats at a fraction of the speed.
+    kept = draws.view(torch.uint8)[: x.numel()].view(x.shape).float().ge_(threshold)
+    return x * kept.mul_(256 / (256 - threshold))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
