@@ -61,6 +61,7 @@ def main() -> None:
 
 def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
     """One run of the real command, in a folder of its own."""
+    made_with = machine(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())), "cpu", [])
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "recommendation/main.py"), "--model", key["model"], "--category",
                    key["dataset"], "--data_root", str(data_root), "--run_root", str(run_root or folder),
@@ -73,8 +74,7 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
         run = Path(re.search(r"recommendation: wrote (.+)", done.stdout)[1])
         result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     splits = ("valid",) if key["trial"] else ("valid", "test")
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count()))
-    return {**key, **machine(threads, "cpu", []), "seconds": round(seconds),
+    return {**key, **made_with, "seconds": round(seconds),
             "num_parameters": result["num_parameters"], "best_epoch": result["best_epoch"],
             **{split: {name: round(result[split][name], 4) for name in FIGURES if name in result[split]}
                for split in splits}}
