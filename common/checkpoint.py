@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 from pathlib import Path
 
 import torch
@@ -65,14 +67,25 @@ class Checkpoints:
 
 
 def save_state(path: Path, state: dict, command: str) -> None:
+    """A checkpoint lies in `<run>/checkpoints/`, and names its run: one that was moved into another is refused."""
     tensors: dict[str, torch.Tensor] = {}
     skeleton = json.dumps(_split(state, "", tensors))
-    publish(path, lambda staged: save_file(tensors, staged, metadata={"state": skeleton}),
-            {"inputs": {}, "command": command})
+
+    def write(staged: Path) -> None:
+        try:
+            save_file(tensors, staged, metadata={"state": skeleton})
+        except SafetensorError as error:  # which hides the OSError that it was
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+            raise
+
+    publish(path, write, {"inputs": {}, "command": command, "run": path.parent.parent.name})
 
 
 def load_state(path: Path, fix: str) -> dict:
-    verify(path, fix)
+    run = verify(path, fix).get("run", path.parent.parent.name)
+    if run != path.parent.parent.name:
+        raise ArtifactError(path, f"is a checkpoint of run {run}", "it was put here from another run's folder", fix)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)

@@ -5,6 +5,7 @@ torch is loaded by those functions that need it.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -51,21 +52,33 @@ def own_seed_parts() -> tuple[int, ...]:
 
 @contextmanager
 def process_group(device: "torch.device") -> Iterator[None]:
-    """The processes can talk to each other inside, and leave together."""
+    """The processes can talk to each other inside, and come out together; `leave_group` takes them apart.
+
+    One that is there already is used again: made anew, it would find the addresses of the last one, and hang.
+    """
     if world_size() == 1:
         yield
         return
     import torch.distributed as dist
 
-    if device.type == "cuda":
-        import torch
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            import torch
 
-        torch.cuda.set_device(device)
-    # Flags and figures go as CPU tensors, which gloo sends without waiting for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    yield  # not in a `try`: after an error the others may be in a collective, and taking leave of them would hang
+            torch.cuda.set_device(device)
+        # Flags and figures go as CPU tensors, which gloo sends without waiting for the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    yield  # not in a `try`: after an error the others may be in a collective, and waiting for them would hang
     barrier()
-    dist.destroy_process_group()
+
+
+def leave_group() -> None:
+    """At a command's good end; one that failed just ends."""
+    if world_size() > 1 and "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def barrier() -> None:

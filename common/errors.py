@@ -11,7 +11,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from common.distributed import connection_lost, is_main, rank
+from common.distributed import connection_lost, is_main, leave_group, rank
 
 log = logging.getLogger(__name__)
 # Before a command sends its log anywhere, logging would print errors to stderr itself, a second time.
@@ -133,11 +133,13 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     sys.excepthook = _report_bug
     try:
         main(argv)
+        leave_group()
         return 0
     except UserError as error:
         return _report(str(error), error.exit_code, argv)
     except Interrupted:
-        return _report("interrupted. Fix: the same command again continues from here",
+        again = "the same command without --force" if "--force" in argv else "the same command again"
+        return _report(f"interrupted. Fix: {again} continues from here",
                        128 + stop_request.signal_number, argv, shared=True)
     except BrokenPipeError:
         # The reader of our output (head, less) has left; nobody is there to be told.

@@ -137,19 +137,31 @@ class Run:
 
 
 def latest_run(parent: Path) -> Path | None:
-    """The folder of the newest finished run under `parent`, or None."""
+    """The folder of the newest finished run under `parent`, or None.
+
+    That is the one in `latest`, or where it is gone or being repeated the one that finished last of those left.
+    """
     pointer = parent / "latest"
-    if not pointer.exists():
+    name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
+    if name and (parent / name / "finished.json").exists():
+        return parent / name
+    finished = sorted(parent.glob("*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
+    if not finished:
         return None
-    folder = parent / pointer.read_text(encoding="utf-8").strip()
-    return folder if (folder / "finished.json").exists() else None
+    log.warning("%s: its newest run, %s, is not there or not finished; taking %s, the newest of %d that are", parent,
+                name or "which no file names", finished[-1].parent.name, len(finished))
+    return finished[-1].parent
 
 
-def read_json(path: Path, fix: str) -> dict:
+def read_json(path: Path, fix: str, *keys: str) -> dict:
+    """A file of a run that has at least these keys."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(path, "cannot be read", str(error), fix) from error
+    if lacking := [key for key in keys if not isinstance(content, dict) or key not in content]:
+        raise ArtifactError(path, f"has no {lacking[0]!r}", "it is damaged, or of another version", fix)
+    return content
 
 
 def log_to_console() -> None:

@@ -68,11 +68,9 @@ def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | No
     return getattr(torch.optim, params["optimizer"])(trainable, **options)
 
 
-def num_epochs(num_steps: int, params: dict) -> int:
-    """`epochs`, or as many (of `num_steps` steps each) as make `max_steps`, if that is fewer."""
-    if params["max_steps"] is None:
-        return params["epochs"]
-    return min(params["epochs"], -(-params["max_steps"] // num_steps))
+def total_steps(num_steps: int, params: dict) -> int:
+    """Those of `epochs`, of `num_steps` each, or `max_steps`, if that is fewer; the last epoch then ends early."""
+    return min(params["epochs"] * num_steps, params["max_steps"] or params["epochs"] * num_steps)
 
 
 def learning_rate(step: int, num_steps: int, params: dict) -> float:
@@ -91,7 +89,7 @@ def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
     if task.optimizer is None:
         return
     for group in task.optimizer.param_groups:
-        group["lr"] = learning_rate(step, num_epochs(task.num_steps, params) * task.num_steps, params)
+        group["lr"] = learning_rate(step, total_steps(task.num_steps, params), params)
     task.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     if params["clip_norm"]:
@@ -111,7 +109,8 @@ class TrainingLoop:
     def __init__(self, task: Task, run: Run, params: dict, seed: int):
         self.task, self.run, self.params, self.seed = task, run, params, seed
         self.checkpoints = Checkpoints(run.checkpoints, run.command)
-        self.num_epochs = num_epochs(task.num_steps, params)
+        self.total_steps = total_steps(task.num_steps, params)
+        self.num_epochs = -(-self.total_steps // task.num_steps)
         self.epoch, self.index, self.num_lines = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
         self.first_bad: Tensor | None = None  # the epoch's first step whose loss is not finite, or -1; on the device
@@ -122,7 +121,7 @@ class TrainingLoop:
     def train(self) -> Best:
         """Run to the last epoch or until patience is lost; the task's model ends as the best one."""
         self._resume()
-        with stop_request, Progress(self.task.name, self.num_epochs * self.task.num_steps, "steps",
+        with stop_request, Progress(self.task.name, self.total_steps, "steps",
                                     self.epoch * self.task.num_steps + self.index) as progress:
             while not self.done and self.epoch < self.num_epochs:
                 self._run_epoch(progress)
@@ -134,7 +133,8 @@ class TrainingLoop:
 
     def _run_epoch(self, progress: Progress) -> None:
         self.task.model.train()
-        while self.index < self.task.num_steps:
+        num_steps = min(self.task.num_steps, self.total_steps - self.epoch * self.task.num_steps)
+        while self.index < num_steps:
             torch.manual_seed(derive_seed(self.seed, self.epoch, self.index, *own_seed_parts()))
             losses = {name: loss.detach() for name, loss in self.task.step(self.epoch, self.index).items()}
             for name, loss in losses.items():
@@ -143,7 +143,7 @@ class TrainingLoop:
             self.index += 1
             progress.update()
             self._save_if_due()
-        means = {name: total.item() / self.task.num_steps for name, total in self._finite_totals().items()}
+        means = {name: total.item() / num_steps for name, total in self._finite_totals().items()}
         check_alike(self.task.model)
         torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may begin here
         self.task.end_epoch(self.epoch)
@@ -177,7 +177,7 @@ class TrainingLoop:
         [value] = largest(metrics[name])  # which is the same in all processes, but for roundings on GPUs
         if self.best is None or sign * value > sign * self.best.value:
             self.best = Best(self.epoch, value, metrics)
-            self.checkpoints.save_best({"model": self.task.model.state_dict()})
+            self.checkpoints.save_best({"model": self.task.model.state_dict(), "best": list(self.best)})
         patience = self.params["patience"]
         if patience and self.epoch - self.best.epoch >= patience * self.params["eval_every"]:
             log.info("%s: no better %s for %d evaluations; stopping after epoch %d", self.task.name, name, patience,
@@ -228,8 +228,7 @@ class TrainingLoop:
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
             "model": self.task.model.state_dict(),
             "optimizer": self.task.optimizer.state_dict() if self.task.optimizer else {},
-            "epoch": self.epoch, "index": self.index, "totals": totals, "num_lines": self.num_lines,
-            "best": list(self.best) if self.best else None, "done": self.done})
+            "epoch": self.epoch, "index": self.index, "totals": totals, "num_lines": self.num_lines, "done": self.done})
         self.last_save = time.monotonic()
 
     def _resume(self) -> None:
@@ -243,7 +242,9 @@ class TrainingLoop:
         self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]
         device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
         self.totals = {name: total.to(device) for name, total in state["totals"].items()}
-        self.best = Best(*state["best"]) if state["best"] else None
+        # The best model may be newer than this checkpoint. Where the steps between are not repeated to the bit (by
+        # another number of processes, on a GPU), what is said of it has to be what was measured of it.
+        self.best = Best(*self.checkpoints.load_best()["best"]) if self.checkpoints.best.exists() else None
         self.done = state["done"]
         self.run.truncate_metrics(self.num_lines)
         log.info("%s: continuing after epoch %d, step %d", self.task.name, self.epoch, self.index)

@@ -33,14 +33,14 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
     """Train and test with the one seed or with several, and print the table."""
     from recommendation.pipeline import Pipeline
     from recommendation.report import seeds_table, table
-    from recommendation.seeds import parse_seeds, run_seeds
+    from recommendation.seeds import run_seeds
 
     def pipeline() -> Pipeline:
         return Pipeline(config, folder, args.quantizer_name, args.embedding_suffix, args.tag, args.run_root, command,
                         args.from_t5)
 
-    if args.seeds:
-        summary = run_seeds(config, parse_seeds(args.seeds), pipeline, args.force)
+    if args.seeds is not None:
+        summary = run_seeds(config, args.seeds, pipeline, args.force)
         log.info("\n%s\n", seeds_table(args.model, summary))
     else:
         one = pipeline()

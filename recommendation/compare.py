@@ -1,6 +1,7 @@
 """All finished runs of a data set in one table: seeds of one configuration together, floors included."""
 
 import json
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,19 +9,25 @@ import yaml
 
 from common.artifacts import DatasetFolder, load_meta, write_text
 from common.config import resolve
-from common.errors import DataError
+from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.run import read_json
 from common.tables import csv_text, markdown
-from recommendation.catalogue import NO_CODES
+from recommendation.catalogue import NO_CODES, Choice
 from recommendation.models import DEFAULTS, FLOORS, config_path
 from recommendation.seeds import mean_and_deviation
 
+log = logging.getLogger(__name__)
+
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@20", "mrr@20", "coverage@10")
 COLUMNS = ("model", "tokenizer", "seeds", *METRICS, "parameters", "training", "users/s", "settings")
+CSV_COLUMNS = ("model", "tokenizer", "seeds", *(f"{name}{part}" for name in METRICS
+                                                for part in ("", "_deviation", "_stderr")),
+               "parameters", "training_seconds", "users_per_second", "settings", "filter_seen")
 NOTES = ("Test split, whole catalogue, item ids; the best first, by ndcg@10. With several seeds mean ± standard "
          "deviation over them, with one ± the standard error over the users, in brackets. training: minutes of wall "
          "clock; users/s: lists a second while testing; both of the machine they ran on. settings: what differs "
-         "from the first configuration of the same model and tokenizer.")
+         "from the model's config.yaml, and whether a run has read semantic IDs that "
+         "are no longer there.")
 
 
 class FinishedRun(NamedTuple):
@@ -33,6 +40,16 @@ class FinishedRun(NamedTuple):
     metrics: dict
     seconds: float
     users_per_second: float | None
+    of_these_codes: bool = True  # whether the semantic IDs that it has read are those on the disk, if it reads any
+
+    @property
+    def seed(self) -> int:
+        return self.config["common"]["seed"]
+
+    @property
+    def from_t5(self) -> bool:
+        """Whether it has started from the weights of another model."""
+        return any(name.startswith("from_t5/") for name in self.inputs)
 
     @property
     def filter_seen(self) -> bool:
@@ -48,32 +65,48 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     """
     parent = run_root / "recommendation" / folder.name
     sha256 = load_meta(folder.interactions, folder.make_command)["sha256"]
-    runs = _finished(parent)
+    runs = _finished(parent, folder)
     current = [run for run in runs if _is_of(run, folder, sha256)]
     if not current:
-        raise DataError(parent, "has no finished run of these interactions", fix=f"python recommendation/main.py "
-                        f"--category {folder.name}{folder.root_flag}")
+        raise DataError(parent, "has no finished run of these interactions",
+                        fix=Choice("encoder_decoder").training_command(folder, run_root))
     if _run_floors(folder, run_root, {(run.model, run.filter_seen) for run in current}):
-        runs = _finished(parent)
+        runs = _finished(parent, folder)
         current = [run for run in runs if _is_of(run, folder, sha256)]
     lines, rows = [f"# Recommenders of {folder.name}", ""], []
     for filtered, heading in ((False, "Nothing filtered"), (True, "Items of the history filtered")):
-        of_protocol = [run for run in current if run.filter_seen is filtered]
-        if of_protocol:
-            table = sorted(_rows(of_protocol), key=lambda row: -row[0])
-            lines += [f"{heading} ({of_protocol[0].metrics['test']['num_targets']} targets)", "",
-                      markdown(COLUMNS, [cells for _, cells in table]), ""]
-            rows += [[*cells, str(filtered).lower()] for _, cells in table]
+        table = _configurations([run for run in current if run.filter_seen is filtered])
+        if table:
+            lines += [f"{heading} ({table[0][0].metrics['test']['num_targets']} targets)", "",
+                      markdown(COLUMNS, [row(runs_of_one) for runs_of_one in table]), ""]
+            rows += [csv_row(runs_of_one) for runs_of_one in table]
     if len(runs) > len(current):
         lines += [f"{len(runs) - len(current)} runs of earlier interactions are left out.", ""]
     text = "\n".join([*lines, NOTES])
     write_text(parent / "compare.md", text + "\n")
-    write_text(parent / "compare.csv", csv_text((*COLUMNS, "filter_seen"), rows))
+    write_text(parent / "compare.csv", csv_text(CSV_COLUMNS, rows))
     return f"{text}\n\nwrote {parent / 'compare.md'} and .csv"
 
 
-def _finished(parent: Path) -> list[FinishedRun]:
-    return [read_run(path.parent) for path in sorted(parent.glob("*/*/*/finished.json"))]
+def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
+    """All that can be read, in the order in which they finished."""
+    runs = []
+    for path in sorted(parent.glob("*/*/*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path)):
+        try:
+            runs.append(read_run(path.parent))
+        except ArtifactError as error:
+            log.warning("left out: %s", error)
+    there = {variant: _sha256(folder.path / f"{folder.name}.codes-{variant}.npy")
+             for variant in {run.variant for run in runs} - {NO_CODES}}
+    return [run._replace(of_these_codes=run.variant == NO_CODES or there[run.variant] in run.inputs.values())
+            for run in runs]
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return load_meta(path, "")["sha256"]
+    except UserError:  # not there, or stale: no run can be repeated with it
+        return None
 
 
 def _is_of(run: FinishedRun, folder: DatasetFolder, sha256: str) -> bool:
@@ -96,38 +129,61 @@ def _run_floors(folder: DatasetFolder, run_root: Path, there: set[tuple[str, boo
 
 def read_run(folder: Path) -> FinishedRun:
     """A run folder's files. Raises ArtifactError for one that cannot be read."""
-    finished = read_json(folder / "finished.json", "run the model again with --force")
-    times = folder / "times.json"
-    return FinishedRun(folder.parent.parent.name, folder.parent.name,
-                       yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), finished["inputs"],
-                       read_json(folder / "metrics.json", f"{finished['command']} --force"),
-                       read_json(times, "")["training"] if times.exists() else float("nan"),
+    fix = f"delete {folder}, and run the model again"
+    finished = read_json(folder / "finished.json", fix, "inputs", "command")
+    fix, model, times = f"{finished['command']} --force", folder.parent.parent.name, folder / "times.json"
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config["common"]["seed"], config[model]["training_params"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ArtifactError(folder / "config.yaml", "cannot be read", str(error), fix) from error
+    return FinishedRun(model, folder.parent.name, config, finished["inputs"],
+                       read_json(folder / "metrics.json", fix, "test", "num_parameters"),
+                       read_json(times, fix, "training")["training"] if times.exists() else float("nan"),
                        finished.get("users_per_second"))
 
 
-def _rows(runs: list[FinishedRun]) -> list[tuple[float, list[str]]]:
-    """One row a configuration, with its NDCG@10."""
-    configurations: dict[str, list[FinishedRun]] = {}
+def _configurations(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
+    """The runs of each configuration, which differ in their seed alone; the best by NDCG@10 first.
+
+    Of a seed's runs on several devices the last one counts.
+    """
+    found: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
         common = {key: value for key, value in run.config["common"].items() if key not in ("seed", "device")}
         key = json.dumps([run.model, run.variant, run.inputs, common, run.config[run.model]], sort_keys=True)
-        configurations.setdefault(key, []).append(run)
-    first: dict[tuple[str, str], FinishedRun] = {}
-    rows = []
-    for of_one in configurations.values():
-        reference = first.setdefault((of_one[0].model, of_one[0].variant), of_one[0])
-        rows.append((_mean([run.metrics["test"]["ndcg@10"] for run in of_one]), row(of_one, reference)))
-    return rows
+        found.setdefault(key, {})[run.seed] = run
+    return sorted(([by_seed[seed] for seed in sorted(by_seed)] for by_seed in found.values()),
+                  key=lambda of_one: -_mean([run.metrics["test"]["ndcg@10"] for run in of_one]))
 
 
-def row(runs: list[FinishedRun], reference: FinishedRun) -> list[str]:
-    """The cells of one configuration, whose runs differ in their seed alone."""
+def row(runs: list[FinishedRun]) -> list[str]:
+    """A configuration's cells for people."""
+    run, tests, speed = runs[0], [run.metrics["test"] for run in runs], _users_per_second(runs)
+    return [*_names(runs), *(cell(tests, name) for name in METRICS), f"{run.metrics['num_parameters']:,}",
+            f"{_mean([run.seconds for run in runs]) / 60:.1f}", f"{speed:,.0f}" if speed else "", settings(run)]
+
+
+def csv_row(runs: list[FinishedRun]) -> list[str]:
+    """A configuration's values for programs: plain numbers, nothing where there is none."""
     run, tests = runs[0], [run.metrics["test"] for run in runs]
-    speeds = [r.users_per_second for r in runs if r.users_per_second is not None]
-    return [run.model, "" if run.variant == NO_CODES else run.variant,
-            ", ".join(sorted(str(r.config["common"]["seed"]) for r in runs)), *(cell(tests, name) for name in METRICS),
-            f"{run.metrics['num_parameters']:,}", f"{_mean([r.seconds for r in runs]) / 60:.1f}",
-            f"{_mean(speeds):,.0f}" if speeds else "", differences(reference, run)]
+    figures = mean_and_deviation(tests)
+    values = [value for name in METRICS for value in (
+        figures.get(name, {}).get("mean"), figures.get(name, {}).get("deviation"),
+        tests[0].get(f"{name}_stderr") if len(tests) == 1 else None)]
+    values += [run.metrics["num_parameters"], _mean([run.seconds for run in runs]), _users_per_second(runs)]
+    return [*_names(runs), *("" if value is None else str(value) for value in values), settings(run),
+            str(run.filter_seen).lower()]
+
+
+def _names(runs: list[FinishedRun]) -> list[str]:
+    return [runs[0].model, "" if runs[0].variant == NO_CODES else runs[0].variant,
+            ", ".join(str(run.seed) for run in runs)]
+
+
+def _users_per_second(runs: list[FinishedRun]) -> float | None:
+    speeds = [run.users_per_second for run in runs if run.users_per_second is not None]
+    return _mean(speeds) if speeds else None
 
 
 def cell(tests: list[dict], name: str) -> str:
@@ -141,11 +197,17 @@ def cell(tests: list[dict], name: str) -> str:
     return f"{figure['mean']:.4f}" + (f" (± {error:.4f})" if error is not None else "")
 
 
-def differences(reference: FinishedRun, run: FinishedRun) -> str:
-    """`lr=0.003 d_model=64`: the keys that are not as in the reference; `other codes` where the inputs are others."""
-    theirs, ours = (flat(r.config[r.model]) for r in (reference, run))
-    changed = [f"{key.split('.')[-1]}={ours[key]}" for key in ours if ours[key] != theirs.get(key)]
-    return " ".join(changed + (["other codes"] if run.inputs != reference.inputs else []))
+def settings(run: FinishedRun) -> str:
+    """The keys that are not as in the model's own YAML (`lr=0.003 d_model=64`), `from_t5`, and `earlier codes`."""
+    own = flat(run.config[run.model])
+    try:
+        defaults = flat(resolve(run.model, config_path(run.model), DEFAULTS, []).values[run.model])
+    except ConfigError:  # the model has been removed since
+        defaults = own
+    changed = [f"{key.split('.')[-1]}={own[key]}" for key in own
+               if own[key] != defaults.get(key) and not key.endswith(".filter_seen")]  # which has tables of its own
+    origin = [word for word, holds in (("from_t5", run.from_t5), ("earlier codes", not run.of_these_codes)) if holds]
+    return " ".join(changed + origin)
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:

@@ -60,7 +60,8 @@ class Sequences:
     def windows(self, starts: np.ndarray, ends: np.ndarray) -> Windows:
         """Events `starts[i]` up to, not including, `ends[i]`, as rows."""
         device = self.device_items.device
-        start, length = (torch.from_numpy(a).to(device) for a in (starts, ends - starts))
+        # Else a GPU's queue would be waited for twice a step.
+        start, length = (torch.from_numpy(a).to(device, non_blocking=True) for a in (starts, ends - starts))
         offset = torch.arange(int((ends - starts).max()), device=device)
         index = (start.unsqueeze(1) + offset).clamp(max=len(self.item) - 1)
         items = self.device_items[index].masked_fill(offset >= length.unsqueeze(1), PADDING)
@@ -71,6 +72,8 @@ def find_leak(events: Interactions, split_name: str | None) -> str | None:
     """What breaks the promise of the split, in words, or None."""
     train, valid, test = (events.split == SPLITS.index(name) for name in SPLITS)
     within = events.user[1:] == events.user[:-1]
+    if (events.user[1:] < events.user[:-1]).any() or (events.timestamp[1:] < events.timestamp[:-1])[within].any():
+        return "is not sorted by user and time"
     if (events.split[1:] < events.split[:-1])[within].any():
         return "has a training event behind a test event of the same user"
     if split_name == "leave_one_out":

@@ -12,7 +12,12 @@ from common.cli import (
     refuse_ignored,
     value_of,
 )
+from common.config import BOUNDS, Config
+from common.errors import ConfigError, nearest
 from recommendation.models import DEFAULTS, config_path, names
+
+# What a model can be selected by: figures of evaluator.py, which would bring torch along.
+SELECTABLE = [f"{metric}@{k}" for metric in ("recall", "hit", "ndcg", "mrr", "coverage") for k in (1, 5, 10, 20)]
 
 
 def make_parser(argv: list[str]) -> Parser:
@@ -52,6 +57,28 @@ def refuse_what_nobody_reads(args: argparse.Namespace) -> None:
         refuse_ignored(args, "--export_t5", training, as_it_is)
 
 
+def check_selection(config: Config) -> None:
+    """Raise ConfigError for a `select_by` that is no metric of a recommender."""
+    name = config.training_params["select_by"]
+    if name not in SELECTABLE:
+        path = f"{config.name}.training_params.select_by"
+        raise ConfigError(config.origins.get(path, path), f"{name!r} is no metric of a recommender",
+                          nearest(name, SELECTABLE), "recall, hit, ndcg, mrr or coverage at 1, 5, 10 or 20")
+
+
 def overrides(args) -> list[tuple[str, str]]:
     """The configuration keys that are set, those that have flags of their own among them."""
-    return args.overrides + ([("filter_seen", args.filter_seen)] if args.filter_seen else [])
+    return args.overrides + ([] if args.filter_seen is None else [("filter_seen", args.filter_seen)])
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`1,2,3` -> numbers. Raises ConfigError for anything else, and for one seed twice."""
+    try:
+        seeds = [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ConfigError("--seeds", f"{text!r} is no list of whole numbers", fix="--seeds 1,2,3") from error
+    low, high = BOUNDS["seed"]
+    if len(set(seeds)) < len(seeds) or min(seeds) < low or max(seeds) > high:
+        raise ConfigError("--seeds", f"{text!r} has a seed twice, or one that is not from {low} to {high}",
+                          fix="--seeds 1,2,3")
+    return seeds

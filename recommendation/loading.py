@@ -40,7 +40,7 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     summary = read_json(run / "finished.json", f"{command} --force")
     command = summary.get("command", command)
     source = load_source(folder, choice)
-    _require_same_inputs(run, summary.get("inputs", {}), source.inputs, command)
+    require_same_inputs(run, summary.get("inputs", {}), source.inputs, command)
     config, model = _build(run, choice.model, source, f"{command} --force")
     checkpoints = Checkpoints(run / "checkpoints", command)
     restore(model, checkpoints.load_best().get("model", {}), checkpoints.best, f"{command} --force")
@@ -48,7 +48,8 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     return Finished(model.to(on).eval(), config, source.inputs, run, on)
 
 
-def _require_same_inputs(run: Path, recorded: dict[str, str], there: dict[str, str], command: str) -> None:
+def require_same_inputs(run: Path, recorded: dict[str, str], there: dict[str, str], command: str) -> None:
+    """Raise ArtifactError where a run has read something else than what is `there` now."""
     for name, sha256 in there.items():
         if recorded.get(name) != sha256:
             raise ArtifactError(run, f"was trained on another {name}",

@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     config_path(args.model)
     if args.top_k < 1:
         raise ConfigError(f"--top_k {args.top_k}", "is not a number of items", fix="at least 1")
+    check_output(args)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 
@@ -43,6 +44,22 @@ def main(argv: list[str]) -> None:
     else:
         for line in lines:
             print(line)
+
+
+def check_output(args) -> None:
+    """Raise ConfigError, before anything is computed, where another file would be lost or none can be."""
+    path = args.output
+    if path is None:
+        return
+    what = None
+    if path.is_dir():
+        what = "is a folder"
+    elif args.histories and args.histories.exists() and path.exists() and path.samefile(args.histories):
+        what = "is the file of the histories"
+    elif path.with_name(f"{path.name}.meta.json").exists():
+        what = "is an artifact, which other commands read"
+    if what:
+        raise ConfigError(f"--output {path}", what, fix="the name of a new file")
 
 
 def make_parser():

@@ -1,17 +1,22 @@
 """Tables of results, and recommendations to look at."""
 
+import json
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_items, load_users, variant, write_text
+from common.artifacts import DatasetFolder, load_items, write_text
 from common.cli import Parser, add_shared_flags, add_variant_flags, parse
 from common.errors import DataError, run_command
 from common.run import latest_run, log_to_console
 from common.tables import markdown
+from recommendation.catalogue import Choice, load_source
 from recommendation.compare import read_run
-from recommendation.models import find_class, names
+from recommendation.dataset import Sequences
+from recommendation.loading import require_same_inputs
+from recommendation.models import names
 
 log = logging.getLogger(__name__)
 
@@ -29,35 +34,36 @@ def main(argv: list[str]) -> None:
     log_to_console()
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
-    text = report(folder, args.run_root, args.models.split(","), variant(args.quantizer_name, args.embedding_suffix,
-                                                                         args.tag))
+    choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in args.models.split(",")]
+    text = report(folder, args.run_root, choices)
     path = args.run_root / "recommendation" / args.dataset / "report.md"
     write_text(path, text + "\n")
     log.info("%s\n\nreport: wrote %s", text, path)
 
 
-def report(folder: DatasetFolder, run_root, models: list[str], of_codes: str) -> str:
-    """The table of the models' newest finished runs, and the last one's recommendations for three users."""
-    from recommendation.catalogue import NO_CODES
+def report(folder: DatasetFolder, run_root: Path, choices: list[Choice]) -> str:
+    """The table of the newest finished runs, and the last one's recommendations for three users.
 
-    runs = {}
-    for model in models:
-        parent = run_root / "recommendation" / folder.name / model
-        run = latest_run(parent / (of_codes if find_class(model).needs_codes else NO_CODES))
+    Raises ArtifactError for a run of earlier interactions or semantic IDs.
+    """
+    runs, finished = {}, {}
+    for choice in choices:
+        parent, command = choice.runs(run_root, folder.name), choice.training_command(folder, run_root)
+        run = latest_run(parent)
         if run is None:
-            raise DataError(parent, "has no finished run",
-                            fix=f"python recommendation/main.py --model={model} --category={folder.name}")
-        runs[model] = run
-    finished = {model: read_run(run) for model, run in runs.items()}
+            raise DataError(parent, "has no finished run", fix=command)
+        runs[choice.model], finished[choice.model] = run, read_run(run)
+        require_same_inputs(run, finished[choice.model].inputs, load_source(folder, choice).inputs, command)
     if len({run.filter_seen for run in finished.values()}) > 1:
         raise DataError(run_root, "the newest runs were tested by different rules", ", ".join(
             f"{model}: filter_seen {str(run.filter_seen).lower()}" for model, run in finished.items()),
             "run them again, all with --filter_seen or all without")
     rows = {model: run.metrics for model, run in finished.items()}
-    rule = "items of the history filtered" if finished[models[0]].filter_seen else "nothing filtered"
+    first, last = choices[0].model, choices[-1].model
+    rule = "items of the history filtered" if finished[first].filter_seen else "nothing filtered"
     heading = (f"{folder.name}: test split, whole catalogue, item ids, {rule} "
-               f"({rows[models[0]]['test']['num_targets']} users; in brackets the standard error)")
-    return "\n".join([heading, "", table(rows), "", examples(folder, runs[models[-1]], models[-1])])
+               f"({rows[first]['test']['num_targets']} users; in brackets the standard error)")
+    return "\n".join([heading, "", table(rows), "", examples(folder, runs[last], last)])
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -74,21 +80,17 @@ def seeds_table(model: str, summary: dict) -> str:
     return markdown(("model", "seeds", *COLUMNS), [[model, ", ".join(map(str, summary["seeds"])), *cells]])
 
 
-def examples(folder: DatasetFolder, run, model: str) -> str:
+def examples(folder: DatasetFolder, run: Path, model: str) -> str:
     """For three users spread over the file: the end of their history and the ten recommended titles."""
-    import json
-
-    from recommendation.dataset import Sequences
-
-    items, users = load_items(folder), load_users(folder)
+    items = load_items(folder)
     title_of = dict(zip(items["raw_id"], items["title"], strict=True))
-    user_of = {raw_id: index for index, raw_id in enumerate(users["raw_id"])}
     sequences = Sequences.load(folder, "cpu")
+    tested = sequences.positions("test")  # a line each, in this order
     lines = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     parts = []
     for number in np.linspace(0, len(lines) - 1, min(NUM_USERS, len(lines))).astype(int):
-        row = json.loads(lines[number])
-        events = np.flatnonzero(sequences.user == user_of[row["user"]])[:-1][-NUM_HISTORY:]
+        row, target = json.loads(lines[number]), tested[number]
+        events = slice(max(sequences.first[target], target - NUM_HISTORY), target)
         history = [items["title"][item] for item in sequences.item[events]]
         parts += [f"User {row['user']}: the last {len(history)} items of the history, oldest first",
                   *(f"    {title}" for title in history), f"  {model} recommends",

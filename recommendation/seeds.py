@@ -10,17 +10,6 @@ from common.errors import ConfigError
 from recommendation.pipeline import Pipeline
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`1,2,3` -> numbers. Raises ConfigError for anything else, and for one seed twice."""
-    try:
-        seeds = [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise ConfigError("--seeds", f"{text!r} is no list of whole numbers", fix="--seeds 1,2,3") from error
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError("--seeds", f"{text!r} has a seed twice, or one below 0", fix="--seeds 1,2,3")
-    return seeds
-
-
 def run_seeds(config: Config, seeds: list[int], make_pipeline, force: bool) -> dict:
     """Run each seed, or reuse its finished run, and write `seeds.json` beside the runs; returns its content.
 

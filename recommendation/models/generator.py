@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.errors import ConfigError, nearest
-
 from .abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows
 from .beam_search import Step, beam_search, exact_search
+from .params import Params
 from .trie import Trie
 
 # B batch, K beams, L levels, M model width, C codebook size of a level
@@ -28,12 +27,12 @@ class AbstractGenerator(AbstractRecommender):
 
     def __init__(self, config: dict, catalogue: Catalogue, name: str):
         super().__init__(config, catalogue)
-        params = config[name]["model_params"]
+        params = Params(config, name)
         self.label_smoothing = config[name]["training_params"]["label_smoothing"]
-        self.num_beams = params["num_beams"]
-        self.scoring = choice(params, name, "scoring", ("beam", "exact"))
-        self.normalize_over = choice(params, name, "normalize_over", ("codebook", "existing"))
-        sizes, width = catalogue.codebook_sizes, params["d_model"]
+        self.num_beams = params.count("num_beams")
+        self.scoring = params.choice("scoring", "beam", "exact")
+        self.normalize_over = params.choice("normalize_over", "codebook", "existing")
+        sizes, width = catalogue.codebook_sizes, params.count("d_model")
         self.num_levels = len(sizes)
         self.embedding = nn.Embedding(1 + sum(sizes), width)
         # One head a level: each softmax runs over its own codebook only.
@@ -133,11 +132,3 @@ def _rows(part: Tensor, row: Tensor) -> Tensor:
     if part.shape[1] == 1:
         return part
     return part.flatten(0, 1).index_select(0, row.flatten()).view(*row.shape, *part.shape[2:])
-
-
-def choice(params: dict, name: str, key: str, options: tuple[str, ...]) -> str:
-    """A model parameter that is one of a few words. Raises ConfigError for another one."""
-    if params[key] not in options:
-        raise ConfigError(f"{name}.model_params.{key}", f"is {params[key]!r}", nearest(str(params[key]), list(options)),
-                          " or ".join(options))
-    return params[key]

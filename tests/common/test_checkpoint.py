@@ -1,8 +1,12 @@
+import errno
 import json
 import logging
+import os
+import stat
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from common.artifacts import meta_path, publish
@@ -183,6 +187,34 @@ def test_a_damaged_best_is_an_error_and_never_another_one(checkpoints, damage):
     damage(checkpoints.best)
     with pytest.raises(ArtifactError, match="Fix: python train.py --force"):
         checkpoints.load_best()
+
+
+def test_a_checkpoint_of_another_run_is_refused_even_if_it_would_fit(tmp_path):
+    for run in ("one", "other"):
+        Checkpoints(tmp_path / run / "checkpoints", "train").save_best({"weights": torch.ones(3)})
+    for file in (tmp_path / "other/checkpoints").iterdir():
+        file.replace(tmp_path / "one/checkpoints" / file.name)
+    with pytest.raises(ArtifactError, match="best.safetensors: is a checkpoint of run other.* Fix: train --force"):
+        Checkpoints(tmp_path / "one/checkpoints", "train").load_best()
+
+
+def test_a_full_disk_is_told_as_such(checkpoints, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("common.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        checkpoints.save(1, {"weights": torch.ones(3)})
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_checkpoint_can_be_read_by_whom_the_umask_lets(checkpoints):
+    before = os.umask(0o022)
+    try:
+        checkpoints.save_best({"weights": torch.ones(3)})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(checkpoints.best.stat().st_mode) == 0o644
 
 
 def test_a_missing_best_is_an_error_and_never_another_one(checkpoints):

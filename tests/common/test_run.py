@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import threading
 
 import pytest
@@ -170,6 +171,19 @@ def test_latest_is_the_newest_finished_run(new_run):
         assert latest_run(first.parent) == second.folder
         first.make_latest()
         assert latest_run(first.parent) == first.folder
+
+
+def test_without_the_latest_run_the_newest_of_the_others_is_taken_and_named(new_run, caplog):
+    runs = [new_run({**CONFIG, "common": {"seed": seed}}) for seed in (1, 2, 3)]
+    for number, run in enumerate(runs):
+        with run.open(force=False):
+            run.finish({})
+        os.utime(run.folder / "finished.json", (number, number))
+    shutil.rmtree(runs[2].folder)
+    assert latest_run(runs[0].parent) == runs[1].folder
+    assert f"taking {runs[1].id}, the newest of 2" in caplog.text
+    (runs[0].parent / "latest").unlink()
+    assert latest_run(runs[0].parent) == runs[1].folder
 
 
 def test_a_latest_run_that_is_being_repeated_is_not_the_latest(new_run):

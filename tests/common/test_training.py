@@ -10,7 +10,7 @@ from torch import nn
 from common.checkpoint import Checkpoints
 from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, stop_request
 from common.run import Run
-from common.training import Best, TrainingLoop, derive_seed, learning_rate, make_optimizer, num_epochs, optimize
+from common.training import Best, TrainingLoop, derive_seed, learning_rate, make_optimizer, optimize, total_steps
 
 PARAMS = {"epochs": 4, "lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, "optimizer": "AdamW",
           "weight_decay": 0.01, "clip_norm": 1.0, "eval_every": 2, "patience": None, "max_steps": None,
@@ -457,6 +457,29 @@ def test_a_model_without_an_optimizer_trains_and_continues_with_the_same_bytes(t
     assert results(tmp_path) == results(tmp_path, "undisturbed")
 
 
-@pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(10, None, 10), (10, 35, 4), (10, 40, 4), (2, 400, 2)])
-def test_max_steps_limits_the_epochs_to_whole_ones(epochs, max_steps, expected):
-    assert num_epochs(10, {"epochs": epochs, "max_steps": max_steps}) == expected
+@pytest.mark.parametrize(("epochs", "max_steps", "expected"),
+                         [(10, None, 100), (10, 35, 35), (10, 40, 40), (2, 400, 20)])
+def test_max_steps_limits_the_steps_of_the_epochs(epochs, max_steps, expected):
+    assert total_steps(10, {"epochs": epochs, "max_steps": max_steps}) == expected
+
+
+def test_max_steps_ends_an_epoch_in_its_middle_with_an_evaluation(start, tmp_path):
+    taken = []
+    task, best = start(at=lambda step: taken.append(step), max_steps=NUM_STEPS + 2)
+    losses = records(tmp_path)
+    assert taken == [1, 2, 3, 4, 5]
+    assert [(record["epoch"], "metrics" in record) for record in losses] == [(1, False), (2, True)]
+    assert len(task.evaluated) == 1
+    assert best.epoch == 2
+    assert task.optimizer.param_groups[0]["lr"] == learning_rate(4, 5, PARAMS)
+
+
+def test_what_is_said_of_the_best_model_was_measured_of_the_one_on_the_disk(start, tmp_path):
+    """It was saved, and the process died before the next checkpoint; repeated, the steps come out otherwise."""
+    with pytest.raises(Interrupted):
+        start(at=stop_at(5))
+    with pytest.raises(Crash):
+        start(at=crash_at(8), values=[0.5])  # measured behind step 6
+    _, best = start(values=[0.6, 0.7])
+    assert (best.epoch, best.value) == (2, 0.5)
+    assert Checkpoints(new_run(tmp_path).checkpoints, "train").load_best()["best"][1] == 0.5

@@ -148,6 +148,15 @@ def test_two_processes_train_the_recommender_that_one_trains(folder, alone, tmp_
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_two_processes_run_one_seed_after_another(folder, tmp_path):
+    done = torchrun("recommendation/main.py", folder, tmp_path / "runs", "--model=popularity", "--seeds=1,2,3")
+    assert done.returncode == 0, done.stderr
+    [path] = (tmp_path / "runs").rglob("seeds.json")
+    summary = json.loads(path.read_text())
+    assert summary["seeds"] == [1, 2, 3]
+    assert all((path.parent / run / "finished.json").exists() for run in summary["runs"])
+
+
 def test_a_process_that_dies_ends_the_other_and_a_single_one_finishes_the_run(folder, alone, tmp_path, caplog):
     (tmp_path / "sitecustomize.py").write_text(DIES)
     keys, runs = {**RECOMMEND, "checkpoint_seconds": "0"}, tmp_path / "runs"

@@ -4,15 +4,17 @@ import csv
 import logging
 import statistics
 
+import numpy as np
 import pytest
 
-from common.artifacts import publish
+from common.artifacts import load_meta, publish, save_array
 from common.config import resolve
 from common.errors import ConfigError, DataError
 from recommendation.compare import compare
+from recommendation.flags import parse_seeds
 from recommendation.models import DEFAULTS, config_path
 from recommendation.pipeline import Pipeline
-from recommendation.seeds import mean_and_deviation, parse_seeds, run_seeds
+from recommendation.seeds import mean_and_deviation, run_seeds
 
 from .conftest import SMALL
 from .test_pipeline import HISTORIES, write_data
@@ -52,16 +54,60 @@ def test_seeds_of_one_configuration_share_a_row_and_the_floors_stand_beside_it(s
     text = compare(folder, runs)
     rows = rows_of(folder, runs)
     assert sorted(row["model"] for row in rows) == ["markov", "popularity", "sasrec", "sasrec"]
-    assert [float(row["ndcg@10"].split()[0]) for row in rows] == sorted(
-        (float(row["ndcg@10"].split()[0]) for row in rows), reverse=True)
+    assert [float(row["ndcg@10"]) for row in rows] == sorted((float(row["ndcg@10"]) for row in rows), reverse=True)
     [both] = [row for row in rows if row["seeds"] == "3, 4"]
-    assert both["ndcg@10"] == f"{statistics.mean(ndcg):.4f} ± {statistics.stdev(ndcg):.4f}"
+    assert float(both["ndcg@10"]) == pytest.approx(statistics.mean(ndcg))
     [other] = [row for row in rows if row["seeds"] == "3"]
-    assert {other["settings"], both["settings"]} in ({"", "lr=0.5"}, {"", "lr=0.01"})
-    assert "(± " in other["ndcg@10"]
+    assert "lr=0.5" in other["settings"].split()
+    assert "lr=0.01" in both["settings"].split()  # the YAML has another one
+    assert "epochs=2" in both["settings"].split()
+    assert f"| {statistics.mean(ndcg):.4f} ± {statistics.stdev(ndcg):.4f} " in text
+    assert float(both["ndcg@10_deviation"]) == pytest.approx(statistics.stdev(ndcg))
+    assert both["ndcg@10_stderr"] == other["ndcg@10_deviation"] == ""
+    assert f"{float(other['ndcg@10']):.4f} (± {float(other['ndcg@10_stderr']):.4f})" in text
     assert all(row["filter_seen"] == "false" for row in rows)
     assert "Nothing filtered (12 targets)" in text
     assert text.splitlines()[0] in (runs / "recommendation" / folder.name / "compare.md").read_text()
+
+
+def test_a_seed_that_was_run_on_two_devices_is_one_seed(shop):
+    folder, runs, pipeline = shop
+    for device in ("auto", "cpu"):
+        pipeline("sasrec", device=device).execute(False)
+    compare(folder, runs)
+    [row] = [row for row in rows_of(folder, runs) if row["model"] == "sasrec"]
+    assert (row["seeds"], row["ndcg@10_deviation"]) == ("0", "")
+    assert float(row["ndcg@10_stderr"]) > 0
+
+
+def test_a_run_of_codes_that_are_no_longer_there_says_so(shop):
+    folder, runs, pipeline = shop
+    pipeline("decoder_only").execute(False)
+    path = folder.codes("rqvae", "td", None)
+    meta = load_meta(path, "")
+    save_array(path, np.roll(np.load(path), 1, axis=0), {key: meta[key] for key in meta if key not in (
+        "sha256", "size", "schema_version")})
+    pipeline("decoder_only").execute(False)
+    compare(folder, runs)
+    settings = [row["settings"] for row in rows_of(folder, runs) if row["model"] == "decoder_only"]
+    assert sorted("earlier codes" in text for text in settings) == [False, True]
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("config.yaml", None), ("config.yaml", ""), ("config.yaml", "a: [1"), ("finished.json", "{}"),
+    ("finished.json", "[]"), ("metrics.json", "{}"), ("times.json", "{")])
+def test_a_damaged_run_is_left_out_and_named(shop, caplog, name, content):
+    folder, runs, pipeline = shop
+    pipeline("popularity").execute(False)
+    damaged = pipeline("sasrec")
+    damaged.execute(False)
+    (damaged.run.folder / name).unlink()
+    if content is not None:
+        (damaged.run.folder / name).write_text(content)
+    text = compare(folder, runs)
+    assert "| popularity |" in text
+    assert "| sasrec" not in text
+    assert f"left out: {damaged.run.folder / name}" in caplog.text
 
 
 def test_filtered_runs_have_a_table_and_floors_of_their_own(shop):
@@ -85,7 +131,7 @@ def test_runs_of_earlier_interactions_are_left_out_and_counted(shop):
 
 def test_no_run_at_all_is_an_error_with_the_command(shop):
     folder, runs, _ = shop
-    with pytest.raises(DataError, match="Fix: python recommendation/main.py --category Tiny"):
+    with pytest.raises(DataError, match="Fix: python recommendation/main.py .*--category=Tiny --run_root"):
         compare(folder, runs)
 
 

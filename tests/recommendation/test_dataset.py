@@ -226,6 +226,8 @@ def events(user: list[int], timestamp: list[int], split: list[int]) -> Interacti
 
 @pytest.mark.parametrize(("split_name", "user", "timestamp", "split", "problem"), [
     (None, [0, 0, 0, 1], [1, 2, 3, 9], [0, 1, 2, 0], None),
+    (None, [0, 0, 0], [9, 2, 3], [0, 1, 2], "not sorted by user and time"),
+    (None, [0, 0, 1, 1, 0], [1, 2, 1, 2, 3], [0, 2, 0, 0, 0], "not sorted by user and time"),
     (None, [0, 0, 0], [1, 2, 3], [0, 2, 0], "a training event behind a test event of the same user"),
     (None, [0, 0, 0], [1, 2, 3], [0, 2, 1], "a training event behind a test event of the same user"),
     ("leave_one_out", [0, 0, 0, 1, 1, 1], [1, 2, 3, 1, 2, 3], [0, 1, 2, 0, 1, 2], None),

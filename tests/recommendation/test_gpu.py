@@ -46,6 +46,18 @@ def test_steps_have_the_losses_of_the_cpu(make_task, name, normalize_over):
 
 
 @STEP
+def test_a_step_waits_for_nothing(make_task, name, normalize_over):
+    task = make_task(name, normalize_over=normalize_over)
+    losses(task)  # cuBLAS and the optimizer set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        after = [task.step(2, index)["loss_total"] for index in range(task.num_steps)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(after).isfinite().all()
+
+
+@STEP
 def test_steps_in_bfloat16_have_the_losses_of_float32_within_its_rounding(make_task, name, normalize_over):
     expected = losses(make_task(name, normalize_over=normalize_over))
     half = losses(make_task(name, normalize_over=normalize_over, precision="bfloat16"))

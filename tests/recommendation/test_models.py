@@ -161,3 +161,16 @@ def test_every_recipe_builds_its_model_and_opens_with_its_command(path, catalogu
     first, second = path.read_text().splitlines()[:2]
     assert first.startswith(f"# python recommendation/main.py --model={name} ")
     assert f"--config {path.relative_to(ROOT)}" in second
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [
+    ("encoder_decoder", "num_beams", 0), ("encoder_decoder", "num_beams", "many"), ("encoder_decoder", "d_kv", -4),
+    ("encoder_decoder", "dropout", 1.5), ("encoder_decoder", "max_distance", 4), ("encoder_decoder", "num_buckets", 2),
+    ("encoder_decoder", "train_on", "everything"), ("decoder_only", "num_heads", 0), ("decoder_only", "dropout", -0.5),
+    ("decoder_only", "num_layers", 2.5), ("decoder_only", "scoring", "exct"), ("encoder_retrieve", "temperature", 0),
+    ("encoder_retrieve", "num_hops", 0), ("encoder_retrieve", "dropout", "null"), ("sasrec", "d_model", "wide"),
+    ("sasrec", "num_layers", -1), ("sasrec", "num_heads", "true"),
+])
+def test_a_value_that_a_model_can_make_nothing_of_is_named(make_model, name, key, value):
+    with pytest.raises(ConfigError, match=rf"{name}.model_params.{key}: is .* Fix: "):
+        make_model(name, **{key: value})

@@ -192,3 +192,14 @@ def test_a_history_gets_the_same_unseen_items_alone_and_among_others(model):
         assert len(set(found.tolist())) == 6
         assert ((found >= 0) & (found < NUM_ITEMS)).all()
         assert not set(found.tolist()) & set(row)
+
+
+def test_an_answer_replaces_no_question_no_artifact_and_no_folder(markov, tmp_path):
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text('["0000"]\n')
+    for output, message in ((asked, "is the file of the histories"), (tmp_path, "is a folder"),
+                            (markov.folder.items, "is an artifact")):
+        content = output.read_bytes() if output.is_file() else None
+        with pytest.raises(ConfigError, match=f"--output {output}: {message}"):
+            main(markov.argv("--model=markov", "--histories", str(asked), f"--output={output}"))
+        assert content is None or output.read_bytes() == content

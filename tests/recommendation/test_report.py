@@ -1,6 +1,17 @@
-"""The table of results by hand."""
+"""The table of results by hand, and what is shown beside it."""
 
-from recommendation.report import table
+import re
+
+import pandas as pd
+import pytest
+
+from common.artifacts import publish
+from common.errors import ArtifactError
+from recommendation.catalogue import Choice
+from recommendation.pipeline import Pipeline
+from recommendation.report import examples, report, table
+
+from .test_pipeline import write_data, write_table
 
 
 def metrics_json(*figures: tuple[float, float]) -> dict:
@@ -28,3 +39,25 @@ def test_short_names_get_a_column_as_wide_as_its_heading():
     first, _, row = table({"bpr": metrics_json(*[(0.0, 0.0)] * 4)}).splitlines()
     assert first.startswith("| model | ")
     assert row.startswith("| bpr   | ")
+
+
+def test_a_run_of_earlier_interactions_is_refused(train):
+    trained = train("markov")
+    publish(trained.folder.interactions, lambda staged: staged.write_bytes(b"others"), {"inputs": {}})
+    with pytest.raises(ArtifactError, match="was trained on another interactions.parquet.* Fix: python .*--model=markov"):
+        report(trained.folder, trained.run_root, [Choice("markov")])
+
+
+def test_the_history_that_is_shown_ends_before_the_test_item_of_its_line(tmp_path, make_config):
+    folder = write_data(tmp_path, [])
+    splits = ["train", "train", "valid", "test", "test", "test"]
+    events = [(user, user * 10 + time, time, split) for user in (0, 1) for time, split in enumerate(splits)]
+    frame = pd.DataFrame(events, columns=["user", "item", "timestamp", "split"])
+    write_table(folder.interactions, frame, {"split_name": "temporal"})
+    pipeline = Pipeline(make_config("markov", top_k=20), folder, "rqvae", "td", None, tmp_path / "runs", "train")
+    pipeline.execute(force=False)
+    text = examples(folder, pipeline.run.folder, "markov")
+    # Of six test events the first, the third and the last, as three are shown.
+    assert [part.split("  markov recommends")[0].splitlines()[1:] for part in text.split("User ")[1:]] == [
+        [f"    000{item}" for item in history] for history in ([0, 1, 2], [0, 1, 2, 3, 4], [10, 11, 12, 13, 14])]
+    assert re.findall("the test item is: (.*)", text) == ["0003", "0005", "00015"]

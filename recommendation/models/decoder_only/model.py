@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..abstract_model import Catalogue, Windows
 from ..generator import AbstractGenerator, PrefixCache
 from ..layers import FeedForward, RelativeBias, RMSNorm, SelfAttention, as_bias, causal_bias, dropout, initialize
+from ..params import Params
 
 # B batch, S items of a history, L levels, T = S * L tokens, K beams, H heads, M model width, C codes of a level
 
@@ -23,14 +24,16 @@ class DecoderOnly(AbstractGenerator):
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue, "decoder_only")
-        params = config["decoder_only"]["model_params"]
-        width, num_heads, self.dropout = params["d_model"], params["num_heads"], params["dropout"]
+        params = Params(config, "decoder_only")
+        width, num_heads, self.dropout = params.count("d_model"), params.count("num_heads"), params.share("dropout")
+        head_width = params.count("d_kv")
         self.layers = nn.ModuleList(
-            nn.ModuleList([SelfAttention(width, num_heads, params["d_kv"], self.dropout),
-                           FeedForward(width, params["d_ff"], self.dropout)]) for _ in range(params["num_layers"]))
-        self.bias = RelativeBias(num_heads, params["num_buckets"], params["max_distance"], bidirectional=False)
+            nn.ModuleList([SelfAttention(width, num_heads, head_width, self.dropout),
+                           FeedForward(width, params.count("d_ff"), self.dropout)])
+            for _ in range(params.count("num_layers")))
+        self.bias = RelativeBias(num_heads, *params.distances(), bidirectional=False)
         self.norm = RMSNorm(width)
-        initialize(self, width, params["d_kv"])
+        initialize(self, width, head_width)
         self.initialize_tokens()
         self.bias.start_recent()
 

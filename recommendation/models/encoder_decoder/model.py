@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..abstract_model import PADDING, Catalogue, Windows
-from ..generator import START, AbstractGenerator, PrefixCache, choice
+from ..generator import START, AbstractGenerator, PrefixCache
 from ..layers import (
     CrossAttention,
     FeedForward,
@@ -17,6 +17,7 @@ from ..layers import (
     dropout,
     initialize,
 )
+from ..params import Params
 
 # B batch, S items of a history, L levels, T = S * L encoder tokens, G targets of a row, K beams,
 # M model width, C codebook size of a level
@@ -38,24 +39,23 @@ class EncoderDecoder(AbstractGenerator):
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue, "encoder_decoder")
-        params = config["encoder_decoder"]["model_params"]
-        self.train_on = choice(params, "encoder_decoder", "train_on", ("target", "every_position"))
-        width, num_heads, head_width = params["d_model"], params["num_heads"], params["d_kv"]
-        rate, distance = params["dropout"], (params["num_buckets"], params["max_distance"])
+        params = Params(config, "encoder_decoder")
+        self.train_on = params.choice("train_on", "target", "every_position")
+        width, num_heads, head_width = (params.count(key) for key in ("d_model", "num_heads", "d_kv"))
+        rate, distances, d_ff = params.share("dropout"), params.distances(), params.count("d_ff")
         attention = (width, num_heads, head_width, rate)
         self.dropout = rate
         self.encoder = nn.ModuleList(
-            nn.ModuleList([SelfAttention(*attention), FeedForward(width, params["d_ff"], rate)])
-            for _ in range(params["num_encoder_layers"]))
-        self.encoder_bias = RelativeBias(num_heads, *distance, bidirectional=True)
+            nn.ModuleList([SelfAttention(*attention), FeedForward(width, d_ff, rate)])
+            for _ in range(params.count("num_encoder_layers")))
+        self.encoder_bias = RelativeBias(num_heads, *distances, bidirectional=True)
         self.encoder_norm = RMSNorm(width)
         self.decoder = nn.ModuleList(
-            nn.ModuleList([SelfAttention(*attention), CrossAttention(*attention),
-                           FeedForward(width, params["d_ff"], rate)])
-            for _ in range(params["num_decoder_layers"]))
-        self.decoder_bias = RelativeBias(num_heads, *distance, bidirectional=False)
+            nn.ModuleList([SelfAttention(*attention), CrossAttention(*attention), FeedForward(width, d_ff, rate)])
+            for _ in range(params.count("num_decoder_layers")))
+        self.decoder_bias = RelativeBias(num_heads, *distances, bidirectional=False)
         self.decoder_norm = RMSNorm(width)
-        self.memory_bias = (RelativeBias(num_heads, *distance, bidirectional=False)
+        self.memory_bias = (RelativeBias(num_heads, *distances, bidirectional=False)
                             if self.train_on == "every_position" else None)
         initialize(self, width, head_width)
         self.initialize_tokens()

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, filled_up, top_items
-from ..generator import choice
 from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
+from ..params import Params
 
 # B batch, W longest window, M model width, L levels, C largest codebook, N items, K beams, G neighbours in the graph
 
@@ -30,20 +30,21 @@ class EncoderRetrieve(AbstractRecommender):
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
-        params, training = config["encoder_retrieve"]["model_params"], config["encoder_retrieve"]["training_params"]
-        self.label_smoothing, self.dropout = training["label_smoothing"], params["dropout"]
-        self.temperature = params["temperature"]
-        self.scoring = choice(params, "encoder_retrieve", "scoring", ("exact", "graph"))
-        self.normalize_over = choice(params, "encoder_retrieve", "normalize_over", ("codebook", "existing"))
-        self.num_beams, self.num_hops = params["num_beams"], params["num_hops"]
-        self.num_neighbours = min(params["num_neighbours"], catalogue.num_items)
-        width, num_heads, sizes = params["d_model"], params["num_heads"], torch.tensor(catalogue.codebook_sizes)
-        self.num_levels, self.num_codes = len(sizes), int(sizes.max())
+        params, training = Params(config, "encoder_retrieve"), config["encoder_retrieve"]["training_params"]
+        self.label_smoothing, self.dropout = training["label_smoothing"], params.share("dropout")
+        self.temperature = params.positive("temperature")
+        self.scoring = params.choice("scoring", "exact", "graph")
+        self.normalize_over = params.choice("normalize_over", "codebook", "existing")
+        self.num_beams, self.num_hops = params.count("num_beams"), params.count("num_hops")
+        self.num_neighbours = min(params.count("num_neighbours"), catalogue.num_items)
+        width, num_heads, sizes = params.count("d_model"), params.count("num_heads"), catalogue.codebook_sizes
+        self.num_levels, self.num_codes = len(sizes), max(sizes)
         self.codewords = nn.Embedding(self.num_levels * self.num_codes, width)
         self.positions = nn.Embedding(training["max_history"], width)
         self.layers = nn.ModuleList(
             nn.ModuleList([SelfAttention(width, num_heads, width // num_heads, self.dropout),
-                           FeedForward(width, params["d_ff"], self.dropout)]) for _ in range(params["num_layers"]))
+                           FeedForward(width, params.count("d_ff"), self.dropout)])
+            for _ in range(params.count("num_layers")))
         self.norm = RMSNorm(width)
         self.heads = nn.Parameter(torch.empty(self.num_levels, width, width))
         initialize(self, width, width // num_heads)
@@ -54,7 +55,8 @@ class EncoderRetrieve(AbstractRecommender):
         # Level l's code c is row l * C + c of the codewords; C of all levels alike keeps the heads one product.
         rows = catalogue.codes.cpu() + torch.arange(self.num_levels) * self.num_codes
         self.register_buffer("rows", rows, persistent=False)                                        # (N, L)
-        self.register_buffer("exists", torch.arange(self.num_codes) < sizes.unsqueeze(1), persistent=False)  # (L, C)
+        exists = torch.arange(self.num_codes) < torch.tensor(sizes).unsqueeze(1)
+        self.register_buffer("exists", exists, persistent=False)                                    # (L, C)
         self.graph: Tensor | None = None                                                            # (N, G)
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:

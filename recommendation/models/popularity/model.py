@@ -21,4 +21,5 @@ class Popularity(AbstractRecommender):
         return True
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        return top_items(self.counts.expand(len(histories.items), -1), top_k)
+        best = top_items(self.counts.unsqueeze(0), top_k)  # once for everybody
+        return Recommendations(*(part.expand(len(histories.items), -1) for part in best))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
 from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
+from ..params import Params
 
 # B batch, W longest window, M model width, N items
 
@@ -25,15 +26,16 @@ class SASRec(AbstractRecommender):
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
-        params, training = config["sasrec"]["model_params"], config["sasrec"]["training_params"]
+        params, training = Params(config, "sasrec"), config["sasrec"]["training_params"]
         self.label_smoothing = training["label_smoothing"]
-        width, num_heads = params["d_model"], params["num_heads"]
-        self.dropout = params["dropout"]
+        width, num_heads = params.count("d_model"), params.count("num_heads")
+        self.dropout = params.share("dropout")
         self.items = nn.Embedding(catalogue.num_items, width)
         self.positions = nn.Embedding(training["max_history"], width)
         self.layers = nn.ModuleList(
             nn.ModuleList([SelfAttention(width, num_heads, width // num_heads, self.dropout),
-                           FeedForward(width, params["d_ff"], self.dropout)]) for _ in range(params["num_layers"]))
+                           FeedForward(width, params.count("d_ff"), self.dropout)])
+            for _ in range(params.count("num_layers")))
         self.norm = RMSNorm(width)
         initialize(self, width, width // num_heads)
         for embedding in (self.items, self.positions):
