@@ -44,7 +44,7 @@ def test_short_names_get_a_column_as_wide_as_its_heading():
 def test_a_run_of_earlier_interactions_is_refused(train):
     trained = train("markov")
     publish(trained.folder.interactions, lambda staged: staged.write_bytes(b"others"), {"inputs": {}})
-    with pytest.raises(ArtifactError, match="was trained on another interactions.parquet.* Fix: python .*--model=markov"):
+    with pytest.raises(ArtifactError, match="trained on another interactions.parquet.* Fix: python .*--model=markov"):
         report(trained.folder, trained.run_root, [Choice("markov")])
 
 
