@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from common.artifacts import DatasetFolder, file_sha256, load_items, publish_folder
-from common.errors import ConfigError, DataError
+from common.errors import ArtifactError, ConfigError, DataError
+from common.run import read_json
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def check_t5_flags(args: argparse.Namespace) -> None:
         if getattr(args, flag) is not None and args.model != MODEL:
             raise ConfigError(f"--{flag}", f"the model is {args.model!r}", f"only {MODEL!r} has the layers of T5",
                               f"--model {MODEL}")
+    if args.export_t5 is not None:
+        _require_free(args.export_t5.resolve(), args.force)
 
 
 def export_t5(folder: DatasetFolder, args: argparse.Namespace) -> None:
@@ -69,7 +72,6 @@ def export_t5(folder: DatasetFolder, args: argparse.Namespace) -> None:
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
 
     target = args.export_t5.resolve()
-    _require_free(target, args.force)
     choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
     finished = load_recommender(folder, args.run_root, choice, "cpu")
     model, run = finished.model, finished.folder
@@ -110,7 +112,9 @@ def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
     log.info("recommendation: initialized from %s", source)
     if not (source / "index.json").is_file():
         return
-    index = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    index = read_json(source / "index.json", "an index.json that --export_t5 wrote, or none")
+    if not isinstance(index, dict):
+        raise ArtifactError(source / "index.json", "is no mapping of raw ids to tokens", fix="delete it")
     ours = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
     common = [item for item in ours if item in index]
     others = sum(ours[item] != index[item] for item in common)

@@ -211,7 +211,9 @@ def export(tmp_path, train, caplog):
     def export(train_on: str = "target", **own) -> tuple[Path, str]:
         train(train_on)
         with caplog.at_level(logging.INFO):
-            export_t5(DatasetFolder(tmp_path / "data", "Tiny"), arguments(tmp_path / "out", tmp_path / "runs", **own))
+            args = arguments(tmp_path / "out", tmp_path / "runs", **own)
+            check_t5_flags(args)
+            export_t5(DatasetFolder(tmp_path / "data", "Tiny"), args)
         return tmp_path / "out", caplog.text
 
     return export
