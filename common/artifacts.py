@@ -40,9 +40,9 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
     staged_meta = path.with_name(f".{meta_path(path).name}.tmp-{os.getpid()}")
     try:
         write(staged)
-        _open_to_readers(staged)
         meta = {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(staged), "size": staged.stat().st_size, **meta}
         staged_meta.write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        staged.chmod(staged_meta.stat().st_mode)  # safetensors makes its files readable by their owner alone
         for file in (staged, staged_meta):
             _sync(file)
         os.replace(staged, path)
@@ -56,13 +56,6 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
     _sync(path.parent)
     _sweep(path)
     return meta
-
-
-def _open_to_readers(file: Path) -> None:
-    """The mode that a new file gets; safetensors makes its own readable by their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)
 
 
 def write_meta(path: Path, meta: dict) -> None:
@@ -105,7 +98,7 @@ def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
         staged.mkdir(parents=True)
         write(staged)
         for part in staged.iterdir():
-            _open_to_readers(part)
+            part.chmod(staged.stat().st_mode & 0o666)
         for part in (*staged.iterdir(), staged):
             _sync(part)
         if path.exists():

@@ -148,8 +148,8 @@ def latest_run(parent: Path) -> Path | None:
     finished = sorted(parent.glob("*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     if not finished:
         return None
-    log.warning("%s: its newest run, %s, is not there or not finished; taking %s, the newest of %d that are", parent,
-                name or "which no file names", finished[-1].parent.name, len(finished))
+    log.warning("%s: latest names %s, which is not a finished run; taking %s, the newest of %d that are", parent,
+                name or "nothing", finished[-1].parent.name, len(finished))
     return finished[-1].parent
 
 

@@ -53,8 +53,8 @@ class FinishedRun(NamedTuple):
 
     @property
     def filter_seen(self) -> bool:
-        """Whether items of the history were left out; runs that are older than the key did not."""
-        return self.config[self.model]["training_params"].get("filter_seen", False)
+        """Whether items of the history were left out."""
+        return self.config[self.model]["training_params"]["filter_seen"]
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
@@ -134,7 +134,7 @@ def read_run(folder: Path) -> FinishedRun:
     fix, model, times = f"{finished['command']} --force", folder.parent.parent.name, folder / "times.json"
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        config["common"]["seed"], config[model]["training_params"]
+        config["common"]["seed"], config[model]["training_params"]["filter_seen"]  # what is read of it below
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ArtifactError(folder / "config.yaml", "cannot be read", str(error), fix) from error
     return FinishedRun(model, folder.parent.name, config, finished["inputs"],

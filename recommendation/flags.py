@@ -59,11 +59,10 @@ def refuse_what_nobody_reads(args: argparse.Namespace) -> None:
 
 def check_selection(config: Config) -> None:
     """Raise ConfigError for a `select_by` that is no metric of a recommender."""
-    name = config.training_params["select_by"]
+    name, where = config.training_params["select_by"], config.origins[f"{config.name}.training_params.select_by"]
     if name not in SELECTABLE:
-        path = f"{config.name}.training_params.select_by"
-        raise ConfigError(config.origins.get(path, path), f"{name!r} is no metric of a recommender",
-                          nearest(name, SELECTABLE), "recall, hit, ndcg, mrr or coverage at 1, 5, 10 or 20")
+        raise ConfigError(where, f"{name!r} is no metric of a recommender", nearest(name, SELECTABLE),
+                          "recall, hit, ndcg, mrr or coverage at 1, 5, 10 or 20")
 
 
 def overrides(args) -> list[tuple[str, str]]:

@@ -37,10 +37,9 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     run = latest_run(parent)
     if run is None:
         raise DataError(parent, "has no finished run", fix=command)
-    summary = read_json(run / "finished.json", f"{command} --force")
-    command = summary.get("command", command)
-    source = load_source(folder, choice)
-    require_same_inputs(run, summary.get("inputs", {}), source.inputs, command)
+    summary = read_json(run / "finished.json", f"{command} --force", "inputs", "command")
+    command, source = summary["command"], load_source(folder, choice)
+    require_same_inputs(run, summary["inputs"], source.inputs, command)
     config, model = _build(run, choice.model, source, f"{command} --force")
     checkpoints = Checkpoints(run / "checkpoints", command)
     restore(model, checkpoints.load_best().get("model", {}), checkpoints.best, f"{command} --force")

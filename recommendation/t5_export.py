@@ -112,9 +112,10 @@ def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
     log.info("recommendation: initialized from %s", source)
     if not (source / "index.json").is_file():
         return
-    index = read_json(source / "index.json", "an index.json that --export_t5 wrote, or none")
+    fix = "an index.json that --export_t5 wrote, or none"
+    index = read_json(source / "index.json", fix)
     if not isinstance(index, dict):
-        raise ArtifactError(source / "index.json", "is no mapping of raw ids to tokens", fix="delete it")
+        raise ArtifactError(source / "index.json", "is no mapping of raw ids to tokens", fix=fix)
     ours = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
     common = [item for item in ours if item in index]
     others = sum(ours[item] != index[item] for item in common)

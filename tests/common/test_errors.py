@@ -19,6 +19,7 @@ from common.errors import (
     UserError,
     nearest,
     run_command,
+    stop_request,
 )
 
 CODES = {ConfigError: 2, DataError: 3, ArtifactError: 4, ResourceError: 5, TrainingError: 6, LockedError: 7}
@@ -144,6 +145,15 @@ def test_a_signal_ends_a_command_at_once(command, name, code):
     done = command(f"os.kill(os.getpid(), signal.{name})\ntime.sleep(20)\nprint('still here')")
     assert done.returncode == code
     assert (done.stdout, done.stderr) == ("", "error: interrupted. Fix: the same command again continues from here\n")
+
+
+def test_an_interrupted_repetition_is_not_begun_anew(capsys, monkeypatch):
+    def main(argv):
+        raise Interrupted()
+
+    monkeypatch.setattr(stop_request, "signal_number", signal.SIGTERM)
+    assert run_command(main, ["--model=sasrec", "--force"]) == 143
+    assert "Fix: the same command without --force continues from here" in capsys.readouterr().err
 
 
 def test_no_library_can_swallow_an_interruption(command):

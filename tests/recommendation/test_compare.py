@@ -11,7 +11,6 @@ from common.artifacts import load_meta, publish, save_array
 from common.config import resolve
 from common.errors import ConfigError, DataError
 from recommendation.compare import compare
-from recommendation.flags import parse_seeds
 from recommendation.models import DEFAULTS, config_path
 from recommendation.pipeline import Pipeline
 from recommendation.seeds import mean_and_deviation, run_seeds
@@ -163,16 +162,6 @@ def test_mean_and_deviation_by_hand():
                                   {"recall@5": 0.3, "recall@5_stderr": 0.5, "num_targets": 3}])
     assert figures == {"recall@5": {"mean": pytest.approx(0.2), "deviation": pytest.approx(0.02**0.5)}}
     assert mean_and_deviation([{"ndcg@5": 0.1}]) == {"ndcg@5": {"mean": 0.1, "deviation": None}}
-
-
-def test_seeds_by_hand():
-    assert parse_seeds("1,2,30") == [1, 2, 30]
-
-
-@pytest.mark.parametrize("text", ["", "1,,2", "one", "1,1", "-1,2", "1.5"])
-def test_what_is_no_list_of_seeds_is_an_error(text):
-    with pytest.raises(ConfigError, match="--seeds: .*Fix: --seeds 1,2,3"):
-        parse_seeds(text)
 
 
 def test_one_seed_beside_several_is_an_error():

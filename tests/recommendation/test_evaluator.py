@@ -8,6 +8,7 @@ import torch
 
 from common.errors import TrainingError
 from recommendation.evaluator import CUTOFFS, Predictions, by_popularity, metrics, predict
+from recommendation.flags import SELECTABLE
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations, top_items
 
 from .conftest import leave_one_out
@@ -48,6 +49,12 @@ def row_with(target: int, rank: int) -> list[int]:
 
 def test_the_figures_have_their_cutoffs():
     assert CUTOFFS == (1, 5, 10, 20)
+
+
+def test_a_model_can_be_selected_by_every_figure_that_is_better_the_higher():
+    names = [name for name, value in metrics(predictions([row_with(7, 1)], [7]), 200).items()
+             if isinstance(value, float) and not name.endswith(("_stderr", "_share"))]
+    assert sorted(names) == sorted(SELECTABLE)
 
 
 def test_metrics_by_hand():

@@ -285,6 +285,14 @@ def test_other_semantic_ids_than_those_of_the_export_are_said(export, train, cap
     assert "29 of the 30 items have the semantic IDs that they have there" in caplog.text
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "7"])
+def test_an_index_that_is_none_is_told_in_one_line(export, train, content):
+    target, _ = export()
+    (target / "index.json").write_text(content)
+    with pytest.raises(ArtifactError, match="index.json: .* Fix: an index.json that --export_t5 wrote, or none"):
+        train("target", from_t5=target)
+
+
 def test_an_export_replaces_another_one_only_with_force_and_never_anything_else(export):
     target, _ = export()
     with pytest.raises(ConfigError, match="is there already. Fix: --force"):

@@ -1,0 +1,30 @@
+"""What the command line refuses before any data set is looked for."""
+
+import pytest
+
+from common.errors import ConfigError
+from recommendation.flags import parse_seeds
+from recommendation.main import main
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--select_by=ndcg@7"], r"--select_by: 'ndcg@7' is no metric of a recommender. did you mean 'ndcg@.*"),
+    (["--model=popularity", "--select_by=foo"], "--select_by: 'foo' is no metric"),
+    (["--select_by=ndcg@10_stderr"], "is no metric"),
+    (["--seeds="], "--seeds: '' is no list of whole numbers"),
+    (["--seeds=1,99999999999"], "--seeds: .* not from 0 to 2147483647"),
+    (["--filter_seen="], "filter_seen is None"),
+])
+def test_what_can_mean_nothing_is_refused_at_once(words, message):
+    with pytest.raises(ConfigError, match=message):
+        main(["--category=NoSuchDataSet", *words])
+
+
+def test_seeds_by_hand():
+    assert parse_seeds("1,2,30") == [1, 2, 30]
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "one", "1,1", "-1,2", "1.5", "2147483648"])
+def test_what_is_no_list_of_seeds_is_an_error(text):
+    with pytest.raises(ConfigError, match="--seeds: .*Fix: --seeds 1,2,3"):
+        parse_seeds(text)
