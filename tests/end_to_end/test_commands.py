@@ -2,8 +2,10 @@
 
 import json
 
+import duckdb
 import pytest
 
+from tests.brute_force import brute_force, buckets, of_bucket
 from tests.end_to_end.conftest import NUM_ITEMS, NUM_KEPT, NUM_USERS, copy_program
 
 
@@ -23,19 +25,25 @@ def test_the_whole_job_ends_with_the_table_and_titles(whole_run):
     assert "<b>" not in outcome.out
 
 
-def test_predictions_hold_existing_items_once_each_and_give_the_metrics_again(whole_run):
+@pytest.mark.parametrize("variant", ["popularity/no-codes", "markov/no-codes", "encoder_decoder/rqvae-td"])
+def test_predictions_hold_existing_items_once_each_and_give_every_figure_again(whole_run, variant):
     tree, _ = whole_run
-    runs = tree.root / "runs/recommendation/Baby"
-    for variant in ("popularity/no-codes", "markov/no-codes", "encoder_decoder/rqvae-td"):
-        run = runs / variant / (runs / variant / "latest").read_text().strip()
-        rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-        assert len(rows) == NUM_USERS
-        assert all(len(set(row["items"])) == len(row["items"]) == 20 for row in rows)
-        assert {item for row in rows for item in row["items"]} <= {f"{i:010d}" for i in range(NUM_ITEMS)}
-        hits = sum(row["target"] in row["items"][:10] for row in rows)
-        test = json.loads((run / "metrics.json").read_text())["test"]
-        assert test["recall@10"] == pytest.approx(hits / len(rows))
-        assert (test["invalid_share"], test["duplicate_share"]) == (0, 0)
+    parent, data = tree.root / "runs/recommendation/Baby" / variant, tree.root / "data/Baby"
+    run = parent / (parent / "latest").read_text().strip()
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    items, targets = [row["items"] for row in rows], [row["target"] for row in rows]
+    assert len(rows) == NUM_USERS
+    assert all(len(set(row)) == len(row) == 20 for row in items)
+    assert {item for row in items for item in row} <= {f"{i:010d}" for i in range(NUM_ITEMS)}
+    raw_ids, counts = duckdb.sql(f"""
+        SELECT raw_id, count(*) FILTER (split = 'train') FROM '{data}/items.parquet' LEFT JOIN
+        '{data}/interactions.parquet' USING (item) GROUP BY item, raw_id ORDER BY item""").fetchnumpy().values()
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    bucket_of = dict(zip(raw_ids, buckets(counts.tolist()), strict=True))
+    assert test.pop("by_popularity") == {name: pytest.approx(of_bucket(name, items, targets, bucket_of))
+                                         for name in ("cold", "tail", "middle", "head")}
+    assert test == pytest.approx(brute_force(items, targets, NUM_KEPT) | {
+        "num_targets": NUM_USERS, "missing_share": 0, "invalid_share": 0, "duplicate_share": 0})
 
 
 def test_the_recommender_learned_what_the_users_do(whole_run):

@@ -10,6 +10,7 @@ from common.errors import TrainingError
 from recommendation.evaluator import CUTOFFS, Predictions, by_popularity, metrics, predict
 from recommendation.flags import SELECTABLE
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations, top_items
+from tests.brute_force import brute_force
 
 from .conftest import leave_one_out
 
@@ -17,27 +18,6 @@ from .conftest import leave_one_out
 def predictions(items: list[list[int]], targets: list[int]) -> Predictions:
     items = np.array(items)
     return Predictions(np.arange(len(targets)), np.array(targets), items, np.zeros(items.shape))
-
-
-def brute_force(items: list[list[int]], targets: list[int], num_items: int) -> dict:
-    figures: dict = {}
-    for cutoff in (1, 5, 10, 20):
-        of_metric: dict[str, list[float]] = {"recall": [], "hit": [], "ndcg": [], "mrr": []}
-        listed = set()
-        for row, target in zip(items, targets, strict=True):
-            rank = next((place for place, item in enumerate(row, start=1) if item == target), None)
-            found = rank is not None and rank <= cutoff
-            listed.update(item for item in row[:cutoff] if item != -1)
-            of_metric["recall"].append(1.0 if found else 0.0)
-            of_metric["hit"].append(1.0 if found else 0.0)
-            of_metric["ndcg"].append(1 / math.log2(rank + 1) if found else 0.0)
-            of_metric["mrr"].append(1 / rank if found else 0.0)
-        figures[f"coverage@{cutoff}"] = len(listed) / num_items
-        for name, values in of_metric.items():
-            mean = sum(values) / len(values)
-            figures[f"{name}@{cutoff}"] = mean
-            figures[f"{name}@{cutoff}_stderr"] = math.sqrt(sum((v - mean) ** 2 for v in values)) / len(values)
-    return figures
 
 
 def row_with(target: int, rank: int) -> list[int]:
