@@ -352,6 +352,10 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
     fix = f"python quantization/main.py --quantizer_name {quantizer} --dataset_name {folder.name}"
     fix += f" --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "") + folder.root_flag
     path = folder.codes(quantizer, suffix, tag)
+    if not path.exists():
+        there = [other.name.removeprefix(f"{folder.name}.codes-").removesuffix(".npy")
+                 for other in folder.path.glob(f"{folder.name}.codes-*.npy")]
+        raise DataError(path, "not there", nearest(variant(quantizer, suffix, tag), there), fix)
     codes, meta = _load_array(folder, path, np.int32, fix), load_meta(path, fix)
     sizes = np.array(meta.get("codebook_sizes", []))
     if len(sizes) != codes.shape[1] or (codes < 0).any() or (codes >= sizes).any():

@@ -9,7 +9,7 @@ from common.artifacts import DatasetFolder
 from common.checkpoint import Checkpoints, restore
 from common.config import Config, resolve
 from common.device import resolve_device
-from common.errors import ArtifactError, ConfigError, DataError
+from common.errors import ArtifactError, ConfigError, DataError, nearest
 from common.run import latest_run, read_json
 from recommendation.catalogue import Choice, Source, load_source
 from recommendation.models import DEFAULTS, find_class
@@ -32,11 +32,7 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     Raises DataError where there is none, and ArtifactError where interactions or semantic IDs have changed since it
     was trained, or where its configuration or checkpoint is of another version of the model.
     """
-    command = choice.training_command(folder, run_root)
-    parent = choice.runs(run_root, folder.name)
-    run = latest_run(parent)
-    if run is None:
-        raise DataError(parent, "has no finished run", fix=command)
+    run, command = newest_run(folder, run_root, choice), choice.training_command(folder, run_root)
     summary = read_json(run / "finished.json", f"{command} --force", "inputs", "command")
     command, source = summary["command"], load_source(folder, choice)
     require_same_inputs(run, summary["inputs"], source.inputs, command)
@@ -45,6 +41,17 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     restore(model, checkpoints.load_best().get("model", {}), checkpoints.best, f"{command} --force")
     on = resolve_device(device or config["common"]["device"], "--device" if device else config.origins["common.device"])
     return Finished(model.to(on).eval(), config, source.inputs, run, on)
+
+
+def newest_run(folder: DatasetFolder, run_root: Path, choice: Choice) -> Path:
+    """The folder of the newest finished run. Raises DataError, naming the nearest other choice, where there is none."""
+    parent = choice.runs(run_root, folder.name)
+    run = latest_run(parent)
+    if run is None:
+        others = {path.parent.parent.name for path in parent.parent.glob("*/*/finished.json")}
+        raise DataError(parent, "has no finished run", nearest(parent.name, sorted(others)) if others else "",
+                        choice.training_command(folder, run_root))
+    return run
 
 
 def require_same_inputs(run: Path, recorded: dict[str, str], there: dict[str, str], command: str) -> None:

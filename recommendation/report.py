@@ -10,12 +10,12 @@ import numpy as np
 from common.artifacts import DatasetFolder, load_items, write_text
 from common.cli import Parser, add_shared_flags, add_variant_flags, parse
 from common.errors import DataError, run_command
-from common.run import latest_run, log_to_console
+from common.run import log_to_console
 from common.tables import markdown
 from recommendation.catalogue import Choice, load_source
 from recommendation.compare import read_run
 from recommendation.dataset import Sequences
-from recommendation.loading import require_same_inputs
+from recommendation.loading import newest_run, require_same_inputs
 from recommendation.models import names
 
 log = logging.getLogger(__name__)
@@ -48,12 +48,10 @@ def report(folder: DatasetFolder, run_root: Path, choices: list[Choice]) -> str:
     """
     runs, finished = {}, {}
     for choice in choices:
-        parent, command = choice.runs(run_root, folder.name), choice.training_command(folder, run_root)
-        run = latest_run(parent)
-        if run is None:
-            raise DataError(parent, "has no finished run", fix=command)
+        run = newest_run(folder, run_root, choice)
         runs[choice.model], finished[choice.model] = run, read_run(run)
-        require_same_inputs(run, finished[choice.model].inputs, load_source(folder, choice).inputs, command)
+        require_same_inputs(run, finished[choice.model].inputs, load_source(folder, choice).inputs,
+                            choice.training_command(folder, run_root))
     if len({run.filter_seen for run in finished.values()}) > 1:
         raise DataError(run_root, "the newest runs were tested by different rules", ", ".join(
             f"{model}: filter_seen {str(run.filter_seen).lower()}" for model, run in finished.items()),

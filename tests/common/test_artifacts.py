@@ -57,6 +57,12 @@ def test_codes_that_are_not_there_name_the_command(folder):
         load_codes(folder, "vq", "td", "small")
 
 
+def test_codes_that_are_not_there_name_those_that_are(folder):
+    save_codes(folder, [[0, 1], [3, 0], [0, 0]])
+    with pytest.raises(DataError, match=r"codes-vp-td.npy: not there. did you mean 'vq-td'\? Fix"):
+        load_codes(folder, "vp", "td", None)
+
+
 @pytest.mark.parametrize(("codes", "message"), [
     ([[0, 1], [3, 0], [0, 1]], "gives several items the same semantic ID"),
     ([[0, 1], [4, 0], [0, 0]], "has codes outside its codebooks"),

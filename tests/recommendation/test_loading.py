@@ -54,6 +54,12 @@ def test_where_no_run_is_finished_the_error_has_the_command(train):
                                       f"--run_root {trained.run_root} --data_root {trained.folder.data_root}")
 
 
+def test_where_no_run_is_finished_the_error_names_the_semantic_ids_that_have_one(train):
+    trained = train("encoder_decoder")
+    with pytest.raises(DataError, match=r"rqave-td: has no finished run. did you mean 'rqvae-td'\? Fix"):
+        load_recommender(trained.folder, trained.run_root, Choice("encoder_decoder", "rqave"))
+
+
 def test_the_command_names_the_semantic_ids_that_are_not_the_default(tmp_path, train):
     folder = train("markov").folder
     command = Choice("encoder_decoder", "pq", "image", "small").training_command(folder, tmp_path)
