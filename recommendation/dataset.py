@@ -106,7 +106,7 @@ class TrainingBatches:
                             "a lower --min_user_interactions keeps no more of them; use a larger data set")
         self.num_batches = -(-len(self.targets) // batch_size)
         if unit == "sequence":  # a stretch is not divided, so there are no more batches than the fewest stretches
-            num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]
+            num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]  # (U,) of each user
             self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
         self._epoch, self._batches = -1, []
 
@@ -149,11 +149,15 @@ class TrainingBatches:
         return Batch(np.maximum(self.sequences.first[self.targets], self.targets - self.max_history), self.targets + 1)
 
     def _stretches(self, rng: np.random.Generator) -> Batch:
-        """Stretches of at most `max_history` targets and the item before them; cut at other places each epoch."""
+        """Stretches of at most `max_history` targets and the item before them.
+
+        A user with more of them is cut, at other places each epoch; the others are whole.
+        """
         first = self.sequences.first[self.targets]
         new_user = np.r_[True, first[1:] != first[:-1]]
         user = np.cumsum(new_user) - 1
-        shift = rng.integers(self.max_history, size=user[-1] + 1)[user]
+        num_targets = np.bincount(user)
+        shift = np.where(num_targets > self.max_history, rng.integers(self.max_history, size=len(num_targets)), 0)[user]
         piece = (self.targets - first - 1 + shift) // self.max_history
         border = np.flatnonzero(new_user | np.r_[True, piece[1:] != piece[:-1]])
         return Batch(self.targets[border] - 1, self.targets[np.r_[border[1:], len(piece)] - 1] + 1)

@@ -189,6 +189,16 @@ def test_stretches_are_cut_at_other_places_each_epoch(long_histories):
     assert set(begun) == set(range(57))
 
 
+def test_a_user_who_fits_is_never_cut():
+    mixed = [list(range(12)), list(range(100, 113)), list(range(200, 205))]  # 9, 10 and 2 training targets
+    batches = TrainingBatches(leave_one_out(mixed), "sequence", batch_size=4, max_history=9, seed=0)
+    for epoch in range(30):
+        rows = [row for batch in rows_of(batches, epoch) for row in batch]
+        assert list(range(10)) in rows
+        assert list(range(200, 203)) in rows
+        assert len(rows) == 4  # the second user has one target too many
+
+
 @pytest.mark.parametrize("unit", ["target", "sequence"])
 def test_batches_are_a_function_of_seed_and_epoch(long_histories, unit):
     def epoch_of(seed: int, epoch: int):
