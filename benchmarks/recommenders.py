@@ -73,11 +73,20 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
         seconds = time.monotonic() - begun
         run = Path(re.search(r"recommendation: wrote (.+)", done.stdout)[1])
         result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        by_epoch = curve(run / "metrics.jsonl")
     splits = ("valid",) if key["trial"] else ("valid", "test")
     return {**key, **made_with, "seconds": round(seconds),
             "num_parameters": result["num_parameters"], "best_epoch": result["best_epoch"],
             **{split: {name: round(result[split][name], 4) for name in FIGURES if name in result[split]}
-               for split in splits}}
+               for split in splits}, **({"curve": by_epoch} if by_epoch else {})}
+
+
+def curve(path: Path) -> dict[str, dict[int, float]]:
+    """The validation figures by epoch: `ndcg@10 -> epoch -> value`; nothing of a model that fits in one call."""
+    epochs = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else []
+    measured = [(line["epoch"], line["metrics"]) for line in epochs if "metrics" in line]
+    return {name: {epoch: round(metrics[name], 4) for epoch, metrics in measured}
+            for name in ("ndcg@10", "recall@10") if measured}
 
 
 def identity(run: dict) -> dict:
