@@ -61,4 +61,5 @@ class Trainer:
             task = RecommenderTask(self.model, self.sequences, params, seed, self.config.name)
             best = TrainingLoop(task, self.run, params, seed).train()
         self.model.eval()
+        self.model.prepare()
         return best

@@ -54,6 +54,12 @@ class AbstractRecommender(nn.Module, ABC):
         """A vector for every item, (N, D), that says what follows what; None if the model has none."""
         return None
 
+    def prepare(self) -> None:
+        """Build what makes recommending faster, such as an index, out of weights that will not change any more.
+
+        Called before the test and before use; while a model is trained, its validation does without.
+        """
+
     def properties(self) -> dict:
         """What metrics.json records of the model beside its figures: words that a reader of the run should know."""
         return {}
@@ -95,13 +101,17 @@ def top_items(scores: Tensor, top_k: int) -> Recommendations:
     if open_end.any():
         values, order = scores[open_end].sort(dim=1, descending=True, stable=True)
         best[open_end], items[open_end] = values[:, :k], order[:, :k]
+    return in_order(items, best, top_k)
+
+
+def in_order(items: Tensor, scores: Tensor, top_k: int) -> Recommendations:
+    """The best of some items with their scores, (B, any number); among equals the smaller item id.
+
+    Item -1 with score -inf is no item, and fills up where there are too few.
+    """
     items, by_id = items.sort(dim=1)
-    best, by_score = best.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-    return filled_up(items.gather(1, by_score), best, top_k)
-
-
-def filled_up(items: Tensor, scores: Tensor, top_k: int) -> Recommendations:
-    """The first `top_k` of sorted items and scores (B, any number); item -1 with score -inf where there are fewer."""
+    scores, by_score = scores.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+    items = items.gather(1, by_score)
     missing = (len(items), max(top_k - items.shape[1], 0))
     return Recommendations(torch.cat([items, items.new_full(missing, -1)], dim=1)[:, :top_k],
                            torch.cat([scores, scores.new_full(missing, float("-inf"))], dim=1)[:, :top_k])

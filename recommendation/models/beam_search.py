@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .abstract_model import Recommendations, filled_up, top_items
+from .abstract_model import Recommendations, in_order, top_items
 from .trie import Trie
 
 # B batch, K beams, C codebook size of a level, J most children of a level's nodes, P nodes of a level, N items
@@ -44,7 +44,7 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
         scores, best = candidates.scores.topk(min(num_beams, candidates.scores.shape[1]), dim=1)
         beams = Beams(scores, *(part.gather(1, best) for part in candidates[1:]))
     items = trie.items_of(beams.nodes).masked_fill(beams.scores == float("-inf"), -1)
-    return filled_up(items, beams.scores, top_k)
+    return in_order(items, beams.scores, top_k)
 
 
 def _continue(step: Step, trie: Trie, level: int, beams: Beams, existing_only: bool) -> Beams:

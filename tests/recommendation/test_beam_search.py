@@ -109,6 +109,15 @@ def test_with_a_beam_for_every_item_the_search_is_exact(case):
         assert np.allclose([exact[item] for item in result.items[user].tolist()], result.scores[user])
 
 
+def test_of_equally_likely_items_the_smaller_id_comes_first():
+    codes = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
+    even = [np.log(np.full((1, 2), 0.5))] * 2
+    for existing_only in (False, True):
+        assert search(codes, [2, 2], even, 4, 4, existing_only).items.tolist() == [[0, 1, 2, 3]]
+        assert exact_search(unconditional(even), Trie(codes, [2, 2]), 1, 4, existing_only).items.tolist() == [
+            [0, 1, 2, 3]]
+
+
 @given(searches(), st.integers(1, 6))
 def test_k_beams_find_k_different_items_if_there_are_as_many(case, num_beams):
     codes, sizes, log_probs = case

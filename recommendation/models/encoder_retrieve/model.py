@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, filled_up, top_items
+from common.progress import Progress
+
+from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, in_order, top_items
 from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
 from ..params import Params
 
@@ -23,7 +25,9 @@ class EncoderRetrieve(AbstractRecommender):
     codebook`, RPG's loss, each code has a probability among its level's, and learns by itself. With `existing` the
     sums become one softmax over the items that there are, which takes (targets, N) scores a step: for catalogues of
     up to some hundred thousand items. `scoring: exact` scores the whole catalogue. `graph` walks a graph that joins
-    items of similar codewords, from random items and those of the history, and scores what it meets.
+    items of similar codewords, from random items and the newest of the history, and scores what it meets: at most
+    `num_beams * num_neighbours` items a hop. Building it takes L * N^2 additions, once, when the model is trained;
+    until then everything is scored.
     """
 
     training_unit: Literal["sequence"] = "sequence"
@@ -57,7 +61,7 @@ class EncoderRetrieve(AbstractRecommender):
         self.register_buffer("rows", rows, persistent=False)                                        # (N, L)
         exists = torch.arange(self.num_codes) < torch.tensor(sizes).unsqueeze(1)
         self.register_buffer("exists", exists, persistent=False)                                    # (L, C)
-        self.graph: Tensor | None = None                                                            # (N, G)
+        self.graph: Tensor | None = None  # (N, G), if one is walked
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
         """Mean cross-entropy of every item behind a window's first, or of all of its codes."""
@@ -103,7 +107,7 @@ class EncoderRetrieve(AbstractRecommender):
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
         logits, of_items = self._logits(last), self.normalize_over == "existing"
         values = (logits if of_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
-        if self.scoring == "graph":
+        if self.graph is not None:
             return self._walk(values, histories, top_k)
         scores = self._sum_over_codes(values)
         return top_items(scores.log_softmax(dim=1) if of_items else scores, top_k)
@@ -113,9 +117,10 @@ class EncoderRetrieve(AbstractRecommender):
         return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
 
     def _walk(self, values: Tensor, histories: Windows, top_k: int) -> Recommendations:
-        """The best items that a few hops through the graph meet, the best so far going on at each."""
-        if self.graph is None:
-            self.graph = self._build_graph()
+        """The best items that a few hops through the graph meet, the best so far going on at each.
+
+        Over existing IDs their scores are sums of logits: log-probabilities would take all items' scores.
+        """
         num_beams = min(max(self.num_beams, top_k), len(self.rows))
         beams = self._starts(histories, num_beams)
         for _ in range(self.num_hops + 1):
@@ -124,15 +129,21 @@ class EncoderRetrieve(AbstractRecommender):
             scores = values.gather(1, self.rows[met].flatten(1)).unflatten(1, (-1, self.num_levels)).sum(dim=2)
             best = scores.masked_fill(again, float("-inf")).topk(min(num_beams, met.shape[1]), dim=1)
             beams = met.gather(1, best.indices)
-        return filled_up(beams.masked_fill(best.values == float("-inf"), -1), best.values, top_k)
+        return in_order(beams.masked_fill(best.values == float("-inf"), -1), best.values, top_k)
 
     def _starts(self, histories: Windows, num_beams: int) -> Tensor:
-        """The items of the history, and random ones, the same for everybody."""
+        """The newest items of the history, and random ones, the same for everybody."""
         generator = torch.Generator().manual_seed(0)
         random = torch.randperm(len(self.rows), generator=generator)[:num_beams].to(histories.items.device)
-        own = histories.items[:, :num_beams]
-        own = torch.where(own == PADDING, random[: own.shape[1]], own)
+        place = torch.arange(min(num_beams, histories.items.shape[1]), device=random.device)
+        newest = (histories.lengths.unsqueeze(1) - 1 - place).clamp(min=0)
+        own = torch.where(place < histories.lengths.unsqueeze(1), histories.items.gather(1, newest),
+                          random[: len(place)])
         return torch.cat([own, random.expand(len(own), -1)], dim=1)
+
+    def prepare(self) -> None:
+        if self.scoring == "graph":
+            self.graph = self._build_graph()
 
     @torch.no_grad()
     def _build_graph(self) -> Tensor:
@@ -141,10 +152,10 @@ class EncoderRetrieve(AbstractRecommender):
         similar = directions @ directions.transpose(1, 2)                          # (L, C, C)
         codes = self.rows - torch.arange(self.num_levels, device=self.rows.device) * self.num_codes
         level = torch.arange(self.num_levels, device=self.rows.device)
-        chunk = max(ROW_BYTES // (4 * len(self.rows)), 1)
-        return torch.cat([self._sum_over_codes(similar[level, part].flatten(1)).topk(self.num_neighbours, dim=1).indices
-                          for part in codes.split(chunk)])
-
-    def train(self, mode: bool = True) -> "EncoderRetrieve":
-        self.graph = None  # the codewords move
-        return super().train(mode)
+        neighbours = []
+        with Progress("graph of similar items", len(codes), "items") as progress:
+            for part in codes.split(max(ROW_BYTES // (4 * len(codes)), 1)):
+                scores = self._sum_over_codes(similar[level, part].flatten(1))
+                neighbours.append(scores.topk(self.num_neighbours, dim=1).indices)
+                progress.update(len(part))
+        return torch.cat(neighbours)
