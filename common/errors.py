@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -80,7 +81,8 @@ class StopRequest:
     """SIGINT and SIGTERM: at once, or, inside `with stop_request:`, when the loop in there asks.
 
     A loop that defers a stop must ask `requested` regularly, save its state and raise Interrupted.
-    A second signal does not wait for it.
+    A second signal does not wait for it. What takes long in the loop and has nothing to save goes
+    into `with stop_request.at_once():`.
     """
 
     def __init__(self):
@@ -94,6 +96,16 @@ class StopRequest:
     @property
     def requested(self) -> bool:
         return self.signal_number != 0
+
+    @contextmanager
+    def at_once(self):
+        deferred, self._deferred = self._deferred, False
+        try:
+            if self.requested:
+                raise Interrupted()
+            yield
+        finally:
+            self._deferred = deferred
 
     def _receive(self, number: int, frame: object) -> None:
         again, self.signal_number = self.requested, number

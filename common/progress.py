@@ -11,9 +11,12 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Counts `total` units of work; `update` may carry figures to show (such as the best metric so far)."""
+    """Counts `total` units of work; `update` may carry figures to show (such as the best metric so far).
 
-    def __init__(self, description: str, total: int, unit: str = "it", initial: int = 0):
+    On a terminal its bar stays when it is done, or is wiped out if not `kept`: for what comes again and again.
+    """
+
+    def __init__(self, description: str, total: int, unit: str = "it", initial: int = 0, kept: bool = True):
         self.description, self.total, self.unit = description, total, unit
         self.done = self.initial = initial
         self.start = time.monotonic()
@@ -22,7 +25,7 @@ class Progress:
         self.bar = None
         self.shown = is_main()  # one process of several shows it
         if self.shown and sys.stderr.isatty():
-            self.bar = tqdm(desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True,
+            self.bar = tqdm(desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True, leave=kept,
                             unit_scale=unit == "B")
 
     def update(self, count: int = 1, **figures: object) -> None:

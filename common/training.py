@@ -164,7 +164,7 @@ class TrainingLoop:
     def _evaluate(self) -> dict:
         """Measure, and keep the model if it is the best so far; lose patience if it has not been for long."""
         self.task.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), stop_request.at_once():  # it may take minutes, and a continued run repeats it
             metrics = self.task.evaluate()
         name, sign = self.params["select_by"], -1 if self.params["select_mode"] == "min" else 1
         if not isinstance(metrics.get(name), float):

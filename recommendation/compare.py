@@ -188,9 +188,9 @@ def _users_per_second(runs: list[FinishedRun]) -> float | None:
 
 def cell(tests: list[dict], name: str) -> str:
     """A figure with its uncertainty: over the seeds if there are several, else over the users if it is known."""
-    if name not in tests[0]:
+    figure = mean_and_deviation(tests).get(name)
+    if figure is None:
         return ""
-    figure = mean_and_deviation(tests)[name]
     if figure["deviation"] is not None:
         return f"{figure['mean']:.4f} ± {figure['deviation']:.4f}"
     error = tests[0].get(f"{name}_stderr")

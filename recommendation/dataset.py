@@ -41,6 +41,10 @@ class Sequences:
         of_split = self.split == SPLITS.index(split)
         return np.flatnonzero(of_split & (self.first < np.arange(len(self.item))))
 
+    def num_without_history(self, split: str) -> int:
+        """The events of a split that nothing lies before, about which no recommender is asked."""
+        return int((self.split == SPLITS.index(split)).sum()) - len(self.positions(split))
+
     def training_sequences(self) -> list[Tensor]:
         """`[items, offsets]` of the training events alone, for models that fit in one call."""
         train = self.split == SPLITS.index("train")

@@ -8,14 +8,16 @@ from common.cli import (
     add_config_flags,
     add_shared_flags,
     add_variant_flags,
+    given_flags,
     help_with_keys,
     refuse_ignored,
     value_of,
 )
 from common.config import BOUNDS, Config
 from common.errors import ConfigError, nearest
-from recommendation.models import DEFAULTS, config_path, names
+from recommendation.models import DEFAULTS, FLOORS, config_path, names
 
+READ_BY_FLOORS = ("top_k", "filter_seen", "eval_batch_size")  # of training_params
 # What a model can be selected by: figures of evaluator.py, which would bring torch along.
 SELECTABLE = [f"{metric}@{k}" for metric in ("recall", "hit", "ndcg", "mrr", "coverage") for k in (1, 5, 10, 20)]
 
@@ -44,12 +46,15 @@ def make_parser(argv: list[str]) -> Parser:
     return parser
 
 
-def refuse_what_nobody_reads(args: argparse.Namespace) -> None:
+def refuse_what_nobody_reads(args: argparse.Namespace, parser: Parser) -> None:
     """Raise ConfigError for what only training reads, or a second action, beside --compare and the exports."""
     training, as_it_is = ("config", "seeds", "filter_seen", "from_t5"), "it takes the newest finished run as it is"
     if args.compare:
         refuse_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
                        "it shows every finished run")
+        if one := given_flags(parser, args, ("model", "quantizer_name", "embedding_suffix", "tag")):
+            raise ConfigError("--compare", f"{one[0]} does not go with it", "it shows every finished run",
+                              f"leave out {' '.join(one)}")
     elif args.export_item_embeddings:
         refuse_ignored(args, "--export_item_embeddings", (*training, "export_t5"), as_it_is,
                        keys=("device", "common.device"))
@@ -57,12 +62,19 @@ def refuse_what_nobody_reads(args: argparse.Namespace) -> None:
         refuse_ignored(args, "--export_t5", training, as_it_is)
 
 
-def check_selection(config: Config) -> None:
-    """Raise ConfigError for a `select_by` that is no metric of a recommender."""
+def check_training(config: Config, seeds: str | None) -> None:
+    """Raise ConfigError for a `select_by` that is no metric, two ways to give seeds, or what a floor does not read."""
     name, where = config.training_params["select_by"], config.origins[f"{config.name}.training_params.select_by"]
     if name not in SELECTABLE:
         raise ConfigError(where, f"{name!r} is no metric of a recommender", nearest(name, SELECTABLE),
                           "recall, hit, ndcg, mrr or coverage at 1, 5, 10 or 20")
+    if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
+        raise ConfigError("--seeds", f"stands beside {seed}", fix="leave one of them out")
+    for key in config.training_params if config.name in FLOORS else ():
+        where = config.origins[f"{config.name}.training_params.{key}"]
+        if key not in READ_BY_FLOORS and not where.startswith(f"{DEFAULTS}:"):
+            raise ConfigError(where, f"{config.name} does not read {key}", "it is counted, not trained by gradient",
+                              "leave it out")
 
 
 def overrides(args) -> list[tuple[str, str]]:

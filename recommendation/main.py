@@ -12,19 +12,20 @@ def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
     from common.cli import check_name, command_line, parse
     from common.config import resolve
-    from recommendation.flags import check_selection, make_parser, overrides, parse_seeds, refuse_what_nobody_reads
+    from recommendation.flags import check_training, make_parser, overrides, parse_seeds, refuse_what_nobody_reads
     from recommendation.models import DEFAULTS, config_path
     from recommendation.t5_export import check_t5_flags
 
-    args = parse(make_parser(argv), argv, open_ended=True)
+    parser = make_parser(argv)
+    args = parse(parser, argv, open_ended=True)
     for flag in ("quantizer_name", "export_item_embeddings"):
         check_name(f"--{flag}", getattr(args, flag))
     config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, overrides(args), args.flags)
-    check_selection(config)
+    check_training(config, args.seeds)
     if args.seeds is not None:
         args.seeds = parse_seeds(args.seeds)
     check_t5_flags(args)
-    refuse_what_nobody_reads(args)
+    refuse_what_nobody_reads(args, parser)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 

@@ -56,6 +56,7 @@ class Pipeline:
                 predictions = self._test(model, sequences)
             num_items = self.catalogue.num_items
             test = metrics(predictions, num_items)
+            test["num_without_history"] = sequences.num_without_history("test")
             test["by_popularity"] = by_popularity(predictions, sequences.training_counts(num_items))
             result = {"valid": best.metrics, "test": test, "best_epoch": best.epoch,
                       "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(),
@@ -68,6 +69,9 @@ class Pipeline:
         return result
 
     def _say_what_is_missing(self, test: dict) -> None:
+        if test["num_without_history"]:
+            log.warning("recommendation: left out: %d test events of users of whom nothing is known before",
+                        test["num_without_history"])
         if test["missing_share"]:
             log.warning("recommendation: %.2f%% of the places in the lists are empty: the catalogue has %d items, and "
                         "the lists %d places%s", 100 * test["missing_share"], self.catalogue.num_items,
@@ -93,7 +97,7 @@ class Pipeline:
 
     def _test(self, model: AbstractRecommender, sequences: Sequences) -> Predictions:
         """The one place where test events are read."""
-        with Progress(f"test {self.config.name}", len(sequences.positions("test")), "users") as progress:
+        with Progress(f"test {self.config.name}", len(sequences.positions("test")), "targets") as progress:
             return predict(model, sequences, "test", self.config.training_params, progress)
 
     def _write_predictions(self, predictions: Predictions, sequences: Sequences) -> None:

@@ -60,7 +60,7 @@ def report(folder: DatasetFolder, run_root: Path, choices: list[Choice]) -> str:
     first, last = choices[0].model, choices[-1].model
     rule = "items of the history filtered" if finished[first].filter_seen else "nothing filtered"
     heading = (f"{folder.name}: test split, whole catalogue, item ids, {rule} "
-               f"({rows[first]['test']['num_targets']} users; in brackets the standard error)")
+               f"({rows[first]['test']['num_targets']} targets; in brackets the standard error)")
     return "\n".join([heading, "", table(rows), "", examples(folder, runs[last], last)])
 
 

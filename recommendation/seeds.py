@@ -6,7 +6,6 @@ import numpy as np
 
 from common.artifacts import write_text
 from common.config import Config
-from common.errors import ConfigError
 from recommendation.pipeline import Pipeline
 
 
@@ -15,8 +14,6 @@ def run_seeds(config: Config, seeds: list[int], make_pipeline, force: bool) -> d
 
     `make_pipeline()` gives the pipeline of `config` as it stands.
     """
-    if config.origins["common.seed"].startswith("--"):
-        raise ConfigError("--seeds", f"stands beside {config.origins['common.seed']}", fix="leave one of them out")
     runs, pipeline = {}, None
     for seed in seeds:
         config["common"]["seed"] = seed
@@ -29,7 +26,8 @@ def run_seeds(config: Config, seeds: list[int], make_pipeline, force: bool) -> d
 
 def mean_and_deviation(figures: list[dict]) -> dict[str, dict[str, float | None]]:
     """`metric -> {mean, deviation}` over seeds; the sample's standard deviation, None for a single seed."""
-    names = [name for name, value in figures[0].items() if isinstance(value, float) and not name.endswith("_stderr")]
+    names = [name for name, value in figures[0].items() if isinstance(value, float) and not name.endswith("_stderr")
+             and all(name in of_seed for of_seed in figures)]
     values = {name: np.array([run[name] for run in figures]) for name in names}
     return {name: {"mean": float(value.mean()), "deviation": float(value.std(ddof=1)) if len(value) > 1 else None}
             for name, value in values.items()}

@@ -5,12 +5,19 @@ from torch import Tensor
 from common.checkpoint import Checkpoints
 from common.config import Config
 from common.data_parallel import data_parallel, part_of_batch
+from common.progress import Progress
 from common.run import Run
 from common.training import Best, TrainingLoop, make_optimizer, optimize
 from recommendation.dataset import Sequences, TrainingBatches
 from recommendation.evaluator import metrics, predict
 from recommendation.loss import loss_function
 from recommendation.models.abstract_model import AbstractRecommender
+
+
+def validate(model: AbstractRecommender, sequences: Sequences, params: dict, name: str) -> dict:
+    """The metrics of the validation events."""
+    with Progress(f"validate {name}", len(sequences.positions("valid")), "targets", kept=False) as progress:
+        return metrics(predict(model, sequences, "valid", params, progress), model.catalogue.num_items)
 
 
 class RecommenderTask:
@@ -36,7 +43,7 @@ class RecommenderTask:
         """Nothing to do between epochs."""
 
     def evaluate(self) -> dict:
-        return metrics(predict(self.model, self.sequences, "valid", self.params), self.model.catalogue.num_items)
+        return validate(self.model, self.sequences, self.params, self.name)
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
         """The users of the batch."""
@@ -54,7 +61,7 @@ class Trainer:
         params, seed = self.config.training_params, self.config["common"]["seed"]
         if self.model.fit(self.sequences.training_sequences()):
             self.model.eval()
-            figures = metrics(predict(self.model, self.sequences, "valid", params), self.model.catalogue.num_items)
+            figures = validate(self.model, self.sequences, params, self.config.name)
             Checkpoints(self.run.checkpoints, self.run.command).save_best({"model": self.model.state_dict()})
             best = Best(0, figures[params["select_by"]], figures)
         else:

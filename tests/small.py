@@ -8,7 +8,8 @@ from common.config import Config, resolve
 def small_config(name: str, model_yaml: Path, defaults_yaml: Path, sizes: dict[str, object]) -> Config:
     """The model's own configuration with each of `sizes` that is one of its keys."""
     plain = resolve(name, model_yaml, defaults_yaml, [])
-    sections = {"training_params": plain.training_params, "model_params": plain[name]["model_params"]}
-    overrides = [(f"{name}.{section}.{key}", str(value)) for section, params in sections.items()
+    sections = {"common": plain["common"], f"{name}.training_params": plain.training_params,
+                f"{name}.model_params": plain[name]["model_params"]}
+    overrides = [(f"{section}.{key}", str(value)) for section, params in sections.items()
                  for key, value in sizes.items() if key in params]
     return resolve(name, model_yaml, defaults_yaml, overrides)

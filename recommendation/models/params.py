@@ -23,6 +23,13 @@ class Params:
             self._refuse(key, "it must be a whole number of at least 1")
         return value
 
+    def heads(self) -> tuple[int, int]:
+        """`d_model` and `num_heads`, which part it evenly."""
+        width, num_heads = self.count("d_model"), self.count("num_heads")
+        if width % num_heads:
+            self._refuse("num_heads", f"it must divide d_model, {width}")
+        return width, num_heads
+
     def share(self, key: str) -> float:
         """A number from 0 to below 1, such as a dropout rate."""
         value = self.values[key]

@@ -185,6 +185,19 @@ def test_a_second_signal_does_not_wait_for_the_loop(command):
     assert (done.returncode, done.stdout) == (130, "before: True\n")
 
 
+def test_a_part_of_the_loop_may_be_left_at_once(command):
+    done = command("with stop_request:\n    with stop_request.at_once():\n"
+                   "        os.kill(os.getpid(), signal.SIGTERM)\n        print('not reached')\n")
+    assert (done.returncode, done.stdout) == (143, "")
+    request = StopRequest()
+    with request:
+        with request.at_once():
+            pass
+        request._receive(signal.SIGTERM, None)  # deferred again
+        with pytest.raises(Interrupted), request.at_once():
+            pass
+
+
 def test_after_the_loop_a_signal_counts_at_once_again():
     request = StopRequest()
     with request:

@@ -53,6 +53,13 @@ def test_where_nothing_is_done_yet_the_eta_is_unknown(capsys, clock):
     assert "0/2 it (0 %), 0.0 it/s, ETA ?" in capsys.readouterr().err
 
 
+def test_a_bar_that_is_not_kept_is_wiped_out(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress("validate", 4, kept=False) as bar:
+        bar.update(4)
+    assert capsys.readouterr().err.rsplit("\r", 2)[1].strip() == ""
+
+
 def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Progress("train", 4, "steps", initial=1) as bar:

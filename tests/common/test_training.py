@@ -177,6 +177,23 @@ def test_a_run_interrupted_at_every_step_ends_with_the_same_bytes(start, tmp_pat
     assert results(tmp_path) == undisturbed
 
 
+def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(start, tmp_path, undisturbed, monkeypatch):
+    evaluate = Tiny.evaluate
+
+    def stop_and_evaluate(task):
+        if len(task.evaluated) == 1:
+            stop_request._receive(signal.SIGTERM, None)
+        return evaluate(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tiny, "evaluate", stop_and_evaluate)
+        with pytest.raises(Interrupted):
+            start()
+    assert len(records(tmp_path)) == 3  # the fourth epoch is the second to be measured
+    start()
+    assert results(tmp_path) == undisturbed
+
+
 @pytest.mark.parametrize("evaluation", [1, 2])
 def test_a_run_interrupted_while_it_is_measured_ends_with_the_same_bytes(start, tmp_path, undisturbed, monkeypatch,
                                                                          evaluation):

@@ -32,6 +32,11 @@ SMALL = {
 }
 
 
+def small_sizes(name: str) -> dict[str, str]:
+    """`SMALL` for a recommender: three heads of width 4 are not the width of 16, which two models part evenly."""
+    return SMALL | ({"num_heads": "2"} if name in ("sasrec", "encoder_retrieve") else {})
+
+
 def random_codes(num_items: int, sizes: list[int], seed: int = 0) -> torch.Tensor:
     """Distinct codes (N, L), spread at random over all that there could be."""
     numbers = np.random.default_rng(seed).permutation(int(np.prod(sizes)))[:num_items]
@@ -69,7 +74,7 @@ def sequences() -> Sequences:
 def make_config():
     """name, key=value, ... -> Config, small wherever the recommender's YAML or the defaults have a key of `SMALL`."""
     def make(name: str, **own: object) -> Config:
-        return small_config(name, config_path(name), DEFAULTS, SMALL | own)
+        return small_config(name, config_path(name), DEFAULTS, small_sizes(name) | own)
 
     return make
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from common.artifacts import load_meta, publish, save_array
-from common.config import resolve
-from common.errors import ConfigError, DataError
-from recommendation.compare import compare
+from common.errors import DataError
+from recommendation.compare import cell, compare
 from recommendation.models import DEFAULTS, config_path
 from recommendation.pipeline import Pipeline
 from recommendation.seeds import mean_and_deviation, run_seeds
+from tests.small import small_config
 
-from .conftest import SMALL
+from .conftest import small_sizes
 from .test_pipeline import HISTORIES, write_data
 
 
@@ -35,10 +35,7 @@ def shop(tmp_path):
 
 
 def config(name: str, **own: object):
-    path = config_path(name)
-    known = path.read_text() + DEFAULTS.read_text()
-    return resolve(name, path, DEFAULTS, [(key, str(value)) for key, value in (SMALL | own).items()
-                                          if f" {key}:" in known])
+    return small_config(name, config_path(name), DEFAULTS, small_sizes(name) | own)
 
 
 def rows_of(folder, runs) -> list[dict]:
@@ -164,6 +161,7 @@ def test_mean_and_deviation_by_hand():
     assert mean_and_deviation([{"ndcg@5": 0.1}]) == {"ndcg@5": {"mean": 0.1, "deviation": None}}
 
 
-def test_one_seed_beside_several_is_an_error():
-    with pytest.raises(ConfigError, match="--seeds: stands beside --seed"):
-        run_seeds(config("sasrec", seed=4), [1, 2], None, force=False)
+def test_a_figure_that_a_seed_lacks_is_left_out_of_the_table():
+    older, newer = {"ndcg@10": 0.1}, {"ndcg@10": 0.3, "mrr@20": 0.2}
+    assert list(mean_and_deviation([newer, older])) == ["ndcg@10"]
+    assert cell([newer, older], "mrr@20") == cell([older, newer], "mrr@20") == ""

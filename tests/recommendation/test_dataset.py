@@ -26,6 +26,11 @@ def test_positions_are_the_events_of_a_split_that_have_a_history():
     assert sequences.positions("test").tolist() == [4, 10]
 
 
+def test_events_that_nothing_lies_before_are_counted():
+    sequences = Sequences(np.arange(6), np.array([0, 0, 1, 2, 2, 3]), np.array([0, 2, 2, 1, 2, 0], dtype=np.int8))
+    assert [sequences.num_without_history(split) for split in ("train", "valid", "test")] == [2, 1, 1]
+
+
 def test_a_history_is_what_the_user_did_before_the_newest_behind():
     sequences = leave_one_out(HISTORIES)
     histories = sequences.histories(np.array([4, 6, 9, 10]), max_history=10)

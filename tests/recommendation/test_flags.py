@@ -14,6 +14,12 @@ from recommendation.main import main
     (["--seeds="], "--seeds: '' is no list of whole numbers"),
     (["--seeds=1,99999999999"], "--seeds: .* not from 0 to 2147483647"),
     (["--filter_seen="], "filter_seen is None"),
+    (["--seeds=1,2", "--seed=3"], "--seeds: stands beside --seed"),
+    (["--model=popularity", "--lr=1"], "--lr: popularity does not read lr"),
+    (["--model=markov", "--max_history=5"], "--max_history: markov does not read max_history"),
+    (["--compare", "--model=sasrec"], "--compare: --model=sasrec does not go with it.*leave out --model=sasrec$"),
+    (["--compare", "--tag=small", "--quantizer_name=opq"], "leave out --quantizer_name=opq --tag=small$"),
+    (["--model=markov", "--top_k=30", "--filter_seen", "--seed=1", "--device=cpu"], "there is no such data set"),
 ])
 def test_what_can_mean_nothing_is_refused_at_once(words, message):
     with pytest.raises(ConfigError, match=message):

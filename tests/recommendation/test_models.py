@@ -170,6 +170,7 @@ def test_every_recipe_builds_its_model_and_opens_with_its_command(path, catalogu
     ("decoder_only", "num_layers", 2.5), ("decoder_only", "scoring", "exct"), ("encoder_retrieve", "temperature", 0),
     ("encoder_retrieve", "num_hops", 0), ("encoder_retrieve", "dropout", "null"), ("sasrec", "d_model", "wide"),
     ("sasrec", "num_layers", -1), ("sasrec", "num_heads", "true"),
+    ("sasrec", "num_heads", 32), ("encoder_retrieve", "num_heads", 3),
 ])
 def test_a_value_that_a_model_can_make_nothing_of_is_named(make_model, name, key, value):
     with pytest.raises(ConfigError, match=rf"{name}.model_params.{key}: is .* Fix: "):

@@ -103,6 +103,17 @@ def test_the_encoders_mask_is_recorded(execute):
     assert metrics["encoder_mask"] == "full"
 
 
+def test_test_events_without_a_history_are_left_out_and_counted(tmp_path, make_config, caplog):
+    folder = write_data(tmp_path, HISTORIES[:11])
+    before = duckdb.read_parquet(str(folder.interactions)).df()
+    first = pd.DataFrame([(11, 3, 0, "test"), (11, 4, 1, "test")], columns=before.columns)
+    write_table(folder.interactions, pd.concat([before, first]), {})
+    pipeline = Pipeline(make_config("markov", top_k=20), folder, "rqvae", "td", None, tmp_path / "runs", "a command")
+    test = pipeline.execute(force=False)["test"]
+    assert (test["num_targets"], test["num_without_history"]) == (12, 1)
+    assert "left out: 1 test events" in caplog.text
+
+
 def test_a_data_set_without_held_out_events_is_an_error_before_training(execute):
     with pytest.raises(DataError, match="has no valid event.*--min_user_interactions 3"):
         execute("encoder_decoder", [[0, 1], [2, 3]])

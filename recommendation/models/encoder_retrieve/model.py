@@ -41,7 +41,7 @@ class EncoderRetrieve(AbstractRecommender):
         self.normalize_over = params.choice("normalize_over", "codebook", "existing")
         self.num_beams, self.num_hops = params.count("num_beams"), params.count("num_hops")
         self.num_neighbours = min(params.count("num_neighbours"), catalogue.num_items)
-        width, num_heads, sizes = params.count("d_model"), params.count("num_heads"), catalogue.codebook_sizes
+        (width, num_heads), sizes = params.heads(), catalogue.codebook_sizes
         self.num_levels, self.num_codes = len(sizes), max(sizes)
         self.codewords = nn.Embedding(self.num_levels * self.num_codes, width)
         self.positions = nn.Embedding(training["max_history"], width)

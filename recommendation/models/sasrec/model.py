@@ -28,7 +28,7 @@ class SASRec(AbstractRecommender):
         super().__init__(config, catalogue)
         params, training = Params(config, "sasrec"), config["sasrec"]["training_params"]
         self.label_smoothing = training["label_smoothing"]
-        width, num_heads = params.count("d_model"), params.count("num_heads")
+        width, num_heads = params.heads()
         self.dropout = params.share("dropout")
         self.items = nn.Embedding(catalogue.num_items, width)
         self.positions = nn.Embedding(training["max_history"], width)
