@@ -1,9 +1,14 @@
 """Kill, resume, stale input and wrong words, through the real commands."""
 
+import json
 import signal
 import time
 
+import duckdb
 import pytest
+
+from common.artifacts import DatasetFolder, load_meta, publish
+from tests.end_to_end.conftest import NUM_KEPT
 
 # A checkpoint after every step, each on the disk before the next: no more of them than it takes to be stopped twice.
 QUANTIZE = ("python", "quantization/main.py", "--epochs", "20", "--eval_every", "5", "--checkpoint_seconds", "0")
@@ -109,6 +114,57 @@ def test_a_wrong_word_is_refused_at_once_with_the_nearest_real_one_and_nothing_i
     assert "Fix:" in outcome.err
     assert "Traceback" not in outcome.err
     assert sorted(baby.root.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_size_is_refused_by_its_keys_and_the_named_command_mends_it(baby):
+    train = ("python", "recommendation/main.py", "--model=sasrec", "--max_steps=4")
+    for width in ("64", "32"):  # the last one is what recommends
+        assert baby.command(*train, "--d_model", width).code == 0
+    runs = baby.root / "runs/recommendation/Baby/sasrec/no-codes"
+    asked = ("python", "recommendation/recommend.py", "--model=sasrec", "--history", "0000000100")
+    [best] = (runs / (runs / "latest").read_text().strip()).glob("checkpoints/best.safetensors")
+    [other] = {*runs.glob("*/checkpoints/best.safetensors")} - {best}
+    for part in ("", ".meta.json"):
+        best.with_name(best.name + part).write_bytes(other.with_name(other.name + part).read_bytes())
+    refused = baby.command(*asked)
+    assert (refused.code, refused.out, "Traceback" in refused.err) == (4, "", False)
+    assert str(best) in refused.err
+    fix = "python recommendation/main.py --model=sasrec --max_steps=4 --d_model 32 --force"
+    assert f"Fix: {fix}\n" in refused.err
+    assert baby.command(*fix.split()).code == 0
+    assert baby.command(*asked).code == 0
+
+
+def test_a_split_that_leaks_is_refused_and_nothing_else_is_touched(baby):
+    folder = DatasetFolder(baby.root / "data", "Baby")
+    one_off = duckdb.read_parquet(str(folder.interactions)).order('"user", timestamp').project(
+        "* REPLACE (CASE split WHEN 'valid' THEN 'test' WHEN 'test' THEN 'train' ELSE split END AS split)")
+    meta = load_meta(folder.interactions, "")
+    publish(folder.interactions, lambda path: one_off.write_parquet(str(path)),
+            {key: value for key, value in meta.items() if key not in ("sha256", "size")})
+    before = {path: path.read_bytes() for path in (baby.root / "data").rglob("*") if path.is_file()}
+    outcome = baby.command("python", "recommendation/main.py", "--model=markov")
+    assert (outcome.code, "Traceback" in outcome.err) == (3, False)
+    assert "a training event behind a test event of the same user. the test split would leak" in outcome.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert not [*(baby.root / "runs").rglob("metrics.json")]
+
+
+def test_more_than_the_catalogue_is_all_of_it_and_said(baby):
+    assert baby.command("python", "recommendation/main.py", "--model=popularity").code == 0
+    outcome = baby.command("python", "recommendation/recommend.py", "--model=popularity", "--user=A00007",
+                           "--top_k=500", "--format=jsonl")
+    assert outcome.code == 0
+    assert len(set(json.loads(outcome.out)["items"])) == NUM_KEPT
+    assert f"--top_k is 500, and the catalogue has no more than {NUM_KEPT} items" in outcome.err
+
+
+def test_numbers_that_are_none_end_training_with_what_may_help(baby):
+    outcome = baby.command("python", "recommendation/main.py", "--model=sasrec", "--lr=1e30", "--max_steps=40")
+    assert (outcome.code, "Traceback" in outcome.err) == (6, False)
+    assert "is not finite" in outcome.err
+    assert "Fix: a lower --lr" in outcome.err
+    assert not [*(baby.root / "runs").rglob("metrics.json")]
 
 
 def test_no_network_is_one_error_that_lists_all_that_was_tried(baby):
