@@ -4,6 +4,7 @@
     python benchmarks/recommendation.py decode     # users per second at beam 20 and 50, and whether all find the same
     python benchmarks/recommendation.py normalize  # ours: probabilities over the codebook against over existing IDs
     python benchmarks/recommendation.py trie       # ten million IDs in a trie and one beam search, within 2 GB
+    python benchmarks/recommendation.py graph      # encoder_retrieve: walking a graph of items against scoring all
 
 `pip install -r benchmarks/requirements.txt` adds the peers. All get the same events, codes and threads: Beauty with
 LETTER's published IDs, as these two commands make them (`--data_root DIR` moves the data, here too):
@@ -28,13 +29,15 @@ sys.path[0] = str(ROOT)  # else `recommendation` would be this file
 
 from benchmarks.quantization import equal_threads, machine, rounded  # noqa: E402 (the path comes first)
 
-PEERS = {"train": ["cornac", "transformers"], "decode": ["cornac", "transformers"], "normalize": [], "trie": []}
+PEERS = {"train": ["cornac", "transformers"], "decode": ["cornac", "transformers"], "normalize": [], "trie": [],
+         "graph": []}
 DATASET, QUANTIZER, SUFFIX = "Beauty", "imported", "td"
 SIZES = {"num_encoder_layers": 4, "num_decoder_layers": 4, "d_model": 128, "d_ff": 1024, "d_kv": 64, "num_heads": 6,
          "dropout": 0.1, "max_history": 20, "batch_size": 256, "lr": 0.001}
 BEAMS = (20, 50)
 BATCH = {"ours": 128, "transformers": 32}             # histories that are decoded together; cornac takes one
 USERS = {"ours": 512, "transformers": 64, "cornac": 16}  # of a round
+ITEMS = {"trie": 10_000_000, "graph": 100_000}
 LIMIT_GB = 2.0
 SKEW = 1.5  # of generated codes: the smaller, the more frequent
 
@@ -51,17 +54,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=None, help="of training before decode (30) and normalize (90)")
     parser.add_argument("--checkpoint", type=Path, default=None, help="for normalize: the folder of a finished run")
     parser.add_argument("--users", type=int, default=500, help="of a turn in normalize, other ones each turn")
-    parser.add_argument("--items", type=int, default=10_000_000, help="in trie")
+    parser.add_argument("--items", type=int, default=None, help=f"generated ones: {ITEMS}")
     parser.add_argument("--codes", type=Path, default=None, help="for trie: a .npy; build it in this process")
     parser.add_argument("--out", type=Path, default=None, help="write the figures there as JSON")
     args = parser.parse_args()
+    args.items = args.items or ITEMS.get(args.what)
     equal_threads(args.threads)
     if args.codes:
         print(json.dumps(build_and_search(args.codes)))
         return
     figures = {"what": args.what, **machine(args.threads, "cpu", PEERS[args.what])}
     print(json.dumps(figures), flush=True)
-    figures |= {"train": train, "decode": decode, "normalize": normalize, "trie": trie}[args.what](args)
+    figures |= {"train": train, "decode": decode, "normalize": normalize, "trie": trie,
+                "graph": graph}[args.what](args)
     print(json.dumps(figures, indent=2))
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -353,6 +358,42 @@ def build_and_search(path: Path) -> dict:
                         BEAMS[-1], BEAMS[-1])
     return {"codebook_sizes": sizes, "build_seconds": round(built - begun, 2), "beams": BEAMS[-1],
             "search_seconds": round(time.perf_counter() - built, 3), "missing": int((found.items < 0).sum())}
+
+
+def graph(args: argparse.Namespace) -> dict:
+    """Seconds to build the graph over generated IDs, and users per second by a walk through it and by scoring all.
+
+    Weights and IDs are random: they make the time, not the answers. How good those are, a trained model shows.
+    """
+    import numpy as np
+    import torch
+
+    from common.config import resolve
+    from recommendation.models import DEFAULTS, config_path
+    from recommendation.models.abstract_model import Catalogue, Windows
+    from recommendation.models.encoder_retrieve.model import EncoderRetrieve
+
+    torch.set_num_threads(args.threads)
+    rng, sizes = np.random.default_rng(0), [256] * 16
+    codes = torch.from_numpy(rng.integers(256, size=(args.items, len(sizes))))
+    config = resolve("encoder_retrieve", config_path("encoder_retrieve"), DEFAULTS, [("scoring", "graph")])
+    torch.manual_seed(0)
+    model = EncoderRetrieve(config.for_model(), Catalogue(args.items, codes, sizes)).eval()
+    histories = Windows(torch.from_numpy(rng.integers(args.items, size=(BATCH["ours"], SIZES["max_history"]))),
+                        torch.full((BATCH["ours"],), SIZES["max_history"]))
+    begun = time.perf_counter()
+    model.prepare()
+    built, seconds = time.perf_counter() - begun, {"graph": [], "exact": []}
+    ready = {"graph": model.graph, "exact": None}
+    with torch.inference_mode():
+        for _ in range(args.rounds):
+            for scoring, times in seconds.items():
+                model.graph, begun = ready[scoring], time.perf_counter()
+                model.recommend(histories, 10)
+                times.append(time.perf_counter() - begun)
+    rates = {scoring: BATCH["ours"] / statistics.median(times) for scoring, times in seconds.items()}
+    return {"items": args.items, "codebook_sizes": sizes, "build_seconds": round(built, 1),
+            "users_per_second": rounded(rates), "times_as_fast": round(rates["graph"] / rates["exact"], 2)}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ..params import Params
 # B batch, W longest window, M model width, L levels, C largest codebook, N items, K beams, G neighbours in the graph
 
 ROW_BYTES = 2**28  # of similarities that are held at a time while the graph is built
+CACHED_ROWS = 64   # of them on the CPU: what all codes add to so many stays in its cache, which makes it twice as fast
 
 
 class EncoderRetrieve(AbstractRecommender):
@@ -152,9 +153,10 @@ class EncoderRetrieve(AbstractRecommender):
         similar = directions @ directions.transpose(1, 2)                          # (L, C, C)
         codes = self.rows - torch.arange(self.num_levels, device=self.rows.device) * self.num_codes
         level = torch.arange(self.num_levels, device=self.rows.device)
+        most = CACHED_ROWS if codes.device.type == "cpu" else len(codes)
         neighbours = []
         with Progress("graph of similar items", len(codes), "items") as progress:
-            for part in codes.split(max(ROW_BYTES // (4 * len(codes)), 1)):
+            for part in codes.split(max(min(ROW_BYTES // (4 * len(codes)), most), 1)):
                 scores = self._sum_over_codes(similar[level, part].flatten(1))
                 neighbours.append(scores.topk(self.num_neighbours, dim=1).indices)
                 progress.update(len(part))
