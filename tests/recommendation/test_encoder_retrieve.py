@@ -131,9 +131,10 @@ class Watched:
     def __init__(self, graph: torch.Tensor):
         self.graph, self.met = graph, set()
 
-    def __getitem__(self, beams: torch.Tensor) -> torch.Tensor:
-        self.met.update(self.graph[beams].flatten().tolist())
-        return self.graph[beams]
+    def index_select(self, dim: int, beams: torch.Tensor) -> torch.Tensor:
+        neighbours = self.graph.index_select(dim, beams)
+        self.met.update(neighbours.flatten().tolist())
+        return neighbours
 
 
 @torch.no_grad()
