@@ -22,7 +22,7 @@ from transformers import (
 from common.artifacts import DatasetFolder, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
-from recommendation.flags import refuse_what_nobody_reads
+from recommendation.flags import make_parser, refuse_what_nobody_reads
 from recommendation.models.encoder_decoder.t5 import load_t5, read_t5, to_t5
 from recommendation.pipeline import Pipeline
 from recommendation.t5_export import check_t5_flags, export_t5
@@ -371,7 +371,7 @@ def test_a_model_that_is_no_t5_is_refused(own, error):
     ({"filter_seen": "true"}, "--filter_seen does not go with it")])
 def test_what_only_training_reads_is_refused_beside_an_export(own, error):
     with pytest.raises(ConfigError, match=error):
-        refuse_what_nobody_reads(arguments(Path("out"), Path("runs"), **own))
+        refuse_what_nobody_reads(arguments(Path("out"), Path("runs"), **own), make_parser([]))
 
 
 def test_the_command_refuses_another_model_with_exit_code_2(tmp_path):
