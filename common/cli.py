@@ -5,6 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from common.errors import ConfigError, nearest
@@ -130,7 +131,7 @@ def _split_rest(rest: list[str], parser: Parser) -> list[tuple[str, str]]:
 
 def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
     """What one of these flags is set to, before anything is parsed; for a --help that depends on it."""
-    for word, following in zip(argv, [*argv[1:], default], strict=True):
+    for word, following in pairwise([*argv, default]):
         flag, sign, value = word.partition("=")
         if flag in flags:
             return value if sign else following

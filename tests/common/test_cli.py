@@ -16,6 +16,7 @@ from common.cli import (
     given_flags,
     help_with_keys,
     parse,
+    value_of,
 )
 from common.errors import ConfigError
 
@@ -182,6 +183,13 @@ def test_help_shows_the_defaults_and_ends_with_the_keys_of_the_yamls(capsys):
     text = capsys.readouterr().out
     assert "(default: rqvae)" in text
     assert text.endswith(f"quantization/configs/defaults.yaml:\n{path.read_text(encoding='utf-8')}")
+
+
+@pytest.mark.parametrize(("argv", "value"), [
+    ([], "one"), (["--other"], "one"), (["--name", "two"], "two"), (["--name=two", "--other"], "two"),
+    (["--name"], "one"), (["--other", "--called", "two"], "two")])
+def test_a_value_is_found_before_anything_is_parsed(argv, value):
+    assert value_of(argv, ("--name", "--called"), "one") == value
 
 
 def test_checking_a_command_line_imports_nothing_heavy(python):
