@@ -102,7 +102,8 @@ def add(path: Path, run: dict) -> None:
     with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs = sorted([*read(path), run], key=lambda run: [str(run[name]) for name in KEY])
-        write_text(path, json.dumps({"what": "recommenders", "runs": runs}, indent=1) + "\n")
+        lines = ",\n".join(map(json.dumps, runs))  # a line each, so that a commit shows which have come
+        write_text(path, f'{{"what": "recommenders", "runs": [\n{lines}\n]}}\n')
 
 
 def table(runs: list[dict]) -> str:
