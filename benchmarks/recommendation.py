@@ -6,8 +6,9 @@
     python benchmarks/recommendation.py trie       # ten million IDs in a trie and one beam search, within 2 GB
     python benchmarks/recommendation.py graph      # encoder_retrieve: walking a graph of items against scoring all
 
-`pip install -r benchmarks/requirements.txt` adds the peers. All get the same events, codes and threads: Beauty with
-LETTER's published IDs, as these two commands make them (`--data_root DIR` moves the data, here too):
+`pip install -r benchmarks/requirements.txt` adds the peers. All get the same threads, and but for trie and graph, which
+generate IDs, the same events and codes: Beauty with LETTER's published IDs, as these two commands make them
+(`--data_root DIR` moves the data, here too):
 
     bash dataloader/2_process.sh --dataset Beauty --raw_dir <folder of Beauty.json.gz>
     python quantization/main.py --quantizer_name imported --file <letter_semantic_ids.json> --dataset_name Beauty

@@ -81,8 +81,7 @@ class StopRequest:
     """SIGINT and SIGTERM: at once, or, inside `with stop_request:`, when the loop in there asks.
 
     A loop that defers a stop must ask `requested` regularly, save its state and raise Interrupted.
-    A second signal does not wait for it. What takes long in the loop and has nothing to save goes
-    into `with stop_request.at_once():`.
+    A second signal does not wait for it.
     """
 
     def __init__(self):
@@ -99,6 +98,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self):
+        """For what takes long in such a loop and may be left in the middle. A stop from before raises Interrupted."""
         deferred, self._deferred = self._deferred, False
         try:
             if self.requested:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import time
+from contextlib import nullcontext
 from itertools import chain
 from typing import NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from common.artifacts import write_text
 from common.checkpoint import Checkpoints, restore
 from common.data_parallel import check_alike
-from common.distributed import largest, mean, own_seed_parts
+from common.distributed import largest, mean, own_seed_parts, world_size
 from common.errors import ConfigError, Interrupted, TrainingError, nearest, stop_request
 from common.progress import Progress
 from common.run import Run
@@ -164,7 +165,9 @@ class TrainingLoop:
     def _evaluate(self) -> dict:
         """Measure, and keep the model if it is the best so far; lose patience if it has not been for long."""
         self.task.model.eval()
-        with torch.no_grad(), stop_request.at_once():  # it may take minutes, and a continued run repeats it
+        # It may take minutes, in which a stop would have to wait. What a run so left repeats are the steps since its
+        # last checkpoint, some seconds. Of several processes none may leave the others alone in what they do together.
+        with torch.no_grad(), stop_request.at_once() if world_size() == 1 else nullcontext():
             metrics = self.task.evaluate()
         name, sign = self.params["select_by"], -1 if self.params["select_mode"] == "min" else 1
         if not isinstance(metrics.get(name), float):

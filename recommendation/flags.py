@@ -72,7 +72,7 @@ def check_training(config: Config, seeds: str | None) -> None:
         raise ConfigError("--seeds", f"stands beside {seed}", fix="leave one of them out")
     for key in config.training_params if config.name in FLOORS else ():
         where = config.origins[f"{config.name}.training_params.{key}"]
-        if key not in READ_BY_FLOORS and not where.startswith(f"{DEFAULTS}:"):
+        if key not in READ_BY_FLOORS and where.startswith("--"):
             raise ConfigError(where, f"{config.name} does not read {key}", "it is counted, not trained by gradient",
                               "leave it out")
 

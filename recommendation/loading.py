@@ -40,8 +40,7 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     checkpoints = Checkpoints(run / "checkpoints", command)
     restore(model, checkpoints.load_best().get("model", {}), checkpoints.best, f"{command} --force")
     on = resolve_device(device or config["common"]["device"], "--device" if device else config.origins["common.device"])
-    model.to(on).eval().prepare()
-    return Finished(model, config, source.inputs, run, on)
+    return Finished(model.to(on).eval(), config, source.inputs, run, on)
 
 
 def newest_run(folder: DatasetFolder, run_root: Path, choice: Choice) -> Path:

@@ -102,6 +102,8 @@ def recommend(args, folder) -> Iterator[str]:
     if args.history is not None:
         asked = [Asked(None, lookup.split_at_commas(args.history), "--history")]
     histories = lookup.histories(asked)
+    if len(asked) > len(lookup.raw_ids):
+        run.model.prepare()
     popularity = np.bincount(sequences.item[sequences.split == 0], minlength=len(lookup.raw_ids))
     ranking = rank(run.model, histories, popularity, run.config.training_params, args.top_k, args.filter_seen,
                    run.device)

@@ -57,7 +57,8 @@ class AbstractRecommender(nn.Module, ABC):
     def prepare(self) -> None:
         """Build what makes recommending faster, such as an index, out of weights that will not change any more.
 
-        Called before the test and before use; while a model is trained, its validation does without.
+        Called before the test, and before use where there are more histories than items: the first N answers may pay
+        for it. What is asked without it, such as in validation, gets answers that are no worse.
         """
 
     def properties(self) -> dict:
@@ -79,7 +80,8 @@ class AbstractRecommender(nn.Module, ABC):
         """What a window of `compute_loss` is.
 
         `target`: a history and, as the row's last item, the one target; every training event once an epoch.
-        `sequence`: a stretch of a user's sequence, each item behind the first a target; cut anew each epoch.
+        `sequence`: a stretch of a user's sequence, each item behind the first a target. A user with more
+        than `max_history` targets is cut, at other places each epoch; the others are whole.
         """
         return "target"
 

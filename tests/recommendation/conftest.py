@@ -24,17 +24,12 @@ settings.load_profile("certain")
 NUM_ITEMS, SIZES = 30, [4, 5, 3]
 SMALL = {
     "num_encoder_layers": "2", "num_decoder_layers": "2", "num_layers": "2",
-    "d_model": "16", "d_ff": "24", "d_kv": "4", "num_heads": "3",
+    "d_model": "16", "d_ff": "24", "d_kv": "4", "num_heads": "2",
     "dropout": "0.0", "num_buckets": "8", "max_distance": "16", "train_on": "target", "num_beams": "10",
     "normalize_over": "codebook",
     "batch_size": "16", "epochs": "2", "lr": "0.01", "lr_schedule": "constant", "warmup_steps": "0",
     "max_history": "5", "eval_batch_size": "7", "label_smoothing": "0.0", "patience": "null",
 }
-
-
-def small_sizes(name: str) -> dict[str, str]:
-    """`SMALL` for a recommender: three heads of width 4 are not the width of 16, which two models part evenly."""
-    return SMALL | ({"num_heads": "2"} if name in ("sasrec", "encoder_retrieve") else {})
 
 
 def random_codes(num_items: int, sizes: list[int], seed: int = 0) -> torch.Tensor:
@@ -74,7 +69,7 @@ def sequences() -> Sequences:
 def make_config():
     """name, key=value, ... -> Config, small wherever the recommender's YAML or the defaults have a key of `SMALL`."""
     def make(name: str, **own: object) -> Config:
-        return small_config(name, config_path(name), DEFAULTS, small_sizes(name) | own)
+        return small_config(name, config_path(name), DEFAULTS, SMALL | own)
 
     return make
 

@@ -15,7 +15,7 @@ from recommendation.pipeline import Pipeline
 from recommendation.seeds import mean_and_deviation, run_seeds
 from tests.small import small_config
 
-from .conftest import small_sizes
+from .conftest import SMALL
 from .test_pipeline import HISTORIES, write_data
 
 
@@ -35,7 +35,7 @@ def shop(tmp_path):
 
 
 def config(name: str, **own: object):
-    return small_config(name, config_path(name), DEFAULTS, small_sizes(name) | own)
+    return small_config(name, config_path(name), DEFAULTS, SMALL | own)
 
 
 def rows_of(folder, runs) -> list[dict]:

@@ -10,6 +10,8 @@ import pytest
 
 from common.artifacts import DatasetFolder, publish, save_array
 from common.errors import DataError
+from recommendation.evaluator import predict
+from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.pipeline import Pipeline
 
 from .conftest import NUM_ITEMS, SIZES, random_codes
@@ -101,6 +103,16 @@ def test_both_collision_rates_are_reported_where_semantic_ids_are_read(execute):
 def test_the_encoders_mask_is_recorded(execute):
     _, metrics = execute("encoder_decoder", HISTORIES)
     assert metrics["encoder_mask"] == "full"
+
+
+def test_a_model_is_prepared_once_it_is_trained_and_before_it_is_tested(execute, monkeypatch):
+    calls = []
+    monkeypatch.setattr(AbstractRecommender, "prepare", lambda model: calls.append("prepare"))
+    for stage in ("trainer", "pipeline"):
+        monkeypatch.setattr(f"recommendation.{stage}.predict", lambda *args, stage=stage: calls.append(stage)
+                            or predict(*args))
+    execute("sasrec", HISTORIES)
+    assert calls == ["trainer", "trainer", "prepare", "pipeline"]  # two epochs
 
 
 def test_test_events_without_a_history_are_left_out_and_counted(tmp_path, make_config, caplog):

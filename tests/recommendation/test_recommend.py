@@ -114,6 +114,16 @@ def test_a_file_of_histories_is_answered_line_by_line(ask, markov, tmp_path):
     assert [json.loads(line) for line in output.read_text().splitlines()] == rows
 
 
+def test_a_model_is_prepared_for_more_histories_than_there_are_items(ask, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(AbstractRecommender, "prepare", lambda model: calls.append(1))
+    asked = tmp_path / "asked.jsonl"
+    for num_histories in (NUM_ITEMS, NUM_ITEMS + 1):
+        asked.write_text('["0001"]\n' * num_histories)
+        assert len(ask("--histories", str(asked))[0]) == num_histories
+    assert calls == [1]
+
+
 def test_the_table_has_ranks_scores_ids_and_titles(markov, capsys):
     main(markov.argv("--model=markov", "--history", "0000", "gone", "--top_k", "2"))
     assert capsys.readouterr().out.splitlines() == [

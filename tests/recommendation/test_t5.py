@@ -110,7 +110,7 @@ def test_with_nothing_but_the_constraint_transformers_agrees_over_existing_codes
 def test_the_config_says_what_the_model_is(make):
     config = to_t5(make(dropout=0.1)).config.to_dict()
     wanted = {"vocab_size": 13, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2,
-              "num_heads": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
+              "num_heads": 2, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
               "dropout_rate": 0.1, "feed_forward_proj": "relu", "tie_word_embeddings": False, "pad_token_id": 0,
               "decoder_start_token_id": 0, "eos_token_id": None,
               "semantic_ids": {"train_on": "target", "encoder_mask": "full", "codebook_sizes": SIZES}}

@@ -26,9 +26,9 @@ class EncoderRetrieve(AbstractRecommender):
     codebook`, RPG's loss, each code has a probability among its level's, and learns by itself. With `existing` the
     sums become one softmax over the items that there are, which takes (targets, N) scores a step: for catalogues of
     up to some hundred thousand items. `scoring: exact` scores the whole catalogue. `graph` walks a graph that joins
-    items of similar codewords, from random items and the newest of the history, and scores what it meets: at most
-    `num_beams * num_neighbours` items a hop. Building it takes L * N^2 additions, once, when the model is trained;
-    until then everything is scored.
+    items of similar codewords, from random items and the newest of the history, and scores what it meets: a hop leads
+    to `num_neighbours` items from each of `num_beams`, the first from twice as many. Building the graph costs as much
+    as scoring everything for N histories, so the test has it, where there may be as many, and validation does not.
     """
 
     training_unit: Literal["sequence"] = "sequence"
