@@ -170,7 +170,7 @@ def test_a_model_of_every_position_starts_without_a_memory_bias_where_t5_brings_
     ({"feed_forward_proj": "gated-gelu"}, "feed_forward_proj: is 'gated-gelu'. the model has 'relu'"),
     ({"tie_word_embeddings": True}, "scale_decoder_outputs: is True. the model has False"),
     ({"semantic_ids": {"codebook_sizes": [5, 4, 3]}}, r"codebook_sizes: is \[5, 4, 3\]. the model has \[4, 5, 3\]"),
-    ({"semantic_ids": {"memory_bias": [[0.0]]}}, r"memory_bias: is .*\[1, 1\]\). the model has .*\[8, 3\]"),
+    ({"semantic_ids": {"memory_bias": [[0.0]]}}, r"memory_bias: is .*\[1, 1\]\). the model has .*\[8, 2\]"),
 ])
 def test_a_t5_that_does_not_fit_is_an_error_with_both_values(make, change, error):
     model = make("every_position")
