@@ -154,13 +154,15 @@ class EncoderRetrieve(AbstractRecommender):
         codes = self.rows - torch.arange(self.num_levels, device=self.rows.device) * self.num_codes
         level = torch.arange(self.num_levels, device=self.rows.device)
         most = CACHED_ROWS if codes.device.type == "cpu" else len(codes)
-        neighbours = []
+        size = max(min(ROW_BYTES // (4 * len(codes)), most), 1)
+        # Written into one tensor: small ones kept between the large ones that come and go would scatter the memory.
+        graph = codes.new_empty(len(codes), self.num_neighbours)
         with Progress("graph of similar items", len(codes), "items") as progress:
-            for part in codes.split(max(min(ROW_BYTES // (4 * len(codes)), most), 1)):
+            for part, rows in zip(codes.split(size), graph.split(size), strict=True):
                 scores = self._sum_over_codes(similar[level, part].flatten(1))
-                neighbours.append(scores.topk(self.num_neighbours, dim=1).indices)
+                rows.copy_(scores.topk(self.num_neighbours, dim=1).indices)
                 progress.update(len(part))
-        return torch.cat(neighbours)
+        return graph
 
 
 def _rows(table: Tensor, places: Tensor) -> Tensor:
