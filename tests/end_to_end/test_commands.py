@@ -43,7 +43,8 @@ def test_predictions_hold_existing_items_once_each_and_give_every_figure_again(w
     assert test.pop("by_popularity") == {name: pytest.approx(of_bucket(name, items, targets, bucket_of))
                                          for name in ("cold", "tail", "middle", "head")}
     assert test == pytest.approx(brute_force(items, targets, NUM_KEPT) | {
-        "num_targets": NUM_USERS, "missing_share": 0, "invalid_share": 0, "duplicate_share": 0})
+        "num_targets": NUM_USERS, "num_without_history": 0,
+        "missing_share": 0, "invalid_share": 0, "duplicate_share": 0})
 
 
 def test_the_recommender_learned_what_the_users_do(whole_run):
