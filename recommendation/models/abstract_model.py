@@ -80,8 +80,8 @@ class AbstractRecommender(nn.Module, ABC):
         """What a window of `compute_loss` is.
 
         `target`: a history and, as the row's last item, the one target; every training event once an epoch.
-        `sequence`: a stretch of a user's sequence, each item behind the first a target. A user with more
-        than `max_history` targets is cut, at other places each epoch; the others are whole.
+        `sequence`: a stretch of a user's sequence, each item behind the first a target, at most
+        `max_history` of them; cut at other places each epoch.
         """
         return "target"
 
