@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-from common.distributed import connection_lost, is_main, leave_group, rank
+from common.distributed import connection_lost, end_process, has_process_group, is_main, rank
 
 log = logging.getLogger(__name__)
 # Before a command sends its log anywhere, logging would print errors to stderr itself, a second time.
@@ -139,13 +139,29 @@ def _letters(name: str) -> str:
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Run a command's `main(argv)` and turn what it raises into one line on stderr and an exit code."""
+    """Run a command's `main(argv)` and turn what it raises into one line on stderr and an exit code.
+
+    A process that is in a process group ends here, with that code.
+    """
     argv = sys.argv[1:] if argv is None else argv
     stop_request.install()
     sys.excepthook = _report_bug
     try:
+        code = _exit_code(main, argv)
+    except Exception:
+        if not has_process_group():
+            raise
+        _report_bug(*sys.exc_info())
+        code = 1
+    if has_process_group():
+        end_process(code)
+    return code
+
+
+def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
+    try:
         main(argv)
-        leave_group()
+        sys.stdout.flush()  # here, where a full disk and a reader that has left are reported
         return 0
     except UserError as error:
         return _report(str(error), error.exit_code, argv)

@@ -153,6 +153,25 @@ def test_what_all_processes_know_the_first_one_says(process, capfd, error, code)
     assert capfd.readouterr().err.count("error: ") == 1
 
 
+@pytest.mark.parametrize(("then", "code"), [
+    ("pass", 0), ("raise DataError('here', 'is wrong')", 3), ("raise ValueError('oops')", 1),
+    ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)", 143)])
+def test_a_process_in_a_group_ends_before_the_interpreter_exits(command, tmp_path, then, code):
+    body = f"""import atexit, torch.distributed as dist
+from common.run import log_to
+log_to(Path(argv[0]) / "run.log")
+os.environ.update(TORCHELASTIC_RUN_ID="none", WORLD_SIZE="2", RANK="0")
+dist.init_process_group("gloo", init_method=f"file://{{argv[0]}}/store", rank=0, world_size=1)
+atexit.register(os.abort)
+logging.getLogger("common").warning("logged")
+sys.stdout.write("written")
+{then}"""
+    done = command(body, tmp_path)
+    assert (done.returncode, done.stdout) == (code, "written")
+    assert done.stderr.count("error: ") == (code != 0)
+    assert "logged" in (tmp_path / "run.log").read_text()
+
+
 def test_each_process_takes_a_gpu_of_its_own(process, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
