@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WATCHED = "STEP_WATCHES"  # the environment variable with the pipe that a job holds open for its step
+SECONDS_OF_ONE_REQUEST = 0.5  # GNU timeout sends its signal twice: to its child, and to the group
 SECONDS_FOR_FIRST = 5.0  # in which torchrun ends the other processes, if the first one has failed
 
 
@@ -81,16 +84,19 @@ class StopRequest:
     """SIGINT and SIGTERM: at once, or, inside `with stop_request:`, when the loop in there asks.
 
     A loop that defers a stop must ask `requested` regularly, save its state and raise Interrupted.
-    A second signal does not wait for it.
+    A second signal does not wait for it, unless it repeats the first within a moment.
     """
 
     def __init__(self):
         self.signal_number = 0
         self._deferred = False
+        self._received_at = 0.0
 
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
+        if pipe := os.environ.pop(WATCHED, ""):
+            threading.Thread(target=_stop_when_closed, args=(int(pipe),), daemon=True).start()
 
     @property
     def requested(self) -> bool:
@@ -108,7 +114,10 @@ class StopRequest:
             self._deferred = deferred
 
     def _receive(self, number: int, frame: object) -> None:
-        again, self.signal_number = self.requested, number
+        again, now = self.requested, time.monotonic()
+        if again and number == self.signal_number and now - self._received_at < SECONDS_OF_ONE_REQUEST:
+            return
+        self.signal_number, self._received_at = number, now
         if again or not self._deferred:
             raise Interrupted()
 
@@ -121,6 +130,12 @@ class StopRequest:
 
 
 stop_request = StopRequest()
+
+
+def _stop_when_closed(pipe: int) -> None:
+    """Stop this process when the one that holds the pipe open has ended."""
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from common.cli import ROOT
-from common.errors import Interrupted, stop_request
+from common.errors import WATCHED, Interrupted, stop_request
 
 log = logging.getLogger(__name__)
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 
 
 class Step(NamedTuple):
@@ -40,19 +45,54 @@ def run_steps(steps: list[Step]) -> None:
 
 
 def _run(command: list[str]) -> None:
-    """Wait for a step; hand a stop request on to it, so that it can save; leave with its exit code if it fails."""
+    """Wait for a step, and leave with its exit code if it fails.
+
+    A step has its own process group and receives each signal once, from here: no matter whether the signal was sent
+    to this process alone, to its group, or by a key of the terminal. It ends with this process, even a killed one.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])}
-    with stop_request, subprocess.Popen(command, env=environment) as child:
-        handed_on = False
+    watched, held = os.pipe()
+    with _collected_signals() as signals, os.fdopen(held, "w"):
+        child = subprocess.Popen(command, env={**environment, WATCHED: str(watched)}, pass_fds=[watched],
+                                 stdin=subprocess.DEVNULL, process_group=0)
+        os.close(watched)
         while child.poll() is None:
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                if stop_request.requested and not handed_on:
-                    handed_on = True
-                    if stop_request.signal_number != signal.SIGINT:  # the terminal sends that one to both
-                        child.send_signal(stop_request.signal_number)
+            while signals:
+                _forward(signals.popleft(), child)
     if stop_request.requested:
         raise Interrupted()
     if child.returncode:
         sys.exit(child.returncode if child.returncode > 0 else 128 - child.returncode)
+
+
+@contextmanager
+def _collected_signals() -> Iterator[deque[int]]:
+    """The signals that arrive inside, which have no effect there; those still in it at the end have theirs then."""
+    signals, before = deque(), {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGTTOU)}
+    for number in FORWARDED:
+        if before[number] != signal.SIG_IGN:  # as by nohup
+            signal.signal(number, lambda number, frame: signals.append(number))
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # the steps inherit this: `stty tostop` would stop their output
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    while signals:
+        signal.raise_signal(signals.popleft())
+
+
+def _forward(number: int, child: subprocess.Popen) -> None:
+    if number != signal.SIGTSTP:
+        if number in (signal.SIGINT, signal.SIGTERM):
+            stop_request.signal_number = number
+        child.send_signal(number)
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGSTOP)
+        collect = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTSTP)  # returns after the shell's `fg` or `bg`
+        signal.signal(signal.SIGTSTP, collect)
+        os.killpg(child.pid, signal.SIGCONT)

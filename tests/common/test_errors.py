@@ -185,6 +185,11 @@ def test_a_second_signal_does_not_wait_for_the_loop(command):
     assert (done.returncode, done.stdout) == (130, "before: True\n")
 
 
+def test_a_signal_that_is_repeated_at_once_is_one_request(command):
+    done = command(LOOP.format(then="os.kill(os.getpid(), signal.SIGTERM)"))
+    assert (done.returncode, done.stdout) == (143, "before: True\nsaved\n")
+
+
 def test_a_part_of_the_loop_may_be_left_at_once(command):
     done = command("with stop_request:\n    with stop_request.at_once():\n"
                    "        os.kill(os.getpid(), signal.SIGTERM)\n        print('not reached')\n")

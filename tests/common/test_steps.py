@@ -1,8 +1,13 @@
 """Steps that run one after another, each a process of its own: order, exit codes, and how a stop is handed on."""
 
+import fcntl
+import os
+import pty
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -53,38 +58,142 @@ def test_the_users_own_path_stays_behind_that_of_this_checkout(tmp_path, monkeyp
     assert capfd.readouterr().out == f"{ROOT}:{tmp_path}\n"
 
 
-WAITS = """
-import signal, sys, time
-from pathlib import Path
-def stop(number, frame):
-    Path({file!r}).write_text(f"stopped by {{number}}")
-    sys.exit(0)
-signal.signal(signal.SIGTERM, stop)
-signal.signal(signal.SIGINT, stop)
-Path({started!r}).touch()
-time.sleep(60)
+# A step that notes every signal and ends a second after the first one.
+NOTES = """
+import os, signal, sys, time
+file = open(sys.argv[1], "w")
+def note(number, frame):
+    file.write(f"{number} ")
+    file.flush()
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, note)
+file.write("started ")
+file.flush()
+while file.tell() == len("started "):
+    time.sleep(0.02)
+time.sleep(1)
+"""
+# A step that counts on, and saves when it is asked to stop.
+COUNTS = """
+import sys, time
+from common.errors import Interrupted, run_command, stop_request
+def main(argv):
+    count = 0
+    with open(argv[0], "w") as file, stop_request:
+        while not stop_request.requested or argv[1:] == ["stubborn"]:
+            count += 1
+            file.write(f"{count} ")
+            file.flush()
+            time.sleep(0.02)
+        file.write("saved")
+    raise Interrupted()
+sys.exit(run_command(main))
 """
 JOB = """
 import sys
-sys.path.insert(0, sys.argv[1])
 from common.errors import run_command
 from common.steps import Step, run_steps
 def main(argv):
-    run_steps([Step("waits", [sys.executable, "-c", sys.argv[2]]), Step("never", [sys.executable, "-c", "1 / 0"])])
-sys.exit(run_command(main, []))
+    run_steps([Step("step", [sys.executable, "-c", *argv]), Step("never", [sys.executable, "-c", "1 / 0"])])
+sys.exit(run_command(main))
 """
 
 
-def test_a_stop_is_handed_on_to_the_step_which_can_save_and_no_other_is_begun(tmp_path):
-    file, started = tmp_path / "file", tmp_path / "started"
-    waits = WAITS.format(file=str(file), started=str(started))
-    process = subprocess.Popen([sys.executable, "-c", JOB, str(ROOT), waits], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not started.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _out, err = process.communicate(timeout=30)
-    assert process.returncode == 143
-    assert file.read_text() == "stopped by 15"
-    assert err == "error: interrupted. Fix: the same command again continues from here\n"
+def job(*arguments: object) -> list[str]:
+    """A command that runs `python -c arguments` as its first step."""
+    return [sys.executable, "-c", JOB, *map(str, arguments)]
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def start():
+    """Starts a command as the leader of a session; `terminal` becomes its terminal."""
+    started = []
+
+    def run(command: list[str], terminal: int | None = None) -> subprocess.Popen:
+        streams = {} if terminal is None else {"stdin": terminal, "stdout": terminal, "stderr": terminal,
+                                               "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+        started.append(subprocess.Popen(command, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                                        **{"stderr": subprocess.PIPE, "text": True, **streams}))
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def terminal():
+    """A pseudo-terminal: what a user sees and types into, and what a process gets."""
+    user, process = pty.openpty()
+    yield user, process
+    os.close(user)
+    os.close(process)
+
+
+@pytest.mark.parametrize(("send", "number"), [
+    (os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.kill, signal.SIGHUP),
+    (os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM)])
+def test_a_step_receives_each_signal_once(start, tmp_path, send, number):
+    process = start(job(NOTES, tmp_path / "file"))
+    wait_for(lambda: text(tmp_path / "file"))
+    send(process.pid, number)
+    _out, err = process.communicate(timeout=20)
+    assert text(tmp_path / "file") == f"started {number} "
+    if number != signal.SIGHUP:  # which is not a request to stop; this step ends well, and the next one fails
+        assert process.returncode == 128 + number
+        assert err == "error: interrupted. Fix: the same command again continues from here\n"
+
+
+def test_a_key_of_the_terminal_reaches_a_step_once(start, terminal, tmp_path):
+    process = start(job(NOTES, tmp_path / "file"), terminal[1])
+    wait_for(lambda: text(tmp_path / "file"))
+    os.write(terminal[0], b"\x03")
+    assert process.wait(timeout=20) == 130
+    assert text(tmp_path / "file") == "started 2 "
+
+
+def test_a_second_key_ends_a_step_that_does_not_stop(start, terminal, tmp_path):
+    process = start(job(COUNTS, tmp_path / "file", "stubborn"), terminal[1])
+    wait_for(lambda: text(tmp_path / "file"))
+    os.write(terminal[0], b"\x03")
+    time.sleep(1)
+    assert process.poll() is None
+    os.write(terminal[0], b"\x03")
+    assert process.wait(timeout=20) == 130
+    assert "saved" not in text(tmp_path / "file")
+
+
+def test_a_suspended_job_rests_and_goes_on_in_the_foreground(start, terminal, tmp_path):
+    shell = start(["bash", "--norc", "--noprofile", "-i"], terminal[1])
+    os.write(terminal[0], f"stty tostop; {shlex.join(job(COUNTS, tmp_path / 'file'))}; exit $?\n".encode())
+    wait_for(lambda: text(tmp_path / "file"))
+    os.write(terminal[0], b"\x1a")
+    time.sleep(1)
+    rested = text(tmp_path / "file")
+    time.sleep(0.5)
+    assert text(tmp_path / "file") == rested
+    os.write(terminal[0], b"fg; exit $?\n")
+    wait_for(lambda: len(text(tmp_path / "file")) > len(rested))
+    os.write(terminal[0], b"\x03")
+    assert shell.wait(timeout=20) == 130
+    assert text(tmp_path / "file").endswith(" saved")
+
+
+def test_a_step_saves_and_ends_when_its_job_is_killed(start, tmp_path):
+    process = start(job(COUNTS, tmp_path / "file"))
+    wait_for(lambda: text(tmp_path / "file"))
+    process.kill()
+    wait_for(lambda: text(tmp_path / "file").endswith(" saved"))
