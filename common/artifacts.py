@@ -1,16 +1,12 @@
 """Every file that crosses a stage: its name, reader, writer and checks.
 
-A file is published together with `<file>.meta.json`, whole or not at all. The next stage reads
-these files and their metas, and nothing else of the stage before.
+The next stage reads these files and their metas, and nothing else of the stage before.
 """
 
 import hashlib
 import json
-import os
 import shlex
-import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,142 +14,20 @@ from typing import NamedTuple
 import numpy as np
 
 from common.cli import ROOT
-from common.distributed import is_main
 from common.errors import ArtifactError, ConfigError, DataError, nearest
+from common.publishing import (  # noqa: F401 (the stages import them from here)
+    SCHEMA_VERSION,
+    file_sha256,
+    finish_publishing,
+    meta_path,
+    publish,
+    publish_folder,
+    write_bytes,
+    write_meta,
+    write_text,
+)
 
-SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
-
-
-def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
-    """Write `path` through `write(staged path)` with its meta beside it; returns the completed meta.
-
-    Both are staged and synced before either gets its name. If the process dies between the two
-    renames, the staged meta still lies there and describes the new content: the next reader
-    finishes the publishing (`_finish_publishing`). So the old pair or the new pair can always be read.
-    Of several processes the first one writes.
-    """
-    if not is_main():
-        return {"schema_version": SCHEMA_VERSION, **meta}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    staged_meta = path.with_name(f".{meta_path(path).name}.tmp-{os.getpid()}")
-    try:
-        write(staged)
-        meta = {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(staged), "size": staged.stat().st_size, **meta}
-        staged_meta.write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        staged.chmod(staged_meta.stat().st_mode)  # safetensors makes its files readable by their owner alone
-        for file in (staged, staged_meta):
-            _sync(file)
-        os.replace(staged, path)
-    except BaseException:
-        if staged.exists():  # else the content has its name already, and a reader needs the staged meta
-            staged.unlink()
-            staged_meta.unlink(missing_ok=True)
-        raise
-    with suppress(FileNotFoundError):  # a reader has finished the publishing already
-        os.replace(staged_meta, meta_path(path))
-    _sync(path.parent)
-    _sweep(path)
-    return meta
-
-
-def write_meta(path: Path, meta: dict) -> None:
-    """Give a file that is there already, made elsewhere, the meta that other stages ask for."""
-    meta = {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(path), "size": path.stat().st_size, **meta}
-    write_text(meta_path(path), json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small text file that has no meta, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file that has no meta, whole or not at all; when this returns it is on the disk.
-
-    Of several processes the first one writes.
-    """
-    if not is_main():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        staged.write_bytes(content)
-        _sync(staged)
-        os.replace(staged, path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Make the flat folder `path` through `write(staged folder)`, whole or not at all.
-
-    A folder that is there is moved aside first and removed when its successor has the name.
-    """
-    staged, old = (path.with_name(f".{path.name}.{what}-{os.getpid()}") for what in ("tmp", "old"))
-    try:
-        staged.mkdir(parents=True)
-        write(staged)
-        for part in staged.iterdir():
-            part.chmod(staged.stat().st_mode & 0o666)
-        for part in (*staged.iterdir(), staged):
-            _sync(part)
-        if path.exists():
-            path.rename(old)
-        staged.rename(path)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    _sync(path.parent)
-    for left in (*path.parent.glob(f".{path.name}.tmp-*"), *path.parent.glob(f".{path.name}.old-*")):
-        if left == old or not Path("/proc", left.name.rsplit("-", 1)[1]).exists():  # or of a writer that was killed
-            shutil.rmtree(left)
-
-
-def meta_path(path: Path) -> Path:
-    return path.with_name(path.name + ".meta.json")
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _finish_publishing(path: Path) -> None:
-    """Give the meta its name if a writer died after it had replaced the content."""
-    staged = list(path.parent.glob(f".{meta_path(path).name}.tmp-*"))
-    if not staged or not path.exists():
-        return
-    sha256 = file_sha256(path)
-    for candidate in staged:
-        try:
-            complete = json.loads(candidate.read_text(encoding="utf-8"))["sha256"] == sha256
-        except (OSError, ValueError, KeyError):
-            continue  # another writer's half-written or just renamed stage
-        if complete:
-            with suppress(FileNotFoundError):  # its writer or another reader was faster
-                os.replace(candidate, meta_path(path))
-
-
-def _sweep(path: Path) -> None:
-    """Remove what earlier writers of this file left behind when they were killed."""
-    for name in (path.name, meta_path(path).name):
-        for left in path.parent.glob(f".{name}.tmp-*"):
-            if not Path("/proc", left.name.rsplit("-", 1)[1]).exists():
-                left.unlink(missing_ok=True)
 
 
 def load_meta(path: Path, fix: str) -> dict:
@@ -162,7 +36,7 @@ def load_meta(path: Path, fix: str) -> dict:
     `fix` is the command that makes the artifact. Raises DataError where there is none, and
     ArtifactError where it is damaged, of another schema, or made from inputs that changed since.
     """
-    _finish_publishing(path)
+    finish_publishing(path)
     if not path.exists():
         raise DataError(path, "not there", fix=fix)
     if not meta_path(path).exists():

@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from common.artifacts import publish, verify
+from common.artifacts import verify
 from common.distributed import barrier, is_main
 from common.errors import ArtifactError, UserError
+from common.publishing import publish, sweep
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class Checkpoints:
             for old in self.numbered()[NUM_KEPT:]:
                 old.unlink()
                 old.with_name(old.name + ".meta.json").unlink(missing_ok=True)
-            for left in self.folder.glob(".step-*.tmp-*"):  # by a process that was killed while it saved
-                left.unlink()
+            sweep(self.folder, "step-*")
         barrier()
 
     def save_best(self, state: dict) -> None:

@@ -1,6 +1,5 @@
 """A run's folder: its id, lock, log, metrics and the mark that it is finished."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from common.artifacts import write_text
 from common.distributed import barrier, is_main
 from common.errors import ArtifactError, LockedError
+from common.publishing import lock, write_text
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +27,14 @@ class FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / ".lock"
         self.file = self.path.open("a+")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
+        locked = lock(self.file.fileno(), wait)
+        if locked is None:
+            log.warning("%s: there are no locks here; do not run two commands at once in this folder", folder)
+        elif not locked:
             self.file.seek(0)
             holder = self.file.read().strip() or "an unknown process"
             self.file.close()
-            raise LockedError(folder, f"is in use by {holder}", fix="wait for it, or stop it") from error
+            raise LockedError(folder, f"is in use by {holder}", fix="wait for it, or stop it")
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.file.flush()

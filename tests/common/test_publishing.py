@@ -1,12 +1,14 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from common import artifacts
-from common.artifacts import load_meta, publish, publish_folder
+from common import publishing
+from common.artifacts import load_meta
 from common.artifacts import verify as verify_artifact
 from common.errors import ArtifactError, DataError, Interrupted
+from common.publishing import publish, publish_folder, sweep
 from tests.common.helpers import flip_a_bit, names, put
 
 SHA256_OF_HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
@@ -65,7 +67,7 @@ def test_a_failing_rename_leaves_the_old_pair_or_the_new_pair(tmp_path, monkeypa
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts.os, "replace", replace_or_fail)
+        patch.setattr(publishing.os, "replace", replace_or_fail)
         with pytest.raises(OSError, match="no"):
             put(path, b"new!", edition="new!")
     meta = verify_artifact(path, "make it")
@@ -77,7 +79,7 @@ def test_a_failing_rename_leaves_the_old_pair_or_the_new_pair(tmp_path, monkeypa
 KILLED_WRITER = """
 import os, sys
 from pathlib import Path
-from common.artifacts import publish
+from common.publishing import publish
 path, deadly_call = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
 def lethal(function):
@@ -124,11 +126,11 @@ def test_a_reader_between_the_two_renames_finishes_for_the_writer(tmp_path, monk
     put(path, b"old", edition="old")
 
     def read_in_between(source, target):
-        monkeypatch.setattr(artifacts.os, "replace", replace)
+        monkeypatch.setattr(publishing.os, "replace", replace)
         replace(source, target)
         seen.append(load_meta(path, "make it")["edition"])
 
-    monkeypatch.setattr(artifacts.os, "replace", read_in_between)
+    monkeypatch.setattr(publishing.os, "replace", read_in_between)
     put(path, b"new!", edition="new!")
     assert seen == ["new!"]
     assert verify_artifact(path, "make it")["edition"] == "new!"
@@ -143,28 +145,102 @@ def test_two_readers_may_finish_the_same_publishing(tmp_path, python, monkeypatc
         replace(source, target)
         replace(source, target)
 
-    monkeypatch.setattr(artifacts.os, "replace", second)
+    monkeypatch.setattr(publishing.os, "replace", second)
     assert load_meta(path, "make it")["edition"] == "new!"
 
 
-def test_what_a_living_writer_has_staged_is_left_alone(tmp_path):
-    living, dead = tmp_path / f".file.tmp-{os.getppid()}", tmp_path / ".file.tmp-99999999"
-    for staged in (living, dead):
-        staged.write_bytes(b"half")
+@pytest.mark.parametrize("replaces", [False, True])
+def test_what_a_living_writer_has_staged_is_left_alone(tmp_path, replaces):
+    path, dead = tmp_path / "file", tmp_path / ".file.tmp-99999999"
+
+    def write(staged: Path) -> None:
+        staged.write_bytes(b"outer")
+        if replaces:  # as safetensors does
+            (tmp_path / "other").write_bytes(b"outer")
+            os.replace(tmp_path / "other", staged)
+        dead.write_bytes(b"half")
+        put(path, b"inner")  # another writer, that sweeps
+        assert staged.exists()
+        assert not dead.exists()
+        assert load_meta(path, "make it")["size"] == 5
+
+    publish(path, write, {"inputs": {}})
+    assert path.read_bytes() == b"outer"
+    verify_artifact(path, "make it")
+    assert names(tmp_path) == {"file", "file.meta.json"}
+
+
+def test_a_reader_leaves_a_meta_whose_content_is_still_staged(tmp_path, monkeypatch):
+    path, replace, seen = tmp_path / "file", os.replace, []
+    put(path, b"same", edition="old")
+
+    def read_first(source, target):
+        monkeypatch.setattr(publishing.os, "replace", replace)
+        seen.append(load_meta(path, "make it")["edition"])
+        replace(source, target)
+
+    monkeypatch.setattr(publishing.os, "replace", read_first)
+    put(path, b"same", edition="new!")
+    assert seen == ["old"]
+    assert load_meta(path, "make it")["edition"] == "new!"
+
+
+@pytest.mark.parametrize("fault", ["no module", errno.ENOTSUP, errno.ENOLCK])
+def test_without_locks_what_is_older_than_a_day_is_removed(tmp_path, monkeypatch, fault):
+    fresh, old = tmp_path / ".file.tmp-1", tmp_path / ".file.tmp-2"
+    for left, age in ((fresh, 80_000), (old, 90_000)):
+        left.write_bytes(b"half")
+        os.utime(left, (left.stat().st_mtime - age,) * 2)
+
+    class Refusing:
+        LOCK_EX = LOCK_NB = 0
+
+        @staticmethod
+        def flock(descriptor, operation):
+            raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(publishing, "fcntl", None if fault == "no module" else Refusing)
     put(tmp_path / "file", b"new")
-    assert living.exists()
-    assert not dead.exists()
+    assert names(tmp_path) == {"file", "file.meta.json", fresh.name}
+    for content in ("one", "two"):
+        write_folder(tmp_path / "folder", content)
+    assert names(tmp_path) == {"file", "file.meta.json", fresh.name, "folder"}
+
+
+@pytest.mark.parametrize("write", [lambda path: put(path, b"new"), lambda path: write_folder(path, "new"),
+                                   lambda path: publishing.write_text(path, "new")])
+def test_a_sweep_between_making_and_locking_costs_nothing(tmp_path, monkeypatch, write):
+    lock, swept = publishing.lock, []
+
+    def late(descriptor, wait=False):
+        if wait and not swept:
+            swept.extend(names(tmp_path))
+            sweep(tmp_path, "*")
+            assert names(tmp_path) == set()
+        return lock(descriptor, wait)
+
+    monkeypatch.setattr(publishing, "lock", late)
+    write(tmp_path / "it")
+    assert len(swept) == 1
+    assert names(tmp_path) - {"it.meta.json"} == {"it"}
+
+
+def test_a_name_is_no_pattern_for_its_sweep(tmp_path):
+    (tmp_path / ".fold1.tmp-1").write_bytes(b"half")
+    (tmp_path / ".fold[12].tmp-1").write_bytes(b"half")
+    put(tmp_path / "fold[12]", b"new")
+    assert names(tmp_path) == {"fold[12]", "fold[12].meta.json", ".fold1.tmp-1"}
 
 
 def test_replacing_a_text_fails_whole(tmp_path, monkeypatch):
-    artifacts.write_text(tmp_path / "note", "old\n")
+    publishing.write_text(tmp_path / "note", "old\n")
 
     def fail(*_):
         raise OSError("no")
 
-    monkeypatch.setattr(artifacts.os, "replace", fail)
+    monkeypatch.setattr(publishing.os, "replace", fail)
     with pytest.raises(OSError, match="no"):
-        artifacts.write_text(tmp_path / "note", "new\n")
+        publishing.write_text(tmp_path / "note", "new\n")
     assert (tmp_path / "note").read_text() == "old\n"
     assert names(tmp_path) == {"note"}
 
@@ -281,7 +357,14 @@ def test_a_folder_that_could_not_be_written_leaves_the_one_before(tmp_path):
 
 
 def test_what_killed_writers_of_a_folder_left_is_removed_and_nothing_else(tmp_path):
-    for left in (".folder.tmp-999999999", ".folder.old-999999999", ".folder.mine-1", f".folder.tmp-{os.getppid()}"):
+    for left in (".folder.tmp-999999999", ".folder.old-999999999", ".folder.mine-1"):
         (tmp_path / left).mkdir()
-    write_folder(tmp_path / "folder", "new")
-    assert names(tmp_path) == {"folder", ".folder.mine-1", f".folder.tmp-{os.getppid()}"}
+
+    def write(staged: Path) -> None:
+        (staged / "in").mkdir()
+        (staged / "in" / "file").write_text("outer")
+        write_folder(tmp_path / "folder", "inner")
+
+    publish_folder(tmp_path / "folder", write)
+    assert (tmp_path / "folder" / "in" / "file").read_text() == "outer"
+    assert names(tmp_path) == {"folder", ".folder.mine-1"}
