@@ -7,10 +7,11 @@ import sys
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from common.artifacts import DatasetFolder, load_image_urls, load_meta, write_bytes
+from common.artifacts import DatasetFolder, load_image_urls, load_meta
 from common.cli import command_line
 from common.errors import DataError, ResourceError, UserError, run_command
 from common.progress import Progress
+from common.publishing import sweep, write_bytes
 from common.run import FolderLock, log_to_console
 from dataloader.images.figure_table import (
     Figure,
@@ -153,8 +154,8 @@ def _judged(figure: Figure, min_side: int) -> Figure:
 
 def _sweep(folder: DatasetFolder) -> None:
     """Remove what a killed run was writing; the caller holds the lock."""
-    for left in folder.images.glob("*/.*.tmp-*"):
-        left.unlink()
+    for shelf in folder.images.glob("*/"):
+        sweep(shelf, "*")
 
 
 def _files(folder: DatasetFolder) -> set[str]:

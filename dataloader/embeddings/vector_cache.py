@@ -14,7 +14,6 @@ import logging
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from common.artifacts import write_bytes, write_text
+from common.publishing import sweep, write_bytes, write_text
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class VectorCache:
                    "vectors": np.ascontiguousarray(vectors, dtype=np.float32)}
         write_bytes(self.folder / f"{self.newest() + 1:06d}-{secrets.token_hex(4)}.safetensors",
                     save(content, metadata={"sha256": _digest(**content)}))
-        _sweep(self.folder)
+        sweep(self.folder, "*.safetensors")
 
     def newest(self) -> int:
         """The number of the newest shard; 0 where there is none."""
@@ -116,11 +115,3 @@ def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:
     digest.update(keys)
     digest.update(vectors)
     return digest.hexdigest()
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write."""
-    for left in folder.glob(".*.safetensors.tmp-*"):
-        if not Path("/proc", left.name.rsplit("-", 1)[1]).exists():
-            with suppress(FileNotFoundError):
-                left.unlink()

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from common.errors import DataError
+from common.publishing import publish_folder
 
 LIMIT = 8 << 30    # bytes that what is asked for may unpack to
 MAX_RATIO = 200    # how many times its packed size a member may unpack to …
@@ -38,13 +39,13 @@ def unpack(file: Path, folder_inside: str, target: Path, last: str | None = None
         members = _files_below(archive, PurePosixPath(folder_inside))
         if not members or (last is not None and last not in members):
             raise DataError(file, f"has no {folder_inside}/{last or ''}", fix=DISTRUST)
-        staged, used = _stage_beside(target), 0
-        try:
+
+        def write(staged: Path) -> None:
+            used = 0
             for name in sorted(members, key=lambda name: name == last):
                 used += _copy(archive, members[name], staged / name, limit, used)
-            _replace_folder(staged, target)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+
+        publish_folder(target, write)
 
 
 def check(file: Path, limit: int = LIMIT) -> None:
@@ -176,23 +177,3 @@ def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, destination: Path, 
         file.flush()
         os.fsync(file.fileno())
         return file.tell()
-
-
-def _stage_beside(target: Path) -> Path:
-    """A new folder in which the copy is made; what runs that were killed have left is removed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}.*-*"):
-        if not Path("/proc", left.name.rsplit("-", 1)[1]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    staged = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    return staged
-
-
-def _replace_folder(staged: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():  # a folder that holds something cannot be renamed over
-        os.replace(target, old)
-    os.replace(staged, target)
-    shutil.rmtree(old, ignore_errors=True)

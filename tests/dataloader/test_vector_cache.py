@@ -1,5 +1,6 @@
 """Vectors on the disk, by the content of what they were made from."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -123,10 +124,11 @@ def test_a_shard_that_another_process_deletes_meanwhile_is_passed_over(cache):
 
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(cache):
     fill(cache, ["a"])
-    dead, alive = (cache.folder / f".000009-00000000.safetensors.tmp-{pid}" for pid in (2**22 + 1, os.getppid()))
+    dead, alive = (cache.folder / f".000009-00000000.safetensors.tmp-{token}" for token in ("1", "2"))
     dead.write_bytes(b"half")
-    alive.write_bytes(b"half")
-    fill(cache, ["b"])
+    with alive.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fill(cache, ["b"])
     assert not dead.exists()
     assert alive.exists()
     assert set(content(cache)) == {key("a"), key("b")}
