@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.cli import ROOT
-from common.errors import ArtifactError, ConfigError, DataError, nearest
+from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
 from common.publishing import (  # noqa: F401 (the stages import them from here)
     SCHEMA_VERSION,
     file_sha256,
@@ -122,9 +122,10 @@ class DatasetFolder:
             return
         there = sorted(p.parent.name for p in self.data_root.glob("*/interactions.parquet"))
         known = f"in {self.data_root} there are" + (f": {', '.join(there)}" if there else " no data sets yet")
-        if (guess := nearest(self.name, there)).startswith("did you mean"):
-            known = f"{guess} {known}"
-        raise ConfigError(f"--dataset {self.name}", "there is no such data set", known, self.make_command)
+        fix = self.make_command
+        if (close := closest(self.name, there)) is not None:
+            known, fix = f"did you mean {close!r}? {known}", f"--dataset {close}, or to make {self.name}: {fix}"
+        raise ConfigError(f"--dataset {self.name}", "there is no such data set", known, fix)
 
 
 def variant(quantizer: str, suffix: str, tag: str | None) -> str:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -138,14 +138,19 @@ def _stop_when_closed(pipe: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """`did you mean 'x'?` or the list of what there is."""
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that was probably meant; None if none is like it."""
     # A case or punctuation slip scores low on short names; compare those by letters alone.
     letters, plain = _letters(name), {_letters(k): k for k in known}
     close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.5)
     close = close or [plain[p] for p in get_close_matches(letters, plain, n=1)]
-    if close:
-        return f"did you mean {close[0]!r}?"
+    return close[0] if close else None
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """`did you mean 'x'?` or the list of what there is."""
+    if (close := closest(name, known)) is not None:
+        return f"did you mean {close!r}?"
     return "there are: " + (", ".join(sorted(known)) or "none")
 
 

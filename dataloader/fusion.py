@@ -22,7 +22,7 @@ import numpy as np
 
 from common.artifacts import load_embeddings, load_mask, load_meta
 from common.cli import command_line, parse
-from common.errors import ArtifactError, ConfigError, DataError, run_command
+from common.errors import ArtifactError, ConfigError, DataError, closest, run_command
 from common.run import FolderLock, Run, log_to_console
 from dataloader.embeddings.embedding import is_current, publish_embedding, refuse_bad_rows, transformed
 from dataloader.embeddings.fusion_config import load_alignment, load_collaborative
@@ -56,8 +56,9 @@ def main(argv: list[str]) -> None:
 def fuse(options: DataOptions, command: str) -> None:
     """Make the embedding that --suffix names, unless it is current. Raises ConfigError if it is not of this step."""
     if options.suffix not in ("cf", *FUSIONS):
-        raise ConfigError(f"--suffix {options.suffix}", "is not made by step 5",
-                          f"it makes cf, {', '.join(FUSIONS)}", make_command(options, options.suffix))
+        close = None if options.suffix in ("td", "image") else closest(options.suffix, ["cf", *FUSIONS])
+        raise ConfigError(f"--suffix {options.suffix}", "is not made by step 5", f"it makes cf, {', '.join(FUSIONS)}",
+                          f"--suffix {close}" if close else make_command(options, options.suffix))
     options.folder.require()
     for load in (load_alignment, load_collaborative):  # a mistake in them shows before any work
         load()

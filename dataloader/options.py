@@ -10,7 +10,7 @@ from typing import NamedTuple
 from common.artifacts import DatasetFolder
 from common.cli import check_name, parse
 from common.config import BOUNDS, load_yaml
-from common.errors import ConfigError, nearest
+from common.errors import ConfigError, closest, nearest
 from dataloader.flags import DEFAULT_RATIOS, FUSIONS, ITEM_FIELDS, MODALITIES, SOURCES, make_parser
 from dataloader.sources import find_source
 from dataloader.values import above_zero, at_least_zero, checked, finite, moment, numbers
@@ -176,8 +176,10 @@ def _source(args: argparse.Namespace, folder: DatasetFolder) -> tuple[str, dict]
         source = "local"  # tables that a user has put there: nothing records where they are from
     known = configs[source]["datasets"]
     if _downloads(args) and args.dataset not in known and not there:
+        close = closest(args.dataset, known)
         raise ConfigError(f"--dataset {args.dataset}", f"{source} has no such data set",
                           nearest(args.dataset, known) if known else "its files are not named",
+                          f"--dataset {close}" if close else
                           "correct the name or --source, or name the files: --raw_dir DIR")
     return source, configs[source]
 
@@ -237,7 +239,9 @@ def _template(name: str, config: dict) -> tuple[str, ...]:
     where = f"--template {name}"
     if "{" not in name:
         if name not in config["templates"]:
+            close = closest(name, list(config["templates"]))
             raise ConfigError(where, "no such template", nearest(name, list(config["templates"])),
+                              f"--template {close}" if close else
                               "a template of the source's YAML, or pieces like '{title} | by {brand}'")
         return tuple(config["templates"][name])
     known = [field for field in config["items"]["columns"] if field not in ("item", "image")]

@@ -27,6 +27,7 @@ from scipy.sparse import csr_matrix
 from common.artifacts import DatasetFolder, load_meta
 from common.errors import ArtifactError, DataError
 from common.progress import Progress
+from common.tables import parquet_rows
 from dataloader.embeddings.embedding import is_current, publish_embedding
 from dataloader.embeddings.fusion_config import Collaborative, load_collaborative
 from dataloader.options import DataOptions
@@ -86,7 +87,7 @@ def training_events(folder: DatasetFolder) -> tuple[np.ndarray, np.ndarray]:
     """int32 users and items of the training events; no other event is read."""
     import duckdb
 
-    columns = duckdb.read_parquet(str(folder.interactions)).filter("split = 'train'").project(
+    columns = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").filter("split = 'train'").project(
         '"user"::INTEGER AS "user", item::INTEGER AS item').fetchnumpy()
     return np.asarray(columns["user"]), np.asarray(columns["item"])
 

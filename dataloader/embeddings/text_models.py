@@ -8,7 +8,7 @@ import requests
 
 from common.artifacts import file_sha256
 from common.config import load_yaml
-from common.errors import ConfigError, DataError, ResourceError, nearest
+from common.errors import ConfigError, DataError, ResourceError, closest
 from common.run import FolderLock
 from dataloader.network.archives import unpack
 from dataloader.network.fetch import Unreachable, fetch_wheel
@@ -68,14 +68,14 @@ def _not_there(flag: str, name: str, repository: str, tried: list[str]) -> Resou
     from huggingface_hub import constants
 
     known, _ = load_yaml(CONFIGS / "text_models.yaml")
-    guess = nearest(name, list(known))
+    close = None if name in known else closest(name, list(known))
     why = f"It is not in the cache {constants.HF_HUB_CACHE} either. Tried:" + "".join(f"\n  {line}" for line in tried)
-    if name not in known and guess.startswith("did you mean"):
-        why += f"\n{guess}"
+    if close:
+        why += f"\ndid you mean {close!r}?"
     fix = (f"check the name and the network; or where there is one, `hf download {repository} --local-dir DIR`, and "
            f"{flag} DIR here")
     return ResourceError(f"{flag} {name}", f"the model {repository} could not be fetched", why,
-                         "; ".join(filter(None, [fix, OFFLINE.get(flag)])))
+                         "; ".join(filter(None, [f"{flag} {close}" if close else "", fix, OFFLINE.get(flag)])))
 
 
 def _from_hub(repository: str, flag: str) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.artifacts import DatasetFolder, load_meta, publish
 from common.errors import DataError
-from dataloader.processing.workspace import literal
+from common.tables import parquet_rows
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def publish_figures(folder: DatasetFolder, figures: list[Figure], meta: dict) ->
                    coalesce(status, 'no address') AS status, nullif(detail, '') AS detail,
                    nullif(width, 0)::INTEGER AS width, nullif(height, 0)::INTEGER AS height,
                    nullif(sha256, '') AS sha256
-            FROM read_parquet({literal(folder.items)}) LEFT JOIN figures ON image_url = url ORDER BY item""")
+            FROM {parquet_rows(folder.items)} LEFT JOIN figures ON image_url = url ORDER BY item""")
         counts = dict(table.aggregate("status, count(*)", "status").order("2 DESC, 1").fetchall())
         publish(folder.figures, lambda staged: table.write_parquet(str(staged)), {**meta, "counts": counts})
     log.info("figures: wrote %s (%s)", folder.figures, counts_text(counts))
@@ -60,7 +60,7 @@ def publish_figures(folder: DatasetFolder, figures: list[Figure], meta: dict) ->
 def load_figures(folder: DatasetFolder) -> Figures:
     load_meta(folder.figures, make_command(folder))
     rows = duckdb.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
-                          FROM read_parquet({literal(folder.figures)}) ORDER BY item""").fetchall()
+                          FROM {parquet_rows(folder.figures)} ORDER BY item""").fetchall()
     raw_id, file, sha256, present = (np.array([row[i] for row in rows], dtype=object) for i in range(4))
     return Figures(raw_id, file, sha256, present.astype(bool))
 
@@ -68,7 +68,7 @@ def load_figures(folder: DatasetFolder) -> Figures:
 def recorded_files(folder: DatasetFolder) -> dict[str, tuple[int, int, str]]:
     """file -> width, height, sha256, as the last run wrote them down, even if the items have changed since."""
     try:
-        rows = duckdb.sql(f"""SELECT file, width, height, sha256 FROM read_parquet({literal(folder.figures)})
+        rows = duckdb.sql(f"""SELECT file, width, height, sha256 FROM {parquet_rows(folder.figures)}
                               WHERE file IS NOT NULL""").fetchall()
     except duckdb.Error:  # not there, or not readable: the files speak for themselves
         return {}
@@ -100,6 +100,6 @@ def refuse_missing(folder: DatasetFolder) -> None:
 def _missing(folder: DatasetFolder) -> tuple[int, list[tuple]]:
     """How many items have no image, and the raw id, status and detail of the first ones."""
     counts = load_meta(folder.figures, make_command(folder))["counts"]
-    rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM read_parquet({literal(folder.figures)})
+    rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.figures)}
                           WHERE status <> 'ok' ORDER BY item LIMIT {NUM_LISTED}""").fetchall()
     return sum(counts.values()) - counts.get("ok", 0), rows

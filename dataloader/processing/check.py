@@ -10,6 +10,7 @@ import numpy as np
 from common.artifacts import DatasetFolder, file_sha256, load_meta, meta_path, verify, write_meta
 from common.errors import ArtifactError, DataError, UserError
 from common.run import FolderLock
+from common.tables import parquet_rows
 from dataloader.options import DataOptions
 from dataloader.processing.check_content import (
     ARRAYS,
@@ -19,7 +20,7 @@ from dataloader.processing.check_content import (
     is_table,
     table_findings,
 )
-from dataloader.processing.workspace import Workspace, literal
+from dataloader.processing.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def _content(work: Workspace, folder: DatasetFolder) -> list[str]:
     readable = [path for path in tables if is_table(work, path)]
     if readable == tables:
         found += _reported(folder.interactions, event_findings(work, folder, _split_name(folder)), "events ok")
-    num_items = work.count(f"read_parquet({literal(folder.items)})") if folder.items in readable else None
+    num_items = work.count(parquet_rows(folder.items)) if folder.items in readable else None
     for path in _arrays(folder):
         found += _reported(path, array_findings(folder, path, num_items))
     return found
@@ -122,7 +123,7 @@ def _codes_meta(path: Path, meta: dict) -> Iterator[str]:
 
 
 def _items_sha256(work: Workspace, folder: DatasetFolder) -> str:
-    return work.ids_sha256(f"SELECT raw_id FROM read_parquet({literal(folder.items)}) ORDER BY item")
+    return work.ids_sha256(f"SELECT raw_id FROM {parquet_rows(folder.items)} ORDER BY item")
 
 
 def _adopt(work: Workspace, folder: DatasetFolder) -> None:
@@ -130,7 +131,7 @@ def _adopt(work: Workspace, folder: DatasetFolder) -> None:
     shared = {"command": f"bash dataloader/2_process.sh --dataset {folder.name}{folder.root_flag} --check --adopt",
               "settings": {"source": "local", "adopted": True}, "split_name": "own",
               "items_sha256": _items_sha256(work, folder),
-              **{f"num_{path.stem}": work.count(f"read_parquet({literal(path)})") for path in _tables(folder)}}
+              **{f"num_{path.stem}": work.count(parquet_rows(path)) for path in _tables(folder)}}
     for path in [*_tables(folder), *_arrays(folder)]:
         if not meta_path(path).exists():
             inputs = {p.name: file_sha256(p) for p in _inputs(folder, path)}

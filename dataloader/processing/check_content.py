@@ -7,7 +7,8 @@ import duckdb
 import numpy as np
 
 from common.artifacts import SPLITS, DatasetFolder
-from dataloader.processing.workspace import Workspace, first_line, literal, name
+from common.tables import parquet_rows
+from dataloader.processing.workspace import Workspace, first_line, name
 
 INTEGER = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 NUMBER = (*INTEGER, "FLOAT", "DOUBLE")
@@ -42,8 +43,8 @@ def _column_findings(work: Workspace, path: Path) -> Iterator[str]:
         yield "is not there"
         return
     try:
-        there = {row[0]: row[1] for row in work.run(f"DESCRIBE FROM read_parquet({literal(path)})")}
-        num_rows = work.count(f"read_parquet({literal(path)})")
+        there = {row[0]: row[1] for row in work.run(f"DESCRIBE FROM {parquet_rows(path)}")}
+        num_rows = work.count(parquet_rows(path))
     except duckdb.Error as error:
         yield _unreadable(error)
         return
@@ -64,7 +65,7 @@ def _unreadable(error: duckdb.Error) -> str:
 
 
 def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
-    rows, columns = f"read_parquet({literal(path)})", COLUMNS[path.stem]
+    rows, columns = parquet_rows(path), COLUMNS[path.stem]
     counts = ", ".join(f"count(*) - count({name(column)})" for column in columns)
     for column, nulls in zip(columns, work.run(f"SELECT {counts} FROM {rows}")[0], strict=True):
         if nulls:
@@ -83,8 +84,8 @@ def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
 
 def event_findings(work: Workspace, folder: DatasetFolder, split_name: str | None) -> Iterator[str]:
     """The interactions as a whole, where all three tables are readable: ids, order, splits."""
-    num_users, num_items = (work.count(f"read_parquet({literal(path)})") for path in (folder.users, folder.items))
-    work.run(f"CREATE OR REPLACE VIEW events AS FROM read_parquet({literal(folder.interactions)})")
+    num_users, num_items = (work.count(parquet_rows(path)) for path in (folder.users, folder.items))
+    work.run(f"CREATE OR REPLACE VIEW events AS FROM {parquet_rows(folder.interactions)}")
     try:
         yield from _value_findings(work, num_users, num_items)
         yield from _order_findings(work)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from common.artifacts import load_meta
 from common.errors import DataError
+from common.tables import parquet_rows
 from dataloader.options import DataOptions
-from dataloader.processing.workspace import Workspace, literal, text
+from dataloader.processing.workspace import Workspace, text
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +21,8 @@ def export(options: DataOptions) -> None:
     """
     folder, target = options.folder, options.export_recbole
     load_meta(folder.interactions, folder.make_command)
-    items, users = (f"read_parquet({literal(path)})" for path in (folder.items, folder.users))
-    events = f"read_parquet({literal(folder.interactions)}, file_row_number = true)"
+    items, users = (parquet_rows(path) for path in (folder.items, folder.users))
+    events = parquet_rows(folder.interactions, "file_row_number = true")
     with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", options.memory_limit) as work:
         for path, rows in ((folder.items, items), (folder.users, users)):
             _refuse_breaks(work, path, rows)

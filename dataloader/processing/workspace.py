@@ -71,7 +71,7 @@ class Workspace:
 
     def copy(self, query: str, path: Path) -> None:
         """Write the rows of a query, in their order, as a Parquet file."""
-        self._wait_for(lambda: self.connection.sql(query).write_parquet(str(path)))
+        self._wait_for(lambda: self.connection.sql(query).write_parquet(str(path.resolve())))
 
     def ids_sha256(self, query: str) -> str:
         """The hash of raw ids, the rows of a query in their order; few of them are in memory at a time."""
@@ -81,13 +81,6 @@ class Workspace:
                 yield from (row[0] for row in some)
 
         return self._wait_for(lambda: ids_sha256(raw_ids()))
-
-
-def literal(path: Path) -> str:
-    """A path as DuckDB's readers take it: not a pattern, and relative to no home."""
-    absolute = str(path.resolve())
-    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in absolute)
-    return "'" + escaped.replace("'", "''") + "'"
 
 
 def text(value: str) -> str:

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from common.artifacts import meta_path
-from common.errors import ConfigError, DataError, nearest
+from common.errors import ConfigError, DataError, closest, nearest
 from dataloader.sources.lines import numbered_lines
 from dataloader.sources.records import NO_RECORD, PARSERS
 
@@ -37,7 +37,9 @@ def find_source(dataset: str, raw_dir: Path | None, interactions: Path | None, c
                           "looked for the files of Amazon, MovieLens and RecBole, and for interactions.*",
                           "name the --source, or the files with --interactions FILE --items FILE")
     names = sorted({d for config in configs.values() for d in config["datasets"]})
+    close = closest(dataset, names)
     raise ConfigError(f"--dataset {dataset}", "no source has such a data set", nearest(dataset, names),
+                      f"--dataset {close}" if close else
                       "correct the name, or --raw_dir DIR for files of your own")
 
 

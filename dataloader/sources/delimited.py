@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
-from dataloader.processing.workspace import literal, text
+from common.tables import sql_path
+from dataloader.processing.workspace import text
 from dataloader.sources.lines import DAMAGED, damaged, open_binary
 from dataloader.sources.records import MAX_LINE, encodable
 
@@ -56,10 +57,11 @@ def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
 def reader(path: Path, layout: Layout, columns: list[str]) -> str:
     """SQL for the rows as DuckDB reads them, in columns `c0`, `c1`, …: names may be alike but for their case."""
     listed = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(columns)))
-    return (f"read_csv({literal(path)}, columns = {{{listed}}}, header = {layout.header is None}, "
-            f"delim = {text(layout.delimiter)}, quote = {text(layout.quote)}, escape = {text(layout.quote)}, "
-            f"auto_detect = false, compression = {text('gzip' if path.suffix == '.gz' else 'none')}, "
-            f"max_line_size = {MAX_LINE}, buffer_size = {BUFFER})")
+    return (f"read_csv({sql_path(path)}, hive_partitioning = false, columns = {{{listed}}}, "
+            f"header = {layout.header is None}, delim = {text(layout.delimiter)}, quote = {text(layout.quote)}, "
+            f"escape = {text(layout.quote)}, auto_detect = false, "
+            f"compression = {text('gzip' if path.suffix == '.gz' else 'none')}, max_line_size = {MAX_LINE}, "
+            f"buffer_size = {BUFFER})")
 
 
 def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str, str]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.errors import ConfigError, DataError, nearest
+from common.errors import ConfigError, DataError, closest, nearest
 from dataloader.options import DataOptions
 from dataloader.processing.workspace import Workspace
 from dataloader.sources.delimited import Layout
@@ -87,4 +87,5 @@ def _no_column(table: RawTable, column: str, there: list[str], flag: str) -> Con
         return ConfigError(f"{table.path}:1", f"has {OTHER_DELIMITERS[other[0]]} between the columns, not {expected}",
                            f"it reads {there[0][:80]!r}", "name the file .tsv" if other[0] == "\t" else
                            "name the file .csv" if other[0] == "," else "save it with commas, as .csv")
-    return ConfigError(f"{flag} {column}", f"{table.path} has no such column", nearest(column, there), f"{flag} NAME")
+    return ConfigError(f"{flag} {column}", f"{table.path} has no such column", nearest(column, there),
+                       f"{flag} {closest(column, there) or 'NAME'}")

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import duckdb
 
 from common.errors import ConfigError, DataError
-from dataloader.processing.workspace import FULL_DISK, Workspace, literal, name, text
+from common.tables import parquet_rows, sql_path
+from dataloader.processing.workspace import FULL_DISK, Workspace, name, text
 from dataloader.sources import delimited
 from dataloader.sources.delimited import Layout
 from dataloader.sources.lines import numbered_lines, rewrite
@@ -131,9 +132,9 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
     select = [f"{_first([_as(column, kinds[column], kind) for column in table.columns.get(field, ())], kind)} "
               f"AS {name(field)}" for field, kind in types.items()]
     # With `ignore_errors` a line that is no record is not left out: it becomes a row of NULL.
-    return (f"SELECT {', '.join(select)} FROM read_json({literal(path)}, format = 'newline_delimited', "
-            f"records = true, columns = {{{listed}}}, ignore_errors = true, maximum_object_size = {longest}, "
-            f"compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
+    return (f"SELECT {', '.join(select)} FROM read_json({sql_path(path)}, format = 'newline_delimited', "
+            f"hive_partitioning = false, records = true, columns = {{{listed}}}, ignore_errors = true, "
+            f"maximum_object_size = {longest}, compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
 
 
 def _as(column: str, read_as: str, kind: str) -> str:
@@ -168,7 +169,7 @@ def _first(values: Iterable[str], kind: str) -> str:
 def reader(table: RawTable) -> str:
     """SQL for the rows of a file of columns."""
     if table.format == "parquet":
-        return f"read_parquet({literal(table.path)}, binary_as_string = true, file_row_number = true)"
+        return parquet_rows(table.path, "binary_as_string = true", "file_row_number = true")
     return delimited.reader(table.path, table.layout, delimited.header(table.path, table.layout, table.origin))
 
 

@@ -230,11 +230,11 @@ def test_an_object_array_is_not_written_either(tmp_path):
 def test_an_unknown_data_set_names_its_command_and_the_data_sets_that_are_there(tmp_path):
     for name in ("Baby", "Games"):
         put(DatasetFolder(tmp_path, name).interactions, b"events")
-    for asked in ("Babi", "ml-100k"):
+    for asked, fix in (("Babi", "Fix: --dataset Baby, or to make Babi: bash"), ("ml-100k", "Fix: bash")):
         with pytest.raises(ConfigError) as raised:
             DatasetFolder(tmp_path, asked).require()
         assert raised.value.exit_code == 2
-        assert f"Fix: bash dataloader/run_pipeline.sh --dataset {asked}" in str(raised.value)
+        assert f"{fix} dataloader/run_pipeline.sh --dataset {asked}" in str(raised.value)
         assert "Baby, Games" in str(raised.value)
     DatasetFolder(tmp_path, "Baby").require()
 

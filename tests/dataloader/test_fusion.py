@@ -204,6 +204,12 @@ def test_a_suffix_of_another_step_is_an_error_with_that_step(tmp_path, suffix, s
     assert error.value.fix == f"bash dataloader/{script} --data_root {tmp_path}"
 
 
+def test_a_misspelt_suffix_is_corrected_and_not_repeated(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        main(["--suffix", "fused_concat", "--data_root", str(tmp_path)])
+    assert error.value.fix == "--suffix fused-concat"
+
+
 def test_a_data_set_that_is_not_processed_names_the_command(tmp_path):
     with pytest.raises(ConfigError) as error:
         fuse(make_options(tmp_path, "--suffix", "fused-concat"), COMMAND)

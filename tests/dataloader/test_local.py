@@ -116,11 +116,11 @@ def test_items_and_their_texts_and_ratings_are_optional(tmp_path, ending):
 @ENDINGS
 @pytest.mark.parametrize(("flags", "columns", "error"), [
     ((), ("userid", "item_id", "timestamp"),
-     "--user_column user_id: {path} has no such column. did you mean 'userid'? Fix: --user_column NAME"),
+     "--user_column user_id: {path} has no such column. did you mean 'userid'? Fix: --user_column userid"),
     ((), ("user_id", "item_id", "date"),
      "--time_column timestamp: {path} has no such column. there are: date, item_id, user_id. Fix: --time_column NAME"),
     (("--item_column", "sku"), ("user_id", "SKU", "timestamp"),
-     "--item_column sku: {path} has no such column. did you mean 'SKU'? Fix: --item_column NAME"),
+     "--item_column sku: {path} has no such column. did you mean 'SKU'? Fix: --item_column SKU"),
     (("--rating_column", "stars"), ("user_id", "item_id", "timestamp"),
      "--rating_column stars: {path} has no such column. there are: item_id, timestamp, user_id. "
      "Fix: --rating_column NAME"),
@@ -135,7 +135,7 @@ def test_a_column_of_the_items_that_is_missing_is_an_error_if_a_flag_names_it(tm
     write_shop(tmp_path, ending, [("a", "x", 7, 5)], [("x", "Cup", "d")], item_columns=("sku", "title", "about"))
     error = refused(local(tmp_path, "--item_id_column", "sku", "--description_column", "abuot"), 2)
     assert str(error) == (f"--description_column abuot: {tmp_path}/items.{ending} has no such column. "
-                          "did you mean 'about'? Fix: --description_column NAME")
+                          "did you mean 'about'? Fix: --description_column about")
     assert str(refused(local(tmp_path), 2)).startswith("--item_id_column item_id: ")
 
 
@@ -254,3 +254,12 @@ def test_numbers_for_ids_are_their_digits(tmp_path):
     events, [record], _num_bad = read_raw(local(tmp_path))
     assert events == [("7", str(2**60), 1, 1.0)]
     assert (record["raw_id"], record["title"]) == (str(2**60), "5")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_folder_whose_name_looks_like_a_pattern_is_read_alone(tmp_path, ending):
+    wanted = tmp_path / "user_id=z" / "fold[12]*"
+    for number, folder in enumerate((wanted.parent / "fold1", wanted.parent / "fold2x", wanted)):
+        write_shop(folder, ending, [("a", f"item {number}", 7, 5)])
+    options = make_options(tmp_path / "data", "--dataset", "shop", "--raw_dir", str(wanted))
+    assert [event[:2] for event in events_of(options)] == [("a", "item 2")]

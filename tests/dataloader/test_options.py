@@ -66,7 +66,15 @@ def test_the_script_of_the_data_part_stops_at_the_first_step_that_fails(tmp_path
                                                ("Sports_Outdoors", "Sports_and_Outdoors"),
                                                ("Industrial_Scientific", "Industrial_and_Scientific")])
 def test_an_unknown_data_set_names_the_nearest_real_one(tmp_path, name, nearest):
-    assert f"did you mean {nearest!r}?" in refused(tmp_path, "--dataset", name)
+    message = refused(tmp_path, "--dataset", name)
+    assert f"did you mean {nearest!r}?" in message
+    assert message.endswith(f"Fix: --dataset {nearest}")
+
+
+@pytest.mark.parametrize(("flags", "fix"), [
+    (("--dataset=Babby", "--source=amazon14"), "--dataset Baby"), (("--template=td2",), "--template td")])
+def test_a_fix_names_the_nearest_name(tmp_path, flags, fix):
+    assert refused(tmp_path, *flags).endswith(f"Fix: {fix}")
 
 
 @pytest.mark.parametrize(("flags", "source"), [
