@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from common.publishing import (  # noqa: F401 (the stages import them from here)
     write_meta,
     write_text,
 )
+from common.tables import parquet_rows
 
 SPLITS = ("train", "valid", "test")
 
@@ -155,7 +157,7 @@ def load_interactions(folder: DatasetFolder) -> Interactions:
     import duckdb
 
     load_meta(folder.interactions, folder.make_command)
-    columns = duckdb.read_parquet(str(folder.interactions)).project(
+    columns = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").project(
         f"""user::BIGINT AS "user", item::BIGINT AS item, timestamp::BIGINT AS "timestamp",
             (list_position({list(SPLITS)}, split) - 1)::TINYINT AS split""").fetchnumpy()
     for name, column in columns.items():
@@ -178,7 +180,7 @@ def load_image_urls(folder: DatasetFolder) -> np.ndarray:
     import duckdb
 
     load_meta(folder.items, folder.make_command)
-    if "image_url" not in duckdb.read_parquet(str(folder.items)).columns:
+    if "image_url" not in duckdb.sql(f"FROM {parquet_rows(folder.items)}").columns:
         raise DataError(folder.items, "has no column image_url", "it says where the images are",
                         "add the column, empty where an item has no image")
     return _load_table(folder, folder.items, "item", ("image_url",))["image_url"]
@@ -193,7 +195,7 @@ def _load_table(folder: DatasetFolder, path: Path, order: str, names: tuple[str,
     import duckdb
 
     load_meta(path, folder.make_command)
-    rows = duckdb.read_parquet(str(path)).order(order).project(", ".join(names)).fetchall()
+    rows = duckdb.sql(f"FROM {parquet_rows(path)}").order(order).project(", ".join(names)).fetchall()
     return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(names)}
 
 
@@ -229,7 +231,7 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
     path = folder.codes(quantizer, suffix, tag)
     if not path.exists():
         there = [other.name.removeprefix(f"{folder.name}.codes-").removesuffix(".npy")
-                 for other in folder.path.glob(f"{folder.name}.codes-*.npy")]
+                 for other in folder.path.glob(f"{escape(folder.name)}.codes-*.npy")]
         raise DataError(path, "not there", nearest(variant(quantizer, suffix, tag), there), fix)
     codes, meta = _load_array(folder, path, np.int32, fix), load_meta(path, fix)
     sizes = np.array(meta.get("codebook_sizes", []))

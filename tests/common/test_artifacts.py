@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -297,6 +298,26 @@ def test_item_and_user_tables_come_in_the_order_of_their_numbers(tmp_path):
     assert {name: column.tolist() for name, column in items.items()} == {
         "raw_id": ["x", "y"], "title": [None, "Yo-yo"], "text": ["b", "a"]}
     assert artifacts.load_users(folder)["raw_id"].tolist() == ["u", "v"]
+
+
+def test_a_data_root_is_no_pattern_and_no_partition(tmp_path):
+    # As a pattern the last would read the first, and as a partition its name would be a column.
+    roots = [tmp_path / "fold1", tmp_path / "item=7" / "fold[12]"]
+    (tmp_path / "item=7" / "fold1").mkdir(parents=True)
+    for number, root in enumerate(roots):
+        folder = DatasetFolder(root, "Toys")
+        write_table(folder.interactions, f"""FROM (VALUES (0, {number}, 60, 3.0, 'test')) AS t("user", item,
+            "timestamp", rating, split)""")
+        write_table(folder.items, f"FROM (VALUES (0, 'x{number}', NULL, 'b', NULL)) "
+                                  "AS t(item, raw_id, title, text, image_url)")
+        write_table(folder.users, f"FROM (VALUES (0, 'u{number}')) AS t(\"user\", raw_id)")
+    shutil.copytree(roots[0] / "Toys", tmp_path / "item=7" / "fold1" / "Toys")
+    for number, root in enumerate(roots):
+        folder = DatasetFolder(root, "Toys")
+        assert artifacts.load_interactions(folder).item.tolist() == [number]
+        assert artifacts.load_items(folder)["raw_id"].tolist() == [f"x{number}"]
+        assert artifacts.load_users(folder)["raw_id"].tolist() == [f"u{number}"]
+        assert artifacts.load_image_urls(folder).tolist() == [None]
 
 
 def test_image_addresses_come_in_the_order_of_the_items(tmp_path):
