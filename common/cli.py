@@ -140,7 +140,9 @@ def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
 
 def command_line(script: str, argv: list[str]) -> str:
     """How the user would type this command from the root, for `Fix:` lines and manifests."""
-    return shlex.join(script.split() + [a for a in argv if a not in ("--force", "--debug")])
+    line = shlex.join(script.split() + [a for a in argv if a not in ("--force", "--debug")])
+    # In an ASCII locale Python leaves the bytes of an UTF-8 path undecoded.
+    return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def help_with_keys(parser: Parser, yamls: list[Path]) -> None:

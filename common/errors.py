@@ -1,6 +1,9 @@
 """User errors, their exit codes, and the frame that every command runs in."""
 
+import codecs
 import errno
+import io
+import json
 import logging
 import os
 import signal
@@ -18,6 +21,9 @@ from common.distributed import connection_lost, end_process, has_process_group, 
 log = logging.getLogger(__name__)
 # Before a command sends its log anywhere, logging would print errors to stderr itself, a second time.
 log.addHandler(logging.NullHandler())
+
+# Write a character that the user's encoding lacks as \u00b1, which is valid in JSON, too.
+codecs.register_error("json_escape", lambda error: (json.dumps(error.object[error.start:error.end])[1:-1], error.end))
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WATCHED = "STEP_WATCHES"  # the environment variable with the pipe that a job holds open for its step
@@ -165,6 +171,9 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     """
     argv = sys.argv[1:] if argv is None else argv
     stop_request.install()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="json_escape")
     sys.excepthook = _report_bug
     try:
         code = _exit_code(main, argv)

@@ -88,7 +88,7 @@ def write_meta(path: Path, meta: dict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small text file that has no meta, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, _utf8(text))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -222,7 +222,11 @@ def _described(path: Path, meta: dict) -> dict:
 
 
 def _json(meta: dict) -> bytes:
-    return (json.dumps(meta, indent=2, ensure_ascii=False) + "\n").encode()
+    return _utf8(json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # bytes of a path that are not in the user's encoding
 
 
 def file_sha256(path: Path) -> str:

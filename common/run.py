@@ -196,6 +196,6 @@ def log_to(path: Path) -> None:
     for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
         root.removeHandler(handler)
         handler.close()
-    handler = RunLog(path, encoding="utf-8")
+    handler = RunLog(path, encoding="utf-8", errors="backslashreplace")  # bytes of a path that are not UTF-8
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)

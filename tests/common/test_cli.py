@@ -196,3 +196,8 @@ def test_checking_a_command_line_imports_nothing_heavy(python):
     done = python("import sys, common.artifacts, common.cli, common.config, common.errors, common.run\n"
                   "print([name for name in ('torch', 'duckdb', 'pandas', 'transformers') if name in sys.modules])")
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_command_line_of_undecoded_bytes_is_readable():
+    undecoded = "data/é".encode().decode("ascii", "surrogateescape")  # as in an ASCII locale
+    assert command_line("python main.py", ["--data_root", undecoded]) == "python main.py --data_root 'data/é'"

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import signal
 import sys
@@ -104,6 +105,29 @@ def test_a_disk_that_is_really_full_is_a_resource_error(capsys):
             file.write("x")
     assert run_command(main, []) == 5
     assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variables", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}])
+def test_no_output_fails_because_of_its_encoding(command, tmp_path, monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    body = """from common.run import log_to, log_to_console
+log_to_console()
+log_to(Path(argv[0]))
+log = logging.getLogger("common")
+log.info("a \\u00b1 b")
+log.warning("a \\u00d7 b")
+print('{"title": "\\u00e9\\U0001f600"}')
+raise DataError('\\u4e2d', 'is wrong')"""
+    done = command(body, tmp_path / "run.log")
+    assert done.returncode == 3
+    first, second = done.stdout.splitlines()
+    assert first == r"a \u00b1 b"
+    assert json.loads(second) == {"title": "é😀"}
+    assert done.stderr == "a \\u00d7 b\nerror: \\u4e2d: is wrong. Fix: see --help\n"
+    log = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert "a ± b" in log
+    assert "中" in log
 
 
 def test_any_other_fault_of_the_system_names_its_file(capsys, tmp_path):

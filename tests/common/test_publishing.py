@@ -245,6 +245,14 @@ def test_replacing_a_text_fails_whole(tmp_path, monkeypatch):
     assert names(tmp_path) == {"note"}
 
 
+def test_a_path_that_could_not_be_decoded_can_be_recorded(tmp_path):
+    path = os.fsdecode(b"caf\xe9")  # as Python reads Latin-1 bytes, and in an ASCII locale UTF-8 as well
+    put(tmp_path / "file", b"new", command=f"make {path}")
+    assert load_meta(tmp_path / "file", "make it")["command"] == f"make {path}"
+    publishing.write_text(tmp_path / "note", path)
+    assert (tmp_path / "note").read_text(encoding="utf-8") == r"caf\udce9"
+
+
 def test_an_artifact_that_is_not_there_is_a_data_error_with_the_command(tmp_path):
     with pytest.raises(DataError, match=r"file: not there\. Fix: make it") as raised:
         load_meta(tmp_path / "file", "make it")

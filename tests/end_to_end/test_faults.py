@@ -71,6 +71,18 @@ def test_a_killed_run_continues_and_ends_with_the_bytes_of_an_undisturbed_one(ba
     assert all(time > written[name] for name, time in written_at(baby, stage).items() if name.startswith("runs"))
 
 
+def test_every_table_and_report_fits_an_ascii_terminal(baby):
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    for words, shown in (
+            (("quantization/main.py", "--quantizer_name", "random"), "random"),
+            (("quantization/main.py", "--quantizer_name", "random", "--explain"), r"\u00b7"),
+            (("recommendation/main.py", "--model=popularity", "--seeds=1,2"), r"\u00b1"),
+            (("recommendation/main.py", "--compare"), r"\u00b1")):
+        outcome = baby.command("python", *words, **ascii_locale)
+        assert outcome.code == 0, outcome.err
+        assert shown in outcome.out
+
+
 def test_stale_codes_are_refused_with_the_command_that_rebuilds_them(baby):
     assert baby.command("python", "quantization/main.py", "--epochs", "2").code == 0
     embedding = baby.data("Baby.emb-td.npy.meta.json")
