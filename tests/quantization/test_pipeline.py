@@ -20,7 +20,7 @@ from .tiny_data import save_embedding, save_interactions, save_items
 
 @pytest.fixture(autouse=True)
 def _global_state(close_logs, monkeypatch):
-    monkeypatch.setattr("common.artifacts._sync", lambda path: None)  # no waiting for the disk
+    monkeypatch.setattr("common.publishing._sync", lambda path: None)  # no waiting for the disk
     level = logging.getLogger().level
     yield
     logging.getLogger().setLevel(level)

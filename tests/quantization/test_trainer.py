@@ -71,7 +71,7 @@ class Spacious(Atomic):
 @pytest.fixture(autouse=True, scope="module")
 def _no_waiting_for_the_disk():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.artifacts._sync", lambda path: None)
+        patch.setattr("common.publishing._sync", lambda path: None)
         yield
 
 
