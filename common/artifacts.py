@@ -6,7 +6,7 @@ The next stage reads these files and their metas, and nothing else of the stage 
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -124,15 +124,39 @@ class DatasetFolder:
             return
         there = sorted(p.parent.name for p in self.data_root.glob("*/interactions.parquet"))
         known = f"in {self.data_root} there are" + (f": {', '.join(there)}" if there else " no data sets yet")
-        fix = self.make_command
-        if (close := closest(self.name, there)) is not None:
-            known, fix = f"did you mean {close!r}? {known}", f"--dataset {close}, or to make {self.name}: {fix}"
-        raise ConfigError(f"--dataset {self.name}", "there is no such data set", known, fix)
+        guess, fix = _nearest_or_made(self.name, there, lambda close: f"--dataset {close}", self.make_command)
+        raise ConfigError(f"--dataset {self.name}", "there is no such data set",
+                          f"{guess} {known}" if guess.endswith("?") else known, fix)
+
+    def suffixes(self) -> list[str]:
+        """Of the embeddings that are there."""
+        return self._between("emb")
+
+    def variants(self) -> list[str]:
+        """Of the codes that are there."""
+        return self._between("codes")
+
+    def _between(self, kind: str) -> list[str]:
+        prefix = f"{self.name}.{kind}-"
+        return sorted(path.name.removeprefix(prefix).removesuffix(".npy")
+                      for path in self.path.glob(f"{escape(prefix)}*.npy"))
 
 
 def variant(quantizer: str, suffix: str, tag: str | None) -> str:
     """`<quantizer>-<suffix>[-<tag>]`, as in file and folder names."""
     return "-".join(filter(None, (quantizer, suffix, tag)))
+
+
+def _nearest_or_made(name: str, there: list[str], flags: Callable[[str], str], make: str) -> tuple[str, str]:
+    """Why, and the fix, where there is nothing of this name: `flags` for the nearest one, and the command `make`."""
+    if (close := closest(name, there)) is None:
+        return nearest(name, there), make
+    return f"did you mean {close!r}?", f"{flags(close)}, or to make {name}: {make}"
+
+
+def _again(meta: dict, fix: str) -> str:
+    """The command that makes an artifact again; without --force it would be taken for current."""
+    return f"{meta.get('command') or fix} --force"
 
 
 class Interactions(NamedTuple):
@@ -203,10 +227,14 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
     """float32 (num_items, dim), finite, one row an item of `items.parquet`."""
     fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     path = folder.embeddings(suffix)
+    if not path.exists():
+        raise DataError(path, "not there", *_nearest_or_made(
+            suffix, folder.suffixes(), lambda close: f"--embedding_suffix {close}", fix))
     array = _load_array(folder, path, np.float32, fix)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
-        raise DataError(path, f"rows {np.flatnonzero(~finite)[:10].tolist()} are not finite", fix=fix)
+        raise DataError(path, f"rows {np.flatnonzero(~finite)[:10].tolist()} are not finite",
+                        fix=_again(load_meta(path, fix), fix))
     return np.ascontiguousarray(array)
 
 
@@ -230,22 +258,30 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
     fix += f" --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "") + folder.root_flag
     path = folder.codes(quantizer, suffix, tag)
     if not path.exists():
-        there = [other.name.removeprefix(f"{folder.name}.codes-").removesuffix(".npy")
-                 for other in folder.path.glob(f"{escape(folder.name)}.codes-*.npy")]
-        raise DataError(path, "not there", nearest(variant(quantizer, suffix, tag), there), fix)
+        raise DataError(path, "not there", *_nearest_or_made(
+            variant(quantizer, suffix, tag), folder.variants(), lambda close: _codes_flags(folder, close), fix))
     codes, meta = _load_array(folder, path, np.int32, fix), load_meta(path, fix)
     sizes = np.array(meta.get("codebook_sizes", []))
     if len(sizes) != codes.shape[1] or (codes < 0).any() or (codes >= sizes).any():
-        raise ArtifactError(path, "has codes outside its codebooks", f"sizes {sizes.tolist()}", fix)
+        raise ArtifactError(path, "has codes outside its codebooks", f"sizes {sizes.tolist()}", _again(meta, fix))
     if distinct and len(np.unique(codes, axis=0)) != len(codes):
         raise ArtifactError(path, "gives several items the same semantic ID",
-                            "a recommender could not tell them apart", f"{fix} --disambiguation extra_level")
+                            "a recommender could not tell them apart",
+                            f"{meta.get('command') or fix} --disambiguation extra_level")
     return codes, meta
+
+
+def _codes_flags(folder: DatasetFolder, name: str) -> str:
+    """The flags that choose codes by their `variant`, whose suffix may have a '-' of its own."""
+    quantizer, _, rest = name.partition("-")
+    suffix = max((known for known in folder.suffixes() if f"{rest}-".startswith(f"{known}-")), key=len, default=rest)
+    tag = rest[len(suffix) + 1:]
+    return f"--quantizer_name {quantizer} --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "")
 
 
 def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str, ndim: int = 2) -> np.ndarray:
     meta = load_meta(path, fix)
-    items = load_meta(folder.items, folder.make_command)
+    items, fix = load_meta(folder.items, folder.make_command), _again(meta, fix)
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:

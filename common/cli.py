@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from common.errors import ConfigError, nearest
+from common.errors import ConfigError, closest
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -25,6 +25,13 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+
+    def guess(self, flag: str) -> tuple[str, str | None]:
+        """`did you mean '--x'?` or the list of all flags; and that flag, or None. Dashes do not make flags alike."""
+        close = closest(flag.lstrip("-"), [known.lstrip("-") for known in self.flags()])
+        if close is None:
+            return f"there are: {', '.join(sorted(self.flags()))}", None
+        return f"did you mean '--{close}'?", f"--{close}"
 
     def destinations(self) -> set[str]:
         return {action.dest for action in self._actions if action.option_strings and action.dest != "help"}
@@ -70,8 +77,9 @@ def parse(parser: Parser, argv: list[str], open_ended: bool = False):
     for flag in ("dataset", "embedding_suffix", "tag"):
         check_name(f"--{flag}", getattr(args, flag, None))
     if rest and not open_ended:
-        raise ConfigError(rest[0].split("=")[0], "no such flag", nearest(rest[0].split("=")[0], parser.flags()),
-                          "see --help")
+        flag, sign, value = rest[0].partition("=")
+        guess, close = parser.guess(flag)
+        raise ConfigError(flag, "no such flag", guess, f"{close}{sign}{value}" if close else "see --help")
     if open_ended:
         args.flags = [flag.removeprefix("--") for flag in parser.flags()]
         args.overrides = [_split_set(text) for text in args.set] + _split_rest(rest, parser)
@@ -123,8 +131,10 @@ def _split_rest(rest: list[str], parser: Parser) -> list[tuple[str, str]]:
         if not sign:
             value = next(words, None)
             if value is None or value.startswith("--"):
-                raise ConfigError(word, "no such flag, or its value is missing", nearest(word, parser.flags()),
-                                  f"{word}=<value>")
+                guess, close = parser.guess(word)
+                raise ConfigError(word, "no such flag, or its value is missing", guess,
+                                  f"{close}, or {word}=<value> if it is a configuration key" if close
+                                  else f"{word}=<value>")
         overrides.append((key, value))
     return overrides
 

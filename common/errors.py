@@ -231,7 +231,9 @@ def environment_hint() -> str:
     """The command that gives this checkout a Python with all its packages."""
     root = Path(__file__).resolve().parents[1]
     activate = root / ".venv" / "bin" / "activate"
-    return f"source {activate}" if activate.exists() else f"source {root / 'setup.sh'}"
+    # In an environment that is active already, it is the set-up that adds what is missing.
+    found = activate.exists() and Path(sys.prefix).resolve() != (root / ".venv").resolve()
+    return f"source {activate if found else root / 'setup.sh'}"
 
 
 def _report(message: str, code: int, argv: list[str], shared: bool = False) -> int:

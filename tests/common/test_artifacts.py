@@ -10,7 +10,7 @@ import pytest
 from common import artifacts
 from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, load_mask, publish, save_array
 from common.cli import ROOT
-from common.errors import ArtifactError, ConfigError, DataError
+from common.errors import ArtifactError, ConfigError, DataError, UserError
 from tests.common.helpers import names, put
 
 ITEMS = ids_sha256(["a", "b", "c"])
@@ -58,10 +58,34 @@ def test_codes_that_are_not_there_name_the_command(folder):
         load_codes(folder, "vq", "td", "small")
 
 
-def test_codes_that_are_not_there_name_those_that_are(folder):
-    save_codes(folder, [[0, 1], [3, 0], [0, 0]])
-    with pytest.raises(DataError, match=r"codes-vp-td.npy: not there. did you mean 'vq-td'\? Fix"):
-        load_codes(folder, "vp", "td", None)
+@pytest.mark.parametrize(("tag", "flags"), [
+    (None, "--quantizer_name vq --embedding_suffix td"),
+    ("x-1", "--quantizer_name vq --embedding_suffix td --tag x-1")])
+def test_codes_that_are_not_there_name_the_flags_of_the_nearest(folder, tag, flags):
+    save_embeddings(folder, [[0, 1], [2, 3], [4, 5]])
+    save_array(folder.codes("vq", "td", tag), np.zeros((3, 1), dtype=np.int32), {"inputs": {}})
+    with pytest.raises(DataError) as raised:
+        load_codes(folder, "vp", "td", tag)
+    assert raised.value.exit_code == 3
+    assert raised.value.fix.startswith(f"{flags}, or to make vp-td")
+
+
+def test_an_embedding_that_is_not_there_names_the_flag_of_the_nearest(folder):
+    save_embeddings(folder, [[0, 1], [2, 3], [4, 5]])
+    with pytest.raises(DataError) as raised:
+        load_embeddings(folder, "dt")
+    assert raised.value.where == folder.embeddings("dt")
+    assert raised.value.fix.startswith("--embedding_suffix td, or to make dt: bash dataloader/run_pipeline.sh")
+
+
+def test_what_the_same_command_would_take_for_current_is_made_again_by_force(folder):
+    save_embeddings(folder, [[0, 1], [np.nan, 3], [4, 5]], command="make embeddings")
+    save_codes(folder, [[0, 1], [9, 0], [0, 0]])
+    for load, fix in ((lambda: load_embeddings(folder, "td"), "make embeddings --force"),
+                      (lambda: load_codes(folder, "vq", "td", None), "make codes --force")):
+        with pytest.raises(UserError) as raised:
+            load()
+        assert raised.value.fix == fix
 
 
 @pytest.mark.parametrize(("codes", "message"), [

@@ -64,8 +64,10 @@ def test_flags_have_no_abbreviations(flag):
 
 
 def test_an_unknown_flag_is_told_the_nearest_one():
-    with pytest.raises(ConfigError, match="--datset: no such flag. did you mean '--dataset'"):
-        flags("--datset", "Toys")
+    for words, fix in ((("--datset", "Toys"), "--dataset"), (("--datset=Toys",), "--dataset=Toys")):
+        with pytest.raises(ConfigError, match="--datset: no such flag. did you mean '--dataset'") as raised:
+            flags(*words)
+        assert raised.value.fix == fix
 
 
 @pytest.mark.parametrize("argv", [["--dataset"], ["--force=1"], ["--tag"]])
@@ -121,7 +123,7 @@ def test_the_last_of_two_overrides_comes_last():
 @pytest.mark.parametrize(("argv", "message"), [
     (["--epochs"], "--epochs: no such flag, or its value is missing.*Fix: --epochs=<value>"),
     (["--epochs", "--lr", "3"], "--epochs: no such flag, or its value is missing"),
-    (["--force_", "--debug"], "did you mean '--force'"),
+    (["--force_", "--debug"], "did you mean '--force'.*Fix: --force, or"),
     (["stray"], "stray: stands alone"),
     (["--epochs", "5", "6"], "6: stands alone"),
     (["--set", "epochs"], "'epochs' has no '='")])

@@ -261,3 +261,5 @@ def test_the_hint_prefers_an_environment_that_is_there(monkeypatch, tmp_path):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "activate").touch()
     assert errors.environment_hint() == f"source {tmp_path / '.venv' / 'bin' / 'activate'}"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))  # which is active, and lacks the package
+    assert errors.environment_hint() == f"source {tmp_path / 'setup.sh'}"
