@@ -1,4 +1,7 @@
-"""The whole job: data -> semantic IDs -> recommender, with the floors beside it; a table, and a page of the IDs."""
+"""The whole job: data, semantic IDs, a recommender and the baselines; a table of results, and a page of the IDs.
+
+Configuration keys of the two stages are also flags: --quantization.KEY value, --recommendation.KEY value, or --KEY
+value if only one of the stages has the key. Baselines get the keys that they use."""
 
 import argparse
 import sys
@@ -8,13 +11,13 @@ sys.path[0] = str(Path(__file__).resolve().parent)
 
 # The path comes first.
 from common.cli import ROOT, Parser, add_shared_flags, check_name, given_flags, parse  # noqa: E402
-from common.errors import run_command  # noqa: E402
+from common.errors import ConfigError, nearest, run_command  # noqa: E402
 from common.steps import Step, module, run_steps, script  # noqa: E402
 
 
 def main(argv: list[str]) -> None:
     parser = make_parser()
-    args = parse(parser, argv)
+    args = parse(parser, argv, open_ended=True)
     steps = plan(parser, args)
     from common.run import log_to_console
 
@@ -33,11 +36,9 @@ def make_parser() -> Parser:
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="where runs are written")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
                         help=f"one of {', '.join(quantizers.names())}")
-    parser.add_argument("--file", type=Path, default=None, metavar="FILE",
-                        help="someone else's semantic IDs, for --quantizer_name imported")
-    floors = " and ".join(recommenders.FLOORS)
+    baselines = " and ".join(recommenders.baselines())
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
-                        help=f"one of {', '.join(recommenders.names())}; {floors} run beside it")
+                        help=f"one of {', '.join(recommenders.names())}; {baselines} run as well")
     parser.add_argument("--filter_seen", action="store_true", help="leave the items of the history out of every list")
     parser.add_argument("--device", default="auto", metavar="DEV", help="auto, cpu, cuda, cuda:<n>")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of whatever is drawn at random")
@@ -49,18 +50,16 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     from dataloader.flags import make_parser as make_data_parser
     from dataloader.options import resolve_options
     from dataloader.pipeline import plan as plan_data
-    from quantization import models as quantizers
     from recommendation import models as recommenders
 
     check_name("--quantizer_name", args.quantizer_name)
     options = resolve_options(args)
-    quantizers.config_path(args.quantizer_name)
-    recommenders.config_path(args.model)
+    keys = split_keys(args)
     data_flags = make_data_parser("").destinations()
     steps = plan_data(options, given_flags(parser, args, data_flags))
     if options.check:
         return steps
-    for suffix in _other_suffixes(args, options.suffix):
+    for suffix in _other_suffixes(args.quantizer_name, options.suffix, keys["quantization"]):
         # The transformations belong to the embedding of --suffix.
         other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
                                       "l2": False})
@@ -70,27 +69,65 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     shared = given_flags(parser, args, {"dataset", "data_root", "debug", "run_root"})
     codes = ["--quantizer_name", args.quantizer_name, "--embedding_suffix", options.suffix]
     training = [*codes, *shared, *given_flags(parser, args, {"force", "seed", "device"})]
-    models = [*(floor for floor in recommenders.FLOORS if floor != args.model), args.model]
+    models = [*(name for name in recommenders.baselines() if name != args.model), args.model]
     return [
         *steps,
         Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training,
-                                                            *given_flags(parser, args, {"file"}))),
+                                                            *as_flags(keys["quantization"]))),
         *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training,
-                                                  *given_flags(parser, args, {"filter_seen"}))) for model in models),
+                                                  *given_flags(parser, args, {"filter_seen"}), *as_flags(keys[model])))
+          for model in models),
         Step("results", module("recommendation.report", "--models", ",".join(models), *codes, *shared)),
         Step("what the semantic IDs mean", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
 
 
-def _other_suffixes(args: argparse.Namespace, suffix: str) -> list[str]:
-    """The embeddings that the quantizer reads beside the one that is named. Its files have to be there by now."""
-    from common.config import resolve
-    from quantization.models import CONFIGS, config_path, find_class
+def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
+    """The configuration keys on the command line by step: those of `quantization`, and those of every recommender.
 
-    name = args.quantizer_name
-    overrides = [] if args.file is None else [("file", str(args.file))]
-    config = resolve(name, config_path(name), CONFIGS / "defaults.yaml", overrides)
-    quantizer = find_class(name)
+    Raises ConfigError for a key that no stage has, or both, and for a wrong value.
+    """
+    from common.config import resolve
+    from quantization import models as quantizers
+    from recommendation import models as recommenders
+
+    def yamls(stage, name: str):
+        return name, stage.config_path(name), stage.DEFAULTS
+
+    stages = {"quantization": yamls(quantizers, args.quantizer_name), "recommendation": yamls(recommenders, args.model)}
+    configs = {stage: resolve(*of_stage, []) for stage, of_stage in stages.items()}
+    keys: dict[str, list[tuple[str, str]]] = {stage: [] for stage in stages}
+    for key, text in args.overrides:
+        stage, _, own = key.partition(".")
+        if stage not in stages:
+            found, own = [stage for stage, config in configs.items() if config.has_key(key)], key
+            if len(found) > 1:
+                raise ConfigError(f"--{key}", "both stages have this key",
+                                  fix=" or ".join(f"--{stage}.{key}" for stage in found))
+            if not found:
+                known = {name for config in configs.values() for name in config.leaf_names()} | set(args.flags)
+                raise ConfigError(f"--{key}", "no such flag or configuration key", nearest(key, sorted(known)))
+            [stage] = found
+        keys[stage].append((own, text))
+    for stage, of_stage in stages.items():
+        resolve(*of_stage, keys[stage])
+    for name in recommenders.baselines():
+        config = resolve(*yamls(recommenders, name), [])
+        keys[name] = [(key, text) for key, text in keys["recommendation"] if config.has_key(key)]
+    return {**keys, args.model: keys["recommendation"]}
+
+
+def as_flags(keys: list[tuple[str, str]]) -> list[str]:
+    return [f"--set={key}={text}" for key, text in keys]
+
+
+def _other_suffixes(quantizer_name: str, suffix: str, keys: list[tuple[str, str]]) -> list[str]:
+    """The embeddings that the quantizer reads in addition to the named one. Its files have to exist by now."""
+    from common.config import resolve
+    from quantization.models import DEFAULTS, config_path, find_class
+
+    config = resolve(quantizer_name, config_path(quantizer_name), DEFAULTS, keys)
+    quantizer = find_class(quantizer_name)
     quantizer.other_files(config.values)
     return [other for other in quantizer.embedding_suffixes(config.values, suffix) if other != suffix]
 

@@ -82,7 +82,7 @@ def parse(parser: Parser, argv: list[str], open_ended: bool = False):
         raise ConfigError(flag, "no such flag", guess, f"{close}{sign}{value}" if close else "see --help")
     if open_ended:
         args.flags = [flag.removeprefix("--") for flag in parser.flags()]
-        args.overrides = [_split_set(text) for text in args.set] + _split_rest(rest, parser)
+        args.overrides = [_split_set(text) for text in getattr(args, "set", [])] + _split_rest(rest, parser)
     return args
 
 

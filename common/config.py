@@ -1,28 +1,30 @@
 """Configuration: strict YAML, defaults, overrides, and the checks that come before any heavy import."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from common.errors import ConfigError, nearest
 
-# What the keys that every stage shares may hold. A bound is (smallest, largest); None is open.
-BOUNDS = {
+log = logging.getLogger(__name__)
+
+# What the keys of `common` and of the training loop (common/training.py) may hold. A bound is (smallest, largest);
+# None is open. A stage adds its own keys in defaults.yaml, and a model in its YAML, under `bounds` and `choices`.
+BOUNDS: dict[str, tuple] = {
     "seed": (0, 2**31 - 1), "epochs": (1, None), "max_steps": (1, None), "batch_size": (1, None), "lr": (0, None),
-    "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "label_smoothing": (0, 1),
-    "eval_every": (1, None), "patience": (1, None), "checkpoint_seconds": (0, None),
-    "commitment_cost": (0, None), "top_k": (20, None), "eval_batch_size": (1, None), "max_history": (1, None),
-    "ema_decay": (0, 1), "kmeans_iterations": (1, None), "sinkhorn_iterations": (1, None),
-    "min_utilization": (0, 1), "min_steps_per_epoch": (1, None),
+    "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "eval_every": (1, None),
+    "patience": (1, None), "checkpoint_seconds": (0, None),
+}
+CHOICES: dict[str, tuple] = {
+    "select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),
 }
 NULLABLE = {"patience": int, "max_steps": int}
-CHOICES = {"select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),
-           "precision": ("float32", "bfloat16"),
-           "start": ("kmeans", "random"), "update": ("gradient", "ema"), "distance": ("euclidean", "cosine"),
-           "gradient": ("straight_through", "rotation", "gumbel"),
-           "disambiguation": ("extra_level", "reassign", "none")}
+SECTIONS = ("model_params", "training_params")
+DECLARED = {"baseline": bool, "uses": list, "bounds": dict, "choices": dict}  # what a model's YAML may also say of it
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -71,11 +73,21 @@ class TrackedParams(dict):
         return sorted(set(super().keys()) - self.read)
 
 
+class Rules(NamedTuple):
+    """What keys may hold, and which training parameters are used."""
+
+    bounds: dict[str, tuple]  # key -> (smallest, largest)
+    choices: dict[str, tuple]  # key -> its words
+    always: set[str]          # training parameters that every model uses
+    if_read: set[str]         # those that only a model which reads them uses
+    uses: set[str] | None     # what the model declares to use besides `always`; None: it declares nothing
+
+
 class Config:
     """A resolved configuration: `values` as nested dicts, and where each key came from."""
 
-    def __init__(self, name: str, values: dict, origins: dict[str, str]):
-        self.name, self.values, self.origins = name, values, origins
+    def __init__(self, name: str, values: dict, origins: dict[str, str], rules: Rules, defaults: Path):
+        self.name, self.values, self.origins, self.rules, self.defaults = name, values, origins, rules, defaults
 
     def __getitem__(self, key: str):
         return self.values[key]
@@ -84,11 +96,22 @@ class Config:
     def training_params(self) -> dict:
         return self.values[self.name]["training_params"]
 
+    def has_key(self, key: str) -> bool:
+        """Whether `key`, a leaf or a path to it, names a key that the model uses as far as its YAML says."""
+        paths = [path for path in _leaves(self.values) if path == key or path.endswith(f".{key}")]
+        uses = self.rules.uses
+        return any(uses is None or not path.startswith(f"{self.name}.training_params.")
+                   or path.rpartition(".")[2] in self.rules.always | uses for path in paths)
+
+    def leaf_names(self) -> list[str]:
+        """The last part of every key."""
+        return [path.rpartition(".")[2] for path in _leaves(self.values)]
+
     def for_model(self, **data) -> dict:
-        """What a model's constructor gets: the same nested dicts, its own parameters tracked, plus `data`."""
-        path = f"{self.name}.model_params"
-        params = TrackedParams(self.values[self.name]["model_params"], self.origins.get(path, path))
-        own = {**self.values[self.name], "model_params": params}
+        """What a model's constructor gets: the same nested dicts plus `data`; which of its keys it reads is tracked."""
+        paths = {section: f"{self.name}.{section}" for section in SECTIONS}
+        own = {section: TrackedParams(self.values[self.name][section], self.origins.get(path, path))
+               for section, path in paths.items()}
         return {**self.values, self.name: own, "data": data}
 
     def check_all_read(self, model_config: dict) -> None:
@@ -96,8 +119,31 @@ class Config:
         params = model_config[self.name]["model_params"]
         for key in params.unread():
             path = f"{self.name}.model_params.{key}"
-            raise ConfigError(self.origins.get(path, path), f"{path} is read by nobody",
-                              nearest(key, sorted(params.read)), "remove the key or correct its name")
+            raise ConfigError(self.origins.get(path, path), f"unused key {path}", nearest(key, sorted(params.read)),
+                              "remove the key or correct its name")
+
+    def check_training_keys(self, model_config: dict, by_gradient: bool) -> None:
+        """Find training parameters that have no effect on the built model.
+
+        On the command line such a key is a ConfigError, in a YAML of the model's a warning.
+        """
+        keys = set(self.training_params)
+        used = self.rules.uses if self.rules.uses is not None else keys - self.rules.if_read if by_gradient else set()
+        used = used | self.rules.always | model_config[self.name]["training_params"].read
+        refuse_unused(self, used)
+        for key in sorted(keys - used):
+            where = self.origins[f"{self.name}.training_params.{key}"]
+            if not where.startswith(f"{self.defaults}:"):
+                log.warning("%s: unused key %s: %s does not use it", where, key, self.name)
+
+
+def refuse_unused(config: Config, used: set[str]) -> None:
+    """Raise ConfigError for a training parameter of the command line that is not among the used ones."""
+    for key in config.training_params:
+        where = config.origins[f"{config.name}.training_params.{key}"]
+        if key not in used and where.startswith("--"):
+            raise ConfigError(where, f"{config.name} does not use {key}", f"of training_params it uses "
+                              f"{', '.join(sorted(used))}", "leave it out")
 
 
 def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
@@ -145,10 +191,11 @@ def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> 
 
 
 def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tuple[str, str]],
-            flags: Sequence[str] = ()) -> Config:
+            flags: Sequence[str] = (), declared_yaml: Path | None = None) -> Config:
     """Defaults, then the model's YAML, then the command line's `(key, text)` overrides; checked.
 
-    `flags` are the command's own, which a misspelt key may have been meant to be.
+    `flags` are the command's own, which a misspelt key may have been meant to be. `declared_yaml` is the model's own
+    YAML if `model_yaml` is another one: what a model declares (`DECLARED`) is read there.
 
     `common` and `training_params` may only hold keys that the defaults know, and values of their kind.
     `model_params` belongs to the model; its unread keys are found by `Config.check_all_read`. Any other
@@ -163,9 +210,10 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
                               f"use `common:` and `{name}:`")
     section = _mapping(own, name, own_origins, model_yaml)
     for key in section:
-        if key not in ("model_params", "training_params"):
+        if key not in (*SECTIONS, *DECLARED):
             raise ConfigError(own_origins[f"{name}.{key}"], f"unknown key {name}.{key}",
-                              nearest(key, ["model_params", "training_params"]), "correct the name")
+                              nearest(key, [*SECTIONS, *DECLARED]), "correct the name")
+    rules = _rules(name, defaults, declared_yaml or model_yaml)
     origins = {(k if k.split(".")[0] == "common" else f"{name}.{k}"): v for k, v in default_origins.items()}
     origins |= own_origins
     config = {
@@ -177,19 +225,55 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
         },
     }
     params = config[name]["model_params"]
-    groups = [key for key in defaults if key not in ("common", "training_params") and key in params
-              and isinstance(params[key], dict | None)]
+    groups = [key for key in defaults if key not in ("common", "training_params", "bounds", "choices", "uses")
+              and key in params and isinstance(params[key], dict | None)]
     for group in groups:
         params[group] = {**defaults[group], **(params[group] or {})}
         shared = {k: v for k, v in default_origins.items() if k.startswith(f"{group}.")}
         origins = {f"{name}.model_params.{key}": place for key, place in shared.items()} | origins
     for key, text in overrides:
         _override(config, origins, key, text, flags)
-    _check(config["common"], defaults["common"], "common", origins)
-    _check(config[name]["training_params"], defaults["training_params"], f"{name}.training_params", origins)
+    _check(config["common"], defaults["common"], "common", origins, rules)
+    _check(config[name]["training_params"], defaults["training_params"], f"{name}.training_params", origins, rules)
     for group in groups:
-        _check(params[group], defaults[group], f"{name}.model_params.{group}", origins)
-    return Config(name, config, origins)
+        _check(params[group], defaults[group], f"{name}.model_params.{group}", origins, rules)
+    for key in params.keys() & (rules.bounds.keys() | rules.choices.keys()):
+        path = f"{name}.model_params.{key}"
+        _check_value(origins.get(path, path), path, key, params[key], rules)
+    found = Config(name, config, origins, rules, defaults_yaml)
+    if rules.uses is not None:
+        refuse_unused(found, rules.always | rules.uses)
+    return found
+
+
+def declared(name: str, model_yaml: Path) -> dict:
+    """What a model's YAML says of the model, besides its parameters: the keys of `DECLARED` that it has."""
+    values, origins = load_yaml(model_yaml)
+    section = _mapping(values, name, origins, model_yaml)
+    for key in section.keys() & DECLARED.keys():
+        if type(section[key]) is not DECLARED[key]:
+            raise ConfigError(origins[f"{name}.{key}"], f"{name}.{key} is {section[key]!r}",
+                              f"it must be of type {DECLARED[key].__name__}", "correct the value")
+    return {key: section[key] for key in DECLARED if key in section}
+
+
+def _rules(name: str, defaults: dict, declared_yaml: Path) -> Rules:
+    """The rules of the training loop, of the stage and of the model, the later ones first."""
+    model, stage = declared(name, declared_yaml), defaults.get("uses", {})
+    for key in model.get("uses", []):
+        if key not in defaults["training_params"]:
+            raise ConfigError(declared_yaml, f"{name}.uses names {key!r}", nearest(str(key), list(
+                defaults["training_params"])), "name keys of training_params")
+    bounds = {**defaults.get("bounds", {}), **model.get("bounds", {})}
+    for key, bound in bounds.items():
+        if type(bound) is not list or len(bound) != 2:
+            raise ConfigError(declared_yaml, f"the bounds of {key} are {bound!r}", "bounds are [smallest, largest], "
+                              "where null is open", "correct the value")
+    return Rules(BOUNDS | {key: tuple(bound) for key, bound in bounds.items()},
+                 CHOICES | {key: tuple(words) for key, words in
+                            {**defaults.get("choices", {}), **model.get("choices", {})}.items()},
+                 set(stage.get("always", [])), set(stage.get("if_read", [])),
+                 set(model["uses"]) if "uses" in model else None)
 
 
 def _mapping(values: dict, key: str, origins: dict[str, str], path: Path) -> dict:
@@ -224,14 +308,22 @@ def _override(config: dict, origins: dict[str, str], key: str, text: str, flags:
     if len(matches) > 1:
         raise ConfigError(f"--{key}", "names more than one key", ", ".join(matches), "--set <whole.path>=<value>")
     holder, leaf = leaves[matches[0]]
-    try:
-        holder[leaf] = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (StrictLoader is a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--{key}", f"{text!r} is not a YAML value", fix="quote it") from error
+    holder[leaf] = _value(f"--{key}", text, holder[leaf])
     origins[matches[0]] = f"--{key}"
 
 
-def _check(values: dict, defaults: dict, section: str, origins: dict[str, str]) -> None:
+def _value(where: str, text: str, before: object) -> object:
+    """An override as YAML; text that replaces text is taken as it is, so that `codes #2.json` is not cut short."""
+    if before == "":  # a key that has to be given, such as a path
+        return text
+    try:
+        value = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (StrictLoader is a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(where, f"{text!r} is not a YAML value", fix="quote it") from error
+    return text if isinstance(value, str) and isinstance(before, str) and text[0] not in "'\"" else value
+
+
+def _check(values: dict, defaults: dict, section: str, origins: dict[str, str], rules: Rules) -> None:
     for key, value in values.items():
         where = origins.get(f"{section}.{key}", section)
         if key not in defaults:
@@ -242,10 +334,18 @@ def _check(values: dict, defaults: dict, section: str, origins: dict[str, str]) 
         if type(value) is not kind and not (value is None and key in NULLABLE):
             raise ConfigError(where, f"{section}.{key} is {value!r}", f"it must be of type {kind.__name__}, "
                               f"like the default {defaults[key]!r}", "correct the value")
-        low, high = BOUNDS.get(key, (None, None))
-        if value is not None and ((low is not None and not value >= low) or (high is not None and not value <= high)):
-            raise ConfigError(where, f"{section}.{key} is {value!r}", "it must be "
+        if value is not None:
+            _check_value(where, f"{section}.{key}", key, value, rules)
+
+
+def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -> None:
+    """Raise ConfigError for a value outside the key's bounds or choices."""
+    if key in rules.bounds:
+        low, high = rules.bounds[key]
+        fits = type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)
+        if not fits:
+            raise ConfigError(where, f"{path} is {value!r}", "it must be "
                               + (f"at least {low}" if high is None else f"from {low} to {high}"), "correct the value")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise ConfigError(where, f"{section}.{key} is {value!r}", nearest(str(value), list(CHOICES[key])),
-                              "one of " + ", ".join(CHOICES[key]))
+    if key in rules.choices and value not in rules.choices[key]:
+        raise ConfigError(where, f"{path} is {value!r}", nearest(str(value), list(rules.choices[key])),
+                          "one of " + ", ".join(map(str, rules.choices[key])))

@@ -12,11 +12,12 @@ def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
     from common.cli import command_line, parse, refuse_ignored
     from common.config import resolve
-    from quantization.models import CONFIGS, config_path
+    from quantization.models import DEFAULTS, config_path
 
     args = parse(make_parser(argv), argv, open_ended=True)
     name = args.quantizer_name.lower()
-    config = resolve(name, args.config or config_path(name), CONFIGS / "defaults.yaml", args.overrides, args.flags)
+    own = config_path(name)
+    config = resolve(name, args.config or own, DEFAULTS, args.overrides, args.flags, own)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
     if args.compare or args.explain or args.export:
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> None:
 def make_parser(argv: list[str]):
     """The flags; with --help, the keys of the chosen quantizer's YAML stand below them."""
     from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys, value_of
-    from quantization.models import CONFIGS, names
+    from quantization.models import CONFIGS, DEFAULTS, names
 
     parser = Parser(prog="quantization/main.py", description=__doc__)
     parser.add_argument("--quantizer_name", "--model_name", default="rqvae", metavar="Q",
@@ -46,7 +47,7 @@ def make_parser(argv: list[str]):
     parser.add_argument("--export", type=Path, default=None, metavar="DIR",
                         help="write the semantic IDs as index.json and as a table with titles into DIR")
     name = value_of(argv, ("--quantizer_name", "--model_name"), "rqvae").lower()
-    help_with_keys(parser, [CONFIGS / "defaults.yaml",
+    help_with_keys(parser, [DEFAULTS,
                             CONFIGS / f"{name if name in names() else 'rqvae'}_config.yaml"])
     return parser
 

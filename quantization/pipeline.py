@@ -35,6 +35,7 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
     torch.manual_seed(config["common"]["seed"])
     model = model_class(model_config, input_size=embeddings.xs.shape[1])
     config.check_all_read(model_config)
+    config.check_training_keys(model_config, by_gradient=model.trained_by_gradient())
     judged_by = Judge.inputs(folder, args.embedding_suffix)
     run = Run(args.run_root / "quantization" / args.dataset / variant(config.name, args.embedding_suffix, args.tag),
               config.values, judged_by | embeddings.hashes | others, command)

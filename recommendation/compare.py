@@ -13,7 +13,7 @@ from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.run import read_json
 from common.tables import csv_text, markdown
 from recommendation.catalogue import NO_CODES, Choice
-from recommendation.models import DEFAULTS, FLOORS, config_path
+from recommendation.models import DEFAULTS, baselines, config_path
 from recommendation.seeds import mean_and_deviation
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _run_floors(folder: DatasetFolder, run_root: Path, there: set[tuple[str, boo
     """Run the floors that are not `there` (model, filter_seen) for a protocol that is; returns how many."""
     from recommendation.pipeline import Pipeline
 
-    lacking = [(floor, filtered) for filtered in sorted({filtered for _, filtered in there}) for floor in FLOORS
+    lacking = [(floor, filtered) for filtered in sorted({filtered for _, filtered in there}) for floor in baselines()
                if (floor, filtered) not in there]
     for floor, filtered in lacking:
         key = str(filtered).lower()

@@ -15,9 +15,8 @@ from common.cli import (
 )
 from common.config import BOUNDS, Config
 from common.errors import ConfigError, nearest
-from recommendation.models import DEFAULTS, FLOORS, config_path, names
+from recommendation.models import DEFAULTS, config_path, names
 
-READ_BY_FLOORS = ("top_k", "filter_seen", "eval_batch_size")  # of training_params
 # What a model can be selected by: figures of evaluator.py, which would bring torch along.
 SELECTABLE = [f"{metric}@{k}" for metric in ("recall", "hit", "ndcg", "mrr", "coverage") for k in (1, 5, 10, 20)]
 
@@ -63,18 +62,13 @@ def refuse_what_nobody_reads(args: argparse.Namespace, parser: Parser) -> None:
 
 
 def check_training(config: Config, seeds: str | None) -> None:
-    """Raise ConfigError for a `select_by` that is no metric, two ways to give seeds, or what a floor does not read."""
+    """Raise ConfigError for a `select_by` that is no metric, or two ways to give seeds."""
     name, where = config.training_params["select_by"], config.origins[f"{config.name}.training_params.select_by"]
     if name not in SELECTABLE:
         raise ConfigError(where, f"{name!r} is no metric of a recommender", nearest(name, SELECTABLE),
                           "recall, hit, ndcg, mrr or coverage at 1, 5, 10 or 20")
     if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
         raise ConfigError("--seeds", f"stands beside {seed}", fix="leave one of them out")
-    for key in config.training_params if config.name in FLOORS else ():
-        where = config.origins[f"{config.name}.training_params.{key}"]
-        if key not in READ_BY_FLOORS and where.startswith("--"):
-            raise ConfigError(where, f"{config.name} does not read {key}", "it is counted, not trained by gradient",
-                              "leave it out")
 
 
 def overrides(args) -> list[tuple[str, str]]:

@@ -20,7 +20,8 @@ def main(argv: list[str]) -> None:
     args = parse(parser, argv, open_ended=True)
     for flag in ("quantizer_name", "export_item_embeddings"):
         check_name(f"--{flag}", getattr(args, flag))
-    config = resolve(args.model, args.config or config_path(args.model), DEFAULTS, overrides(args), args.flags)
+    own = config_path(args.model)
+    config = resolve(args.model, args.config or own, DEFAULTS, overrides(args), args.flags, own)
     check_training(config, args.seeds)
     if args.seeds is not None:
         args.seeds = parse_seeds(args.seeds)

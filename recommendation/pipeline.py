@@ -84,6 +84,7 @@ class Pipeline:
         torch.manual_seed(self.config["common"]["seed"])
         model = self.model_class(model_config, self.catalogue)
         self.config.check_all_read(model_config)
+        self.config.check_training_keys(model_config, by_gradient=model.trained_by_gradient())
         if self.from_t5 is not None:
             initialize_from_t5(model, self.folder, self.from_t5)
         return model.to(self.device)

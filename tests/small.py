@@ -6,10 +6,10 @@ from common.config import Config, resolve
 
 
 def small_config(name: str, model_yaml: Path, defaults_yaml: Path, sizes: dict[str, object]) -> Config:
-    """The model's own configuration with each of `sizes` that is one of its keys."""
+    """The model's own configuration with each of `sizes` that it uses."""
     plain = resolve(name, model_yaml, defaults_yaml, [])
     sections = {"common": plain["common"], f"{name}.training_params": plain.training_params,
                 f"{name}.model_params": plain[name]["model_params"]}
     overrides = [(f"{section}.{key}", str(value)) for section, params in sections.items()
-                 for key, value in sizes.items() if key in params]
+                 for key, value in sizes.items() if key in params and plain.has_key(f"{section}.{key}")]
     return resolve(name, model_yaml, defaults_yaml, overrides)

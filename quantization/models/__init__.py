@@ -7,6 +7,7 @@ from common.errors import ConfigError
 from common.errors import nearest as nearest_name  # `nearest` is a module of this package
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+DEFAULTS = CONFIGS / "defaults.yaml"
 
 
 def names() -> list[str]:

@@ -73,6 +73,11 @@ class AbstractVQ(nn.Module, ABC):
         """Fit in one call to all items (N, D) and return True, or return False to be trained by gradient."""
         return False
 
+    @classmethod
+    def trained_by_gradient(cls) -> bool:
+        """Whether the class leaves `fit` as it is here."""
+        return cls.fit is AbstractVQ.fit
+
     def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
         """Start from the data (N, D), such as codebooks by k-means, before the first step."""
 

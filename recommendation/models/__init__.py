@@ -3,16 +3,21 @@
 import importlib
 from pathlib import Path
 
+from common.config import declared
 from common.errors import ConfigError, nearest
 
 MODELS = Path(__file__).resolve().parent
 DEFAULTS = MODELS / "defaults.yaml"
-FLOORS = ("popularity", "markov")  # what a generator must beat
 
 
 def names() -> list[str]:
     """Every recommender there is: the folders with a config.yaml are the list."""
     return sorted(path.parent.name for path in MODELS.glob("*/config.yaml"))
+
+
+def baselines() -> list[str]:
+    """The recommenders that others have to beat; each says so in its YAML."""
+    return [name for name in names() if declared(name, config_path(name)).get("baseline")]
 
 
 def config_path(name: str) -> Path:

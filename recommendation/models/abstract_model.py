@@ -75,6 +75,11 @@ class AbstractRecommender(nn.Module, ABC):
         """
         return False
 
+    @classmethod
+    def trained_by_gradient(cls) -> bool:
+        """Whether the class leaves `fit` as it is here."""
+        return cls.fit is AbstractRecommender.fit
+
     @property
     def training_unit(self) -> Literal["target", "sequence"]:
         """What a window of `compute_loss` is.

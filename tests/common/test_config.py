@@ -20,6 +20,13 @@ training_params:
   optimizer: AdamW
   select_by: loss_total
   select_mode: min
+  smoothing: 0.0
+  eval_batch_size: 8
+bounds:
+  smoothing: [0, 1]
+uses:
+  always: [eval_batch_size]
+  if_read: [smoothing]
 """
 
 
@@ -139,7 +146,8 @@ def test_defaults_fill_in_what_the_yaml_leaves_out(config):
         "common": {"device": "auto", "seed": 0},
         "vq": {"model_params": {"num_levels": 3},
                "training_params": {"batch_size": 32, "epochs": 5, "lr": 0.001, "patience": None, "optimizer": "AdamW",
-                                   "select_by": "loss_total", "select_mode": "min"}}}
+                                   "select_by": "loss_total", "select_mode": "min", "smoothing": 0.0,
+                                   "eval_batch_size": 8}}}
     assert resolved.training_params["epochs"] == 5
     assert resolved["common"]["seed"] == 0
 
@@ -276,6 +284,77 @@ def test_an_override_is_checked_like_a_yaml_value(config):
         config("", ("epochs", "ten"))
 
 
+@pytest.mark.parametrize("text", ["codes #2.json", "[1].json", "a: b.csv", "*.json", "'x'.json", "2024"])
+def test_a_path_is_taken_as_it_is(config, text):
+    resolved = config('vq: {model_params: {file: ""}}', ("file", text))
+    assert resolved["vq"]["model_params"]["file"] == text
+
+
+def test_text_in_place_of_text_keeps_its_number_sign(config):
+    assert config("", ("select_by", "recall #2")).training_params["select_by"] == "recall #2"
+
+
+USES = "vq: {uses: [lr], model_params: {a: 1}}"
+
+
+def test_an_unused_key_on_the_command_line_is_an_error(config):
+    with pytest.raises(ConfigError) as raised:
+        config(USES, ("epochs", "3"))
+    assert raised.value.where == "--epochs"
+    assert "lr" in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["lr", "eval_batch_size", "seed"])
+def test_a_used_key_and_a_common_one_are_accepted(config, key):
+    assert config(USES, (key, "2")).origins[f"common.{key}" if key == "seed" else f"vq.training_params.{key}"] == (
+        f"--{key}")
+
+
+@pytest.mark.parametrize(("by_gradient", "reads", "unused"), [
+    (True, [], ["smoothing"]), (True, ["smoothing"], []),
+    (False, [], ["lr", "smoothing"]), (False, ["lr"], ["smoothing"])])
+def test_a_model_that_declares_nothing_uses_what_it_reads(config, caplog, by_gradient, reads, unused):
+    resolved = config("vq:\n  training_params:\n    lr: 1\n    smoothing: 0.5\n    eval_batch_size: 1\n")
+    model_config = resolved.for_model()
+    for key in reads:
+        model_config["vq"]["training_params"][key]
+    resolved.check_training_keys(model_config, by_gradient)
+    assert [record.args[1] for record in caplog.records] == unused
+    for key in unused:
+        flagged = config("", (key, "0.5"))
+        with pytest.raises(ConfigError) as raised:
+            flagged.check_training_keys(flagged.for_model(), by_gradient)
+        assert raised.value.where == f"--{key}"
+
+
+def test_the_yaml_that_replaces_the_models_own_keeps_what_it_declares(write):
+    own, other = write(USES, "own.yaml"), write("vq: {model_params: {a: 2}}", "other.yaml")
+    with pytest.raises(ConfigError, match="does not use epochs"):
+        resolve("vq", other, write(DEFAULTS, "defaults.yaml"), [("epochs", "3")], declared_yaml=own)
+
+
+@pytest.mark.parametrize(("declared", "value"), [
+    ("bounds: {decay: [0, 1]}", "1.5"), ("bounds: {decay: [1, null]}", "0"), ("bounds: {decay: [0, 1]}", "much"),
+    ("choices: {decay: [slow, fast]}", "medium")])
+def test_a_model_declares_what_its_own_keys_may_hold(config, declared, value):
+    with pytest.raises(ConfigError) as raised:
+        config(f"vq: {{{declared}, model_params: {{decay: 1}}}}", ("decay", value))
+    assert raised.value.where == "--decay"
+
+
+@pytest.mark.parametrize("text", ["baseline: 1", "uses: lr", "uses: [rate]", "bounds: {a: 3}"])
+def test_a_wrong_declaration_is_an_error(config, text):
+    with pytest.raises(ConfigError):
+        config(f"vq: {{{text}}}")
+
+
+@pytest.mark.parametrize(("key", "found"), [
+    ("lr", True), ("training_params.lr", True), ("epochs", False), ("eval_batch_size", True), ("seed", True),
+    ("a", True), ("b", False)])
+def test_a_configuration_knows_the_keys_that_its_model_uses(config, key, found):
+    assert config(USES).has_key(key) is found
+
+
 READERS = {
     "subscript": lambda p: (p["a"], p["b"]),
     "get": lambda p: (p.get("a"), p.get("b", 3)),
@@ -308,7 +387,7 @@ def test_a_parameter_that_the_model_never_read_is_an_error_at_its_line(config):
     model_config = resolved.for_model()
     params = model_config["vq"]["model_params"]
     assert (params["num_levels"], params.get("num_heads", 4), "num_heds" in params) == (3, 4, True)
-    with pytest.raises(ConfigError, match="vq.model_params.num_heds is read by nobody. did you mean 'num_heads'") as e:
+    with pytest.raises(ConfigError, match="vq.model_params.num_heds. did you mean 'num_heads'") as e:
         resolved.check_all_read(model_config)
     assert where(e) == "vq.yaml:4"
 
@@ -324,7 +403,7 @@ def test_a_merged_parameter_that_is_never_read_is_an_error_too(config):
     resolved = config("vq:\n  model_params:\n    <<: {a: 1, b: 2}\n")
     model_config = resolved.for_model()
     assert model_config["vq"]["model_params"]["a"] == 1
-    with pytest.raises(ConfigError, match="vq.model_params.b is read by nobody"):
+    with pytest.raises(ConfigError, match="vq.model_params.b"):
         resolved.check_all_read(model_config)
 
 
@@ -336,13 +415,15 @@ def test_a_model_sees_the_whole_configuration_and_what_is_known_of_the_data(conf
     assert model_config["vq"]["model_params"] == {"a": 1}
 
 
-GROUPED = DEFAULTS + """\
+GROUPED = DEFAULTS.replace("bounds:", "bounds:\n  ema_decay: [0, 1]") + """\
 codebook:
   start: kmeans
   update: gradient
   ema_decay: 0.99
   restart_dead: true
   sinkhorn_levels: []
+choices:
+  update: [gradient, ema]
 """
 GROUP = {"start": "kmeans", "update": "gradient", "ema_decay": 0.99, "restart_dead": True, "sinkhorn_levels": []}
 
@@ -388,7 +469,7 @@ def test_an_option_of_a_group_is_overridden_like_any_other_key(grouped, key):
 def test_an_option_says_where_it_came_from(grouped):
     origins = grouped("vq:\n  model_params:\n    codebook:\n      update: ema\n").origins
     assert origins["vq.model_params.codebook.update"].endswith("vq.yaml:4")
-    assert origins["vq.model_params.codebook.start"].endswith("defaults.yaml:13")
+    assert origins["vq.model_params.codebook.start"].endswith("defaults.yaml:21")
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -88,20 +88,50 @@ def test_what_is_left_at_its_default_is_not_forwarded(whole_job):
 def whole_plan(whole_job: ModuleType, *flags: str) -> list[list[str]]:
     """The commands of the whole job, from the module or the script on."""
     parser = whole_job.make_parser()
-    made = whole_job.plan(parser, parse(parser, list(flags)))
+    made = whole_job.plan(parser, parse(parser, list(flags), open_ended=True))
     return [[word.removeprefix(f"{ROOT}/") for word in step.command[3 if step.command[1] == "-P" else 1:]]
             for step in made]
 
 
 def test_the_whole_job_goes_from_the_data_to_the_table(whole_job, tmp_path):
-    data, floors = f"--data_root={tmp_path}", ["popularity", "markov"]
+    data, floors = f"--data_root={tmp_path}", ["markov", "popularity"]
     codes = ["--quantizer_name", "rqvae", "--embedding_suffix", "td"]
     assert whole_plan(whole_job, "--data_root", str(tmp_path)) == [
         ["dataloader.download", data], ["dataloader.process", data], ["dataloader.text_embedding", data],
         ["quantization/main.py", *codes, data],
         *(["recommendation/main.py", "--model", model, *codes, data] for model in (*floors, "encoder_decoder")),
-        ["recommendation.report", "--models", "popularity,markov,encoder_decoder", *codes, data],
+        ["recommendation.report", "--models", "markov,popularity,encoder_decoder", *codes, data],
         ["quantization/main.py", "--explain", *codes, data]]
+
+
+def test_configuration_keys_reach_the_stages_that_have_them(whole_job, tmp_path):
+    made = whole_plan(whole_job, "--data_root", str(tmp_path), "--num_levels=4", "--num_beams", "3", "--top_k=30",
+                      "--quantization.max_steps=5", "--recommendation.training_params.max_steps", "6")
+    own = {" ".join(command[:3]): [word for word in command if word.startswith("--set=")] for command in made}
+    assert own["quantization/main.py --quantizer_name rqvae"] == ["--set=num_levels=4", "--set=max_steps=5"]
+    assert own["recommendation/main.py --model encoder_decoder"] == [
+        "--set=num_beams=3", "--set=top_k=30", "--set=training_params.max_steps=6"]
+    for baseline in ("markov", "popularity"):  # which has neither beams nor steps
+        assert own[f"recommendation/main.py --model {baseline}"] == ["--set=top_k=30"]
+
+
+def test_a_key_of_both_stages_needs_its_stage(whole_job, tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        whole_plan(whole_job, "--data_root", str(tmp_path), "--max_steps=5")
+    assert raised.value.where == "--max_steps"
+    assert "--quantization.max_steps or --recommendation.max_steps" in raised.value.fix
+    # k-means takes no step, so that only the recommender has the key
+    made = whole_plan(whole_job, "--data_root", str(tmp_path), "--quantizer_name=rkmeans", "--max_steps=5")
+    assert sum("--set=max_steps=5" in command for command in made) == 1
+
+
+@pytest.mark.parametrize(("flags", "where"), [
+    (("--num_beems=3",), "--num_beems"), (("--quantization.num_beams=3",), "--num_beams"),
+    (("--recommendation.epochs=0",), "--epochs")])
+def test_a_wrong_key_stops_the_whole_job_before_it_begins(whole_job, tmp_path, flags, where):
+    with pytest.raises(ConfigError) as raised:
+        whole_plan(whole_job, "--data_root", str(tmp_path), *flags)
+    assert raised.value.where == where
 
 
 def test_the_next_stages_read_the_embedding_that_the_data_part_makes(whole_job, tmp_path):
@@ -132,8 +162,9 @@ def test_the_whole_job_imports_semantic_ids_from_a_file_that_is_there(whole_job,
     with pytest.raises(ConfigError, match="file"):  # which rqvae has no use for
         whole_plan(whole_job, data, f"--file={file}")
     made = whole_plan(whole_job, data, "--quantizer_name=imported", f"--file={file}")
-    assert [command for command in made if f"--file={file}" in command] == [
-        ["quantization/main.py", "--quantizer_name", "imported", "--embedding_suffix", "td", data, f"--file={file}"]]
+    assert [command for command in made if f"--set=file={file}" in command] == [
+        ["quantization/main.py", "--quantizer_name", "imported", "--embedding_suffix", "td", data,
+         f"--set=file={file}"]]
 
 
 @pytest.mark.parametrize(("quantizer", "flags", "others"), [

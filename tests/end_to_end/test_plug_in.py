@@ -71,12 +71,23 @@ def test_the_readmes_recommender_runs(baby):
     assert len(lists) == 1  # everybody gets the same twenty
 
 
+def test_an_unused_flag_is_an_error_also_where_nothing_is_declared(baby):
+    folder = baby.root / "recommendation/models/recently_popular"
+    folder.mkdir()
+    (folder / "model.py").write_text(RECOMMENDER)
+    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG.replace("  uses:", "  # uses:"))
+    outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular", "--lr=0.5")
+    assert outcome.code == 2
+    assert "error: --lr: recently_popular does not use lr" in outcome.err
+    assert not (baby.root / "runs").exists()
+
+
 def test_a_model_key_that_nobody_reads_is_an_error_before_training(baby):
     add_plug_in(baby, config=CONFIG.replace("hidden_size: 512", "hidden_size: 512\n    hiden_sizes: 3"))
     outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae")
     assert outcome.code == 2
     assert "vqvae_config.yaml:9" in outcome.err
-    assert "hiden_sizes is read by nobody" in outcome.err
+    assert "unused key vqvae.model_params.hiden_sizes" in outcome.err
     assert not (baby.root / "runs").exists()
 
 
@@ -95,6 +106,6 @@ def test_a_recommenders_key_that_nobody_reads_is_an_error_before_anything_is_wri
     (folder / "config.yaml").write_text(RECOMMENDER_CONFIG + "    dekay: 0.5\n")
     outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
     assert outcome.code == 2
-    assert "dekay is read by nobody" in outcome.err
+    assert "unused key recently_popular.model_params.dekay" in outcome.err
     assert "did you mean 'decay'?" in outcome.err
     assert not (baby.root / "runs").exists()

@@ -57,14 +57,16 @@ def make_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_config(index_file):
     """name, key=value, ... -> Config, small wherever the quantizer's YAML has a key of `SMALL`."""
-    plain_of = functools.cache(lambda name: resolve(name, config_path(name), CONFIGS / "defaults.yaml", [])[name])
+    plain_of = functools.cache(lambda name: resolve(name, config_path(name), CONFIGS / "defaults.yaml", []))
 
     def make(name: str, **own: object) -> Config:
         sizes, plain = SMALL | {"file": index_file} | own, plain_of(name)
-        sections = {"training_params": plain["training_params"], "model_params": plain["model_params"],
-                    "model_params.codebook": plain["model_params"].get("codebook", {})}
+        sections = {"training_params": plain.training_params, "model_params": plain[name]["model_params"],
+                    "model_params.codebook": plain[name]["model_params"].get("codebook", {})}
+        if plain.origins[f"{name}.training_params.commitment_cost"].startswith(str(CONFIGS / "defaults.yaml")):
+            del sizes["commitment_cost"]
         overrides = [(f"{name}.{section}.{key}", str(value)) for section, params in sections.items()
-                     for key, value in sizes.items() if key in params]
+                     for key, value in sizes.items() if key in params and plain.has_key(f"{name}.{section}.{key}")]
         return resolve(name, config_path(name), CONFIGS / "defaults.yaml", overrides)
 
     return make

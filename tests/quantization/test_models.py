@@ -44,6 +44,12 @@ def ready(request, make_config, make_model):
     return model.eval(), items
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_quantizer_that_is_fitted_in_one_call_declares_what_it_uses(name):
+    config = resolve(name, config_path(name), CONFIGS / "defaults.yaml", [])
+    assert find_class(name).trained_by_gradient() or config.rules.uses == set()
+
+
 def test_one_step_has_finite_losses_and_a_gradient_for_all_that_is_trained(ready):
     model, items = copy.deepcopy(ready[0]).train(), ready[1]
     state = {name: value.clone() for name, value in model.state_dict().items()}

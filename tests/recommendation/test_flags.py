@@ -9,14 +9,14 @@ from recommendation.main import main
 
 @pytest.mark.parametrize(("words", "message"), [
     (["--select_by=ndcg@7"], r"--select_by: 'ndcg@7' is no metric of a recommender. did you mean 'ndcg@.*"),
-    (["--model=popularity", "--select_by=foo"], "--select_by: 'foo' is no metric"),
+    (["--model=popularity", "--select_by=foo"], "--select_by: popularity does not use select_by"),
     (["--select_by=ndcg@10_stderr"], "is no metric"),
     (["--seeds="], "--seeds: '' is no list of whole numbers"),
     (["--seeds=1,99999999999"], "--seeds: .* not from 0 to 2147483647"),
     (["--filter_seen="], "filter_seen is None"),
     (["--seeds=1,2", "--seed=3"], "--seeds: stands beside --seed"),
-    (["--model=popularity", "--lr=1"], "--lr: popularity does not read lr"),
-    (["--model=markov", "--max_history=5"], "--max_history: markov does not read max_history"),
+    (["--model=popularity", "--lr=1"], "--lr: popularity does not use lr"),
+    (["--model=markov", "--max_history=5"], "--max_history: markov does not use max_history"),
     (["--compare", "--model=sasrec"], "--compare: --model=sasrec does not go with it.*leave out --model=sasrec$"),
     (["--compare", "--tag=small", "--quantizer_name=opq"], "leave out --quantizer_name=opq --tag=small$"),
     (["--model=markov", "--top_k=30", "--filter_seen", "--seed=1", "--device=cpu"], "there is no such data set"),

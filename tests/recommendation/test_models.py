@@ -21,6 +21,12 @@ def recommender(request, make_model):
     return make_model(request.param)
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_model_that_is_fitted_in_one_call_declares_what_it_uses(name):
+    config = resolve(name, config_path(name), DEFAULTS, [])
+    assert find_class(name).trained_by_gradient() == (config.rules.uses is None)
+
+
 def first_batch(recommender, sequences):
     return TrainingBatches(sequences, recommender.training_unit, 16, 5, seed=0).get(0, 0)
 
