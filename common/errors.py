@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -164,6 +164,44 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
+plug_in_files: set[str] = set()  # the files of the models that this process has loaded
+
+
+@contextmanager
+def errors_of_models() -> Iterator[None]:
+    """What a model raises, in whatever it is asked to do, becomes a ConfigError that names its line and method."""
+    try:
+        yield
+    except (UserError, BrokenPipeError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        place = _place_in_model(error)
+        if place is None or out_of_memory(error) or connection_lost(error) or getattr(error, "errno", 0) in FULL_DISK:
+            raise
+        where, method = place
+        raise ConfigError(where, f"{method} raised {type(error).__name__}", _one_line(str(error)),
+                          "correct the model; --debug shows the traceback") from error
+
+
+def _place_in_model(error: Exception) -> tuple[str, str] | None:
+    """`file:line` and `Class.method` of the innermost frame in a model's own file, else of one of its objects."""
+    if isinstance(error, SyntaxError) and error.filename in plug_in_files:
+        return f"{error.filename}:{error.lineno}", "its import"
+    frames = [(frame.f_code.co_filename, frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [part for part in frames if part[0] in plug_in_files] or [
+        part for part in frames if _file_of(part[1].f_locals.get("self")) in plug_in_files]
+    if not own:
+        return None
+    file, frame, line = own[-1]
+    name = frame.f_code.co_qualname
+    return f"{file}:{line}", "its import" if name == "<module>" else name
+
+
+def _file_of(value: object) -> str | None:
+    """The file of an object's class."""
+    return getattr(sys.modules.get(type(value).__module__), "__file__", None)
+
+
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run a command's `main(argv)` and turn what it raises into one line on stderr and an exit code.
 
@@ -189,7 +227,8 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
 
 def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
     try:
-        main(argv)
+        with errors_of_models():
+            main(argv)
         sys.stdout.flush()  # here, where a full disk and a reader that has left are reported
         return 0
     except UserError as error:

@@ -4,15 +4,19 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
+from common.cli import ROOT
 from common.distributed import barrier, is_main
 from common.errors import ArtifactError, LockedError
 from common.publishing import lock, write_text
@@ -47,16 +51,17 @@ class FolderLock:
 
 
 class Run:
-    """`parent/<run id>/`, the id being a hash of the resolved config (seed included) and the inputs.
+    """`parent/<run id>/`; the id is a hash of the resolved config (seed included), the inputs and the training code.
 
-    The same command therefore finds its own folder again: it continues there, or finds it finished.
+    The same command therefore finds its own folder again: it continues there, or finds it finished. `code` is the
+    digest of the code (common/digest.py).
     """
 
-    def __init__(self, parent: Path, config: dict, inputs: dict[str, str], command: str):
-        content = json.dumps({"config": config, "inputs": inputs}, sort_keys=True)
+    def __init__(self, parent: Path, config: dict, inputs: dict[str, str], command: str, code: str = ""):
+        content = json.dumps({"config": config, "inputs": inputs, "code": code}, sort_keys=True)
         self.id = hashlib.sha256(content.encode()).hexdigest()[:12]
         self.parent, self.folder = parent, parent / self.id
-        self.config, self.inputs, self.command = config, inputs, command
+        self.config, self.inputs, self.command, self.code = config, inputs, command, code
         self._seconds: dict[str, float] = {}
 
     @property
@@ -126,7 +131,8 @@ class Run:
     def finish(self, summary: dict) -> None:
         """Mark the run finished and make it the `latest` beside its siblings."""
         write_text(self.folder / "finished.json", json.dumps(
-            {"command": self.command, "inputs": self.inputs, **summary}, indent=2) + "\n")
+            {"command": self.command, "inputs": self.inputs, "code": self.code, **_surroundings(), **summary},
+            indent=2) + "\n")
         self.make_latest()
 
     def make_latest(self) -> None:
@@ -134,6 +140,23 @@ class Run:
 
     def summary(self) -> dict:
         return read_json(self.folder / "finished.json", f"{self.command} --force")
+
+
+def _surroundings() -> dict:
+    """When and where a run ended, and with which versions."""
+    import torch
+
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
+        commit = None
+    machine = f"{platform.platform()}, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        machine += f", {torch.cuda.get_device_name()}"
+    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit,
+            "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
+            "machine": machine}
 
 
 def latest_run(parent: Path) -> Path | None:

@@ -10,12 +10,13 @@ import torch
 from common.artifacts import DatasetFolder, file_sha256, variant, write_text
 from common.config import Config
 from common.device import resolve_device
+from common.digest import code_digest
 from common.distributed import process_group
 from common.errors import TrainingError
 from common.run import Run, log_to_console
 from quantization.dataset import Embeddings
 from quantization.evaluate import Judge
-from quantization.models import find_class
+from quantization.models import find_class, model_path
 from quantization.trainer import Trainer, is_published
 from quantization.verdicts import collapse_warning, collapsed_levels, keys_of, verdicts
 
@@ -38,7 +39,8 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
     config.check_training_keys(model_config, by_gradient=model.trained_by_gradient())
     judged_by = Judge.inputs(folder, args.embedding_suffix)
     run = Run(args.run_root / "quantization" / args.dataset / variant(config.name, args.embedding_suffix, args.tag),
-              config.values, judged_by | embeddings.hashes | others, command)
+              config.values, judged_by | embeddings.hashes | others, command,
+              code_digest(model_path(config.name), Path(__file__).parent))
     codes = folder.codes(config.name, args.embedding_suffix, args.tag)
     if run.finished and not args.force and is_published(codes, run.id):
         log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)

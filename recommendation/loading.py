@@ -1,5 +1,6 @@
 """A finished run's recommender, as it was selected; refused where it no longer fits what lies there."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +13,10 @@ from common.device import resolve_device
 from common.errors import ArtifactError, ConfigError, DataError, nearest
 from common.run import latest_run, read_json
 from recommendation.catalogue import Choice, Source, load_source
-from recommendation.models import DEFAULTS, find_class
+from recommendation.models import DEFAULTS, code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender
+
+log = logging.getLogger(__name__)
 
 
 class Finished(NamedTuple):
@@ -35,6 +38,9 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     run, command = newest_run(folder, run_root, choice), choice.training_command(folder, run_root)
     summary = read_json(run / "finished.json", f"{command} --force", "inputs", "command")
     command, source = summary["command"], load_source(folder, choice)
+    if summary.get("code") != code_of(choice.model):
+        log.warning("recommendation: %s was trained by other code: its model, the files that the model imports, or the "
+                    "trainer have changed since", run)
     require_same_inputs(run, summary["inputs"], source.inputs, command)
     config, model = _build(run, choice.model, source, f"{command} --force")
     checkpoints = Checkpoints(run / "checkpoints", command)

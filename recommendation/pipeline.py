@@ -17,7 +17,7 @@ from common.run import Run, read_json
 from recommendation.catalogue import Choice, load_source
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, by_popularity, metrics, predict
-from recommendation.models import find_class
+from recommendation.models import code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.t5_export import initialize_from_t5, t5_inputs
 from recommendation.trainer import Trainer
@@ -37,7 +37,7 @@ class Pipeline:
         self.catalogue, inputs, self.collisions = load_source(folder, choice)
         if from_t5 is not None:
             inputs |= t5_inputs(from_t5)
-        self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command)
+        self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command, code_of(config.name))
 
     def execute(self, force: bool) -> dict:
         """Train and test, or reuse the finished run; returns the content of its metrics.json."""

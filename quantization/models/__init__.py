@@ -3,7 +3,7 @@
 import importlib
 from pathlib import Path
 
-from common.errors import ConfigError
+from common.errors import ConfigError, plug_in_files
 from common.errors import nearest as nearest_name  # `nearest` is a module of this package
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -24,13 +24,18 @@ def config_path(name: str) -> Path:
     return CONFIGS / f"{name}_config.yaml"
 
 
+def model_path(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.py")
+
+
 def find_class(name: str) -> type:
     """The class in models/<name>.py whose name is the file's, but for case and underscores."""
     from .abstract_vq import AbstractVQ
 
-    path = Path(__file__).with_name(f"{name}.py")
+    path = model_path(name)
     if not path.exists():
         raise ConfigError(path, "not there", f"configs/{name}_config.yaml names this quantizer", "add the file")
+    plug_in_files.add(str(path))
     module = importlib.import_module(f"{__name__}.{name}")
     wanted = name.replace("_", "").lower()
     for attribute, value in vars(module).items():

@@ -4,7 +4,8 @@ import importlib
 from pathlib import Path
 
 from common.config import declared
-from common.errors import ConfigError, nearest
+from common.digest import code_digest
+from common.errors import ConfigError, nearest, plug_in_files
 
 MODELS = Path(__file__).resolve().parent
 DEFAULTS = MODELS / "defaults.yaml"
@@ -29,13 +30,23 @@ def config_path(name: str) -> Path:
     return MODELS / name / "config.yaml"
 
 
+def model_path(name: str) -> Path:
+    return MODELS / name / "model.py"
+
+
+def code_of(name: str) -> str:
+    """The digest of the code that trains a recommender."""
+    return code_digest(model_path(name), MODELS.parent)
+
+
 def find_class(name: str) -> type:
     """The class in models/<name>/model.py whose name is the folder's, but for case and underscores."""
     from .abstract_model import AbstractRecommender
 
-    path = MODELS / name / "model.py"
+    path = model_path(name)
     if not path.exists():
         raise ConfigError(path, "not there", "config.yaml beside it names this recommender", "add the file")
+    plug_in_files.add(str(path))
     module = importlib.import_module(f"{__name__}.{name}.model")
     wanted = name.replace("_", "").lower()
     for attribute, value in vars(module).items():

@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from tests.end_to_end.conftest import ROOT
 
 [MODEL, RECOMMENDER] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
@@ -69,6 +71,48 @@ def test_the_readmes_recommender_runs(baby):
     [scored] = baby.root.glob("runs/recommendation/Baby/recently_popular/no-codes/*/predictions.jsonl")
     lists = {tuple(json.loads(line)["items"]) for line in scored.read_text().splitlines()}
     assert len(lists) == 1  # everybody gets the same twenty
+
+
+def test_a_model_with_other_code_is_another_run(baby):
+    folder = baby.root / "recommendation/models/recently_popular"
+    folder.mkdir()
+    (folder / "model.py").write_text(RECOMMENDER)
+    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG)
+    train = ("python", "recommendation/main.py", "--model=recently_popular")
+    assert baby.command(*train).code == 0
+    (folder / "model.py").write_text(RECOMMENDER.replace("top_items(self", "top_items(-self"))
+    asked = baby.command("python", "recommendation/recommend.py", "--model=recently_popular", "--user=A00000")
+    assert "was trained by other code" in asked.err
+    outcome = baby.command(*train)
+    assert (outcome.code, "reusing" in outcome.out) == (0, False), outcome.err
+    variant = baby.root / "runs/recommendation/Baby/recently_popular/no-codes"
+    assert len({path.read_text() for path in variant.glob("*/predictions.jsonl")}) == 2
+
+
+def test_an_exception_of_a_quantizer_in_training_names_its_line_and_method(baby):
+    add_plug_in(baby, model=MODEL.replace("def compute_loss(self, forward_outputs, original_xs):\n", (
+        "def compute_loss(self, forward_outputs, original_xs):\n"
+        "        assert not self.training, 'two widths'\n")))
+    file = baby.root / "quantization/models/vqvae.py"
+    [line] = [number for number, text in enumerate(file.read_text().splitlines(), 1) if "two widths" in text]
+    outcome = baby.command("python", "quantization/main.py", "--model_name=vqvae", "--epochs=1")
+    assert outcome.code == 2
+    assert f"error: {file}:{line}: VQVAE.compute_loss raised AssertionError. two widths." in outcome.err
+    assert "Traceback" not in outcome.err
+    [log] = baby.root.glob("runs/quantization/Baby/vqvae-td/*/run.log")
+    assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize(("method", "line"), [("fit", "items, offsets = sequences"), ("recommend", "return top_items")])
+def test_an_exception_of_a_recommender_names_its_line_and_method(baby, method, line):
+    folder = baby.root / "recommendation/models/recently_popular"
+    folder.mkdir()
+    (folder / "model.py").write_text(RECOMMENDER.replace(line, f"1 / 0; {line}"))
+    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG)
+    outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
+    assert outcome.code == 2
+    assert f"RecentlyPopular.{method} raised ZeroDivisionError" in outcome.err
+    assert f"error: {folder / 'model.py'}:" in outcome.err
 
 
 def test_an_unused_flag_is_an_error_also_where_nothing_is_declared(baby):
