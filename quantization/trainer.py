@@ -22,7 +22,7 @@ from quantization.utils import check_contract
 
 log = logging.getLogger(__name__)
 
-MAINTAIN_EVERY = 100  # steps; in a long epoch a codebook would else collapse before anything looks after it
+MAINTAIN_EVERY = 100  # steps, or an epoch if it is shorter: in a long epoch a codebook could collapse before its end
 
 
 class QuantizerTask:
@@ -37,13 +37,16 @@ class QuantizerTask:
         self.num_steps = self.batches.num_batches
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
+        number = epoch * self.num_steps + index
+        if number and number % min(MAINTAIN_EVERY, self.num_steps) == 0:
+            # At the start of the next step, so that an evaluation in between measures the model that is published.
+            self.model.maintain(self.xs, self._generator("maintain", number))
+            sync(self.model)
         num_rows = len(self.batches.numbers(epoch, index))
         with part_of_batch(num_rows) as part:
             own = self.batches.get(epoch, index, part.rows)
             losses = part.weighted(self.losses(own), len(own), num_rows)
-        optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
-        if (index + 1) % MAINTAIN_EVERY == 0 and index + 1 < self.num_steps:
-            self.model.maintain(self.xs, self._generator("maintain", epoch, index))
+        optimize(self, losses["loss_total"], number, self.params)
         return losses
 
     def _compute_losses(self, batch: Tensor) -> dict[str, Tensor]:

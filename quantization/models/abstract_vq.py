@@ -82,8 +82,11 @@ class AbstractVQ(nn.Module, ABC):
         """Start from the data (N, D), such as codebooks by k-means, before the first step."""
 
     def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
-        """Look after the model, such as restarting dead codes, in a long epoch; xs is (N, D). It should not wait."""
+        """Maintain the model, such as restarting dead codewords; xs is (N, D).
+
+        Called every 100 training steps, or once an epoch if an epoch has fewer, before the next step: an evaluation
+        that is due comes first. It should not wait for the device.
+        """
 
     def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
-        """The same at the end of every epoch."""
-        self.maintain(xs, generator)
+        """Update the model at the end of an epoch, before the evaluation if one is due; xs is (N, D)."""

@@ -97,7 +97,6 @@ class LETTER(RQVAE):
 
     @torch.no_grad()
     def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
-        super().end_epoch(xs, generator)
         self._regroup(generator)
 
     def _regroup(self, generator: torch.Generator) -> None:

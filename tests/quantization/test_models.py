@@ -73,6 +73,7 @@ def test_one_step_has_finite_losses_and_a_gradient_for_all_that_is_trained(ready
 def test_the_care_between_epochs_leaves_a_working_model(ready):
     model, items = copy.deepcopy(ready[0]), ready[1]
     model.end_epoch(items, seeded())
+    model.maintain(items, seeded())
     assert all(value.isfinite().all() for value in model.state_dict().values())
     check_contract(model, items)
 
@@ -169,7 +170,7 @@ def test_every_option_of_the_codebooks_trains_and_codes(name, options, zero, mak
                 losses["loss_total"].backward()
                 optimizer.step()
             assert all(loss.isfinite() for loss in losses.values())
-        model.end_epoch(items, seeded(epoch))
+        model.maintain(items, seeded(epoch))
     assert all(value.isfinite().all() for value in model.state_dict().values())
     check_contract(model, items)
 
