@@ -1,9 +1,11 @@
 """All finished tokenizers of a data set in one table."""
 
+import shlex
 from pathlib import Path
 
-from common.artifacts import DatasetFolder, write_text
-from common.errors import DataError
+from common.artifacts import DatasetFolder, load_meta, write_text
+from common.cli import ROOT
+from common.errors import DataError, UserError
 from common.run import latest_run, read_json
 from common.tables import csv_text, markdown
 
@@ -17,20 +19,51 @@ NOTES = ("codes: levels x codebook size, + codes that disambiguate. collisions: 
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
-    """The table as text, which is also written as Markdown and CSV into `run_root/quantization/<D>/`."""
+    """The table as text, which is also written as Markdown and CSV into `run_root/quantization/<D>/` if possible.
+
+    Tokenizers of other inputs than the dataset's present ones are counted and left out: they code other items, or were
+    measured by other events. Raises DataError if no tokenizer is left.
+    """
     parent = run_root / "quantization" / folder.name
     runs = {path.name: run for path in sorted(parent.glob("*/")) if (run := latest_run(path)) is not None}
-    if not runs:
-        raise DataError(parent, "has no finished tokenizer", fix=f"python quantization/main.py --dataset_name "
-                        f"{folder.name}{folder.root_flag}")
-    summaries = {name: read_json(run / "finished.json", "run the quantizer again with --force")
-                 for name, run in runs.items()}
-    best_first = sorted(runs, key=lambda name: summaries[name]["figures"]["collision_rate"])
+    found = {name: read_json(run / "finished.json", "run the quantizer again with --force")
+             for name, run in runs.items()}
+    summaries = {name: summary for name, summary in found.items() if _is_of(summary.get("inputs", {}), folder)}
+    if not summaries:
+        root = "" if run_root.resolve() == ROOT / "runs" else f" --run_root {shlex.quote(str(run_root))}"
+        raise DataError(parent, "has no finished tokenizer" + (" of the present inputs" if found else ""),
+                        fix=f"python quantization/main.py --dataset_name {folder.name}{folder.root_flag}{root}")
+    best_first = sorted(summaries, key=lambda name: summaries[name]["figures"]["collision_rate"])
     rows = [row(name, runs[name], summaries[name]) for name in best_first]
     table = markdown(COLUMNS, rows)
-    write_text(parent / "compare.md", f"# Tokenizers of {folder.name}\n\n{table}\n\n{NOTES}\n")
-    write_text(parent / "compare.csv", csv_text(COLUMNS, rows))
-    return f"{folder.name}: {len(rows)} tokenizers\n\n{table}\n\n{NOTES}\nwrote {parent / 'compare.md'} and .csv"
+    left_out = len(found) - len(rows)
+    notes = f"{NOTES}\n\n{left_out} tokenizers of earlier inputs are left out." if left_out else NOTES
+    try:
+        write_text(parent / "compare.md", f"# Tokenizers of {folder.name}\n\n{table}\n\n{notes}\n")
+        write_text(parent / "compare.csv", csv_text(COLUMNS, rows))
+        written = f"wrote {parent / 'compare.md'} and .csv"
+    except OSError as error:
+        written = f"{parent / 'compare.md'} and .csv could not be written: {error.strerror}"
+    return f"{folder.name}: {len(rows)} tokenizers\n\n{table}\n\n{notes}\n{written}"
+
+
+def _is_of(recorded: dict[str, str], folder: DatasetFolder) -> bool:
+    """Whether a run has read the artifacts that are there now, and was measured by them.
+
+    `recorded` are hashes by file name. A file from outside the dataset, such as imported IDs, may have moved since.
+    """
+    names = {name for name in recorded if name in (folder.interactions.name, folder.items.name)
+             or name.startswith(f"{folder.name}.emb-")}
+    # Judge (quantization/evaluate.py) reads these two; importing it would load torch.
+    names |= {path.name for path in (folder.interactions, folder.embeddings("td")) if path.exists()}
+    return all(_sha256(folder.path / name) == recorded.get(name) for name in names)
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return load_meta(path, "")["sha256"]
+    except UserError:  # missing, or stale
+        return None
 
 
 def row(name: str, run: Path, summary: dict) -> list[str]:

@@ -3,12 +3,15 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
-from common.artifacts import DatasetFolder
+from common.artifacts import DatasetFolder, load_meta
 from common.errors import ArtifactError, DataError
 from common.run import Run
 from quantization.compare import COLUMNS, compare
+
+from .tiny_data import save_embedding, save_interactions, save_items
 
 FIGURES = {
     "collision_rate": 0.25, "largest_bucket": 7, "utilization": [1.0, 0.5], "dead_codes": [0, 2],
@@ -25,8 +28,8 @@ def folder(tmp_path) -> DatasetFolder:
 @pytest.fixture
 def finish(tmp_path, close_logs):
     """A finished run of the tokenizer `name`."""
-    def finish(name: str, seed: int = 0, figures: dict = FIGURES, **own) -> Run:
-        run = Run(tmp_path / "runs/quantization/Tiny" / name, {"common": {"seed": seed}}, {}, f"make {name}")
+    def finish(name: str, seed: int = 0, figures: dict = FIGURES, inputs: dict | None = None, **own) -> Run:
+        run = Run(tmp_path / "runs/quantization/Tiny" / name, {"common": {"seed": seed}}, inputs or {}, f"make {name}")
         with run.open(force=False):
             run.finish({"figures": figures, "codebook_sizes": [4, 4, 7], "collision_rate_before": 0.25,
                         "collision_rate_after": 0.0, **own})
@@ -110,6 +113,58 @@ def test_without_a_finished_run_there_is_an_error_with_the_command_that_makes_on
     with pytest.raises(DataError, match="no finished tokenizer.*Fix: python quantization/main.py --dataset_name Tiny"):
         compare(folder, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def present(folder) -> dict[str, str]:
+    """The inputs of a run on the dataset as it is."""
+    save_items(folder, 4)
+    save_embedding(folder, "td", np.eye(4))
+    save_embedding(folder, "cf", np.eye(4))
+    save_interactions(folder, [(0, item, "train") for item in range(4)])
+    return {path.name: load_meta(path, "")["sha256"] for path in (folder.interactions, folder.embeddings("td"))}
+
+
+def test_tokenizers_of_other_inputs_are_left_out_and_counted(tmp_path, folder, finish, present):
+    finish("rqvae-td", inputs=present)
+    finish("imported-td", inputs=present | {"Tiny.index.json": "moved since"})
+    finish("other-catalogue-td", inputs=present | {folder.embeddings("td").name: "of other items"})
+    finish("other-events-td", inputs=present | {folder.interactions.name: "of other events"})
+    finish("earlier-vectors-td", inputs=present | {folder.embeddings("cf").name: "of another training"})
+    finish("measured-before-there-were-texts-cf", inputs={folder.interactions.name: present[folder.interactions.name]})
+    text = compare(folder, tmp_path / "runs")
+    assert {row["tokenizer"] for row in rows(tmp_path)} == {"rqvae-td", "imported-td"}
+    assert "\n4 tokenizers of earlier inputs are left out." in text
+    assert "4 tokenizers of earlier inputs" in (tmp_path / "runs/quantization/Tiny/compare.md").read_text()
+
+
+def test_if_all_inputs_have_changed_the_fix_is_the_command(tmp_path, folder, finish, present):
+    finish("rqvae-td", inputs=present)
+    save_items(folder, 5)
+    save_embedding(folder, "td", np.eye(5))
+    with pytest.raises(DataError) as raised:
+        compare(folder, tmp_path / "runs")
+    assert raised.value.exit_code == 3
+    assert raised.value.fix == (f"python quantization/main.py --dataset_name Tiny --data_root {tmp_path}/data "
+                                f"--run_root {tmp_path}/runs")
+
+
+def test_no_run_is_changed(tmp_path, folder, finish, present):
+    first = finish("rqvae-td", seed=1, inputs=present)
+    finish("rqvae-td", seed=2, inputs=present)
+    (first.parent / "latest").write_text(f"{first.id}\n")
+    before = {path: path.stat().st_mtime_ns for path in first.parent.rglob("*")}
+    compare(folder, tmp_path / "runs")
+    assert {path: path.stat().st_mtime_ns for path in first.parent.rglob("*")} == before
+    assert [row["seed"] for row in rows(tmp_path)] == ["1"]
+
+
+def test_a_folder_that_cannot_be_written_still_shows_the_table(tmp_path, folder, finish):
+    finish("rqvae-td")
+    (tmp_path / "runs/quantization/Tiny/compare.md").mkdir()
+    text = compare(folder, tmp_path / "runs")
+    assert "| rqvae-td " in text
+    assert "compare.md and .csv could not be written" in text.splitlines()[-1]
 
 
 def test_a_run_that_cannot_be_read_is_an_error_that_names_it(tmp_path, folder, finish):
