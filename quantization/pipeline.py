@@ -18,7 +18,7 @@ from quantization.dataset import Embeddings
 from quantization.evaluate import Judge
 from quantization.models import find_class, model_path
 from quantization.trainer import Trainer, is_published
-from quantization.verdicts import collapse_warning, collapsed_levels, keys_of, verdicts
+from quantization.verdicts import collapse_warning, collapsed_levels, settings_of, verdicts
 
 log = logging.getLogger("quantization")
 
@@ -37,6 +37,7 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
     model = model_class(model_config, input_size=embeddings.xs.shape[1])
     config.check_all_read(model_config)
     config.check_training_keys(model_config, by_gradient=model.trained_by_gradient())
+    settings = settings_of(config, model, len(embeddings.xs))
     judged_by = Judge.inputs(folder, args.embedding_suffix)
     run = Run(args.run_root / "quantization" / args.dataset / variant(config.name, args.embedding_suffix, args.tag),
               config.values, judged_by | embeddings.hashes | others, command,
@@ -46,14 +47,14 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
         log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)
         run.make_latest()
         if args.strict:
-            report(run.folder, run.summary()["figures"], config, strict=True)
+            report(run.folder, run.summary()["figures"], config, settings, strict=True)
         return
     with process_group(device), run.open(args.force):
         trainer = Trainer(model, embeddings, config, run, device, Judge.load(folder, args.embedding_suffix))
         figures = trainer.train()
-        judgement = report(run.folder, figures, config, args.strict)
-        info = {"run": run.id, "quantizer": config.name} | ({"made_from": others} if others else {})
-        meta = trainer.publish(codes, command, info)
+        judgement, collapse = report(run.folder, figures, config, settings, args.strict)
+        info = {"run": run.id, "quantizer": config.name, "collapse": collapse}
+        meta = trainer.publish(codes, command, info | ({"made_from": others} if others else {}))
         run.finish({"figures": figures, "codebook_sizes": meta["codebook_sizes"],
                     "num_parameters": sum(p.numel() for p in model.parameters()),
                     **{key: meta[key] for key in ("disambiguation", "collision_rate_before", "collision_rate_after")}})
@@ -66,15 +67,17 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
                     "makes them distinct")
 
 
-def report(folder: Path, figures: dict, config: Config, strict: bool) -> str:
-    """The verdicts as lines; written beside the figures. A collapse is a warning, or with `strict` a TrainingError."""
-    keys = keys_of(config)
-    lines = verdicts(figures, keys)
+def report(folder: Path, figures: dict, config: Config, settings: dict, strict: bool) -> tuple[str, str | None]:
+    """The verdicts as lines, also written next to the figures; and a warning if the codebooks have collapsed.
+
+    With `strict` a collapse is a TrainingError.
+    """
+    lines = verdicts(figures, settings)
     write_text(folder / EVALUATION, json.dumps({"figures": figures, "verdicts": lines}, indent=2) + "\n")
-    collapsed = collapsed_levels(figures, config["common"]["min_utilization"])
+    collapsed, warning = collapsed_levels(figures, config["common"]["min_utilization"]), None
     if collapsed:
-        warning = collapse_warning(figures, collapsed, keys)
+        warning = collapse_warning(figures, collapsed, settings)
         if strict:
             raise TrainingError(folder, warning, fix="one of these, or no --strict")
         log.warning("quantization: WARNING: %s", warning)
-    return "\n".join(["", "What the semantic IDs are worth", *(f"  {line}" for line in lines), ""])
+    return "\n".join(["", "What the semantic IDs are worth", *(f"  {line}" for line in lines), ""]), warning

@@ -1,6 +1,7 @@
 """Each figure of a tokenizer in words: what it means, and what to try."""
 
 from common.config import Config
+from quantization.models.abstract_vq import AbstractVQ
 
 # From which value on a figure is said to be good, or bad.
 GOOD_COLLISIONS, BAD_COLLISIONS = 0.02, 0.10
@@ -10,62 +11,90 @@ GOOD_COHERENCE = 2.0  # over chance
 SHOWN_PREFIXES = 4    # lengths
 
 
-def verdicts(figures: dict, keys: set[str]) -> list[str]:
-    """One line a figure, in the order of the report. What is advised are `keys` that the quantizer has."""
-    lines = [*_reconstruction(figures, keys), _collisions(figures, keys), _bucket(figures)]
+def verdicts(figures: dict, settings: dict) -> list[str]:
+    """One line a figure, in the order of the report. Advice changes one of the quantizer's `settings`."""
+    lines = [*_reconstruction(figures, settings), _collisions(figures, settings), _bucket(figures)]
     for level, share in enumerate(figures["utilization"]):
-        lines.append(_level(figures, level, share, keys))
+        lines.append(_level(figures, level, share, settings))
     return [*lines, *_prefixes(figures), *_behaviour(figures)]
 
 
-def keys_of(config: Config) -> set[str]:
-    """The keys of the quantizer's YAML that change its codes; training keys only where something is trained."""
-    params = config[config.name]["model_params"]
-    trained = {"epochs", "lr"} if "codebook" in params or "hidden_sizes" in params else set()
-    return {*params, *(params.get("codebook") or {}), *trained}
+def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
+    """The settings that change a quantizer's codes, by key: of its YAML, and of training if it is trained."""
+    params, training = config[config.name]["model_params"], config.training_params
+    settings = {**params, **(params.get("codebook") or {}), "num_items": num_items}
+    if "codebook_size" in params and model.codebook_sizes:
+        settings["codebook_size"] = max(model.codebook_sizes)  # in place of auto
+    if type(model).fit is AbstractVQ.fit:
+        settings |= {"epochs": training["epochs"], "max_steps": training["max_steps"]}
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        settings["lr"] = training["lr"]
+    return settings
 
 
 def collapsed_levels(figures: dict, least: float) -> list[int]:
-    """The levels, from 0, that use less than this share of their codes."""
-    return [level for level, share in enumerate(figures["utilization"]) if share < least]
+    """The levels, from 0, that use less than this share of their codes, or have one code for all items."""
+    return [level for level, share in enumerate(figures["utilization"])
+            if share < least or share == figures["perplexity"][level] == 1]
 
 
-def collapse_warning(figures: dict, levels: list[int], keys: set[str]) -> str:
-    """What is wrong, and three keys that may help, of those that the quantizer has."""
-    shares = ", ".join(f"level {level + 1} uses {figures['utilization'][level]:.0%} of its codes" for level in levels)
-    advice = _advice(keys, "restart_dead", "start", "codebook_size", "codebook_sizes", "lr", "num_levels", "iterations",
+def collapse_warning(figures: dict, levels: list[int], settings: dict) -> str:
+    """The problem, and up to three changes of the quantizer's settings that may help."""
+    shares = [(level + 1, figures["utilization"][level]) for level in levels]
+    used = ", ".join(f"level {level} uses {share:.0%} of its codes" if share < 1 else
+                     f"level {level} gives all items the same code" for level, share in shares)
+    advice = _advice(settings, "restart_dead", "start", "smaller", "codebook_sizes", "lr", "num_levels", "iterations",
                      "num_values", "epochs")
-    return f"the codebooks have collapsed: {shares}" + advice
+    return f"the codebooks have collapsed: {used}" + advice
 
 
+def _any(settings: dict) -> bool:
+    return True
+
+
+# Advice: its key, the change, and whether it would be a change of these settings.
 HINTS = {
-    "restart_dead": "--restart_dead true", "start": "--start kmeans", "codebook_size": "a smaller --codebook_size",
-    "codebook_sizes": "smaller --codebook_sizes", "lr": "a lower --lr", "num_levels": "another --num_levels",
-    "iterations": "more --iterations", "num_values": "fewer --num_values", "epochs": "more --epochs",
-    "more_levels": "more --num_levels", "larger": "a larger --codebook_size", "uniform": "--sinkhorn_levels [-1]",
+    "restart_dead": ("restart_dead", "--restart_dead true", lambda settings: not settings["restart_dead"]),
+    "start": ("start", "--start kmeans", lambda settings: settings["start"] != "kmeans"),
+    "smaller": ("codebook_size", "a smaller --codebook_size", lambda settings: _size(settings) > 2),
+    "larger": ("codebook_size", "a larger --codebook_size",
+               lambda settings: 0 < _size(settings) < settings["num_items"]),
+    "codebook_sizes": ("codebook_sizes", "--codebook_sizes auto",
+                       lambda settings: settings["codebook_sizes"] != "auto"),
+    "lr": ("lr", "a lower --lr", _any),
+    "num_levels": ("num_levels", "another --num_levels", _any),
+    "more_levels": ("num_levels", "more --num_levels", _any),
+    "iterations": ("iterations", "more --iterations", _any),
+    "num_values": ("num_values", "fewer --num_values", lambda settings: any(n > 2 for n in settings["num_values"])),
+    "epochs": ("epochs", "more --epochs", lambda settings: settings["max_steps"] is None),
+    "uniform": ("sinkhorn_levels", "--sinkhorn_levels [-1]", lambda settings: not settings["sinkhorn_levels"]),
 }
-KEY_OF = {"more_levels": "num_levels", "larger": "codebook_size", "uniform": "sinkhorn_levels"}  # else its own name
 
 
-def _advice(keys: set[str], *hints: str) -> str:
-    """`; try a, b, or c`: the first three of the hints whose key the quantizer has."""
-    tries = [HINTS[hint] for hint in hints if KEY_OF.get(hint, hint) in keys][:3]
+def _size(settings: dict) -> int:
+    """The codebook size, or 0 if it is not known."""
+    return settings["codebook_size"] if isinstance(settings["codebook_size"], int) else 0
+
+
+def _advice(settings: dict, *hints: str) -> str:
+    """`; try a, b or c`: the first three of the hints that would change the settings."""
+    tries = [change for key, change, changes in map(HINTS.get, hints) if key in settings and changes(settings)][:3]
     if not tries:
         return ""
     return "; try " + (tries[0] if len(tries) == 1 else f"{', '.join(tries[:-1])} or {tries[-1]}")
 
 
-def _reconstruction(figures: dict, keys: set[str]) -> list[str]:
+def _reconstruction(figures: dict, settings: dict) -> list[str]:
     explained = figures.get("explained_variance")
     if explained is None:
         return []
     word = "most of" if explained > 0.7 else "about half of" if explained > 0.4 else "little of"
     return [f"reconstruction error {figures['reconstruction_error']:.4g}: the codes keep {word} what tells the "
             f"embeddings apart ({max(explained, 0):.0%} of their variance)"
-            + ("" if explained > 0.4 else _advice(keys, "epochs", "more_levels", "larger"))]
+            + ("" if explained > 0.4 else _advice(settings, "epochs", "more_levels", "larger"))]
 
 
-def _collisions(figures: dict, keys: set[str]) -> str:
+def _collisions(figures: dict, settings: dict) -> str:
     rate = figures["collision_rate"]
     text = f"collision rate {rate:.2%} before disambiguation: "
     if rate == 0:
@@ -74,7 +103,7 @@ def _collisions(figures: dict, keys: set[str]) -> str:
         return text + "nearly every item has an ID of its own"
     if rate <= BAD_COLLISIONS:
         return text + "some items share an ID"
-    return text + "many items share an ID" + _advice(keys, "more_levels", "larger", "uniform")
+    return text + "many items share an ID" + _advice(settings, "more_levels", "larger", "uniform")
 
 
 def _bucket(figures: dict) -> str:
@@ -86,16 +115,16 @@ def _bucket(figures: dict) -> str:
                    f"{largest} items share one ID; look for duplicates among the items' texts")
 
 
-def _level(figures: dict, level: int, share: float, keys: set[str]) -> str:
+def _level(figures: dict, level: int, share: float, settings: dict) -> str:
     perplexity, gini, dead = figures["perplexity"][level], figures["gini"][level], figures["dead_codes"][level]
     text = (f"level {level + 1} uses {share:.0%} of its codes "
             f"({dead} dead, perplexity {perplexity:.0f}, Gini {gini:.2f}): ")
-    if share < BAD_UTILIZATION:
-        return text + "likely collapse" + _advice(keys, "restart_dead", "start", "codebook_size", "num_values")
+    if share < BAD_UTILIZATION or perplexity == 1:
+        return text + "likely collapse" + _advice(settings, "restart_dead", "start", "smaller", "num_values")
     if share < GOOD_UTILIZATION:
-        return text + "some codes are wasted" + _advice(keys, "restart_dead", "codebook_size", "num_values")
+        return text + "some codes are wasted" + _advice(settings, "restart_dead", "smaller", "num_values")
     if gini > UNEVEN_GINI:
-        return text + "all in use, but very unevenly" + _advice(keys, "uniform")
+        return text + "all in use, but very unevenly" + _advice(settings, "uniform")
     return text + ("all in use, and evenly" if gini <= EVEN_GINI else "all in use, some much more than others")
 
 

@@ -5,9 +5,10 @@ import re
 import pytest
 
 from quantization.models import names
-from quantization.verdicts import collapse_warning, collapsed_levels, keys_of, verdicts
+from quantization.verdicts import collapse_warning, collapsed_levels, settings_of, verdicts
 
-KEYS = {"num_levels", "codebook_size", "epochs", "restart_dead", "start", "sinkhorn_levels"}
+SETTINGS = {"num_levels": 3, "codebook_size": 64, "epochs": 10, "max_steps": None, "restart_dead": False,
+            "start": "random", "sinkhorn_levels": [], "num_items": 1000}
 
 GOOD = {
     "loss_total": 1.0, "reconstruction_error": 0.2, "explained_variance": 0.8, "collision_rate": 0.01,
@@ -20,12 +21,12 @@ GOOD = {
 
 def verdict(start: str, **figures) -> str:
     """The one line that begins so."""
-    [line] = [line for line in verdicts(GOOD | figures, KEYS) if line.startswith(start)]
+    [line] = [line for line in verdicts(GOOD | figures, SETTINGS) if line.startswith(start)]
     return line
 
 
 def test_good_figures_are_said_to_be_good_in_the_order_of_the_report_and_nothing_is_advised():
-    assert verdicts(GOOD, KEYS) == [
+    assert verdicts(GOOD, SETTINGS) == [
         "reconstruction error 0.2: the codes keep most of what tells the embeddings apart (80% of their variance)",
         "collision rate 1.00% before disambiguation: nearly every item has an ID of its own",
         "largest bucket 3: at most 3 items share an ID",
@@ -116,30 +117,65 @@ MEASURED_TOGETHER = [
     *({key: value for key, value in GOOD.items() if key not in group} for group in MEASURED_TOGETHER),
 ])
 def test_what_was_not_measured_is_not_judged(figures):
-    lines = verdicts(figures, KEYS)
-    assert len(lines) >= len(verdicts(CODES_ALONE, KEYS))
+    lines = verdicts(figures, SETTINGS)
+    assert len(lines) >= len(verdicts(CODES_ALONE, SETTINGS))
     assert not any("None" in line for line in lines)
 
 
-def test_a_level_has_collapsed_if_it_uses_less_than_the_least_share():
-    assert collapsed_levels({"utilization": [1.0, 0.49, 0.5]}, 0.5) == [1]
-    assert collapsed_levels({"utilization": [1.0, 1.0]}, 1.0) == []
+def test_a_level_has_collapsed_if_it_uses_less_than_the_least_share_or_one_code():
+    assert collapsed_levels({"utilization": [1.0, 0.49, 0.5], "perplexity": [9.0, 5.0, 5.0]}, 0.5) == [1]
+    assert collapsed_levels({"utilization": [1.0, 1.0], "perplexity": [9.0, 9.0]}, 1.0) == []
+    one_code = {"utilization": [1.0], "perplexity": [1.0]}  # the codebook's size is read off the codes
+    assert collapsed_levels(one_code, 0.5) == [0]
+    assert "level 1 gives all items the same code" in collapse_warning(one_code, [0], SETTINGS)
+    assert "likely collapse" in verdict("level 1", utilization=[1.0, 1.0], perplexity=[1.0, 9.0])
+
+
+@pytest.mark.parametrize(("key", "value", "other", "line", "figures"), [
+    ("restart_dead", True, False, "level 1", {"utilization": [0.6, 1.0]}),
+    ("start", "kmeans", "random", "level 1", {"utilization": [0.6, 1.0]}),
+    ("codebook_size", 2, 4, "level 1", {"utilization": [0.6, 1.0]}),
+    ("codebook_size", 1000, 999, "collision rate", {"collision_rate": 0.9}),
+    ("sinkhorn_levels", [-1], [], "collision rate", {"collision_rate": 0.9}),
+    ("num_values", [2, 2], [2, 3], "level 1", {"utilization": [0.6, 1.0]}),
+])
+def test_advice_is_a_change_of_the_settings(key, value, other, line, figures):
+    def advised(settings: dict) -> str:
+        [found] = [found for found in verdicts(GOOD | figures, settings) if found.startswith(line)]
+        return found
+
+    assert f"--{key}" not in advised({key: value, "num_items": 1000})
+    assert f"--{key}" in advised({key: other, "num_items": 1000})
+
+
+def test_more_epochs_do_not_help_if_the_steps_are_limited():
+    bad = {"utilization": [0.1], "perplexity": [2.0]}
+    assert "--epochs" in collapse_warning(bad, [0], {"epochs": 10, "max_steps": None})
+    assert "--epochs" not in collapse_warning(bad, [0], {"epochs": 10, "max_steps": 300})
+
+
+def test_settings_are_the_resolved_ones(make_config, make_model):
+    config = make_config("rvq", codebook_size="auto", update="ema")
+    settings = settings_of(config, make_model(config, 64), 64)
+    assert settings["codebook_size"] == 16  # auto
+    assert settings["restart_dead"] is True
+    assert "lr" not in settings  # moving averages have no gradient
+    config = make_config("rvq", update="gradient")
+    assert settings_of(config, make_model(config), 40)["lr"] == 0.01
+    config = make_config("rkmeans")
+    assert not {"epochs", "lr"} & set(settings_of(config, make_model(config), 40))
+
+
+BAD = {"utilization": [0.1, 0.9, 1.0], "dead_codes": [9, 1, 0], "perplexity": [1.0] * 3, "gini": [0.9] * 3,
+       "collision_rate": 0.9, "explained_variance": 0.0}
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_collapse_warning_has_the_figure_and_three_keys_that_the_quantizer_has(name, make_config):
+def test_no_advice_names_a_key_that_the_quantizer_does_not_have(name, make_config, make_model):
     config = make_config(name)
-    keys = keys_of(config)
-    warning = collapse_warning({"utilization": [1.0, 0.0625, 0.25]}, [1, 2], keys)
-    assert "level 2 uses 6% of its codes, level 3 uses 25% of its codes" in warning
-    named = set(re.findall(r"--(\w+)", warning))
-    assert named <= keys
-    assert len(named) == (3 if "codebook" in keys or "num_values" in keys or "iterations" in keys else len(named))
-
-
-@pytest.mark.parametrize("name", names())
-def test_no_verdict_names_a_key_that_the_quantizer_does_not_have(name, make_config):
-    keys = keys_of(make_config(name))
-    bad = {"utilization": [0.1, 0.9, 1.0], "dead_codes": [9, 1, 0], "perplexity": [1.0] * 3, "gini": [0.9] * 3,
-           "collision_rate": 0.9, "explained_variance": 0.0}
-    assert set(re.findall(r"--(\w+)", "\n".join(verdicts(GOOD | bad, keys)))) <= keys
+    settings = settings_of(config, make_model(config), 40)
+    warning = collapse_warning(BAD, [0, 1], settings)
+    assert "level 1 uses 10% of its codes, level 2 uses 90% of its codes" in warning
+    advised = set(re.findall(r"--(\w+)", "\n".join([warning, *verdicts(GOOD | BAD, settings)])))
+    assert advised <= set(settings)
+    assert len(advised) >= 2 or not {"codebook", "num_values", "iterations"} & set(settings)
