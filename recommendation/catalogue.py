@@ -1,5 +1,6 @@
 """What a recommender recommends from, and where its runs lie: both depend on which semantic IDs it reads, if any."""
 
+import logging
 import shlex
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,8 @@ from common.artifacts import DatasetFolder, load_codes, load_meta, variant
 from common.cli import ROOT
 from recommendation.models import find_class
 from recommendation.models.abstract_model import Catalogue
+
+log = logging.getLogger(__name__)
 
 NO_CODES = "no-codes"  # the variant's name where a model reads no semantic IDs
 
@@ -56,6 +59,11 @@ def load_source(folder: DatasetFolder, choice: Choice) -> Source:
         num_items = load_meta(folder.items, folder.make_command)["num_items"]
         return Source(Catalogue(num_items, None, []), inputs, {})
     codes, meta = load_codes(folder, *choice[1:])
-    inputs[folder.codes(*choice[1:]).name] = meta["sha256"]
+    path = folder.codes(*choice[1:])
+    inputs[path.name] = meta["sha256"]
+    if meta.get("collapse"):
+        num_distinct = round((1 - meta["collision_rate_before"]) * len(codes))
+        log.warning("recommendation: WARNING: %s: %d items have only %d distinct IDs before disambiguation: %s. "
+                    "They were made by: %s", path.name, len(codes), num_distinct, meta["collapse"], meta["command"])
     return Source(Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"]), inputs,
                   {key: meta[key] for key in ("collision_rate_before", "collision_rate_after")})

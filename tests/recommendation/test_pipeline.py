@@ -8,8 +8,9 @@ import duckdb
 import pandas as pd
 import pytest
 
-from common.artifacts import DatasetFolder, publish, save_array
+from common.artifacts import DatasetFolder, load_meta, publish, save_array, write_meta
 from common.errors import DataError
+from recommendation.catalogue import Choice, load_source
 from recommendation.evaluator import predict
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.pipeline import Pipeline
@@ -91,6 +92,20 @@ def test_nothing_but_the_test_figures_depends_on_the_test_events(execute, name):
     lists = [[json.loads(line)["items"] for line in (run / "predictions.jsonl").read_text().splitlines()]
              for run in (one, other)]
     assert lists[0] == lists[1]
+
+
+def test_collapsed_semantic_ids_are_a_warning_with_their_quantizers_fix(tmp_path, caplog):
+    folder = write_data(tmp_path, HISTORIES)
+    path, choice = folder.codes("rqvae", "td", None), Choice("encoder_decoder")
+    load_source(folder, choice)
+    assert not caplog.records
+    write_meta(path, load_meta(path, "") | {"collapse": "level 2 uses 6% of its codes; try --start kmeans",
+                                            "collision_rate_before": 1 - 1 / NUM_ITEMS, "command": "make the codes"})
+    load_source(folder, choice)
+    [record] = caplog.records
+    words = (f"{NUM_ITEMS} items", "1 distinct IDs", "level 2 uses 6%", "--start kmeans", "make the codes")
+    assert all(word in record.getMessage() for word in words)
+    assert record.levelname == "WARNING"
 
 
 def test_both_collision_rates_are_reported_where_semantic_ids_are_read(execute):
