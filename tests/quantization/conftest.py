@@ -3,6 +3,8 @@
 import functools
 import json
 import logging
+import re
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -25,6 +27,12 @@ SMALL = {
     "lr_schedule": "constant", "warmup_steps": "0", "weight_decay": "0.0", "clip_norm": "0.0",
     "commitment_cost": "0.25", "select_by": "loss_total", "select_mode": "min",
 }
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+ROWS = README.partition("| quantizer | what |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
+# The quantizers of the README's table keep more rules than the interface asks of a plug-in: they state the sizes of
+# their codebooks, return codes (B, L), give an item the same codes in every batch, and check the values of their keys.
+DOCUMENTED = sorted(name for row in ROWS for name in re.findall(r"`(\w+)`", row.split("|")[1]))
+assert "rqvae" in DOCUMENTED, "the README's table of quantizers has moved"
 NUM_INDEXED = 512  # items that the `index_file` knows
 
 

@@ -8,11 +8,10 @@ import torch
 
 from common.checkpoint import Checkpoints
 from quantization.evaluate import Judge
-from quantization.models import names
 from quantization.trainer import QuantizerTask
 from quantization.utils import checked_codes
 
-from .conftest import WIDTH
+from .conftest import DOCUMENTED, WIDTH
 
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -50,7 +49,7 @@ def no_synchronization():
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", DOCUMENTED)
 def test_a_checkpoint_gives_the_same_codes_on_the_cpu_and_on_the_gpu(name, make_config, make_model, device, tmp_path):
     trained = make_model(make_config(name, codebook_size=16), ITEMS)
     width, generator = WIDTH * len(trained.embedding_suffixes(trained.config, "td")), torch.Generator()
