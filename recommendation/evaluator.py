@@ -43,9 +43,9 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
 
 
 def metrics(predictions: Predictions, num_items: int) -> dict:
-    """Recall, hit rate, NDCG and MRR at `CUTOFFS` with their standard errors, coverage, and what is wrong with lists.
+    """Recall, NDCG and MRR at `CUTOFFS` with their standard errors, coverage, and what is wrong with lists.
 
-    Each event has one relevant item, so recall is the hit rate, NDCG is 1 / log2(1 + rank) and MRR is 1 / rank.
+    Each event has one relevant item, so recall equals the hit rate, NDCG is 1 / log2(1 + rank) and MRR is 1 / rank.
     `coverage@k` is the share of the catalogue that stands in somebody's first k. Of all places in the lists,
     `missing_share` have no item, `duplicate_share` one that stands there already, `invalid_share` one that is
     not in the catalogue.
@@ -76,8 +76,7 @@ def ranks(predictions: Predictions) -> np.ndarray:
 def _at(rank: np.ndarray, cutoff: int) -> dict[str, np.ndarray]:
     """Each metric's value of every target."""
     found = rank <= cutoff
-    hit = found.astype(float)
-    return {"recall": hit, "hit": hit, "ndcg": np.where(found, 1 / np.log2(1 + rank), 0.0),
+    return {"recall": found.astype(float), "ndcg": np.where(found, 1 / np.log2(1 + rank), 0.0),
             "mrr": np.where(found, 1 / rank, 0.0)}
 
 

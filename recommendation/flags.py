@@ -18,7 +18,7 @@ from common.errors import ConfigError, nearest
 from recommendation.models import DEFAULTS, config_path, names
 
 # What a model can be selected by: figures of evaluator.py, which would bring torch along.
-SELECTABLE = [f"{metric}@{k}" for metric in ("recall", "hit", "ndcg", "mrr", "coverage") for k in (1, 5, 10, 20)]
+SELECTABLE = [f"{metric}@{k}" for metric in ("recall", "ndcg", "mrr", "coverage") for k in (1, 5, 10, 20)]
 
 
 def make_parser(argv: list[str]) -> Parser:
@@ -66,7 +66,7 @@ def check_training(config: Config, seeds: str | None) -> None:
     name, where = config.training_params["select_by"], config.origins[f"{config.name}.training_params.select_by"]
     if name not in SELECTABLE:
         raise ConfigError(where, f"{name!r} is no metric of a recommender", nearest(name, SELECTABLE),
-                          "recall, hit, ndcg, mrr or coverage at 1, 5, 10 or 20")
+                          "recall, ndcg, mrr or coverage at 1, 5, 10 or 20")
     if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
         raise ConfigError("--seeds", f"stands beside {seed}", fix="leave one of them out")
 

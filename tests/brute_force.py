@@ -7,14 +7,13 @@ def brute_force(items: list[list], targets: list, num_items: int) -> dict[str, f
     """Every figure over all lists, from the items in their order; -1 stands where a list has none."""
     figures: dict = {}
     for cutoff in (1, 5, 10, 20):
-        of_metric: dict[str, list[float]] = {"recall": [], "hit": [], "ndcg": [], "mrr": []}
+        of_metric: dict[str, list[float]] = {"recall": [], "ndcg": [], "mrr": []}
         listed = set()
         for row, target in zip(items, targets, strict=True):
             rank = next((place for place, item in enumerate(row, start=1) if item == target), None)
             found = rank is not None and rank <= cutoff
             listed.update(item for item in row[:cutoff] if item != -1)
             of_metric["recall"].append(1.0 if found else 0.0)
-            of_metric["hit"].append(1.0 if found else 0.0)
             of_metric["ndcg"].append(1 / math.log2(rank + 1) if found else 0.0)
             of_metric["mrr"].append(1 / rank if found else 0.0)
         figures[f"coverage@{cutoff}"] = len(listed) / num_items

@@ -40,9 +40,8 @@ def test_a_model_can_be_selected_by_every_figure_that_is_better_the_higher():
 def test_metrics_by_hand():
     figures = metrics(predictions([row_with(7, 1), row_with(7, 3), row_with(7, 6), row_with(7, 20)], [7] * 4), 200)
     assert figures["num_targets"] == 4
-    assert (figures["recall@5"], figures["recall@10"], figures["recall@20"]) == (0.5, 0.75, 1.0)
     assert figures["recall@1"] == figures["ndcg@1"] == figures["mrr@1"] == 0.25
-    assert [figures[f"hit@{k}"] for k in (1, 5, 10, 20)] == [0.25, 0.5, 0.75, 1.0]
+    assert [figures[f"recall@{k}"] for k in (1, 5, 10, 20)] == [0.25, 0.5, 0.75, 1.0]
     assert figures["mrr@5"] == pytest.approx((1 + 1 / 3) / 4)
     assert figures["mrr@20"] == pytest.approx((1 + 1 / 3 + 1 / 6 + 1 / 20) / 4)
     # At rank one stand items 7 and, three times, 100; among the first five also 101 to 104.

@@ -11,6 +11,7 @@ from recommendation.main import main
     (["--select_by=ndcg@7"], r"--select_by: 'ndcg@7' is no metric of a recommender. did you mean 'ndcg@.*"),
     (["--model=popularity", "--select_by=foo"], "--select_by: popularity does not use select_by"),
     (["--select_by=ndcg@10_stderr"], "is no metric"),
+    (["--select_by=hit@10"], "--select_by: 'hit@10' is no metric"),
     (["--seeds="], "--seeds: '' is no list of whole numbers"),
     (["--seeds=1,99999999999"], "--seeds: .* not from 0 to 2147483647"),
     (["--filter_seen="], "filter_seen is None"),
