@@ -5,9 +5,10 @@
     python benchmarks/recommendation.py normalize  # ours: probabilities over the codebook against over existing IDs
     python benchmarks/recommendation.py trie       # ten million IDs in a trie and one beam search, within 2 GB
     python benchmarks/recommendation.py graph      # encoder_retrieve: walking a graph of items against scoring all
+    python benchmarks/recommendation.py seen       # generators: 2,000 seen items a history left out against none
 
-`pip install -r benchmarks/requirements.txt` adds the peers. All get the same threads, and but for trie and graph, which
-generate IDs, the same events and codes: Beauty with LETTER's published IDs, as these two commands make them
+`pip install -r benchmarks/requirements.txt` adds the peers. All get the same threads, and but for trie, graph and seen,
+which generate IDs, the same events and codes: Beauty with LETTER's published IDs, as these two commands make them
 (`--data_root DIR` moves the data, here too):
 
     bash dataloader/2_process.sh --dataset Beauty --raw_dir <folder of Beauty.json.gz>
@@ -31,14 +32,15 @@ sys.path[0] = str(ROOT)  # else `recommendation` would be this file
 from benchmarks.quantization import equal_threads, machine, rounded  # noqa: E402 (the path comes first)
 
 PEERS = {"train": ["cornac", "transformers"], "decode": ["cornac", "transformers"], "normalize": [], "trie": [],
-         "graph": []}
+         "graph": [], "seen": []}
 DATASET, QUANTIZER, SUFFIX = "Beauty", "imported", "td"
 SIZES = {"num_encoder_layers": 4, "num_decoder_layers": 4, "d_model": 128, "d_ff": 1024, "d_kv": 64, "num_heads": 6,
          "dropout": 0.1, "max_history": 20, "batch_size": 256, "lr": 0.001}
 BEAMS = (20, 50)
 BATCH = {"ours": 128, "transformers": 32}             # histories that are decoded together; cornac takes one
 USERS = {"ours": 512, "transformers": 64, "cornac": 16}  # of a round
-ITEMS = {"trie": 10_000_000, "graph": 100_000}
+ITEMS = {"trie": 10_000_000, "graph": 100_000, "seen": 20_000}
+NUM_SEEN = 2000
 LIMIT_GB = 2.0
 SKEW = 1.5  # of generated codes: the smaller, the more frequent
 
@@ -66,8 +68,8 @@ def main() -> None:
         return
     figures = {"what": args.what, **machine(args.threads, "cpu", PEERS[args.what])}
     print(json.dumps(figures), flush=True)
-    figures |= {"train": train, "decode": decode, "normalize": normalize, "trie": trie,
-                "graph": graph}[args.what](args)
+    figures |= {"train": train, "decode": decode, "normalize": normalize, "trie": trie, "graph": graph,
+                "seen": seen}[args.what](args)
     print(json.dumps(figures, indent=2))
     if args.out:
         args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -323,6 +325,12 @@ def trie(args: argparse.Namespace) -> dict:
 
 
 def write_codes(path: Path, num_items: int) -> None:
+    import numpy as np
+
+    np.save(path, generated_codes(num_items))
+
+
+def generated_codes(num_items: int):
     """Distinct IDs, int32 (N, 4): three skewed levels of 256, and one that counts the items alike so far."""
     import numpy as np
 
@@ -335,7 +343,7 @@ def write_codes(path: Path, num_items: int) -> None:
     place = np.arange(num_items)
     begins = np.diff(key[order], prepend=-1) > 0
     codes[order, 3] = place - np.maximum.accumulate(np.where(begins, place, 0))
-    np.save(path, codes)
+    return codes
 
 
 def build_and_search(path: Path) -> dict:
@@ -395,6 +403,54 @@ def graph(args: argparse.Namespace) -> dict:
     rates = {scoring: BATCH["ours"] / statistics.median(times) for scoring, times in seconds.items()}
     return {"items": args.items, "codebook_sizes": sizes, "build_seconds": round(built, 1),
             "users_per_second": rounded(rates), "times_as_fast": round(rates["graph"] / rates["exact"], 2)}
+
+
+def seen(args: argparse.Namespace) -> dict:
+    """Seconds of a batch of both generators with seen items left out over those with none left out, in pairs.
+
+    Weights and IDs are random: they make the time, not the answers.
+    """
+    import numpy as np
+    import torch
+
+    from common.config import resolve
+    from recommendation.models import DEFAULTS, config_path, find_class
+    from recommendation.models.abstract_model import Catalogue, Windows
+
+    torch.set_num_threads(args.threads)
+    rng, codes = np.random.default_rng(0), generated_codes(args.items)
+    catalogue = Catalogue(args.items, torch.from_numpy(codes).long(), [256, 256, 256, int(codes[:, 3].max()) + 1])
+    rows = torch.from_numpy(np.stack([rng.permutation(args.items)[:NUM_SEEN] for _ in range(BATCH["ours"])]))
+    figures = {}
+    for name in ("encoder_decoder", "decoder_only"):
+        for over in ("codebook", "existing"):
+            config = resolve(name, config_path(name), DEFAULTS, [("normalize_over", over)])
+            torch.manual_seed(0)
+            model = find_class(name)(config.for_model(), catalogue).eval()
+            width, top_k = config.training_params["max_history"], config.training_params["top_k"]
+            histories = Windows(rows[:, :width], torch.full((len(rows),), width))
+            ways = {"all": lambda: model.recommend(histories, top_k),                 # noqa: B023 (called at once)
+                    "unseen": lambda: model.recommend_unseen(histories, rows, top_k)}  # noqa: B023
+            figures[f"{name}, {over}"] = in_pairs(ways, args.rounds)
+    return {"items": args.items, "histories": len(rows), "seen": NUM_SEEN, "figures": figures}
+
+
+def in_pairs(ways: dict[str, Callable], rounds: int) -> dict:
+    """Median seconds of either way, and the median of the second's over the first's."""
+    import torch
+
+    seconds = {way: [] for way in ways}
+    with torch.inference_mode():
+        for number in range(-1, rounds):  # the first is slow only once
+            for way, do in ways.items():
+                begun = time.perf_counter()
+                do()
+                if number >= 0:
+                    seconds[way].append(time.perf_counter() - begun)
+    first, second = seconds.values()
+    ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
+    return {"seconds": rounded({way: statistics.median(some) for way, some in seconds.items()}),
+            "times_as_long": round(ratio, 3)}
 
 
 if __name__ == "__main__":

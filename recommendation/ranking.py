@@ -11,11 +11,11 @@ from common.distributed import rank as process_number
 from common.progress import Progress
 from recommendation.dataset import Sequences
 from recommendation.histories import Histories
-from recommendation.models.abstract_model import AbstractRecommender, top_items
+from recommendation.models.abstract_model import PADDING, AbstractRecommender, top_items
 
-# H histories, N items, k results
+# H histories, N items, k results, B batch, S most seen items of a history
 
-USUAL_REQUEST = 64  # items of a history; those that ask for more get smaller batches, as a search grows with both
+USUAL_LENGTH = 64  # of a list; longer ones get smaller batches, as a search grows with both
 
 
 class Ranking(NamedTuple):
@@ -59,17 +59,18 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, starts: np.nd
     """
     items = np.zeros((len(starts), top_k), dtype=np.int64)
     scores = np.zeros(items.shape)
-    seen = _seen(sequences.item, starts, ends, num_items) if filter_seen else np.empty(0, dtype=np.int64)
-    requests = _requests(top_k, np.bincount(seen // num_items, minlength=len(starts)))
+    seen = _seen(sequences.item, starts, ends, num_items) if filter_seen else None
     read_from = np.maximum(starts, ends - params["max_history"])
-    batches = _batches(requests, ends - read_from, params["eval_batch_size"])
+    size = max(params["eval_batch_size"] * USUAL_LENGTH // max(USUAL_LENGTH, top_k), 1)
+    by_length = np.argsort(read_from - ends, kind="stable")
+    batches = [by_length[start:start + size] for start in range(0, len(by_length), size)]
     for batch in batches[process_number()::world_size()]:
-        result = model.recommend(sequences.windows(read_from[batch], ends[batch]), int(requests[batch[0]]))
-        found, score = result.items.cpu().numpy(), result.scores.cpu().numpy()
-        kept = (found != -1) & ~_contains(seen, batch[:, None] * num_items + found)
-        order = np.argsort(~kept, axis=1, kind="stable")[:, :top_k]  # what is left out goes behind the rest
-        items[batch] = np.take_along_axis(np.where(kept, found, -1), order, axis=1)
-        scores[batch] = np.take_along_axis(np.where(kept, score, -np.inf), order, axis=1)
+        windows = sequences.windows(read_from[batch], ends[batch])
+        if seen is None:
+            result = model.recommend(windows, top_k)
+        else:
+            result = model.recommend_unseen(windows, _seen_by(batch, seen, num_items).to(windows.items.device), top_k)
+        items[batch], scores[batch] = result.items.cpu().numpy(), result.scores.cpu().numpy()
         if progress is not None:
             progress.update(len(batch) * world_size())
     fill_in(items, scores)
@@ -84,27 +85,8 @@ def _seen(item: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_items: int
     return np.unique(row * num_items + item[starts[row] + within])
 
 
-def _requests(top_k: int, num_seen: np.ndarray) -> np.ndarray:
-    """How many items each history asks for, (H,): enough for those that are left out.
-
-    Their number is rounded up to a power of two, so that many histories share a batch: a beam search of another
-    width may find other items, and what a history gets must not depend on its neighbours.
-    """
-    return top_k + np.where(num_seen > 0, 2 ** np.ceil(np.log2(np.maximum(num_seen, 1))), 0).astype(np.int64)
-
-
-def _batches(requests: np.ndarray, lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """The histories with items, in batches of one request and like lengths."""
-    order = np.lexsort((-lengths, requests))
-    batches = []
-    for group in np.split(order, np.flatnonzero(np.diff(requests[order])) + 1):
-        size = max(batch_size * USUAL_REQUEST // max([USUAL_REQUEST, *requests[group[:1]]]), 1)
-        batches += [group[start:start + size] for start in range(0, len(group), size)]
-    return batches
-
-
-def _contains(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Which of the values, of any shape, are among the ordered ones."""
-    if not len(ordered):
-        return np.zeros(values.shape, dtype=bool)
-    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+def _seen_by(batch: np.ndarray, seen: np.ndarray, num_items: int) -> torch.Tensor:
+    """What each history of a batch has seen, (B, S), PADDING behind; `seen` as `_seen` returns it."""
+    begin, end = (np.searchsorted(seen, (batch + step) * num_items)[:, None] for step in (0, 1))
+    place = begin + np.arange((end - begin).max())
+    return torch.from_numpy(np.where(place < end, seen[np.minimum(place, len(seen) - 1)] % num_items, PADDING))

@@ -24,6 +24,13 @@ def brute_force(items: list[list], targets: list, num_items: int) -> dict[str, f
     return figures
 
 
+def best_unseen(scores: dict[int, float], seen: list[int], top_k: int) -> tuple[list[int], list[float]]:
+    """The items with the highest scores that are not seen, and their scores; among equals the smaller item."""
+    best = sorted(scores.keys() - set(seen), key=lambda item: (-scores[item], item))[:top_k]
+    missing = top_k - len(best)
+    return best + [-1] * missing, [scores[item] for item in best] + [float("-inf")] * missing
+
+
 def buckets(counts: list[int]) -> list[str]:
     """Each item's bucket of popularity, by its number of training events."""
     names, before = [""] * len(counts), 0

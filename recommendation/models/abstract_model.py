@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# B batch, W longest window, N items, L levels, k results
+# B batch, W longest window, N items, L levels, k results, S most seen items of a history
 
 PADDING = -1  # in item tensors, behind the last item of a row; never an item
 
@@ -49,6 +49,34 @@ class AbstractRecommender(nn.Module, ABC):
     @abstractmethod
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         """The `top_k` best items for each history (of at least one item), over the whole catalogue."""
+
+    def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
+        """The `top_k` best items for each history that are not in its row of `seen`; scores are those of `recommend`.
+
+        `seen` (B, S) has different items, PADDING behind each row's end. The default asks `recommend` for as many items
+        more. A model whose lists cost more the longer they are, or depend on it as a beam search's do, should leave
+        out the seen items itself. A class that overrides `recommend` alone gets the default.
+        """
+        num_items, num_seen = self.catalogue.num_items, (seen != PADDING).sum(dim=1)
+        # Rounded up to a power of two, so that few calls serve all rows: one for each length of list, as what a history
+        # gets must not depend on its neighbours.
+        more = torch.where(num_seen > 0, 2 ** num_seen.clamp(min=1).double().log2().ceil(), 0).long()
+        wanted = (top_k + more).clamp(max=max(num_items, top_k))
+        items = seen.new_empty(len(seen), top_k)
+        scores = torch.empty(items.shape, dtype=torch.float64, device=seen.device)
+        for width in wanted.unique().tolist():
+            rows = (wanted == width).nonzero()[:, 0]
+            found, score = self.recommend(Windows(histories.items[rows], histories.lengths[rows]), width)
+            left_out = are_among(seen[rows], found)
+            order = left_out.long().argsort(dim=1, stable=True)[:, :top_k]  # what is left out goes behind the rest
+            items[rows] = found.masked_fill(left_out, PADDING).gather(1, order)
+            scores[rows] = score.double().masked_fill(left_out, float("-inf")).gather(1, order)
+        return Recommendations(items, scores)
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "recommend" in vars(cls) and "recommend_unseen" not in vars(cls):  # a parent's would not know of it
+            cls.recommend_unseen = AbstractRecommender.recommend_unseen
 
     def item_embeddings(self) -> Tensor | None:
         """A vector for every item, (N, D), that says what follows what; None if the model has none."""
@@ -98,8 +126,19 @@ class AbstractRecommender(nn.Module, ABC):
         raise TypeError(f"{type(self).__name__} neither fits in one call nor computes a loss")
 
 
-def top_items(scores: Tensor, top_k: int) -> Recommendations:
-    """The best of dense scores (B, N); among equals the smaller item id."""
+def are_among(items: Tensor, values: Tensor) -> Tensor:
+    """Which of the values (B, any number) are in their row of items (B, S)."""
+    items = items.sort(dim=1).values
+    place = torch.searchsorted(items, values.contiguous()).clamp(max=items.shape[1] - 1)
+    return items.gather(1, place) == values
+
+
+def top_items(scores: Tensor, top_k: int, seen: Tensor | None = None) -> Recommendations:
+    """The best of dense scores (B, N) without the items `seen` (B, S); among equals the smaller item id."""
+    if seen is not None:
+        # PADDING falls on item 0, where a minimum with inf changes nothing.
+        limit = torch.where(seen == PADDING, float("inf"), float("-inf")).to(scores.dtype)
+        scores = scores.scatter_reduce(1, seen.clamp(min=0), limit, "amin")
     k = min(top_k, scores.shape[1])
     best, items = scores.topk(k, dim=1)
     # Sorting all items takes thirty times as long. `topk` leaves open which of equals it takes at the end, and in
@@ -108,6 +147,8 @@ def top_items(scores: Tensor, top_k: int) -> Recommendations:
     if open_end.any():
         values, order = scores[open_end].sort(dim=1, descending=True, stable=True)
         best[open_end], items[open_end] = values[:, :k], order[:, :k]
+    if seen is not None:
+        items = items.masked_fill(best == float("-inf"), PADDING)
     return in_order(items, best, top_k)
 
 

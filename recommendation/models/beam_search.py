@@ -9,7 +9,8 @@ from torch import Tensor
 from .abstract_model import Recommendations, in_order, top_items
 from .trie import Trie
 
-# B batch, K beams, C codebook size of a level, J most children of a level's nodes, P nodes of a level, N items
+# B batch, K beams, C codebook size of a level, J most children of a level's nodes, P nodes of a level, N items,
+# S most seen items of a history
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
 """`step(level, codes, parents)`: the beams' last codes (B, K), and which beams of the step before they continue
@@ -26,28 +27,35 @@ class Beams(NamedTuple):
 
 
 def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,
-                existing_only: bool = False) -> Recommendations:
+                existing_only: bool = False, seen: Tensor | None = None) -> Recommendations:
     """The likeliest items, by the sum of their codes' log-probabilities.
 
     With `existing_only` a code's probability is the one among the codes that continue an existing ID. What
-    follows a prefix of one item alone is certain then, and is not decoded.
+    follows a prefix of one item alone is certain then, and is not decoded. The items `seen` (B, S), and prefixes
+    that lead to them alone, are left out; the scores of the others do not change.
     """
     root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
-    beams = Beams(root.float(), root, root, root)
+    leaves = None if seen is None else trie.leaves_of(seen)
+    beams = Beams(_without(root.float(), trie, 0, root, leaves), root, root, root)
     for level in range(trie.num_levels):
         if existing_only:
             beams, settled = _split(trie, level, beams)
             candidates = Beams(*(torch.cat(both, dim=1) for both in
-                                 zip(_continue(step, trie, level, beams, True), settled, strict=True)))
+                                 zip(_continue(step, trie, level, beams, True, leaves), settled, strict=True)))
         else:
-            candidates = _continue(step, trie, level, beams, False)
+            candidates = _continue(step, trie, level, beams, False, leaves)
         scores, best = candidates.scores.topk(min(num_beams, candidates.scores.shape[1]), dim=1)
         beams = Beams(scores, *(part.gather(1, best) for part in candidates[1:]))
     items = trie.items_of(beams.nodes).masked_fill(beams.scores == float("-inf"), -1)
     return in_order(items, beams.scores, top_k)
 
 
-def _continue(step: Step, trie: Trie, level: int, beams: Beams, existing_only: bool) -> Beams:
+def _without(scores: Tensor, trie: Trie, level: int, nodes: Tensor, leaves: Tensor | None) -> Tensor:
+    """-inf in place of the scores of nodes whose items are all among the leaves (B, S + 1)."""
+    return scores if leaves is None else scores.masked_fill(trie.inside(level, nodes, leaves), float("-inf"))
+
+
+def _continue(step: Step, trie: Trie, level: int, beams: Beams, existing_only: bool, leaves: Tensor | None) -> Beams:
     """Every prefix that is one code longer, (B, K * J)."""
     if not beams.nodes.shape[1]:
         return beams
@@ -56,7 +64,8 @@ def _continue(step: Step, trie: Trie, level: int, beams: Beams, existing_only: b
     scores = logits.gather(2, codes).masked_fill(~exists, float("-inf"))
     scores = scores.log_softmax(dim=2) if existing_only else scores - logits.logsumexp(dim=2, keepdim=True)
     parents = torch.arange(codes.shape[1], device=codes.device).view(1, -1, 1).expand_as(codes)
-    return Beams(*(part.flatten(1) for part in (beams.scores.unsqueeze(2) + scores, children, codes, parents)))
+    longer = Beams(*(part.flatten(1) for part in (beams.scores.unsqueeze(2) + scores, children, codes, parents)))
+    return longer._replace(scores=_without(longer.scores, trie, level + 1, longer.nodes, leaves))
 
 
 def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
@@ -69,7 +78,8 @@ def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
     return Beams(*(part.gather(1, order) for part in opened)), settled
 
 
-def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, existing_only: bool = False) -> Recommendations:
+def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, existing_only: bool = False,
+                 seen: Tensor | None = None) -> Recommendations:
     """Like `beam_search` with a beam for every prefix that there is, without looking for the best in between."""
     codes = parents = torch.zeros(1, dtype=torch.int64, device=trie.items.device)
     scores = torch.zeros(batch_size, 1, device=codes.device)                            # (B, P)
@@ -87,4 +97,4 @@ def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, existing_o
         scores = scores[:, parents] + chosen - total[:, parents]
     by_item = torch.empty_like(scores)
     by_item[:, trie.items.long()] = scores
-    return top_items(by_item, top_k)
+    return top_items(by_item, top_k, seen)

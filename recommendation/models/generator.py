@@ -86,13 +86,20 @@ class AbstractGenerator(AbstractRecommender):
         """Read the histories, and return what gives the logits of one level after another."""
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        return self._search(histories, None, top_k)
+
+    def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
+        return self._search(histories, seen, top_k)
+
+    def _search(self, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
         existing_only = self.normalize_over == "existing"
         if self.scoring == "beam":
             return beam_search(self.start_decoding(histories), self.trie, len(histories.items),
-                               max(self.num_beams, top_k), top_k, existing_only)
+                               max(self.num_beams, top_k), top_k, existing_only, seen)
         rows = max(EXACT_BYTES // (4 * len(self.trie.items) * max(self.catalogue.codebook_sizes)), 1)
-        parts = [exact_search(self.start_decoding(Windows(*part)), self.trie, len(part[0]), top_k, existing_only)
-                 for part in zip(histories.items.split(rows), histories.lengths.split(rows), strict=True)]
+        parts = [exact_search(self.start_decoding(Windows(histories.items[part], histories.lengths[part])), self.trie,
+                              len(histories.items[part]), top_k, existing_only, None if seen is None else seen[part])
+                 for part in (slice(start, start + rows) for start in range(0, len(histories.items), rows))]
         return Recommendations(*map(torch.cat, zip(*parts, strict=True)))
 
 

@@ -2,9 +2,12 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-# B batch, K beams, J most children of a level's nodes, N items, L levels
+from .abstract_model import PADDING
+
+# B batch, K beams, J most children of a level's nodes, N items, L levels, S most seen items of a history
 
 
 class Trie(nn.Module):
@@ -12,7 +15,8 @@ class Trie(nn.Module):
 
     Node 0 of level 0 is the root. The children of node n of level l are the nodes `starts[n]` up to, not
     including, `starts[n + 1]` of level l + 1, in the order of their codes; the nodes of the last level are IDs,
-    each of one item. That is one code and one start a node, and no table of what does not exist.
+    each of one item. That is one code and one start a node, and no table of what does not exist. The IDs below a node
+    are neighbours, too: `leaves_l` has the first one of each node of level l, and N at its end.
     """
 
     num_levels: int
@@ -28,16 +32,20 @@ class Trie(nn.Module):
         new[0] = True
         node = np.zeros(len(codes), dtype=np.int64)  # of each ID, at the current level
         self.max_children: list[int] = []
+        self._keep("leaves_0", np.array([0, len(codes)], dtype=np.int32))
         for level, size in enumerate(codebook_sizes):
-            self._keep(f"alone_{level}", np.bincount(node) == 1)
             new[1:] |= ordered[1:, level] != ordered[:-1, level]
             first = np.flatnonzero(new)  # the first ID of each child
             counts = np.bincount(node[first])
             self.max_children.append(int(counts.max()))
             self._keep(f"starts_{level}", np.concatenate([[0], counts.cumsum()]).astype(np.int32))
+            self._keep(f"leaves_{level + 1}", np.append(first, len(codes)).astype(np.int32))
             self._keep(f"codes_{level}", ordered[first, level].astype(np.int16 if size <= 2**15 else np.int32))
             node = new.cumsum() - 1
         self._keep("items", order.astype(np.int32))
+        leaf = np.empty(len(codes), dtype=np.int32)
+        leaf[order] = np.arange(len(codes), dtype=np.int32)
+        self._keep("leaf", leaf)
 
     def _keep(self, name: str, values: np.ndarray) -> None:
         self.register_buffer(name, torch.from_numpy(values), persistent=False)
@@ -56,7 +64,22 @@ class Trie(nn.Module):
 
     def alone(self, level: int, nodes: Tensor) -> Tensor:
         """Whether there is one item only below each of the nodes of a level."""
-        return self.get_buffer(f"alone_{level}")[nodes]
+        first = self.get_buffer(f"leaves_{level}")
+        return first[nodes + 1] - first[nodes] == 1
+
+    def leaves_of(self, items: Tensor) -> Tensor:
+        """Different items (B, S), PADDING among them -> their leaves in order, then N, (B, S + 1) int32."""
+        leaves = self.leaf[items].masked_fill(items == PADDING, len(self.leaf))
+        return F.pad(leaves.sort(dim=1).values, (0, 1), value=len(self.leaf))
+
+    def inside(self, level: int, nodes: Tensor, leaves: Tensor) -> Tensor:
+        """Whether all items below each of the nodes of a level, (B, any number), are among a row's `leaves_of`."""
+        first = self.get_buffer(f"leaves_{level}")
+        begin, end = first[nodes], first[nodes + 1]
+        # From the first leaf that is not before the node's on, all are different and in order: if as many as the
+        # node has end with the node's last one, they are the node's.
+        last = torch.searchsorted(leaves, begin) + (end - begin - 1)
+        return leaves.gather(1, last.clamp(max=leaves.shape[1] - 1)) == end - 1
 
     def first_child(self, level: int, nodes: Tensor) -> Tensor:
         """The child with the smallest code, (B, K)."""

@@ -53,6 +53,12 @@ def windows_of(*rows: list[int], width: int = 0) -> Windows:
                    torch.tensor([len(row) for row in rows]))
 
 
+def padded(*rows: list[int]) -> torch.Tensor:
+    """Rows of items (B, S), PADDING behind."""
+    width = max(1, *map(len, rows))
+    return torch.tensor([row + [PADDING] * (width - len(row)) for row in rows])
+
+
 @pytest.fixture
 def catalogue() -> Catalogue:
     return Catalogue(NUM_ITEMS, random_codes(NUM_ITEMS, SIZES), SIZES)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from recommendation.models.beam_search import beam_search, exact_search
 from recommendation.models.trie import Trie
+from tests.brute_force import best_unseen
 
-from .conftest import random_codes
+from .conftest import padded, random_codes
 
 CODES = torch.tensor([[1, 0, 2], [0, 3, 1], [1, 0, 0], [1, 2, 0]])
 SIZES = [2, 4, 3]
@@ -34,8 +35,20 @@ def test_the_trie_leads_from_code_to_code_to_the_item():
 def test_the_trie_knows_prefixes_of_one_item():
     trie = Trie(CODES, SIZES)
     # Below the root four items; code 0 leads to one of them, code 1 to three; (0, 3) and (1, 2) to one each.
-    alone = [trie.get_buffer(f"alone_{level}").tolist() for level in range(3)]
+    alone = [trie.alone(level, torch.arange(size)).tolist() for level, size in enumerate((1, 2, 3))]
     assert alone == [[False], [True, False], [True, False, True]]
+
+
+def test_the_trie_knows_prefixes_all_of_whose_items_are_seen():
+    trie = Trie(CODES, SIZES)
+    leaves = trie.leaves_of(padded([3, 1], [2, 0, 3], []))
+    # Nodes of level 1: (0), (1); of level 2: (0, 3), (1, 0), (1, 2); the items in the order of their IDs: 1, 2, 0, 3.
+    inside = [trie.inside(level, torch.arange(size).expand(3, -1), leaves).tolist()
+              for level, size in enumerate((1, 2, 3, 4))]
+    assert inside == [[[False]] * 3,
+                      [[True, False], [False, True], [False, False]],
+                      [[True, False, True], [False, True, True], [False] * 3],
+                      [[True, False, False, True], [False, True, True, True], [False] * 4]]
 
 
 def test_a_trie_of_one_level_leads_straight_to_the_items():
@@ -44,9 +57,10 @@ def test_a_trie_of_one_level_leads_straight_to_the_items():
 
 
 def search(codes: torch.Tensor, sizes: list[int], log_probs: list[np.ndarray], num_beams: int, top_k: int,
-           existing_only: bool = False):
+           existing_only: bool = False, seen: torch.Tensor | None = None):
     """Beam search of users whose log-probabilities (B, C) of a level do not depend on the codes before it."""
-    return beam_search(unconditional(log_probs), Trie(codes, sizes), len(log_probs[0]), num_beams, top_k, existing_only)
+    return beam_search(unconditional(log_probs), Trie(codes, sizes), len(log_probs[0]), num_beams, top_k, existing_only,
+                       seen)
 
 
 def unconditional(log_probs: list[np.ndarray]):
@@ -166,6 +180,50 @@ def test_exact_scores_are_those_of_every_item(case):
                             for r in (result, searched))
             assert ours.keys() == theirs.keys() == set(range(len(codes)))
             assert all(np.isclose(ours[item], theirs[item]) for item in ours)
+
+
+@st.composite
+def seen_by_two(draw, num_items: int):
+    """Different items of two users: any, all of a run of them, or all."""
+    any_items = st.lists(st.integers(0, num_items - 1), unique=True)
+    return padded(*(draw(st.one_of(any_items, st.permutations(range(num_items)))) for _ in range(2)))
+
+
+@given(st.data(), searches(), st.booleans())
+def test_without_seen_items_the_others_keep_their_exact_scores(data, case, existing_only):
+    codes, sizes, log_probs = case
+    num_items, seen = len(codes), data.draw(seen_by_two(len(codes)))
+    exact = exact_search(unconditional(log_probs), Trie(codes, sizes), 2, num_items, existing_only)
+    results = [search(codes, sizes, log_probs, num_items, num_items, existing_only, seen),
+               exact_search(unconditional(log_probs), Trie(codes, sizes), 2, num_items, existing_only, seen)]
+    for user in range(2):
+        scores = dict(zip(exact.items[user].tolist(), exact.scores[user].tolist(), strict=True))
+        items, expected = best_unseen(scores, seen[user].tolist(), num_items)
+        for result in results:
+            assert sorted(result.items[user].tolist()) == sorted(items)
+            assert np.allclose(result.scores[user], expected)
+
+
+@given(st.data(), searches(), st.integers(1, 6), st.booleans())
+def test_k_beams_find_k_unseen_items_if_there_are_as_many(data, case, num_beams, existing_only):
+    codes, sizes, log_probs = case
+    seen = data.draw(seen_by_two(len(codes)))
+    result = search(codes, sizes, log_probs, num_beams, num_beams, existing_only, seen)
+    for items, of_user in zip(result.items.tolist(), seen.tolist(), strict=True):
+        unseen = set(range(len(codes))) - set(of_user)
+        found = [item for item in items if item >= 0]
+        assert len(found) == len(set(found) & unseen) == min(num_beams, len(unseen))
+
+
+def test_of_equally_likely_unseen_items_the_smaller_id_comes_first():
+    codes = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
+    even, seen = [np.log(np.full((1, 2), 0.5))] * 2, padded([1])
+    for existing_only in (False, True):
+        results = [search(codes, [2, 2], even, 4, 4, existing_only, seen),
+                   exact_search(unconditional(even), Trie(codes, [2, 2]), 1, 4, existing_only, seen)]
+        for result in results:
+            assert result.items.tolist() == [[0, 2, 3, -1]]
+            assert np.allclose(result.scores.exp(), [[0.25, 0.25, 0.25, 0]])
 
 
 def test_a_prefix_of_one_item_is_not_decoded_over_existing_codes():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from recommendation.models.abstract_model import Catalogue
 
-from .conftest import NUM_ITEMS, SIZES, random_codes, randomize, windows_of
+from .conftest import NUM_ITEMS, SIZES, padded, random_codes, randomize, windows_of
 from .t5_stack import causal_stack
 
 ROWS = [[3, 8, 0, 29, 11], [5, 21]]
@@ -101,6 +101,35 @@ def test_a_walk_that_meets_everything_is_exact(model, normalize_over):
     # Over existing IDs an item's score lacks the normalization, one number a history.
     apart = walked.scores - exact.scores
     assert torch.allclose(apart, apart[:, :1] if normalize_over == "existing" else torch.zeros(1), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_beams", [2, NUM_ITEMS])
+def test_a_walk_leaves_out_what_was_seen_and_finds_enough(model, num_beams):
+    seen = [[item for item in range(NUM_ITEMS) if item % 3], list(range(NUM_ITEMS - 2))]
+    exact = model.recommend_unseen(windows_of(*ROWS), padded(*seen), 6)
+    model.scoring, model.num_beams, model.num_neighbours = "graph", num_beams, 3
+    model.prepare()
+    walked = model.recommend_unseen(windows_of(*ROWS), padded(*seen), 6)
+    unseen = [set(items) - {-1} - set(of_row) for items, of_row in zip(walked.items.tolist(), seen, strict=True)]
+    assert [len(items) for items in unseen] == [6, 2]
+    if num_beams == NUM_ITEMS:
+        assert torch.equal(walked.items, exact.items)
+        assert torch.allclose(walked.scores, exact.scores, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_walk_leads_on_from_seen_items(model):
+    model.scoring, model.num_beams, model.num_neighbours, model.num_hops = "graph", 3, 3, 2
+    model.prepare()
+    history = windows_of(ROWS[0])
+    model.graph = Watched(model.graph)
+    walked = model.recommend(history, 3)
+    met = set(model.graph.met)
+    model.graph.met.clear()
+    others = model.recommend_unseen(history, walked.items, 3)
+    assert met <= model.graph.met
+    assert not set(others.items[0].tolist()) & set(walked.items[0].tolist())
 
 
 @torch.no_grad()

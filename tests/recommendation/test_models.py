@@ -9,9 +9,10 @@ from common.errors import ConfigError
 from recommendation import models
 from recommendation.dataset import TrainingBatches
 from recommendation.models import DEFAULTS, config_path, find_class, names
-from recommendation.models.abstract_model import AbstractRecommender, Catalogue
+from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations
+from tests.brute_force import best_unseen
 
-from .conftest import NUM_ITEMS, SIZES, random_codes, windows_of
+from .conftest import LOSSES, NUM_ITEMS, SIZES, padded, random_codes, windows_of
 
 HISTORIES = [[3, 8, 0, 29, 11], [0], [5, 21]]
 
@@ -33,6 +34,10 @@ def first_batch(recommender, sequences):
 
 @pytest.fixture
 def ready(recommender, sequences):
+    return made_ready(recommender, sequences)
+
+
+def made_ready(recommender, sequences):
     """Fitted in one call, or after one step."""
     if not recommender.fit(sequences.training_sequences()):
         optimizer = torch.optim.AdamW(recommender.parameters(), lr=0.01)
@@ -72,6 +77,41 @@ def test_recommendations_are_the_same_whenever_and_with_whomever_they_are_asked(
         alone = ready.recommend(windows_of(history), 20)
         assert torch.equal(alone.items[0], together.items[row])
         assert torch.allclose(alone.scores[0], together.scores[row], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
+def test_unseen_items_are_the_best_of_all_without_those_seen(make_model, sequences, catalogue, name, normalize_over):
+    recommender = made_ready(make_model(name, normalize_over=normalize_over), sequences)
+    recommender.num_beams = NUM_ITEMS  # of a search: then it is exact
+    same_prefix = (catalogue.codes[:, 0] == catalogue.codes[0, 0]).nonzero()[:, 0].tolist()
+    everything = list(range(NUM_ITEMS))
+    seen = [HISTORIES[0], [], same_prefix, everything, everything[:-1], everything[:NUM_ITEMS // 2]]
+    histories = windows_of(*HISTORIES, *HISTORIES)
+    with torch.no_grad():
+        full = recommender.recommend(histories, NUM_ITEMS)
+        result = recommender.recommend_unseen(histories, padded(*seen), 12)
+    assert result.items.shape == result.scores.shape == (6, 12)
+    for row, of_row in enumerate(seen):
+        scores = dict(zip(full.items[row].tolist(), full.scores[row].tolist(), strict=True))
+        items, expected = best_unseen(scores, of_row, 12)
+        assert result.items[row].tolist() == items
+        assert result.scores[row].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parent", ["sasrec", "decoder_only", "popularity"])
+def test_a_subclass_with_lists_of_its_own_has_its_own_unseen_items(make_model, parent):
+    class Backwards(find_class(parent)):
+        """The items from the last to the first."""
+
+        def recommend(self, histories, top_k):
+            items = torch.arange(NUM_ITEMS - 1, NUM_ITEMS - 1 - top_k, -1)
+            return Recommendations(items.expand(len(histories.items), -1), items.expand(len(histories.items), -1))
+
+    model = make_model(parent)
+    model.__class__ = Backwards
+    result = model.recommend_unseen(windows_of([3], [4], [5]), padded([29, 27], [], [0, 28, 1, 26, 2]), 3)
+    assert result.items.tolist() == [[28, 26, 25], [29, 28, 27], [29, 27, 25]]
 
 
 @torch.no_grad()

@@ -185,6 +185,30 @@ def test_the_newest_items_of_a_long_history_are_read_and_all_of_them_are_left_ou
     assert ranking.scores.tolist() == [[-5, -6, -7], [-1, -2, -3]]
 
 
+def test_histories_share_a_batch_however_much_each_has_seen(make_model, monkeypatch):
+    model, sizes = make_model("decoder_only").eval(), []
+    search = type(model).recommend_unseen
+    monkeypatch.setattr(type(model), "recommend_unseen", lambda model, histories, seen, top_k: sizes.append(
+        len(histories.items)) or search(model, histories, seen, top_k))
+    rows = [list(range(number + 1)) for number in range(16)]
+    rank(model, histories_of(*rows), np.arange(NUM_ITEMS), PARAMS, 6, filter_seen=True)
+    assert sizes == [7, 7, 2]
+
+
+def test_items_that_were_seen_twice_are_left_out_once(make_model):
+    model, popularity = make_model("sasrec").eval(), np.arange(NUM_ITEMS)
+    once, twice = (rank(model, histories_of(row), popularity, PARAMS | {"max_history": 2}, NUM_ITEMS, filter_seen=True)
+                   for row in ([7, 3, 8, 9], [3, 7, 3, 8, 3, 7, 8, 9]))
+    assert once.items.tolist() == twice.items.tolist()
+    assert sorted(once.items[0].tolist())[:5] == [-1, -1, -1, -1, 0]
+
+
+def test_who_has_seen_everything_gets_nothing(model):
+    ranking = rank(model, histories_of(list(range(NUM_ITEMS)), [1]), np.arange(NUM_ITEMS), PARAMS, 4, filter_seen=True)
+    assert ranking.items[0].tolist() == [-1] * 4
+    assert (ranking.items[1] >= 0).all()
+
+
 def test_a_file_of_no_history_gives_no_row():
     assert rank(First({}, Catalogue(20, None, [])), histories_of(), np.zeros(20), PARAMS, 3).items.shape == (0, 3)
 

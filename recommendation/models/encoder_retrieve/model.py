@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from common.progress import Progress
 
-from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, in_order, top_items
+from ..abstract_model import (
+    PADDING,
+    AbstractRecommender,
+    Catalogue,
+    Recommendations,
+    Windows,
+    are_among,
+    in_order,
+    top_items,
+)
 from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
 from ..params import Params
 
@@ -104,33 +113,50 @@ class EncoderRetrieve(AbstractRecommender):
         return F.normalize(self.codewords.weight, dim=-1).view(self.num_levels, self.num_codes, -1)
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        return self._best(histories, None, top_k)
+
+    def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
+        return self._best(histories, seen, top_k)
+
+    def _best(self, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
         hidden = self._read(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
         logits, of_items = self._logits(last), self.normalize_over == "existing"
         values = (logits if of_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
         if self.graph is not None:
-            return self._walk(values, histories, top_k)
+            return self._walk(values, histories, seen, top_k)
         scores = self._sum_over_codes(values)
-        return top_items(scores.log_softmax(dim=1) if of_items else scores, top_k)
+        return top_items(scores.log_softmax(dim=1) if of_items else scores, top_k, seen)
 
     def _sum_over_codes(self, values: Tensor) -> Tensor:
         """Values of every code (B, L * C) -> their sums over each item's codes, (B, N)."""
         return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
 
-    def _walk(self, values: Tensor, histories: Windows, top_k: int) -> Recommendations:
+    def _walk(self, values: Tensor, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
         """The best items that a few hops through the graph meet, the best so far going on at each.
 
-        Over existing IDs their scores are sums of logits: log-probabilities would take all items' scores.
+        Seen items lead on as the others do, but are not among the results. Over existing IDs the scores are sums of
+        logits: log-probabilities would take all items' scores.
         """
         num_beams = min(max(self.num_beams, top_k), len(self.rows))
         beams = self._starts(histories, num_beams)
+        found = beams[:, :0]  # the best unseen items so far
         for _ in range(self.num_hops + 1):
-            met = torch.cat([beams, _rows(self.graph, beams).flatten(1)], dim=1).sort(dim=1).values
+            met = torch.cat([beams, found, _rows(self.graph, beams).flatten(1)], dim=1).sort(dim=1).values
             again = F.pad(met[:, 1:] == met[:, :-1], (1, 0))
             scores = values.gather(1, _rows(self.rows, met).flatten(1)).unflatten(1, (-1, self.num_levels)).sum(dim=2)
-            best = scores.masked_fill(again, float("-inf")).topk(min(num_beams, met.shape[1]), dim=1)
+            scores = scores.masked_fill(again, float("-inf"))
+            best = scores.topk(min(num_beams, met.shape[1]), dim=1)
             beams = met.gather(1, best.indices)
-        return in_order(beams.masked_fill(best.values == float("-inf"), -1), best.values, top_k)
+            if seen is not None:
+                best = scores.masked_fill(are_among(seen, met), float("-inf")).topk(best.values.shape[1], dim=1)
+                found = met.gather(1, best.indices)
+        items = (beams if seen is None else found).masked_fill(best.values == float("-inf"), PADDING)
+        items, scores = in_order(items, best.values, top_k)
+        short = (items == PADDING).any(dim=1)
+        if seen is not None and short.any():  # so few unseen items that the walk may have missed some
+            items[short], scores[short] = top_items(self._sum_over_codes(values[short]), top_k, seen[short])
+        return Recommendations(items, scores)
 
     def _starts(self, histories: Windows, num_beams: int) -> Tensor:
         """The newest items of the history, and random ones, the same for everybody."""

@@ -34,6 +34,13 @@ class Markov(AbstractRecommender):
         return True
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        return top_items(self._scores(histories), top_k)
+
+    def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
+        return top_items(self._scores(histories), top_k, seen)
+
+    def _scores(self, histories: Windows) -> Tensor:
+        """(B, N)"""
         last = histories.items.gather(1, histories.lengths.unsqueeze(1) - 1).squeeze(1)  # (B,)
         sizes = self.row_starts[last + 1] - self.row_starts[last]
         row = torch.repeat_interleave(torch.arange(len(last), device=last.device), sizes)
@@ -41,4 +48,4 @@ class Markov(AbstractRecommender):
         entry = self.row_starts[last][row] + within
         scores = self.popularity.repeat(len(last), 1)
         scores.index_put_((row, self.followers[entry]), self.counts[entry], accumulate=True)
-        return top_items(scores, top_k)
+        return scores

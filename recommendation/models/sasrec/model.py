@@ -58,9 +58,16 @@ class SASRec(AbstractRecommender):
         return self.norm(x)
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
+        return top_items(self._scores(histories), top_k)
+
+    def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
+        return top_items(self._scores(histories), top_k, seen)
+
+    def _scores(self, histories: Windows) -> Tensor:
+        """(B, N)"""
         hidden = self.encode(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
-        return top_items(last @ self.items.weight.T, top_k)
+        return last @ self.items.weight.T
 
     def item_embeddings(self) -> Tensor:
         return self.items.weight
