@@ -1,4 +1,4 @@
-"""All finished runs of a data set in one table: seeds of one configuration together, floors included."""
+"""All finished runs of a data set in one table, seeds of one configuration together; nothing is trained."""
 
 import json
 import logging
@@ -58,9 +58,9 @@ class FinishedRun(NamedTuple):
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
-    """The tables as text, also written as Markdown and CSV into `run_root/recommendation/<D>/`.
+    """The tables as text, also written as Markdown and CSV into `run_root/recommendation/<D>/` if that can be.
 
-    Floors that were not run yet are run: it takes seconds. Runs of earlier interactions are counted and
+    Baselines that were not run are named with their command. Runs of earlier interactions are counted and
     left out: their figures are of other events. Raises DataError if no run is left.
     """
     parent = run_root / "recommendation" / folder.name
@@ -70,9 +70,6 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     if not current:
         raise DataError(parent, "has no finished run of these interactions",
                         fix=Choice("encoder_decoder").training_command(folder, run_root))
-    if _run_floors(folder, run_root, {(run.model, run.filter_seen) for run in current}):
-        runs = _finished(parent, folder)
-        current = [run for run in runs if _is_of(run, folder, sha256)]
     lines, rows = [f"# Recommenders of {folder.name}", ""], []
     for filtered, heading in ((False, "Nothing filtered"), (True, "Items of the history filtered")):
         table = _configurations([run for run in current if run.filter_seen is filtered])
@@ -82,9 +79,14 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
             rows += [csv_row(runs_of_one) for runs_of_one in table]
     if len(runs) > len(current):
         lines += [f"{len(runs) - len(current)} runs of earlier interactions are left out.", ""]
+    if missing := _missing_baselines(current, folder, run_root):
+        lines += ["Baselines that were not run:", "", *(f"    {command}" for command in missing), ""]
     text = "\n".join([*lines, NOTES])
-    write_text(parent / "compare.md", text + "\n")
-    write_text(parent / "compare.csv", csv_text(CSV_COLUMNS, rows))
+    try:
+        write_text(parent / "compare.md", text + "\n")
+        write_text(parent / "compare.csv", csv_text(CSV_COLUMNS, rows))
+    except OSError as error:
+        return f"{text}\n\ncannot write {parent / 'compare.md'} and .csv: {error.strerror}"
     return f"{text}\n\nwrote {parent / 'compare.md'} and .csv"
 
 
@@ -113,18 +115,12 @@ def _is_of(run: FinishedRun, folder: DatasetFolder, sha256: str) -> bool:
     return run.inputs.get(folder.interactions.name) == sha256
 
 
-def _run_floors(folder: DatasetFolder, run_root: Path, there: set[tuple[str, bool]]) -> int:
-    """Run the floors that are not `there` (model, filter_seen) for a protocol that is; returns how many."""
-    from recommendation.pipeline import Pipeline
-
-    lacking = [(floor, filtered) for filtered in sorted({filtered for _, filtered in there}) for floor in baselines()
-               if (floor, filtered) not in there]
-    for floor, filtered in lacking:
-        key = str(filtered).lower()
-        config = resolve(floor, config_path(floor), DEFAULTS, [("filter_seen", key)])
-        command = f"python recommendation/main.py --model {floor} --category {folder.name} --filter_seen={key}"
-        Pipeline(config, folder, "", "", None, run_root, command + folder.root_flag).execute(force=False)
-    return len(lacking)
+def _missing_baselines(runs: list[FinishedRun], folder: DatasetFolder, run_root: Path) -> list[str]:
+    """The commands of the baselines that lack a run under a protocol that other runs have."""
+    there = {(run.model, run.filter_seen) for run in runs}
+    return [Choice(baseline).training_command(folder, run_root) + (" --filter_seen" if filtered else "")
+            for filtered in sorted({run.filter_seen for run in runs}) for baseline in baselines()
+            if (baseline, filtered) not in there]
 
 
 def read_run(folder: Path) -> FinishedRun:

@@ -1,7 +1,9 @@
 """Runs side by side, and seeds together."""
 
 import csv
+import errno
 import logging
+import shlex
 import statistics
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from common.artifacts import load_meta, publish, save_array
 from common.errors import DataError
 from recommendation.compare import cell, compare
+from recommendation.main import main
 from recommendation.models import DEFAULTS, config_path
 from recommendation.pipeline import Pipeline
 from recommendation.seeds import mean_and_deviation, run_seeds
@@ -43,8 +46,10 @@ def rows_of(folder, runs) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_seeds_of_one_configuration_share_a_row_and_the_floors_stand_beside_it(shop):
+def test_seeds_of_one_configuration_share_a_row(shop):
     folder, runs, pipeline = shop
+    for baseline in ("markov", "popularity"):
+        pipeline(baseline).execute(False)
     ndcg = [pipeline("sasrec", seed=seed).execute(False)["test"]["ndcg@10"] for seed in (3, 4)]
     pipeline("sasrec", seed=3, lr=0.5).execute(False)
     text = compare(folder, runs)
@@ -106,13 +111,50 @@ def test_a_damaged_run_is_left_out_and_named(shop, caplog, name, content):
     assert f"left out: {damaged.run.folder / name}" in caplog.text
 
 
-def test_filtered_runs_have_a_table_and_floors_of_their_own(shop):
+def test_filtered_runs_have_a_table_of_their_own(shop):
     folder, runs, pipeline = shop
     pipeline("popularity", filter_seen="true").execute(False)
     text = compare(folder, runs)
     assert "Items of the history filtered" in text
     assert "Nothing filtered" not in text
-    assert [row["filter_seen"] for row in rows_of(folder, runs)] == ["true", "true"]
+    assert [row["filter_seen"] for row in rows_of(folder, runs)] == ["true"]
+
+
+def test_comparing_trains_nothing_and_names_missing_baselines_with_their_command(shop):
+    folder, runs, pipeline = shop
+    pipeline("sasrec").execute(False)
+    pipeline("markov").execute(False)
+    pipeline("popularity", filter_seen="true").execute(False)
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if "compare." not in path.name
+              and path.is_file()}
+    text = compare(folder, runs)
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if "compare." not in path.name
+            and path.is_file()} == before
+    commands = [line.strip() for line in text.splitlines() if line.startswith("    python ")]
+    roots = f"--run_root {runs} --data_root {folder.data_root}"
+    assert commands == [f"python recommendation/main.py --model=popularity --category=Tiny {roots}",
+                        f"python recommendation/main.py --model=markov --category=Tiny {roots} --filter_seen"]
+    for command in commands:
+        main(shlex.split(command)[2:])
+    text = compare(folder, runs)
+    assert "    python " not in text
+    assert sorted(f"{row['model']} {row['filter_seen']}" for row in rows_of(folder, runs)) == [
+        "markov false", "markov true", "popularity false", "popularity true", "sasrec false"]
+
+
+def test_a_folder_that_cannot_be_written_still_shows_its_table(shop, monkeypatch):
+    folder, runs, pipeline = shop
+    pipeline("popularity").execute(False)
+
+    def refuse(path, text):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("recommendation.compare.write_text", refuse)  # root may write anywhere
+    text = compare(folder, runs)
+    assert "| popularity |" in text
+    last = text.splitlines()[-1]
+    assert str(runs / "recommendation" / "Tiny" / "compare.md") in last
+    assert "Permission denied" in last
 
 
 def test_runs_of_earlier_interactions_are_left_out_and_counted(shop):
