@@ -5,6 +5,7 @@ value if only one of the stages has the key. Baselines get the keys that they us
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent)
@@ -18,11 +19,12 @@ from common.steps import Step, module, run_steps, script  # noqa: E402
 def main(argv: list[str]) -> None:
     parser = make_parser()
     args = parse(parser, argv, open_ended=True)
-    steps = plan(parser, args)
-    from common.run import log_to_console
+    with tempfile.TemporaryDirectory(prefix="run-pipeline-") as scratch:
+        steps = plan(parser, args, Path(scratch) / "runs")
+        from common.run import log_to_console
 
-    log_to_console()
-    run_steps(steps)
+        log_to_console()
+        run_steps(steps)
 
 
 def make_parser() -> Parser:
@@ -45,8 +47,11 @@ def make_parser() -> Parser:
     return parser
 
 
-def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
-    """Every step of the job. Raises ConfigError for any wrong name, before the first step writes anything."""
+def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]:
+    """Every step of the job; the recommenders name their runs to the report in the file `run_list`.
+
+    Raises ConfigError for any wrong name, before the first step writes anything.
+    """
     from dataloader.flags import make_parser as make_data_parser
     from dataloader.options import resolve_options
     from dataloader.pipeline import plan as plan_data
@@ -69,15 +74,16 @@ def plan(parser: Parser, args: argparse.Namespace) -> list[Step]:
     shared = given_flags(parser, args, {"dataset", "data_root", "debug", "run_root"})
     codes = ["--quantizer_name", args.quantizer_name, "--embedding_suffix", options.suffix]
     training = [*codes, *shared, *given_flags(parser, args, {"force", "seed", "device"})]
+    listed = ["--run_list", str(run_list)]
     models = [*(name for name in recommenders.baselines() if name != args.model), args.model]
     return [
         *steps,
         Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training,
                                                             *as_flags(keys["quantization"]))),
-        *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training,
+        *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training, *listed,
                                                   *given_flags(parser, args, {"filter_seen"}), *as_flags(keys[model])))
           for model in models),
-        Step("results", module("recommendation.report", "--models", ",".join(models), *codes, *shared)),
+        Step("results", module("recommendation.report", *listed, *codes, *shared)),
         Step("what the semantic IDs mean", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
 

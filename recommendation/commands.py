@@ -5,6 +5,7 @@ import logging
 
 from common.artifacts import DatasetFolder
 from common.config import Config
+from common.distributed import is_main
 from recommendation.catalogue import Choice
 
 log = logging.getLogger(__name__)
@@ -44,5 +45,8 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
         log.info("\n%s\n", seeds_table(args.model, summary))
     else:
         one = pipeline()
+        if args.run_list and is_main():  # before training: a file that cannot be written costs no training
+            with args.run_list.open("a", encoding="utf-8") as file:
+                file.write(f"{one.run.folder.resolve()}\n")
         metrics = one.execute(args.force)
         log.info("\n%s\n\nrecommendation: wrote %s", table({args.model: metrics}), one.run.folder)

@@ -30,7 +30,11 @@ def make_parser(argv: list[str]) -> Parser:
     add_shared_flags(parser)
     add_variant_flags(parser)
     add_config_flags(parser)
-    parser.add_argument("--seeds", default=None, metavar="N,N", help="run each of these, and report mean and deviation")
+    one_or_many = parser.add_mutually_exclusive_group()
+    one_or_many.add_argument("--seeds", default=None, metavar="N,N",
+                             help="run each of these, and report mean and deviation")
+    one_or_many.add_argument("--run_list", type=Path, default=None, metavar="FILE",
+                             help="add the folder of the run to this file, for the report of several runs")
     parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false",
                         help="leave the items of the history out of every list")
     parser.add_argument("--compare", action="store_true", help="show all finished runs of the data set, and stop")
@@ -47,7 +51,8 @@ def make_parser(argv: list[str]) -> Parser:
 
 def refuse_what_nobody_reads(args: argparse.Namespace, parser: Parser) -> None:
     """Raise ConfigError for what only training reads, or a second action, beside --compare and the exports."""
-    training, as_it_is = ("config", "seeds", "filter_seen", "from_t5"), "it takes the newest finished run as it is"
+    training = ("config", "seeds", "run_list", "filter_seen", "from_t5")
+    as_it_is = "it takes the newest finished run as it is"
     if args.compare:
         refuse_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
                        "it shows every finished run")

@@ -1,5 +1,6 @@
 """Tables of results, and recommendations to look at."""
 
+import argparse
 import json
 import logging
 import sys
@@ -26,7 +27,11 @@ NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
 
 def main(argv: list[str]) -> None:
     parser = Parser(prog="recommendation.report", description="Show a data set's finished runs side by side.")
-    parser.add_argument("--models", default=",".join(names()), metavar="M,M", help="rows, in this order")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--models", default=",".join(names()), metavar="M,M",
+                      help="the newest finished run of each, in this order")
+    rows.add_argument("--run_list", type=Path, default=None, metavar="FILE",
+                      help="the runs in a file that recommendation/main.py --run_list wrote")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
     add_shared_flags(parser)
     add_variant_flags(parser)
@@ -34,34 +39,45 @@ def main(argv: list[str]) -> None:
     log_to_console()
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
-    choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in args.models.split(",")]
-    text = report(folder, args.run_root, choices)
+    text = report(folder, args.run_root, chosen_runs(args, folder))
     path = args.run_root / "recommendation" / args.dataset / "report.md"
     write_text(path, text + "\n")
     log.info("%s\n\nreport: wrote %s", text, path)
 
 
-def report(folder: DatasetFolder, run_root: Path, choices: list[Choice]) -> str:
-    """The table of the newest finished runs, and the last one's recommendations for three users.
+def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice, Path]:
+    """The folders of the runs that the flags ask for. Raises DataError if a list has none."""
+    listed = []
+    if args.run_list is not None:
+        listed = [Path(line) for line in args.run_list.read_text(encoding="utf-8").splitlines()]
+        if not listed:
+            raise DataError(args.run_list, "names no run",
+                            fix=f"python recommendation/main.py --model=M --run_list {args.run_list}")
+    models = [run.parent.parent.name for run in listed] or args.models.split(",")
+    choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in models]
+    return dict(zip(choices, listed or [newest_run(folder, args.run_root, choice) for choice in choices], strict=True))
+
+
+def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> str:
+    """The table of the runs, and the last one's recommendations for three users.
 
     Raises ArtifactError for a run of earlier interactions or semantic IDs.
     """
-    runs, finished = {}, {}
-    for choice in choices:
-        run = newest_run(folder, run_root, choice)
-        runs[choice.model], finished[choice.model] = run, read_run(run)
+    finished = {}
+    for choice, run in runs.items():
+        finished[choice.model] = read_run(run)
         require_same_inputs(run, finished[choice.model].inputs, load_source(folder, choice).inputs,
                             choice.training_command(folder, run_root))
     if len({run.filter_seen for run in finished.values()}) > 1:
-        raise DataError(run_root, "the newest runs were tested by different rules", ", ".join(
+        raise DataError(run_root, "the runs were tested by different rules", ", ".join(
             f"{model}: filter_seen {str(run.filter_seen).lower()}" for model, run in finished.items()),
             "run them again, all with --filter_seen or all without")
     rows = {model: run.metrics for model, run in finished.items()}
-    first, last = choices[0].model, choices[-1].model
-    rule = "items of the history filtered" if finished[first].filter_seen else "nothing filtered"
+    *_, (last, run) = runs.items()
+    rule = "items of the history filtered" if finished[last.model].filter_seen else "nothing filtered"
     heading = (f"{folder.name}: test split, whole catalogue, item ids, {rule} "
-               f"({rows[first]['test']['num_targets']} targets; in brackets the standard error)")
-    return "\n".join([heading, "", table(rows), "", examples(folder, runs[last], last)])
+               f"({rows[last.model]['test']['num_targets']} targets; in brackets the standard error)")
+    return "\n".join([heading, "", table(rows), "", examples(folder, run, last.model)])
 
 
 def table(rows: dict[str, dict]) -> str:

@@ -88,7 +88,7 @@ def test_what_is_left_at_its_default_is_not_forwarded(whole_job):
 def whole_plan(whole_job: ModuleType, *flags: str) -> list[list[str]]:
     """The commands of the whole job, from the module or the script on."""
     parser = whole_job.make_parser()
-    made = whole_job.plan(parser, parse(parser, list(flags), open_ended=True))
+    made = whole_job.plan(parser, parse(parser, list(flags), open_ended=True), Path("list"))
     return [[word.removeprefix(f"{ROOT}/") for word in step.command[3 if step.command[1] == "-P" else 1:]]
             for step in made]
 
@@ -99,8 +99,9 @@ def test_the_whole_job_goes_from_the_data_to_the_table(whole_job, tmp_path):
     assert whole_plan(whole_job, "--data_root", str(tmp_path)) == [
         ["dataloader.download", data], ["dataloader.process", data], ["dataloader.text_embedding", data],
         ["quantization/main.py", *codes, data],
-        *(["recommendation/main.py", "--model", model, *codes, data] for model in (*floors, "encoder_decoder")),
-        ["recommendation.report", "--models", "markov,popularity,encoder_decoder", *codes, data],
+        *(["recommendation/main.py", "--model", model, *codes, data, "--run_list", "list"]
+          for model in (*floors, "encoder_decoder")),
+        ["recommendation.report", "--run_list", "list", *codes, data],
         ["quantization/main.py", "--explain", *codes, data]]
 
 
@@ -132,6 +133,13 @@ def test_a_wrong_key_stops_the_whole_job_before_it_begins(whole_job, tmp_path, f
     with pytest.raises(ConfigError) as raised:
         whole_plan(whole_job, "--data_root", str(tmp_path), *flags)
     assert raised.value.where == where
+
+
+def test_the_baselines_are_tested_by_the_rule_of_the_model(whole_job, tmp_path):
+    made = whole_plan(whole_job, "--data_root", str(tmp_path), "--filter_seen", "--model=sasrec")
+    recommenders = [command for command in made if command[0] == "recommendation/main.py"]
+    assert [command[command.index("--model") + 1] for command in recommenders] == ["markov", "popularity", "sasrec"]
+    assert all("--filter_seen" in command for command in recommenders)
 
 
 def test_the_next_stages_read_the_embedding_that_the_data_part_makes(whole_job, tmp_path):

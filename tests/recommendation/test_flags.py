@@ -16,6 +16,8 @@ from recommendation.main import main
     (["--seeds=1,99999999999"], "--seeds: .* not from 0 to 2147483647"),
     (["--filter_seen="], "filter_seen is None"),
     (["--seeds=1,2", "--seed=3"], "--seeds: stands beside --seed"),
+    (["--seeds=1,2", "--run_list=runs"], "--run_list"),
+    (["--compare", "--run_list=runs"], "leave out --run_list$"),
     (["--model=popularity", "--lr=1"], "--lr: popularity does not use lr"),
     (["--model=markov", "--max_history=5"], "--max_history: markov does not use max_history"),
     (["--compare", "--model=sasrec"], "--compare: --model=sasrec does not go with it.*leave out --model=sasrec$"),

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from common.artifacts import publish
-from common.errors import ArtifactError
+from common.errors import ArtifactError, DataError
 from recommendation.catalogue import Choice
+from recommendation.main import main as train_by_command
 from recommendation.pipeline import Pipeline
-from recommendation.report import examples, report, table
+from recommendation.report import examples, main, report, table
 
 from .test_pipeline import write_data, write_table
 
@@ -45,7 +46,27 @@ def test_a_run_of_earlier_interactions_is_refused(train):
     trained = train("markov")
     publish(trained.folder.interactions, lambda staged: staged.write_bytes(b"others"), {"inputs": {}})
     with pytest.raises(ArtifactError, match="trained on another interactions.parquet.* Fix: python .*--model=markov"):
-        report(trained.folder, trained.run_root, [Choice("markov")])
+        report(trained.folder, trained.run_root, {Choice("markov"): trained.run})
+
+
+def test_a_run_that_finishes_in_between_is_not_in_the_report(train, tmp_path):
+    trained, listed = train("markov"), tmp_path / "list"
+    train_by_command(trained.argv("--model=popularity", f"--run_list={listed}"))
+    train_by_command(trained.argv("--model=markov", f"--run_list={listed}"))
+    train_by_command(trained.argv("--model=markov", "--filter_seen"))  # another process, before the report
+    main(trained.argv(f"--run_list={listed}"))
+    text = (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
+    assert "nothing filtered" in text
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("| ")] == ["model", "popularity", "markov"]
+    main(trained.argv("--models=markov"))  # which asks for the newest run
+    assert "items of the history filtered" in (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
+
+
+def test_a_list_without_runs_is_an_error(train, tmp_path):
+    (tmp_path / "list").touch()
+    with pytest.raises(DataError) as caught:
+        main(train("markov").argv(f"--run_list={tmp_path / 'list'}"))
+    assert (caught.value.where, caught.value.exit_code) == (tmp_path / "list", 3)
 
 
 def test_the_history_that_is_shown_ends_before_the_test_item_of_its_line(tmp_path, make_config):
