@@ -1,6 +1,7 @@
 """The flags of recommendation/main.py."""
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 from common.cli import (
@@ -79,6 +80,12 @@ def check_training(config: Config, seeds: str | None) -> None:
 def overrides(args) -> list[tuple[str, str]]:
     """The configuration keys that are set, those that have flags of their own among them."""
     return args.overrides + ([] if args.filter_seen is None else [("filter_seen", args.filter_seen)])
+
+
+def without_run_list(argv: list[str]) -> list[str]:
+    """The flags that a run records: a list of one job's runs means nothing to the next."""
+    pairs = pairwise(["", *argv])
+    return [word for before, word in pairs if before != "--run_list" and word.partition("=")[0] != "--run_list"]
 
 
 def parse_seeds(text: str) -> list[int]:

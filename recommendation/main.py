@@ -12,7 +12,14 @@ def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
     from common.cli import check_name, command_line, parse
     from common.config import resolve
-    from recommendation.flags import check_training, make_parser, overrides, parse_seeds, refuse_what_nobody_reads
+    from recommendation.flags import (
+        check_training,
+        make_parser,
+        overrides,
+        parse_seeds,
+        refuse_what_nobody_reads,
+        without_run_list,
+    )
     from recommendation.models import DEFAULTS, config_path
     from recommendation.t5_export import check_t5_flags
 
@@ -34,7 +41,7 @@ def main(argv: list[str]) -> None:
     from recommendation.commands import run
 
     log_to_console()
-    run(args, config, folder, command_line("python recommendation/main.py", argv))
+    run(args, config, folder, command_line("python recommendation/main.py", without_run_list(argv)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import ConfigError
-from recommendation.flags import parse_seeds
+from recommendation.flags import parse_seeds, without_run_list
 from recommendation.main import main
 
 
@@ -27,6 +27,11 @@ from recommendation.main import main
 def test_what_can_mean_nothing_is_refused_at_once(words, message):
     with pytest.raises(ConfigError, match=message):
         main(["--category=NoSuchDataSet", *words])
+
+
+@pytest.mark.parametrize("words", [["--run_list", "a"], ["--run_list=a"]])
+def test_a_recorded_command_names_no_list_of_runs(words):
+    assert without_run_list(["--model", "markov", *words, "--seed=1"]) == ["--model", "markov", "--seed=1"]
 
 
 def test_seeds_by_hand():

@@ -1,6 +1,7 @@
 """The table of results by hand, and what is shown beside it."""
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -57,6 +58,7 @@ def test_a_run_that_finishes_in_between_is_not_in_the_report(train, tmp_path):
     main(trained.argv(f"--run_list={listed}"))
     text = (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
     assert "nothing filtered" in text
+    assert all("run_list" not in (Path(run) / "finished.json").read_text() for run in listed.read_text().splitlines())
     assert [line.split()[1] for line in text.splitlines() if line.startswith("| ")] == ["model", "popularity", "markov"]
     main(trained.argv("--models=markov"))  # which asks for the newest run
     assert "items of the history filtered" in (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
