@@ -19,6 +19,7 @@ from common.errors import ArtifactError, ConfigError, DataError, closest, neares
 from common.publishing import (  # noqa: F401 (the stages import them from here)
     SCHEMA_VERSION,
     file_sha256,
+    fingerprint,
     finish_publishing,
     meta_path,
     publish,

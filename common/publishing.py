@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from glob import escape
 from pathlib import Path
 
@@ -232,6 +233,23 @@ def _utf8(text: str) -> bytes:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path, known: dict | None = None) -> dict:
+    """Name, size, modification time and sha256 of a file. Only if one of the others differs from `known` is it hashed.
+
+    Within a process a file is hashed once while it stays the same.
+    """
+    status = path.stat()
+    found = {"file": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    if known and found.items() <= known.items():
+        return {**found, "sha256": known["sha256"]}
+    return {**found, "sha256": _sha256_of_version(path.resolve(), status.st_size, status.st_mtime_ns)}
+
+
+@cache
+def _sha256_of_version(path: Path, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
 
 
 def _sync(path: Path) -> None:

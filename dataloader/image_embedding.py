@@ -3,7 +3,6 @@
 import logging
 import sys
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from common.errors import DataError, run_command
 from common.run import FolderLock, log_to_console
 from dataloader.embeddings.embedding import is_current, publish_embedding
 from dataloader.embeddings.encoding import Texts, encode_all
-from dataloader.embeddings.text_models import content_sha256, find_model, known_model
+from dataloader.embeddings.text_models import find_model, model_settings
 from dataloader.embeddings.vector_cache import VectorCache
 from dataloader.images.figure_table import Figures, load_figures, make_command, refuse_missing
 from dataloader.images.pictures import set_up_pillow
@@ -52,20 +51,15 @@ def embed(options: DataOptions, command: str) -> None:
     if not figures.present.any():
         raise DataError(folder.figures, "no item has an image", "all that were fetched are placeholders",
                         "a smaller --min_image_side for step 1, or leave the modality image out")
-    inputs, settings = {folder.figures.name: fetched["sha256"]}, model_settings(options.image.model)
+    inputs = {folder.figures.name: fetched["sha256"]}
+    settings, files = model_settings("image_model", options.image.model, folder.embeddings(SUFFIX))
     if not options.force and is_current(options, SUFFIX, settings, inputs):
         log.info("embed: reusing %s", folder.embeddings(SUFFIX))
         return
     with FolderLock(folder.path):
         made = _make_vectors(options, figures)
-        publish_embedding(options, SUFFIX, made.vectors, settings, command, inputs, figures.present, made.encoder)
-
-
-def model_settings(name: str) -> dict:
-    """Which model it is, as the artifact records it; one in a folder by its content."""
-    if Path(name).is_dir():
-        return {"image_model": Path(name).resolve().name, "model_sha256": content_sha256(Path(name))}
-    return {"image_model": known_model(name)[0]}
+        publish_embedding(options, SUFFIX, made.vectors, settings, command, inputs, figures.present, made.encoder,
+                          files)
 
 
 def _make_vectors(options: DataOptions, figures: Figures) -> Made:

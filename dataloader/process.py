@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from common.artifacts import file_sha256, load_meta, publish
+from common.artifacts import fingerprint, load_meta, publish
 from common.cli import command_line
-from common.errors import DataError, UserError, run_command
+from common.errors import ArtifactError, DataError, UserError, run_command
 from common.run import FolderLock, log_to_console
 from dataloader.options import DataOptions, parse_options
 from dataloader.processing.check import check_folder
@@ -61,6 +61,23 @@ def check(options: DataOptions) -> None:
         log.info("check: the raw files are sound")
     if options.downloads or options.folder.interactions.exists():
         check_folder(options)
+        _refuse_changed_raw(options)
+
+
+def _refuse_changed_raw(options: DataOptions) -> None:
+    """Raise ArtifactError if a raw file that is still there has other content than the one that the tables came from.
+
+    Every byte is read: a file whose size and modification time are the recorded ones may be damaged, too.
+    """
+    recorded = _recorded_raw(options)
+    try:
+        paths = _reader(options).raw_paths(options) if recorded else []
+    except DataError:
+        return
+    for role, found in _raw(paths, {}).items():
+        if found["sha256"] != recorded.get(role, found)["sha256"]:
+            why = f"{found['file']} has changed since it was made"
+            raise ArtifactError(options.folder.interactions, "is stale", why, f"{options.folder.make_command} --force")
 
 
 def process(options: DataOptions, command: str) -> None:
@@ -116,7 +133,9 @@ def outdated(options: DataOptions) -> str:
         paths = _reader(options).raw_paths(options)
     except DataError:
         return ""
-    return "" if meta["raw"] == _raw(paths) else "the raw files have changed"
+    found = _raw(paths, meta["raw"])
+    same = _content(found) == _content(meta["raw"])
+    return "" if same else "the raw files have changed"
 
 
 def _reader(options: DataOptions) -> ModuleType:
@@ -128,8 +147,20 @@ def _settings(options: DataOptions) -> dict:
     return {"source": options.source, **options.processing.settings, **(own if options.source == "local" else {})}
 
 
-def _raw(paths: list[Path]) -> dict:
-    return {role: {"file": path.name, "sha256": file_sha256(path)} for role, path in zip(ROLES, paths, strict=False)}
+def _raw(paths: list[Path], recorded: dict[str, dict]) -> dict[str, dict]:
+    """What tells the raw files from others; those that look as they were `recorded` are not read."""
+    return {role: fingerprint(path, recorded.get(role)) for role, path in zip(ROLES, paths, strict=False)}
+
+
+def _content(raw: dict[str, dict]) -> dict[str, tuple[str, str]]:
+    return {role: (file["file"], file["sha256"]) for role, file in raw.items()}
+
+
+def _recorded_raw(options: DataOptions) -> dict[str, dict]:
+    try:
+        return load_meta(options.folder.interactions, "").get("raw", {})
+    except UserError:
+        return {}
 
 
 def _workspace(folder: Path, options: DataOptions) -> Workspace:
@@ -138,7 +169,7 @@ def _workspace(folder: Path, options: DataOptions) -> Workspace:
 
 def _make(work: Workspace, options: DataOptions, paths: list[Path], bad_lines: Path) -> Made:
     """Read, filter, number and split; `bad_lines` is written if there are any that are left out."""
-    processing, raw = options.processing, _raw(paths)
+    processing, raw = options.processing, _raw(paths, {} if options.check or options.force else _recorded_raw(options))
     log.info("process: reading %s", ", ".join(map(str, paths)))
     tables = _reader(options).raw_tables(options, paths, work)
     num_bad = read_events(work, tables[0], options, bad_lines)

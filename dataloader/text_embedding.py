@@ -15,7 +15,7 @@ from common.errors import ConfigError, run_command
 from common.run import FolderLock, log_to_console
 from dataloader.embeddings.embedding import is_current, publish_embedding
 from dataloader.embeddings.encoding import Texts, encode_all
-from dataloader.embeddings.text_models import content_sha256, find_model, known_model
+from dataloader.embeddings.text_models import find_model, model_settings
 from dataloader.embeddings.vector_cache import VectorCache
 from dataloader.encoders import Encoder
 from dataloader.options import DataOptions, parse_options
@@ -44,33 +44,29 @@ def embed(options: DataOptions, command: str) -> None:
     folder = options.folder
     folder.require()
     items = load_meta(folder.items, folder.make_command)
-    suffix, settings = options.text_suffix, model_settings(options)
+    suffix = options.text_suffix
+    settings, files = _settings(options, folder.embeddings(suffix))
     if not options.force and is_current(options, suffix, settings, {folder.items.name: items["sha256"]}):
         log.info("embed: reusing %s", folder.embeddings(suffix))
         return
     with FolderLock(folder.path):
         made = _make_vectors(options, _load_texts(options))
-        publish_embedding(options, suffix, made.vectors, settings, command, encoder=made.encoder)
+        publish_embedding(options, suffix, made.vectors, settings, command, encoder=made.encoder,
+                          model_files=files)
 
 
-def model_settings(options: DataOptions) -> dict:
-    """Which model it is, as the artifact records it; a model in a folder and a pinned one by their content.
-
-    Nothing heavy is imported, and nothing fetched, to tell whether the vectors that are there are still the right ones.
-    """
+def _settings(options: DataOptions, artifact: Path) -> tuple[dict, dict[str, dict]]:
+    """Which model it is, as the artifact records it; and its files, if it lies in a folder."""
     name = options.text.model
     if name in ("", API):
         raise ConfigError(f"--text_model {name}", "names no model", fix=f"--text_model {name}<name>")
     if name == "tfidf":
-        return {"text_model": name}
+        return {"text_model": name}, {}
     if name.startswith(API):
         from dataloader.encoders.api import endpoint
 
-        return {"text_model": name, "api_url": endpoint(options.text.api_url)}
-    if Path(name).is_dir():
-        return {"text_model": Path(name).resolve().name, "model_sha256": content_sha256(Path(name))}
-    name, entry = known_model(name)
-    return {"text_model": name} | ({"model_sha256": entry["sha256"]} if entry and "sha256" in entry else {})
+        return {"text_model": name, "api_url": endpoint(options.text.api_url)}, {}
+    return model_settings("text_model", name, artifact)
 
 
 def _load_texts(options: DataOptions) -> Texts:

@@ -34,13 +34,14 @@ def recorded(options: DataOptions, suffix: str, settings: dict) -> dict:
 
 def publish_embedding(options: DataOptions, suffix: str, vectors: np.ndarray, settings: dict, command: str,
                       inputs: dict[str, str] | None = None, present: np.ndarray | None = None,
-                      encoder: dict | None = None) -> Path:
+                      encoder: dict | None = None, model_files: dict[str, dict] | None = None) -> Path:
     """Check, transform and write the vectors of all items, in item order; returns the file.
 
     vectors: (N, D), finite, no row all zero; they are changed in place where that spares memory. `present` (N,) marks
     the items that have a vector of their own; the others get the mean of those, and a mask file beside the embedding
     says which they are. `inputs` are the files, beside items.parquet, that it was made from, each with its sha256.
-    `encoder` is for the meta alone. Raises DataError naming the raw ids of bad rows.
+    `encoder` and the fingerprints of `model_files` are for the meta alone. Raises DataError naming the raw ids of bad
+    rows.
     """
     folder = options.folder
     items = load_meta(folder.items, folder.make_command)
@@ -56,7 +57,8 @@ def publish_embedding(options: DataOptions, suffix: str, vectors: np.ndarray, se
     refuse_bad_rows(options, path, vectors, present, "after --pca, --zscore or --l2 as asked for")
     inputs = {folder.items.name: items["sha256"], **(inputs or {})}
     shared = {"items_sha256": items["items_sha256"], "command": command,
-              "settings": recorded(options, suffix, settings), **({"encoder": encoder} if encoder else {})}
+              "settings": recorded(options, suffix, settings), **({"encoder": encoder} if encoder else {}),
+              **({"model_files": model_files} if model_files else {})}
     num_missing = int((~present).sum())
     if num_missing:
         made = save_array(mask, present, {"inputs": {folder.items.name: items["sha256"]}, **shared})

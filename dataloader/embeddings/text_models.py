@@ -6,9 +6,9 @@ from pathlib import Path
 
 import requests
 
-from common.artifacts import file_sha256
+from common.artifacts import fingerprint, load_meta
 from common.config import load_yaml
-from common.errors import ConfigError, DataError, ResourceError, closest
+from common.errors import ConfigError, DataError, ResourceError, UserError, closest
 from common.run import FolderLock
 from dataloader.network.archives import unpack
 from dataloader.network.fetch import Unreachable, fetch_wheel
@@ -34,12 +34,37 @@ def known_model(name: str) -> tuple[str, dict | None]:
     return name, None
 
 
-def content_sha256(folder: Path) -> str:
-    """A hash of the names and the content of a model's files; documentation and other formats do not count."""
+def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str, dict]]:
+    """How an artifact's settings name a model, one in a folder and a pinned one by its content; and a folder's files.
+
+    Nothing heavy is imported, and nothing fetched, to tell whether the vectors that are there are still the right ones.
+    Nor are files read that look as they did when `artifact` was made.
+    """
+    if Path(name).is_dir():
+        files = model_files(Path(name), _recorded_files(artifact))
+        return {key: Path(name).resolve().name, "model_sha256": content_sha256(files)}, files
+    name, entry = known_model(name)
+    return {key: name} | ({"model_sha256": entry["sha256"]} if entry and "sha256" in entry else {}), {}
+
+
+def _recorded_files(artifact: Path) -> dict[str, dict]:
+    try:
+        return load_meta(artifact, "").get("model_files", {})
+    except UserError:
+        return {}
+
+
+def model_files(folder: Path, recorded: dict[str, dict] | None = None) -> dict[str, dict]:
+    """The fingerprints of a model's files by their names; documentation and other formats do not count."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")
              if path.suffix in CONTENT and path.is_file()}
     names = sorted(name for name in files if not name.startswith((".", "onnx/", "openvino/")))
-    return hashlib.sha256(json.dumps({name: file_sha256(files[name]) for name in names}).encode()).hexdigest()
+    return {name: fingerprint(files[name], (recorded or {}).get(name)) for name in names}
+
+
+def content_sha256(files: dict[str, dict]) -> str:
+    """A hash of the names and the content of a model's files."""
+    return hashlib.sha256(json.dumps({name: file["sha256"] for name, file in files.items()}).encode()).hexdigest()
 
 
 def find_model(name: str, options: DataOptions, flag: str = "--text_model") -> Path:
@@ -127,7 +152,8 @@ def _from_wheel(wheel: dict, options: DataOptions) -> Path:
 
 
 def _checked(folder: Path, entry: dict | None) -> Path:
-    if entry and "sha256" in entry and (found := file_sha256(folder / "model.safetensors")) != entry["sha256"]:
+    if entry and "sha256" in entry and (
+            found := fingerprint(folder / "model.safetensors")["sha256"]) != entry["sha256"]:
         raise DataError(folder / "model.safetensors", f"has sha256 {found}", f"expected {entry['sha256']}",
                         f"delete {folder} and run the same command again")
     return folder

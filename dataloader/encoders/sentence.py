@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ConfigError
-from dataloader.embeddings.text_models import content_sha256
+from dataloader.embeddings.text_models import content_sha256, model_files
 from dataloader.encoders import BatchFailed
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class SentenceEncoder:
         self.shard_size = SHARD * len(devices)
         # Another major version may read the same files in another way.
         libraries = {name: version(name).split(".")[0] for name in ("sentence-transformers", "transformers")}
-        self.identity = {"encoder": "sentence-transformers", "content": content_sha256(folder),
+        self.identity = {"encoder": "sentence-transformers", "content": content_sha256(model_files(folder)),
                          "precision": "float16" if half else "float32", "major_versions": libraries}
         self._pool: dict | None = None
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from common import artifacts
 from common.artifacts import file_sha256, ids_sha256, load_interactions, load_items, load_meta, load_users, verify
-from common.errors import DataError
-from dataloader.process import is_current, process
+from common.errors import ArtifactError, DataError
+from dataloader.process import check, is_current, process
 from dataloader.processing.workspace import Workspace
 from tests.dataloader.helpers import contents, make_options, review, table, write_baby, write_gz
 from tests.dataloader.processing import COMMAND, run
@@ -136,7 +137,8 @@ def test_the_metas_record_inputs_counts_and_settings(tmp_path):
     folder, raw = options.folder, tmp_path / "raw"
     meta = load_meta(folder.interactions, "")
     assert meta["inputs"] == {"items.parquet": file_sha256(folder.items), "users.parquet": file_sha256(folder.users)}
-    assert meta["raw"] == {role: {"file": name, "sha256": file_sha256(raw / name)} for role, name in (
+    assert meta["raw"] == {role: {"file": name, "sha256": file_sha256(raw / name), "size": (raw / name).stat().st_size,
+                                  "mtime_ns": (raw / name).stat().st_mtime_ns} for role, name in (
         ("interactions", "reviews_Baby_5.json.gz"), ("items", "meta_Baby.json.gz"))}
     assert (meta["num_users"], meta["num_items"], meta["num_interactions"]) == (2, 2, 6)
     assert meta["settings"] == {
@@ -267,6 +269,44 @@ def test_a_changed_raw_file_makes_the_tables_again(tmp_path, changed, caplog):
         folder = run(tmp_path, EVENTS, metadata=[repr({"asin": "x", "title": "Cup"})]).folder
         assert load_items(folder)["title"].tolist() == ["Cup", "y", "z"]
     assert "making the tables again (the raw files have changed)" in caplog.text
+
+
+def damage_in_disguise(path: Path) -> None:
+    """Other bytes under the same size and modification time."""
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_raw_files_that_look_unchanged_are_not_read(tmp_path, monkeypatch):
+    options = run(tmp_path, EVENTS)
+    monkeypatch.setattr(artifacts, "_sha256_of_version", lambda *version: pytest.fail("reads a raw file"))
+    damage_in_disguise(tmp_path / "raw" / "reviews_Baby_5.json.gz")
+    assert is_current(options)
+
+
+def test_a_changed_raw_file_is_hashed_once_for_the_rebuild(tmp_path, monkeypatch):
+    options = run(tmp_path, EVENTS)
+    write_baby(tmp_path / "raw", EVENTS[1:])
+    hashed = []
+    monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
+    process(options, COMMAND)
+    assert [name for name in hashed if name.endswith(".gz")] == ["reviews_Baby_5.json.gz", "meta_Baby.json.gz"]
+
+
+def test_a_check_finds_a_raw_file_that_only_looks_unchanged(tmp_path):
+    raw = make_options(tmp_path / "data").folder.path / "raw" / "amazon14"
+    write_baby(raw, EVENTS, [repr({"asin": "x", "title": "Cup"})])
+    flags = ("--min_user_interactions=0", "--min_item_interactions=0")
+    process(make_options(tmp_path / "data", *flags), COMMAND)
+    checked = make_options(tmp_path / "data", "--check", *flags)
+    check(checked)
+    damage_in_disguise(raw / "meta_Baby.json.gz")
+    artifacts._sha256_of_version.cache_clear()  # a check is a process of its own
+    with pytest.raises(ArtifactError) as error:
+        check(checked)
+    assert (error.value.where, error.value.exit_code) == (checked.folder.interactions, 4)
+    assert "meta_Baby.json.gz" in error.value.why
 
 
 def test_a_damaged_table_is_made_again(tmp_path):

