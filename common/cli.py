@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from common.errors import ConfigError, closest
+from common.errors import ConfigError, closest, without_secrets
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -149,8 +149,8 @@ def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
 
 
 def command_line(script: str, argv: list[str]) -> str:
-    """How the user would type this command from the root, for `Fix:` lines and manifests."""
-    line = shlex.join(script.split() + [a for a in argv if a not in ("--force", "--debug")])
+    """How the user would type this command from the root, for `Fix:` lines and manifests; without any secret."""
+    line = shlex.join(script.split() + [without_secrets(a) for a in argv if a not in ("--force", "--debug")])
     # In an ASCII locale Python leaves the bytes of an UTF-8 path undecoded.
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

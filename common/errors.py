@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -144,6 +145,19 @@ def _stop_when_closed(pipe: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]*://|\burl: /)(?P<user>[^\s/?#'\"]*@)?(?P<path>[^\s?#'\"]*)"
+                 r"(?P<query>\?[^\s#'\"]*)?")
+
+
+def without_secrets(text: str) -> str:
+    """The text with `***` for the user's name and password, and for the values of the query, in every URL."""
+    def masked(url: re.Match) -> str:
+        query = re.sub(r"=[^&]*", "=***", url["query"] or "")
+        return f"{url['begin']}{'***@' if url['user'] else ''}{url['path']}{query}"
+
+    return URL.sub(masked, text)
+
+
 def closest(name: str, known: Sequence[str]) -> str | None:
     """The known name that was probably meant; None if none is like it."""
     # A case or punctuation slip scores low on short names; compare those by letters alone.
@@ -277,13 +291,14 @@ def environment_hint() -> str:
 
 def _report(message: str, code: int, argv: list[str], shared: bool = False) -> int:
     """`shared`: of several processes the first one has the same to say."""
+    message = without_secrets(message)
     log.error("error: %s", message)
     log.debug("%s", traceback.format_exc())
     if shared and not is_main():
         return code
     _leave_to_first()
     if "--debug" in argv:
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
     print(f"error: {_prefix()}{_one_line(message)}", file=sys.stderr, flush=True)
     return code
 
@@ -309,6 +324,6 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: object) 
     log.error("internal error", exc_info=(kind, error, trace))
     _leave_to_first()
     if "--debug" in sys.argv:
-        sys.__excepthook__(kind, error, trace)
-    print(f"error: {_prefix()}internal: {kind.__name__}: {_one_line(str(error))}. "
+        print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+    print(f"error: {_prefix()}internal: {kind.__name__}: {_one_line(without_secrets(str(error)))}. "
           "Fix: run again with --debug and report the traceback", file=sys.stderr, flush=True)

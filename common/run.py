@@ -18,7 +18,7 @@ import yaml
 
 from common.cli import ROOT
 from common.distributed import barrier, is_main
-from common.errors import ArtifactError, LockedError
+from common.errors import ArtifactError, LockedError, without_secrets
 from common.publishing import lock, write_text
 
 log = logging.getLogger(__name__)
@@ -187,6 +187,13 @@ def read_json(path: Path, fix: str, *keys: str) -> dict:
     return content
 
 
+class Formatter(logging.Formatter):
+    """Leaves out secrets, also those in a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 def log_to_console() -> None:
     """Plain messages on stdout, warnings on stderr; detail goes to run.log alone. One process of several speaks."""
     root = logging.getLogger()
@@ -198,7 +205,7 @@ def log_to_console() -> None:
     out.addFilter(lambda record: logging.INFO <= record.levelno < logging.WARNING and _ours(record))
     err.addFilter(lambda record: record.levelno == logging.WARNING and _ours(record))
     for handler in (out, err):
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(Formatter("%(message)s"))
         root.addHandler(handler)
     for library in ("urllib3", "filelock", "httpx", "httpcore", "huggingface_hub", "sentence_transformers",
                     "matplotlib", "fsspec"):
@@ -220,5 +227,5 @@ def log_to(path: Path) -> None:
         root.removeHandler(handler)
         handler.close()
     handler = RunLog(path, encoding="utf-8", errors="backslashreplace")  # bytes of a path that are not UTF-8
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from common.artifacts import DatasetFolder
 from common.cli import check_name, parse
@@ -131,7 +132,7 @@ def resolve_options(args: argparse.Namespace) -> DataOptions:
     raw = args.raw_dir or (args.interactions.parent if args.interactions else folder.path / "raw" / source)
     low, high = BOUNDS["seed"]
     return DataOptions(
-        folder=folder, source=source, config=config, raw=raw, downloads=_downloads(args), mirror=args.mirror,
+        folder=folder, source=source, config=config, raw=raw, downloads=_downloads(args), mirror=_mirror(args.mirror),
         processing=_processing(args, config), local=_local(args, source), memory_limit=_memory_limit(args.memory_limit),
         check=args.check, adopt=args.adopt, export_recbole=args.export_recbole, modalities=modalities, suffix=suffix,
         transform=_transform(args),
@@ -147,6 +148,14 @@ def resolve_options(args: argparse.Namespace) -> DataOptions:
 
 def _downloads(args: argparse.Namespace) -> bool:
     return args.raw_dir is None and args.interactions is None
+
+
+def _mirror(url: str | None) -> str | None:
+    """Raises ConfigError, which does not repeat the address: it may hold a password."""
+    parts = urlsplit(url or "")
+    if url is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ConfigError("--mirror", "is not an http or https address", fix="--mirror https://HOST/FOLDER")
+    return url
 
 
 @cache

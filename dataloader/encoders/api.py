@@ -77,7 +77,8 @@ class ApiEncoder:
         try:
             return start, parse_answer(response, len(texts))
         except ValueError as error:
-            raise BatchFailed(range(start, start + len(texts)), f"{self.url} gives {error}") from error
+            raise BatchFailed(range(start, start + len(texts)),
+                              f"{self.url} gives {self._without_key(str(error))}") from error
 
     def _answer(self, texts: list[str], start: int) -> requests.Response:
         """The first answer with status 200; asked again, with growing pauses, where that may help."""
@@ -125,8 +126,10 @@ class ApiEncoder:
         return BatchFailed(rows, f"{self.url} answers with status {status}: {self._excerpt(response)}")
 
     def _excerpt(self, response: requests.Response) -> str:
-        text = " ".join(response.text[:1000].split())
-        return (text.replace(self._key, "***") if self._key else text)[:200]
+        return self._without_key(" ".join(response.text[:1000].split()))[:200]
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
 
 
 class RateLimit:

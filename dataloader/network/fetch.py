@@ -13,9 +13,10 @@ import threading
 from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from common.artifacts import file_sha256, load_meta, publish
-from common.errors import UserError
+from common.errors import UserError, without_secrets
 from common.progress import Progress
 from dataloader.network.contents import read_to_the_end, refuse_other_kind
 from dataloader.network.transfer import HEAD, Failed, NoSuchHost, Part, Refused, Stopped, Transfer, receive
@@ -57,7 +58,11 @@ def is_fetched(path: Path) -> bool:
 
 
 def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str]:
-    return ([f"{mirror.rstrip('/')}/{name}"] if mirror else []) + addresses
+    """The mirror's address of the file first; a query, which may hold a token, stays behind the path."""
+    if not mirror:
+        return addresses
+    parts = urlsplit(mirror)
+    return [urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}")), *addresses]
 
 
 def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
@@ -120,7 +125,7 @@ def fetch(file: RemoteFile, transfer: Transfer | None = None, force: bool = Fals
         try:
             _fetch_from(address, file, transfer, stop)
         except Refused as refused:
-            tried.append(f"{address}: {refused}")
+            tried.append(without_secrets(f"{address}: {refused}"))
             log.info("download: %s", tried[-1])
         else:
             transfer.doing = "done"
@@ -200,7 +205,7 @@ def _publish(part: Part, target: Path, address: str) -> None:
         except OSError:                 # a file system without such links
             os.replace(part.path, staged)
 
-    publish(target, put, {"inputs": {}, "address": address})
+    publish(target, put, {"inputs": {}, "address": without_secrets(address)})
     part.discard()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import requests
 import urllib3
 
-from common.errors import ResourceError
+from common.errors import ResourceError, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +90,14 @@ class Part:
         """What `address` calls the version that lies here in part; empty if that cannot be continued."""
         try:
             tag = json.loads(self.tag.read_text(encoding="utf-8"))
-            return tag["validator"] if tag["address"] == address else ""
+            return tag["validator"] if tag["address"] == without_secrets(address) else ""
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a half-written one
             return ""
 
     def begin(self, address: str, validator: str) -> None:
         """Start anew. Emptied first, so that at no moment a tag stands beside the bytes of another version."""
         self.path.write_bytes(b"")
-        self.tag.write_text(json.dumps({"address": address, "validator": validator}), encoding="utf-8")
+        self.tag.write_text(json.dumps({"address": without_secrets(address), "validator": validator}), encoding="utf-8")
 
     def discard(self) -> None:
         self.tag.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from common.errors import (
     nearest,
     run_command,
     stop_request,
+    without_secrets,
 )
 
 CODES = {ConfigError: 2, DataError: 3, ArtifactError: 4, ResourceError: 5, TrainingError: 6, LockedError: 7}
@@ -263,3 +264,14 @@ def test_the_hint_prefers_an_environment_that_is_there(monkeypatch, tmp_path):
     assert errors.environment_hint() == f"source {tmp_path / '.venv' / 'bin' / 'activate'}"
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))  # which is active, and lacks the package
     assert errors.environment_hint() == f"source {tmp_path / 'setup.sh'}"
+
+
+@pytest.mark.parametrize(("text", "masked"), [
+    ("--mirror=https://me:a@b:c@host:8/x?token=t&id=", "--mirror=https://***@host:8/x?token=***&id=***"),
+    ("'https://key@host', again in 1 s", "'https://***@host', again in 1 s"),
+    ("Max retries exceeded with url: /x/y?sig=ab%2F=&n=1 (Caused by)",
+     "Max retries exceeded with url: /x/y?sig=***&n=*** (Caused by)"),
+    ("http://host/a@b/c and me@host, did you mean 'x'? a=b", "http://host/a@b/c and me@host, did you mean 'x'? a=b"),
+])
+def test_secrets_in_addresses_are_masked(text, masked):
+    assert without_secrets(text) == masked

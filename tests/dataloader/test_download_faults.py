@@ -4,6 +4,7 @@ Each fault ends with an exit code and one message that says what, why and what t
 keep their bytes; and once the fault is mended the same command succeeds.
 """
 
+import gzip
 import io
 import os
 import shutil
@@ -21,7 +22,7 @@ import yaml
 
 from common.artifacts import file_sha256
 from dataloader.options import CONFIGS
-from tests.dataloader.helpers import FaultyServer, Reply, closed_port
+from tests.dataloader.helpers import FaultyServer, Reply, closed_port, review
 from tests.dataloader.remote import HTML, OTHER, ROOT, WHOLE, sha256, wait_until
 
 REVIEWS, META = "reviews_Baby_5.json.gz", "meta_Baby.json.gz"
@@ -60,6 +61,12 @@ class Command:
     def run(self, *flags: str, **environment: str) -> Outcome:
         done = subprocess.run(self.words(*flags), env={**self.environment, **environment}, cwd=self.data_root.parent,
                               capture_output=True, text=True, timeout=60, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def step(self, name: str, *flags: str) -> Outcome:
+        words = [sys.executable, "-P", "-m", f"dataloader.{name}", "--data_root", str(self.data_root), *flags]
+        done = subprocess.run(words, env=self.environment, cwd=self.data_root.parent, capture_output=True, text=True,
+                              timeout=60, check=False)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def start(self) -> subprocess.Popen:
@@ -138,6 +145,33 @@ def test_f01_a_silent_server_is_cut_off_and_continued(command):
     assert outcome.code == 0, outcome.err
     assert "silent for 0.5 s, cut off after" in outcome.out
     assert file_sha256(command.raw / REVIEWS) == sha256(WHOLE)
+
+
+SECRETS = ("somebody", "pass%20word", "token-1", "signed-2")
+
+
+def test_no_secret_of_an_address_is_written_anywhere(command, tmp_path):
+    """The mirror wants a user's name and password and a token in its query: all are sent, and none is written."""
+    host = command.server.url.removeprefix("http://")
+    mirror = f"http://{SECRETS[0]}:{SECRETS[1]}@{host}/?token={SECRETS[2]}&X-Signature={SECRETS[3]}"
+    query = f"?token={SECRETS[2]}&X-Signature={SECRETS[3]}"
+    events = [review(f"u{n % 6}", f"i{n % 5}", n) for n in range(60)]
+    reviews = gzip.compress("".join(f"{line}\n" for line in events).encode())
+    command.serve(REVIEWS + query, Reply(reviews, cut=100), Reply(reviews, cut=0))  # leaves a part
+    command.serve(META + query, Reply(gzip.compress(b"{'asin': 'i1', 'title': 'Cup'}\n")))
+    outcomes = [command.run("--mirror", mirror, "--debug")]
+    assert (beside := command.raw / f"{REVIEWS}.part.tag").exists()
+    written = [beside.read_text()]
+    command.serve(REVIEWS + query, Reply(reviews))
+    outcomes += [command.step(step, f"--mirror={mirror}", "--debug", *flags) for step, *flags in (
+        ("download",), ("process",), ("text_embedding", "--text_model=tfidf"))]
+    assert [outcome.code for outcome in outcomes] == [5, 0, 0, 0], outcomes
+    assert all(asked.headers["Authorization"].startswith("Basic ") for asked in command.server.asked)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"items.parquet.meta.json", "Baby.emb-td.npy.meta.json", f"{REVIEWS}.meta.json"} <= {f.name for f in files}
+    written += [path.read_bytes().decode("latin-1") for path in files] + [o.out + o.err for o in outcomes]
+    assert not [secret for secret in SECRETS for text in written if secret in text]
+    assert "--mirror=http://***@" in (command.data_root / "Baby" / "items.parquet.meta.json").read_text()
 
 
 @pytest.mark.parametrize("ranges", ["ignored", "honoured", "blind"])

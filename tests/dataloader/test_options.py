@@ -323,6 +323,7 @@ WRONG = [
     ("--dataset=../Baby", "is not a name"),
     ("--dataset=", "is not a name"),
     ("--data=Baby", "--data: no such flag"),
+    ("--mirror=name:secret@host/folder", "--mirror: is not an http or https address. Fix"),
     ("--mirrors=http://127.0.0.1", "did you mean '--mirror'?"),
     ("Baby", "Baby: no such flag"),
 ]
