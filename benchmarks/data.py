@@ -2,13 +2,18 @@
 
     python benchmarks/data.py compare                 # on a size that pandas can hold; both in turns, medians
     python benchmarks/data.py large                   # 20 million events, 2 million users, 1 million items, 4 GB
+    python benchmarks/data.py literals                # the catalogue as Amazon had it in 2014, items as Python literals
+    python benchmarks/data.py csv                     # the same catalogue as two CSV files
+    python benchmarks/data.py cf                      # the collaborative embedding of its interactions
     python benchmarks/data.py embed --texts FILE      # texts, one a line, against a bare SentenceTransformer.encode
     python benchmarks/data.py generate --folder DIR   # only the files: a catalogue in the format of Amazon 2018
 
+--events N takes another size, --smoke a very small one, to see that everything runs.
 pandas writes Parquet through pyarrow (benchmarks/requirements.txt).
 """
 
 import argparse
+import gzip
 import json
 import os
 import platform
@@ -31,14 +36,18 @@ WORDS = ["steel", "brass", "valve", "pump", "gauge", "tape", "thread", "hose", "
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("generate", "compare", "large", "embed", "pandas"))
+    parser.add_argument("what", choices=("generate", "compare", "large", "literals", "csv", "cf", "embed",
+                                         "pandas"))
     parser.add_argument("--folder", type=Path, default=None, help="of the generated files (default: a temporary one)")
     parser.add_argument("--events", type=int, default=None, help="in place of the size of `what`")
-    parser.add_argument("--rounds", type=int, default=3, help="of the comparison")
+    parser.add_argument("--smoke", action="store_true", help="20,000 events and one round")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs; medians are reported")
     parser.add_argument("--texts", type=Path, default=None, help="for embed")
     parser.add_argument("--model", type=Path, default=None, help="for embed: a sentence-transformers folder")
     parser.add_argument("--out", type=Path, default=None, help="write the figures there as JSON")
     args = parser.parse_args()
+    if args.smoke:
+        args.events, args.rounds = 20_000, 1
     with tempfile.TemporaryDirectory(prefix="data-benchmark-") as scratch:
         folder = args.folder or Path(scratch) / "raw"
         if args.what == "pandas":
@@ -54,8 +63,7 @@ def main() -> None:
         if args.what == "generate":
             return
         figures = {"what": args.what, "events": sizes[0], "users": sizes[1], "items": sizes[2], **machine()}
-        figures |= (compare(folder, Path(scratch), args.rounds) if args.what == "compare" else
-                    large(folder, Path(scratch)))
+        figures |= CASES[args.what](folder, Path(scratch), args.rounds)
         tell(figures, args.out)
 
 
@@ -101,10 +109,49 @@ def generate(folder: Path, num_events: int, num_users: int, num_items: int) -> N
               FROM range({num_items}) r(i)) TO '{metadata}' (FORMAT json, COMPRESSION gzip)""")
 
 
-def ours(folder: Path, scratch: Path) -> dict:
+def ours(folder: Path, scratch: Path, source: str = "amazon18") -> dict:
     target = scratch / f"ours-{time.monotonic_ns()}"
-    return measured([sys.executable, "-P", "-m", "dataloader.process", "--dataset", NAME, "--source", "amazon18",
+    return measured([sys.executable, "-P", "-m", "dataloader.process", "--dataset", NAME, "--source", source,
                      "--raw_dir", str(folder), "--data_root", str(target)])
+
+
+def literals(folder: Path, scratch: Path, rounds: int) -> dict:
+    """Reviews in JSON; metadata as Python dicts with a plain description and a list of lists of categories."""
+    raw = scratch / "literals"
+    raw.mkdir()
+    (raw / f"reviews_{NAME}_5.json.gz").symlink_to((folder / f"{NAME}.json.gz").resolve())
+    with gzip.open(folder / f"meta_{NAME}.json.gz", "rt", encoding="utf-8") as lines, \
+            gzip.open(raw / f"meta_{NAME}.json.gz", "wt", encoding="utf-8", compresslevel=1) as out:
+        for item in map(json.loads, lines):
+            out.write(repr({**item, "description": " ".join(item["description"]), "price": float(item["price"][1:]),
+                            "categories": [item.pop("category")], "related": {"also_bought": [item["asin"]] * 20}}))
+            out.write("\n")
+    return medians([ours(raw, scratch, "amazon14") for _ in range(rounds)])
+
+
+def delimited(folder: Path, scratch: Path, rounds: int) -> dict:
+    raw = scratch / "csv"
+    raw.mkdir()
+    for query, name in ((f"""SELECT "reviewerID" AS user_id, asin AS item_id, "unixReviewTime" AS timestamp,
+                                    overall AS rating FROM '{folder}/{NAME}.json.gz'""", "interactions"),
+                        (f"""SELECT asin AS item_id, title, array_to_string(description, ' ') AS description, brand,
+                                    price FROM '{folder}/meta_{NAME}.json.gz'""", "items")):
+        duckdb.execute(f"COPY ({query}) TO '{raw}/{name}.csv' (HEADER)")
+    return medians([ours(raw, scratch, "local") for _ in range(rounds)])
+
+
+def collaborative(folder: Path, scratch: Path, rounds: int) -> dict:
+    target = scratch / "cf"
+    flags = ["--dataset", NAME, "--source", "amazon18", "--raw_dir", str(folder), "--data_root", str(target)]
+    measured([sys.executable, "-P", "-m", "dataloader.process", *flags])
+    return medians([measured([sys.executable, "-P", "-m", "dataloader.fusion", "--suffix", "cf", "--force", *flags])
+                    for _ in range(rounds)])
+
+
+def medians(runs: list[dict]) -> dict:
+    return {"median_seconds": statistics.median(run["seconds"] for run in runs),
+            "seconds": [run["seconds"] for run in runs], "peak_gb": max(run["peak_gb"] for run in runs),
+            "output": runs[0]["output"]}
 
 
 def measured(command: list[str]) -> dict:
@@ -119,7 +166,8 @@ def measured(command: list[str]) -> dict:
             "output": output.strip().splitlines()}
 
 
-def large(folder: Path, scratch: Path) -> dict:
+def large(folder: Path, scratch: Path, rounds: int) -> dict:
+    """Once: a run takes minutes."""
     raw = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
     return {"raw_gb": round(raw, 2), "ours": ours(folder, scratch)}
 
@@ -201,6 +249,8 @@ def pandas_steps(folder: Path, target: Path) -> None:
     events[["user", "item", "unixReviewTime", "overall", "split"]].to_parquet(target / "interactions.parquet")
     print(f"{len(users):,} users, {len(items):,} items, {len(events):,} interactions")
 
+
+CASES = {"compare": compare, "large": large, "literals": literals, "csv": delimited, "cf": collaborative}
 
 if __name__ == "__main__":
     main()
