@@ -125,6 +125,14 @@ def test_the_log_of_a_run_goes_to_its_folder(new_run):
     assert "DEBUG elsewhere: a detail: é" in text
 
 
+def test_a_folder_without_locks_is_usable_with_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("common.publishing.fcntl", None)
+    with FolderLock(tmp_path), caplog.at_level(logging.WARNING):
+        pass
+    with FolderLock(tmp_path):
+        assert str(tmp_path) in caplog.text
+
+
 def test_opening_again_keeps_what_was_there_and_force_forgets_it(new_run):
     run = new_run()
     left = [run.checkpoints / "step-000000001.safetensors", run.checkpoints / ".step-2.tmp-1", run.metrics]
