@@ -63,7 +63,7 @@ def test_a_plug_ins_reassigned_codes_train_a_recommender(baby):
 
 def test_the_readmes_recommender_runs(baby):
     folder = baby.root / "recommendation/models/recently_popular"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # the checkout's own, if the guide was followed there
     (folder / "model.py").write_text(RECOMMENDER)
     (folder / "config.yaml").write_text(RECOMMENDER_CONFIG)
     outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
@@ -145,7 +145,7 @@ def test_codes_that_break_the_contract_are_named(baby):
 
 def test_a_recommenders_key_that_nobody_reads_is_an_error_before_anything_is_written(baby):
     folder = baby.root / "recommendation/models/recently_popular"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # the checkout's own, if the guide was followed there
     (folder / "model.py").write_text(RECOMMENDER)
     (folder / "config.yaml").write_text(RECOMMENDER_CONFIG + "    dekay: 0.5\n")
     outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")

@@ -183,7 +183,7 @@ def test_a_t5_that_does_not_fit_is_an_error_with_both_values(make, change, error
 
 def arguments(target: Path | None, runs: Path, **own) -> argparse.Namespace:
     values = {"model": "encoder_decoder", "quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None,
-              "run_root": runs, "force": False, "export_t5": target, "from_t5": None, "seeds": None,
+              "run_root": runs, "force": False, "export_t5": target, "from_t5": None, "seeds": None, "run_list": None,
               "filter_seen": None, "config": None, "compare": False, "export_item_embeddings": None, "overrides": []}
     return argparse.Namespace(**values | own)
 
