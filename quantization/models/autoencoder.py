@@ -19,19 +19,35 @@ RESTART_ROWS = 2048      # items that dead codewords restart from; all of them w
 
 
 class LatentQuantizer(Protocol):
-    """A module that turns latents into codes and back."""
+    """A module that turns latents into codes and back; `ResidualQuantizer` is one, `Codebook`s help to build others."""
 
-    sizes: list[int]
+    sizes: list[int]  # the number of codes of each level
 
-    def __call__(self, latent: Tensor) -> Quantized: ...
-    def get_codes(self, latent: Tensor) -> Tensor: ...
-    def last_distances(self, latent: Tensor) -> Tensor | None: ...
-    def start(self, latent: Tensor, generator: torch.Generator) -> None: ...
-    def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None: ...
+    def __call__(self, latent: Tensor) -> Quantized:
+        """(B, H) -> quantized latents (B, H) that pass a gradient on, codes (B, L), and the two losses."""
+
+    def get_codes(self, latent: Tensor) -> Tensor:
+        """(B, H) float64 -> (B, L), whose rows do not depend on each other."""
+
+    def last_distances(self, latent: Tensor) -> Tensor | None:
+        """(B, H) float64 -> (B, K) to the codes of the last level, given the codes before; None: not known."""
+
+    def start(self, latent: Tensor, generator: torch.Generator) -> None:
+        """Start from the latents (N, H) of the data, before the first step."""
+
+    def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
+        """Move codewords that training did not use since the last call to latents of (N, H)."""
 
 
 class AutoencoderVQ(AbstractVQ):
-    """Encoder, quantizer and decoder; a derived class names its section of the YAML and makes the quantizer."""
+    """Encoder, quantizer and decoder; the base of quantizers that code a latent.
+
+    A derived class sets `section`, its section of the YAML, and overrides `make_quantizer`. In it `self.params` are the
+    section's `model_params`, `self.where` is their place for error messages, `self.latent_size` is H, and
+    `self.config["data"]["num_items"]` is the number of items. The YAML has `hidden_sizes`, `latent_size` and
+    `standardize`, and the keys that `make_quantizer` reads. It may also override `make_latent_size`, and
+    `compute_loss`, whose `forward_outputs` are the reconstruction (B, D), the quantization loss () and codes (B, L).
+    """
 
     section: str
 
@@ -47,10 +63,11 @@ class AutoencoderVQ(AbstractVQ):
         self.quantizer = self.make_quantizer()
 
     def make_latent_size(self) -> int:
+        """H, called before the quantizer is made."""
         return at_least_one(self.params["latent_size"], f"{self.where}.latent_size")
 
     def make_quantizer(self) -> nn.Module:
-        """A `LatentQuantizer` of `self.latent_size`."""
+        """A `LatentQuantizer` of latents (B, `self.latent_size`)."""
         raise NotImplementedError
 
     @property

@@ -14,7 +14,12 @@ from .nearest import directions, distances_exactly, nearest, nearest_exactly
 
 
 class Codebook(nn.Module):
-    """K codewords, learned by gradient or as moving averages of the rows that choose them."""
+    """K codewords, learned by gradient or as moving averages of the rows that choose them.
+
+    A quantizer calls `start` on the data's rows once, `choose` in `forward` (which counts the use of the codewords in
+    training), `nearest` on float64 rows in `get_codes`, and `restart_dead` in `maintain`. With `update: gradient` its
+    loss has to pull the chosen codewords to their rows.
+    """
 
     def __init__(self, size: int, width: int, options: dict, uniform: bool = False):
         """`options` are the resolved `codebook:` of a quantizer's YAML; `uniform` trains with Sinkhorn's assignment."""

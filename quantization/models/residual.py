@@ -20,7 +20,10 @@ class Quantized(NamedTuple):
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks of K codewords; what gradient passes through them is one of the shared options."""
+    """L codebooks of K codewords; the gradient that passes through them is one of the shared options.
+
+    `options` are the resolved `codebook:` of the YAML, and `where` is their place for error messages.
+    """
 
     def __init__(self, num_levels: int, size: int, width: int, options: dict, where: str):
         super().__init__()

@@ -1,15 +1,51 @@
-"""Models dropped into a copy of the tree: the guide's own example, filled in, with the guide's own YAML."""
+"""Models dropped into a copy of the tree: the README's examples, and the specification's with its own YAML."""
 
 import json
 import re
 
+import numpy as np
 import pytest
 
-from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.conftest import NUM_KEPT, ROOT
 
-[MODEL, RECOMMENDER] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-MODEL = MODEL.replace("PlainVQ", "VQVAE").replace("plainvq", "vqvae")  # as the guide was first given
-[_, RECOMMENDER_CONFIG] = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+[QUANTIZER, RECOMMENDER] = re.findall(r"```python\n(.*?)```", README, re.S)
+[QUANTIZER_CONFIG, RECOMMENDER_CONFIG] = re.findall(r"```yaml\n(.*?)```", README, re.S)
+
+# The specification's guide for a new quantizer, filled in: a direct subclass that states no sizes, with codes (B,).
+MODEL = '''import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .abstract_vq import AbstractVQ
+
+
+class VQVAE(AbstractVQ):
+    def __init__(self, config: dict, input_size: int):
+        super().__init__(config)
+        params = config["vqvae"]["model_params"]
+        hidden, width = params["hidden_size"], params["embedding_dim"]
+        self.encoder = nn.Sequential(nn.Linear(input_size, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.decoder = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, input_size))
+        self.codebook = nn.Embedding(params["num_embeddings"], width)
+        self.commitment_cost = config["vqvae"]["training_params"]["commitment_cost"]
+
+    def forward(self, xs):
+        latent = self.encoder(xs)
+        codes = torch.cdist(latent, self.codebook.weight).argmin(dim=1)
+        codeword = self.codebook(codes)
+        vq_loss = F.mse_loss(codeword, latent.detach()) + self.commitment_cost * F.mse_loss(latent, codeword.detach())
+        reconstruction = self.decoder(latent + (codeword - latent).detach())
+        return reconstruction, vq_loss, codes
+
+    def get_codes(self, xs):
+        return torch.cdist(self.encoder(xs), self.codebook.weight).argmin(dim=1)
+
+    def compute_loss(self, forward_outputs, original_xs):
+        reconstruction, vq_loss, _ = forward_outputs
+        recon_loss = F.mse_loss(reconstruction, original_xs)
+        return {"loss_total": recon_loss + vq_loss, "recon_loss": recon_loss}
+'''
 
 CONFIG = """
 # 通用设置
@@ -36,7 +72,27 @@ def add_plug_in(tree, model=MODEL, config=CONFIG):
     (tree.root / "quantization/configs/vqvae_config.yaml").write_text(config, encoding="utf-8")
 
 
-def test_the_guides_example_runs_as_it_stands_and_gets_collisions_resolved(baby):
+def test_the_readmes_quantizer_uses_its_codes(baby):
+    (baby.root / "quantization/models/plainvq.py").write_text(QUANTIZER)
+    (baby.root / "quantization/configs/plainvq_config.yaml").write_text(QUANTIZER_CONFIG)
+    outcome = baby.command("python", "quantization/main.py", "--model_name=plainvq", "--dataset_name=Baby")
+    assert outcome.code == 0, outcome.err
+    assert "collapsed" not in outcome.err
+    meta = json.loads(baby.data("Baby.codes-plainvq-td.npy.meta.json").read_text())
+    assert meta["collapse"] is None
+    codes, sizes = np.load(baby.data("Baby.codes-plainvq-td.npy")), meta["codebook_sizes"][:3]
+    shares = [len(np.unique(level)) / size for level, size in zip(codes.T[:3], sizes, strict=True)]
+    assert min(shares) > 0.5  # common.min_utilization
+    assert len(np.unique(codes[:, :3], axis=0)) > 0.5 * NUM_KEPT
+
+
+def test_both_readmes_have_the_same_quantizer():
+    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    assert QUANTIZER in chinese
+    assert QUANTIZER_CONFIG in chinese
+
+
+def test_the_specifications_example_runs_and_gets_collisions_resolved(baby):
     add_plug_in(baby)
     outcome = baby.command("python", "quantization/main.py", "--model_name=vqvae", "--dataset_name=Baby",
                            "--embedding_suffix=td", "--epochs=30", CUDA_VISIBLE_DEVICES="")
