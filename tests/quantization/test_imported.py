@@ -117,7 +117,7 @@ def test_the_table_is_in_the_order_of_the_items(tmp_path):
 
 
 @pytest.mark.parametrize(("file", "message"), [
-    ("''", "is ''.*names the semantic IDs to import"), ("null", "is None"), ("7", "is 7"),
+    ("", "is ''.*names the semantic IDs to import"), ("null", "null is neither"), ("7", "7 is neither"),
     ("index.txt", "index.txt is neither .json nor .csv"), ("nowhere.json", "nowhere.json is not there")])
 def test_a_name_that_is_no_such_file_is_an_error(make, file, message):
     with pytest.raises(ConfigError, match=f"imported.model_params.file: {message}"):
