@@ -133,6 +133,15 @@ def test_a_walk_leads_on_from_seen_items(model):
 
 
 @torch.no_grad()
+def test_a_walk_keeps_the_unseen_items_that_it_met_behind_seen_ones(model):
+    history = windows_of(ROWS[0])
+    starts = model._starts(history, 2)[0].unique().tolist()
+    best = sorted(starts, key=lambda item: -scores(model, ROWS[0])[item])
+    model.num_beams, model.graph = 2, torch.arange(NUM_ITEMS).unsqueeze(1)  # each item leads to itself alone
+    assert model.recommend_unseen(history, padded(best[:2]), 1).items.tolist() == [[best[2]]]
+
+
+@torch.no_grad()
 def test_a_walk_begins_at_the_newest_items_and_at_random_ones(model):
     model.num_beams = 3
     starts = model._starts(windows_of(*ROWS), 3)

@@ -7,7 +7,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from recommendation.models.abstract_model import PADDING
 
-from .conftest import NUM_ITEMS, SIZES, logits_of, teacher_forced, windows_of
+from .conftest import NUM_ITEMS, SIZES, logits_of, padded, teacher_forced, windows_of
 
 HISTORIES = [[3, 8, 0, 29, 11, 3], [17], [5, 21, 2], list(range(10, 22))]
 TARGETS = [4, 0, 29, 12]
@@ -172,13 +172,15 @@ def test_decoding_with_the_cache_agrees_with_decoding_without_it(model, catalogu
 @pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
 def test_exact_scoring_finds_what_a_beam_for_every_item_finds(model, normalize_over, monkeypatch):
     model.num_beams, model.normalize_over = NUM_ITEMS, normalize_over
-    searched = model.recommend(windows_of(*HISTORIES), 20)
+    histories, seen = windows_of(*HISTORIES), padded(*HISTORIES[1:], HISTORIES[0][:5])
+    searched = [model.recommend(histories, 20), model.recommend_unseen(histories, seen, 20)]
     model.scoring = "exact"
     for num_bytes in (2**28, 1):  # all histories at a time, and one
         monkeypatch.setattr("recommendation.models.generator.EXACT_BYTES", num_bytes)
-        exact = model.recommend(windows_of(*HISTORIES), 20)
-        assert torch.equal(exact.items, searched.items)
-        assert torch.allclose(exact.scores, searched.scores, atol=1e-5)
+        exact = [model.recommend(histories, 20), model.recommend_unseen(histories, seen, 20)]
+        for ours, theirs in zip(exact, searched, strict=True):
+            assert torch.equal(ours.items, theirs.items)
+            assert torch.allclose(ours.scores, theirs.scores, atol=1e-5)
 
 
 @torch.no_grad()
