@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from operator import eq
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from recommendation.models.abstract_model import Catalogue
 log = logging.getLogger(__name__)
 
 NO_CODES = "no-codes"  # the variant's name where a model reads no semantic IDs
+FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}  # which semantic IDs, and the defaults
 
 
 class Choice(NamedTuple):
@@ -36,12 +38,20 @@ class Choice(NamedTuple):
 
     def training_command(self, folder: DatasetFolder, run_root: Path) -> str:
         """The command that trains it, with the flags that are not at their default."""
-        flags = [f"--{name} {value}" for name, value, default in (
-            ("quantizer_name", self.quantizer, "rqvae"), ("embedding_suffix", self.suffix, "td"),
-            ("tag", self.tag, None)) if value != default and self.needs_codes]
+        flags = [f"--{name} {value}" for (name, default), value in zip(FLAGS.items(), self[1:], strict=True)
+                 if value != default and self.needs_codes]
         root = [] if run_root.resolve() == ROOT / "runs" else [f"--run_root {shlex.quote(str(run_root))}"]
         return " ".join(["python recommendation/main.py", f"--model={self.model}", f"--category={folder.name}", *flags,
                          *root]) + folder.root_flag
+
+    def flags_of(self, name: str) -> str:
+        """The flags that name the semantic IDs of the variant `name` (`rqvae-td-small`) in place of these."""
+        words = name.split("-")
+        parts = [[words[:i], words[i:j], words[j:]] for i in range(1, len(words)) for j in range(i + 1, len(words) + 1)]
+        others = [tuple("-".join(part) or None for part in of_one) for of_one in parts]
+        other = max(others, key=lambda values: sum(map(eq, values, self[1:])))  # names may contain the dash
+        return " ".join(f"--{flag} {value}" if value else f"without --{flag}"
+                        for flag, value, own in zip(FLAGS, other, self[1:], strict=True) if value != own)
 
 
 class Source(NamedTuple):

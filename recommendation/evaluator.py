@@ -38,7 +38,8 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
     if np.isnan(scores).any():
         num_bad = int(np.isnan(scores).any(axis=1).sum())
         raise TrainingError(type(model).__name__, f"the scores of {num_bad} of {len(scores)} histories are not numbers",
-                            fix="a lower --lr; the run's metrics.jsonl has its losses")
+                            fix="a lower --lr; the run's metrics.jsonl has its losses" if model.trained_by_gradient()
+                            else f"correct the scores in {type(model).__name__}.recommend, which no --lr changes")
     return Predictions(positions, sequences.item[positions], items, scores)
 
 

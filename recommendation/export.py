@@ -49,7 +49,8 @@ def _item_vectors(model: AbstractRecommender, num_items: int) -> np.ndarray:
         raise ConfigError(where, f"returns {None if vectors is None else tuple(vectors.shape)}",
                           f"wanted ({num_items}, columns)", "a row for every item")
     if not vectors.isfinite().all():
-        raise TrainingError(where, "returns what is not finite", fix="train the model again, with a lower --lr")
+        raise TrainingError(where, "returns what is not finite", fix="train the model again, with a lower --lr"
+                            if model.trained_by_gradient() else f"correct {where}, which no --lr changes")
     return vectors.float().cpu().numpy()
 
 

@@ -1,6 +1,7 @@
 """Histories in raw ids, from the command line, a file or the data set, as items."""
 
 import json
+import shlex
 from bisect import bisect
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.artifacts import DatasetFolder, load_items, load_users
-from common.errors import DataError, nearest
+from common.errors import DataError, closest, nearest
 from recommendation.dataset import Sequences
 
 # H histories, E items of all of them, N items of the catalogue
@@ -76,22 +77,24 @@ class Lookup:
         if self._user_of is None:
             self._user_of = {raw_id: user for user, raw_id in enumerate(load_users(self.folder)["raw_id"])}
         if asked.user not in self._user_of:
-            raise DataError(asked.where, f"{self.folder.name} has no user {asked.user!r}",
-                            nearest_id(asked.user, self._user_of),
-                            f"a raw id of {self.folder.users}, or a --history of items")
+            why, close = nearest_id(asked.user, self._user_of)
+            fix = f"a raw id of {self.folder.users}, or a --history of items"
+            if close is not None:
+                fix = f"--user={shlex.quote(close)}" if asked.where == "--user" else json.dumps({"user": close})
+            raise DataError(asked.where, f"{self.folder.name} has no user {asked.user!r}", why, fix)
         user = self._user_of[asked.user]
         start, end = np.searchsorted(self.sequences.user, [user, user + 1])
         return self.sequences.item[start:end]
 
 
-def nearest_id(raw_id: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, looked for among the ids that sort beside it; or how many there are."""
+def nearest_id(raw_id: str, known: Iterable[str]) -> tuple[str, str | None]:
+    """`did you mean 'x'?` and x, found among the ids that sort next to `raw_id`; or the number of ids, and None."""
     ordered = sorted(known, key=str.casefold)
     place = bisect(ordered, raw_id.casefold(), key=str.casefold)
-    guess = nearest(raw_id, ordered[max(place - NUM_NEIGHBOURS, 0):place + NUM_NEIGHBOURS])
-    if guess.startswith("did you mean"):
-        return guess
-    return f"there are {len(ordered)}, from {ordered[0]!r} to {ordered[-1]!r}" if ordered else "there are none"
+    close = closest(raw_id, ordered[max(place - NUM_NEIGHBOURS, 0):place + NUM_NEIGHBOURS])
+    if close is not None:
+        return f"did you mean {close!r}?", close
+    return (f"there are {len(ordered)}, from {ordered[0]!r} to {ordered[-1]!r}" if ordered else "there are none"), None
 
 
 def read_histories(path: Path) -> list[Asked]:

@@ -10,7 +10,7 @@ from common.artifacts import DatasetFolder
 from common.checkpoint import Checkpoints, restore
 from common.config import Config, resolve
 from common.device import resolve_device
-from common.errors import ArtifactError, ConfigError, DataError, nearest
+from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
 from common.run import latest_run, read_json
 from recommendation.catalogue import Choice, Source, load_source
 from recommendation.models import DEFAULTS, code_of, find_class
@@ -54,9 +54,10 @@ def newest_run(folder: DatasetFolder, run_root: Path, choice: Choice) -> Path:
     parent = choice.runs(run_root, folder.name)
     run = latest_run(parent)
     if run is None:
-        others = {path.parent.parent.name for path in parent.parent.glob("*/*/finished.json")}
-        raise DataError(parent, "has no finished run", nearest(parent.name, sorted(others)) if others else "",
-                        choice.training_command(folder, run_root))
+        others = sorted({path.parent.parent.name for path in parent.parent.glob("*/*/finished.json")})
+        close, command = closest(parent.name, others), choice.training_command(folder, run_root)
+        raise DataError(parent, "has no finished run", nearest(parent.name, others) if others else "",
+                        f"{choice.flags_of(close)}; or to train it: {command}" if close else command)
     return run
 
 

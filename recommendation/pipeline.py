@@ -36,7 +36,7 @@ class Pipeline:
         choice = Choice(config.name, quantizer, suffix, tag)
         self.catalogue, inputs, self.collisions = load_source(folder, choice)
         if from_t5 is not None:
-            inputs |= t5_inputs(from_t5)
+            inputs |= t5_inputs(from_t5, choice.training_command(folder, run_root))
         self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command, code_of(config.name))
 
     def execute(self, force: bool) -> dict:

@@ -95,12 +95,12 @@ def export_t5(folder: DatasetFolder, args: argparse.Namespace) -> None:
         log.info("recommendation: %s", NOT_THE_SAME)
 
 
-def t5_inputs(source: Path) -> dict[str, str]:
-    """The sha256 of what a model is initialized from, as inputs of its run."""
+def t5_inputs(source: Path, command: str) -> dict[str, str]:
+    """The sha256 of the files that a model is initialized from, as inputs of its run; `command` trains the model."""
     for name in WEIGHTS:
         if not (source / name).is_file():
             raise DataError(source / name, "not there", "--from_t5 takes a folder with " + " and ".join(WEIGHTS),
-                            f"python recommendation/main.py --model={MODEL} --export_t5 <folder>")
+                            f"{command} --export_t5 <folder>")
     return {f"from_t5/{name}": file_sha256(source / name) for name in WEIGHTS}
 
 

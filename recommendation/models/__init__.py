@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.config import declared
 from common.digest import code_digest
-from common.errors import ConfigError, nearest, plug_in_files
+from common.errors import ConfigError, closest, nearest, plug_in_files
 
 MODELS = Path(__file__).resolve().parent
 DEFAULTS = MODELS / "defaults.yaml"
@@ -24,9 +24,10 @@ def baselines() -> list[str]:
 def config_path(name: str) -> Path:
     """The recommender's own YAML. Raises ConfigError for an unknown name."""
     if name not in names():
+        close = closest(name, names())
         raise ConfigError(f"--model {name}", "there is no such recommender", nearest(name, names()),
-                          f"one of {', '.join(names())}; or add recommendation/models/{name}/ with model.py "
-                          "and config.yaml")
+                          f"--model {close}" if close else f"one of {', '.join(names())}; or add "
+                          f"recommendation/models/{name}/ with model.py and config.yaml")
     return MODELS / name / "config.yaml"
 
 

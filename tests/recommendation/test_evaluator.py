@@ -203,3 +203,12 @@ def test_among_equal_scores_the_smaller_item_comes_first():
 def test_scores_that_are_no_numbers_are_refused():
     with pytest.raises(TrainingError, match="the scores of 2 of 2 histories are not numbers.*Fix: a lower --lr"):
         predict(Scored([0.0] * 20 + [float("nan")] * 10), leave_one_out([[1, 2, 3], [4, 5, 29]]), "test", PARAMS)
+
+
+def test_a_model_without_gradients_is_not_told_to_lower_its_lr():
+    class Counted(Scored):
+        def fit(self, sequences):
+            return True
+
+    with pytest.raises(TrainingError, match="Fix: correct the scores in Counted.recommend"):
+        predict(Counted([float("nan")] * 30), leave_one_out([[1, 2, 3]]), "test", PARAMS)

@@ -56,8 +56,17 @@ def test_where_no_run_is_finished_the_error_has_the_command(train):
 
 def test_where_no_run_is_finished_the_error_names_the_semantic_ids_that_have_one(train):
     trained = train("encoder_decoder")
-    with pytest.raises(DataError, match=r"rqave-td: has no finished run. did you mean 'rqvae-td'\? Fix"):
+    with pytest.raises(DataError, match=r"rqave-td: has no finished run. did you mean 'rqvae-td'\? Fix") as caught:
         load_recommender(trained.folder, trained.run_root, Choice("encoder_decoder", "rqave"))
+    assert caught.value.fix.startswith("--quantizer_name rqvae; ")
+
+
+@pytest.mark.parametrize(("choice", "there", "flags"), [
+    (("rqvae", "td", None), "rqvae-td-v2", "--tag v2"), (("rqvae", "td", "v1"), "rqvae-td", "without --tag"),
+    (("pq", "fused-cat", None), "pq-fused-concat", "--embedding_suffix fused-concat"),
+    (("mq", "td", "a-b"), "pq-cf-a-b", "--quantizer_name pq --embedding_suffix cf")])
+def test_the_flags_of_other_semantic_ids_by_hand(choice, there, flags):
+    assert Choice("encoder_decoder", *choice).flags_of(there) == flags
 
 
 def test_the_command_names_the_semantic_ids_that_are_not_the_default(tmp_path, train):

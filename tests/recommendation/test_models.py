@@ -147,8 +147,9 @@ def test_every_yaml_has_its_class_and_a_command_on_top_is_its_own(name):
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one():
-    with pytest.raises(ConfigError, match="--model encoder-decoder: .*did you mean 'encoder_decoder'"):
+    with pytest.raises(ConfigError, match="--model encoder-decoder: .*did you mean 'encoder_decoder'") as caught:
         config_path("encoder-decoder")
+    assert caught.value.fix == "--model encoder_decoder"
 
 
 def test_a_model_with_neither_fit_nor_loss_says_so():

@@ -88,7 +88,7 @@ def test_more_than_there_are_gives_all_there_are(ask):
 def test_an_unknown_user_is_an_error_with_the_nearest_one(ask):
     with pytest.raises(DataError, match="--user: Tiny has no user 'user0'. did you mean 'user 0'.*Fix: ") as caught:
         ask("--user", "user0")
-    assert caught.value.exit_code == 3
+    assert (caught.value.exit_code, caught.value.fix) == (3, "--user='user 0'")
 
 
 def test_words_may_be_joined_by_commas(ask):
@@ -160,9 +160,9 @@ def test_a_file_without_histories_is_an_error(tmp_path, content, message):
 
 def test_the_nearest_id_is_found_among_many():
     known = [f"A{number:06d}" for number in range(50_000)]
-    assert nearest_id("a012340", known) == "did you mean 'A012340'?"
-    assert nearest_id("what", known) == "there are 50000, from 'A000000' to 'A049999'"
-    assert nearest_id("what", []) == "there are none"
+    assert nearest_id("a012340", known) == ("did you mean 'A012340'?", "A012340")
+    assert nearest_id("what", known) == ("there are 50000, from 'A000000' to 'A049999'", None)
+    assert nearest_id("what", []) == ("there are none", None)
 
 
 class First(AbstractRecommender):

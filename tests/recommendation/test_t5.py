@@ -338,8 +338,9 @@ def save(folder: Path, **files: str) -> Path:
 
 
 def test_a_folder_that_is_no_t5_is_an_error(tmp_path, train, make):
-    with pytest.raises(DataError, match="config.json: not there"):
+    with pytest.raises(DataError, match="config.json: not there") as caught:
         train("target", from_t5=tmp_path / "nowhere")
+    assert all(flag in caught.value.fix for flag in ("--category=Tiny", "--data_root", "--export_t5"))
     with pytest.raises(ConfigError, match="model_type is 'bart'. the model is a 't5'"):
         read_t5(save(tmp_path / "bart", config_json='{"model_type": "bart"}'))
     with pytest.raises(ArtifactError, match="cannot be read as a T5"):
