@@ -12,7 +12,8 @@ sys.path[0] = str(Path(__file__).resolve().parent)
 
 # The path comes first.
 from common.cli import ROOT, Parser, add_shared_flags, check_name, given_flags, parse  # noqa: E402
-from common.errors import ConfigError, nearest, run_command  # noqa: E402
+from common.command import run_command  # noqa: E402
+from common.errors import ConfigError, nearest  # noqa: E402
 from common.steps import Step, module, run_steps, script  # noqa: E402
 
 

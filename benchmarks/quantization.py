@@ -380,7 +380,7 @@ def write_dataset(folder, num_items: int, width: int) -> None:
     import duckdb
     import numpy as np
 
-    from common.artifacts import publish
+    from common.publishing import publish
 
     def write_vectors(path: Path) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": (num_items, width)}

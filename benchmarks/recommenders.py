@@ -24,8 +24,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.quantization import machine  # noqa: E402 (the path comes first)
-from common.artifacts import write_text  # noqa: E402
 from common.cli import ROOT  # noqa: E402
+from common.publishing import write_text  # noqa: E402
 from common.tables import markdown  # noqa: E402
 
 FIGURES = [f"{metric}@{k}" for k in (1, 5, 10, 20) for metric in ("recall", "ndcg", "mrr")] + ["coverage@10"]

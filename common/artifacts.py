@@ -16,18 +16,7 @@ import numpy as np
 
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
-from common.publishing import (  # noqa: F401 (the stages import them from here)
-    SCHEMA_VERSION,
-    file_sha256,
-    fingerprint,
-    finish_publishing,
-    meta_path,
-    publish,
-    publish_folder,
-    write_bytes,
-    write_meta,
-    write_text,
-)
+from common.publishing import SCHEMA_VERSION, file_sha256, finish_publishing, meta_path, publish
 from common.tables import parquet_rows
 
 SPLITS = ("train", "valid", "test")

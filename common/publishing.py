@@ -17,11 +17,7 @@ from glob import escape
 from pathlib import Path
 
 from common.distributed import is_main
-
-try:
-    import fcntl
-except ImportError:  # not on this system
-    fcntl = None
+from common.lock import lock
 
 SCHEMA_VERSION = 1
 SECONDS_TO_ABANDON = 86_400  # without a change, after which a staged file counts as left over where there are no locks
@@ -150,19 +146,6 @@ def sweep(folder: Path, pattern: str) -> None:
                     shutil.rmtree(left, ignore_errors=True)
                 elif abandoned:
                     left.unlink(missing_ok=True)
-
-
-def lock(descriptor: int, wait: bool = False) -> bool | None:
-    """Lock an open file until it is closed: False if another holds it, None where there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:  # this file system has none
-        return None
-    return True
 
 
 @contextmanager

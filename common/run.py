@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import platform
-import socket
 import subprocess
 import sys
 import time
@@ -18,36 +17,11 @@ import yaml
 
 from common.cli import ROOT
 from common.distributed import barrier, is_main
-from common.errors import ArtifactError, LockedError, without_secrets
-from common.publishing import lock, write_text
+from common.errors import ArtifactError, without_secrets
+from common.lock import FolderLock
+from common.publishing import write_text
 
 log = logging.getLogger(__name__)
-
-
-class FolderLock:
-    """Holds a folder for this process; a second one gets LockedError naming the holder, or waits (`wait`)."""
-
-    def __init__(self, folder: Path, wait: bool = False):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / ".lock"
-        self.file = self.path.open("a+")
-        locked = lock(self.file.fileno(), wait)
-        if locked is None:
-            log.warning("%s: there are no locks here; do not run two commands at once in this folder", folder)
-        elif not locked:
-            self.file.seek(0)
-            holder = self.file.read().strip() or "an unknown process"
-            self.file.close()
-            raise LockedError(folder, f"is in use by {holder}", fix="wait for it, or stop it")
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.file.flush()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.file.close()
 
 
 class Run:

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from common.cli import ROOT
-from common.errors import WATCHED, Interrupted, stop_request
+from common.command import WATCHED, stop_request
+from common.errors import Interrupted
 
 log = logging.getLogger(__name__)
 

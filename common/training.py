@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint import Checkpoints, restore
+from common.command import stop_request
 from common.data_parallel import check_alike
 from common.distributed import largest, mean, own_seed_parts, world_size
-from common.errors import ConfigError, Interrupted, TrainingError, nearest, stop_request
+from common.errors import ConfigError, Interrupted, TrainingError, nearest
 from common.progress import Progress
 from common.publishing import write_text
 from common.run import Run

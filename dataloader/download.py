@@ -3,8 +3,10 @@
 import logging
 import sys
 
-from common.errors import ConfigError, ResourceError, nearest, run_command
-from common.run import FolderLock, log_to_console
+from common.command import run_command
+from common.errors import ConfigError, ResourceError, nearest
+from common.lock import FolderLock
+from common.run import log_to_console
 from dataloader.network.fetch import RemoteFile, Unreachable, fetch_all, fetch_wheel, is_fetched, with_mirror
 from dataloader.options import CONFIGS, DataOptions, parse_options
 

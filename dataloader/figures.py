@@ -9,10 +9,12 @@ from urllib.parse import urlsplit
 
 from common.artifacts import DatasetFolder, load_image_urls, load_meta
 from common.cli import command_line
-from common.errors import DataError, ResourceError, UserError, run_command
+from common.command import run_command
+from common.errors import DataError, ResourceError, UserError
+from common.lock import FolderLock
 from common.progress import Progress
 from common.publishing import sweep, write_bytes
-from common.run import FolderLock, log_to_console
+from common.run import log_to_console
 from dataloader.images.figure_table import (
     Figure,
     counts_text,

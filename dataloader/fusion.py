@@ -22,8 +22,10 @@ import numpy as np
 
 from common.artifacts import load_embeddings, load_mask, load_meta
 from common.cli import command_line, parse
-from common.errors import ArtifactError, ConfigError, DataError, closest, run_command
-from common.run import FolderLock, Run, log_to_console
+from common.command import run_command
+from common.errors import ArtifactError, ConfigError, DataError, closest
+from common.lock import FolderLock
+from common.run import Run, log_to_console
 from dataloader.embeddings.embedding import is_current, publish_embedding, refuse_bad_rows, transformed
 from dataloader.embeddings.fusion_config import load_alignment, load_collaborative
 from dataloader.flags import FUSIONS, make_parser

@@ -2,7 +2,7 @@
 
 import sys
 
-from common.errors import run_command
+from common.command import run_command
 from common.run import log_to_console
 from common.steps import Step, module, run_steps
 from dataloader.options import FUSIONS, DataOptions, parse_options

@@ -9,10 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from common.artifacts import fingerprint, load_meta, publish
+from common.artifacts import load_meta
 from common.cli import command_line
-from common.errors import ArtifactError, DataError, UserError, run_command
-from common.run import FolderLock, log_to_console
+from common.command import run_command
+from common.errors import ArtifactError, DataError, UserError
+from common.lock import FolderLock
+from common.publishing import fingerprint, publish
+from common.run import log_to_console
 from dataloader.options import DataOptions, parse_options
 from dataloader.processing.check import check_folder
 from dataloader.processing.filters import Report, apply_filters, drop_items_without_text, make_keys, number

@@ -11,8 +11,10 @@ import numpy as np
 
 from common.artifacts import load_items, load_meta
 from common.cli import command_line
-from common.errors import ConfigError, run_command
-from common.run import FolderLock, log_to_console
+from common.command import run_command
+from common.errors import ConfigError
+from common.lock import FolderLock
+from common.run import log_to_console
 from dataloader.embeddings.embedding import is_current, publish_embedding
 from dataloader.embeddings.encoding import Texts, encode_all
 from dataloader.embeddings.text_models import find_model, model_settings

@@ -3,9 +3,10 @@
 import shlex
 from pathlib import Path
 
-from common.artifacts import DatasetFolder, load_meta, write_text
+from common.artifacts import DatasetFolder, load_meta
 from common.cli import ROOT
 from common.errors import DataError, UserError
+from common.publishing import write_text
 from common.run import latest_run, read_json
 from common.tables import csv_text, markdown
 

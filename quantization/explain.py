@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from common.artifacts import DatasetFolder, load_codes, load_items, variant, write_text
+from common.artifacts import DatasetFolder, load_codes, load_items, variant
+from common.publishing import write_text
 from quantization.page import make_page
 from quantization.tokens import letter, token
 from quantization.words import Reference, best, count, typical, word_table

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_codes, load_items, write_text
+from common.artifacts import DatasetFolder, load_codes, load_items
+from common.publishing import write_text
 from quantization.tokens import token
 
 # N items, L levels

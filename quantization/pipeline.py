@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from common.artifacts import DatasetFolder, file_sha256, variant, write_text
+from common.artifacts import DatasetFolder, variant
 from common.config import Config
 from common.device import resolve_device
 from common.digest import code_digest
 from common.distributed import process_group
 from common.errors import TrainingError
+from common.publishing import file_sha256, write_text
 from common.run import Run, log_to_console
 from quantization.dataset import Embeddings
 from quantization.evaluate import Judge

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import yaml
 
-from common.artifacts import DatasetFolder, load_meta, write_text
+from common.artifacts import DatasetFolder, load_meta
 from common.config import resolve
 from common.errors import ArtifactError, ConfigError, DataError, UserError
+from common.publishing import write_text
 from common.run import read_json
 from common.tables import csv_text, markdown
 from recommendation.catalogue import NO_CODES, Choice

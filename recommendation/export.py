@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.artifacts import DatasetFolder, load_interactions, load_meta, meta_path, save_array
+from common.artifacts import DatasetFolder, load_interactions, load_meta, save_array
 from common.config import Config
 from common.errors import ConfigError, TrainingError
+from common.publishing import meta_path
 from recommendation.catalogue import Choice
 from recommendation.loading import load_recommender
 from recommendation.models import find_class, names

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.errors import run_command  # noqa: E402 (the path comes first)
+from common.command import run_command  # noqa: E402 (the path comes first)
 
 
 def main(argv: list[str]) -> None:

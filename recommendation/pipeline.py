@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.artifacts import DatasetFolder, load_items, load_users, write_text
+from common.artifacts import DatasetFolder, load_items, load_users
 from common.config import Config
 from common.device import resolve_device
 from common.distributed import process_group
 from common.errors import DataError
 from common.progress import Progress
+from common.publishing import write_text
 from common.run import Run, read_json
 from recommendation.catalogue import Choice, load_source
 from recommendation.dataset import Sequences

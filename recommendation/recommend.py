@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.errors import ConfigError, run_command  # noqa: E402 (the path comes first)
+from common.command import run_command  # noqa: E402 (the path comes first)
+from common.errors import ConfigError  # noqa: E402 (the path comes first)
 
 log = logging.getLogger("recommendation")
 
@@ -21,8 +22,9 @@ NUM_NAMED = 5  # unknown items in a warning
 
 
 def main(argv: list[str]) -> None:
-    from common.artifacts import DatasetFolder, write_text
+    from common.artifacts import DatasetFolder
     from common.cli import check_name, parse
+    from common.publishing import write_text
     from recommendation.models import config_path
 
     args = parse(make_parser(), argv)

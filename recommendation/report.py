@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_items, write_text
+from common.artifacts import DatasetFolder, load_items
 from common.cli import Parser, add_shared_flags, add_variant_flags, parse
-from common.errors import DataError, run_command
+from common.command import run_command
+from common.errors import DataError
+from common.publishing import write_text
 from common.run import log_to_console
 from common.tables import markdown
 from recommendation.catalogue import Choice, load_source

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from common.artifacts import write_text
 from common.config import Config
+from common.publishing import write_text
 from recommendation.pipeline import Pipeline
 
 

@@ -5,8 +5,9 @@ import json
 import logging
 from pathlib import Path
 
-from common.artifacts import DatasetFolder, file_sha256, load_items, publish_folder
+from common.artifacts import DatasetFolder, load_items
 from common.errors import ArtifactError, ConfigError, DataError
+from common.publishing import file_sha256, publish_folder
 from common.run import read_json
 
 log = logging.getLogger(__name__)

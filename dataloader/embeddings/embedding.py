@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.artifacts import load_items, load_meta, meta_path, save_array
+from common.artifacts import load_items, load_meta, save_array
 from common.errors import ConfigError, DataError, UserError
+from common.publishing import meta_path
 from dataloader.options import DataOptions, Transform
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import requests
 
-from common.artifacts import fingerprint, load_meta
+from common.artifacts import load_meta
 from common.config import load_yaml
 from common.errors import ConfigError, DataError, ResourceError, UserError, closest
-from common.run import FolderLock
+from common.lock import FolderLock
+from common.publishing import fingerprint
 from dataloader.network.archives import unpack
 from dataloader.network.fetch import Unreachable, fetch_wheel
 from dataloader.options import CONFIGS, DataOptions

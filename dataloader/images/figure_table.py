@@ -6,8 +6,9 @@ from typing import NamedTuple
 import duckdb
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_meta, publish
+from common.artifacts import DatasetFolder, load_meta
 from common.errors import DataError
+from common.publishing import publish
 from common.tables import parquet_rows
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-from common.artifacts import file_sha256, load_meta, publish
+from common.artifacts import load_meta
 from common.errors import UserError, without_secrets
 from common.progress import Progress
+from common.publishing import file_sha256, publish
 from dataloader.network.contents import read_to_the_end, refuse_other_kind
 from dataloader.network.transfer import HEAD, Failed, NoSuchHost, Part, Refused, Stopped, Transfer, receive
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, file_sha256, load_meta, meta_path, verify, write_meta
+from common.artifacts import DatasetFolder, load_meta, verify
 from common.errors import ArtifactError, DataError, UserError
-from common.run import FolderLock
+from common.lock import FolderLock
+from common.publishing import file_sha256, meta_path, write_meta
 from common.tables import parquet_rows
 from dataloader.options import DataOptions
 from dataloader.processing.check_content import (

@@ -8,8 +8,8 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from common.artifacts import meta_path
 from common.errors import ConfigError, DataError, closest, nearest
+from common.publishing import meta_path
 from dataloader.sources.lines import numbered_lines
 from dataloader.sources.records import NO_RECORD, PARSERS
 

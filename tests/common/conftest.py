@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import stop_request
+from common.command import stop_request
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,7 +49,7 @@ def command(python):
         return python("import logging, os, signal, sys, time\n"
                       "from pathlib import Path\n"
                       "from common.errors import *\n"
-                      "from common.errors import run_command, stop_request\n"
+                      "from common.command import run_command, stop_request\n"
                       f"def main(argv):\n{lines}"
                       "sys.exit(run_command(main))\n", *arguments, **options)
     return run

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.artifacts import publish
+from common.publishing import publish
 
 
 def put(path: Path, content: bytes, **meta) -> dict:

@@ -7,10 +7,11 @@ import duckdb
 import numpy as np
 import pytest
 
-from common import artifacts
-from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, load_mask, publish, save_array
+from common import artifacts, publishing
+from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, load_mask, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError, UserError
+from common.publishing import publish
 from tests.common.helpers import names, put
 
 ITEMS = ids_sha256(["a", "b", "c"])
@@ -114,7 +115,7 @@ def test_codes_of_another_type_or_of_other_items_are_refused(folder):
 @pytest.mark.parametrize("key", ["items_sha256", "codebook_sizes"])
 def test_codes_whose_meta_lacks_what_the_next_stage_needs_are_refused(folder, key):
     save_codes(folder, [[0, 1], [3, 0], [0, 0]])
-    path = artifacts.meta_path(folder.codes("vq", "td", None))
+    path = publishing.meta_path(folder.codes("vq", "td", None))
     meta = json.loads(path.read_text())
     del meta[key]
     path.write_text(json.dumps(meta))
@@ -230,7 +231,7 @@ def test_a_file_made_elsewhere_gets_the_meta_that_readers_ask_for(folder):
         np.save(file, np.ones((3, 2), dtype=np.float32))
     with pytest.raises(ArtifactError, match="has no meta"):
         load_embeddings(folder, "td")
-    artifacts.write_meta(path, {"inputs": {folder.items.name: artifacts.file_sha256(folder.items)},
+    publishing.write_meta(path, {"inputs": {folder.items.name: publishing.file_sha256(folder.items)},
                                 "items_sha256": ITEMS, "title": "Zoë"})
     assert load_embeddings(folder, "td").tolist() == [[1, 1]] * 3
     meta = artifacts.verify(path, "")
@@ -240,7 +241,7 @@ def test_a_file_made_elsewhere_gets_the_meta_that_readers_ask_for(folder):
 
 def test_the_meta_of_a_file_that_changes_afterwards_no_longer_fits(folder):
     folder.users.write_bytes(b"users")
-    artifacts.write_meta(folder.users, {"inputs": {}})
+    publishing.write_meta(folder.users, {"inputs": {}})
     folder.users.write_bytes(b"USERS")
     with pytest.raises(ArtifactError, match="does not match the sha256"):
         artifacts.verify(folder.users, "")

@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from common.artifacts import meta_path, publish
 from common.checkpoint import Checkpoints, load_state, restore, save_state
 from common.errors import ArtifactError, UserError
+from common.publishing import meta_path, publish
 
 
 @pytest.fixture

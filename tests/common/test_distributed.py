@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from common import data_parallel
-from common.artifacts import publish, write_text
+from common.command import run_command, stop_request
 from common.data_parallel import batch_rows, batch_sum, mean_of_present, own_rows, part_of_batch
 from common.device import resolve_device
 from common.distributed import fill_in, is_main, largest, own_seed_parts, world_size
-from common.errors import ConfigError, Interrupted, UserError, run_command, stop_request
+from common.errors import ConfigError, Interrupted, UserError
 from common.progress import Progress
+from common.publishing import publish, write_text
 from common.run import Run, log_to_console
 
 
@@ -128,7 +129,7 @@ def test_another_process_than_the_first_says_nothing(second, capfd, monkeypatch)
 
 def test_an_error_of_one_process_alone_is_said_with_its_number(second, capfd, monkeypatch):
     waited = []
-    monkeypatch.setattr("common.errors.time.sleep", waited.append)
+    monkeypatch.setattr("common.command.time.sleep", waited.append)
 
     def fail(argv):
         raise UserError("here", "it failed")

@@ -199,7 +199,7 @@ def test_without_locks_what_is_older_than_a_day_is_removed(tmp_path, monkeypatch
         def flock(descriptor, operation):
             raise OSError(fault, os.strerror(fault))
 
-    monkeypatch.setattr(publishing, "fcntl", None if fault == "no module" else Refusing)
+    monkeypatch.setattr("common.lock.fcntl", None if fault == "no module" else Refusing)
     put(tmp_path / "file", b"new")
     assert names(tmp_path) == {"file", "file.meta.json", fresh.name}
     for content in ("one", "two"):

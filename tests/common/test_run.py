@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from common.errors import ArtifactError, LockedError
-from common.run import FolderLock, Run, latest_run, log_to, read_json
+from common.lock import FolderLock
+from common.run import Run, latest_run, log_to, read_json
 
 CONFIG = {"common": {"seed": 0}, "vq": {"training_params": {"lr": 0.1, "patience": None}}}
 INPUTS = {"Toys.emb-td.npy": "abc"}
@@ -55,7 +56,7 @@ def test_a_finished_run_says_when_where_and_with_what_it_ran(new_run):
     assert summary["threads"] >= 1
 
 
-LOCK = "FolderLock = __import__('common.run', fromlist=['x']).FolderLock\n"
+LOCK = "FolderLock = __import__('common.lock', fromlist=['x']).FolderLock\n"
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path, command):
@@ -126,7 +127,7 @@ def test_the_log_of_a_run_goes_to_its_folder(new_run):
 
 
 def test_a_folder_without_locks_is_usable_with_a_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("common.publishing.fcntl", None)
+    monkeypatch.setattr("common.lock.fcntl", None)
     with FolderLock(tmp_path), caplog.at_level(logging.WARNING):
         pass
     with FolderLock(tmp_path):

@@ -76,7 +76,8 @@ time.sleep(1)
 # A step that counts on, and saves when it is asked to stop.
 COUNTS = """
 import sys, time
-from common.errors import Interrupted, run_command, stop_request
+from common.command import run_command, stop_request
+from common.errors import Interrupted
 def main(argv):
     count = 0
     with open(argv[0], "w") as file, stop_request:
@@ -91,7 +92,7 @@ sys.exit(run_command(main))
 """
 JOB = """
 import sys
-from common.errors import run_command
+from common.command import run_command
 from common.steps import Step, run_steps
 def main(argv):
     run_steps([Step("step", [sys.executable, "-c", *argv]), Step("never", [sys.executable, "-c", "1 / 0"])])

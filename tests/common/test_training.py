@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from common.checkpoint import Checkpoints
-from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, stop_request
+from common.command import stop_request
+from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError
 from common.run import Run
 from common.training import Best, TrainingLoop, derive_seed, learning_rate, make_optimizer, optimize, total_steps
 

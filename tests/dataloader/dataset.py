@@ -5,7 +5,8 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 
-from common.artifacts import ids_sha256, publish
+from common.artifacts import ids_sha256
+from common.publishing import publish
 from dataloader.options import DataOptions
 from tests.dataloader.helpers import make_options
 

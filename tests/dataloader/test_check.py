@@ -10,8 +10,9 @@ import duckdb
 import numpy as np
 import pytest
 
-from common.artifacts import DatasetFolder, file_sha256, load_meta, meta_path, save_array, write_meta
+from common.artifacts import DatasetFolder, load_meta, save_array
 from common.errors import ArtifactError, DataError, ResourceError
+from common.publishing import file_sha256, meta_path, write_meta
 from tests.dataloader.checking import EVENTS, check, flip, refused, state
 from tests.dataloader.processing import run
 

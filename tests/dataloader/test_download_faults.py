@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from common.artifacts import file_sha256
+from common.publishing import file_sha256
 from dataloader.options import CONFIGS
 from tests.dataloader.helpers import FaultyServer, Reply, closed_port, review
 from tests.dataloader.remote import HTML, OTHER, ROOT, WHOLE, sha256, wait_until

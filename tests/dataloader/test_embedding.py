@@ -7,8 +7,9 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
-from common.artifacts import file_sha256, load_embeddings, load_mask, load_meta
+from common.artifacts import load_embeddings, load_mask, load_meta
 from common.errors import ArtifactError, ConfigError, DataError
+from common.publishing import file_sha256
 from dataloader.embeddings import embedding
 from dataloader.embeddings.embedding import is_current, publish_embedding, transformed
 from dataloader.options import Transform

@@ -106,7 +106,7 @@ def test_a_stop_ends_at_once_though_the_server_is_silent_and_keeps_what_came(ser
     silence = threading.Event()
     for name in ("a.gz", "b.gz"):
         server.serve(f"/{name}", Reply(WHOLE, cut=200_000, wait=silence), Reply(WHOLE))
-    code = ("import sys; from pathlib import Path; from common.errors import run_command\n"
+    code = ("import sys; from pathlib import Path; from common.command import run_command\n"
             "from dataloader.network.fetch import RemoteFile, fetch_all\n"
             "folder, url = sys.argv[1:]\n"
             "files = [RemoteFile(Path(folder, name), [f'{url}/{name}']) for name in ('a.gz', 'b.gz')]\n"

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from common.artifacts import file_sha256, load_meta
+from common.artifacts import load_meta
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
-from common.run import FolderLock
+from common.lock import FolderLock
+from common.publishing import file_sha256
 from dataloader import figures
 from dataloader.figures import fetch_figures, file_name
 from dataloader.images import pictures

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from common.artifacts import ids_sha256, load_embeddings, load_mask, load_meta, meta_path, save_array
+from common.artifacts import ids_sha256, load_embeddings, load_mask, load_meta, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
+from common.publishing import meta_path
 from dataloader.embeddings import fusion_config
 from dataloader.embeddings.embedding import publish_embedding
 from dataloader.embeddings.fusion_config import load_alignment, load_collaborative

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.artifacts import file_sha256, load_mask, load_meta
+from common.artifacts import load_mask, load_meta
 from common.errors import ArtifactError, ConfigError, DataError, ResourceError
+from common.publishing import file_sha256
 from dataloader.encoders import clip
 from dataloader.figures import fetch_figures
 from dataloader.image_embedding import embed

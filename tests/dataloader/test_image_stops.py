@@ -40,7 +40,7 @@ SLOW = """
 import sys
 import time
 
-from common.errors import run_command
+from common.command import run_command
 from dataloader import image_embedding
 from dataloader.embeddings import vector_cache
 from dataloader.encoders import clip

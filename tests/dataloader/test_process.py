@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from common import artifacts
-from common.artifacts import file_sha256, ids_sha256, load_interactions, load_items, load_meta, load_users, verify
+from common.artifacts import ids_sha256, load_interactions, load_items, load_meta, load_users, verify
 from common.errors import ArtifactError, DataError
+from common.publishing import file_sha256
 from dataloader.process import check, is_current, process
 from dataloader.processing.workspace import Workspace
 from tests.dataloader.helpers import contents, make_options, review, table, write_baby, write_gz

@@ -10,7 +10,7 @@ import pytest
 
 from common.artifacts import load_interactions, load_meta
 from common.errors import ArtifactError, DataError, LockedError, ResourceError
-from common.run import FolderLock
+from common.lock import FolderLock
 from dataloader.process import process
 from tests.dataloader.helpers import contents, make_options, write_baby
 from tests.dataloader.processing import COMMAND, run
@@ -21,7 +21,7 @@ EVENTS = [(f"user {n % 30}", f"item {n * 7 % 20}", n // 9) for n in range(600)]
 # Kills itself at the n-th call of `os.replace`, or, with 0, in the middle of the database's work.
 KILLED = """
 import os, signal, sys
-from common.errors import run_command
+from common.command import run_command
 from dataloader import process
 from dataloader.processing import workspace
 count = int(sys.argv[1])
@@ -45,7 +45,7 @@ sys.exit(run_command(process.main, sys.argv[2:]))
 # Gets a SIGTERM, or a SIGINT, while a query runs that would take hours.
 STOPPED = """
 import os, signal, sys, threading
-from common.errors import run_command
+from common.command import run_command
 from dataloader import process
 from dataloader.processing import workspace
 
@@ -62,7 +62,7 @@ sys.exit(run_command(process.main, sys.argv[2:]))
 # May write so many bytes to a file and no more.
 LIMITED = """
 import resource, sys
-from common.errors import run_command
+from common.command import run_command
 from dataloader import process
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 sys.exit(run_command(process.main, sys.argv[2:]))

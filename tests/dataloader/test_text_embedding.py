@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from common import artifacts
-from common.artifacts import file_sha256, load_embeddings, load_meta
+from common.artifacts import load_embeddings, load_meta
 from common.errors import ConfigError, DataError
+from common.publishing import file_sha256
 from dataloader.embeddings.text_models import content_sha256, model_files
 from dataloader.encoders import sentence
 from dataloader.encoders.sentence import HalfPrecisionOverflow, SentenceEncoder
@@ -310,7 +311,7 @@ SLOW = """
 import sys
 import time
 
-from common.errors import run_command
+from common.command import run_command
 from dataloader import text_embedding
 from dataloader.embeddings import vector_cache
 from dataloader.encoders import sentence

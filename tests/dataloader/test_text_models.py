@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from common.artifacts import file_sha256
 from common.errors import ConfigError, DataError, ResourceError
-from common.run import FolderLock
+from common.lock import FolderLock
+from common.publishing import file_sha256
 from dataloader.embeddings import text_models
 from dataloader.embeddings.text_models import content_sha256, find_model, known_model, model_files
 from dataloader.network import fetch

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from common.run import FolderLock
+from common.lock import FolderLock
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("common", "dataloader", "quantization", "recommendation")

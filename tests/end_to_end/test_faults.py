@@ -7,7 +7,8 @@ import time
 import duckdb
 import pytest
 
-from common.artifacts import DatasetFolder, load_meta, publish
+from common.artifacts import DatasetFolder, load_meta
+from common.publishing import publish
 from tests.end_to_end.conftest import NUM_KEPT
 
 # A checkpoint after every step, each on the disk before the next: no more of them than it takes to be stopped twice.

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.artifacts import DatasetFolder, publish
+from common.artifacts import DatasetFolder
 from common.checkpoint import Checkpoints
 from common.config import resolve
+from common.publishing import publish
 from quantization.models import CONFIGS
 from quantization.models import config_path as quantizer_config
 from quantization.pipeline import train

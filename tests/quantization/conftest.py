@@ -12,8 +12,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from common.artifacts import DatasetFolder, publish
+from common.artifacts import DatasetFolder
 from common.config import Config, load_yaml, resolve
+from common.publishing import publish
 from quantization.models import CONFIGS, config_path, find_class
 
 settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)

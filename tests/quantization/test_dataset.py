@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import DatasetFolder, file_sha256, publish, save_array
+from common.artifacts import DatasetFolder, save_array
 from common.errors import DataError
+from common.publishing import file_sha256, publish
 from quantization.dataset import Batches, Embeddings
 
 

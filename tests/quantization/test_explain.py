@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from common.artifacts import DatasetFolder, ids_sha256, publish, save_array
+from common.artifacts import DatasetFolder, ids_sha256, save_array
+from common.publishing import publish
 from quantization.explain import About, build_tree, cut, describe, display_names, explain
 from quantization.tokens import letter
 from quantization.words import words_of

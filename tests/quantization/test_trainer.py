@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import DatasetFolder, load_codes, publish
+from common.artifacts import DatasetFolder, load_codes
 from common.checkpoint import Checkpoints
+from common.command import stop_request
 from common.config import resolve
-from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, UserError, stop_request
+from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, UserError
+from common.publishing import publish
 from common.run import Run
 from quantization.dataset import Embeddings
 from quantization.evaluate import Judge

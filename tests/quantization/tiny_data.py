@@ -4,7 +4,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 
-from common.artifacts import DatasetFolder, ids_sha256, load_meta, publish, save_array
+from common.artifacts import DatasetFolder, ids_sha256, load_meta, save_array
+from common.publishing import publish
 
 
 def save_items(folder: DatasetFolder, num_items: int, titles: list[str] | None = None) -> DatasetFolder:

@@ -9,8 +9,9 @@ import statistics
 import numpy as np
 import pytest
 
-from common.artifacts import load_meta, publish, save_array
+from common.artifacts import load_meta, save_array
 from common.errors import DataError
+from common.publishing import publish
 from recommendation.compare import cell, compare
 from recommendation.main import main
 from recommendation.models import DEFAULTS, config_path

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.artifacts import DatasetFolder, Interactions, publish
+from common.artifacts import DatasetFolder, Interactions
 from common.errors import DataError
+from common.publishing import publish
 from recommendation.dataset import Sequences, TrainingBatches, find_leak
 from recommendation.models.abstract_model import PADDING
 

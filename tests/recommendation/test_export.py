@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from common.artifacts import load_embeddings, load_mask, meta_path, save_array
+from common.artifacts import load_embeddings, load_mask, save_array
 from common.errors import ConfigError, DataError
+from common.publishing import meta_path
 from recommendation.catalogue import Choice
 from recommendation.loading import load_recommender
 from recommendation.main import main

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from common.artifacts import meta_path, save_array
+from common.artifacts import save_array
 from common.errors import ArtifactError, DataError
+from common.publishing import meta_path
 from recommendation.catalogue import Choice
 from recommendation.dataset import Sequences
 from recommendation.evaluator import predict

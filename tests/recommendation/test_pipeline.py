@@ -8,8 +8,9 @@ import duckdb
 import pandas as pd
 import pytest
 
-from common.artifacts import DatasetFolder, load_meta, publish, save_array, write_meta
+from common.artifacts import DatasetFolder, load_meta, save_array
 from common.errors import DataError
+from common.publishing import publish, write_meta
 from recommendation.catalogue import Choice, load_source
 from recommendation.evaluator import predict
 from recommendation.models.abstract_model import AbstractRecommender

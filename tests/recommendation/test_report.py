@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from common.artifacts import publish
 from common.errors import ArtifactError, DataError
+from common.publishing import publish
 from recommendation.catalogue import Choice
 from recommendation.main import main as train_by_command
 from recommendation.pipeline import Pipeline
