@@ -213,7 +213,7 @@ def train_vqp(xs, seed: int, device: str, watch: Callable, num_epochs: int, batc
     import torch
     from vector_quantize_pytorch import ResidualVQ
 
-    from quantization.models.layers import MLP
+    from quantization.codebooks.layers import MLP
 
     torch.manual_seed(seed)
     encoder, decoder = MLP([xs.shape[1], *HIDDEN, LATENT]), MLP([LATENT, *HIDDEN[::-1], xs.shape[1]])
@@ -331,7 +331,7 @@ def clusterings(threads: int) -> dict[str, Callable]:
     from cornac.models.tiger.tiger import _kmeans
     from sklearn.cluster import KMeans
 
-    from quantization.models import kmeans as our_kmeans
+    from quantization.codebooks import kmeans as our_kmeans
 
     faiss.omp_set_num_threads(threads)
 

@@ -60,7 +60,7 @@ def show(args, folder, name: str) -> None:
         print(compare(folder, args.run_root))
     if args.explain:
         from common.artifacts import variant
-        from quantization.explain import explain
+        from quantization.inspection.explain import explain
 
         parent = args.run_root / "quantization" / folder.name / variant(name, args.embedding_suffix, args.tag)
         page = parent / "explain.html"

@@ -17,9 +17,9 @@ from common.publishing import file_sha256, write_text
 from common.run import Run, log_to_console
 from quantization.dataset import Embeddings
 from quantization.evaluate import Judge
+from quantization.inspection.diagnostics import collapse_warning, collapsed_levels, settings_of, verdicts
 from quantization.models import find_class, model_path
 from quantization.trainer import Trainer, is_published
-from quantization.verdicts import collapse_warning, collapsed_levels, settings_of, verdicts
 
 log = logging.getLogger("quantization")
 

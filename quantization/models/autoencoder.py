@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from quantization.codebooks.layers import MLP, Standardizer, exactly
+from quantization.codebooks.residual import Quantized
+from quantization.codebooks.sizes import at_least_one, hidden_sizes
 
 from .abstract_vq import AbstractVQ
-from .layers import MLP, Standardizer, exactly
-from .residual import Quantized
-from .sizes import at_least_one, hidden_sizes
 
 # B batch, D input width, H latent size, L levels
 

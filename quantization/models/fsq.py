@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
+from quantization.codebooks.nearest import distances_exactly
+from quantization.codebooks.residual import Quantized
+from quantization.codebooks.sizes import at_least_one
 
 from .autoencoder import AutoencoderVQ
-from .nearest import distances_exactly
-from .residual import Quantized
-from .sizes import at_least_one
 
 # B batch, H latent size (one number a scalar), L levels, K = product of the scalars' values
 

@@ -8,11 +8,11 @@ from common.cli import check_name
 from common.config import TrackedParams
 from common.data_parallel import batch_rows, mean_of_present, own_rows
 from common.errors import ConfigError
+from quantization.codebooks.kmeans import kmeans
+from quantization.codebooks.sizes import at_least_one
 
 from .autoencoder import beside
-from .kmeans import kmeans
 from .rqvae import RQVAE
-from .sizes import at_least_one
 
 # B batch, D input width, H latent size, C width of the collaborative vectors, L levels, K codebook size
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from quantization.codebooks.sizes import at_least_one
 
 from .autoencoder import sample
 from .pq import PQ
-from .sizes import at_least_one
 
 
 class OPQ(PQ):

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from quantization.codebooks.kmeans import kmeans
+from quantization.codebooks.nearest import distances_exactly, nearest_exactly
+from quantization.codebooks.sizes import at_least_one, codebook_size
 
 from .abstract_vq import AbstractVQ
 from .autoencoder import sample
-from .kmeans import kmeans
-from .nearest import distances_exactly, nearest_exactly
-from .sizes import at_least_one, codebook_size
 
 # B batch, D input width, L levels (parts), P part width, K codebook size
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from quantization.codebooks.sizes import at_least_one, codebook_size
 
-from .sizes import at_least_one, codebook_size
 from .table import TableVQ
 
 # N items, L levels, K codebook size

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from quantization.codebooks.kmeans import kmeans
+from quantization.codebooks.layers import Standardizer
+from quantization.codebooks.nearest import distances_exactly, nearest_exactly
+from quantization.codebooks.sizes import at_least_one, codebook_size
 
 from .abstract_vq import AbstractVQ
 from .autoencoder import sample
-from .kmeans import kmeans
-from .layers import Standardizer
-from .nearest import distances_exactly, nearest_exactly
-from .sizes import at_least_one, codebook_size
 
 log = logging.getLogger(__name__)
 

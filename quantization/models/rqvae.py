@@ -1,8 +1,9 @@
 """RQ-VAE as in TIGER (Rajput et al. 2023, arXiv 2305.05065)."""
 
+from quantization.codebooks.residual import ResidualQuantizer
+from quantization.codebooks.sizes import at_least_one, codebook_size
+
 from .autoencoder import AutoencoderVQ
-from .residual import ResidualQuantizer
-from .sizes import at_least_one, codebook_size
 
 
 class RQVAE(AutoencoderVQ):

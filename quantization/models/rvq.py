@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from quantization.codebooks.layers import Standardizer
+from quantization.codebooks.residual import ResidualQuantizer
+from quantization.codebooks.sizes import at_least_one, codebook_size
+
 from .abstract_vq import AbstractVQ
 from .autoencoder import RESTART_ROWS, sample
-from .layers import Standardizer
-from .residual import ResidualQuantizer
-from .sizes import at_least_one, codebook_size
 
 # B batch, D input width, L levels
 

@@ -1,8 +1,9 @@
 """VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937) on item embeddings."""
 
+from quantization.codebooks.residual import ResidualQuantizer
+from quantization.codebooks.sizes import codebook_size
+
 from .autoencoder import AutoencoderVQ
-from .residual import ResidualQuantizer
-from .sizes import codebook_size
 
 LARGEST_AUTO = 4096
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-
-from .conftest import seeded
+from tests.quantization.conftest import seeded
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 
 from common.data_parallel import batch_rows, batch_sum, own_rows
 from common.errors import ConfigError
-
-from .kmeans import kmeans
-from .nearest import directions, distances_exactly, nearest, nearest_exactly
+from quantization.codebooks.kmeans import kmeans
+from quantization.codebooks.nearest import directions, distances_exactly, nearest, nearest_exactly
 
 # N rows, D width, K codewords
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # quantization.explain imports this module
-    from quantization.explain import About, Tree
+if TYPE_CHECKING:  # quantization.inspection.explain imports this module
+    from quantization.inspection.explain import About, Tree
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MAX_ITEMS = 100_000   # a browser reads some 20 MB with ease

@@ -7,10 +7,9 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from torch import Tensor
 
-from quantization.models.kmeans import kmeans
-from quantization.models.nearest import nearest_exactly
-
-from .conftest import seeded
+from quantization.codebooks.kmeans import kmeans
+from quantization.codebooks.nearest import nearest_exactly
+from tests.quantization.conftest import seeded
 
 
 def inertia(rows: Tensor, centroids: Tensor) -> float:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .balance import exact_prices, raise_prices
-from .nearest import directions, nearest_exactly
+from quantization.codebooks.balance import exact_prices, raise_prices
+from quantization.codebooks.nearest import directions, nearest_exactly
 
 # N rows, D width, K clusters
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
+from quantization.inspection.diagnostics import collapse_warning, collapsed_levels, settings_of, verdicts
 from quantization.models import names
-from quantization.verdicts import collapse_warning, collapsed_levels, settings_of, verdicts
 
 SETTINGS = {"num_levels": 3, "codebook_size": 64, "epochs": 10, "max_steps": None, "restart_dead": False,
             "start": "random", "sinkhorn_levels": [], "num_items": 1000}

@@ -6,9 +6,8 @@ from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
-from quantization.models.residual import ResidualQuantizer, rotate
-
-from .conftest import codebook_options, seeded
+from quantization.codebooks.residual import ResidualQuantizer, rotate
+from tests.quantization.conftest import codebook_options, seeded
 
 WIDTH = 4
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from quantization.models.opq import OPQ
 from quantization.models.pq import PQ
-
-from .conftest import seeded
+from tests.quantization.conftest import seeded
 
 WIDTH, NUM_PARTS, SIZE = 32, 4, 32
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .codebook import Codebook, check_options
+from quantization.codebooks.codebook import Codebook, check_options
 
 # B batch, H width, L levels, K codebook size
 

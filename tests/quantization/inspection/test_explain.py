@@ -5,9 +5,9 @@ import pytest
 
 from common.artifacts import DatasetFolder, ids_sha256, save_array
 from common.publishing import publish
-from quantization.explain import About, build_tree, cut, describe, display_names, explain
+from quantization.inspection.explain import About, build_tree, cut, describe, display_names, explain
+from quantization.inspection.keywords import words_of
 from quantization.tokens import letter
-from quantization.words import words_of
 
 # Two depths: lamps 0 and 1 under <a_0>, all of one brand with the cables under <a_2>.
 SHOP = [

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from quantization.models.mm_rqvae import MMRQVAE
-
-from .conftest import WIDTH, seeded
+from tests.quantization.conftest import WIDTH, seeded
 
 
 @pytest.fixture

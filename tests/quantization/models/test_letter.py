@@ -7,8 +7,7 @@ import torch
 
 from common.errors import ConfigError
 from quantization.models.letter import LETTER, _partners
-
-from .conftest import WIDTH, seeded
+from tests.quantization.conftest import WIDTH, seeded
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from quantization.models.balance import exact_prices, raise_prices
-
-from .conftest import seeded
+from quantization.codebooks.balance import exact_prices, raise_prices
+from tests.quantization.conftest import seeded
 
 
 def counts_at(costs, prices):

@@ -8,9 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from quantization import page
-from quantization.explain import About, build_tree, display_names
-from quantization.page import TEMPLATE, make_page, page_data
+from quantization.inspection import page
+from quantization.inspection.explain import About, build_tree, display_names
+from quantization.inspection.page import TEMPLATE, make_page, page_data
 
 HOSTILE = ["</script><img src=x onerror=alert(1)>", "<!-- <script>", "a\u2028b\u2029c", "\"quotes\" 'and' \\ `${x}`",
            "lone \ud800 and \udfff", "a & b \x00\x1b", "__DATA__", "运动鞋 größe 🔥", "  spaces  "]

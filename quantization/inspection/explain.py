@@ -10,9 +10,9 @@ from scipy import sparse
 
 from common.artifacts import DatasetFolder, load_codes, load_items, variant
 from common.publishing import write_text
-from quantization.page import make_page
+from quantization.inspection.keywords import Reference, best, count, typical, word_table
+from quantization.inspection.page import make_page
 from quantization.tokens import letter, token
-from quantization.words import Reference, best, count, typical, word_table
 
 # N items, L levels of the ID, G nodes (prefixes) at one depth, V words
 

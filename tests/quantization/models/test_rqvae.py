@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-
-from .conftest import codebook_options
+from tests.quantization.conftest import codebook_options
 
 LATENT = 4
 

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from quantization.models.fsq import ResidualFSQ
-
-from .conftest import seeded
+from tests.quantization.conftest import seeded
 
 
 def quantizer_of(num_levels: int, num_values: list[int]) -> ResidualFSQ:

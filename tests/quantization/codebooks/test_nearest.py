@@ -5,10 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import pairwise_distances, pairwise_distances_argmin
 
-from quantization.models import nearest as module
-from quantization.models.nearest import directions, distances_exactly, nearest, nearest_exactly
-
-from .conftest import seeded
+from quantization.codebooks import nearest as module
+from quantization.codebooks.nearest import directions, distances_exactly, nearest, nearest_exactly
+from tests.quantization.conftest import seeded
 
 BOTH = pytest.mark.parametrize("find", [nearest, nearest_exactly])
 

@@ -5,11 +5,10 @@ import torch
 from vector_quantize_pytorch import VectorQuantize
 
 from common.errors import ConfigError
-from quantization.models.codebook import Codebook, check_options
-from quantization.models.kmeans import kmeans
-from quantization.models.residual import ResidualQuantizer
-
-from .conftest import codebook_options, seeded
+from quantization.codebooks.codebook import Codebook, check_options
+from quantization.codebooks.kmeans import kmeans
+from quantization.codebooks.residual import ResidualQuantizer
+from tests.quantization.conftest import codebook_options, seeded
 
 
 def codebook_of(codewords: list[list[float]], uniform: bool = False, **options: object) -> Codebook:

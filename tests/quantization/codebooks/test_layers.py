@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from quantization.models.layers import MLP, Standardizer, exactly
-
-from .conftest import seeded
+from quantization.codebooks.layers import MLP, Standardizer, exactly
+from tests.quantization.conftest import seeded
 
 
 def test_mlp_has_relu_between_its_layers_and_none_behind_the_last():

@@ -12,8 +12,7 @@ from quantization import models
 from quantization.models import CONFIGS, config_path, find_class, names
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.utils import check_contract, checked_codes
-
-from .conftest import DOCUMENTED, WIDTH, seeded
+from tests.quantization.conftest import DOCUMENTED, WIDTH, seeded
 
 MANY = 240
 KINDS = ("distinct", "repeated", "constant")

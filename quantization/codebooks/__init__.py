@@ -1,0 +1,1 @@
+"""Building blocks of quantizers: codebooks, k-means, the nearest codeword, layers."""
