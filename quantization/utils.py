@@ -1,11 +1,9 @@
 """The contract with a quantizer: what it must return, checked, so that an error names the method that broke it."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError, UserError, out_of_memory
+from common.errors import ConfigError
 from quantization.models.abstract_vq import AbstractVQ
 
 # N items, B batch, L levels
@@ -15,15 +13,15 @@ MAX_MOVED = 0.05  # of them may get other codes alone than in a batch
 
 
 def check_contract(model: AbstractVQ, xs: Tensor) -> None:
-    """Try the quantizer on the first items of (N, D). A ConfigError names the method that fails or breaks a promise."""
+    """Try the quantizer on the first items of (N, D). A ConfigError names the method that breaks a promise."""
     batch = xs[:NUM_TRIED]
     model.eval()
     with torch.no_grad():
-        outputs = _call(model, "forward", model, batch)
+        outputs = model(batch)
         if not isinstance(outputs, tuple) or len(outputs) != 3:
             raise ConfigError(_place(model, "forward"), f"returned {_described(outputs)}",
                               fix="return (reconstruction, loss, codes)")
-        losses = _call(model, "compute_loss", model.compute_loss, outputs, batch)
+        losses = model.compute_loss(outputs, batch)
         if not isinstance(losses, dict) or "loss_total" not in losses:
             raise ConfigError(_place(model, "compute_loss"), f"returned {_described(losses)}",
                               fix='return {"loss_total": what is minimized, ...}')
@@ -43,7 +41,7 @@ def check_contract(model: AbstractVQ, xs: Tensor) -> None:
 def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
     """The model's codes for (B, D) as integers (B, L). Raises ConfigError that names the broken promise."""
     where = _place(model, "get_codes")
-    codes = _call(model, "get_codes", model.get_codes, xs)
+    codes = model.get_codes(xs)
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
         raise ConfigError(where, f"returned {getattr(codes, 'dtype', type(codes).__name__)}",
                           "codes are a tensor of integers", "return codes of shape (batch, levels)")
@@ -58,19 +56,6 @@ def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
         raise ConfigError(where, f"returned codes from {codes.amin(dim=0).tolist()} to {codes.amax(dim=0).tolist()}",
                           f"the sizes of the codebooks are {sizes}", "return codes from 0 to the codebook's size - 1")
     return codes
-
-
-def _call(model: AbstractVQ, method: str, function: Callable, *args):
-    """Its result. What it raises becomes an error that names the method; the traceback is in the log."""
-    try:
-        return function(*args)
-    except UserError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        raise ConfigError(_place(model, method), f"raised {type(error).__name__}", str(error).split("\n")[0],
-                          "correct the quantizer; --debug shows where") from error
 
 
 def _place(model: AbstractVQ, method: str) -> str:
