@@ -5,7 +5,6 @@ The next stage reads these files and their metas, and nothing else of the stage 
 
 import hashlib
 import json
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from glob import escape
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.cli import ROOT
+from common.cli import ROOT, folder_flag
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
 from common.publishing import SCHEMA_VERSION, file_sha256, finish_publishing, meta_path, publish
 from common.tables import parquet_rows
@@ -106,7 +105,7 @@ class DatasetFolder:
     @property
     def root_flag(self) -> str:
         """` --data_root DIR` for commands that would not look there by themselves, else nothing."""
-        return "" if self.data_root.resolve() == ROOT / "data" else f" --data_root {shlex.quote(str(self.data_root))}"
+        return folder_flag("--data_root", self.data_root, ROOT / "data")
 
     def require(self) -> None:
         """Raise ConfigError unless the data part has been run for this name."""

@@ -86,6 +86,11 @@ def parse(parser: Parser, argv: list[str], open_ended: bool = False):
     return args
 
 
+def folder_flag(flag: str, folder: Path, default: Path) -> str:
+    """` --flag FOLDER` for commands that would look in the default folder otherwise, else nothing."""
+    return "" if folder.resolve() == default else f" {flag} {shlex.quote(str(folder))}"
+
+
 def check_name(where: str, name: str | None) -> None:
     """Names become folder and file names, so they may not climb or hide."""
     if name is not None and (not NAME.fullmatch(name) or name.startswith(".")):

@@ -1,10 +1,9 @@
 """All finished tokenizers of a data set in one table."""
 
-import shlex
 from pathlib import Path
 
 from common.artifacts import DatasetFolder, load_meta
-from common.cli import ROOT
+from common.cli import ROOT, folder_flag
 from common.errors import DataError, UserError
 from common.publishing import write_text
 from common.run import latest_run, read_json
@@ -31,9 +30,9 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
              for name, run in runs.items()}
     summaries = {name: summary for name, summary in found.items() if _is_of(summary.get("inputs", {}), folder)}
     if not summaries:
-        root = "" if run_root.resolve() == ROOT / "runs" else f" --run_root {shlex.quote(str(run_root))}"
+        root = folder.root_flag + folder_flag("--run_root", run_root, ROOT / "runs")
         raise DataError(parent, "has no finished tokenizer" + (" of the present inputs" if found else ""),
-                        fix=f"python quantization/main.py --dataset_name {folder.name}{folder.root_flag}{root}")
+                        fix=f"python quantization/main.py --dataset_name {folder.name}{root}")
     best_first = sorted(summaries, key=lambda name: summaries[name]["figures"]["collision_rate"])
     rows = [row(name, runs[name], summaries[name]) for name in best_first]
     table = markdown(COLUMNS, rows)
