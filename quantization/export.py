@@ -1,4 +1,4 @@
-"""Semantic IDs for other systems: an `index.json` as the LC-Rec family reads it, and a table with titles."""
+"""Semantic IDs for other systems: tokens and an `index.json` as in the LC-Rec family, and a table with titles."""
 
 import csv
 import io
@@ -9,7 +9,6 @@ import numpy as np
 
 from common.artifacts import DatasetFolder, load_codes, load_items
 from common.publishing import write_text
-from quantization.tokens import token
 
 # N items, L levels
 
@@ -34,3 +33,12 @@ def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, 
 def tokens(codes: np.ndarray) -> list[list[str]]:
     """(N, L) -> each item's tokens, `<a_12>` for the first level's code 12, `<b_3>` for the second's 3, ..."""
     return [[token(level, code) for level, code in enumerate(row)] for row in codes.tolist()]
+
+
+def token(level: int, code: int) -> str:
+    """`<a_12>`: the letter names the level."""
+    return f"<{letter(level)}_{code}>"
+
+
+def letter(level: int) -> str:
+    return (letter(level // 26 - 1) if level >= 26 else "") + chr(ord("a") + level % 26)

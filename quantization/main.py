@@ -25,9 +25,10 @@ def main(argv: list[str]) -> None:
                        "they show what is finished")
         show(args, folder, name)
     else:
-        from quantization.pipeline import train
+        from quantization.pipeline import Options, train
 
-        train(args, config, folder, command_line("python quantization/main.py", argv))
+        options = Options(args.run_root, args.embedding_suffix, args.tag, args.force, args.strict)
+        train(config, folder, options, command_line("python quantization/main.py", argv))
 
 
 def make_parser(argv: list[str]):
@@ -60,7 +61,7 @@ def show(args, folder, name: str) -> None:
         print(compare(folder, args.run_root))
     if args.explain:
         from common.artifacts import variant
-        from quantization.inspection.explain import explain
+        from quantization.inspection.page import explain
 
         parent = args.run_root / "quantization" / folder.name / variant(name, args.embedding_suffix, args.tag)
         page = parent / "explain.html"

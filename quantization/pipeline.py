@@ -1,9 +1,9 @@
 """The quantization job: embeddings, training, the report, the published semantic IDs."""
 
-import argparse
 import json
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -26,12 +26,23 @@ log = logging.getLogger("quantization")
 EVALUATION = "evaluation.json"
 
 
-def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, command: str) -> None:
+class Options(NamedTuple):
+    """What the command line says of a run besides its configuration."""
+
+    run_root: Path
+    suffix: str
+    tag: str | None
+    force: bool   # repeat a finished run
+    strict: bool  # a collapsed codebook is an error
+
+
+def train(config: Config, folder: DatasetFolder, options: Options, command: str) -> None:
     """Train one quantizer, or reuse the run of the same command, and publish its codes."""
+    run_root, suffix, tag, force, strict = options
     log_to_console()
     device = resolve_device(config["common"]["device"], config.origins["common.device"])
     model_class = find_class(config.name)
-    embeddings = Embeddings.load(folder, model_class.embedding_suffixes(config.values, args.embedding_suffix))
+    embeddings = Embeddings.load(folder, model_class.embedding_suffixes(config.values, suffix))
     others = {str(path): file_sha256(path) for path in model_class.other_files(config.values)}
     model_config = config.for_model(num_items=len(embeddings.xs), inputs=embeddings.inputs, folder=folder)
     torch.manual_seed(config["common"]["seed"])
@@ -39,28 +50,28 @@ def train(args: argparse.Namespace, config: Config, folder: DatasetFolder, comma
     config.check_all_read(model_config)
     config.check_training_keys(model_config, by_gradient=model.trained_by_gradient())
     settings = settings_of(config, model, len(embeddings.xs))
-    judged_by = Judge.inputs(folder, args.embedding_suffix)
-    run = Run(args.run_root / "quantization" / args.dataset / variant(config.name, args.embedding_suffix, args.tag),
-              config.values, judged_by | embeddings.hashes | others, command,
+    judged_by = Judge.inputs(folder, suffix)
+    run = Run(run_root / "quantization" / folder.name / variant(config.name, suffix, tag), config.values,
+              judged_by | embeddings.hashes | others, command,
               code_digest(model_path(config.name), Path(__file__).parent))
-    codes = folder.codes(config.name, args.embedding_suffix, args.tag)
-    if run.finished and not args.force and is_published(codes, run.id):
+    codes = folder.codes(config.name, suffix, tag)
+    if run.finished and not force and is_published(codes, run.id):
         log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)
         run.make_latest()
-        if args.strict:
+        if strict:
             report(run.folder, run.summary()["figures"], config, settings, strict=True)
         return
-    with process_group(device), run.open(args.force):
-        trainer = Trainer(model, embeddings, config, run, device, Judge.load(folder, args.embedding_suffix))
+    with process_group(device), run.open(force):
+        trainer = Trainer(model, embeddings, config, run, device, Judge.load(folder, suffix))
         figures = trainer.train()
-        judgement, collapse = report(run.folder, figures, config, settings, args.strict)
+        judgement, collapse = report(run.folder, figures, config, settings, strict)
         info = {"run": run.id, "quantizer": config.name, "collapse": collapse}
         meta = trainer.publish(codes, command, info | ({"made_from": others} if others else {}))
         run.finish({"figures": figures, "codebook_sizes": meta["codebook_sizes"],
                     "num_parameters": sum(p.numel() for p in model.parameters()),
                     **{key: meta[key] for key in ("disambiguation", "collision_rate_before", "collision_rate_after")}})
     log.info("%s", judgement)
-    log.info("quantization: %s on %s: collision rate %.4f, after disambiguation %.4f", config.name, args.dataset,
+    log.info("quantization: %s on %s: collision rate %.4f, after disambiguation %.4f", config.name, folder.name,
              meta["collision_rate_before"], meta["collision_rate_after"])
     log.info("quantization: wrote %s; codebook sizes %s", codes, meta["codebook_sizes"])
     if meta["collision_rate_after"]:

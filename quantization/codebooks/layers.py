@@ -1,10 +1,13 @@
-"""Building blocks that quantizers share: the autoencoder's layers, and passes that do not depend on the batch."""
+"""Building blocks of quantizers: the autoencoder's layers, passes that do not depend on the batch, random rows."""
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 # N rows, D width
+
+MAX_START_ROWS = 65_536  # items that k-means looks at
+RESTART_ROWS = 2048      # items that dead codewords restart from; all of them would cost a sixth of it
 
 
 class MLP(nn.Sequential):
@@ -53,3 +56,10 @@ def exactly(module: nn.Module, xs: Tensor) -> Tensor:
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     doubled = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
     return functional_call(module, doubled, (xs.double(),))
+
+
+def sample(xs: Tensor, generator: torch.Generator, count: int = MAX_START_ROWS) -> Tensor:
+    """`count` random rows, or all where there are no more."""
+    if len(xs) <= count:
+        return xs
+    return xs[torch.randperm(len(xs), generator=generator)[:count].to(xs.device, non_blocking=True)]

@@ -2,17 +2,13 @@
 
 import re
 import unicodedata
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
 
-from common.artifacts import DatasetFolder, load_codes, load_items, variant
-from common.publishing import write_text
+from quantization.export import letter, token
 from quantization.inspection.keywords import Reference, best, count, typical, word_table
-from quantization.inspection.page import make_page
-from quantization.tokens import letter, token
 
 # N items, L levels of the ID, G nodes (prefixes) at one depth, V words
 
@@ -72,18 +68,6 @@ class About(NamedTuple):
     raw_ids: list[str]
     names: list[str]            # titles, or raw ids where an item has none
     collisions: tuple[float, float]  # rates before and after disambiguation
-
-
-def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, page: Path) -> str:
-    """The text that shows what the codes mean; the same, to click through, is written to `page`."""
-    codes, meta = load_codes(folder, quantizer, suffix, tag, distinct=False)
-    items = load_items(folder)
-    tree = build_tree(codes, items["title"], items["text"], meta["codebook_sizes"], meta["disambiguation_level"])
-    about = About(folder.name, variant(quantizer, suffix, tag), items["raw_id"].tolist(),
-                  display_names(items["title"], items["raw_id"]),
-                  (meta["collision_rate_before"], meta["collision_rate_after"]))
-    write_text(page, make_page(tree, about))
-    return f"{describe(tree, about)}\n\nTo click through it and to search, open {page} in a browser"
 
 
 def display_names(titles: np.ndarray, raw_ids: np.ndarray) -> list[str]:

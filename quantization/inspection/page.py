@@ -1,23 +1,33 @@
 """The HTML page of semantic IDs: one file that opens from disk and asks no network for anything."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # quantization.inspection.explain imports this module
-    from quantization.inspection.explain import About, Tree
+from common.artifacts import DatasetFolder, load_codes, load_items, variant
+from common.publishing import write_text
+from quantization.inspection.explain import About, Tree, build_tree, describe, display_names
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MAX_ITEMS = 100_000   # a browser reads some 20 MB with ease
 TITLE_LENGTH = 160
 # What could end the script element, is a line end to JavaScript, or has no UTF-8 of its own.
 UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+
+
+def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, page: Path) -> str:
+    """The text that shows what the codes mean; the same, to click through, is written to `page`."""
+    codes, meta = load_codes(folder, quantizer, suffix, tag, distinct=False)
+    items = load_items(folder)
+    tree = build_tree(codes, items["title"], items["text"], meta["codebook_sizes"], meta["disambiguation_level"])
+    about = About(folder.name, variant(quantizer, suffix, tag), items["raw_id"].tolist(),
+                  display_names(items["title"], items["raw_id"]),
+                  (meta["collision_rate_before"], meta["collision_rate_after"]))
+    write_text(page, make_page(tree, about))
+    return f"{describe(tree, about)}\n\nTo click through it and to search, open {page} in a browser"
 
 
 def make_page(tree: Tree, about: About) -> str:

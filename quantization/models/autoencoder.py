@@ -6,16 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ConfigError
-from quantization.codebooks.layers import MLP, Standardizer, exactly
+from quantization.codebooks.layers import MLP, RESTART_ROWS, Standardizer, exactly, sample
 from quantization.codebooks.residual import Quantized
 from quantization.codebooks.sizes import at_least_one, hidden_sizes
 
 from .abstract_vq import AbstractVQ
 
 # B batch, D input width, H latent size, L levels
-
-MAX_START_ROWS = 65_536  # items that k-means looks at
-RESTART_ROWS = 2048      # items that dead codewords restart from; all of them would cost a sixth of it
 
 
 class LatentQuantizer(Protocol):
@@ -112,10 +109,3 @@ def beside(suffix: str, other: str, quantizer: str) -> list[str]:
         raise ConfigError(f"--embedding_suffix {suffix}", f"is what {quantizer} reads anyway", "it needs an embedding "
                           "of the text beside it", "--embedding_suffix td")
     return [suffix, other]
-
-
-def sample(xs: Tensor, generator: torch.Generator, count: int = MAX_START_ROWS) -> Tensor:
-    """`count` random rows, or all where there are no more."""
-    if len(xs) <= count:
-        return xs
-    return xs[torch.randperm(len(xs), generator=generator)[:count].to(xs.device, non_blocking=True)]

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from common.data_parallel import mean_of_present
-from quantization.codebooks.layers import MLP, Standardizer, exactly
+from quantization.codebooks.layers import MLP, RESTART_ROWS, Standardizer, exactly, sample
 from quantization.codebooks.residual import ResidualQuantizer
 from quantization.codebooks.sizes import at_least_one, codebook_size, hidden_sizes
 
 from .abstract_vq import AbstractVQ
-from .autoencoder import RESTART_ROWS, beside, sample
+from .autoencoder import beside
 
 # B batch, D_m width of modality m, H latent size, L levels
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from quantization.codebooks.layers import sample
 from quantization.codebooks.sizes import at_least_one
 
-from .autoencoder import sample
 from .pq import PQ
 
 

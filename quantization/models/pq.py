@@ -5,11 +5,11 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from quantization.codebooks.kmeans import kmeans
+from quantization.codebooks.layers import sample
 from quantization.codebooks.nearest import distances_exactly, nearest_exactly
 from quantization.codebooks.sizes import at_least_one, codebook_size
 
 from .abstract_vq import AbstractVQ
-from .autoencoder import sample
 
 # B batch, D input width, L levels (parts), P part width, K codebook size
 

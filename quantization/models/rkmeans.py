@@ -8,12 +8,11 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from quantization.codebooks.kmeans import kmeans
-from quantization.codebooks.layers import Standardizer
+from quantization.codebooks.layers import Standardizer, sample
 from quantization.codebooks.nearest import distances_exactly, nearest_exactly
 from quantization.codebooks.sizes import at_least_one, codebook_size
 
 from .abstract_vq import AbstractVQ
-from .autoencoder import sample
 
 log = logging.getLogger(__name__)
 

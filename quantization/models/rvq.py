@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from quantization.codebooks.layers import Standardizer
+from quantization.codebooks.layers import RESTART_ROWS, Standardizer, sample
 from quantization.codebooks.residual import ResidualQuantizer
 from quantization.codebooks.sizes import at_least_one, codebook_size
 
 from .abstract_vq import AbstractVQ
-from .autoencoder import RESTART_ROWS, sample
 
 # B batch, D input width, L levels
 

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import duckdb
@@ -22,7 +21,7 @@ from common.config import resolve
 from common.publishing import publish
 from quantization.models import CONFIGS
 from quantization.models import config_path as quantizer_config
-from quantization.pipeline import train
+from quantization.pipeline import Options, train
 from recommendation.models import DEFAULTS
 from recommendation.models import config_path as recommender_config
 from recommendation.pipeline import Pipeline
@@ -182,8 +181,7 @@ def test_a_process_that_dies_ends_the_other_and_a_single_one_finishes_the_run(fo
 
 def test_two_processes_train_the_quantizer_that_one_trains(folder, tmp_path):
     config = resolve("rqvae", quantizer_config("rqvae"), CONFIGS / "defaults.yaml", list(QUANTIZE.items()))
-    train(Namespace(dataset="Tiny", embedding_suffix="td", tag=None, run_root=tmp_path / "alone", force=False,
-                    strict=False), config, folder, "a command")
+    train(config, folder, Options(tmp_path / "alone", "td", None, force=False, strict=False), "a command")
     path = folder.codes("rqvae", "td", None)
     codes = np.load(path)
     done = torchrun("quantization/main.py", folder, tmp_path / "runs", "--force", *words(QUANTIZE))

@@ -1,6 +1,5 @@
 """The whole job on a tiny data set: embeddings, codes, report, what a second run reuses."""
 
-import argparse
 import json
 import logging
 
@@ -41,9 +40,8 @@ def quantize(tmp_path, folder, make_config):
     def quantize(name, strict=False, force=False, suffix="td", tag=None, common=None, **own):
         config = make_config(name, **own)
         config["common"].update({"device": "cpu"} | (common or {}))
-        args = argparse.Namespace(run_root=tmp_path / "runs", dataset=folder.name, embedding_suffix=suffix, tag=tag,
-                                  force=force, strict=strict)
-        pipeline.train(args, config, folder, f"quantize {name}")
+        options = pipeline.Options(tmp_path / "runs", suffix, tag, force, strict)
+        pipeline.train(config, folder, options, f"quantize {name}")
         return latest_run(tmp_path / "runs/quantization/Tiny" / "-".join(filter(None, (name, suffix, tag))))
 
     return quantize

@@ -5,9 +5,9 @@ import pytest
 
 from common.artifacts import DatasetFolder, ids_sha256, save_array
 from common.publishing import publish
-from quantization.inspection.explain import About, build_tree, cut, describe, display_names, explain
+from quantization.inspection.explain import About, build_tree, cut, describe, display_names
 from quantization.inspection.keywords import words_of
-from quantization.tokens import letter
+from quantization.inspection.page import explain
 
 # Two depths: lamps 0 and 1 under <a_0>, all of one brand with the cables under <a_2>.
 SHOP = [
@@ -144,10 +144,6 @@ def test_an_item_without_title_shows_its_raw_id_and_speaks_by_its_text():
                        texts=["garden hose", "hose", "", ""])
     assert tree.depths[0].words == [["hose"], ["lamp"]]
     assert "    · raw0\n    · raw1" in describe(tree, about)
-
-
-def test_many_levels_have_letters_beyond_z():
-    assert [letter(level) for level in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
 
 
 def test_a_title_is_cut_to_its_columns_and_cannot_drive_the_terminal():
