@@ -43,6 +43,8 @@ class Standardizer(nn.Module):
     @torch.no_grad()
     def measure(self, xs: Tensor) -> None:
         """A column that is constant keeps deviation 1, so that nothing is divided by 0."""
+        if not self.active:
+            return
         deviation, self.mean = torch.std_mean(xs, dim=0, correction=0)
         self.deviation = torch.where(deviation > 1e-6 * (1 + self.mean.abs()), deviation, 1.0)
 

@@ -1,9 +1,9 @@
-"""What quantizers with an autoencoder share: they differ in the quantizer at the latent."""
+"""Bases of quantizers that code a latent, made by an autoencoder or otherwise."""
 
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import ConfigError
 from quantization.codebooks.layers import MLP, RESTART_ROWS, Standardizer, exactly, sample
@@ -18,7 +18,9 @@ from .abstract_vq import AbstractVQ
 class LatentQuantizer(Protocol):
     """A module that turns latents into codes and back; `ResidualQuantizer` is one, `Codebook`s help to build others."""
 
-    sizes: list[int]  # the number of codes of each level
+    @property
+    def sizes(self) -> list[int]:
+        """The number of codes of each level."""
 
     def __call__(self, latent: Tensor) -> Quantized:
         """(B, H) -> quantized latents (B, H) that pass a gradient on, codes (B, L), and the two losses."""
@@ -36,7 +38,41 @@ class LatentQuantizer(Protocol):
         """Move codewords that training did not use since the last call to latents of (N, H)."""
 
 
-class AutoencoderVQ(AbstractVQ):
+class LatentVQ(AbstractVQ):
+    """The base of quantizers that code a latent by `self.quantizer`. A derived class overrides `latent`."""
+
+    standardizer: Standardizer
+    quantizer: LatentQuantizer
+
+    def measure(self, xs: Tensor) -> None:
+        """Measure the data (N, D) before the first latent."""
+        self.standardizer.measure(xs)
+
+    def latent(self, xs: Tensor) -> Tensor:
+        """(B, D) -> (B, H), in the precision of xs; in float64 no row depends on the others."""
+        raise NotImplementedError
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        return self.quantizer.sizes
+
+    def get_codes(self, xs: Tensor) -> Tensor:
+        return self.quantizer.get_codes(self.latent(xs.double()))
+
+    def last_distances(self, xs: Tensor) -> Tensor | None:
+        return self.quantizer.last_distances(self.latent(xs.double()))
+
+    @torch.no_grad()
+    def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
+        self.measure(xs)
+        self.quantizer.start(self.latent(sample(xs, generator)), generator)
+
+    @torch.no_grad()
+    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
+        self.quantizer.restart_dead(self.latent(sample(xs, generator, RESTART_ROWS)), generator)
+
+
+class AutoencoderVQ(LatentVQ):
     """Encoder, quantizer and decoder; the base of quantizers that code a latent.
 
     A derived class sets `section`, its section of the YAML, and overrides `make_quantizer`. In it `self.params` are the
@@ -63,44 +99,24 @@ class AutoencoderVQ(AbstractVQ):
         """H, called before the quantizer is made."""
         return at_least_one(self.params["latent_size"], f"{self.where}.latent_size")
 
-    def make_quantizer(self) -> nn.Module:
-        """A `LatentQuantizer` of latents (B, `self.latent_size`)."""
+    def make_quantizer(self) -> LatentQuantizer:
+        """The module that quantizes latents (B, `self.latent_size`)."""
         raise NotImplementedError
 
-    @property
-    def codebook_sizes(self) -> list[int]:
-        return self.quantizer.sizes
+    def latent(self, xs: Tensor) -> Tensor:
+        seen = self.standardizer(xs)
+        return exactly(self.encoder, seen) if xs.dtype == torch.float64 else self.encoder(seen)
 
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized = self.quantizer(self.encoder(self.standardizer(xs)))
         loss = quantized.codebook_loss + self.commitment_cost * quantized.commitment_loss
         return self.standardizer.undo(self.decoder(quantized.latent)), loss, quantized.codes
 
-    def get_codes(self, xs: Tensor) -> Tensor:
-        return self.quantizer.get_codes(self._latent_exactly(xs))
-
-    def last_distances(self, xs: Tensor) -> Tensor | None:
-        return self.quantizer.last_distances(self._latent_exactly(xs))
-
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         reconstruction, quantization_loss, _ = forward_outputs
         recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean()
         return {"loss_total": recon_loss + quantization_loss, "recon_loss": recon_loss,
                 "quantization_loss": quantization_loss}
-
-    @torch.no_grad()
-    def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
-        if self.standardizer.active:
-            self.standardizer.measure(xs)
-        self.quantizer.start(self.encoder(self.standardizer(sample(xs, generator))), generator)
-
-    @torch.no_grad()
-    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
-        rows = sample(xs, generator, RESTART_ROWS)
-        self.quantizer.restart_dead(self.encoder(self.standardizer(rows)), generator)
-
-    def _latent_exactly(self, xs: Tensor) -> Tensor:
-        return exactly(self.encoder, self.standardizer(xs.double()))
 
 
 def beside(suffix: str, other: str, quantizer: str) -> list[str]:

@@ -24,6 +24,7 @@ class LETTER(RQVAE):
     """
 
     section = "letter"
+    groups: Tensor  # (L, K)
 
     def __init__(self, config: dict, input_size: int):
         inputs = config["data"]["inputs"]
@@ -55,11 +56,8 @@ class LETTER(RQVAE):
         loss = loss + self.diversity_weight * self.diversity_loss(quantized.codes)
         return self.standardizer.undo(self.decoder(quantized.latent)), loss, quantized.codes
 
-    def get_codes(self, xs: Tensor) -> Tensor:
-        return super().get_codes(self.target(xs))
-
-    def last_distances(self, xs: Tensor) -> Tensor:
-        return super().last_distances(self.target(xs))
+    def latent(self, xs: Tensor) -> Tensor:
+        return super().latent(self.target(xs))
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         return super().compute_loss(forward_outputs, self.target(original_xs))
@@ -112,11 +110,11 @@ def _num_groups(count: int | str, num_codewords: int, where: str) -> int:
     """`auto` is LETTER's 10, or as many as have two codewords each."""
     if count == "auto":
         return max(1, min(10, num_codewords // 2))
-    at_least_one(count, where, wanted="auto or at least 1")
-    if count > num_codewords:
-        raise ConfigError(where, f"is {count}", f"there are only {num_codewords} codewords to group",
+    number = at_least_one(count, where, wanted="auto or at least 1")
+    if number > num_codewords:
+        raise ConfigError(where, f"is {number}", f"there are only {num_codewords} codewords to group",
                           f"--num_groups auto, or {num_codewords} or fewer")
-    return count
+    return number
 
 
 def _partners(groups: Tensor) -> tuple[Tensor, Tensor]:

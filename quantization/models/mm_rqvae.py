@@ -1,22 +1,24 @@
 """RQ-VAE over text and image together: one latent and one set of codebooks, a reconstruction per modality."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from common.data_parallel import mean_of_present
-from quantization.codebooks.layers import MLP, RESTART_ROWS, Standardizer, exactly, sample
+from quantization.codebooks.layers import MLP, Standardizer, exactly
 from quantization.codebooks.residual import ResidualQuantizer
 from quantization.codebooks.sizes import at_least_one, codebook_size, hidden_sizes
 
-from .abstract_vq import AbstractVQ
-from .autoencoder import beside
+from .autoencoder import LatentVQ, beside
 
 # B batch, D_m width of modality m, H latent size, L levels
 
 IMAGE = "image"
 
 
-class MMRQVAE(AbstractVQ):
+class MMRQVAE(LatentVQ):
     """An encoder and a decoder per modality; the latents of those that an item has are averaged, then quantized.
 
     A modality that an item lacks (its columns are zero) adds nothing to its latent, and nothing to the loss.
@@ -28,7 +30,8 @@ class MMRQVAE(AbstractVQ):
         self.commitment_cost = config["mm_rqvae"]["training_params"]["commitment_cost"]
         self.widths = list(config["data"]["inputs"].values())
         latent_size = at_least_one(params["latent_size"], f"{where}.latent_size")
-        self.standardizers = nn.ModuleList(Standardizer(width, params["standardize"]) for width in self.widths)
+        standardizers = nn.ModuleList(Standardizer(width, params["standardize"]) for width in self.widths)
+        self.standardizers = cast("Sequence[Standardizer]", standardizers)
         hidden = hidden_sizes(params["hidden_sizes"], where)
         layers = [[width, *hidden, latent_size] for width in self.widths]
         self.encoders = nn.ModuleList(MLP(widths) for widths in layers)
@@ -41,22 +44,12 @@ class MMRQVAE(AbstractVQ):
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
         return beside(suffix, IMAGE, "mm_rqvae")
 
-    @property
-    def codebook_sizes(self) -> list[int]:
-        return self.quantizer.sizes
-
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized = self.quantizer(self.latent(xs))
         loss = quantized.codebook_loss + self.commitment_cost * quantized.commitment_loss
         parts = [standardizer.undo(decoder(quantized.latent))
                  for standardizer, decoder in zip(self.standardizers, self.decoders, strict=True)]
         return torch.cat(parts, dim=1), loss, quantized.codes
-
-    def get_codes(self, xs: Tensor) -> Tensor:
-        return self.quantizer.get_codes(self.latent(xs.double()))
-
-    def last_distances(self, xs: Tensor) -> Tensor:
-        return self.quantizer.last_distances(self.latent(xs.double()))
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         reconstruction, quantization_loss, _ = forward_outputs
@@ -68,8 +61,7 @@ class MMRQVAE(AbstractVQ):
                 "quantization_loss": quantization_loss}
 
     def latent(self, xs: Tensor) -> Tensor:
-        """(B, sum of D_m) -> (B, H), in the precision of xs: float64 means that the batch makes no difference."""
-        total, count = 0.0, 0.0
+        total = count = xs.new_zeros(())
         for part, standardizer, encoder in zip(xs.split(self.widths, dim=1), self.standardizers, self.encoders,
                                                strict=True):
             present = _present(part)
@@ -78,17 +70,11 @@ class MMRQVAE(AbstractVQ):
             total, count = total + present * latent, count + present
         return total / count.clamp(min=1)
 
-    @torch.no_grad()
-    def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
+    def measure(self, xs: Tensor) -> None:
         for part, standardizer in zip(xs.split(self.widths, dim=1), self.standardizers, strict=True):
             rows = part[_present(part).squeeze(1) > 0]
-            if standardizer.active and len(rows):
+            if len(rows):
                 standardizer.measure(rows)
-        self.quantizer.start(self.latent(sample(xs, generator)), generator)
-
-    @torch.no_grad()
-    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
-        self.quantizer.restart_dead(self.latent(sample(xs, generator, RESTART_ROWS)), generator)
 
     def _recon_loss(self, made: Tensor, wanted: Tensor, standardizer: Standardizer) -> Tensor:
         present = _present(wanted).squeeze(1)

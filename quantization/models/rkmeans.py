@@ -26,6 +26,10 @@ class RKMEANS(AbstractVQ):
     clusters are power diagrams, so that the limit holds for codes that are looked up item by item.
     """
 
+    codewords: Tensor  # (L, K, D)
+    offsets: Tensor    # float64 (L, K)
+    lengths: Tensor    # (L,) of what is left over; means, where it is normalized
+
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
         self.params, where = config["rkmeans"]["model_params"], "rkmeans.model_params"
@@ -41,7 +45,7 @@ class RKMEANS(AbstractVQ):
         self.standardizer = Standardizer(input_size, self.params["standardize"])
         self.register_buffer("codewords", torch.zeros(num_levels, self.size, input_size))
         self.register_buffer("offsets", torch.zeros(num_levels, self.size, dtype=torch.float64))
-        self.register_buffer("lengths", torch.ones(num_levels))  # of what is left over; means, where it is normalized
+        self.register_buffer("lengths", torch.ones(num_levels))
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -63,8 +67,7 @@ class RKMEANS(AbstractVQ):
 
     @torch.no_grad()
     def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
-        if self.standardizer.active:
-            self.standardizer.measure(xs)
+        self.standardizer.measure(xs)
         rows = self.standardizer(sample(xs, generator, self.max_rows))
         largest = None if self.largest is None else math.ceil(self.largest * len(rows) / self.size)
         for level in range(len(self.codewords)):

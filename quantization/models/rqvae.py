@@ -10,6 +10,7 @@ class RQVAE(AutoencoderVQ):
     """An autoencoder whose latent is coded level by level, each level coding what is left over."""
 
     section = "rqvae"
+    quantizer: ResidualQuantizer
 
     def make_quantizer(self) -> ResidualQuantizer:
         size = codebook_size(self.params["codebook_size"], self.config["data"]["num_items"], self.where)

@@ -1,18 +1,17 @@
 """Residual vector quantization without an autoencoder, as in SoundStream (arXiv 2107.03312)."""
 
-import torch
 from torch import Tensor
 
-from quantization.codebooks.layers import RESTART_ROWS, Standardizer, sample
+from quantization.codebooks.layers import Standardizer
 from quantization.codebooks.residual import ResidualQuantizer
 from quantization.codebooks.sizes import at_least_one, codebook_size
 
-from .abstract_vq import AbstractVQ
+from .autoencoder import LatentVQ
 
 # B batch, D input width, L levels
 
 
-class RVQ(AbstractVQ):
+class RVQ(LatentVQ):
     """The embeddings themselves, coded level by level; the codewords are moving averages, nothing else is trained."""
 
     def __init__(self, config: dict, input_size: int):
@@ -23,32 +22,15 @@ class RVQ(AbstractVQ):
         self.standardizer = Standardizer(input_size, params["standardize"])
         self.quantizer = ResidualQuantizer(num_levels, size, input_size, params["codebook"], f"{where}.codebook")
 
-    @property
-    def codebook_sizes(self) -> list[int]:
-        return self.quantizer.sizes
+    def latent(self, xs: Tensor) -> Tensor:
+        return self.standardizer(xs)
 
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        quantized = self.quantizer(self.standardizer(xs))
+        quantized = self.quantizer(self.latent(xs))
         return self.standardizer.undo(quantized.latent), quantized.codebook_loss, quantized.codes
-
-    def get_codes(self, xs: Tensor) -> Tensor:
-        return self.quantizer.get_codes(self.standardizer(xs.double()))
-
-    def last_distances(self, xs: Tensor) -> Tensor:
-        return self.quantizer.last_distances(self.standardizer(xs.double()))
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         """With moving averages the loss only tells how far training is; with gradients it moves the codewords."""
         reconstruction, codebook_loss, _ = forward_outputs
         recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean().detach()
         return {"loss_total": recon_loss + codebook_loss, "recon_loss": recon_loss}
-
-    @torch.no_grad()
-    def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
-        if self.standardizer.active:
-            self.standardizer.measure(xs)
-        self.quantizer.start(self.standardizer(sample(xs, generator)), generator)
-
-    @torch.no_grad()
-    def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
-        self.quantizer.restart_dead(self.standardizer(sample(xs, generator, RESTART_ROWS)), generator)
