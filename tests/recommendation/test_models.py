@@ -194,7 +194,7 @@ def test_a_yaml_without_its_model_file_is_an_error(home):
     (1, "class Other:\n    pass\n"), (2, "class MyModelC2:\n    pass\n"), (3, "my_model_c3 = 1\n")])
 def test_a_model_file_without_its_class_is_an_error(home, number, source):
     add(home, f"my_model_c{number}", source)
-    with pytest.raises(ConfigError, match="no class named like the folder"):
+    with pytest.raises(ConfigError, match="has no class"):
         find_class(f"my_model_c{number}")
 
 

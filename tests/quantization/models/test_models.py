@@ -323,5 +323,5 @@ def test_a_yaml_without_its_model_file_is_an_error(home):
 ])
 def test_a_model_file_without_its_class_is_an_error(home, number, source):
     (home / f"my_vq_c{number}.py").write_text(source)
-    with pytest.raises(ConfigError, match="no class named like the file"):
+    with pytest.raises(ConfigError, match="has no class"):
         find_class(f"my_vq_c{number}")
