@@ -351,9 +351,9 @@ def build_and_search(path: Path) -> dict:
     import numpy as np
     import torch
 
+    from recommendation.decoding.beam_search import beam_search
+    from recommendation.decoding.trie import Trie
     from recommendation.models.abstract_model import Catalogue
-    from recommendation.models.beam_search import beam_search
-    from recommendation.models.trie import Trie
 
     codes = np.load(path, allow_pickle=False)
     sizes = [256, 256, 256, int(codes[:, 3].max()) + 1]

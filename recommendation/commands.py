@@ -6,7 +6,7 @@ import logging
 from common.artifacts import DatasetFolder
 from common.config import Config
 from common.distributed import is_main
-from recommendation.catalogue import Choice
+from recommendation.runs import Choice
 
 log = logging.getLogger(__name__)
 
@@ -15,15 +15,15 @@ def run(args: argparse.Namespace, config: Config, folder: DatasetFolder, command
     """The one thing that the flags ask for."""
     choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
     if args.compare:
-        from recommendation.compare import compare
+        from recommendation.results import compare
 
         print(compare(folder, args.run_root))
     elif args.export_item_embeddings:
-        from recommendation.export import export_item_embeddings
+        from recommendation.export.item_embeddings import export_item_embeddings
 
         export_item_embeddings(config, folder, choice, args.run_root, args.export_item_embeddings, command, args.force)
     elif args.export_t5:
-        from recommendation.t5_export import export_t5
+        from recommendation.export.t5 import export_t5
 
         export_t5(folder, args)
     else:

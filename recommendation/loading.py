@@ -12,9 +12,9 @@ from common.config import Config, resolve
 from common.device import resolve_device
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
 from common.run import latest_run, read_json
-from recommendation.catalogue import Choice, Source, load_source
 from recommendation.models import DEFAULTS, code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender
+from recommendation.runs import Choice, Source, load_source
 
 log = logging.getLogger(__name__)
 

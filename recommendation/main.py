@@ -12,7 +12,9 @@ def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
     from common.cli import check_name, command_line, parse
     from common.config import resolve
-    from recommendation.flags import (
+    from recommendation.export.t5 import check_t5_flags
+    from recommendation.models import DEFAULTS, config_path
+    from recommendation.options import (
         check_training,
         make_parser,
         overrides,
@@ -20,8 +22,6 @@ def main(argv: list[str]) -> None:
         refuse_what_nobody_reads,
         without_run_list,
     )
-    from recommendation.models import DEFAULTS, config_path
-    from recommendation.t5_export import check_t5_flags
 
     parser = make_parser(argv)
     args = parse(parser, argv, open_ended=True)

@@ -15,12 +15,12 @@ from common.errors import DataError
 from common.progress import Progress
 from common.publishing import write_text
 from common.run import Run, read_json
-from recommendation.catalogue import Choice, load_source
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, by_popularity, metrics, predict
+from recommendation.export.t5 import initialize_from_t5, t5_inputs
 from recommendation.models import code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender
-from recommendation.t5_export import initialize_from_t5, t5_inputs
+from recommendation.runs import Choice, load_source
 from recommendation.trainer import Trainer
 
 log = logging.getLogger(__name__)

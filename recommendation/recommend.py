@@ -90,11 +90,11 @@ def recommend(args, folder) -> Iterator[str]:
     """The lines of the answer; what was done about odd input goes to the log as warnings."""
     import numpy as np
 
-    from recommendation.catalogue import Choice
     from recommendation.dataset import Sequences
     from recommendation.histories import Asked, Lookup, read_histories
     from recommendation.loading import load_recommender
     from recommendation.ranking import rank
+    from recommendation.runs import Choice
 
     asked = read_histories(args.histories) if args.histories else [Asked(args.user, None, "--user")]
     choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)

@@ -15,11 +15,11 @@ from common.errors import DataError
 from common.publishing import write_text
 from common.run import log_to_console
 from common.tables import markdown
-from recommendation.catalogue import Choice, load_source
-from recommendation.compare import read_run
 from recommendation.dataset import Sequences
 from recommendation.loading import newest_run, require_same_inputs
 from recommendation.models import names
+from recommendation.results import read_run
+from recommendation.runs import Choice, load_source
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recommendation.decoding.beam_search import Step, beam_search, exact_search
+from recommendation.decoding.trie import Trie
+
 from .abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows
-from .beam_search import Step, beam_search, exact_search
 from .params import Params
-from .trie import Trie
 
 # B batch, K beams, L levels, M model width, C codebook size of a level
 

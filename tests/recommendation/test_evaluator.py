@@ -8,8 +8,8 @@ import torch
 
 from common.errors import TrainingError
 from recommendation.evaluator import CUTOFFS, Predictions, by_popularity, metrics, predict
-from recommendation.flags import SELECTABLE
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations, top_items
+from recommendation.options import SELECTABLE
 from tests.brute_force import brute_force
 
 from .conftest import leave_one_out

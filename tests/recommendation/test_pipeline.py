@@ -10,11 +10,10 @@ import pytest
 
 from common.artifacts import DatasetFolder, load_meta, save_array
 from common.errors import DataError
-from common.publishing import publish, write_meta
-from recommendation.catalogue import Choice, load_source
 from recommendation.evaluator import predict
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.pipeline import Pipeline
+from recommendation.runs import Choice, load_source
 
 from .conftest import NUM_ITEMS, SIZES, random_codes
 

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 from common.errors import ArtifactError, DataError
-from common.publishing import publish
-from recommendation.catalogue import Choice
 from recommendation.main import main as train_by_command
 from recommendation.pipeline import Pipeline
 from recommendation.report import examples, main, report, table
+from recommendation.runs import Choice
 
 from .test_pipeline import write_data, write_table
 

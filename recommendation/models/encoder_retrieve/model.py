@@ -7,17 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.progress import Progress
+from recommendation.decoding.top_k import are_among, in_order
 
-from ..abstract_model import (
-    PADDING,
-    AbstractRecommender,
-    Catalogue,
-    Recommendations,
-    Windows,
-    are_among,
-    in_order,
-    top_items,
-)
+from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
 from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
 from ..params import Params
 

@@ -13,7 +13,7 @@ from recommendation.models.abstract_model import Catalogue, top_items
 from recommendation.models.markov.model import Markov
 from recommendation.models.popularity.model import Popularity
 
-from .conftest import leave_one_out, windows_of
+from ..conftest import leave_one_out, windows_of
 
 
 def fitted(model_class, histories: list[list[int]], num_items: int):

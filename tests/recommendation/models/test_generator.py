@@ -7,7 +7,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from recommendation.models.abstract_model import PADDING
 
-from .conftest import NUM_ITEMS, SIZES, logits_of, padded, teacher_forced, windows_of
+from ..conftest import NUM_ITEMS, SIZES, logits_of, padded, teacher_forced, windows_of
 
 HISTORIES = [[3, 8, 0, 29, 11, 3], [17], [5, 21, 2], list(range(10, 22))]
 TARGETS = [4, 0, 29, 12]

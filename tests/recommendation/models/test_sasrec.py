@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .conftest import NUM_ITEMS, randomize, windows_of
-from .t5_stack import causal_stack
+from ..conftest import NUM_ITEMS, randomize, windows_of
+from ..t5_stack import causal_stack
 
 ROWS = [[3, 8, 0, 29, 11], [5, 21]]
 

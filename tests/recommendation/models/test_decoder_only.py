@@ -2,8 +2,8 @@
 
 import torch
 
-from .conftest import SIZES, logits_of, randomize, windows_of
-from .t5_stack import causal_stack
+from ..conftest import SIZES, logits_of, randomize, windows_of
+from ..t5_stack import causal_stack
 
 HISTORY, TARGET = [3, 8, 0, 29, 11], 17
 

@@ -22,16 +22,16 @@ from transformers import (
 from common.artifacts import DatasetFolder, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
-from recommendation.flags import make_parser, refuse_what_nobody_reads
+from recommendation.export.t5 import check_t5_flags, export_t5
 from recommendation.models.encoder_decoder.t5 import load_t5, read_t5, to_t5
+from recommendation.options import make_parser, refuse_what_nobody_reads
 from recommendation.pipeline import Pipeline
-from recommendation.t5_export import check_t5_flags, export_t5
 
-from .conftest import NUM_ITEMS, SIZES, random_codes, randomize, windows_of
-from .test_encoder_decoder import TOKEN_OFFSETS
-from .test_generator import HISTORIES
-from .test_pipeline import HISTORIES as USERS
-from .test_pipeline import RAW_ITEMS, write_data
+from ..conftest import NUM_ITEMS, SIZES, random_codes, randomize, windows_of
+from ..models.test_encoder_decoder import TOKEN_OFFSETS
+from ..models.test_generator import HISTORIES
+from ..test_pipeline import HISTORIES as USERS
+from ..test_pipeline import RAW_ITEMS, write_data
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "index.json", "README.md"}
 BOTH = pytest.mark.parametrize("train_on", ["target", "every_position"])

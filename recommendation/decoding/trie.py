@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .abstract_model import PADDING
+from recommendation.decoding.top_k import PADDING
 
 # B batch, K beams, J most children of a level's nodes, N items, L levels, S most seen items of a history
 

@@ -10,11 +10,10 @@ import torch
 from common.artifacts import DatasetFolder, load_interactions, load_meta, save_array
 from common.config import Config
 from common.errors import ConfigError, TrainingError
-from common.publishing import meta_path
-from recommendation.catalogue import Choice
 from recommendation.loading import load_recommender
 from recommendation.models import find_class, names
 from recommendation.models.abstract_model import AbstractRecommender
+from recommendation.runs import Choice
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ import pytest
 
 from common.artifacts import save_array
 from common.errors import ArtifactError, DataError
-from common.publishing import meta_path
-from recommendation.catalogue import Choice
 from recommendation.dataset import Sequences
 from recommendation.evaluator import predict
 from recommendation.loading import load_recommender
+from recommendation.runs import Choice
 
 from .conftest import NUM_ITEMS, SIZES, random_codes
 from .test_pipeline import HISTORIES, RAW_ITEMS, write_data

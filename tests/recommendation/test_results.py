@@ -11,11 +11,10 @@ import pytest
 
 from common.artifacts import load_meta, save_array
 from common.errors import DataError
-from common.publishing import publish
-from recommendation.compare import cell, compare
 from recommendation.main import main
 from recommendation.models import DEFAULTS, config_path
 from recommendation.pipeline import Pipeline
+from recommendation.results import cell, compare
 from recommendation.seeds import mean_and_deviation, run_seeds
 from tests.small import small_config
 
@@ -150,7 +149,7 @@ def test_a_folder_that_cannot_be_written_still_shows_its_table(shop, monkeypatch
     def refuse(path, text):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("recommendation.compare.write_text", refuse)  # root may write anywhere
+    monkeypatch.setattr("recommendation.results.write_text", refuse)  # root may write anywhere
     text = compare(folder, runs)
     assert "| popularity |" in text
     last = text.splitlines()[-1]

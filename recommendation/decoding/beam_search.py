@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .abstract_model import Recommendations, in_order, top_items
-from .trie import Trie
+from recommendation.decoding.top_k import Recommendations, in_order, top_items
+from recommendation.decoding.trie import Trie
 
 # B batch, K beams, C codebook size of a level, J most children of a level's nodes, P nodes of a level, N items,
 # S most seen items of a history

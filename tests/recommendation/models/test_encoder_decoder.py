@@ -8,7 +8,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from recommendation.models.encoder_decoder.t5 import to_t5, weight_pairs
 
-from .conftest import SIZES, logits_of, randomize, teacher_forced, windows_of
+from ..conftest import SIZES, logits_of, randomize, teacher_forced, windows_of
 from .test_generator import HISTORIES, TARGETS, loss_alone, training_windows
 
 TOKEN_OFFSETS = [1, 5, 10]  # 0 is padding and start; then 4, 5 and 3 codes

@@ -3,8 +3,8 @@
 import pytest
 
 from common.errors import ConfigError
-from recommendation.flags import parse_seeds, without_run_list
 from recommendation.main import main
+from recommendation.options import parse_seeds, without_run_list
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recommendation.models.beam_search import beam_search, exact_search
-from recommendation.models.trie import Trie
+from recommendation.decoding.beam_search import beam_search, exact_search
+from recommendation.decoding.trie import Trie
 from tests.brute_force import best_unseen
 
-from .conftest import padded, random_codes
+from ..conftest import padded, random_codes
 
 CODES = torch.tensor([[1, 0, 2], [0, 3, 1], [1, 0, 0], [1, 2, 0]])
 SIZES = [2, 4, 3]

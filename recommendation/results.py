@@ -13,8 +13,8 @@ from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.publishing import write_text
 from common.run import read_json
 from common.tables import csv_text, markdown
-from recommendation.catalogue import NO_CODES, Choice
 from recommendation.models import DEFAULTS, baselines, config_path
+from recommendation.runs import NO_CODES, Choice
 from recommendation.seeds import mean_and_deviation
 
 log = logging.getLogger(__name__)

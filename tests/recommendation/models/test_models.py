@@ -12,7 +12,7 @@ from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations
 from tests.brute_force import best_unseen
 
-from .conftest import LOSSES, NUM_ITEMS, SIZES, padded, random_codes, windows_of
+from ..conftest import LOSSES, NUM_ITEMS, SIZES, padded, random_codes, windows_of
 
 HISTORIES = [[3, 8, 0, 29, 11], [0], [5, 21]]
 

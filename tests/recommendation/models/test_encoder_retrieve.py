@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 from recommendation.models.abstract_model import Catalogue
 
-from .conftest import NUM_ITEMS, SIZES, padded, random_codes, randomize, windows_of
-from .t5_stack import causal_stack
+from ..conftest import NUM_ITEMS, SIZES, padded, random_codes, randomize, windows_of
+from ..t5_stack import causal_stack
 
 ROWS = [[3, 8, 0, 29, 11], [5, 21]]
 TEMPERATURE = 0.5

@@ -68,9 +68,9 @@ def check_t5_flags(args: argparse.Namespace) -> None:
 
 def export_t5(folder: DatasetFolder, args: argparse.Namespace) -> None:
     """Write the newest finished run's model into the folder `args.export_t5`; all of it or nothing."""
-    from recommendation.catalogue import Choice
     from recommendation.loading import load_recommender
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
+    from recommendation.runs import Choice
 
     target = args.export_t5.resolve()
     choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)

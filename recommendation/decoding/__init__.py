@@ -1,0 +1,1 @@
+"""From scores to lists of items; knows no model."""
