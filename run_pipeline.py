@@ -84,7 +84,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
         *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training, *listed,
                                                   *given_flags(parser, args, {"filter_seen"}), *as_flags(keys[model])))
           for model in models),
-        Step("results", module("recommendation.report", *listed, *codes, *shared)),
+        Step("results", module("recommendation.results", *listed, *codes, *shared)),
         Step("what the semantic IDs mean", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
 

@@ -91,7 +91,7 @@ def find_leak(events: Interactions, split_name: str | None) -> str | None:
     return None
 
 
-class Batch(NamedTuple):
+class Spans(NamedTuple):
     """Events `starts[i]` up to, not including, `ends[i]`."""
 
     starts: np.ndarray
@@ -112,7 +112,7 @@ class TrainingBatches:
         if unit == "sequence":  # a stretch is not divided, so there are no more batches than the fewest stretches
             num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]  # (U,) of each user
             self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
-        self._epoch, self._batches = -1, []
+        self._epoch, self._batches = -1, list[Spans]()
 
     def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Windows:
         """The windows of a batch, or some of them."""
@@ -124,13 +124,13 @@ class TrainingBatches:
         starts, ends = self.batch(epoch, index)
         return len(starts[rows]) if self.unit == "target" else int((ends - starts - 1)[rows].sum())
 
-    def batch(self, epoch: int, index: int) -> Batch:
+    def batch(self, epoch: int, index: int) -> Spans:
         if epoch != self._epoch:
             rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
             self._epoch, self._batches = epoch, self._cut(rng)
         return self._batches[index]
 
-    def _cut(self, rng: np.random.Generator) -> list[Batch]:
+    def _cut(self, rng: np.random.Generator) -> list[Spans]:
         starts, ends = self._single_targets() if self.unit == "target" else self._stretches(rng)
         order = rng.permutation(len(starts))
         # Sorting a few batches' worth at a time brings like lengths together and keeps chance in charge. Every other
@@ -145,14 +145,14 @@ class TrainingBatches:
         borders = np.searchsorted(batch, number)
         # A stretch longer than a batch would leave an empty one: every border moves on by at least one.
         borders = np.minimum(np.maximum.accumulate(borders - number), len(starts) - self.num_batches) + number
-        batches = [Batch(starts[a:b], ends[a:b]) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+        batches = [Spans(starts[a:b], ends[a:b]) for a, b in zip(borders[:-1], borders[1:], strict=True)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def _single_targets(self) -> Batch:
+    def _single_targets(self) -> Spans:
         """Each target behind its history."""
-        return Batch(np.maximum(self.sequences.first[self.targets], self.targets - self.max_history), self.targets + 1)
+        return Spans(np.maximum(self.sequences.first[self.targets], self.targets - self.max_history), self.targets + 1)
 
-    def _stretches(self, rng: np.random.Generator) -> Batch:
+    def _stretches(self, rng: np.random.Generator) -> Spans:
         """Stretches of at most `max_history` targets and the item before them, cut at other places each epoch.
 
         A user who would fit is cut as well, the seldomer the fewer targets they have: learned from whole in every
@@ -164,4 +164,4 @@ class TrainingBatches:
         shift = rng.integers(self.max_history, size=user[-1] + 1)[user]
         piece = (self.targets - first - 1 + shift) // self.max_history
         border = np.flatnonzero(new_user | np.r_[True, piece[1:] != piece[:-1]])
-        return Batch(self.targets[border] - 1, self.targets[np.r_[border[1:], len(piece)] - 1] + 1)
+        return Spans(self.targets[border] - 1, self.targets[np.r_[border[1:], len(piece)] - 1] + 1)

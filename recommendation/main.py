@@ -1,5 +1,6 @@
 """Train recommenders on a data set and measure them in item ids; compare and export what was trained."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -7,41 +8,59 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command import run_command  # noqa: E402 (the path comes first)
 
+log = logging.getLogger("recommendation")
+
 
 def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
-    from common.cli import check_name, command_line, parse
-    from common.config import resolve
-    from recommendation.export.t5 import check_t5_flags
-    from recommendation.models import DEFAULTS, config_path
-    from recommendation.options import (
-        check_training,
-        make_parser,
-        overrides,
-        parse_seeds,
-        refuse_what_nobody_reads,
-        without_run_list,
-    )
+    from common.cli import command_line
+    from recommendation.options import read_flags, without_run_list
 
-    parser = make_parser(argv)
-    args = parse(parser, argv, open_ended=True)
-    for flag in ("quantizer_name", "export_item_embeddings"):
-        check_name(f"--{flag}", getattr(args, flag))
-    own = config_path(args.model)
-    config = resolve(args.model, args.config or own, DEFAULTS, overrides(args), args.flags, own)
-    check_training(config, args.seeds)
-    if args.seeds is not None:
-        args.seeds = parse_seeds(args.seeds)
-    check_t5_flags(args)
-    refuse_what_nobody_reads(args, parser)
+    args, config = read_flags(argv)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 
     from common.run import log_to_console
-    from recommendation.commands import run
+    from recommendation.runs import Choice
 
     log_to_console()
-    run(args, config, folder, command_line("python recommendation/main.py", without_run_list(argv)))
+    choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
+    command = command_line("python recommendation/main.py", without_run_list(argv))
+    if args.compare:
+        from recommendation.results import compare
+
+        print(compare(folder, args.run_root))
+    elif args.export_item_embeddings:
+        from recommendation.export.item_embeddings import export_item_embeddings
+
+        device = config["common"]["device"] if config.origins["common.device"].startswith("--") else None
+        export_item_embeddings(folder, choice, args.run_root, args.export_item_embeddings, device, command, args.force)
+    elif args.export_t5:
+        from recommendation.export.t5 import export_t5
+
+        export_t5(folder, choice, args.run_root, args.export_t5)
+    else:
+        from recommendation.pipeline import Pipeline
+
+        train(config, lambda: Pipeline(config, folder, choice, args.run_root, command, args.from_t5), args.seeds,
+              args.run_list, args.force)
+
+
+def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None, force: bool) -> None:
+    """Train and test with the one seed or with several, and print the table."""
+    from common.distributed import is_main
+    from recommendation.pipeline import run_seeds
+    from recommendation.results import seeds_table, table
+
+    if seeds is not None:
+        log.info("\n%s\n", seeds_table(config.name, run_seeds(config, seeds, make_pipeline, force)))
+        return
+    pipeline = make_pipeline()
+    if run_list and is_main():  # before training: a file that cannot be written costs no training
+        with run_list.open("a", encoding="utf-8") as file:
+            file.write(f"{pipeline.run.folder.resolve()}\n")
+    metrics = pipeline.execute(force)
+    log.info("\n%s\n\nrecommendation: wrote %s", table({config.name: metrics}), pipeline.run.folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The flags of recommendation/main.py."""
+"""The flags of recommendation/main.py, and all checks of them that need neither a data set nor torch."""
 
 import argparse
 from itertools import pairwise
@@ -9,17 +9,35 @@ from common.cli import (
     add_config_flags,
     add_shared_flags,
     add_variant_flags,
+    check_name,
     given_flags,
     help_with_keys,
+    parse,
     refuse_ignored,
     value_of,
 )
-from common.config import BOUNDS, Config
+from common.config import BOUNDS, Config, resolve
 from common.errors import ConfigError, nearest
+from recommendation import metrics
+from recommendation.export.t5 import check_t5_flags
 from recommendation.models import DEFAULTS, config_path, names
 
-# What a model can be selected by: figures of evaluator.py, which would bring torch along.
-SELECTABLE = [f"{metric}@{k}" for metric in ("recall", "ndcg", "mrr", "coverage") for k in (1, 5, 10, 20)]
+
+def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
+    """The flags and the resolved configuration. Raises ConfigError for any that is wrong or has no effect."""
+    parser = make_parser(argv)
+    args = parse(parser, argv, open_ended=True)
+    for flag in ("quantizer_name", "export_item_embeddings"):
+        check_name(f"--{flag}", getattr(args, flag))
+    own = config_path(args.model)
+    keys = args.overrides + ([] if args.filter_seen is None else [("filter_seen", args.filter_seen)])
+    config = resolve(args.model, args.config or own, DEFAULTS, keys, args.flags, own)
+    check_training(config, args.seeds)
+    if args.seeds is not None:
+        args.seeds = parse_seeds(args.seeds)
+    check_t5_flags(args.model, args.export_t5, args.from_t5, args.force)
+    refuse_what_nobody_reads(args, parser)
+    return args, config
 
 
 def make_parser(argv: list[str]) -> Parser:
@@ -70,16 +88,11 @@ def refuse_what_nobody_reads(args: argparse.Namespace, parser: Parser) -> None:
 def check_training(config: Config, seeds: str | None) -> None:
     """Raise ConfigError for a `select_by` that is no metric, or two ways to give seeds."""
     name, where = config.training_params["select_by"], config.origins[f"{config.name}.training_params.select_by"]
-    if name not in SELECTABLE:
-        raise ConfigError(where, f"{name!r} is no metric of a recommender", nearest(name, SELECTABLE),
-                          "recall, ndcg, mrr or coverage at 1, 5, 10 or 20")
+    if name not in metrics.names():
+        raise ConfigError(where, f"{name!r} is no metric of a recommender", nearest(name, metrics.names()),
+                          f"{', '.join(metrics.METRICS)} at {', '.join(map(str, metrics.CUTOFFS))}")
     if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
         raise ConfigError("--seeds", f"stands beside {seed}", fix="leave one of them out")
-
-
-def overrides(args) -> list[tuple[str, str]]:
-    """The configuration keys that are set, those that have flags of their own among them."""
-    return args.overrides + ([] if args.filter_seen is None else [("filter_seen", args.filter_seen)])
 
 
 def without_run_list(argv: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from common.run import Run, read_json
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, by_popularity, metrics, predict
 from recommendation.export.t5 import initialize_from_t5, t5_inputs
+from recommendation.metrics import mean_and_deviation
 from recommendation.models import code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.runs import Choice, load_source
@@ -29,12 +31,11 @@ log = logging.getLogger(__name__)
 class Pipeline:
     """Loads what a recommender needs, trains it, tests it once, and writes the run."""
 
-    def __init__(self, config: Config, folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
-                 run_root: Path, command: str, from_t5: Path | None = None):
+    def __init__(self, config: Config, folder: DatasetFolder, choice: Choice, run_root: Path, command: str,
+                 from_t5: Path | None = None):
         self.config, self.folder, self.from_t5 = config, folder, from_t5
         self.device = resolve_device(config["common"]["device"], config.origins["common.device"])
         self.model_class = find_class(config.name)
-        choice = Choice(config.name, quantizer, suffix, tag)
         self.catalogue, inputs, self.collisions = load_source(folder, choice)
         if from_t5 is not None:
             inputs |= t5_inputs(from_t5, choice.training_command(folder, run_root))
@@ -113,3 +114,18 @@ class Pipeline:
             lines.append(json.dumps({"user": user, "target": target, "items": list(raw_item[items[found]]),
                                      "scores": np.round(scores[found].astype(float), 6).tolist()}, ensure_ascii=False))
         write_text(self.run.folder / "predictions.jsonl", "\n".join(lines) + "\n")
+
+
+def run_seeds(config: Config, seeds: list[int], make_pipeline: Callable[[], Pipeline], force: bool) -> dict:
+    """Run each seed, or reuse its finished run, and write `seeds.json` beside the runs; returns its content.
+
+    `make_pipeline()` gives the pipeline of `config` as it stands.
+    """
+    runs = {}
+    for seed in seeds:
+        config["common"]["seed"] = seed
+        pipeline = make_pipeline()
+        runs[pipeline.run.id] = pipeline.execute(force)
+    summary = {"seeds": seeds, "runs": list(runs), "test": mean_and_deviation([run["test"] for run in runs.values()])}
+    write_text(pipeline.run.parent / "seeds.json", json.dumps(summary, indent=2) + "\n")
+    return summary

@@ -32,14 +32,25 @@ def main(argv: list[str]) -> None:
     config_path(args.model)
     if args.top_k < 1:
         raise ConfigError(f"--top_k {args.top_k}", "is not a number of items", fix="at least 1")
-    check_output(args)
+    check_output(args.output, args.histories)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 
     from common.run import log_to_console
 
     log_to_console()
-    lines = recommend(args, folder)
+    from recommendation.dataset import Sequences
+    from recommendation.histories import Asked, Lookup, read_histories
+    from recommendation.runs import Choice, load_recommender
+
+    asked = read_histories(args.histories) if args.histories else [Asked(args.user, None, "--user")]
+    choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
+    run = load_recommender(folder, args.run_root, choice, args.device)
+    lookup = Lookup(folder, Sequences.load(folder, "cpu"))
+    if args.history is not None:
+        asked = [Asked(None, lookup.split_at_commas(args.history), "--history")]
+    histories, ranking = recommend(run, lookup, asked, args.top_k, args.filter_seen)
+    lines = (_json_lines if args.format == "jsonl" else _table_lines)(histories, ranking, lookup)
     if args.output:
         write_text(args.output, "".join(f"{line}\n" for line in lines))
         log.info("recommendation: wrote %s", args.output)
@@ -48,15 +59,14 @@ def main(argv: list[str]) -> None:
             print(line)
 
 
-def check_output(args) -> None:
+def check_output(path: Path | None, histories: Path | None) -> None:
     """Raise ConfigError, before anything is computed, where another file would be lost or none can be."""
-    path = args.output
     if path is None:
         return
     what = None
     if path.is_dir():
         what = "is a folder"
-    elif args.histories and args.histories.exists() and path.exists() and path.samefile(args.histories):
+    elif histories and histories.exists() and path.exists() and path.samefile(histories):
         what = "is the file of the histories"
     elif path.with_name(f"{path.name}.meta.json").exists():
         what = "is an artifact, which other commands read"
@@ -86,31 +96,23 @@ def make_parser():
     return parser
 
 
-def recommend(args, folder) -> Iterator[str]:
-    """The lines of the answer; what was done about odd input goes to the log as warnings."""
+def recommend(run, lookup, asked, top_k: int, filter_seen: bool):
+    """What is asked, in items, and the best items of each; what was done about odd input goes to the log as warnings.
+
+    run: LoadedRun, lookup: Lookup, asked: list[Asked] -> Histories, Ranking
+    """
     import numpy as np
 
-    from recommendation.dataset import Sequences
-    from recommendation.histories import Asked, Lookup, read_histories
-    from recommendation.loading import load_recommender
-    from recommendation.ranking import rank
-    from recommendation.runs import Choice
+    from recommendation.evaluator import rank
 
-    asked = read_histories(args.histories) if args.histories else [Asked(args.user, None, "--user")]
-    choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
-    run = load_recommender(folder, args.run_root, choice, args.device)
-    sequences = Sequences.load(folder, "cpu")
-    lookup = Lookup(folder, sequences)
-    if args.history is not None:
-        asked = [Asked(None, lookup.split_at_commas(args.history), "--history")]
-    histories = lookup.histories(asked)
-    if len(asked) > len(lookup.raw_ids):
+    histories, sequences, num_items = lookup.histories(asked), lookup.sequences, len(lookup.raw_ids)
+    if len(asked) > num_items:
         run.model.prepare()
-    popularity = np.bincount(sequences.item[sequences.split == 0], minlength=len(lookup.raw_ids))
-    ranking = rank(run.model, histories, popularity, run.config.training_params, args.top_k, args.filter_seen,
-                   run.device)
-    _warn(histories, ranking, args.top_k, len(popularity), run.config.training_params["max_history"])
-    return (_json_lines if args.format == "jsonl" else _table_lines)(histories, ranking, lookup)
+    popularity = np.bincount(sequences.item[sequences.split == 0], minlength=num_items)
+    params = run.config.training_params
+    ranking = rank(run.model, histories, popularity, params, top_k, filter_seen, run.device)
+    _warn(histories, ranking, top_k, num_items, params["max_history"])
+    return histories, ranking
 
 
 def _warn(histories, ranking, top_k: int, num_items: int, max_history: int) -> None:

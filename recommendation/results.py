@@ -1,61 +1,43 @@
-"""All finished runs of a data set in one table, seeds of one configuration together; nothing is trained."""
+"""Tables of results: the runs of one job with recommendations to look at, and all finished runs of a data set."""
 
+import argparse
 import json
 import logging
+import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import yaml
+import numpy as np
 
-from common.artifacts import DatasetFolder, load_meta
+from common.artifacts import DatasetFolder, load_items, load_meta
+from common.cli import Parser, add_shared_flags, add_variant_flags, parse
+from common.command import run_command
 from common.config import resolve
 from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.publishing import write_text
-from common.run import read_json
+from common.run import log_to_console
 from common.tables import csv_text, markdown
-from recommendation.models import DEFAULTS, baselines, config_path
-from recommendation.runs import NO_CODES, Choice
-from recommendation.seeds import mean_and_deviation
+from recommendation.dataset import Sequences
+from recommendation.metrics import columns, mean_and_deviation
+from recommendation.models import DEFAULTS, baselines, config_path, names
+from recommendation.runs import (
+    NO_CODES,
+    Choice,
+    FinishedRun,
+    load_source,
+    newest_run,
+    read_run,
+    require_same_inputs,
+)
 
 log = logging.getLogger(__name__)
 
-METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10", "recall@20", "mrr@20", "coverage@10")
-COLUMNS = ("model", "tokenizer", "seeds", *METRICS, "parameters", "training", "users/s", "settings")
-CSV_COLUMNS = ("model", "tokenizer", "seeds", *(f"{name}{part}" for name in METRICS
-                                                for part in ("", "_deviation", "_stderr")),
-               "parameters", "training_seconds", "users_per_second", "settings", "filter_seen")
+NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
+_NAMES = ("model", "tokenizer", "seeds")
 NOTES = ("Test split, whole catalogue, item ids; the best first, by ndcg@10. With several seeds mean ± standard "
          "deviation over them, with one ± the standard error over the users, in brackets. training: minutes of wall "
          "clock; users/s: lists a second while testing; both of the machine they ran on. settings: what differs "
          "from the model's config.yaml, and whether a run has read semantic IDs that "
          "are no longer there.")
-
-
-class FinishedRun(NamedTuple):
-    """What is known of one run."""
-
-    model: str
-    variant: str   # whose codes, or no-codes
-    config: dict
-    inputs: dict
-    metrics: dict
-    seconds: float
-    users_per_second: float | None
-    of_these_codes: bool = True  # whether the semantic IDs that it has read are those on the disk, if it reads any
-
-    @property
-    def seed(self) -> int:
-        return self.config["common"]["seed"]
-
-    @property
-    def from_t5(self) -> bool:
-        """Whether it has started from the weights of another model."""
-        return any(name.startswith("from_t5/") for name in self.inputs)
-
-    @property
-    def filter_seen(self) -> bool:
-        """Whether items of the history were left out."""
-        return self.config[self.model]["training_params"]["filter_seen"]
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
@@ -67,16 +49,20 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     parent = run_root / "recommendation" / folder.name
     sha256 = load_meta(folder.interactions, folder.make_command)["sha256"]
     runs = _finished(parent, folder)
-    current = [run for run in runs if _is_of(run, folder, sha256)]
+    current = [run for run in runs if run.inputs.get(folder.interactions.name) == sha256]
     if not current:
         raise DataError(parent, "has no finished run of these interactions",
                         fix=Choice("encoder_decoder").training_command(folder, run_root))
     lines, rows = [f"# Recommenders of {folder.name}", ""], []
+    heads, csv_heads = ([*_NAMES, *of_metrics, "parameters", *others] for of_metrics, others in (
+        (columns(), ("training", "users/s", "settings")),
+        ([f"{name}{part}" for name in columns() for part in ("", "_deviation", "_stderr")],
+         ("training_seconds", "users_per_second", "settings", "filter_seen"))))
     for filtered, heading in ((False, "Nothing filtered"), (True, "Items of the history filtered")):
         table = _configurations([run for run in current if run.filter_seen is filtered])
         if table:
             lines += [f"{heading} ({table[0][0].metrics['test']['num_targets']} targets)", "",
-                      markdown(COLUMNS, [row(runs_of_one) for runs_of_one in table]), ""]
+                      markdown(heads, [row(runs_of_one) for runs_of_one in table]), ""]
             rows += [csv_row(runs_of_one) for runs_of_one in table]
     if len(runs) > len(current):
         lines += [f"{len(runs) - len(current)} runs of earlier interactions are left out.", ""]
@@ -85,7 +71,7 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     text = "\n".join([*lines, NOTES])
     try:
         write_text(parent / "compare.md", text + "\n")
-        write_text(parent / "compare.csv", csv_text(CSV_COLUMNS, rows))
+        write_text(parent / "compare.csv", csv_text(csv_heads, rows))
     except OSError as error:
         return f"{text}\n\ncannot write {parent / 'compare.md'} and .csv: {error.strerror}"
     return f"{text}\n\nwrote {parent / 'compare.md'} and .csv"
@@ -112,32 +98,12 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
-def _is_of(run: FinishedRun, folder: DatasetFolder, sha256: str) -> bool:
-    return run.inputs.get(folder.interactions.name) == sha256
-
-
 def _missing_baselines(runs: list[FinishedRun], folder: DatasetFolder, run_root: Path) -> list[str]:
     """The commands of the baselines that lack a run under a protocol that other runs have."""
     there = {(run.model, run.filter_seen) for run in runs}
     return [Choice(baseline).training_command(folder, run_root) + (" --filter_seen" if filtered else "")
             for filtered in sorted({run.filter_seen for run in runs}) for baseline in baselines()
             if (baseline, filtered) not in there]
-
-
-def read_run(folder: Path) -> FinishedRun:
-    """A run folder's files. Raises ArtifactError for one that cannot be read."""
-    fix = f"delete {folder}, and run the model again"
-    finished = read_json(folder / "finished.json", fix, "inputs", "command")
-    fix, model, times = f"{finished['command']} --force", folder.parent.parent.name, folder / "times.json"
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        config["common"]["seed"], config[model]["training_params"]["filter_seen"]  # what is read of it below
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ArtifactError(folder / "config.yaml", "cannot be read", str(error), fix) from error
-    return FinishedRun(model, folder.parent.name, config, finished["inputs"],
-                       read_json(folder / "metrics.json", fix, "test", "num_parameters"),
-                       read_json(times, fix, "training")["training"] if times.exists() else float("nan"),
-                       finished.get("users_per_second"))
 
 
 def _configurations(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
@@ -157,7 +123,7 @@ def _configurations(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
 def row(runs: list[FinishedRun]) -> list[str]:
     """A configuration's cells for people."""
     run, tests, speed = runs[0], [run.metrics["test"] for run in runs], _users_per_second(runs)
-    return [*_names(runs), *(cell(tests, name) for name in METRICS), f"{run.metrics['num_parameters']:,}",
+    return [*_names(runs), *(cell(tests, name) for name in columns()), f"{run.metrics['num_parameters']:,}",
             f"{_mean([run.seconds for run in runs]) / 60:.1f}", f"{speed:,.0f}" if speed else "", settings(run)]
 
 
@@ -165,7 +131,7 @@ def csv_row(runs: list[FinishedRun]) -> list[str]:
     """A configuration's values for programs: plain numbers, nothing where there is none."""
     run, tests = runs[0], [run.metrics["test"] for run in runs]
     figures = mean_and_deviation(tests)
-    values = [value for name in METRICS for value in (
+    values = [value for name in columns() for value in (
         figures.get(name, {}).get("mean"), figures.get(name, {}).get("deviation"),
         tests[0].get(f"{name}_stderr") if len(tests) == 1 else None)]
     values += [run.metrics["num_parameters"], _mean([run.seconds for run in runs]), _users_per_second(runs)]
@@ -217,3 +183,102 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="recommendation.results", description="Show a data set's finished runs side by side.")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--models", default=",".join(names()), metavar="M,M",
+                      help="the newest finished run of each, in this order")
+    rows.add_argument("--run_list", type=Path, default=None, metavar="FILE",
+                      help="the runs in a file that recommendation/main.py --run_list wrote")
+    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
+    add_shared_flags(parser)
+    add_variant_flags(parser)
+    args = parse(parser, argv)
+    log_to_console()
+    folder = DatasetFolder(args.data_root, args.dataset)
+    folder.require()
+    text = report(folder, args.run_root, chosen_runs(args, folder))
+    path = args.run_root / "recommendation" / args.dataset / "report.md"
+    write_text(path, text + "\n")
+    log.info("%s\n\nreport: wrote %s", text, path)
+
+
+def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice, Path]:
+    """The folders of the runs that the flags ask for. Raises DataError if a list has none."""
+    listed = []
+    if args.run_list is not None:
+        listed = [Path(line) for line in args.run_list.read_text(encoding="utf-8").splitlines()]
+        if not listed:
+            raise DataError(args.run_list, "names no run",
+                            fix=f"python recommendation/main.py --model=M --run_list {args.run_list}")
+    models = [run.parent.parent.name for run in listed] or args.models.split(",")
+    choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in models]
+    return dict(zip(choices, listed or [newest_run(folder, args.run_root, choice) for choice in choices], strict=True))
+
+
+def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> str:
+    """The table of the runs, and the last one's recommendations for three users.
+
+    Raises ArtifactError for a run of earlier interactions or semantic IDs.
+    """
+    finished = {}
+    for choice, run in runs.items():
+        finished[choice.model] = read_run(run)
+        require_same_inputs(run, finished[choice.model].inputs, load_source(folder, choice).inputs,
+                            choice.training_command(folder, run_root))
+    if len({run.filter_seen for run in finished.values()}) > 1:
+        raise DataError(run_root, "the runs were tested by different rules", ", ".join(
+            f"{model}: filter_seen {str(run.filter_seen).lower()}" for model, run in finished.items()),
+            "run them again, all with --filter_seen or all without")
+    rows = {model: run.metrics for model, run in finished.items()}
+    *_, (last, run) = runs.items()
+    rule = "items of the history filtered" if finished[last.model].filter_seen else "nothing filtered"
+    heading = (f"{folder.name}: test split, whole catalogue, item ids, {rule} "
+               f"({rows[last.model]['test']['num_targets']} targets; in brackets the standard error)")
+    return "\n".join([heading, "", table(rows), "", examples(folder, run, last.model)])
+
+
+def short_columns() -> list[str]:
+    """The metrics of a short table: those of single targets, at 5 and 10."""
+    return columns((5, 10), kinds=(True,))
+
+
+def table(rows: dict[str, dict]) -> str:
+    """A Markdown table of test metrics, `model -> metrics.json`; an older run lacks metrics that are new."""
+    return markdown(("model", *short_columns()), [
+        [model, *(f"{row['test'][name]:.4f} (±{row['test'][name + '_stderr']:.4f})" if name in row["test"] else ""
+                  for name in short_columns())] for model, row in rows.items()])
+
+
+def seeds_table(model: str, summary: dict) -> str:
+    """The same of several seeds, mean and standard deviation over them."""
+    figures = [summary["test"].get(name) for name in short_columns()]
+    cells = ["" if f is None else f"{f['mean']:.4f}" if f["deviation"] is None
+             else f"{f['mean']:.4f} ± {f['deviation']:.4f}" for f in figures]
+    return markdown(("model", "seeds", *short_columns()), [[model, ", ".join(map(str, summary["seeds"])), *cells]])
+
+
+def examples(folder: DatasetFolder, run: Path, model: str) -> str:
+    """For three users spread over the file: the end of their history and the ten recommended titles."""
+    items = load_items(folder)
+    title_of = dict(zip(items["raw_id"], items["title"], strict=True))
+    sequences = Sequences.load(folder, "cpu")
+    tested = sequences.positions("test")  # a line each, in this order
+    lines = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    parts = []
+    for number in np.linspace(0, len(lines) - 1, min(NUM_USERS, len(lines))).astype(int):
+        row, target = json.loads(lines[number]), tested[number]
+        events = slice(max(sequences.first[target], target - NUM_HISTORY), target)
+        history = [items["title"][item] for item in sequences.item[events]]
+        parts += [f"User {row['user']}: the last {len(history)} items of the history, oldest first",
+                  *(f"    {title}" for title in history), f"  {model} recommends",
+                  *(f"{rank:4d}. {title_of[raw_id]}{'   <- the test item' if raw_id == row['target'] else ''}"
+                    for rank, raw_id in enumerate(row["items"][:NUM_RECOMMENDED], start=1)),
+                  f"  the test item is: {title_of[row['target']]}", ""]
+    return "\n".join(parts).rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

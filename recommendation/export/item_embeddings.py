@@ -8,29 +8,27 @@ import numpy as np
 import torch
 
 from common.artifacts import DatasetFolder, load_interactions, load_meta, save_array
-from common.config import Config
 from common.errors import ConfigError, TrainingError
-from recommendation.loading import load_recommender
+from common.publishing import meta_path
 from recommendation.models import find_class, names
 from recommendation.models.abstract_model import AbstractRecommender
-from recommendation.runs import Choice
+from recommendation.runs import Choice, load_recommender
 
 log = logging.getLogger(__name__)
 
 # N items, D dimensions
 
 
-def export_item_embeddings(config: Config, folder: DatasetFolder, choice: Choice, run_root: Path, suffix: str,
+def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path, suffix: str, device: str | None,
                            command: str, force: bool) -> Path:
     """Write `<D>.emb-<suffix>.npy`, float32 (N, D), out of the newest finished run; returns the file.
 
     As with every embedding of the training events, an item without one has no vector of its own: it gets the mean
-    of the others', and a mask says so. Of `config`, the command's, only the device counts.
+    of the others', and a mask says so. `device` replaces that of the run's configuration.
     Raises ConfigError for a model without item vectors, and for a suffix that another command made, unless `force`.
     """
     _require_vectors(choice.model)
     _refuse_foreign(folder.embeddings(suffix), choice.model, force)
-    device = config["common"]["device"] if config.origins["common.device"].startswith("--") else None
     run = load_recommender(folder, run_root, choice, device)
     items = load_meta(folder.items, folder.make_command)
     vectors = _item_vectors(run.model, items["num_items"])

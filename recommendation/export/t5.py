@@ -1,14 +1,19 @@
 """A trained encoder-decoder as a folder that transformers' T5 loads, and such a folder as the start of another one."""
 
-import argparse
+from __future__ import annotations
+
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.artifacts import DatasetFolder, load_items
 from common.errors import ArtifactError, ConfigError, DataError
 from common.publishing import file_sha256, publish_folder
 from common.run import read_json
+
+if TYPE_CHECKING:
+    from recommendation.runs import Choice  # imports torch, which would delay an error in a flag
 
 log = logging.getLogger(__name__)
 
@@ -56,25 +61,23 @@ for tokens, score in zip(output.sequences[:, 1:].tolist(), output.sequences_scor
 """
 
 
-def check_t5_flags(args: argparse.Namespace) -> None:
+def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, force: bool) -> None:
     """Refuse --export_t5 and --from_t5 where they cannot mean anything, before anything heavy is imported."""
-    for flag in ("export_t5", "from_t5"):
-        if getattr(args, flag) is not None and args.model != MODEL:
-            raise ConfigError(f"--{flag}", f"the model is {args.model!r}", f"only {MODEL!r} has the layers of T5",
+    for flag, value in (("export_t5", export_to), ("from_t5", from_t5)):
+        if value is not None and model != MODEL:
+            raise ConfigError(f"--{flag}", f"the model is {model!r}", f"only {MODEL!r} has the layers of T5",
                               f"--model {MODEL}")
-    if args.export_t5 is not None:
-        _require_free(args.export_t5.resolve(), args.force)
+    if export_to is not None:
+        _require_free(export_to.resolve(), force)
 
 
-def export_t5(folder: DatasetFolder, args: argparse.Namespace) -> None:
-    """Write the newest finished run's model into the folder `args.export_t5`; all of it or nothing."""
-    from recommendation.loading import load_recommender
+def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Path) -> None:
+    """Write the newest finished run's model into the folder `target`; all of it or nothing."""
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
-    from recommendation.runs import Choice
+    from recommendation.runs import load_recommender
 
-    target = args.export_t5.resolve()
-    choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
-    finished = load_recommender(folder, args.run_root, choice, "cpu")
+    target = target.resolve()
+    finished = load_recommender(folder, run_root, choice, "cpu")
     model, run = finished.model, finished.folder
 
     quiet()

@@ -25,6 +25,7 @@ from quantization.pipeline import Options, train
 from recommendation.models import DEFAULTS
 from recommendation.models import config_path as recommender_config
 from recommendation.pipeline import Pipeline
+from recommendation.runs import Choice
 from tests.end_to_end.conftest import ROOT
 from tests.quantization.tiny_data import save_codes, save_embedding, save_interactions, save_items
 
@@ -113,7 +114,7 @@ def words(keys: dict[str, str]) -> list[str]:
 def recommend(folder: DatasetFolder, run_root: Path, keys: dict[str, str]) -> Pipeline:
     """What `recommendation/main.py` does, in this process."""
     config = resolve("encoder_decoder", recommender_config("encoder_decoder"), DEFAULTS, list(keys.items()))
-    pipeline = Pipeline(config, folder, "q", "td", None, run_root, "a command")
+    pipeline = Pipeline(config, folder, Choice(config.name, "q"), run_root, "a command")
     pipeline.execute(force=False)
     return pipeline
 

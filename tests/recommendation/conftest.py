@@ -16,6 +16,7 @@ from recommendation.dataset import Sequences
 from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import PADDING, Catalogue, Windows
 from recommendation.pipeline import Pipeline
+from recommendation.runs import Choice
 from tests.small import small_config
 
 settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
@@ -116,7 +117,7 @@ def train(tmp_path, make_config):
     def run(name: str, histories: list[list[int]] = HISTORIES, **own: object) -> Trained:
         folder, run_root = write_data(tmp_path, histories), tmp_path / "runs"
         config = make_config(name, epochs=1, **{"top_k": 20} | own)
-        pipeline = Pipeline(config, folder, "rqvae", "td", None, run_root, "the training command")
+        pipeline = Pipeline(config, folder, Choice(name), run_root, "the training command")
         pipeline.execute(force=False)
         return Trained(folder, run_root, pipeline.run.folder)
 

@@ -52,8 +52,7 @@ def execute(tmp_path, make_config):
 
     def execute(name: str, histories: list[list[int]], place: str = "one"):
         folder = write_data(tmp_path / place, histories)
-        pipeline = Pipeline(make_config(name, top_k=20), folder, "rqvae", "td", None, tmp_path / place / "runs",
-                            "a command")
+        pipeline = Pipeline(make_config(name, top_k=20), folder, Choice(name), tmp_path / place / "runs", "a command")
         return pipeline.run.folder, pipeline.execute(force=False)
 
     yield execute
@@ -135,7 +134,7 @@ def test_test_events_without_a_history_are_left_out_and_counted(tmp_path, make_c
     before = duckdb.read_parquet(str(folder.interactions)).df()
     first = pd.DataFrame([(11, 3, 0, "test"), (11, 4, 1, "test")], columns=before.columns)
     write_table(folder.interactions, pd.concat([before, first]), {})
-    pipeline = Pipeline(make_config("markov", top_k=20), folder, "rqvae", "td", None, tmp_path / "runs", "a command")
+    pipeline = Pipeline(make_config("markov", top_k=20), folder, Choice("markov"), tmp_path / "runs", "a command")
     test = pipeline.execute(force=False)["test"]
     assert (test["num_targets"], test["num_without_history"]) == (12, 1)
     assert "left out: 1 test events" in caplog.text

@@ -8,9 +8,9 @@ import torch
 
 from common.errors import ConfigError, DataError
 from recommendation.dataset import Sequences
+from recommendation.evaluator import rank
 from recommendation.histories import Histories, Lookup, nearest_id, read_histories
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations
-from recommendation.ranking import rank
 from recommendation.recommend import main
 
 from .conftest import NUM_ITEMS

@@ -1,25 +1,31 @@
-"""Runs side by side, and seeds together."""
+"""Runs side by side, seeds together, and the report of one job."""
 
 import csv
 import errno
 import logging
+import re
 import shlex
 import statistics
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from common.artifacts import load_meta, save_array
-from common.errors import DataError
+from common.errors import ArtifactError, DataError
+from common.publishing import publish
 from recommendation.main import main
+from recommendation.metrics import mean_and_deviation
 from recommendation.models import DEFAULTS, config_path
-from recommendation.pipeline import Pipeline
-from recommendation.results import cell, compare
-from recommendation.seeds import mean_and_deviation, run_seeds
+from recommendation.pipeline import Pipeline, run_seeds
+from recommendation.results import cell, compare, examples, report, table
+from recommendation.results import main as report_by_command
+from recommendation.runs import Choice
 from tests.small import small_config
 
 from .conftest import SMALL
-from .test_pipeline import HISTORIES, write_data
+from .test_pipeline import HISTORIES, write_data, write_table
 
 
 @pytest.fixture
@@ -29,7 +35,7 @@ def shop(tmp_path):
     folder = write_data(tmp_path, HISTORIES)
 
     def pipeline(name: str, **own: object) -> Pipeline:
-        return Pipeline(config(name, **own), folder, "rqvae", "td", None, tmp_path / "runs", f"python main.py {name}")
+        return Pipeline(config(name, **own), folder, Choice(name), tmp_path / "runs", f"python main.py {name}")
 
     yield folder, tmp_path / "runs", pipeline
     for handler in set(logging.getLogger().handlers) - set(before):
@@ -196,14 +202,77 @@ def test_seeds_are_run_one_by_one_and_reused(shop, caplog):
     assert (made[0].run.parent / "seeds.json").exists()
 
 
-def test_mean_and_deviation_by_hand():
-    figures = mean_and_deviation([{"recall@5": 0.1, "recall@5_stderr": 0.5, "num_targets": 3},
-                                  {"recall@5": 0.3, "recall@5_stderr": 0.5, "num_targets": 3}])
-    assert figures == {"recall@5": {"mean": pytest.approx(0.2), "deviation": pytest.approx(0.02**0.5)}}
-    assert mean_and_deviation([{"ndcg@5": 0.1}]) == {"ndcg@5": {"mean": 0.1, "deviation": None}}
-
-
 def test_a_figure_that_a_seed_lacks_is_left_out_of_the_table():
     older, newer = {"ndcg@10": 0.1}, {"ndcg@10": 0.3, "mrr@20": 0.2}
     assert list(mean_and_deviation([newer, older])) == ["ndcg@10"]
     assert cell([newer, older], "mrr@20") == cell([older, newer], "mrr@20") == ""
+
+
+def metrics_json(*figures: tuple[float, float]) -> dict:
+    """Mean and standard error of the four columns."""
+    names = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+    test = {"recall@20": 0.9, "recall@20_stderr": 0.9, "num_targets": 7}
+    for name, (mean, error) in zip(names, figures, strict=True):
+        test |= {name: mean, f"{name}_stderr": error}
+    return {"test": test, "valid": dict.fromkeys(test, 0.5)}
+
+
+def test_the_table_by_hand():
+    rows = {
+        "markov": metrics_json((0.01234, 0.001), (0.5, 0.00126), (1.0, 0.0), (0.0, 0.0)),
+        "encoder_decoder": metrics_json((0.2, 0.03), (0.1, 0.02), (0.4, 0.01), (0.3, 0.04)),
+    }
+    assert table(rows) == """\
+| model           | recall@5         | ndcg@5           | recall@10        | ndcg@10          |
+|-----------------|------------------|------------------|------------------|------------------|
+| markov          | 0.0123 (±0.0010) | 0.5000 (±0.0013) | 1.0000 (±0.0000) | 0.0000 (±0.0000) |
+| encoder_decoder | 0.2000 (±0.0300) | 0.1000 (±0.0200) | 0.4000 (±0.0100) | 0.3000 (±0.0400) |"""
+
+
+def test_short_names_get_a_column_as_wide_as_its_heading():
+    first, _, row = table({"bpr": metrics_json(*[(0.0, 0.0)] * 4)}).splitlines()
+    assert first.startswith("| model | ")
+    assert row.startswith("| bpr   | ")
+
+
+def test_a_run_of_earlier_interactions_is_refused(train):
+    trained = train("markov")
+    publish(trained.folder.interactions, lambda staged: staged.write_bytes(b"others"), {"inputs": {}})
+    with pytest.raises(ArtifactError, match="trained on another interactions.parquet.* Fix: python .*--model=markov"):
+        report(trained.folder, trained.run_root, {Choice("markov"): trained.run})
+
+
+def test_a_run_that_finishes_in_between_is_not_in_the_report(train, tmp_path):
+    trained, listed = train("markov"), tmp_path / "list"
+    main(trained.argv("--model=popularity", f"--run_list={listed}"))
+    main(trained.argv("--model=markov", f"--run_list={listed}"))
+    main(trained.argv("--model=markov", "--filter_seen"))  # another process, before the report
+    report_by_command(trained.argv(f"--run_list={listed}"))
+    text = (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
+    assert "nothing filtered" in text
+    assert all("run_list" not in (Path(run) / "finished.json").read_text() for run in listed.read_text().splitlines())
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("| ")] == ["model", "popularity", "markov"]
+    report_by_command(trained.argv("--models=markov"))  # which asks for the newest run
+    assert "items of the history filtered" in (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
+
+
+def test_a_list_without_runs_is_an_error(train, tmp_path):
+    (tmp_path / "list").touch()
+    with pytest.raises(DataError) as caught:
+        report_by_command(train("markov").argv(f"--run_list={tmp_path / 'list'}"))
+    assert (caught.value.where, caught.value.exit_code) == (tmp_path / "list", 3)
+
+
+def test_the_history_that_is_shown_ends_before_the_test_item_of_its_line(tmp_path, make_config):
+    folder = write_data(tmp_path, [])
+    splits = ["train", "train", "valid", "test", "test", "test"]
+    events = [(user, user * 10 + time, time, split) for user in (0, 1) for time, split in enumerate(splits)]
+    frame = pd.DataFrame(events, columns=["user", "item", "timestamp", "split"])
+    write_table(folder.interactions, frame, {"split_name": "temporal"})
+    pipeline = Pipeline(make_config("markov", top_k=20), folder, Choice("markov"), tmp_path / "runs", "train")
+    pipeline.execute(force=False)
+    text = examples(folder, pipeline.run.folder, "markov")
+    # Of six test events the first, the third and the last, as three are shown.
+    assert [part.split("  markov recommends")[0].splitlines()[1:] for part in text.split("User ")[1:]] == [
+        [f"    000{item}" for item in history] for history in ([0, 1, 2], [0, 1, 2, 3, 4], [10, 11, 12, 13, 14])]
+    assert re.findall("the test item is: (.*)", text) == ["0003", "0005", "00015"]

@@ -8,8 +8,7 @@ from common.artifacts import save_array
 from common.errors import ArtifactError, DataError
 from recommendation.dataset import Sequences
 from recommendation.evaluator import predict
-from recommendation.loading import load_recommender
-from recommendation.runs import Choice
+from recommendation.runs import Choice, load_recommender
 
 from .conftest import NUM_ITEMS, SIZES, random_codes
 from .test_pipeline import HISTORIES, RAW_ITEMS, write_data

@@ -8,8 +8,8 @@ from torch import nn
 
 from common.errors import ConfigError
 from recommendation.dataset import TrainingBatches
-from recommendation.loss import _autocast, loss_function
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
+from recommendation.trainer import _autocast, loss_function
 
 from .conftest import LOSSES, windows_of
 

@@ -7,9 +7,8 @@ import pytest
 
 from common.artifacts import load_embeddings, load_mask, save_array
 from common.errors import ConfigError, DataError
-from recommendation.loading import load_recommender
 from recommendation.main import main
-from recommendation.runs import Choice
+from recommendation.runs import Choice, load_recommender
 
 # Items 0 to 28 stand in training, item 29 in a test event alone.
 HISTORIES = [[*range(start, 29), 0, 29] for start in (0, 5)]

@@ -1,6 +1,5 @@
 """Weights that go to transformers' T5 and come back, and transformers' own search as the oracle of ours."""
 
-import argparse
 import json
 import logging
 import re
@@ -22,10 +21,11 @@ from transformers import (
 from common.artifacts import DatasetFolder, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
-from recommendation.export.t5 import check_t5_flags, export_t5
+from recommendation.export.t5 import export_t5
 from recommendation.models.encoder_decoder.t5 import load_t5, read_t5, to_t5
-from recommendation.options import make_parser, refuse_what_nobody_reads
+from recommendation.options import read_flags
 from recommendation.pipeline import Pipeline
+from recommendation.runs import Choice
 
 from ..conftest import NUM_ITEMS, SIZES, random_codes, randomize, windows_of
 from ..models.test_encoder_decoder import TOKEN_OFFSETS
@@ -33,6 +33,7 @@ from ..models.test_generator import HISTORIES
 from ..test_pipeline import HISTORIES as USERS
 from ..test_pipeline import RAW_ITEMS, write_data
 
+CHOICE = Choice("encoder_decoder")
 FILES = {"config.json", "generation_config.json", "model.safetensors", "index.json", "README.md"}
 BOTH = pytest.mark.parametrize("train_on", ["target", "every_position"])
 
@@ -181,13 +182,6 @@ def test_a_t5_that_does_not_fit_is_an_error_with_both_values(make, change, error
         load_t5(model, t5)
 
 
-def arguments(target: Path | None, runs: Path, **own) -> argparse.Namespace:
-    values = {"model": "encoder_decoder", "quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None,
-              "run_root": runs, "force": False, "export_t5": target, "from_t5": None, "seeds": None, "run_list": None,
-              "filter_seen": None, "config": None, "compare": False, "export_item_embeddings": None, "overrides": []}
-    return argparse.Namespace(**values | own)
-
-
 @pytest.fixture
 def train(tmp_path, make_config):
     """train_on, from_t5=, key=value, ... -> the finished run's folder."""
@@ -195,7 +189,7 @@ def train(tmp_path, make_config):
 
     def train(train_on: str, from_t5: Path | None = None, **own) -> Path:
         config = make_config("encoder_decoder", train_on=train_on, top_k=20, num_beams=NUM_ITEMS, **own)
-        pipeline = Pipeline(config, folder, "rqvae", "td", None, tmp_path / "runs", "train", from_t5)
+        pipeline = Pipeline(config, folder, CHOICE, tmp_path / "runs", "train", from_t5)
         pipeline.execute(force=False)
         return pipeline.run.folder
 
@@ -208,12 +202,11 @@ def train(tmp_path, make_config):
 @pytest.fixture
 def export(tmp_path, train, caplog):
     """train_on -> the exported folder, and what was said."""
-    def export(train_on: str = "target", **own) -> tuple[Path, str]:
+    def export(train_on: str = "target", *flags: str) -> tuple[Path, str]:
         train(train_on)
         with caplog.at_level(logging.INFO):
-            args = arguments(tmp_path / "out", tmp_path / "runs", **own)
-            check_t5_flags(args)
-            export_t5(DatasetFolder(tmp_path / "data", "Tiny"), args)
+            read_flags([f"--export_t5={tmp_path / 'out'}", *flags])
+            export_t5(DatasetFolder(tmp_path / "data", "Tiny"), CHOICE, tmp_path / "runs", tmp_path / "out")
         return tmp_path / "out", caplog.text
 
     return export
@@ -297,10 +290,10 @@ def test_an_export_replaces_another_one_only_with_force_and_never_anything_else(
     target, _ = export()
     with pytest.raises(ConfigError, match="is there already. Fix: --force"):
         export()
-    assert export(force=True)[0] == target
+    assert export("target", "--force")[0] == target
     (target / "thesis.tex").write_text("x")
     with pytest.raises(ConfigError, match="holds something else than an export: thesis.tex"):
-        export(force=True)
+        export("target", "--force")
     assert {path.name for path in target.iterdir()} == {*FILES, "thesis.tex"}
 
 
@@ -316,7 +309,7 @@ def test_a_failing_export_leaves_nothing(export, monkeypatch, tmp_path):
 
 def test_an_export_without_a_finished_run_names_the_command(tmp_path):
     with pytest.raises(DataError, match="has no finished run. Fix: python recommendation/main.py --model=encoder_dec"):
-        export_t5(write_data(tmp_path, USERS), arguments(tmp_path / "out", tmp_path / "runs"))
+        export_t5(write_data(tmp_path, USERS), CHOICE, tmp_path / "runs", tmp_path / "out")
 
 
 def test_a_run_on_other_codes_is_not_exported(export, train, tmp_path):
@@ -327,7 +320,7 @@ def test_a_run_on_other_codes_is_not_exported(export, train, tmp_path):
     save_array(path, random_codes(NUM_ITEMS, SIZES, seed=1).numpy().astype("int32"),
                {key: meta[key] for key in meta if key not in ("sha256", "size")})
     with pytest.raises(ArtifactError, match="was trained on another Tiny.codes-rqvae-td.npy"):
-        export_t5(folder, arguments(tmp_path / "out", tmp_path / "runs"))
+        export_t5(folder, CHOICE, tmp_path / "runs", tmp_path / "out")
 
 
 def save(folder: Path, **files: str) -> Path:
@@ -357,22 +350,16 @@ def test_a_folder_that_is_no_t5_is_an_error(tmp_path, train, make):
         read_t5(tmp_path / "cut")
 
 
-@pytest.mark.parametrize(("own", "error"), [
-    ({"model": "sasrec"}, "--export_t5: the model is 'sasrec'. only 'encoder_decoder' has the layers of T5"),
-    ({"model": "markov", "export_t5": None, "from_t5": Path("x")}, "--from_t5: the model is 'markov'")])
-def test_a_model_that_is_no_t5_is_refused(own, error):
+@pytest.mark.parametrize(("flags", "error"), [
+    (["--model=sasrec", "--export_t5=x"], "--export_t5: the model is 'sasrec'. only 'encoder_decoder' has the layers"),
+    (["--model=markov", "--from_t5=x"], "--from_t5: the model is 'markov'"),
+    (["--export_t5=x", "--epochs=3"], "--epochs does not go with it.*Fix: leave out --epochs"),
+    (["--export_t5=x", "--from_t5=x"], "--from_t5 does not go with it"),
+    (["--export_t5=x", "--seeds=1,2"], "--seeds does not go with it"),
+    (["--export_t5=x", "--filter_seen"], "--filter_seen does not go with it")])
+def test_flags_that_do_not_fit_an_export_are_refused(flags, error):
     with pytest.raises(ConfigError, match=error):
-        check_t5_flags(arguments(Path("out"), Path("runs"), **own))
-
-
-@pytest.mark.parametrize(("own", "error"), [
-    ({"overrides": [("epochs", "3")]}, "--epochs does not go with it.*Fix: leave out --epochs"),
-    ({"from_t5": Path("x")}, "--from_t5 does not go with it"),
-    ({"seeds": "1,2"}, "--seeds does not go with it"),
-    ({"filter_seen": "true"}, "--filter_seen does not go with it")])
-def test_what_only_training_reads_is_refused_beside_an_export(own, error):
-    with pytest.raises(ConfigError, match=error):
-        refuse_what_nobody_reads(arguments(Path("out"), Path("runs"), **own), make_parser([]))
+        read_flags(flags)
 
 
 def test_the_command_refuses_another_model_with_exit_code_2(tmp_path):

@@ -1,0 +1,95 @@
+"""The metrics: each is one function, and the flags, the evaluation and the tables know it from here. Without torch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+# B targets, k results
+
+CUTOFFS = (1, 5, 10, 20)
+
+
+class Lists(NamedTuple):
+    """The recommended lists, and the places of the targets in them."""
+
+    ranks: np.ndarray  # (B,) 1 for the best; infinity where the target is not listed
+    items: np.ndarray  # (B, k) best first; -1 where there is none
+    num_items: int     # in the catalogue
+
+
+class Metric(NamedTuple):
+    compute: Callable[[Lists, int], np.ndarray | float]
+    columns: tuple[int, ...]  # cutoffs at which tables show it
+    of_targets: bool          # one value for each target, whose mean has a standard error; or one of all lists
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(*columns: int, of_targets: bool = True) -> Callable:
+    """Make a function of the lists and a cutoff a metric, which tables show at the cutoffs `columns`."""
+    def register(function: Callable[[Lists, int], np.ndarray | float]) -> Callable:
+        METRICS[function.__name__] = Metric(function, columns, of_targets)
+        return function
+
+    return register
+
+
+@metric(5, 10, 20)
+def recall(lists: Lists, cutoff: int) -> np.ndarray:
+    """Whether the target is listed: with one target it equals the hit rate."""
+    return (lists.ranks <= cutoff).astype(float)
+
+
+@metric(5, 10)
+def ndcg(lists: Lists, cutoff: int) -> np.ndarray:
+    """1 / log2(1 + rank)."""
+    return np.where(lists.ranks <= cutoff, 1 / np.log2(1 + lists.ranks), 0.0)
+
+
+@metric(20)
+def mrr(lists: Lists, cutoff: int) -> np.ndarray:
+    """1 / rank."""
+    return np.where(lists.ranks <= cutoff, 1 / lists.ranks, 0.0)
+
+
+@metric(10, of_targets=False)
+def coverage(lists: Lists, cutoff: int) -> float:
+    """The share of the catalogue that is in any list."""
+    listed = np.unique(lists.items[:, :cutoff])
+    return int((listed >= 0).sum()) / lists.num_items
+
+
+def names() -> list[str]:
+    """Every metric with its cutoff, such as `ndcg@10`."""
+    return [f"{name}@{cutoff}" for name in METRICS for cutoff in CUTOFFS]
+
+
+def columns(cutoffs: tuple[int, ...] = CUTOFFS, kinds: tuple[bool, ...] = (True, False)) -> list[str]:
+    """The metrics that a table shows, by cutoff; `kinds` are values of `Metric.of_targets`."""
+    return [f"{name}@{cutoff}" for kind in kinds for cutoff in cutoffs for name, metric in METRICS.items()
+            if metric.of_targets is kind and cutoff in metric.columns]
+
+
+def measure(lists: Lists) -> dict[str, float]:
+    """Every metric at every cutoff; `<metric>@<cutoff>_stderr` is a mean's standard error over the targets."""
+    means, shares = {}, {}
+    for cutoff in CUTOFFS:
+        for name, metric in METRICS.items():
+            value, key = metric.compute(lists, cutoff), f"{name}@{cutoff}"
+            if metric.of_targets:
+                means[key] = float(np.mean(value))
+                means[f"{key}_stderr"] = float(np.std(value) / np.sqrt(np.size(value)))
+            else:
+                shares[key] = float(value)
+    return means | shares
+
+
+def mean_and_deviation(figures: list[dict]) -> dict[str, dict[str, float | None]]:
+    """`metric -> {mean, deviation}` over seeds; the sample's standard deviation, None for a single seed."""
+    names = [name for name, value in figures[0].items() if isinstance(value, float) and not name.endswith("_stderr")
+             and all(name in of_seed for of_seed in figures)]
+    values = {name: np.array([run[name] for run in figures]) for name in names}
+    return {name: {"mean": float(value.mean()), "deviation": float(value.std(ddof=1)) if len(value) > 1 else None}
+            for name, value in values.items()}
