@@ -16,6 +16,7 @@ from common.training import Best, TrainingLoop, make_optimizer, optimize
 from recommendation.dataset import Sequences, TrainingBatches
 from recommendation.evaluator import metrics, predict
 from recommendation.models.abstract_model import AbstractRecommender, Windows
+from recommendation.models.contract import NUM_TRIED, check_contract
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +68,16 @@ class Trainer:
     def train(self) -> Best:
         """Fit in one call or by gradient, whichever the model does; it ends as the selected model."""
         params, seed = self.config.training_params, self.config["common"]["seed"]
+        tried = self.sequences.histories(self.sequences.positions("valid")[:NUM_TRIED], params["max_history"])
         if self.model.fit(self.sequences.training_sequences()):
             self.model.eval()
+            check_contract(self.model, tried, params["top_k"], None)
             figures = validate(self.model, self.sequences, params, self.config.name)
             Checkpoints(self.run.checkpoints, self.run.command).save_best({"model": self.model.state_dict()})
             best = Best(0, figures[params["select_by"]], figures)
         else:
             task = RecommenderTask(self.model, self.sequences, params, seed, self.config.name)
+            check_contract(self.model, tried, params["top_k"], task.batches.get(0, 0, slice(NUM_TRIED)))
             best = TrainingLoop(task, self.run, params, seed).train()
         self.model.eval()
         self.model.prepare()

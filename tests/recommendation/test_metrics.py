@@ -1,12 +1,15 @@
 """Metrics by hand and against a brute-force count."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from recommendation.evaluator import Predictions, metrics
-from recommendation.metrics import CUTOFFS, mean_and_deviation, names
+from recommendation.metrics import CUTOFFS, METRICS, mean_and_deviation, metric, names
+from recommendation.options import read_flags
+from recommendation.results import compare, table
 from tests.brute_force import brute_force
 
 
@@ -91,3 +94,27 @@ def test_mean_and_deviation_by_hand():
                                   {"recall@5": 0.3, "recall@5_stderr": 0.5, "num_targets": 3}])
     assert figures == {"recall@5": {"mean": pytest.approx(0.2), "deviation": pytest.approx(0.02**0.5)}}
     assert mean_and_deviation([{"ndcg@5": 0.1}]) == {"ndcg@5": {"mean": 0.1, "deviation": None}}
+
+
+def test_a_metric_is_added_by_its_function_alone(train, monkeypatch):
+    monkeypatch.setattr("recommendation.metrics.METRICS", METRICS.copy())
+
+    @metric(10)
+    def upper_half(lists, cutoff):
+        return (lists.ranks <= cutoff / 2).astype(float)
+
+    figures = metrics(predictions([row_with(7, 5), row_with(7, 6)], [7, 7]), 200)
+    assert [figures[f"upper_half@{cutoff}"] for cutoff in CUTOFFS] == [0, 0, 0.5, 1]
+    assert figures["upper_half@10_stderr"] == pytest.approx(0.5 / math.sqrt(2))
+    assert read_flags(["--select_by=upper_half@20"])[1].training_params["select_by"] == "upper_half@20"
+    trained = train("popularity")
+    of_run = json.loads((trained.run / "metrics.json").read_text())
+    assert of_run["valid"]["upper_half@20"] == of_run["valid"]["recall@10"]
+    for text in (compare(trained.folder, trained.run_root), table({"popularity": of_run})):
+        heading, row = [line.split("|") for line in text.splitlines() if line.startswith("|")][::2]
+        assert f"{of_run['test']['recall@5']:.4f}" in row[[word.strip() for word in heading].index("upper_half@10")]
+
+
+def test_a_run_from_before_a_metric_was_added_has_an_empty_cell():
+    row = table({"older": {"test": {"recall@5": 0.5, "recall@5_stderr": 0.1}}}).splitlines()[-1]
+    assert [word.strip() for word in row.split("|")[1:-1]] == ["older", "0.5000 (±0.1000)", "", "", ""]
