@@ -56,8 +56,8 @@ class Lookup:
         users, rows, unknown = [], [], []
         for one in asked:
             users.append(one.user)
-            known = self._events(one) if one.history is None else [self.item_of[raw_id] for raw_id in one.history
-                                                                   if raw_id in self.item_of]
+            known = (self._events(str(one.user), one.where) if one.history is None else
+                     [self.item_of[raw_id] for raw_id in one.history if raw_id in self.item_of])
             rows.append(np.asarray(known, dtype=np.int64))
             unknown.append([raw_id for raw_id in one.history or [] if raw_id not in self.item_of])
         items = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
@@ -72,17 +72,17 @@ class Lookup:
             result += [word] if whole else parts
         return result
 
-    def _events(self, asked: Asked) -> np.ndarray:
+    def _events(self, raw_user: str, where: str) -> np.ndarray:
         """All of a user's items, those of the valid and test events included."""
         if self._user_of is None:
             self._user_of = {raw_id: user for user, raw_id in enumerate(load_users(self.folder)["raw_id"])}
-        if asked.user not in self._user_of:
-            why, close = nearest_id(asked.user, self._user_of)
+        if raw_user not in self._user_of:
+            why, close = nearest_id(raw_user, self._user_of)
             fix = f"a raw id of {self.folder.users}, or a --history of items"
             if close is not None:
-                fix = f"--user={shlex.quote(close)}" if asked.where == "--user" else json.dumps({"user": close})
-            raise DataError(asked.where, f"{self.folder.name} has no user {asked.user!r}", why, fix)
-        user = self._user_of[asked.user]
+                fix = f"--user={shlex.quote(close)}" if where == "--user" else json.dumps({"user": close})
+            raise DataError(where, f"{self.folder.name} has no user {raw_user!r}", why, fix)
+        user = self._user_of[raw_user]
         start, end = np.searchsorted(self.sequences.user, [user, user + 1])
         return self.sequences.item[start:end]
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.checkpoint import Checkpoints
 from common.config import Config
@@ -33,7 +33,8 @@ class RecommenderTask:
     """What `common.training.TrainingLoop` needs to know about training a recommender."""
 
     def __init__(self, model: AbstractRecommender, sequences: Sequences, params: dict, seed: int, name: str):
-        self.model, self.sequences, self.params, self.name = model, sequences, params, name
+        self.model: nn.Module = model
+        self.recommender, self.sequences, self.params, self.name = model, sequences, params, name
         self.batches = TrainingBatches(sequences, model.training_unit, params["batch_size"], params["max_history"],
                                        seed)
         self.optimizer = make_optimizer(model, params)
@@ -52,7 +53,7 @@ class RecommenderTask:
         """Nothing to do between epochs."""
 
     def evaluate(self) -> dict:
-        return validate(self.model, self.sequences, self.params, self.name)
+        return validate(self.recommender, self.sequences, self.params, self.name)
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
         """The users of the batch."""

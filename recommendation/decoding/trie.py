@@ -20,14 +20,16 @@ class Trie(nn.Module):
     """
 
     num_levels: int
+    items: Tensor  # (N,) the item of each ID, in the order of the IDs
+    leaf: Tensor   # (N,) the place of each item's ID in that order
 
     def __init__(self, codes: Tensor, codebook_sizes: list[int]):
         """`codes` (N, L), no two rows alike."""
         super().__init__()
         self.num_levels = len(codebook_sizes)
-        codes = codes.cpu().numpy().astype(np.int32)
-        order = np.lexsort(codes.T[::-1])
-        ordered = codes[order]
+        table = codes.cpu().numpy().astype(np.int32)
+        order = np.lexsort(table.T[::-1])
+        ordered = table[order]
         new = np.zeros(len(codes), dtype=bool)  # whether an ID begins another node than the one before it
         new[0] = True
         node = np.zeros(len(codes), dtype=np.int64)  # of each ID, at the current level

@@ -73,12 +73,14 @@ def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, for
 
 def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Path) -> None:
     """Write the newest finished run's model into the folder `target`; all of it or nothing."""
+    from recommendation.models.encoder_decoder.model import EncoderDecoder
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
     from recommendation.runs import load_recommender
 
     target = target.resolve()
     finished = load_recommender(folder, run_root, choice, "cpu")
     model, run = finished.model, finished.folder
+    assert isinstance(model, EncoderDecoder)
 
     quiet()
     index = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))

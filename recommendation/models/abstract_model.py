@@ -21,6 +21,11 @@ class Catalogue(NamedTuple):
     codes: Tensor | None        # (N, L) int64 semantic IDs, no two alike; None if the model needs none
     codebook_sizes: list[int]   # one a level
 
+    def existing_codes(self) -> Tensor:
+        """The codes, for a model that needs them."""
+        assert self.codes is not None
+        return self.codes
+
 
 class Windows(NamedTuple):
     """Stretches of users' sequences, oldest item first, padded behind."""
@@ -72,7 +77,7 @@ class AbstractRecommender(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if "recommend" in vars(cls) and "recommend_unseen" not in vars(cls):  # a parent's would not know of it
-            cls.recommend_unseen = AbstractRecommender.recommend_unseen
+            cls.recommend_unseen = AbstractRecommender.recommend_unseen  # type: ignore[method-assign]
 
     def item_embeddings(self) -> Tensor | None:
         """A vector for every item, (N, D), that says what follows what; None if the model has none."""

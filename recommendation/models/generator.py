@@ -1,6 +1,8 @@
 """What models share that write semantic IDs code by code."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,11 @@ EXACT_BYTES = 2**28  # of logits that exact scoring holds at a time, about
 class AbstractGenerator(AbstractRecommender):
     """Tokens, one head a level, and the search. Level l's code c is token `first_token[l] + c`."""
 
+    heads: Sequence[nn.Linear]  # one a level: each softmax runs over its own codebook only
+    first_token: Tensor         # (L,)
+    tokens: Tensor              # (N + 1, L); an extra last row serves PADDING (index -1)
+    paths: Tensor               # (N + 1, L + 1) the items' nodes, if probabilities are over existing IDs
+
     def __init__(self, config: dict, catalogue: Catalogue, name: str):
         super().__init__(config, catalogue)
         params = Params(config, name)
@@ -36,14 +43,13 @@ class AbstractGenerator(AbstractRecommender):
         sizes, width = catalogue.codebook_sizes, params.count("d_model")
         self.num_levels = len(sizes)
         self.embedding = nn.Embedding(1 + sum(sizes), width)
-        # One head a level: each softmax runs over its own codebook only.
-        self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes)
+        self.heads = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes))
         first_token = 1 + torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        # An extra last row serves PADDING (index -1).
-        tokens = torch.cat([catalogue.codes.cpu() + first_token, torch.full((1, self.num_levels), START)])
+        codes = catalogue.existing_codes()
+        tokens = torch.cat([codes.cpu() + first_token, torch.full((1, self.num_levels), START)])
         self.register_buffer("first_token", first_token, persistent=False)
         self.register_buffer("tokens", tokens, persistent=False)
-        self.trie = Trie(catalogue.codes, sizes)
+        self.trie = Trie(codes, sizes)
         if self.normalize_over == "existing":  # a row of zeros serves PADDING here, too
             self.register_buffer("paths", F.pad(self.trie.paths(), (0, 0, 0, 1)), persistent=False)
 

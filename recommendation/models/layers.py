@@ -1,12 +1,22 @@
 """The T5 building blocks (Raffel et al. 2020, arXiv 1910.10683): pre-norm, no biases, relative positions."""
 
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 # B batch, Q query positions, T key positions, M model width, H heads, K width of a head
+
+
+Block = TypeVar("Block", bound=Iterable[nn.Module])
+
+
+def stack(num_blocks: int, make: Callable[[], Block]) -> Sequence[Block]:
+    """Blocks of layers, one after another: nested ModuleLists, with the type that reading them gives."""
+    return cast(Sequence[Block], nn.ModuleList(nn.ModuleList(make()) for _ in range(num_blocks)))
 
 
 class RMSNorm(nn.Module):
@@ -53,7 +63,7 @@ class RelativeBias(nn.Module):
         self.weight[:num_before] = -slopes * torch.arange(num_before).unsqueeze(1)
 
     def _bucket(self, distance: Tensor) -> Tensor:
-        num_buckets, offset = self.num_buckets, 0
+        num_buckets, offset = self.num_buckets, torch.zeros_like(distance)
         if self.bidirectional:
             num_buckets //= 2
             offset = (distance > 0).long() * num_buckets
@@ -131,7 +141,8 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, M) -> query, key and value, (B, H, T, K) each."""
-        return tuple(split_heads(part, self.num_heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
+        query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
+        return query, key, value
 
     def attend(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         return self.add(x, attend(query, key, value, bias, self.dropout if self.training else 0.0))
@@ -153,7 +164,8 @@ class CrossAttention(nn.Module):
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, M) -> key and value, (B, H, T, K) each."""
-        return tuple(split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, dim=-1))
+        key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, dim=-1))
+        return key, value
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
         """x (B, Q, M); all query positions of a row share its memory."""

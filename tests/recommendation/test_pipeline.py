@@ -10,6 +10,7 @@ import pytest
 
 from common.artifacts import DatasetFolder, load_meta, save_array
 from common.errors import DataError
+from common.publishing import publish, write_meta
 from recommendation.evaluator import predict
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.pipeline import Pipeline

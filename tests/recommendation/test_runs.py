@@ -6,6 +6,7 @@ import pytest
 
 from common.artifacts import save_array
 from common.errors import ArtifactError, DataError
+from common.publishing import meta_path
 from recommendation.dataset import Sequences
 from recommendation.evaluator import predict
 from recommendation.runs import Choice, load_recommender

@@ -3,11 +3,11 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..abstract_model import Catalogue, Windows
 from ..generator import AbstractGenerator, PrefixCache
-from ..layers import FeedForward, RelativeBias, RMSNorm, SelfAttention, as_bias, causal_bias, dropout, initialize
+from ..layers import FeedForward, RelativeBias, RMSNorm, SelfAttention, as_bias, causal_bias, dropout, initialize, stack
 from ..params import Params
 
 # B batch, S items of a history, L levels, T = S * L tokens, K beams, H heads, M model width, C codes of a level
@@ -27,10 +27,9 @@ class DecoderOnly(AbstractGenerator):
         params = Params(config, "decoder_only")
         width, num_heads, self.dropout = params.count("d_model"), params.count("num_heads"), params.share("dropout")
         head_width = params.count("d_kv")
-        self.layers = nn.ModuleList(
-            nn.ModuleList([SelfAttention(width, num_heads, head_width, self.dropout),
-                           FeedForward(width, params.count("d_ff"), self.dropout)])
-            for _ in range(params.count("num_layers")))
+        self.layers = stack(params.count("num_layers"), lambda: (
+            SelfAttention(width, num_heads, head_width, self.dropout),
+            FeedForward(width, params.count("d_ff"), self.dropout)))
         self.bias = RelativeBias(num_heads, *params.distances(), bidirectional=False)
         self.norm = RMSNorm(width)
         initialize(self, width, head_width)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..abstract_model import PADDING, Catalogue, Windows
 from ..generator import START, AbstractGenerator, PrefixCache
@@ -16,6 +16,7 @@ from ..layers import (
     as_bias,
     dropout,
     initialize,
+    stack,
 )
 from ..params import Params
 
@@ -45,14 +46,12 @@ class EncoderDecoder(AbstractGenerator):
         rate, distances, d_ff = params.share("dropout"), params.distances(), params.count("d_ff")
         attention = (width, num_heads, head_width, rate)
         self.dropout = rate
-        self.encoder = nn.ModuleList(
-            nn.ModuleList([SelfAttention(*attention), FeedForward(width, d_ff, rate)])
-            for _ in range(params.count("num_encoder_layers")))
+        self.encoder = stack(params.count("num_encoder_layers"), lambda: (
+            SelfAttention(*attention), FeedForward(width, d_ff, rate)))
         self.encoder_bias = RelativeBias(num_heads, *distances, bidirectional=True)
         self.encoder_norm = RMSNorm(width)
-        self.decoder = nn.ModuleList(
-            nn.ModuleList([SelfAttention(*attention), CrossAttention(*attention), FeedForward(width, d_ff, rate)])
-            for _ in range(params.count("num_decoder_layers")))
+        self.decoder = stack(params.count("num_decoder_layers"), lambda: (
+            SelfAttention(*attention), CrossAttention(*attention), FeedForward(width, d_ff, rate)))
         self.decoder_bias = RelativeBias(num_heads, *distances, bidirectional=False)
         self.decoder_norm = RMSNorm(width)
         self.memory_bias = (RelativeBias(num_heads, *distances, bidirectional=False)

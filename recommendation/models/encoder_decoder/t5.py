@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any  # the parts of transformers' models have no types
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from common.errors import ArtifactError, ConfigError
 
 from ..generator import START
+from ..layers import CrossAttention, SelfAttention
 from .model import EncoderDecoder
 
 log = logging.getLogger(__name__)
@@ -23,14 +25,14 @@ SHARED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_la
           "layer_norm_epsilon", "scale_decoder_outputs", "pad_token_id", "decoder_start_token_id")
 
 
-def to_t5(model: EncoderDecoder) -> T5ForConditionalGeneration:
-    """A T5 in evaluation with the model's weights.
+def to_t5(model: EncoderDecoder) -> Any:
+    """A T5ForConditionalGeneration in evaluation with the model's weights.
 
     Token `1 + sum of the earlier codebook sizes + c` is a level's code c; token 0 is padding and the decoder's
     start, and its row of the head, which the model lacks, is zero. `config.semantic_ids` records what T5 has no
     place for: the sizes of the codebooks, the mask of the encoder, and the bias of cross-attention.
     """
-    t5 = T5ForConditionalGeneration(t5_config(model)).eval()
+    t5: Any = T5ForConditionalGeneration(t5_config(model)).eval()
     # Whatever the config says, transformers 5 ties the head of a T5 to its embedding when it is built.
     t5.lm_head.weight = nn.Parameter(torch.zeros_like(t5.shared.weight))
     t5.all_tied_weights_keys.pop("lm_head.weight", None)
@@ -49,7 +51,7 @@ def t5_config(model: EncoderDecoder) -> T5Config:
     own = {"train_on": model.train_on, **model.properties(), "codebook_sizes": model.catalogue.codebook_sizes}
     if model.memory_bias is not None:
         own["memory_bias"] = model.memory_bias.weight.tolist()  # digits enough to come back as the same float32
-    return T5Config(
+    return T5Config(  # type: ignore[call-arg]
         vocab_size=model.embedding.num_embeddings, d_model=params["d_model"], d_kv=params["d_kv"],
         d_ff=params["d_ff"], num_layers=params["num_encoder_layers"], num_decoder_layers=params["num_decoder_layers"],
         num_heads=params["num_heads"], relative_attention_num_buckets=params["num_buckets"],
@@ -66,7 +68,7 @@ def _generation_config(model: EncoderDecoder) -> GenerationConfig:
 
 
 @torch.no_grad()
-def load_t5(model: EncoderDecoder, t5: T5ForConditionalGeneration) -> None:
+def load_t5(model: EncoderDecoder, t5: Any) -> None:
     """Copy the weights of a T5 of the model's sizes into it.
 
     The bias of cross-attention is taken from `config.semantic_ids`; a T5 without it has, in effect, one of zero.
@@ -87,7 +89,7 @@ def load_t5(model: EncoderDecoder, t5: T5ForConditionalGeneration) -> None:
                  model.properties()["encoder_mask"])
 
 
-def _require_alike(model: EncoderDecoder, t5: T5ForConditionalGeneration) -> dict:
+def _require_alike(model: EncoderDecoder, t5: Any) -> dict:
     """What the T5's config says of semantic IDs, once all that the two share has been compared."""
     where, wanted = t5.name_or_path or "T5", t5_config(model)
     own = getattr(t5.config, "semantic_ids", None) or {}
@@ -103,7 +105,7 @@ def _require_alike(model: EncoderDecoder, t5: T5ForConditionalGeneration) -> dic
     return own
 
 
-def read_t5(folder: Path) -> T5ForConditionalGeneration:
+def read_t5(folder: Path) -> Any:
     """The T5 of a folder that `save_pretrained` wrote, in float32 and with every weight read from it."""
     fix = "a folder that --export_t5 or save_pretrained of a T5ForConditionalGeneration wrote"
     quiet()
@@ -111,9 +113,10 @@ def read_t5(folder: Path) -> T5ForConditionalGeneration:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "t5":
             raise ConfigError(folder / "config.json", f"model_type is {kind!r}", "the model is a 't5'", fix)
-        t5, report = T5ForConditionalGeneration.from_pretrained(
+        loaded: Any = T5ForConditionalGeneration.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             ignore_mismatched_sizes=True)
+        t5, report = loaded
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise ArtifactError(folder, "cannot be read as a T5", str(error), fix) from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -129,11 +132,12 @@ def quiet() -> None:
     set_verbosity_error()
 
 
-def weight_pairs(model: EncoderDecoder, t5: T5ForConditionalGeneration) -> list[tuple[Tensor, list[Tensor]]]:
+def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tensor]]]:
     """Each of the model's weights and those of T5 that it stacks; the heads and the bias of cross-attention apart."""
     pairs = [(model.embedding.weight, [t5.shared.weight])]
-    for layers, stack, bias, norm in ((model.encoder, t5.encoder, model.encoder_bias, model.encoder_norm),
-                                      (model.decoder, t5.decoder, model.decoder_bias, model.decoder_norm)):
+    stacks: list[Any] = [(model.encoder, t5.encoder, model.encoder_bias, model.encoder_norm),
+                         (model.decoder, t5.decoder, model.decoder_bias, model.decoder_norm)]
+    for layers, stack, bias, norm in stacks:
         pairs.append((bias.weight, [stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight]))
         pairs.append((norm.weight, [stack.final_layer_norm.weight]))
         for ours, block in zip(layers, stack.block, strict=True):
@@ -147,11 +151,11 @@ def weight_pairs(model: EncoderDecoder, t5: T5ForConditionalGeneration) -> list[
     return pairs
 
 
-def _self_attention_pairs(ours: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, list[Tensor]]]:
+def _self_attention_pairs(ours: SelfAttention, theirs: Any) -> list[tuple[Tensor, list[Tensor]]]:
     return [(ours.qkv.weight, [theirs.q.weight, theirs.k.weight, theirs.v.weight]),
             (ours.out.weight, [theirs.o.weight])]
 
 
-def _cross_attention_pairs(ours: nn.Module, theirs: nn.Module) -> list[tuple[Tensor, list[Tensor]]]:
+def _cross_attention_pairs(ours: CrossAttention, theirs: Any) -> list[tuple[Tensor, list[Tensor]]]:
     return [(ours.query.weight, [theirs.q.weight]), (ours.key_value.weight, [theirs.k.weight, theirs.v.weight]),
             (ours.out.weight, [theirs.o.weight])]

@@ -10,7 +10,7 @@ from common.progress import Progress
 from recommendation.decoding.top_k import are_among, in_order
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
-from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
+from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize, stack
 from ..params import Params
 
 # B batch, W longest window, M model width, L levels, C largest codebook, N items, K beams, G neighbours in the graph
@@ -33,6 +33,8 @@ class EncoderRetrieve(AbstractRecommender):
     """
 
     training_unit: Literal["sequence"] = "sequence"
+    rows: Tensor    # (N, L) the codewords of each item
+    exists: Tensor  # (L, C) whether a level has the code
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
@@ -47,10 +49,9 @@ class EncoderRetrieve(AbstractRecommender):
         self.num_levels, self.num_codes = len(sizes), max(sizes)
         self.codewords = nn.Embedding(self.num_levels * self.num_codes, width)
         self.positions = nn.Embedding(training["max_history"], width)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([SelfAttention(width, num_heads, width // num_heads, self.dropout),
-                           FeedForward(width, params.count("d_ff"), self.dropout)])
-            for _ in range(params.count("num_layers")))
+        self.layers = stack(params.count("num_layers"), lambda: (
+            SelfAttention(width, num_heads, width // num_heads, self.dropout),
+            FeedForward(width, params.count("d_ff"), self.dropout)))
         self.norm = RMSNorm(width)
         self.heads = nn.Parameter(torch.empty(self.num_levels, width, width))
         initialize(self, width, width // num_heads)
@@ -59,10 +60,10 @@ class EncoderRetrieve(AbstractRecommender):
         # What an item is should outweigh where it stands.
         nn.init.normal_(self.positions.weight, std=0.1 * width**-0.5)
         # Level l's code c is row l * C + c of the codewords; C of all levels alike keeps the heads one product.
-        rows = catalogue.codes.cpu() + torch.arange(self.num_levels) * self.num_codes
-        self.register_buffer("rows", rows, persistent=False)                                        # (N, L)
+        rows = catalogue.existing_codes().cpu() + torch.arange(self.num_levels) * self.num_codes
+        self.register_buffer("rows", rows, persistent=False)
         exists = torch.arange(self.num_codes) < torch.tensor(sizes).unsqueeze(1)
-        self.register_buffer("exists", exists, persistent=False)                                    # (L, C)
+        self.register_buffer("exists", exists, persistent=False)
         self.graph: Tensor | None = None  # (N, G), if one is walked
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
@@ -116,7 +117,7 @@ class EncoderRetrieve(AbstractRecommender):
         logits, of_items = self._logits(last), self.normalize_over == "existing"
         values = (logits if of_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
         if self.graph is not None:
-            return self._walk(values, histories, seen, top_k)
+            return self._walk(self.graph, values, histories, seen, top_k)
         scores = self._sum_over_codes(values)
         return top_items(scores.log_softmax(dim=1) if of_items else scores, top_k, seen)
 
@@ -124,7 +125,8 @@ class EncoderRetrieve(AbstractRecommender):
         """Values of every code (B, L * C) -> their sums over each item's codes, (B, N)."""
         return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
 
-    def _walk(self, values: Tensor, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
+    def _walk(self, graph: Tensor, values: Tensor, histories: Windows, seen: Tensor | None,
+              top_k: int) -> Recommendations:
         """The best items that a few hops through the graph meet, the best so far going on at each.
 
         Seen items lead on as the others do, but are not among the results. Over existing IDs the scores are sums of
@@ -134,7 +136,7 @@ class EncoderRetrieve(AbstractRecommender):
         beams = self._starts(histories, num_beams)
         found = beams[:, :0]  # the best unseen items so far
         for _ in range(self.num_hops + 1):
-            met = torch.cat([beams, found, _rows(self.graph, beams).flatten(1)], dim=1).sort(dim=1).values
+            met = torch.cat([beams, found, _rows(graph, beams).flatten(1)], dim=1).sort(dim=1).values
             again = F.pad(met[:, 1:] == met[:, :-1], (1, 0))
             scores = values.gather(1, _rows(self.rows, met).flatten(1)).unflatten(1, (-1, self.num_levels)).sum(dim=2)
             scores = scores.masked_fill(again, float("-inf"))

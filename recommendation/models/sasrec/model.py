@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
-from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize
+from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize, stack
 from ..params import Params
 
 # B batch, W longest window, M model width, N items
@@ -32,10 +32,9 @@ class SASRec(AbstractRecommender):
         self.dropout = params.share("dropout")
         self.items = nn.Embedding(catalogue.num_items, width)
         self.positions = nn.Embedding(training["max_history"], width)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([SelfAttention(width, num_heads, width // num_heads, self.dropout),
-                           FeedForward(width, params.count("d_ff"), self.dropout)])
-            for _ in range(params.count("num_layers")))
+        self.layers = stack(params.count("num_layers"), lambda: (
+            SelfAttention(width, num_heads, width // num_heads, self.dropout),
+            FeedForward(width, params.count("d_ff"), self.dropout)))
         self.norm = RMSNorm(width)
         initialize(self, width, width // num_heads)
         for embedding in (self.items, self.positions):

@@ -7,6 +7,7 @@ import pytest
 
 from common.artifacts import load_embeddings, load_mask, save_array
 from common.errors import ConfigError, DataError
+from common.publishing import meta_path
 from recommendation.main import main
 from recommendation.runs import Choice, load_recommender
 
