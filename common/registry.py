@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from common.errors import ConfigError, closest, nearest
 
@@ -15,7 +16,7 @@ def unknown(flag: str, name: str, kind: str, known: list[str], files: str) -> Co
                        f"{flag} {close}" if close else f"one of {', '.join(known)}; or add {files}")
 
 
-def load_class(path: Path, module: str, name: str, base: type) -> type:
+def load_class(path: Path, module: str, name: str, base: type) -> type[Any]:
     """The class in the file `path`, imported as `module`, with the plug-in's name, whatever the case and underscores.
 
     Raises ConfigError if the file is missing, or has no such class derived from `base`.

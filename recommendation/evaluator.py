@@ -31,16 +31,16 @@ class Predictions(NamedTuple):
     scores: np.ndarray     # (B, k)
 
 
-def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict,
-            progress: Progress | None = None) -> Predictions:
-    """Ask the model about every event of a split.
+def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, title: str = "") -> Predictions:
+    """Ask the model about every event of a split, and show the progress under a title if there is one.
 
     With `filter_seen` the items of the whole history, however long, are left out of every list. Raises
     TrainingError if a score is not a number.
     """
     positions = sequences.positions(split)
-    items, scores = rank_windows(model, sequences, Spans(sequences.first[positions], positions), params,
-                                 params["top_k"], params["filter_seen"], progress)
+    with Progress(title, len(positions), "targets", kept=split == "test") if title else nullcontext() as progress:
+        items, scores = rank_windows(model, sequences, Spans(sequences.first[positions], positions), params,
+                                     params["top_k"], params["filter_seen"], progress)
     if np.isnan(scores).any():
         num_bad = int(np.isnan(scores).any(axis=1).sum())
         raise TrainingError(type(model).__name__, f"the scores of {num_bad} of {len(scores)} histories are not numbers",

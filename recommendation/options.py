@@ -4,18 +4,7 @@ import argparse
 from itertools import pairwise
 from pathlib import Path
 
-from common.cli import (
-    Parser,
-    add_config_flags,
-    add_shared_flags,
-    add_variant_flags,
-    check_name,
-    given_flags,
-    help_with_keys,
-    parse,
-    refuse_ignored,
-    value_of,
-)
+from common import cli
 from common.config import BOUNDS, Config, resolve
 from common.errors import ConfigError, nearest
 from recommendation import metrics
@@ -26,9 +15,9 @@ from recommendation.models import DEFAULTS, config_path, names
 def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     """The flags and the resolved configuration. Raises ConfigError for any that is wrong or has no effect."""
     parser = make_parser(argv)
-    args = parse(parser, argv, open_ended=True)
+    args = cli.parse(parser, argv, open_ended=True)
     for flag in ("quantizer_name", "export_item_embeddings"):
-        check_name(f"--{flag}", getattr(args, flag))
+        cli.check_name(f"--{flag}", getattr(args, flag))
     own = config_path(args.model)
     keys = args.overrides + ([] if args.filter_seen is None else [("filter_seen", args.filter_seen)])
     config = resolve(args.model, args.config or own, DEFAULTS, keys, args.flags, own)
@@ -40,15 +29,15 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     return args, config
 
 
-def make_parser(argv: list[str]) -> Parser:
+def make_parser(argv: list[str]) -> cli.Parser:
     """With --help, the keys of the chosen recommender's YAML stand below the flags."""
-    parser = Parser(prog="recommendation/main.py", description="Train recommenders on a data set and measure them in "
-                    "item ids; compare and export what was trained.")
+    parser = cli.Parser(prog="recommendation/main.py", description="Train recommenders on a data set and measure them "
+                        "in item ids; compare and export what was trained.")
     parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
-    add_shared_flags(parser)
-    add_variant_flags(parser)
-    add_config_flags(parser)
+    cli.add_shared_flags(parser)
+    cli.add_variant_flags(parser)
+    cli.add_config_flags(parser)
     one_or_many = parser.add_mutually_exclusive_group()
     one_or_many.add_argument("--seeds", default=None, metavar="N,N",
                              help="run each of these, and report mean and deviation")
@@ -63,26 +52,26 @@ def make_parser(argv: list[str]) -> Parser:
                         help="write the newest finished encoder_decoder as a folder for transformers' T5, and stop")
     parser.add_argument("--from_t5", type=Path, default=None, metavar="DIR",
                         help="start the encoder_decoder with the weights of such a folder")
-    name = value_of(argv, ("--model",), "encoder_decoder")
-    help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
+    name = cli.value_of(argv, ("--model",), "encoder_decoder")
+    cli.help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
     return parser
 
 
-def refuse_what_nobody_reads(args: argparse.Namespace, parser: Parser) -> None:
+def refuse_what_nobody_reads(args: argparse.Namespace, parser: cli.Parser) -> None:
     """Raise ConfigError for what only training reads, or a second action, beside --compare and the exports."""
     training = ("config", "seeds", "run_list", "filter_seen", "from_t5")
     as_it_is = "it takes the newest finished run as it is"
     if args.compare:
-        refuse_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
+        cli.refuse_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
                        "it shows every finished run")
-        if one := given_flags(parser, args, ("model", "quantizer_name", "embedding_suffix", "tag")):
+        if one := cli.given_flags(parser, args, ("model", "quantizer_name", "embedding_suffix", "tag")):
             raise ConfigError("--compare", f"{one[0]} does not go with it", "it shows every finished run",
                               f"leave out {' '.join(one)}")
     elif args.export_item_embeddings:
-        refuse_ignored(args, "--export_item_embeddings", (*training, "export_t5"), as_it_is,
+        cli.refuse_ignored(args, "--export_item_embeddings", (*training, "export_t5"), as_it_is,
                        keys=("device", "common.device"))
     elif args.export_t5:
-        refuse_ignored(args, "--export_t5", training, as_it_is)
+        cli.refuse_ignored(args, "--export_t5", training, as_it_is)
 
 
 def check_training(config: Config, seeds: str | None) -> None:

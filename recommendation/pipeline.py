@@ -13,7 +13,6 @@ from common.config import Config
 from common.device import resolve_device
 from common.distributed import process_group
 from common.errors import DataError
-from common.progress import Progress
 from common.publishing import write_text
 from common.run import Run, read_json
 from recommendation.dataset import Sequences
@@ -48,15 +47,14 @@ class Pipeline:
                      self.config.name)
             self.run.make_latest()
             return read_json(self.run.folder / "metrics.json", f"{self.run.command} --force")
-        model = self._build()
+        model, num_items, params = self._build(), self.catalogue.num_items, self.config.training_params
         sequences = Sequences.load(self.folder, self.device)
         self._require_held_out(sequences)
         with process_group(self.device), self.run.open(force):
             with self.run.clock("training"):
                 best = Trainer(model, sequences, self.config, self.run).train()
             with self.run.clock("test"):
-                predictions = self._test(model, sequences)
-            num_items = self.catalogue.num_items
+                predictions = predict(model, sequences, "test", params, f"test {self.config.name}")
             test = metrics(predictions, num_items)
             test["num_without_history"] = sequences.num_without_history("test")
             test["by_popularity"] = by_popularity(predictions, sequences.training_counts(num_items))
@@ -65,20 +63,16 @@ class Pipeline:
                       **self.collisions}
             write_text(self.run.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
             self._write_predictions(predictions, sequences)
-            self._say_what_is_missing(test)
+            if test["num_without_history"]:
+                log.warning("recommendation: left out: %d test events of users of whom nothing is known before",
+                            test["num_without_history"])
+            if test["missing_share"]:
+                log.warning("recommendation: %.2f%% of the places in the lists are empty: the catalogue has %d items, "
+                            "and the lists %d places%s", 100 * test["missing_share"], num_items, params["top_k"],
+                            ", with seen items left out" if params["filter_seen"] else "")
             self.run.finish({"model": self.config.name, "dataset": self.folder.name,
                              "users_per_second": test["num_targets"] / self.run.seconds("test")})
         return result
-
-    def _say_what_is_missing(self, test: dict) -> None:
-        if test["num_without_history"]:
-            log.warning("recommendation: left out: %d test events of users of whom nothing is known before",
-                        test["num_without_history"])
-        if test["missing_share"]:
-            log.warning("recommendation: %.2f%% of the places in the lists are empty: the catalogue has %d items, and "
-                        "the lists %d places%s", 100 * test["missing_share"], self.catalogue.num_items,
-                        self.config.training_params["top_k"],
-                        ", with seen items left out" if self.config.training_params["filter_seen"] else "")
 
     def _build(self) -> AbstractRecommender:
         """The model, all of its configuration read."""
@@ -97,11 +91,6 @@ class Pipeline:
             if not len(sequences.positions(split)):
                 raise DataError(self.folder.interactions, f"has no {split} event", "no user has three events",
                                 f"{self.folder.make_command} --min_user_interactions 3")
-
-    def _test(self, model: AbstractRecommender, sequences: Sequences) -> Predictions:
-        """The one place where test events are read."""
-        with Progress(f"test {self.config.name}", len(sequences.positions("test")), "targets") as progress:
-            return predict(model, sequences, "test", self.config.training_params, progress)
 
     def _write_predictions(self, predictions: Predictions, sequences: Sequences) -> None:
         """predictions.jsonl, in raw ids, for outside tools."""

@@ -97,20 +97,14 @@ def make_parser():
 
 
 def recommend(run, lookup, asked, top_k: int, filter_seen: bool):
-    """What is asked, in items, and the best items of each; what was done about odd input goes to the log as warnings.
-
-    run: LoadedRun, lookup: Lookup, asked: list[Asked] -> Histories, Ranking
-    """
-    import numpy as np
-
+    """LoadedRun, Lookup, list[Asked] -> Histories and their Ranking; odd input is logged as warnings."""
     from recommendation.evaluator import rank
 
     histories, sequences, num_items = lookup.histories(asked), lookup.sequences, len(lookup.raw_ids)
     if len(asked) > num_items:
         run.model.prepare()
-    popularity = np.bincount(sequences.item[sequences.split == 0], minlength=num_items)
     params = run.config.training_params
-    ranking = rank(run.model, histories, popularity, params, top_k, filter_seen, run.device)
+    ranking = rank(run.model, histories, sequences.training_counts(num_items), params, top_k, filter_seen, run.device)
     _warn(histories, ranking, top_k, num_items, params["max_history"])
     return histories, ranking
 

@@ -19,15 +19,7 @@ from common.tables import csv_text, markdown
 from recommendation.dataset import Sequences
 from recommendation.metrics import columns, mean_and_deviation
 from recommendation.models import DEFAULTS, baselines, config_path, names
-from recommendation.runs import (
-    NO_CODES,
-    Choice,
-    FinishedRun,
-    load_source,
-    newest_run,
-    read_run,
-    require_same_inputs,
-)
+from recommendation.runs import NO_CODES, Choice, FinishedRun, load_source, newest_run, read_run, require_same_inputs
 
 log = logging.getLogger(__name__)
 

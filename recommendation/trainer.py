@@ -10,7 +10,6 @@ from common.checkpoint import Checkpoints
 from common.config import Config
 from common.data_parallel import data_parallel, part_of_batch
 from common.errors import ConfigError, out_of_memory
-from common.progress import Progress
 from common.run import Run
 from common.training import Best, TrainingLoop, make_optimizer, optimize
 from recommendation.dataset import Sequences, TrainingBatches
@@ -25,8 +24,7 @@ Loss = Callable[[Windows], dict[str, Tensor]]
 
 def validate(model: AbstractRecommender, sequences: Sequences, params: dict, name: str) -> dict:
     """The metrics of the validation events."""
-    with Progress(f"validate {name}", len(sequences.positions("valid")), "targets", kept=False) as progress:
-        return metrics(predict(model, sequences, "valid", params, progress), model.catalogue.num_items)
+    return metrics(predict(model, sequences, "valid", params, f"validate {name}"), model.catalogue.num_items)
 
 
 class RecommenderTask:

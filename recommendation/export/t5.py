@@ -24,41 +24,7 @@ FILES = (*WEIGHTS, "generation_config.json", "index.json", "README.md")
 NOT_THE_SAME = ("transformers' encoder is not causal and its cross-attention has no bias. This model was trained with "
                 "both (train_on: every_position), so that T5 will not give the same numbers; a model that is trained "
                 "with --train_on target does.")
-README = """# {name} of {dataset} as a T5
-
-Run {run}, `train_on: {train_on}`, encoder mask: {mask}.
-{note}
-`T5ForConditionalGeneration.from_pretrained` loads this folder. `index.json` has each item's tokens. Token 0 is padding
-and the decoder's start; its row of the head is zero, as the model has none. The model saw the newest {max_history}
-items of a history. Below, a code's probability is the one among the codes that lead to an item, as with
-`--normalize_over existing`.
-
-```python
-import json
-from pathlib import Path
-
-import torch
-from transformers import T5ForConditionalGeneration
-
-folder = "."
-t5 = T5ForConditionalGeneration.from_pretrained(folder).eval()
-index = json.loads(Path(folder, "index.json").read_text(encoding="utf-8"))
-item_of = {{tuple(tokens): item for item, tokens in index.items()}}
-following = {{}}  # the beginning of an ID -> the tokens that continue it
-for tokens in item_of:
-    for level in range(len(tokens)):
-        following.setdefault(tokens[:level], set()).add(tokens[level])
-
-history = list(index)[:3]  # raw ids, oldest first
-input_ids = torch.tensor([[token for item in history for token in index[item]]])
-output = t5.generate(
-    input_ids=input_ids, attention_mask=torch.ones_like(input_ids), num_return_sequences=10,
-    prefix_allowed_tokens_fn=lambda row, prefix: sorted(following.get(tuple(prefix[1:].tolist()), {{0}})),
-    return_dict_in_generate=True, output_scores=True)
-for tokens, score in zip(output.sequences[:, 1:].tolist(), output.sequences_scores.tolist()):
-    print(f"{{score:.4f}}", item_of.get(tuple(tokens)))
-```
-"""
+README = Path(__file__).with_name("t5_readme.md")
 
 
 def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, force: bool) -> None:
@@ -85,9 +51,9 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
     quiet()
     index = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
     note = "" if model.memory_bias is None else f"\n**{NOT_THE_SAME}**\n"
-    readme = README.format(name=MODEL, dataset=folder.name, run=run.name, train_on=model.train_on, note=note,
-                           mask=model.properties()["encoder_mask"],
-                           max_history=model.config[MODEL]["training_params"]["max_history"])
+    readme = README.read_text(encoding="utf-8").format(
+        name=MODEL, dataset=folder.name, run=run.name, train_on=model.train_on, note=note,
+        mask=model.properties()["encoder_mask"], max_history=model.config[MODEL]["training_params"]["max_history"])
 
     def write(staged: Path) -> None:
         to_t5(model).save_pretrained(staged)

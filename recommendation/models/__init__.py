@@ -1,16 +1,12 @@
 """Recommenders, found by name: models/<name>/model.py with its class, and config.yaml beside it."""
 
-from __future__ import annotations
-
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from common.config import declared
 from common.digest import code_digest
 from common.registry import load_class, unknown
-
-if TYPE_CHECKING:
-    from .abstract_model import AbstractRecommender
 
 MODELS = Path(__file__).resolve().parent
 DEFAULTS = MODELS / "defaults.yaml"
@@ -43,7 +39,7 @@ def code_of(name: str) -> str:
     return code_digest(model_path(name), MODELS.parent)
 
 
-def find_class(name: str) -> type[AbstractRecommender]:
+def find_class(name: str) -> type[Any]:
     """The class in models/<name>/model.py whose name is the folder's, except for case and underscores."""
     from .abstract_model import AbstractRecommender
 

@@ -6,10 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recommendation.decoding.top_k import PADDING, Recommendations, are_among, top_items
-
-# What a model's file needs; `top_items` makes lists of dense scores.
-__all__ = ["PADDING", "AbstractRecommender", "Catalogue", "Recommendations", "Windows", "top_items"]
+from recommendation.decoding.top_k import PADDING, Recommendations, are_among
+from recommendation.decoding.top_k import top_items as top_items  # for models: lists of dense scores
 
 # B batch, W longest window, N items, L levels, k results, S most seen items of a history
 
@@ -20,11 +18,6 @@ class Catalogue(NamedTuple):
     num_items: int
     codes: Tensor | None        # (N, L) int64 semantic IDs, no two alike; None if the model needs none
     codebook_sizes: list[int]   # one a level
-
-    def existing_codes(self) -> Tensor:
-        """The codes, for a model that needs them."""
-        assert self.codes is not None
-        return self.codes
 
 
 class Windows(NamedTuple):

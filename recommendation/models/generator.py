@@ -35,6 +35,7 @@ class AbstractGenerator(AbstractRecommender):
 
     def __init__(self, config: dict, catalogue: Catalogue, name: str):
         super().__init__(config, catalogue)
+        assert catalogue.codes is not None
         params = Params(config, name)
         self.label_smoothing = config[name]["training_params"]["label_smoothing"]
         self.num_beams = params.count("num_beams")
@@ -45,11 +46,10 @@ class AbstractGenerator(AbstractRecommender):
         self.embedding = nn.Embedding(1 + sum(sizes), width)
         self.heads = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes))
         first_token = 1 + torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        codes = catalogue.existing_codes()
-        tokens = torch.cat([codes.cpu() + first_token, torch.full((1, self.num_levels), START)])
+        tokens = torch.cat([catalogue.codes.cpu() + first_token, torch.full((1, self.num_levels), START)])
         self.register_buffer("first_token", first_token, persistent=False)
         self.register_buffer("tokens", tokens, persistent=False)
-        self.trie = Trie(codes, sizes)
+        self.trie = Trie(catalogue.codes, sizes)
         if self.normalize_over == "existing":  # a row of zeros serves PADDING here, too
             self.register_buffer("paths", F.pad(self.trie.paths(), (0, 0, 0, 1)), persistent=False)
 

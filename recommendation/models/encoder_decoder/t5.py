@@ -14,7 +14,6 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from common.errors import ArtifactError, ConfigError
 
 from ..generator import START
-from ..layers import CrossAttention, SelfAttention
 from .model import EncoderDecoder
 
 log = logging.getLogger(__name__)
@@ -23,6 +22,8 @@ log = logging.getLogger(__name__)
 SHARED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
           "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj",
           "layer_norm_epsilon", "scale_decoder_outputs", "pad_token_id", "decoder_start_token_id")
+# Each of a layer's weights, and those of T5's layer that it stacks.
+STACKED = {"qkv": ("q", "k", "v"), "query": ("q",), "key_value": ("k", "v"), "out": ("o",), "wi": ("wi",), "wo": ("wo",)}
 
 
 def to_t5(model: EncoderDecoder) -> Any:
@@ -141,21 +142,9 @@ def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tens
         pairs.append((bias.weight, [stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight]))
         pairs.append((norm.weight, [stack.final_layer_norm.weight]))
         for ours, block in zip(layers, stack.block, strict=True):
-            attentions, feed_forward, parts = ours[:-1], ours[-1], block.layer
-            pairs += [(layer.norm.weight, [part.layer_norm.weight]) for layer, part in zip(ours, parts, strict=True)]
-            pairs += _self_attention_pairs(attentions[0], parts[0].SelfAttention)
-            if len(attentions) == 2:
-                pairs += _cross_attention_pairs(attentions[1], parts[1].EncDecAttention)
-            pairs += [(feed_forward.wi.weight, [parts[-1].DenseReluDense.wi.weight]),
-                      (feed_forward.wo.weight, [parts[-1].DenseReluDense.wo.weight])]
+            for layer, part in zip(ours, block.layer, strict=True):
+                _, theirs = next(part.named_children())  # SelfAttention, EncDecAttention or DenseReluDense
+                pairs.append((layer.norm.weight, [part.layer_norm.weight]))
+                pairs += [(getattr(layer, own).weight, [getattr(theirs, name).weight for name in names])
+                          for own, names in STACKED.items() if hasattr(layer, own)]
     return pairs
-
-
-def _self_attention_pairs(ours: SelfAttention, theirs: Any) -> list[tuple[Tensor, list[Tensor]]]:
-    return [(ours.qkv.weight, [theirs.q.weight, theirs.k.weight, theirs.v.weight]),
-            (ours.out.weight, [theirs.o.weight])]
-
-
-def _cross_attention_pairs(ours: CrossAttention, theirs: Any) -> list[tuple[Tensor, list[Tensor]]]:
-    return [(ours.query.weight, [theirs.q.weight]), (ours.key_value.weight, [theirs.k.weight, theirs.v.weight]),
-            (ours.out.weight, [theirs.o.weight])]

@@ -38,6 +38,7 @@ class EncoderRetrieve(AbstractRecommender):
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
+        assert catalogue.codes is not None
         params, training = Params(config, "encoder_retrieve"), config["encoder_retrieve"]["training_params"]
         self.label_smoothing, self.dropout = training["label_smoothing"], params.share("dropout")
         self.temperature = params.positive("temperature")
@@ -60,7 +61,7 @@ class EncoderRetrieve(AbstractRecommender):
         # What an item is should outweigh where it stands.
         nn.init.normal_(self.positions.weight, std=0.1 * width**-0.5)
         # Level l's code c is row l * C + c of the codewords; C of all levels alike keeps the heads one product.
-        rows = catalogue.existing_codes().cpu() + torch.arange(self.num_levels) * self.num_codes
+        rows = catalogue.codes.cpu() + torch.arange(self.num_levels) * self.num_codes
         self.register_buffer("rows", rows, persistent=False)
         exists = torch.arange(self.num_codes) < torch.tensor(sizes).unsqueeze(1)
         self.register_buffer("exists", exists, persistent=False)
