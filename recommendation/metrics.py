@@ -19,17 +19,17 @@ class Lists(NamedTuple):
 
 
 class Metric(NamedTuple):
-    compute: Callable[[Lists, int], np.ndarray | float]
+    compute: Callable         # (lists, cutoff) -> a value for each target, or one of all lists
     columns: tuple[int, ...]  # cutoffs at which tables show it
-    of_targets: bool          # one value for each target, whose mean has a standard error; or one of all lists
+    of_targets: bool          # whether there is one for each target, so that the mean has a standard error
 
 
 METRICS: dict[str, Metric] = {}
 
 
 def metric(*columns: int, of_targets: bool = True) -> Callable:
-    """Make a function of the lists and a cutoff a metric, which tables show at the cutoffs `columns`."""
-    def register(function: Callable[[Lists, int], np.ndarray | float]) -> Callable:
+    """Make a function a metric, which tables show at the cutoffs `columns`."""
+    def register(function: Callable) -> Callable:
         METRICS[function.__name__] = Metric(function, columns, of_targets)
         return function
 
@@ -74,13 +74,13 @@ def columns(cutoffs: tuple[int, ...] = CUTOFFS, kinds: tuple[bool, ...] = (True,
 
 def measure(lists: Lists) -> dict[str, float]:
     """Every metric at every cutoff; `<metric>@<cutoff>_stderr` is a mean's standard error over the targets."""
-    means, shares = {}, {}
+    means: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for cutoff in CUTOFFS:
         for name, metric in METRICS.items():
             value, key = metric.compute(lists, cutoff), f"{name}@{cutoff}"
             if metric.of_targets:
-                means[key] = float(np.mean(value))
-                means[f"{key}_stderr"] = float(np.std(value) / np.sqrt(np.size(value)))
+                means |= {key: float(value.mean()), f"{key}_stderr": float(value.std() / np.sqrt(len(value)))}
             else:
                 shares[key] = float(value)
     return means | shares
@@ -88,8 +88,7 @@ def measure(lists: Lists) -> dict[str, float]:
 
 def mean_and_deviation(figures: list[dict]) -> dict[str, dict[str, float | None]]:
     """`metric -> {mean, deviation}` over seeds; the sample's standard deviation, None for a single seed."""
-    names = [name for name, value in figures[0].items() if isinstance(value, float) and not name.endswith("_stderr")
-             and all(name in of_seed for of_seed in figures)]
-    values = {name: np.array([run[name] for run in figures]) for name in names}
+    values = {name: np.array([run[name] for run in figures]) for name, value in figures[0].items()
+              if isinstance(value, float) and not name.endswith("_stderr") and all(name in run for run in figures)}
     return {name: {"mean": float(value.mean()), "deviation": float(value.std(ddof=1)) if len(value) > 1 else None}
             for name, value in values.items()}

@@ -22,7 +22,7 @@ from recommendation.metrics import mean_and_deviation
 from recommendation.models import code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.runs import Choice, load_source
-from recommendation.trainer import Trainer
+from recommendation.trainer import train
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Pipeline:
         self._require_held_out(sequences)
         with process_group(self.device), self.run.open(force):
             with self.run.clock("training"):
-                best = Trainer(model, sequences, self.config, self.run).train()
+                best = train(model, sequences, self.config, self.run)
             with self.run.clock("test"):
                 predictions = predict(model, sequences, "test", params, f"test {self.config.name}")
             test = metrics(predictions, num_items)

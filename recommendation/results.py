@@ -46,10 +46,9 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
         raise DataError(parent, "has no finished run of these interactions",
                         fix=Choice("encoder_decoder").training_command(folder, run_root))
     lines, rows = [f"# Recommenders of {folder.name}", ""], []
-    heads, csv_heads = ([*_NAMES, *of_metrics, "parameters", *others] for of_metrics, others in (
-        (columns(), ("training", "users/s", "settings")),
-        ([f"{name}{part}" for name in columns() for part in ("", "_deviation", "_stderr")],
-         ("training_seconds", "users_per_second", "settings", "filter_seen"))))
+    heads = [*_NAMES, *columns(), "parameters", "training", "users/s", "settings"]
+    csv_heads = [*_NAMES, *(f"{name}{part}" for name in columns() for part in ("", "_deviation", "_stderr")),
+                 "parameters", "training_seconds", "users_per_second", "settings", "filter_seen"]
     for filtered, heading in ((False, "Nothing filtered"), (True, "Items of the history filtered")):
         table = _configurations([run for run in current if run.filter_seen is filtered])
         if table:
@@ -77,8 +76,7 @@ def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
             runs.append(read_run(path.parent))
         except ArtifactError as error:
             log.warning("left out: %s", error)
-    there = {variant: _sha256(folder.path / f"{folder.name}.codes-{variant}.npy")
-             for variant in {run.variant for run in runs} - {NO_CODES}}
+    there = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
     return [run._replace(of_these_codes=run.variant == NO_CODES or there[run.variant] in run.inputs.values())
             for run in runs]
 
@@ -109,14 +107,14 @@ def _configurations(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
         key = json.dumps([run.model, run.variant, run.inputs, common, run.config[run.model]], sort_keys=True)
         found.setdefault(key, {})[run.seed] = run
     return sorted(([by_seed[seed] for seed in sorted(by_seed)] for by_seed in found.values()),
-                  key=lambda of_one: -_mean([run.metrics["test"]["ndcg@10"] for run in of_one]))
+                  key=lambda of_one: -(_mean([run.metrics["test"]["ndcg@10"] for run in of_one]) or 0))
 
 
 def row(runs: list[FinishedRun]) -> list[str]:
     """A configuration's cells for people."""
-    run, tests, speed = runs[0], [run.metrics["test"] for run in runs], _users_per_second(runs)
+    run, tests, speed = runs[0], [run.metrics["test"] for run in runs], _mean([run.users_per_second for run in runs])
     return [*_names(runs), *(cell(tests, name) for name in columns()), f"{run.metrics['num_parameters']:,}",
-            f"{_mean([run.seconds for run in runs]) / 60:.1f}", f"{speed:,.0f}" if speed else "", settings(run)]
+            f"{(_mean([run.seconds for run in runs]) or 0) / 60:.1f}", f"{speed:,.0f}" if speed else "", settings(run)]
 
 
 def csv_row(runs: list[FinishedRun]) -> list[str]:
@@ -126,7 +124,8 @@ def csv_row(runs: list[FinishedRun]) -> list[str]:
     values = [value for name in columns() for value in (
         figures.get(name, {}).get("mean"), figures.get(name, {}).get("deviation"),
         tests[0].get(f"{name}_stderr") if len(tests) == 1 else None)]
-    values += [run.metrics["num_parameters"], _mean([run.seconds for run in runs]), _users_per_second(runs)]
+    values += [run.metrics["num_parameters"], _mean([run.seconds for run in runs]),
+               _mean([run.users_per_second for run in runs])]
     return [*_names(runs), *("" if value is None else str(value) for value in values), settings(run),
             str(run.filter_seen).lower()]
 
@@ -136,20 +135,10 @@ def _names(runs: list[FinishedRun]) -> list[str]:
             ", ".join(str(run.seed) for run in runs)]
 
 
-def _users_per_second(runs: list[FinishedRun]) -> float | None:
-    speeds = [run.users_per_second for run in runs if run.users_per_second is not None]
-    return _mean(speeds) if speeds else None
-
-
 def cell(tests: list[dict], name: str) -> str:
     """A figure with its uncertainty: over the seeds if there are several, else over the users if it is known."""
-    figure = mean_and_deviation(tests).get(name)
-    if figure is None:
-        return ""
-    if figure["deviation"] is not None:
-        return f"{figure['mean']:.4f} ± {figure['deviation']:.4f}"
-    error = tests[0].get(f"{name}_stderr")
-    return f"{figure['mean']:.4f}" + (f" (± {error:.4f})" if error is not None else "")
+    error = tests[0].get(f"{name}_stderr") if len(tests) == 1 else None
+    return _mean_cell(mean_and_deviation(tests).get(name)) + (f" (± {error:.4f})" if error is not None else "")
 
 
 def settings(run: FinishedRun) -> str:
@@ -161,7 +150,8 @@ def settings(run: FinishedRun) -> str:
         defaults = own
     changed = [f"{key.split('.')[-1]}={own[key]}" for key in own
                if own[key] != defaults.get(key) and not key.endswith(".filter_seen")]  # which has tables of its own
-    origin = [word for word, holds in (("from_t5", run.from_t5), ("earlier codes", not run.of_these_codes)) if holds]
+    from_t5 = any(name.startswith("from_t5/") for name in run.inputs)
+    origin = [word for word, holds in (("from_t5", from_t5), ("earlier codes", not run.of_these_codes)) if holds]
     return " ".join(changed + origin)
 
 
@@ -173,8 +163,10 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
     return found
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: list) -> float | None:
+    """Of the values that are there."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def main(argv: list[str]) -> None:
@@ -232,24 +224,25 @@ def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> s
     return "\n".join([heading, "", table(rows), "", examples(folder, run, last.model)])
 
 
-def short_columns() -> list[str]:
-    """The metrics of a short table: those of single targets, at 5 and 10."""
-    return columns((5, 10), kinds=(True,))
-
-
 def table(rows: dict[str, dict]) -> str:
     """A Markdown table of test metrics, `model -> metrics.json`; an older run lacks metrics that are new."""
-    return markdown(("model", *short_columns()), [
+    names = columns((5, 10), kinds=(True,))
+    return markdown(("model", *names), [
         [model, *(f"{row['test'][name]:.4f} (±{row['test'][name + '_stderr']:.4f})" if name in row["test"] else ""
-                  for name in short_columns())] for model, row in rows.items()])
+                  for name in names)] for model, row in rows.items()])
 
 
 def seeds_table(model: str, summary: dict) -> str:
     """The same of several seeds, mean and standard deviation over them."""
-    figures = [summary["test"].get(name) for name in short_columns()]
-    cells = ["" if f is None else f"{f['mean']:.4f}" if f["deviation"] is None
-             else f"{f['mean']:.4f} ± {f['deviation']:.4f}" for f in figures]
-    return markdown(("model", "seeds", *short_columns()), [[model, ", ".join(map(str, summary["seeds"])), *cells]])
+    names = columns((5, 10), kinds=(True,))
+    return markdown(("model", "seeds", *names), [[model, ", ".join(map(str, summary["seeds"])), *(
+        _mean_cell(summary["test"].get(name)) for name in names)]])
+
+
+def _mean_cell(figure: dict | None) -> str:
+    if figure is None:
+        return ""
+    return f"{figure['mean']:.4f}" + ("" if figure["deviation"] is None else f" ± {figure['deviation']:.4f}")
 
 
 def examples(folder: DatasetFolder, run: Path, model: str) -> str:

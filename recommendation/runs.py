@@ -102,11 +102,6 @@ class FinishedRun(NamedTuple):
         return self.config["common"]["seed"]
 
     @property
-    def from_t5(self) -> bool:
-        """Whether it has started from the weights of another model."""
-        return any(name.startswith("from_t5/") for name in self.inputs)
-
-    @property
     def filter_seen(self) -> bool:
         """Whether items of the history were left out."""
         return self.config[self.model]["training_params"]["filter_seen"]

@@ -58,29 +58,26 @@ class RecommenderTask:
         return self.sequences.user[self.batches.batch(epoch, index).starts].tolist()
 
 
-class Trainer:
-    """Fits one recommender in its run folder; knows nothing of test events."""
+def train(model: AbstractRecommender, sequences: Sequences, config: Config, run: Run) -> Best:
+    """Fit in one call or by gradient, whichever the model does; it ends as the selected model.
 
-    def __init__(self, model: AbstractRecommender, sequences: Sequences, config: Config, run: Run):
-        self.model, self.sequences, self.config, self.run = model, sequences, config, run
-
-    def train(self) -> Best:
-        """Fit in one call or by gradient, whichever the model does; it ends as the selected model."""
-        params, seed = self.config.training_params, self.config["common"]["seed"]
-        tried = self.sequences.histories(self.sequences.positions("valid")[:NUM_TRIED], params["max_history"])
-        if self.model.fit(self.sequences.training_sequences()):
-            self.model.eval()
-            check_contract(self.model, tried, params["top_k"], None)
-            figures = validate(self.model, self.sequences, params, self.config.name)
-            Checkpoints(self.run.checkpoints, self.run.command).save_best({"model": self.model.state_dict()})
-            best = Best(0, figures[params["select_by"]], figures)
-        else:
-            task = RecommenderTask(self.model, self.sequences, params, seed, self.config.name)
-            check_contract(self.model, tried, params["top_k"], task.batches.get(0, 0, slice(NUM_TRIED)))
-            best = TrainingLoop(task, self.run, params, seed).train()
-        self.model.eval()
-        self.model.prepare()
-        return best
+    Test events are not read.
+    """
+    params, seed = config.training_params, config["common"]["seed"]
+    tried = sequences.histories(sequences.positions("valid")[:NUM_TRIED], params["max_history"])
+    if model.fit(sequences.training_sequences()):
+        model.eval()
+        check_contract(model, tried, params["top_k"], None)
+        figures = validate(model, sequences, params, config.name)
+        Checkpoints(run.checkpoints, run.command).save_best({"model": model.state_dict()})
+        best = Best(0, figures[params["select_by"]], figures)
+    else:
+        task = RecommenderTask(model, sequences, params, seed, config.name)
+        check_contract(model, tried, params["top_k"], task.batches.get(0, 0, slice(NUM_TRIED)))
+        best = TrainingLoop(task, run, params, seed).train()
+    model.eval()
+    model.prepare()
+    return best
 
 
 def loss_function(model: AbstractRecommender, params: dict, device: torch.device) -> Loss:

@@ -19,7 +19,6 @@ class Trie(nn.Module):
     are neighbours, too: `leaves_l` has the first one of each node of level l, and N at its end.
     """
 
-    num_levels: int
     items: Tensor  # (N,) the item of each ID, in the order of the IDs
     leaf: Tensor   # (N,) the place of each item's ID in that order
 

@@ -1,6 +1,5 @@
 """Recommenders, found by name: models/<name>/model.py with its class, and config.yaml beside it."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 

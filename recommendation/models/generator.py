@@ -1,8 +1,7 @@
 """What models share that write semantic IDs code by code."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +27,10 @@ EXACT_BYTES = 2**28  # of logits that exact scoring holds at a time, about
 class AbstractGenerator(AbstractRecommender):
     """Tokens, one head a level, and the search. Level l's code c is token `first_token[l] + c`."""
 
-    heads: Sequence[nn.Linear]  # one a level: each softmax runs over its own codebook only
-    first_token: Tensor         # (L,)
-    tokens: Tensor              # (N + 1, L); an extra last row serves PADDING (index -1)
-    paths: Tensor               # (N + 1, L + 1) the items' nodes, if probabilities are over existing IDs
+    heads: Any           # a Linear for each level: each softmax runs over its own codebook only
+    first_token: Tensor  # (L,)
+    tokens: Tensor       # (N + 1, L); an extra last row serves PADDING (index -1)
+    paths: Tensor        # (N + 1, L + 1) the items' nodes, if probabilities are over existing IDs
 
     def __init__(self, config: dict, catalogue: Catalogue, name: str):
         super().__init__(config, catalogue)
@@ -44,7 +43,7 @@ class AbstractGenerator(AbstractRecommender):
         sizes, width = catalogue.codebook_sizes, params.count("d_model")
         self.num_levels = len(sizes)
         self.embedding = nn.Embedding(1 + sum(sizes), width)
-        self.heads = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes))
+        self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes)
         first_token = 1 + torch.tensor([0, *sizes[:-1]]).cumsum(0)
         tokens = torch.cat([catalogue.codes.cpu() + first_token, torch.full((1, self.num_levels), START)])
         self.register_buffer("first_token", first_token, persistent=False)

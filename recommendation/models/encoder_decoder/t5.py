@@ -23,7 +23,7 @@ SHARED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_la
           "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj",
           "layer_norm_epsilon", "scale_decoder_outputs", "pad_token_id", "decoder_start_token_id")
 # Each of a layer's weights, and those of T5's layer that it stacks.
-STACKED = {"qkv": ("q", "k", "v"), "query": ("q",), "key_value": ("k", "v"), "out": ("o",), "wi": ("wi",), "wo": ("wo",)}
+STACKED = {"qkv": ["q", "k", "v"], "query": ["q"], "key_value": ["k", "v"], "out": ["o"], "wi": ["wi"], "wo": ["wo"]}
 
 
 def to_t5(model: EncoderDecoder) -> Any:
