@@ -89,8 +89,8 @@ def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np
 @torch.no_grad()
 def _told_distances(model: AbstractVQ, xs: torch.Tensor) -> np.ndarray | None:
     """What the model says of items (M, D): float32 (M, K), or None."""
-    parts = [model.last_distances(part) for part in xs.split(BATCH)]
-    return None if parts[0] is None else torch.cat([part.float().cpu() for part in parts]).numpy()
+    parts = [part.float().cpu() for part in map(model.last_distances, xs.split(BATCH)) if part is not None]
+    return torch.cat(parts).numpy() if parts else None
 
 
 def estimated_distances(codes: np.ndarray, content: np.ndarray | None, num_codes: int) -> np.ndarray:

@@ -57,7 +57,8 @@ def consecutive(folder: DatasetFolder) -> np.ndarray:
 
 def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, judge: Judge) -> tuple[dict, np.ndarray]:
     """The figures of a model over all items (N, D), and the codes (N, L) that it gives them."""
-    codes, losses, errors = [], {}, []
+    losses: dict[str, Tensor] = {}
+    codes, errors = [], []
     for batch in xs.split(batch_size):
         codes.append(checked_codes(model, batch))
         outputs, target = model(batch), model.target(batch)
@@ -66,7 +67,7 @@ def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, judge: Judge) -> tu
         if target.is_floating_point() and outputs[0].shape == target.shape:
             errors.append((outputs[0] - target).square().sum(dim=1))
     table = torch.cat(codes).cpu().numpy()
-    figures = {name: float(total) / len(xs) for name, total in losses.items()}
+    figures: dict = {name: float(total) / len(xs) for name, total in losses.items()}
     if errors:
         figures["reconstruction_error"] = float(torch.cat(errors).mean())
         variances, means = torch.var_mean(model.target(xs), dim=0, correction=0)
@@ -91,7 +92,7 @@ def code_figures(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
 
 def judged(codes: np.ndarray, judge: Judge) -> dict:
     """How alike items are that share codes (N, L), and how often users go on to an item of the same first code."""
-    figures = {}
+    figures: dict = {}
     if judge.directions is not None:
         figures["random_pairs_similarity"] = group_similarity(np.zeros(len(codes), dtype=np.int64), judge.directions)
         figures["prefix_similarity"] = prefix_similarity(codes, judge.directions)
@@ -108,7 +109,7 @@ def judged(codes: np.ndarray, judge: Judge) -> dict:
 
 def collision_rate(codes: np.ndarray) -> float:
     """1 - distinct IDs / items."""
-    return 1.0 - len(np.unique(codes, axis=0)) / len(codes)
+    return 1.0 - len(bucket_sizes(codes)) / len(codes)
 
 
 def bucket_sizes(codes: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from quantization.dataset import Embeddings
 from quantization.evaluate import Judge
 from quantization.inspection.diagnostics import collapse_warning, collapsed_levels, settings_of, verdicts
 from quantization.models import find_class, model_path
+from quantization.models.abstract_vq import AbstractVQ
 from quantization.trainer import Trainer, is_published
 
 log = logging.getLogger("quantization")
@@ -46,7 +47,7 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
     others = {str(path): file_sha256(path) for path in model_class.other_files(config.values)}
     model_config = config.for_model(num_items=len(embeddings.xs), inputs=embeddings.inputs, folder=folder)
     torch.manual_seed(config["common"]["seed"])
-    model = model_class(model_config, input_size=embeddings.xs.shape[1])
+    model: AbstractVQ = model_class(model_config, input_size=embeddings.xs.shape[1])
     config.check_all_read(model_config)
     config.check_training_keys(model_config, by_gradient=model.trained_by_gradient())
     settings = settings_of(config, model, len(embeddings.xs))

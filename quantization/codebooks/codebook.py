@@ -20,6 +20,10 @@ class Codebook(nn.Module):
     loss has to pull the chosen codewords to their rows.
     """
 
+    usage: Tensor   # (K,) how often training chose each codeword since the last restart of dead ones
+    counts: Tensor  # (K,) moving average of the number of rows that choose each codeword
+    sums: Tensor    # (K, D) moving average of the sum of these rows
+
     def __init__(self, size: int, width: int, options: dict, uniform: bool = False):
         """`options` are the resolved `codebook:` of a quantizer's YAML; `uniform` trains with Sinkhorn's assignment."""
         super().__init__()
@@ -27,7 +31,7 @@ class Codebook(nn.Module):
         self.cosine, self.averaged = options["distance"] == "cosine", options["update"] == "ema"
         self.codewords = nn.Parameter(torch.empty(size, width), requires_grad=not self.averaged)
         nn.init.uniform_(self.codewords, -1.0 / size, 1.0 / size)
-        self.register_buffer("usage", torch.zeros(size))  # since the last restart of dead codewords
+        self.register_buffer("usage", torch.zeros(size))
         if self.averaged:
             self.register_buffer("counts", torch.ones(size))
             self.register_buffer("sums", self.codewords.detach().clone())

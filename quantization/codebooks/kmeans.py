@@ -40,17 +40,17 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
     count = max(SAMPLE_ROWS, SAMPLE_PER_CLUSTER * num_clusters)
     sample = rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
     centroids = _spread(sample, num_clusters, generator, drawn_alike=largest is not None)
-    offsets = None if largest is None else torch.zeros(num_clusters, device=rows.device, dtype=torch.float64)
+    prices = torch.zeros(num_clusters, device=rows.device, dtype=torch.float64)
     norms = rows.square().sum(dim=1)
     for _ in range(num_iterations):
         if largest is not None:
-            offsets = raise_prices(_costs(rows, centroids), offsets, largest, ROUNDS)
-        codes, distance = _assign(rows, norms, directions(centroids) if cosine else centroids, offsets)
+            prices = raise_prices(_costs(rows, centroids), prices, largest, ROUNDS)
+        codes, distance = _assign(rows, norms, directions(centroids) if cosine else centroids, prices)
         centroids = _means(rows, codes, distance, num_clusters)
-    if largest is not None:
-        costs = _costs(rows, centroids)
-        offsets = exact_prices(costs, raise_prices(costs, offsets, largest, LAST_ROUNDS), largest)
-    return Clusters(centroids, offsets)
+    if largest is None:
+        return Clusters(centroids, None)
+    costs = _costs(rows, centroids)
+    return Clusters(centroids, exact_prices(costs, raise_prices(costs, prices, largest, LAST_ROUNDS), largest))
 
 
 def _spread(sample: Tensor, num_clusters: int, generator: torch.Generator, drawn_alike: bool) -> Tensor:
@@ -66,7 +66,8 @@ def _spread(sample: Tensor, num_clusters: int, generator: torch.Generator, drawn
     norms = sample.square().sum(dim=1)
     # All products at once are much faster than a few rows' at a time, while they fit into the cache.
     products = sample @ sample.T if len(sample) <= PRODUCT_ROWS else None
-    distance, picks = torch.ones_like(norms), []
+    distance = torch.ones_like(norms)
+    picks: list[Tensor] = []
     for draw, shift in zip(draws, noise, strict=True):
         chance = (distance > 0 if drawn_alike else distance).double().cumsum(0)
         # Where every distance is 0, the draw falls on the first row.
@@ -88,10 +89,10 @@ def _scale(rows: Tensor) -> Tensor:
     return torch.where(deviation > 0, deviation, rows.abs().mean().clamp(min=1e-6))
 
 
-def _assign(rows: Tensor, norms: Tensor, centroids: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The cluster of each row (N,), and its squared distance plus offset (N,)."""
+def _assign(rows: Tensor, norms: Tensor, centroids: Tensor, prices: Tensor) -> tuple[Tensor, Tensor]:
+    """The cluster of each row (N,), and its squared distance plus price (N,)."""
     bias = centroids.square().sum(dim=1)
-    bias = bias if offsets is None else bias + offsets.to(bias.dtype)
+    bias = bias + prices.to(bias.dtype)
     smallest, codes = torch.addmm(bias, rows, centroids.T, alpha=-2.0).min(dim=1)
     return codes, smallest + norms
 

@@ -1,6 +1,7 @@
 """Residual quantization: level by level, each level coding what is left over."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ class ResidualQuantizer(nn.Module):
         check_options(options, where, num_levels)
         self.gradient = options["gradient"]
         uniform = {level % num_levels for level in options["sinkhorn_levels"]}
-        self.codebooks = nn.ModuleList(Codebook(size, width, options, level in uniform)
-                                       for level in range(num_levels))
+        codebooks = nn.ModuleList(Codebook(size, width, options, level in uniform) for level in range(num_levels))
+        self.codebooks = cast("Sequence[Codebook]", codebooks)
 
     @property
     def sizes(self) -> list[int]:

@@ -7,11 +7,11 @@ def codebook_size(size: int | str, num_items: int, where: str, largest: int = 25
     """`auto` is the largest power of two up to a quarter of the items, at most `largest`."""
     if size == "auto":
         return max(2, min(largest, 1 << (max(num_items // 4, 1).bit_length() - 1)))
-    at_least_one(size, f"{where}.codebook_size", "--codebook_size auto", "auto or at least 1")
-    if size > num_items:
-        raise ConfigError(f"{where}.codebook_size", f"is {size}", f"there are only {num_items} items",
+    number = at_least_one(size, f"{where}.codebook_size", "--codebook_size auto", "auto or at least 1")
+    if number > num_items:
+        raise ConfigError(f"{where}.codebook_size", f"is {number}", f"there are only {num_items} items",
                           "--codebook_size auto, or a smaller number")
-    return size
+    return number
 
 
 def hidden_sizes(widths: object, where: str) -> list[int]:

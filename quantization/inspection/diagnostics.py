@@ -78,7 +78,8 @@ def _size(settings: dict) -> int:
 
 def _advice(settings: dict, *hints: str) -> str:
     """`; try a, b or c`: the first three of the hints that would change the settings."""
-    tries = [change for key, change, changes in map(HINTS.get, hints) if key in settings and changes(settings)][:3]
+    chosen = [HINTS[hint] for hint in hints]
+    tries = [change for key, change, changes in chosen if key in settings and changes(settings)][:3]
     if not tries:
         return ""
     return "; try " + (tries[0] if len(tries) == 1 else f"{', '.join(tries[:-1])} or {tries[-1]}")

@@ -117,7 +117,7 @@ def _examples(depth: Depth, has_word: sparse.csr_array, chosen: np.ndarray) -> l
 
 
 def _listed(num_nodes: int, node: np.ndarray, values: list) -> list[list]:
-    lists = [[] for _ in range(num_nodes)]
+    lists: list[list] = [[] for _ in range(num_nodes)]
     for at, value in zip(node.tolist(), values, strict=True):
         lists[at].append(value)
     return lists

@@ -1,6 +1,7 @@
 """Quantizers, found by name: models/<name>.py with its class, configs/<name>_config.yaml."""
 
 from pathlib import Path
+from typing import Any
 
 from common.registry import load_class, unknown
 
@@ -25,7 +26,7 @@ def model_path(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.py")
 
 
-def find_class(name: str) -> type:
+def find_class(name: str) -> type[Any]:
     """The class in models/<name>.py whose name is the file's, except for case and underscores."""
     from .abstract_vq import AbstractVQ
 

@@ -22,6 +22,11 @@ class ResidualFSQ(nn.Module):
     is left over lies in (-1/V, 1/V), and V times that is the next level's number. There is no codebook to learn.
     """
 
+    num_values: Tensor  # (H,)
+    places: Tensor      # (H,) what one step of a number adds to the code
+    mean: Tensor        # (H,)
+    deviation: Tensor   # (H,)
+
     def __init__(self, num_levels: int, num_values: list[int]):
         super().__init__()
         self.num_levels = num_levels

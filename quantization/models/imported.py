@@ -52,8 +52,9 @@ def read_codes(path: Path) -> dict[str, list[int]]:
     entries = _read_json(path) if path.suffix == ".json" else _read_csv(path)
     codes, width = {}, None
     for where, raw_id, words in entries:
-        numbers = [TOKEN.fullmatch(str(word).strip()) for word in words]
-        if not numbers or None in numbers:
+        tokens = [TOKEN.fullmatch(str(word).strip()) for word in words]
+        numbers = [int(token[1] or token[2]) for token in tokens if token]
+        if not numbers or len(numbers) < len(words):
             raise DataError(where, f"{words!r} is no semantic ID", "wanted tokens like <a_12> or whole numbers",
                             "correct the entry")
         width = width or len(numbers)
@@ -62,7 +63,7 @@ def read_codes(path: Path) -> dict[str, list[int]]:
                             "give all items equally many")
         if raw_id in codes:
             raise DataError(where, f"item {raw_id!r} stands twice", fix="remove one of the two")
-        codes[raw_id] = [int(match[1] or match[2]) for match in numbers]
+        codes[raw_id] = numbers
     if not codes:
         raise DataError(path, "has no entries", fix="name a file with semantic IDs")
     return codes

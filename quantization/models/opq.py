@@ -16,6 +16,7 @@ class OPQ(PQ):
     """PQ of the embeddings after the rotation that makes PQ's distortion smallest. Coding needs no faiss any more."""
 
     section = "opq"
+    rotation: Tensor  # (D, D)
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config, input_size)

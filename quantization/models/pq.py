@@ -18,6 +18,7 @@ class PQ(AbstractVQ):
     """The embedding cut into as many parts as there are levels, a k-means for each; the codes have no order."""
 
     section = "pq"
+    codewords: Tensor  # (L, K, P)
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
