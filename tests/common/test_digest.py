@@ -1,9 +1,11 @@
 """Which changes of the code make another run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from common.cli import ROOT
 from common.digest import code_digest
 
 MODEL = """
@@ -55,3 +57,13 @@ def test_a_text_that_is_no_docstring_counts(stage):
     before, path = digest(stage), stage / "trainer.py"
     path.write_text("STEPS = 3\n'a value'\n")
     assert digest(stage) != before
+
+
+def test_a_change_of_the_quantizers_kit_is_other_code(tmp_path, monkeypatch):
+    for folder in ("common", "quantization"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    monkeypatch.setattr("common.digest.ROOT", tmp_path)
+    stage, kit = tmp_path / "quantization", tmp_path / "quantization/codebooks/nearest.py"
+    before = code_digest(stage / "models/letter.py", stage)
+    kit.write_text(kit.read_text() + "\nTHREE = 3\n")
+    assert code_digest(stage / "models/letter.py", stage) != before
