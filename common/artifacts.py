@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from common.cli import ROOT, folder_flag
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
 from common.publishing import SCHEMA_VERSION, file_sha256, finish_publishing, meta_path, publish
 from common.tables import parquet_rows
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyRelation
 
 SPLITS = ("train", "valid", "test")
 
@@ -166,11 +169,18 @@ def ids_sha256(raw_ids: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def load_interactions(folder: DatasetFolder) -> Interactions:
+def _rows(path: Path) -> "DuckDBPyRelation":
+    """The rows of a Parquet file."""
     import duckdb
 
+    rows = duckdb.sql(f"FROM {parquet_rows(path)}")
+    assert rows is not None  # a query has rows, maybe none
+    return rows
+
+
+def load_interactions(folder: DatasetFolder) -> Interactions:
     load_meta(folder.interactions, folder.make_command)
-    columns = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").project(
+    columns = _rows(folder.interactions).project(
         f"""user::BIGINT AS "user", item::BIGINT AS item, timestamp::BIGINT AS "timestamp",
             (list_position({list(SPLITS)}, split) - 1)::TINYINT AS split""").fetchnumpy()
     for name, column in columns.items():
@@ -190,10 +200,8 @@ def load_image_urls(folder: DatasetFolder) -> np.ndarray:
 
     Raises DataError if the items were made elsewhere, without that column.
     """
-    import duckdb
-
     load_meta(folder.items, folder.make_command)
-    if "image_url" not in duckdb.sql(f"FROM {parquet_rows(folder.items)}").columns:
+    if "image_url" not in _rows(folder.items).columns:
         raise DataError(folder.items, "has no column image_url", "it says where the images are",
                         "add the column, empty where an item has no image")
     return _load_table(folder, folder.items, "item", ("image_url",))["image_url"]
@@ -205,10 +213,8 @@ def load_users(folder: DatasetFolder) -> dict[str, np.ndarray]:
 
 
 def _load_table(folder: DatasetFolder, path: Path, order: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    import duckdb
-
     load_meta(path, folder.make_command)
-    rows = duckdb.sql(f"FROM {parquet_rows(path)}").order(order).project(", ".join(names)).fetchall()
+    rows = _rows(path).order(order).project(", ".join(names)).fetchall()
     return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(names)}
 
 

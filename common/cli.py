@@ -134,8 +134,8 @@ def _split_rest(rest: list[str], parser: Parser) -> list[tuple[str, str]]:
             raise ConfigError(word, "stands alone", "every value belongs to a --flag", "see --help")
         key, sign, value = word[2:].partition("=")
         if not sign:
-            value = next(words, None)
-            if value is None or value.startswith("--"):
+            value = next(words, "--")
+            if value.startswith("--"):
                 guess, close = parser.guess(word)
                 raise ConfigError(word, "no such flag, or its value is missing", guess,
                                   f"{close}, or {word}=<value> if it is a configuration key" if close

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from common.distributed import connection_lost, end_process, has_process_group, is_main, rank
 from common.errors import ConfigError, Interrupted, UserError, out_of_memory, without_secrets
@@ -22,12 +23,20 @@ from common.registry import plug_in_files
 log = logging.getLogger(__name__)
 # Before a command sends its log anywhere, logging would print errors to stderr itself, a second time.
 log.addHandler(logging.NullHandler())
-# Write a character that the user's encoding lacks as \u00b1, which is valid in JSON, too.
-codecs.register_error("json_escape", lambda error: (json.dumps(error.object[error.start:error.end])[1:-1], error.end))
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WATCHED = "STEP_WATCHES"  # the environment variable with the pipe that a job holds open for its step
 SECONDS_OF_ONE_REQUEST = 0.5  # GNU timeout sends its signal twice: to its child, and to the group
 SECONDS_FOR_FIRST = 5.0  # in which torchrun ends the other processes, if the first one has failed
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Write a character that the user's encoding lacks as \\u00b1, which is also valid in JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start:error.end])[1:-1], error.end
+
+
+codecs.register_error("json_escape", _escape)
 
 
 class StopRequest:
@@ -134,10 +143,10 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     sys.excepthook = _report_bug
     try:
         code = _exit_code(main, argv)
-    except Exception:
+    except Exception as error:
         if not has_process_group():
             raise
-        _report_bug(*sys.exc_info())
+        _report_bug(type(error), error, error.__traceback__)
         code = 1
     if has_process_group():
         end_process(code)
@@ -218,7 +227,7 @@ def _one_line(text: str) -> str:
     return " ".join(map(str.strip, text.splitlines()))
 
 
-def _report_bug(kind: type[BaseException], error: BaseException, trace: object) -> None:
+def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What no one foresaw (Python then exits with 1): the traceback to run.log, and with --debug to stderr."""
     log.error("internal error", exc_info=(kind, error, trace))
     _leave_to_first()

@@ -288,7 +288,7 @@ def _mapping(values: dict, key: str, origins: dict[str, str], path: Path) -> dic
 
 def _leaves(config: dict, prefix: str = "") -> dict[str, tuple[dict, str]]:
     """`dotted.path -> (the dict that holds it, its key)` for every value that is not a mapping."""
-    found = {}
+    found: dict[str, tuple[dict, str]] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
         if isinstance(value, dict):

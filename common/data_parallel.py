@@ -139,7 +139,7 @@ def check_alike(model: nn.Module) -> None:
     if world_size() == 1:
         return
     state = _state(model)
-    digests = [int.from_bytes(hashlib.sha256(_as_bytes(value.cpu().contiguous()).numpy()).digest()[:4], "little")
+    digests = [int.from_bytes(hashlib.sha256(_as_bytes(value.cpu().contiguous()).numpy().data).digest()[:4], "little")
                for value in state.values()]
     highest, lowest = largest(*digests), largest(*(-digest for digest in digests))
     apart = [name for name, one, other in zip(state, highest, lowest, strict=True) if one != -other]

@@ -19,13 +19,13 @@ def missing(lines: list[str]) -> list[str]:
         requirement = line.split("#")[0].strip()
         if not requirement:
             continue
-        name, bounds = re.fullmatch(r"([A-Za-z0-9._-]+)\s*(.*)", requirement).groups()
+        name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
         try:
             installed = _release(version(name))
         except PackageNotFoundError:
             unmet.append(requirement)
             continue
-        for operator, bound in re.findall(r"(>=|<=|==|<|>)\s*([0-9.]+)", bounds):
+        for operator, bound in re.findall(r"(>=|<=|==|<|>)\s*([0-9.]+)", requirement):
             wanted = _release(bound)
             if not OPERATORS[operator](installed, wanted):
                 unmet.append(f"{requirement} (there is {version(name)})")
@@ -35,7 +35,7 @@ def missing(lines: list[str]) -> list[str]:
 
 def _release(text: str) -> list[int]:
     """`2.13.0+cpu` -> [2, 13]; trailing zeros do not count."""
-    numbers = [int(n) for n in re.match(r"[0-9.]*", text).group().strip(".").split(".")]
+    numbers = [int(n) for n in re.split(r"[^0-9.]", text)[0].strip(".").split(".")]
     while numbers and numbers[-1] == 0:
         numbers.pop()
     return numbers

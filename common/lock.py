@@ -10,7 +10,7 @@ from common.errors import LockedError
 try:
     import fcntl
 except ImportError:  # not on this system
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 

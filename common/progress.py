@@ -45,10 +45,10 @@ class Progress:
         left = (self.total - self.done) / rate if rate else float("inf")
         eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "?"
         tail = f", {self.figures}" if self.figures else ""
-        done, total, unit = self.done, self.total, self.unit
+        counts, unit = f"{self.done}/{self.total}", self.unit
         if unit == "B":
-            done, total, rate, unit = f"{done / 1e6:.1f}", f"{total / 1e6:.1f}", rate / 1e6, "MB"
-        print(f"{self.description}: {done}/{total} {unit} "
+            counts, rate, unit = f"{self.done / 1e6:.1f}/{self.total / 1e6:.1f}", rate / 1e6, "MB"
+        print(f"{self.description}: {counts} {unit} "
               f"({100 * self.done / max(self.total, 1):.0f} %), {rate:.1f} {unit}/s, ETA {eta}{tail}",
               file=sys.stderr, flush=True)
 

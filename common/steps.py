@@ -71,7 +71,8 @@ def _run(command: list[str]) -> None:
 @contextmanager
 def _collected_signals() -> Iterator[deque[int]]:
     """The signals that arrive inside, which have no effect there; those still in it at the end have theirs then."""
-    signals, before = deque(), {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGTTOU)}
+    signals: deque[int] = deque()
+    before = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGTTOU)}
     for number in FORWARDED:
         if before[number] != signal.SIG_IGN:  # as by nohup
             signal.signal(number, lambda number, frame: signals.append(number))

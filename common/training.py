@@ -131,6 +131,7 @@ class TrainingLoop:
             self.done = True
             self._save()
         self.task.model.load_state_dict(self.checkpoints.load_best()["model"])
+        assert self.best is not None  # the last epoch is evaluated
         return self.best
 
     def _run_epoch(self, progress: Progress) -> None:
@@ -141,7 +142,7 @@ class TrainingLoop:
             losses = {name: loss.detach() for name, loss in self.task.step(self.epoch, self.index).items()}
             for name, loss in losses.items():
                 self.totals[name] = self.totals[name] + loss if name in self.totals else loss
-            self._note_if_bad(sum(losses.values()))
+            self._note_if_bad(losses)
             self.index += 1
             progress.update()
             self._save_if_due()
@@ -150,12 +151,12 @@ class TrainingLoop:
         torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may begin here
         self.task.end_epoch(self.epoch)
         self.epoch, self.index, self.totals, self.first_bad = self.epoch + 1, 0, {}, None
-        record = {"epoch": self.epoch, **means}
+        record: dict[str, object] = {"epoch": self.epoch, **means}
         if self.epoch % self.params["eval_every"] == 0 or self.epoch == self.num_epochs:
-            metrics = self._evaluate()
+            metrics, best = self._evaluate()
             record["metrics"] = metrics
             name = self.params["select_by"]
-            progress.update(0, **{name: metrics[name], "best": self.best.value, "of epoch": self.best.epoch})
+            progress.update(0, **{name: metrics[name], "best": best.value, "of epoch": best.epoch})
         self.run.append_metrics(record)
         self.num_lines += 1
         log.debug("%s", record)
@@ -163,7 +164,7 @@ class TrainingLoop:
             self._save()
         self._save_if_due()
 
-    def _evaluate(self) -> dict:
+    def _evaluate(self) -> tuple[dict, Best]:
         """Measure, and keep the model if it is the best so far; lose patience if it has not been for long."""
         self.task.model.eval()
         # It may take minutes, in which a stop would have to wait. What a run so left repeats are the steps since its
@@ -187,10 +188,12 @@ class TrainingLoop:
             log.info("%s: no better %s for %d evaluations; stopping after epoch %d", self.task.name, name, patience,
                      self.epoch)
             self.done = True
-        return metrics
+        return metrics, self.best
 
-    def _note_if_bad(self, loss: Tensor) -> None:
+    def _note_if_bad(self, losses: dict[str, Tensor]) -> None:
         """Without waiting for the device, which is asked at the epoch's end and before a checkpoint."""
+        first, *others = losses.values()
+        loss = sum(others, first)
         if self.first_bad is None:
             self.first_bad = torch.full((), -1, device=loss.device)
         new = ~loss.isfinite() & (self.first_bad < 0)
