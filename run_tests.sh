@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one test command: set-up -> ruff -> pytest. Arguments go to pytest:  bash run_tests.sh -k markov
+# The one test command: set-up -> ruff -> imports -> types -> pytest. Arguments go to pytest:  bash run_tests.sh -k markov
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 DEVELOPMENT=1 source "$root/setup.sh"
@@ -9,4 +9,6 @@ export PATH="$(dirname "$PYTHON"):$PATH"
 # Two processes share the tests, on two cores as a rule: more threads would only wait for each other.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$PYTHON" -m ruff check .
+"$PYTHON" -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())' --no-logo
+"$PYTHON" -m mypy
 exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

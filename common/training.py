@@ -27,10 +27,13 @@ log = logging.getLogger(__name__)
 class Task(Protocol):
     """What a stage's trainer brings to the loop."""
 
-    model: nn.Module
     optimizer: torch.optim.Optimizer | None  # None: the model has nothing that a gradient would move
     num_steps: int  # in an epoch
     name: str       # for the progress line
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
         """One optimizer step on batch `index` of the epoch; its losses, left on the device.
