@@ -125,7 +125,7 @@ def test_an_exception_of_a_method_names_its_line_and_method(method, monkeypatch)
     def fail(*args):
         raise RuntimeError("mat1 and mat2 cannot be multiplied")
 
-    monkeypatch.setattr("common.registry.plug_in_files", {__file__})
+    monkeypatch.setattr("common.command.plug_in_files", {__file__})
     with pytest.raises(ConfigError) as raised, errors_of_models():
         check_contract(type("Broken", (Signs,), {method: fail})(), ROWS)
     assert raised.value.where == f"{__file__}:{fail.__code__.co_firstlineno + 1}"
@@ -137,7 +137,7 @@ def test_errors_that_are_the_users_or_the_machines_pass_as_they_are(error, monke
     def forward(self, xs):
         raise error
 
-    monkeypatch.setattr("common.registry.plug_in_files", {__file__})
+    monkeypatch.setattr("common.command.plug_in_files", {__file__})
     with pytest.raises(type(error)) as raised, errors_of_models():
         check_contract(type("Failing", (Signs,), {"forward": forward})(), ROWS)
     assert raised.value is error
