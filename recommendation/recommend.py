@@ -63,13 +63,9 @@ def check_output(path: Path | None, histories: Path | None) -> None:
     """Raise ConfigError, before anything is computed, where another file would be lost or none can be."""
     if path is None:
         return
-    what = None
-    if path.is_dir():
-        what = "is a folder"
-    elif histories and histories.exists() and path.exists() and path.samefile(histories):
-        what = "is the file of the histories"
-    elif path.with_name(f"{path.name}.meta.json").exists():
-        what = "is an artifact, which other commands read"
+    the_same = histories and histories.exists() and path.exists() and path.samefile(histories)
+    what = ("is a folder" if path.is_dir() else "is the file of the histories" if the_same else
+            "is an artifact, which other commands read" if path.with_name(f"{path.name}.meta.json").exists() else None)
     if what:
         raise ConfigError(f"--output {path}", what, fix="the name of a new file")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def stack(num_blocks: int, make: Callable[[], Iterable[nn.Module]]) -> Any:
-    """Blocks of layers, nested ModuleLists, which the type checker takes for anything: it knows no items of theirs."""
+    """Blocks of layers, as a ModuleList of ModuleLists. (Type checkers do not know the layers in it, hence Any.)"""
     return nn.ModuleList(nn.ModuleList(make()) for _ in range(num_blocks))
 
 

@@ -5,10 +5,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .. import layers
 from ..abstract_model import PADDING, Catalogue, Windows
 from ..generator import START, AbstractGenerator, PrefixCache
-from ..layers import CrossAttention, FeedForward, RelativeBias, RMSNorm, SelfAttention, as_bias, dropout, initialize
+from ..layers import (
+    CrossAttention,
+    FeedForward,
+    RelativeBias,
+    RMSNorm,
+    SelfAttention,
+    as_bias,
+    dropout,
+    initialize,
+    stack,
+)
 from ..params import Params
 
 # B batch, S items of a history, L levels, T = S * L encoder tokens, G targets of a row, K beams,
@@ -37,11 +46,11 @@ class EncoderDecoder(AbstractGenerator):
         rate, distances, d_ff = params.share("dropout"), params.distances(), params.count("d_ff")
         attention = (width, num_heads, head_width, rate)
         self.dropout = rate
-        self.encoder = layers.stack(params.count("num_encoder_layers"), lambda: (
+        self.encoder = stack(params.count("num_encoder_layers"), lambda: (
             SelfAttention(*attention), FeedForward(width, d_ff, rate)))
         self.encoder_bias = RelativeBias(num_heads, *distances, bidirectional=True)
         self.encoder_norm = RMSNorm(width)
-        self.decoder = layers.stack(params.count("num_decoder_layers"), lambda: (
+        self.decoder = stack(params.count("num_decoder_layers"), lambda: (
             SelfAttention(*attention), CrossAttention(*attention), FeedForward(width, d_ff, rate)))
         self.decoder_bias = RelativeBias(num_heads, *distances, bidirectional=False)
         self.decoder_norm = RMSNorm(width)
