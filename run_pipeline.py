@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_parser() -> Parser:
-    from dataloader.flags import add_data_flags
+    from dataloader.options import add_data_flags
     from quantization import models as quantizers
     from recommendation import models as recommenders
 
@@ -53,7 +53,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 
     Raises ConfigError for any wrong name, before the first step writes anything.
     """
-    from dataloader.flags import make_parser as make_data_parser
+    from dataloader.options import make_parser as make_data_parser
     from dataloader.options import resolve_options
     from dataloader.pipeline import plan as plan_data
     from recommendation import models as recommenders

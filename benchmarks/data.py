@@ -190,9 +190,9 @@ def embed(texts_file: Path, model: Path, scratch: Path, rounds: int) -> dict:
     sys.path[0] = str(ROOT)
     import numpy as np
 
-    from dataloader.embeddings.encoding import Texts, encode_all
-    from dataloader.embeddings.vector_cache import VectorCache
-    from dataloader.encoders.sentence import SentenceEncoder
+    from dataloader.embeddings.cache import VectorCache
+    from dataloader.embeddings.encode import Texts, encode_all
+    from dataloader.embeddings.sentence import SentenceEncoder
 
     texts = list(dict.fromkeys(texts_file.read_text(encoding="utf-8").splitlines()))
     encoder = SentenceEncoder(model, ["cpu"], half=False)

@@ -1,11 +1,15 @@
-"""Step 1: fetch the images of the items, check each, and list which item has one."""
+"""Step 1: fetch the images of the items, check each, and list in figures.parquet which item has one."""
 
 import hashlib
 import logging
 import os
 import sys
 from pathlib import PurePosixPath
+from typing import NamedTuple
 from urllib.parse import urlsplit
+
+import duckdb
+import numpy as np
 
 from common.artifacts import DatasetFolder, load_image_urls, load_meta
 from common.cli import command_line
@@ -13,34 +17,48 @@ from common.command import run_command
 from common.errors import DataError, ResourceError, UserError
 from common.lock import FolderLock
 from common.progress import Progress
-from common.publishing import sweep, write_bytes
+from common.publishing import publish, sweep, write_bytes
 from common.run import log_to_console
-from dataloader.images.figure_table import (
-    Figure,
-    counts_text,
-    publish_figures,
-    recorded_files,
-    refuse_missing,
-    report_missing,
-)
-from dataloader.images.pictures import BadPicture, check_picture, picture_size, set_up_pillow
-from dataloader.network.ask import Answer, host_of
-from dataloader.network.polite import Fetcher
-from dataloader.options import DataOptions, parse_options
+from common.tables import parquet_rows
+from dataloader.embeddings.pictures import BadPicture, check_picture, picture_size, set_up_pillow
+from dataloader.http import Answer, Fetcher, host_of
+from dataloader.options import FigureOptions, parse_options
 
 log = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".avif")
 FINAL = {"ok", "placeholder", "no address", "bad address"}  # another run would say the same
+NUM_LISTED = 10
+
+
+class Figure(NamedTuple):
+    """An address and what lies in `images/` for it; `ok` and `placeholder` have a file, the others have none."""
+
+    url: str
+    status: str  # ok, placeholder, or why there is none: bad address, unreachable, too large, not an image
+    detail: str = ""
+    file: str = ""
+    width: int = 0
+    height: int = 0
+    sha256: str = ""
+
+
+class Figures(NamedTuple):
+    """The table as arrays with one entry an item, in item order; file and sha256 are None where there is no file."""
+
+    raw_id: np.ndarray   # object
+    file: np.ndarray     # object, relative to `images/`
+    sha256: np.ndarray   # object, of the file's bytes
+    present: np.ndarray  # bool: whether the item has an image, and no mere placeholder
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Fetch the images of the items.")
+    options = parse_options(argv, "Fetch the images of the items.").figures
     log_to_console()
     fetch_figures(options, command_line("bash dataloader/1_load_figure.sh", argv))
 
 
-def fetch_figures(options: DataOptions, command: str) -> None:
+def fetch_figures(options: FigureOptions, command: str) -> None:
     """Fill `images/` with what is not there yet, and publish figures.parquet, one row an item.
 
     What is there is not asked for again. --force checks it again, to the last pixel, and fetches what is damaged.
@@ -54,30 +72,33 @@ def fetch_figures(options: DataOptions, command: str) -> None:
         with FolderLock(folder.images):
             _fetch_and_publish(options, command)
     else:
-        log.info("figures: reusing %s (%s)", folder.figures, counts_text(load_meta(folder.figures, command)["counts"]))
-    if options.image.missing == "error":
+        log.info("figures: reusing %s (%s)", folder.figures, _counts_text(load_meta(folder.figures, command)["counts"]))
+    if options.missing == "error":
         refuse_missing(folder)
-    report_missing(folder)
+    num_missing, rows = _missing(folder)
+    for raw_id, status, detail in rows:
+        log.info("figures:   %s: %s%s", raw_id, status, f" ({detail})" if detail else "")
+    if num_missing:
+        log.warning("figures: %d items have no image; %s lists them all", num_missing, folder.figures.name)
 
 
-def is_current(options: DataOptions) -> bool:
+def is_current(options: FigureOptions) -> bool:
     """Whether nothing is left to fetch: all files lie there, and no failure may be better next time."""
-    folder = options.folder
     try:
-        meta = load_meta(folder.figures, "")
+        meta = load_meta(options.folder.figures, "")
     except UserError:
         return False
     if meta["settings"] != _settings(options) or not set(meta["counts"]) <= FINAL:
         return False
-    recorded = set(recorded_files(folder))
-    return bool(recorded) and recorded <= _files(folder)
+    recorded = set(_recorded_files(options.folder))
+    return bool(recorded) and recorded <= _files(options.folder)
 
 
-def _settings(options: DataOptions) -> dict:
-    return {"min_image_side": options.image.min_side}
+def _settings(options: FigureOptions) -> dict:
+    return {"min_image_side": options.min_side}
 
 
-def _fetch_and_publish(options: DataOptions, command: str) -> None:
+def _fetch_and_publish(options: FigureOptions, command: str) -> None:
     folder = options.folder
     items = load_meta(folder.items, folder.make_command)
     urls = list(dict.fromkeys(url for url in load_image_urls(folder) if url))
@@ -88,25 +109,28 @@ def _fetch_and_publish(options: DataOptions, command: str) -> None:
     if not any(figure.file for figure in figures):
         raise ResourceError(folder.images, f"not one of {len(urls)} images could be fetched", _reasons(figures),
                             "check the network, then run the same command again")
-    publish_figures(folder, figures, {
+    _publish(folder, figures, {
         "inputs": {folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"],
         "num_items": items["num_items"], "command": command, "settings": _settings(options)})
 
 
-def _fetch(options: DataOptions, urls: list[str]) -> list[Figure]:
+def _fetch(options: FigureOptions, urls: list[str]) -> list[Figure]:
     """What lies in `images/` for every address, after all that is not there was asked for."""
     folder = options.folder
-    _sweep(folder)
+    for shelf in folder.images.glob("*/"):  # of a killed run
+        sweep(shelf, "*")
     figures = _kept(folder, urls, options.force)
     wanted = [url for url in urls if url not in figures]
     log.info("figures: %d of %d images are there already", len(figures), len(urls))
     failed = 0
     with Progress("figures", len(wanted), "images") as progress:
-        for url, answer in Fetcher(wanted, options.image.rate).results():
+        for url, answer in Fetcher(wanted, options.rate).results():
             figures[url] = _accept(folder, url, answer)
             failed += not figures[url].file
             progress.update(1, failed=failed)
-    return [_judged(figures[url], options.image.min_side) for url in urls]
+    return [figure if not figure.file or min(figure.width, figure.height) >= options.min_side else
+            figure._replace(status="placeholder", detail=f"{figure.width} x {figure.height} pixels")
+            for figure in map(figures.__getitem__, urls)]
 
 
 def file_name(url: str) -> str:
@@ -118,7 +142,7 @@ def file_name(url: str) -> str:
 
 def _kept(folder: DatasetFolder, urls: list[str], check: bool) -> dict[str, Figure]:
     """The figures of the files that lie there; each was checked before it got its name, and is again with `check`."""
-    there, recorded, figures = _files(folder), {} if check else recorded_files(folder), {}
+    there, recorded, figures = _files(folder), {} if check else _recorded_files(folder), {}
     for url in urls:
         file = file_name(url)
         if file in there and file in recorded:
@@ -148,18 +172,6 @@ def _figure(url: str, file: str, data: bytes, check: bool) -> Figure:
     return Figure(url, "ok", "", file, width, height, hashlib.sha256(data).hexdigest())
 
 
-def _judged(figure: Figure, min_side: int) -> Figure:
-    if not figure.file or min(figure.width, figure.height) >= min_side:
-        return figure
-    return figure._replace(status="placeholder", detail=f"{figure.width} x {figure.height} pixels")
-
-
-def _sweep(folder: DatasetFolder) -> None:
-    """Remove what a killed run was writing; the caller holds the lock."""
-    for shelf in folder.images.glob("*/"):
-        sweep(shelf, "*")
-
-
 def _files(folder: DatasetFolder) -> set[str]:
     return {f"{shelf.name}/{name}" for shelf in folder.images.glob("??") for name in os.listdir(shelf)}
 
@@ -171,6 +183,66 @@ def _reasons(figures: list[Figure]) -> str:
         found.setdefault(f"{figure.status} ({figure.detail})", []).append(figure.url)
     commonest = sorted(found.items(), key=lambda reason: -len(reason[1]))[:3]
     return "; ".join(f"{len(urls)} {reason}, such as {urls[0]}" for reason, urls in commonest)
+
+
+def make_command(folder: DatasetFolder) -> str:
+    return f"bash dataloader/1_load_figure.sh --dataset {folder.name}{folder.root_flag}"
+
+
+def _publish(folder: DatasetFolder, figures: list[Figure], meta: dict) -> None:
+    """Write the table: item, raw_id, url, file, status, detail, width, height, sha256, one row an item."""
+    import pandas as pd  # takes a second, which a wrong flag shall not
+
+    with duckdb.connect() as connection:
+        connection.register("figures", pd.DataFrame(figures, columns=Figure._fields))
+        table = connection.sql(f"""
+            SELECT item, raw_id, image_url AS url, nullif(file, '') AS file,
+                   coalesce(status, 'no address') AS status, nullif(detail, '') AS detail,
+                   nullif(width, 0)::INTEGER AS width, nullif(height, 0)::INTEGER AS height,
+                   nullif(sha256, '') AS sha256
+            FROM {parquet_rows(folder.items)} LEFT JOIN figures ON image_url = url ORDER BY item""")
+        counts = dict(table.aggregate("status, count(*)", "status").order("2 DESC, 1").fetchall())
+        publish(folder.figures, lambda staged: table.write_parquet(str(staged)), {**meta, "counts": counts})
+    log.info("figures: wrote %s (%s)", folder.figures, _counts_text(counts))
+
+
+def load_figures(folder: DatasetFolder) -> Figures:
+    load_meta(folder.figures, make_command(folder))
+    rows = duckdb.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
+                          FROM {parquet_rows(folder.figures)} ORDER BY item""").fetchall()
+    raw_id, file, sha256, present = (np.array([row[i] for row in rows], dtype=object) for i in range(4))
+    return Figures(raw_id, file, sha256, present.astype(bool))
+
+
+def _recorded_files(folder: DatasetFolder) -> dict[str, tuple[int, int, str]]:
+    """file -> width, height, sha256, as the last run wrote them down, even if the items have changed since."""
+    try:
+        rows = duckdb.sql(f"""SELECT file, width, height, sha256 FROM {parquet_rows(folder.figures)}
+                              WHERE file IS NOT NULL""").fetchall()
+    except duckdb.Error:  # not there, or not readable: the files speak for themselves
+        return {}
+    return {file: tuple(rest) for file, *rest in rows}
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    return f"{sum(counts.values())} items: " + ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def refuse_missing(folder: DatasetFolder) -> None:
+    """Raise DataError naming the first items without an image, if there are any."""
+    num_missing, rows = _missing(folder)
+    if num_missing:
+        raise DataError(folder.figures, f"{num_missing} items have no image",
+                        ", ".join(f"{raw_id} ({status})" for raw_id, status, _ in rows),
+                        f"{make_command(folder)} again, or go on without them: --missing_images mask")
+
+
+def _missing(folder: DatasetFolder) -> tuple[int, list[tuple]]:
+    """How many items have no image, and the raw id, status and detail of the first ones."""
+    counts = load_meta(folder.figures, make_command(folder))["counts"]
+    rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.figures)}
+                          WHERE status <> 'ok' ORDER BY item LIMIT {NUM_LISTED}""").fetchall()
+    return sum(counts.values()) - counts.get("ok", 0), rows
 
 
 if __name__ == "__main__":

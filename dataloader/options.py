@@ -1,22 +1,132 @@
-"""What the flags and the source's YAML say together, checked: all that a step needs to know."""
+"""The flags of the data part, and what each of its steps takes of them and of the YAMLs, checked.
+
+All steps take the same flags, so that one line serves every step; each gets a record of those that concern it.
+"""
 
 import argparse
+import json
+import math
 import re
+from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from string import Formatter
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from common.artifacts import DatasetFolder
-from common.cli import check_name, parse
-from common.config import BOUNDS, load_yaml
+from common.cli import Parser, add_force_flag, add_shared_flags, check_name, parse
+from common.config import load_yaml
 from common.errors import ConfigError, closest, nearest
-from dataloader.flags import DEFAULT_RATIOS, FUSIONS, ITEM_FIELDS, MODALITIES, SOURCES, make_parser
-from dataloader.sources import find_source
-from dataloader.values import above_zero, at_least_zero, checked, finite, moment, numbers
+from common.publishing import meta_path
+from dataloader.readers.lines import first_format
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+MODALITIES = ("text", "image")
+FUSIONS = ("fused-concat", "fused-pca", "fused-align")
+DEFAULT_RATIOS = (0.8, 0.1, 0.1)
+ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")
+ABOVE_0, FROM_0 = (lambda n: n > 0, "it must be above 0"), (lambda n: n >= 0, "it must be at least 0")
+# flag -> what holds of every good value, and how an error says so; values that are not given are not looked at.
+RULES: dict[str, tuple[Callable, str]] = {
+    "min_rating": (math.isfinite, "it must be finite"),
+    "min_user_interactions": FROM_0, "min_item_interactions": FROM_0,
+    "memory_limit": (re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size, such as 2GB"),
+    "api_rate": ABOVE_0, "image_rate": ABOVE_0, "min_image_side": ABOVE_0, "pca": ABOVE_0, "fusion_dim": ABOVE_0,
+    "seed": (lambda n: 0 <= n < 2**31, f"it must be from 0 to {2**31 - 1}"),
+    "device": (re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch, "auto, cpu, cuda or cuda:<n>"),
+}
+
+
+def make_parser(description: str) -> Parser:
+    parser = Parser(description=description, prog="dataloader")
+    add_shared_flags(parser)
+    add_data_flags(parser)
+    parser.add_argument("--device", default="auto", help="where models run")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random")
+    return parser
+
+
+def add_data_flags(parser: Parser) -> None:
+    """Every flag of every step, so that the whole job takes them too."""
+    add_force_flag(parser)
+    add = parser.add_argument_group("where the data are from").add_argument
+    add("--source", choices=list(source_configs()), default=None,
+        help="where the data set is from (default: the first of these that has it; with --raw_dir, what the files "
+             "there look like)")
+    add("--raw_dir", type=Path, default=None, metavar="DIR",
+        help="a folder of raw files that are there already; nothing is downloaded")
+    add("--mirror", default=None, metavar="URL", help="is asked first, for URL/<file name>")
+    add = parser.add_argument_group("files of your own (--source local)").add_argument
+    for name in ("interactions", "items"):
+        add(f"--{name}", type=Path, default=None, metavar="FILE",
+            help=f"CSV, TSV, JSON lines or Parquet (default: {name}.* or the RecBole file in --raw_dir)")
+    for column, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp"),
+                            ("rating", "rating; it may be missing")):
+        add(f"--{column}_column", default=None, metavar="C", help=f"in the interactions (default: {default})")
+    add("--item_id_column", default=None, metavar="C", help="in the items (default: as --item_column)")
+    for field in ITEM_FIELDS:
+        add(f"--{field}_column", default=None, metavar="C", help=f"in the items (default: {field}, if there)")
+    _add_processing_flags(parser.add_argument_group("processing").add_argument)
+    _add_embedding_flags(parser.add_argument_group("embeddings").add_argument)
+
+
+def _add_processing_flags(add: Callable) -> None:
+    add("--time_unit", choices=("s", "ms", "us", "date"), default=None,
+        help="of the raw time stamps; date is ISO 8601 (default: the source's YAML)")
+    add("--bad_lines", choices=("fail", "skip"), default="fail",
+        help="skip: leave out at most 1 %% of lines that cannot be read, and list them")
+    add("--min_rating", type=float, default=None, metavar="R", help="leave out events rated lower")
+    add("--duplicates", choices=("keep", "exact", "user_item"), default="keep",
+        help="exact: one event for a user, item and time; user_item: a user's first event with an item")
+    for side, named in (("user", "a user"), ("item", "an item")):
+        add(f"--min_{side}_interactions", type=int, default=None, metavar="N",
+            help=f"k-core: events that {named} needs; 0 switches it off (default: the source's YAML, 5)")
+    add("--template", default="td", metavar="T",
+        help="an item's text: a template of the source's YAML, or pieces like '{title} | by {brand}', each left out "
+             "where its field is empty")
+    add("--drop_items_without_text", action="store_true",
+        help="leave such items out; else their raw ids stand in for the text")
+    add("--split", choices=("leave_one_out", "temporal"), default="leave_one_out",
+        help="leave_one_out: a user's last event is test, the one before it valid; temporal: one moment for all users")
+    add("--split_ratios", default=None, metavar="A,B,C",
+        help=f"temporal: shares of train, valid and test (default: {','.join(map(str, DEFAULT_RATIOS))})")
+    add("--split_dates", default=None, metavar="D1,D2",
+        help="temporal: when valid and when test begin (ISO 8601, UTC), in place of the ratios")
+    add("--memory_limit", default="2GB", metavar="M", help="what DuckDB holds in memory; beyond it goes to the disk")
+    add("--check", action="store_true",
+        help="only look whether the data set's folder, and raw files that are named, are sound; nothing is written")
+    add("--adopt", action="store_true",
+        help="with --check: give sound files of your own the metas that the other stages ask for")
+    add("--export_recbole", type=Path, default=None, metavar="DIR", help="also write RecBole's atomic files there")
+
+
+def _add_embedding_flags(add: Callable) -> None:
+    add("--modalities", default=None, metavar="M",
+        help="text, image or text,image (default: what --suffix needs; text)")
+    add("--suffix", "--embedding_suffix", dest="suffix", default=None, metavar="S",
+        help=f"the embedding that the next stage reads: image, cf, {', '.join(FUSIONS)}, or a name for a text "
+             "embedding (default: td; fused-concat with text,image)")
+    add("--text_model", default="all-MiniLM-L6-v2", metavar="M",
+        help="sentence-transformers model, by name or path; tfidf (no model at all); or api:<name>")
+    add("--api_url", default=None, metavar="URL",
+        help="OpenAI-compatible endpoint (default: $OPENAI_BASE_URL, else OpenAI's); its key is taken from "
+             "$OPENAI_API_KEY")
+    add("--api_rate", type=float, default=5.0, metavar="R", help="requests a second")
+    add("--pca", type=int, default=None, metavar="N", help="reduce to so many dimensions")
+    add("--whiten", action="store_true", help="with --pca: every dimension to unit variance")
+    add("--zscore", action="store_true", help="every dimension to mean 0 and deviation 1")
+    add("--l2", action="store_true", help="every vector to length 1")
+    add("--image_model", default="clip-ViT-B-32", metavar="M", help="CLIP model, by name or path")
+    add("--image_rate", type=float, default=20.0, metavar="R", help="image requests a second")
+    add("--min_image_side", type=int, default=10, metavar="N",
+        help="pixels; a smaller image is a placeholder, and counts as missing")
+    add("--missing_images", choices=("mask", "error"), default="mask",
+        help="mask: such an item gets the mean vector and is marked in the mask file")
+    add("--fusion_parts", default="td,image", metavar="S,S", help="the embeddings that are fused")
+    add("--fusion_weights", default=None, metavar="W,W", help="one a part (default: all 1)")
+    add("--fusion_dim", type=int, default=128, metavar="N", help="of fused-pca and fused-align")
 
 
 class Processing(NamedTuple):
@@ -52,177 +162,328 @@ class Local(NamedTuple):
     item_columns: dict[str, str | None]  # item and ITEM_FIELDS
 
 
-class Transform(NamedTuple):
-    """What is done with the embedding that --suffix names, in this order."""
-
-    pca: int | None
-    whiten: bool
-    zscore: bool
-    l2: bool
-
-
-class TextOptions(NamedTuple):
-    model: str
-    api_url: str | None
-    api_rate: float
-
-
-class ImageOptions(NamedTuple):
-    model: str
-    rate: float
-    min_side: int
-    missing: str
-
-
-class FusionOptions(NamedTuple):
-    parts: tuple[str, ...]
-    weights: tuple[float, ...]  # one a part
-    dim: int
-
-
-class DataOptions(NamedTuple):
-    """What the steps need to know, flags and the source's YAML put together."""
+class ProcessOptions(NamedTuple):
+    """Of step 2, and of the readers of raw files."""
 
     folder: DatasetFolder
     source: str
-    config: dict
+    config: dict         # the source's YAML
     raw: Path            # the folder of the raw files
-    downloads: bool      # whether `raw` is filled by us
-    mirror: str | None
-    processing: Processing
+    downloads: bool      # whether step 0 fills `raw`
     local: Local
+    processing: Processing
     memory_limit: str
+    export_recbole: Path | None
     check: bool
     adopt: bool
-    export_recbole: Path | None
-    modalities: tuple[str, ...]
-    suffix: str          # the embedding that the next stage reads
+    force: bool
+
+
+class DownloadOptions(NamedTuple):
+    """Of step 0, which may find that step 2 needs no raw files any more."""
+
+    process: ProcessOptions
+    mirror: str | None
+
+
+class FigureOptions(NamedTuple):
+    """Of step 1."""
+
+    folder: DatasetFolder
+    rate: float
+    min_side: int
+    missing: str
+    force: bool
+
+
+class Transform(NamedTuple):
+    """What is done with an embedding's vectors, in this order."""
+
+    pca: int | None = None
+    whiten: bool = False
+    zscore: bool = False
+    l2: bool = False
+
+
+class Embedding(NamedTuple):
+    """An embedding that a step makes."""
+
+    folder: DatasetFolder
+    suffix: str
     transform: Transform
-    text: TextOptions
-    image: ImageOptions
-    fusion: FusionOptions
+
+    @property
+    def path(self) -> Path:
+        return self.folder.embeddings(self.suffix)
+
+
+class TextOptions(NamedTuple):
+    """Of step 3."""
+
+    target: Embedding
+    model: str
+    api_url: str | None
+    api_rate: float
+    mirror: str | None
+    device: str
+    force: bool
+
+    @property
+    def folder(self) -> DatasetFolder:
+        return self.target.folder
+
+
+class ImageOptions(NamedTuple):
+    """Of step 4."""
+
+    target: Embedding
+    model: str
+    missing: str
+    mirror: str | None
+    device: str
+    force: bool
+
+    @property
+    def folder(self) -> DatasetFolder:
+        return self.target.folder
+
+
+class Collaborative(NamedTuple):
+    """The section `cf` of configs/fusion.yaml."""
+
+    num_dims: int
+    smoothing: float
+    oversampling: int
+    filter_degree: int
+    max_products: int
+    tolerance: float
+
+
+class Alignment(NamedTuple):
+    """The section `fused-align`; from `batch_size` on, what `common.training` knows."""
+
+    temperature: float
+    min_temperature: float
+    max_held_out: int
+    batch_size: int
+    epochs: int
+    max_steps: int
+    lr: float
+    lr_schedule: str
+    warmup_steps: int
+    optimizer: str
+    weight_decay: float
+    clip_norm: float
+    eval_every: int
+    patience: int
+    checkpoint_seconds: float
+
+
+class FusionOptions(NamedTuple):
+    """Of step 5."""
+
+    target: Embedding
+    parts: tuple[str, ...]
+    weights: tuple[float, ...]  # one a part
+    dim: int
+    cf: Collaborative
+    align: Alignment
     seed: int
     device: str
     force: bool
 
-    def transform_of(self, suffix: str) -> Transform:
-        """The transform flags belong to the embedding that --suffix names; parts of a fusion are left alone."""
-        return self.transform if suffix == self.suffix else Transform(None, False, False, False)
-
     @property
-    def text_suffix(self) -> str:
-        """What step 3 makes: `td`, or the user's own name for it, which may be a part of a fusion."""
-        suffixes = self.fusion.parts if self.suffix in FUSIONS else (self.suffix,)
-        return next((suffix for suffix in suffixes if modality_of(suffix) == "text"), "td")
+    def folder(self) -> DatasetFolder:
+        return self.target.folder
 
 
-def parse_options(argv: list[str], description: str) -> DataOptions:
-    """Read the flags of a step. Raises ConfigError before anything is written."""
-    return resolve_options(parse(make_parser(description), argv))
+class Options(NamedTuple):
+    """What the pipeline has to know, and the options of its steps."""
+
+    folder: DatasetFolder
+    check: bool
+    modalities: tuple[str, ...]
+    suffix: str          # the embedding that the next stage reads
+    download: DownloadOptions
+    figures: FigureOptions
+    process: ProcessOptions
+    text: TextOptions
+    image: ImageOptions
+    fusion: FusionOptions
 
 
-def resolve_options(args: argparse.Namespace) -> DataOptions:
+def parse_options(argv: list[str], description: str, suffix: str | None = None) -> Options:
+    """Read the flags of a step, whose --suffix may have a default of its own.
+
+    Raises ConfigError before anything is written.
+    """
+    args = parse(make_parser(description), argv)
+    args.suffix = suffix if args.suffix is None else args.suffix
+    return resolve_options(args)
+
+
+def resolve_options(args: argparse.Namespace) -> Options:
     """Raises ConfigError for a value that cannot be, and for a flag that the others leave without a meaning."""
-    _refuse_missing_paths(args)
-    _refuse_without_check(args)
+    for flag, (good, wanted) in RULES.items():
+        if (value := getattr(args, flag)) is not None:
+            _check(f"--{flag}", value, good(value), wanted)
+    _refuse_useless(args)
     folder = DatasetFolder(args.data_root, args.dataset)
-    source, config = _source(args, folder)
+    process = _process(args, folder)
     modalities, suffix = _modalities(args)
-    # A folder a source: the years of a category share file names.
-    raw = args.raw_dir or (args.interactions.parent if args.interactions else folder.path / "raw" / source)
-    low, high = BOUNDS["seed"]
-    return DataOptions(
-        folder=folder, source=source, config=config, raw=raw, downloads=_downloads(args), mirror=_mirror(args.mirror),
-        processing=_processing(args, config), local=_local(args, source), memory_limit=_memory_limit(args.memory_limit),
-        check=args.check, adopt=args.adopt, export_recbole=args.export_recbole, modalities=modalities, suffix=suffix,
-        transform=_transform(args),
-        text=TextOptions(args.text_model, args.api_url, above_zero("--api_rate", args.api_rate)),
-        image=ImageOptions(args.image_model, above_zero("--image_rate", args.image_rate),
-                           above_zero("--min_image_side", args.min_image_side), args.missing_images),
-        fusion=_fusion(args),
-        seed=checked("--seed", args.seed, low <= args.seed <= high, f"it must be from {low} to {high}"),
-        device=checked("--device", args.device, re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", args.device),
-                       "auto, cpu, cuda or cuda:<n>"),
-        force=args.force)
+    parts, weights = _parts(args)
+    made = parts if suffix in FUSIONS else (suffix,)
+    text_suffix = next((part for part in made if modality_of(part) == "text"), "td")
+    fusion_yaml = CONFIGS / "fusion.yaml"
+
+    def target(name: str) -> Embedding:  # the transform flags belong to the embedding that --suffix names
+        return Embedding(folder, name, Transform(args.pca, args.whiten, args.zscore, args.l2) if name == suffix
+                         else Transform())
+
+    return Options(
+        folder, args.check, modalities, suffix, DownloadOptions(process, args.mirror),
+        FigureOptions(folder, args.image_rate, args.min_image_side, args.missing_images, args.force), process,
+        TextOptions(target(text_suffix), args.text_model, args.api_url, args.api_rate, args.mirror, args.device,
+                    args.force),
+        ImageOptions(target("image"), args.image_model, args.missing_images, args.mirror, args.device, args.force),
+        FusionOptions(target(suffix), parts, weights, args.fusion_dim,
+                      load_section(fusion_yaml, "cf", Collaborative),
+                      load_section(fusion_yaml, "fused-align", Alignment), args.seed, args.device, args.force))
 
 
-def _downloads(args: argparse.Namespace) -> bool:
-    return args.raw_dir is None and args.interactions is None
+def _check(flag: str, value: object, good: object, wanted: str) -> None:
+    """`wanted` is a sentence that begins with "it", or the description of a good value."""
+    if not good:
+        raise ConfigError(flag, f"is {value}", wanted if wanted.startswith("it ") else f"wanted: {wanted}",
+                          "correct the value")
 
 
-def _mirror(url: str | None) -> str | None:
-    """Raises ConfigError, which does not repeat the address: it may hold a password."""
-    parts = urlsplit(url or "")
-    if url is not None and (parts.scheme not in ("http", "https") or not parts.hostname):
-        raise ConfigError("--mirror", "is not an http or https address", fix="--mirror https://HOST/FOLDER")
-    return url
-
-
-@cache
-def _configs(folder: Path) -> dict[str, dict]:
-    return {name: load_yaml(folder / f"{name}.yaml")[0] for name in SOURCES}
-
-
-def _refuse_missing_paths(args: argparse.Namespace) -> None:
-    for flag, path in (("--raw_dir", args.raw_dir), ("--interactions", args.interactions), ("--items", args.items)):
-        if path is not None and not (path.is_dir() if flag == "--raw_dir" else path.is_file()):
-            raise ConfigError(f"{flag} {path}", f"is not a {'folder' if flag == '--raw_dir' else 'file'}",
-                              fix="correct the path")
-    target = args.export_recbole
-    if target is not None and target.exists() and not target.is_dir():
-        raise ConfigError(f"--export_recbole {target}", "is not a folder", fix="name a folder")
-
-
-def _source(args: argparse.Namespace, folder: DatasetFolder) -> tuple[str, dict]:
-    """Where the data set is from, by the flag, by its files or by its name; and what the YAML of that source says."""
-    configs = _configs(CONFIGS)
-    there = folder.interactions.exists()
+def _numbers(flag: str, text: str, count: int) -> tuple[float, ...]:
     try:
-        source = args.source or find_source(args.dataset, args.raw_dir, args.interactions, configs, folder.interactions)
-    except ConfigError:
-        if args.raw_dir is not None or not there:
-            raise
-        source = "local"  # tables that a user has put there: nothing records where they are from
-    known = configs[source]["datasets"]
-    if _downloads(args) and args.dataset not in known and not there:
-        close = closest(args.dataset, known)
-        raise ConfigError(f"--dataset {args.dataset}", f"{source} has no such data set",
-                          nearest(args.dataset, known) if known else "its files are not named",
-                          f"--dataset {close}" if close else
-                          "correct the name or --source, or name the files: --raw_dir DIR")
-    return source, configs[source]
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        found = ()
+    _check(flag, text, len(found) == count and all(map(math.isfinite, found)), f"{count} numbers with commas between "
+           "them")
+    return found
 
 
-def _refuse_without_check(args: argparse.Namespace) -> None:
+def moment(date: str) -> int | None:
+    """The second at which an ISO 8601 date begins, in UTC where it names no zone; None if it is no date."""
+    try:
+        found = datetime.fromisoformat(date)
+    except ValueError:
+        return None
+    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+
+
+def _refuse_useless(args: argparse.Namespace) -> None:
+    """Paths that are not there, an address that is none, and flags without the one that they belong to."""
+    for flag, path, kind in (("--raw_dir", args.raw_dir, "folder"), ("--interactions", args.interactions, "file"),
+                             ("--items", args.items, "file")):
+        if path is not None and not (path.is_dir() if kind == "folder" else path.is_file()):
+            raise ConfigError(f"{flag} {path}", f"is not a {kind}", fix="correct the path")
+    if (target := args.export_recbole) is not None and target.exists() and not target.is_dir():
+        raise ConfigError(f"--export_recbole {target}", "is not a folder", fix="name a folder")
+    mirror = urlsplit(args.mirror or "")
+    if args.mirror is not None and (mirror.scheme not in ("http", "https") or not mirror.hostname):
+        # It is not repeated, for it may hold a password.
+        raise ConfigError("--mirror", "is not an http or https address", fix="--mirror https://HOST/FOLDER")
     if args.adopt and not args.check:
         raise ConfigError("--adopt", "belongs to --check", "what is not sound is not adopted", "--check --adopt")
     if args.check and args.export_recbole is not None:
         raise ConfigError("--export_recbole", "has no meaning beside --check", "which writes nothing",
                           "leave one of the two out")
+    if args.whiten and args.pca is None:
+        raise ConfigError("--whiten", "needs the number of dimensions", fix="--pca N --whiten")
+
+
+def source_configs() -> dict[str, dict]:
+    """What the YAML of every source says, in the order in which they are asked for a data set."""
+    return _source_configs(CONFIGS)
+
+
+@cache
+def _source_configs(folder: Path) -> dict[str, dict]:
+    known = {path.stem: load_yaml(path)[0] for path in folder.glob("*.yaml")}
+    sources = [(config["order"], name) for name, config in known.items() if "reader" in config]
+    return {name: known[name] for _order, name in sorted(sources)}
+
+
+def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
+    downloads, there = args.raw_dir is None and args.interactions is None, folder.interactions.exists()
+    try:
+        source = args.source or find_source(args.dataset, args.raw_dir, args.interactions, folder.interactions)
+    except ConfigError:
+        if args.raw_dir is not None or not there:
+            raise
+        source = "local"  # tables that a user has put there: nothing records where they are from
+    config = source_configs()[source]
+    if downloads and args.dataset not in (known := config["datasets"]) and not there:
+        close = closest(args.dataset, known)
+        raise ConfigError(f"--dataset {args.dataset}", f"{source} has no such data set",
+                          nearest(args.dataset, known) if known else "its files are not named",
+                          f"--dataset {close}" if close else
+                          "correct the name or --source, or name the files: --raw_dir DIR")
+    # A folder a source: the years of a category share file names.
+    raw = args.raw_dir or (args.interactions.parent if args.interactions else folder.path / "raw" / source)
+    minima = [config[key] if getattr(args, key) is None else getattr(args, key)
+              for key in ("min_user_interactions", "min_item_interactions")]
+    processing = Processing(args.min_rating, args.duplicates, *minima, args.drop_items_without_text,
+                            _template(args.template, config), args.split, *_split(args),
+                            args.time_unit or config["time_unit"], args.bad_lines)
+    return ProcessOptions(folder, source, config, raw, downloads, _local(args, source), processing, args.memory_limit,
+                          args.export_recbole, args.check, args.adopt, args.force)
+
+
+def find_source(dataset: str, raw_dir: Path | None, interactions: Path | None, processed: Path) -> str:
+    """The source of a data set: from the raw files that are there, from what was `processed`, else from its name.
+
+    Raises ConfigError.
+    """
+    configs = source_configs()
+    if interactions is not None:
+        return "local"
+    if raw_dir is None:
+        try:
+            recorded = json.loads(meta_path(processed).read_text(encoding="utf-8"))["settings"]["source"]
+        except (OSError, ValueError, KeyError, TypeError):  # not there; or the next reader will say what is wrong
+            recorded = None
+        if recorded in configs:
+            return recorded
+    else:
+        if (found := next((name for name, config in configs.items() if _is_of(raw_dir, dataset, config)), None)):
+            return found
+    if (known := next((name for name, config in configs.items() if dataset in config["datasets"]), None)):
+        return known
+    if raw_dir is not None:
+        raise ConfigError(f"--raw_dir {raw_dir}", f"holds nothing that tells where {dataset} is from",
+                          "looked for the files of Amazon, MovieLens and RecBole, and for interactions.*",
+                          "name the --source, or the files with --interactions FILE --items FILE")
+    names = sorted({d for config in configs.values() for d in config["datasets"]})
+    close = closest(dataset, names)
+    raise ConfigError(f"--dataset {dataset}", "no source has such a data set", nearest(dataset, names),
+                      f"--dataset {close}" if close else "correct the name, or --raw_dir DIR for files of your own")
+
+
+def _is_of(raw: Path, dataset: str, config: dict) -> bool:
+    """Whether a folder holds one of the files by which a source is known, its first record in the right format."""
+    return any(lines == "any" or first_format(path) in (lines, "")
+               for pattern, lines in config["found_by"].items()
+               for path in raw.glob(pattern.format(dataset=dataset)) if re.fullmatch(config["found_names"], dataset))
 
 
 def _local(args: argparse.Namespace, source: str) -> Local:
     columns = {name: getattr(args, f"{name}_column") for name in ("user", "item", "time", "rating")}
-    item_columns = {"item": args.item_id_column, **{field: getattr(args, f"{field}_column") for field in ITEM_FIELDS}}
+    item_columns = {field: getattr(args, f"{field}_column") for field in ("item_id", *ITEM_FIELDS)}
     given = {"--interactions": args.interactions, "--items": args.items,
-             **{f"--{name}_column": column for name, column in columns.items()},
-             **{f"--{'item_id' if name == 'item' else name}_column": c for name, c in item_columns.items()}}
+             **{f"--{name}_column": column for name, column in {**columns, **item_columns}.items()}}
     unused = [flag for flag, value in given.items() if value is not None]
     if unused and source != "local":
         raise ConfigError(unused[0], f"has no meaning for {args.dataset}, which is from {source}",
                           "it names a user's own files", "--source local, or leave it out")
     return Local(args.interactions, args.items, columns,
-                 {**item_columns, "item": args.item_id_column or args.item_column})
-
-
-def _processing(args: argparse.Namespace, config: dict) -> Processing:
-    minima = [at_least_zero(f"--{key}", getattr(args, key) if getattr(args, key) is not None else config[key])
-              for key in ("min_user_interactions", "min_item_interactions")]
-    if args.min_rating is not None:
-        finite("--min_rating", args.min_rating)
-    return Processing(args.min_rating, args.duplicates, *minima, args.drop_items_without_text,
-                      _template(args.template, config), args.split, *_split(args),
-                      args.time_unit or config["time_unit"], args.bad_lines)
+                 {"item": item_columns.pop("item_id") or args.item_column, **item_columns})
 
 
 def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -232,27 +493,26 @@ def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]
             raise ConfigError(flag, "belongs to the temporal split", fix="--split temporal")
     if args.split_dates is not None and args.split_ratios is not None:
         raise ConfigError("--split_dates", "takes the place of --split_ratios", fix="leave one of the two out")
-    ratios = DEFAULT_RATIOS if args.split_ratios is None else numbers("--split_ratios", args.split_ratios, 3)
-    checked("--split_ratios", args.split_ratios, min(ratios) > 0 and abs(sum(ratios) - 1) < 1e-6,
-            "three shares above 0 that sum to 1")
+    ratios = DEFAULT_RATIOS if args.split_ratios is None else _numbers("--split_ratios", args.split_ratios, 3)
+    _check("--split_ratios", args.split_ratios, min(ratios) > 0 and abs(sum(ratios) - 1) < 1e-6,
+           "three shares above 0 that sum to 1")
     dates = () if args.split_dates is None else tuple(args.split_dates.split(","))
     moments = list(map(moment, dates))
-    checked("--split_dates", args.split_dates,
-            not dates or (len(dates) == 2 and None not in moments and moments[0] < moments[1]),
-            "two dates, the earlier first, such as 2014-01-01,2014-03-01")
+    _check("--split_dates", args.split_dates,
+           not dates or (len(dates) == 2 and None not in moments and moments[0] < moments[1]),
+           "two dates, the earlier first, such as 2014-01-01,2014-03-01")
     return ratios, dates
 
 
 def _template(name: str, config: dict) -> tuple[str, ...]:
     """The pieces that a template's name stands for, or those that are spelt out."""
-    where = f"--template {name}"
+    where, templates = f"--template {name}", config["templates"]
     if "{" not in name:
-        if name not in config["templates"]:
-            close = closest(name, list(config["templates"]))
-            raise ConfigError(where, "no such template", nearest(name, list(config["templates"])),
-                              f"--template {close}" if close else
-                              "a template of the source's YAML, or pieces like '{title} | by {brand}'")
-        return tuple(config["templates"][name])
+        if name not in templates:
+            close = closest(name, list(templates))
+            raise ConfigError(where, "no such template", nearest(name, list(templates)), f"--template {close}" if close
+                              else "a template of the source's YAML, or pieces like '{title} | by {brand}'")
+        return tuple(templates[name])
     known = [field for field in config["items"]["columns"] if field not in ("item", "image")]
     pieces = tuple(piece.strip() for piece in name.split("|"))
     for piece in pieces:
@@ -289,27 +549,50 @@ def modality_of(suffix: str) -> str | None:
     return {"image": "image", "cf": None, **dict.fromkeys(FUSIONS)}.get(suffix, "text")
 
 
-def _transform(args: argparse.Namespace) -> Transform:
-    if args.pca is not None:
-        above_zero("--pca", args.pca)
-    elif args.whiten:
-        raise ConfigError("--whiten", "needs the number of dimensions", fix="--pca N --whiten")
-    return Transform(args.pca, args.whiten, args.zscore, args.l2)
-
-
-def _fusion(args: argparse.Namespace) -> FusionOptions:
+def _parts(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The parts of a fusion and their weights."""
     parts = tuple(args.fusion_parts.split(","))
     for part in parts:
         check_name("--fusion_parts", part)
-    checked("--fusion_parts", args.fusion_parts, len(parts) > 1 and len(set(parts)) == len(parts)
-            and not set(parts) & set(FUSIONS), "two different embeddings or more, such as td,image")
+    _check("--fusion_parts", args.fusion_parts, len(parts) > 1 and len(set(parts)) == len(parts)
+           and not set(parts) & set(FUSIONS), "two different embeddings or more, such as td,image")
     weights = (1.0,) * len(parts)
     if args.fusion_weights is not None:
-        weights = numbers("--fusion_weights", args.fusion_weights, len(parts))
-    checked("--fusion_weights", args.fusion_weights, min(weights) > 0, "weights above 0")
-    return FusionOptions(parts, weights, above_zero("--fusion_dim", args.fusion_dim))
+        weights = _numbers("--fusion_weights", args.fusion_weights, len(parts))
+    _check("--fusion_weights", args.fusion_weights, min(weights) > 0, "weights above 0")
+    return parts, weights
 
 
-def _memory_limit(text: str) -> str:
-    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?[KMGT]i?B", text, re.IGNORECASE)
-    return checked("--memory_limit", text, size and float(size[1]) > 0, "a size, such as 2GB")
+# Of the keys of fusion.yaml: the smallest value and the largest (None: open), or all that there are.
+BOUNDS: dict[str, tuple] = {
+    "tolerance": (0, 1), "temperature": (1e-3, 10), "min_temperature": (1e-3, 10), "smoothing": (0, None),
+    "lr": (0, None), "warmup_steps": (0, None), "weight_decay": (0, None), "clip_norm": (0, None),
+    "checkpoint_seconds": (0, None)}
+CHOICES = {"optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine")}
+
+
+def load_section(path: Path, name: str, record: type):
+    """A section of fusion.yaml as a record, read strictly: no key unknown, missing, or of another kind."""
+    config, origins = load_yaml(path)
+    values, kinds = config.get(name), get_type_hints(record)
+    if not isinstance(values, dict):
+        raise ConfigError(path, f"has no section {name!r}", nearest(name, list(config)), f"add `{name}:` and its keys")
+    if unknown := [key for key in values if key not in kinds]:
+        raise ConfigError(origins[f"{name}.{unknown[0]}"], f"unknown key {name}.{unknown[0]}",
+                          nearest(unknown[0], list(kinds)), "correct the name")
+    if lacking := [key for key in kinds if key not in values]:
+        raise ConfigError(path, f"{name} lacks {lacking[0]}", fix=f"add {lacking[0]}: <value>")
+    for key, kind in kinds.items():
+        if kind is float and type(values[key]) is int:
+            values[key] = float(values[key])
+        value, (low, high), where = values[key], BOUNDS.get(key, (1, None)), origins[f"{name}.{key}"]
+        why, fix = "", "correct the value"
+        if type(value) is not kind:
+            why = f"it must be of type {kind.__name__}"
+        elif key in CHOICES and value not in CHOICES[key]:
+            why, fix = nearest(value, CHOICES[key]), "one of " + ", ".join(CHOICES[key])
+        elif kind is not str and not (low <= value and (high is None or value <= high)):
+            why = f"it must be at least {low}" if high is None else f"it must be from {low} to {high}"
+        if why:
+            raise ConfigError(where, f"{key} is {value!r}", why, fix)
+    return record(**values)

@@ -5,7 +5,7 @@ import sys
 from common.command import run_command
 from common.run import log_to_console
 from common.steps import Step, module, run_steps
-from dataloader.options import FUSIONS, DataOptions, parse_options
+from dataloader.options import FUSIONS, Options, parse_options
 
 
 def main(argv: list[str]) -> None:
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     run_steps(plan(options, argv))
 
 
-def plan(options: DataOptions, flags: list[str]) -> list[Step]:
+def plan(options: Options, flags: list[str]) -> list[Step]:
     """The steps for these options; each gets all the flags, and takes what concerns it."""
     if options.check:
         return [Step("data: check", module("dataloader.process", *flags))]

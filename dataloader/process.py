@@ -1,12 +1,10 @@
 """Step 2: raw files become interactions.parquet, items.parquet and users.parquet."""
 
-import importlib
 import logging
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from common.artifacts import load_meta
@@ -16,16 +14,16 @@ from common.errors import ArtifactError, DataError, UserError
 from common.lock import FolderLock
 from common.publishing import fingerprint, publish
 from common.run import log_to_console
-from dataloader.options import DataOptions, parse_options
-from dataloader.processing.check import check_folder
-from dataloader.processing.filters import Report, apply_filters, drop_items_without_text, make_keys, number
-from dataloader.processing.item_text import MAX_TEXT, describe, no_metadata
-from dataloader.processing.splits import make_split
-from dataloader.processing.statistics import counts, measure, report_lines
-from dataloader.processing.workspace import Workspace
-from dataloader.sources.events import read_events
-from dataloader.sources.items import read_items
-from dataloader.sources.tables import UNITS, RawTable
+from common.tables import parquet_rows
+from dataloader.check import check_folder
+from dataloader.options import ProcessOptions, parse_options
+from dataloader.readers.raw import UNITS, RawTable
+from dataloader.sources import family
+from dataloader.tables.events import read_events
+from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, make_keys, number
+from dataloader.tables.items import MAX_TEXT, describe, no_metadata, read_items
+from dataloader.tables.splits import counts, make_split, measure, report_lines
+from dataloader.workspace import Workspace, text
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ class Made(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Turn raw files into interactions, items and users.")
+    options = parse_options(argv, "Turn raw files into interactions, items and users.").process
     log_to_console()
     command = command_line("bash dataloader/2_process.sh", argv)
     if options.check:
@@ -51,10 +49,10 @@ def main(argv: list[str]) -> None:
         process(options, command)
 
 
-def check(options: DataOptions) -> None:
+def check(options: ProcessOptions) -> None:
     """Look at the raw files that the flags name, and at the tables and arrays that are there; write nothing."""
     if not options.downloads:
-        paths = _reader(options).raw_paths(options)
+        paths = family(options).raw_paths(options)
         with tempfile.TemporaryDirectory() as scratch, _workspace(Path(scratch), options) as work:
             bad_lines = Path(scratch) / "bad_lines.jsonl"
             _tell(options, _make(work, options, paths, bad_lines).meta)
@@ -67,14 +65,14 @@ def check(options: DataOptions) -> None:
         _refuse_changed_raw(options)
 
 
-def _refuse_changed_raw(options: DataOptions) -> None:
+def _refuse_changed_raw(options: ProcessOptions) -> None:
     """Raise ArtifactError if a raw file that is still there has other content than the one that the tables came from.
 
     Every byte is read: a file whose size and modification time are the recorded ones may be damaged, too.
     """
     recorded = _recorded_raw(options)
     try:
-        paths = _reader(options).raw_paths(options) if recorded else []
+        paths = family(options).raw_paths(options) if recorded else []
     except DataError:
         return
     for role, found in _raw(paths, {}).items():
@@ -83,7 +81,7 @@ def _refuse_changed_raw(options: DataOptions) -> None:
             raise ArtifactError(options.folder.interactions, "is stale", why, f"{options.folder.make_command} --force")
 
 
-def process(options: DataOptions, command: str) -> None:
+def process(options: ProcessOptions, command: str) -> None:
     """Filter, number, order and split the events, and publish the three tables."""
     folder = options.folder
     why = "--force" if options.force else outdated(options)
@@ -93,7 +91,7 @@ def process(options: DataOptions, command: str) -> None:
     else:
         if folder.interactions.exists():
             log.info("process: making the tables again (%s)", why)
-        paths = _reader(options).raw_paths(options)
+        paths = family(options).raw_paths(options)
         with FolderLock(folder.path), _workspace(folder.path, options) as work:
             bad_lines = folder.path / "bad_lines.jsonl"
             bad_lines.unlink(missing_ok=True)
@@ -101,7 +99,6 @@ def process(options: DataOptions, command: str) -> None:
             _publish_tables(work, options, made._replace(meta={"command": command, **made.meta}))
         _tell(options, made.meta)
     if options.export_recbole is not None:
-        from dataloader.processing.recbole import export
 
         export(options)
 
@@ -113,12 +110,12 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(folder / SCRATCH)
 
 
-def is_current(options: DataOptions) -> bool:
+def is_current(options: ProcessOptions) -> bool:
     """Whether the tables there were made with these settings from these raw files (which may be deleted since)."""
     return not outdated(options)
 
 
-def outdated(options: DataOptions) -> str:
+def outdated(options: ProcessOptions) -> str:
     """Why the tables there are not what these settings and these raw files give; nothing if they are."""
     try:
         meta = load_meta(options.folder.interactions, "")
@@ -133,7 +130,7 @@ def outdated(options: DataOptions) -> str:
     if differing := [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]:
         return "; ".join(f"{key}: {recorded.get(key)} -> {wanted.get(key)}" for key in differing)
     try:
-        paths = _reader(options).raw_paths(options)
+        paths = family(options).raw_paths(options)
     except DataError:
         return ""
     found = _raw(paths, meta["raw"])
@@ -141,11 +138,7 @@ def outdated(options: DataOptions) -> str:
     return "" if same else "the raw files have changed"
 
 
-def _reader(options: DataOptions) -> ModuleType:
-    return importlib.import_module(f"dataloader.sources.{options.config['reader']}")
-
-
-def _settings(options: DataOptions) -> dict:
+def _settings(options: ProcessOptions) -> dict:
     own = {"columns": options.local.columns, "item_columns": options.local.item_columns}
     return {"source": options.source, **options.processing.settings, **(own if options.source == "local" else {})}
 
@@ -159,22 +152,22 @@ def _content(raw: dict[str, dict]) -> dict[str, tuple[str, str]]:
     return {role: (file["file"], file["sha256"]) for role, file in raw.items()}
 
 
-def _recorded_raw(options: DataOptions) -> dict[str, dict]:
+def _recorded_raw(options: ProcessOptions) -> dict[str, dict]:
     try:
         return load_meta(options.folder.interactions, "").get("raw", {})
     except UserError:
         return {}
 
 
-def _workspace(folder: Path, options: DataOptions) -> Workspace:
+def _workspace(folder: Path, options: ProcessOptions) -> Workspace:
     return Workspace(folder / SCRATCH, options.memory_limit)
 
 
-def _make(work: Workspace, options: DataOptions, paths: list[Path], bad_lines: Path) -> Made:
+def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> Made:
     """Read, filter, number and split; `bad_lines` is written if there are any that are left out."""
     processing, raw = options.processing, _raw(paths, {} if options.check or options.force else _recorded_raw(options))
     log.info("process: reading %s", ", ".join(map(str, paths)))
-    tables = _reader(options).raw_tables(options, paths, work)
+    tables = family(options).raw_tables(options, paths, work)
     num_bad = read_events(work, tables[0], options, bad_lines)
     make_keys(work)
     report = Report(work)
@@ -194,7 +187,8 @@ def _make(work: Workspace, options: DataOptions, paths: list[Path], bad_lines: P
                 split.expression)
 
 
-def _describe_items(work: Workspace, options: DataOptions, tables: list[RawTable], wanted: str, bad_lines: Path) -> int:
+def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
+                    bad_lines: Path) -> int:
     """Make `described`, the items' titles and texts; returns how many bad lines were left out."""
     num_bad = 0
     if len(tables) > 1:
@@ -225,7 +219,7 @@ def _text_counts(work: Workspace) -> dict[str, int]:
             "num_unused_records": distinct - (work.count("items") - without_record)}
 
 
-def _publish_tables(work: Workspace, options: DataOptions, made: Made) -> None:
+def _publish_tables(work: Workspace, options: ProcessOptions, made: Made) -> None:
     """users and items first, then the interactions, which record the hashes of both."""
     folder = options.folder
     meta = {**made.meta, "items_sha256": work.ids_sha256("SELECT raw_id FROM items ORDER BY id")}
@@ -247,7 +241,7 @@ def _publish(work: Workspace, query: str, path: Path, meta: dict) -> dict:
     return publish(path, lambda staged: work.copy(query, staged), meta)
 
 
-def _tell(options: DataOptions, meta: dict) -> None:
+def _tell(options: ProcessOptions, meta: dict) -> None:
     """Print what was made, and how it compares with what the literature has."""
     for line in report_lines(meta):
         log.info("process: %s", line)
@@ -265,6 +259,48 @@ def _tell(options: DataOptions, meta: dict) -> None:
         log.info("process: these are the counts that the literature has")
     else:
         log.warning("process: the literature has %s users, items, interactions, and this set %s", expected, found)
+
+
+def export(options: ProcessOptions) -> None:
+    """Write `<D>.inter` and `<D>.item` into the folder that --export_recbole names.
+
+    The format has no way to quote: a raw id with a tab or a line break is a DataError, and in titles and texts they
+    become blanks.
+    """
+    folder, target = options.folder, options.export_recbole
+    load_meta(folder.interactions, folder.make_command)
+    items, users = (parquet_rows(path) for path in (folder.items, folder.users))
+    events = parquet_rows(folder.interactions, "file_row_number = true")
+    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", options.memory_limit) as work:
+        for path, rows in ((folder.items, items), (folder.users, users)):
+            _refuse_breaks(work, path, rows)
+        target.mkdir(parents=True, exist_ok=True)
+        _write(work, target / f"{folder.name}.inter", f"""
+            SELECT u.raw_id AS "user_id:token", i.raw_id AS "item_id:token", e.rating AS "rating:float",
+                   e."timestamp"::DOUBLE AS "timestamp:float"
+            FROM {events} e JOIN {users} u ON e."user" = u."user" JOIN {items} i ON e.item = i.item
+            ORDER BY e.file_row_number""")
+        _write(work, target / f"{folder.name}.item", f"""
+            SELECT raw_id AS "item_id:token", {_one_line('title')} AS "title:token_seq",
+                   {_one_line('"text"')} AS "text:token_seq"
+            FROM {items} ORDER BY item""")
+
+
+def _refuse_breaks(work: Workspace, path: Path, rows: str) -> None:
+    if bad := work.run(f"SELECT raw_id FROM {rows} WHERE regexp_matches(raw_id, '[\\t\\r\\n]') LIMIT 1"):
+        raise DataError(path, f"the raw id {bad[0][0]!r} holds a tab or a line break", "RecBole's files cannot",
+                        "rename it in the raw files")
+
+
+def _one_line(column: str) -> str:
+    return f"regexp_replace({column}, '[\\t\\r\\n]+', ' ', 'g')"
+
+
+def _write(work: Workspace, path: Path, query: str) -> None:
+    staged = path.with_name(f".{path.name}.tmp")
+    work.run(f"COPY ({query}) TO {text(str(staged))} (FORMAT csv, DELIMITER '\t', HEADER, QUOTE '', ESCAPE '')")
+    staged.replace(path)
+    log.info("process: wrote %s", path)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from common.errors import DataError, TrainingError
 from common.run import Run
 from common.training import Best, TrainingLoop, derive_seed, make_optimizer, optimize
-from dataloader.embeddings.fusion_config import FILE, Alignment
+from dataloader.options import CONFIGS, Alignment
 
 ROWS = 65_536  # that are projected at once
 
@@ -124,7 +124,7 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
     try:
         best = TrainingLoop(task, run, loop_params, seed).train()
     except TrainingError as error:  # the loop knows no flags of this step
-        raise TrainingError(run.folder, error.what, error.why, f"a lower lr in {FILE}") from error
+        raise TrainingError(run.folder, error.what, error.why, f"a lower lr in {CONFIGS / 'fusion.yaml'}") from error
     return _mean_projection(task.model.eval(), tensors, present, weights), best
 
 

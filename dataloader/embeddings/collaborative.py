@@ -28,13 +28,11 @@ from common.artifacts import DatasetFolder, load_meta
 from common.errors import ArtifactError, DataError
 from common.progress import Progress
 from common.tables import parquet_rows
-from dataloader.embeddings.embedding import is_current, publish_embedding
-from dataloader.embeddings.fusion_config import Collaborative, load_collaborative
-from dataloader.options import DataOptions
+from dataloader.embeddings.transform import is_current, publish_embedding
+from dataloader.options import Collaborative, Embedding
 
 log = logging.getLogger(__name__)
 
-SUFFIX = "cf"
 COLUMNS = 16      # of the search's block that are multiplied with the co-occurrence matrix at once
 ROWS = 65_536     # of the block that are rotated at once
 SPREAD = 1e5      # how far the search may stretch the block in float32
@@ -43,16 +41,16 @@ NOISE = 1e-3      # a vector this much shorter than the others is what rounding 
 # U users, N items of the catalogue, M of them with a co-occurrence, B columns of the search's block, K dimensions
 
 
-def make_collaborative(options: DataOptions, command: str) -> None:
+def make_collaborative(target: Embedding, config: Collaborative, seed: int, force: bool, command: str) -> None:
     """Publish the embedding `cf`, unless it is current; the caller holds the folder's lock."""
-    folder, config = options.folder, load_collaborative()
-    settings = {SUFFIX: config._asdict(), "seed": options.seed}
+    folder = target.folder
+    settings = {target.suffix: config._asdict(), "seed": seed}
     inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
-    if not options.force and is_current(options, SUFFIX, settings, inputs):
-        log.info("cf: reusing %s", folder.embeddings(SUFFIX))
+    if not force and is_current(target, settings, inputs):
+        log.info("cf: reusing %s", target.path)
         return
-    vectors, present = item_vectors(folder, config, options.seed)
-    publish_embedding(options, SUFFIX, vectors, settings, command, inputs, present)
+    vectors, present = item_vectors(folder, config, seed)
+    publish_embedding(target, vectors, settings, command, inputs, present)
 
 
 def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +67,7 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
     del users, items  # of 20 million events they are as large as the matrix
     if not len(matrix.items):
         raise DataError(folder.interactions, "no user has two different items in training", "cf is made of such pairs",
-                        f"leave {SUFFIX} out, or keep more events")
+                        "leave cf out, or keep more events")
     log.info("cf: %d of %d items stand beside another one in a training history", len(matrix.items), num_items)
     values, block = leading_eigenpairs(matrix, config, seed)
     found = _scaled(values, block, config.num_dims)

@@ -1,79 +1,67 @@
-"""One module a raw format, and how a folder of raw files tells which source it is from.
+"""Where raw files are from: one module a family, each with a YAML in configs/ for every layout of its files.
 
-A reader offers `raw_paths(options)`, the files it reads, and `raw_tables(options, paths, work)`, which says of the
-interactions, and of the items where there are any, how they are read (`tables.RawTable`).
+A family offers `raw_paths(options)`, the files it reads, and `raw_tables(options, paths, work)`, which says of the
+interactions, and of the items where there are any, how they are read (`readers.raw.RawTable`).
 """
 
-import json
-from itertools import islice
-from pathlib import Path
+import importlib
+from types import ModuleType
 
-from common.errors import ConfigError, DataError, closest, nearest
-from common.publishing import meta_path
-from dataloader.sources.lines import numbered_lines
-from dataloader.sources.records import NO_RECORD, PARSERS
+from common.errors import DataError
+from dataloader.options import ProcessOptions, source_configs
+from dataloader.readers.lines import PARSERS
+from dataloader.readers.raw import RawTable, columns_there
+from dataloader.workspace import Workspace
 
-NUM_FIRST = 100  # lines that are looked at
+# The fields by which a file is known; not every record has the others.
+KNOWN_BY = {"interactions": ("user", "item", "time", "rating"), "items": ("item", "title")}
+NUM_LISTED = 20
 
 
-def find_source(dataset: str, raw_dir: Path | None, interactions: Path | None, configs: dict[str, dict],
-                processed: Path) -> str:
-    """The source of a data set: from the raw files that are there, from what was `processed`, else from its name.
+def family(options: ProcessOptions) -> ModuleType:
+    return importlib.import_module(f"dataloader.sources.{options.config['reader']}")
 
-    Raises ConfigError.
+
+def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str, absent: list[str],
+                        optional: bool = False) -> None:
+    """Raise DataError if fields that no row has are those of another source, or have no columns at all.
+
+    `part` is interactions or items. A file that has the columns, with useless values, is let through; and where the
+    fields are `optional`, one that is of no other source.
     """
-    if interactions is not None:
-        return "local"
-    if raw_dir is None and (recorded := _recorded_source(processed)) in configs:
-        return recorded
-    source = None if raw_dir is None else _source_of_files(dataset, raw_dir)
-    if source is not None:
-        return source
-    known = next((name for name, config in configs.items() if dataset in config["datasets"]), None)
-    if known is not None:
-        return known
-    if raw_dir is not None:
-        raise ConfigError(f"--raw_dir {raw_dir}", f"holds nothing that tells where {dataset} is from",
-                          "looked for the files of Amazon, MovieLens and RecBole, and for interactions.*",
-                          "name the --source, or the files with --interactions FILE --items FILE")
-    names = sorted({d for config in configs.values() for d in config["datasets"]})
-    close = closest(dataset, names)
-    raise ConfigError(f"--dataset {dataset}", "no source has such a data set", nearest(dataset, names),
-                      f"--dataset {close}" if close else
-                      "correct the name, or --raw_dir DIR for files of your own")
+    found = columns_there(work, table)
+    if all(set(table.columns[field]) & set(found) for field in absent):
+        return
+    others = _others(work, table, part, source, absent)
+    if not others and (optional or not found):
+        return  # where no record can be read, what is wrong with the first line says more
+    needed = ", ".join(" or ".join(columns) for columns in table.columns.values())
+    there = ", ".join(found[:NUM_LISTED]) or f"no record of {table.format}"
+    raise DataError(table.origin, f"has no {' and no '.join(absent)}", f"needed: {needed}; found: {there}",
+                    _fix(table, part, source, others))
 
 
-def _recorded_source(processed: Path) -> str | None:
-    try:
-        return json.loads(meta_path(processed).read_text(encoding="utf-8"))["settings"]["source"]
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or the next reader will say what is wrong with it
-        return None
+def _others(work: Workspace, table: RawTable, part: str, source: str, absent: list[str]) -> list[str]:
+    """The sources of which the file may be: it has there all that a file is known by, and what was missed."""
+    others = []
+    for name, config in source_configs().items():
+        if name in (source, "local") or "files" not in config.get(part, {}):
+            continue
+        columns = {field: [names] if isinstance(names, str) else names
+                   for field, names in config[part]["columns"].items()}
+        format_ = table.format
+        if format_ in PARSERS:
+            format_ = config["item_lines"] if part == "items" else "json"
+        there = set(columns_there(work, table._replace(format=format_, columns=columns)))
+        if all(set(columns.get(field, ())) & there for field in {*KNOWN_BY[part], *absent}):
+            others.append(name)
+    return others
 
 
-def _source_of_files(dataset: str, raw: Path) -> str | None:
-    if any(raw.glob("interactions.*")) or (raw / f"{dataset}.inter").exists():
-        return "local"
-    if (raw / f"{dataset}.jsonl.gz").exists():
-        return "amazon23"
-    if dataset.startswith("ml-") and ((raw / f"{dataset}.zip").exists() or any(raw.glob("recbole-*.whl"))):
-        return "movielens"
-    # The reviews of 2014 and 2018 look alike; their metadata do not.
-    metadata = raw / f"meta_{dataset}.json.gz"
-    return _year_of(metadata) if metadata.exists() else None
-
-
-def _year_of(metadata: Path) -> str | None:
-    """From the first line that is a record: the literals of 2014 are no JSON."""
-    year = None
-    try:
-        for _number, line in islice(numbered_lines(metadata), NUM_FIRST):
-            year = "amazon14"  # if none is a record, the reader will say what is wrong with the first
-            for lines, source in (("json", "amazon18"), ("python", "amazon14")):
-                try:
-                    PARSERS[lines](line)
-                    return source
-                except NO_RECORD:
-                    continue
-    except (OSError, DataError):  # the reader will say what is wrong with the file
-        pass
-    return year
+def _fix(table: RawTable, part: str, source: str, others: list[str]) -> str:
+    if table.source:
+        return "fetch the archive again (--force)"
+    if others:
+        return f"--source {' or '.join(others)}" + (
+            f" --raw_dir {table.path.parent} in place of --{part}" if source == "local" else "")
+    return f"--source local --{part} {table.path}, with --<field>_column NAME for columns of other names"

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from common.errors import DataError
-from dataloader.options import DataOptions
-from dataloader.processing.workspace import Workspace
-from dataloader.sources.tables import RawTable
+from dataloader.options import ProcessOptions
+from dataloader.readers.raw import RawTable
+from dataloader.workspace import Workspace
 
 
-def raw_paths(options: DataOptions) -> list[Path]:
+def raw_paths(options: ProcessOptions) -> list[Path]:
     """The review file, and the metadata file if there is one (a folder of one's own may lack it)."""
     dataset, fix = options.folder.name, f"bash dataloader/0_download_dataset.sh --dataset {options.folder.name} --force"
     reviews, metadata = ([options.raw / name.format(dataset=dataset) for name in options.config[part]["files"]]
@@ -22,7 +22,7 @@ def raw_paths(options: DataOptions) -> list[Path]:
     return [found] if items is None else [found, items]
 
 
-def raw_tables(options: DataOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
+def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Interactions, and items if there is a file of them."""
     formats = ("json", options.config["item_lines"])
     return [RawTable(path, lines, _columns(options.config[part]["columns"]))

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from common.errors import ConfigError, DataError, closest, nearest
-from dataloader.options import DataOptions
-from dataloader.processing.workspace import Workspace
-from dataloader.sources.delimited import Layout
-from dataloader.sources.tables import RawTable, columns_there
+from dataloader.options import ProcessOptions
+from dataloader.readers.delimited import Layout
+from dataloader.readers.raw import RawTable, columns_there
+from dataloader.workspace import Workspace
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".inter": "csv", ".item": "csv", ".jsonl": "json", ".json": "json",
            ".ndjson": "json", ".parquet": "parquet", ".pq": "parquet"}
@@ -15,7 +15,7 @@ LAYOUTS = {".csv": Layout(), ".tsv": Layout("\t"), ".inter": Layout("\t", quote=
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 
 
-def raw_paths(options: DataOptions) -> list[Path]:
+def raw_paths(options: ProcessOptions) -> list[Path]:
     """The interactions, and the items if there are any, by flag or by name."""
     interactions = options.local.interactions or _found(options, "interactions")
     if interactions is None:
@@ -26,7 +26,7 @@ def raw_paths(options: DataOptions) -> list[Path]:
     return [interactions] if items is None else [interactions, items]
 
 
-def _found(options: DataOptions, part: str) -> Path | None:
+def _found(options: ProcessOptions, part: str) -> Path | None:
     for pattern in options.config[part]["files"]:
         found = [path for path in sorted(options.raw.glob(pattern.format(dataset=options.folder.name)))
                  if _ending(path) in FORMATS and not path.name.endswith(".meta.json")]
@@ -42,14 +42,14 @@ def _ending(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def raw_tables(options: DataOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
+def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Interactions, and items if there is a file of them. Raises ConfigError for a column that is not there."""
     named = (options.local.columns, options.local.item_columns)
     return [_only_columns_there(work, _table(options, path, part, columns), columns)
             for path, part, columns in zip(paths, ("interactions", "items"), named, strict=False)]
 
 
-def _table(options: DataOptions, path: Path, part: str, named: dict[str, str | None]) -> RawTable:
+def _table(options: ProcessOptions, path: Path, part: str, named: dict[str, str | None]) -> RawTable:
     ending = _ending(path)
     if ending not in FORMATS or (FORMATS[ending] == "parquet" and path.suffix == ".gz"):
         raise ConfigError(f"--{part} {path}", f"its ending {''.join(path.suffixes[-2:])!r} names no format that can be "

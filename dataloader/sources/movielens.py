@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from common.errors import DataError
-from dataloader.network.archives import open_member
-from dataloader.options import DataOptions
-from dataloader.processing.workspace import Workspace
-from dataloader.sources.delimited import Layout
-from dataloader.sources.tables import RawTable
+from dataloader.archives import open_member
+from dataloader.options import ProcessOptions
+from dataloader.readers.delimited import Layout
+from dataloader.readers.raw import RawTable
+from dataloader.workspace import Workspace
 
 GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
           "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western")
@@ -35,7 +35,7 @@ class Packing(NamedTuple):
     movie: Callable[[str], dict]    # any other line -> record
 
 
-def raw_paths(options: DataOptions) -> list[Path]:
+def raw_paths(options: ProcessOptions) -> list[Path]:
     """The one archive that holds the data set."""
     dataset = options.folder.name
     wheels = sorted(options.raw.glob("recbole-*.whl")) if dataset in options.config["wheels"] else []
@@ -47,7 +47,7 @@ def raw_paths(options: DataOptions) -> list[Path]:
     return [found]
 
 
-def raw_tables(options: DataOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
+def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Interactions and items, taken out of the archive. Raises DataError where something is wrong with it."""
     [path] = paths
     packing = RECBOLE if path.suffix == ".whl" else _packing(options.folder.name)

@@ -8,7 +8,7 @@ import pytest
 from common.artifacts import DatasetFolder
 from common.errors import ArtifactError, DataError, UserError
 from dataloader import process
-from tests.dataloader.helpers import make_options
+from tests.dataloader.helpers import process_options as make_options
 
 # Three users with four events each at the times 0 to 3, five items.
 EVENTS = [(user, item, time) for user, items in (("a", "vwxy"), ("b", "wxyz"), ("c", "xyzv"))

@@ -7,15 +7,15 @@ import pandas as pd
 
 from common.artifacts import ids_sha256
 from common.publishing import publish
-from dataloader.options import DataOptions
+from dataloader.options import Options
 from tests.dataloader.helpers import make_options
 
 
 def write_dataset(data_root: Path, texts: list[str], *flags: str, image_urls: list[str | None] | None = None,
-                  events: list[tuple[int, int, int, str]] = ()) -> DataOptions:
+                  events: list[tuple[int, int, int, str]] = ()) -> Options:
     """Items with raw ids `raw-0`, `raw-1`, … and these texts; events as (user, item, time, split), in order.
 
-    Returns the options of a step with these flags, whose data set, `Baby`, is this one.
+    Returns the options with these flags, whose data set, `Baby`, is this one.
     """
     options = make_options(data_root, *flags)
     folder = options.folder
@@ -38,7 +38,7 @@ def write_dataset(data_root: Path, texts: list[str], *flags: str, image_urls: li
     return options
 
 
-def add_item(options: DataOptions, text: str) -> None:
+def add_item(options, text: str) -> None:
     """Write the same items with one more behind them, as a larger catalogue would have it."""
     rows = duckdb.read_parquet(str(options.folder.items)).order("item").fetchall()
     write_dataset(options.folder.data_root, [row[3] for row in rows] + [text])

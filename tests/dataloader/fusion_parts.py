@@ -3,8 +3,9 @@
 import numpy as np
 
 from common.artifacts import load_embeddings
-from dataloader.embeddings.embedding import publish_embedding
+from dataloader.embeddings.transform import publish_embedding
 from dataloader.fusion import fuse
+from dataloader.options import Embedding, Transform
 from tests.dataloader.dataset import write_dataset
 
 COMMAND = "bash dataloader/5_fusion_embeddings.sh"
@@ -16,16 +17,17 @@ def shop(tmp_path, parts: dict[str, np.ndarray], *flags: str, missing: dict[str,
     """Options of a data set with these embeddings, in which the `missing` items have no vector of their own."""
     num_items = len(next(iter(parts.values()))) if parts else 8
     options = write_dataset(tmp_path, [f"text {n}" for n in range(num_items)], "--suffix", suffix, "--device", "cpu",
-                            *flags, events=EVENTS)
+                            *flags, events=EVENTS).fusion
     for name, vectors in parts.items():
         present = ~np.isin(np.arange(num_items), (missing or {}).get(name, []))
-        publish_embedding(options, name, np.asarray(vectors, dtype=np.float32), {}, f"make {name}", present=present)
+        publish_embedding(Embedding(options.folder, name, Transform()), np.asarray(vectors, dtype=np.float32), {},
+                          f"make {name}", present=present)
     return options
 
 
 def fused(options) -> np.ndarray:
     fuse(options, COMMAND)
-    return load_embeddings(options.folder, options.suffix)
+    return load_embeddings(options.folder, options.target.suffix)
 
 
 def random_parts(num_items: int = 8, dims: tuple[int, ...] = (5, 3), seed: int = 0) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import duckdb
 
 from common.artifacts import DatasetFolder
-from dataloader.options import DataOptions, parse_options
+from dataloader.options import DownloadOptions, Options, ProcessOptions, parse_options
 
 
 def write_gz(path: Path, lines: list[str]) -> None:
@@ -45,8 +45,21 @@ def write_wheel(path: Path, events: list[str], items: list[str]) -> None:
         archive.writestr(f"{WHEEL_FOLDER}.item", "".join(f"{line}\n" for line in [header, *items]))
 
 
-def make_options(data_root: Path, *flags: str) -> DataOptions:
+def make_options(data_root: Path, *flags: str) -> Options:
     return parse_options(["--data_root", str(data_root), *flags], "for a test")
+
+
+def process_options(data_root: Path, *flags: str) -> ProcessOptions:
+    return make_options(data_root, *flags).process
+
+
+def download_options(data_root: Path, *flags: str) -> DownloadOptions:
+    return make_options(data_root, *flags).download
+
+
+def changed(options: Options, step: str, **values) -> Options:
+    """The options with some values of one step's changed."""
+    return options._replace(**{step: getattr(options, step)._replace(**values)})
 
 
 def table(path: Path, columns: str = "*") -> list[tuple]:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from common.artifacts import load_embeddings
-from dataloader.encoders import clip
+from dataloader.embeddings import clip
 from dataloader.figures import fetch_figures
 from dataloader.image_embedding import embed
 from tests.dataloader.dataset import write_dataset
@@ -21,8 +21,8 @@ def shop(tmp_path, server, model: Path, bodies: list[bytes | None], *flags: str)
     urls = [body and server.serve(f"/{n}/{zlib.crc32(body)}.png", Reply(body)) for n, body in enumerate(bodies)]
     options = write_dataset(tmp_path / "data", [f"text {n}" for n in range(len(urls))], "--image_rate", "1000",
                             "--image_model", str(model), "--device", "cpu", *flags, image_urls=urls)
-    fetch_figures(options, "bash dataloader/1_load_figure.sh")
-    return options
+    fetch_figures(options.figures, "bash dataloader/1_load_figure.sh")
+    return options.image
 
 
 def embedded(options) -> np.ndarray:

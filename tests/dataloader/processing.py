@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
-from dataloader.options import DataOptions, Processing
+from dataloader.options import Processing, ProcessOptions
 from dataloader.process import process
-from dataloader.processing.filters import make_keys
-from dataloader.processing.workspace import Workspace
-from tests.dataloader.helpers import make_options, write_baby
+from dataloader.tables.filters import make_keys
+from dataloader.workspace import Workspace
+from tests.dataloader.helpers import process_options as make_options
+from tests.dataloader.helpers import write_baby
 
 COMMAND = "bash dataloader/2_process.sh"
 Event = tuple[str, str, int] | tuple[str, str, int, float]  # user, item, time, and perhaps the rating
 
 
-def run(tmp_path: Path, events: list[Event], *flags: str, metadata: list[str] = (), minimum: int = 0) -> DataOptions:
+def run(tmp_path: Path, events: list[Event], *flags: str, metadata: list[str] = (), minimum: int = 0) -> ProcessOptions:
     """Process these events from a folder of raw files of Baby; returns the options, whose folder has the tables."""
     write_baby(tmp_path / "raw", events, metadata)
     options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"),

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from dataloader.options import DataOptions
-from dataloader.processing.workspace import Workspace
-from dataloader.sources.events import read_events
-from dataloader.sources.items import read_items
-from dataloader.sources.tables import RawTable, load, mend
-from tests.dataloader.helpers import make_options
+from dataloader.options import ProcessOptions
+from dataloader.readers.raw import RawTable, load, mend
+from dataloader.tables.events import read_events
+from dataloader.tables.items import read_items
+from dataloader.workspace import Workspace
+from tests.dataloader.helpers import process_options as make_options
 
 # Ids that some reader takes for a number, for nothing, or for two of them; or that it tidies.
 ODD_IDS = ["0001048791", "NA", "null", "NULL", "None", "nan", "true", "00", "1e5", "-0", "Ünï-日本-🍼", " two  spaces ",
@@ -21,12 +21,12 @@ ODD_IDS = ["0001048791", "NA", "null", "NULL", "None", "nan", "true", "00", "1e5
            "e\u0301", "\u00e9", "\u202eolleh\u202c", "a\u2028b", "[1]", "{}", "A" * 5000]
 
 
-def local(folder: Path, *flags: str) -> DataOptions:
+def local(folder: Path, *flags: str) -> ProcessOptions:
     """The options for a user's own files in this folder."""
     return make_options(folder / "data", "--dataset", "shop", "--source", "local", "--raw_dir", str(folder), *flags)
 
 
-def read_raw(options: DataOptions, wanted: str | None = None) -> tuple[list[tuple], list[dict], int]:
+def read_raw(options: ProcessOptions, wanted: str | None = None) -> tuple[list[tuple], list[dict], int]:
     """Events as (user, item, time, rating), item records by field, and how many lines were left out.
 
     `wanted`: SQL for the raw ids whose records are of use; by default for all.
@@ -53,25 +53,25 @@ def _all_ids(work: Workspace, table: RawTable) -> str:
     return "SELECT raw_id FROM all_ids WHERE raw_id IS NOT NULL"
 
 
-def events_of(options: DataOptions) -> list[tuple]:
+def events_of(options: ProcessOptions) -> list[tuple]:
     return read_raw(options)[0]
 
 
-def items_of(options: DataOptions) -> list[dict]:
+def items_of(options: ProcessOptions) -> list[dict]:
     """The records without the columns that tests of a text do not ask for."""
     records = read_raw(options)[1]
     return [{key: value for key, value in record.items() if key not in ("wanted", "nested")} for record in records]
 
 
-def bad_lines(options: DataOptions) -> Path:
+def bad_lines(options: ProcessOptions) -> Path:
     return options.folder.path / "bad_lines.jsonl"
 
 
-def listed(options: DataOptions) -> list[dict]:
+def listed(options: ProcessOptions) -> list[dict]:
     return [json.loads(line) for line in bad_lines(options).read_text(encoding="utf-8").splitlines()]
 
 
-def refused(options: DataOptions, code: int = 3) -> UserError:
+def refused(options: ProcessOptions, code: int = 3) -> UserError:
     with pytest.raises(UserError) as error:
         read_raw(options)
     assert error.value.exit_code == code

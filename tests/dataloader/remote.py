@@ -7,9 +7,8 @@ import random
 import time
 from pathlib import Path
 
-from dataloader.network import fetch as fetching
-from dataloader.network import transfer as transferring
-from dataloader.network.fetch import RemoteFile, fetch
+from dataloader import fetch as fetching
+from dataloader.fetch import RemoteFile, fetch
 
 WHOLE = gzip.compress(random.Random(0).randbytes(300_000), mtime=0)
 OTHER = gzip.compress(random.Random(1).randbytes(280_000), mtime=0)
@@ -18,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def shorten_waits(monkeypatch) -> None:
-    monkeypatch.setattr(fetching, "PAUSE", 0.01)
+    monkeypatch.setattr(fetching, "PATIENCE", fetching.PATIENCE._replace(first=0.01))
     monkeypatch.setattr(fetching, "LOOK_EVERY", 0.01)
-    monkeypatch.setattr(transferring, "STALL_TIMEOUT", 0.3)
+    monkeypatch.setattr(fetching, "STALL_TIMEOUT", 0.3)
 
 
 def get(target: Path, *addresses: str, force: bool = False, **known) -> None:

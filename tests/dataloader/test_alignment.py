@@ -7,17 +7,17 @@ import pytest
 
 from common.artifacts import load_mask
 from common.errors import DataError, TrainingError
-from dataloader import fusion
-from dataloader.embeddings import fusion_config
-from dataloader.embeddings.fusion_config import load_alignment
+from dataloader import options as option_module
 from dataloader.fusion import fuse
+from dataloader.options import CONFIGS, Alignment, load_section
 from tests.dataloader.fusion_parts import COMMAND, fused, random_parts, shop, unit
 
 
 def quick(monkeypatch, **changes) -> None:
     """Hyper-parameters with which a test trains for a second."""
-    params = load_alignment()._replace(**{"batch_size": 64, "epochs": 25, "lr": 0.02, "eval_every": 5, **changes})
-    monkeypatch.setattr(fusion, "load_alignment", lambda: params)
+    values = {"batch_size": 64, "epochs": 25, "lr": 0.02, "eval_every": 5, **changes}
+    monkeypatch.setattr(option_module, "load_section", lambda path, name, record: load_section(
+        path, name, record)._replace(**(values if record is Alignment else {})))
 
 
 def common_cause(num_items: int, dims: tuple[int, ...] = (24, 16), seed: int = 0) -> dict[str, np.ndarray]:
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_nothing_is_published(tmp_path
     with pytest.raises(TrainingError, match="not finite") as error:
         fused(options)
     assert error.value.exit_code == 6
-    assert error.value.fix == f"a lower lr in {fusion_config.FILE}"
+    assert error.value.fix == f"a lower lr in {CONFIGS / 'fusion.yaml'}"
     assert not options.folder.embeddings("fused-align").exists()
 
 

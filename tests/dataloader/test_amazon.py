@@ -6,8 +6,10 @@ import os
 import pytest
 
 from common.errors import DataError
-from dataloader.sources import amazon, lines
-from tests.dataloader.helpers import make_options, review, write_baby, write_gz
+from dataloader.readers import lines
+from dataloader.sources import amazon
+from tests.dataloader.helpers import process_options as make_options
+from tests.dataloader.helpers import review, write_baby, write_gz
 from tests.dataloader.reading import ODD_IDS, events_of, items_of, read_raw, refused
 
 EVENT = [("a", "x", 1_700_000_000)]

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError, ResourceError
-from dataloader.encoders import BatchFailed, api
-from dataloader.encoders.api import ApiEncoder, RateLimit
+from dataloader import http
+from dataloader.embeddings import api
+from dataloader.embeddings.api import ApiEncoder
+from dataloader.embeddings.encode import BatchFailed
+from dataloader.http import RateLimit
 from tests.dataloader.endpoint import KEY, Endpoint, vector
 from tests.dataloader.helpers import closed_port
 
@@ -25,7 +28,7 @@ def endpoint(monkeypatch):
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(api, "PAUSE", 0.01)
+    monkeypatch.setattr(api, "PATIENCE", api.PATIENCE._replace(first=0.01))
     monkeypatch.setattr(api, "BATCH", 4)
     yield start
     for server in servers:
@@ -133,7 +136,7 @@ class Clock:
 
 def test_turns_are_evenly_spaced_and_held_back_on_demand(monkeypatch):
     clock, turns = Clock(), []
-    monkeypatch.setattr(api, "time", clock)
+    monkeypatch.setattr(http, "time", clock)
     limit = RateLimit(4)
     for number in range(6):
         if number == 3:
@@ -197,7 +200,7 @@ def test_a_server_that_does_not_answer_in_time_is_asked_again(endpoint, monkeypa
 
 def test_nobody_there_is_an_error_with_the_address(endpoint):
     url = closed_port()
-    with pytest.raises(ResourceError, match="the connection failed") as error:
+    with pytest.raises(ResourceError, match="cannot connect") as error:
         ApiEncoder("m", url, 1000).encode(["a"], lambda count: None)
     assert error.value.exit_code == 5
     assert url in str(error.value)
@@ -301,7 +304,7 @@ def test_answers_that_agree_with_themselves_but_not_with_each_other_fail(endpoin
 
 
 def test_a_request_that_another_one_s_failure_has_made_useless_is_not_repeated(endpoint, monkeypatch):
-    monkeypatch.setattr(api, "PAUSE", 0.3)
+    monkeypatch.setattr(api, "PATIENCE", api.PATIENCE._replace(first=0.3))
     server = endpoint(lambda number: FAULTS["500"] if number == 0 else (400, {}, "no"))
     with pytest.raises(BatchFailed):
         encode(server, ["a"] * 8)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError
-from dataloader.network import archives
-from dataloader.network.archives import check, open_member, read_member, unpack
+from dataloader import archives
+from dataloader.archives import check, open_member, read_member, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -214,7 +214,7 @@ def test_a_bomb_of_ten_gigabytes_is_refused_in_little_memory(tmp_path):
     file = write_zip(tmp_path / "bomb.zip", {"m/bomb": block * 10_240 + b"\x03\x00"}, zipfile.ZIP_STORED)
     say_in_directory(file, b"m/bomb", method=zipfile.ZIP_DEFLATED, size=(1 << 32) - 2)
     assert file.stat().st_size < 12_000_000
-    code = ("import resource, sys; from pathlib import Path; from dataloader.network.archives import unpack\n"
+    code = ("import resource, sys; from pathlib import Path; from dataloader.archives import unpack\n"
             "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
             "resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)\n"
             "unpack(Path(sys.argv[1]), 'm', Path(sys.argv[2]), limit=200 << 20)")
@@ -276,7 +276,7 @@ def test_a_member_is_read_line_by_line_without_holding_it(file):
 
 
 def test_a_killed_unpacking_leaves_nothing_that_counts_as_whole_and_the_next_one_sweeps_it(file, target):
-    code = ("import os, sys; from pathlib import Path; from dataloader.network import archives\n"
+    code = ("import os, sys; from pathlib import Path; from dataloader import archives\n"
             "os.fsync = lambda _: os.kill(os.getpid(), 9)\n"
             "archives.unpack(Path(sys.argv[1]), 'm', Path(sys.argv[2]))")
     write_zip(file, {"m/a": b"a", "m/b": b"b"})

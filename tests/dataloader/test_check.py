@@ -166,8 +166,8 @@ def test_what_is_wrong_with_embeddings_is_found(folder, caplog, rows, dtype, fin
 
 
 def test_of_many_bad_rows_the_first_are_named_across_blocks(folder, caplog, monkeypatch):
-    monkeypatch.setattr("dataloader.processing.check_content.ROWS", 2)
-    monkeypatch.setattr("dataloader.processing.check_content.NUM_NAMED", 2)
+    monkeypatch.setattr("dataloader.check.ROWS", 2)
+    monkeypatch.setattr("dataloader.check.NUM_NAMED", 2)
     save(folder, folder.embeddings("td"), [VECTORS[0], *[[0, 0]] * 3, [np.nan, 0]])
     assert refused(folder, DataError, caplog) == ["Baby.emb-td.npy: rows [4] are not finite",
                                                   "Baby.emb-td.npy: rows [1, 2] and 1 more are all zero"]

@@ -19,7 +19,8 @@ from common.artifacts import (
 from common.errors import ArtifactError, ConfigError, DataError
 from dataloader import process
 from tests.dataloader.checking import EVENTS, check, refused, state
-from tests.dataloader.helpers import make_options, write_baby
+from tests.dataloader.helpers import process_options as make_options
+from tests.dataloader.helpers import write_baby
 from tests.dataloader.processing import COMMAND
 
 

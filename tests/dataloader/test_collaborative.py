@@ -9,7 +9,7 @@ import pytest
 from common.artifacts import load_embeddings, load_mask, load_meta
 from common.errors import ArtifactError, DataError
 from dataloader.embeddings.collaborative import co_occurrence, item_vectors, leading_eigenpairs, make_collaborative
-from dataloader.embeddings.fusion_config import load_collaborative
+from dataloader.options import CONFIGS, Collaborative, Transform, load_section
 from tests.dataloader.dataset import write_dataset
 
 NUM_ITEMS = 40
@@ -29,11 +29,17 @@ def shop_events(num_users: int = 120, num_items: int = NUM_ITEMS, seed: int = 0)
 
 
 def shop(tmp_path, events: list[tuple[int, int, int, str]], *flags: str, num_items: int = NUM_ITEMS):
-    return write_dataset(tmp_path, [f"text {n}" for n in range(num_items)], "--suffix", "cf", *flags, events=events)
+    return write_dataset(tmp_path, [f"text {n}" for n in range(num_items)], "--suffix", "cf", *flags,
+                         events=events).fusion
+
+
+def defaults() -> Collaborative:
+    return load_section(CONFIGS / "fusion.yaml", "cf", Collaborative)
 
 
 def made(options) -> np.ndarray:
-    make_collaborative(options, "bash dataloader/5_fusion_embeddings.sh --suffix cf")
+    make_collaborative(options.target, options.cf, options.seed, options.force,
+                       "bash dataloader/5_fusion_embeddings.sh --suffix cf")
     return load_embeddings(options.folder, "cf")
 
 
@@ -53,7 +59,7 @@ def dense(events, num_items: int, smoothing: float) -> np.ndarray:
 
 @pytest.mark.parametrize("num_dims", [6, NUM_ITEMS], ids=["truncated", "more than there are"])
 def test_the_vectors_are_those_of_a_dense_svd(tmp_path, num_dims):
-    options, config = shop(tmp_path, shop_events()), load_collaborative()
+    options, config = shop(tmp_path, shop_events()), defaults()
     config = config._replace(num_dims=num_dims, oversampling=6, max_products=400, tolerance=1e-7)
     vectors, present = item_vectors(options.folder, config, seed=0)
     assert present.all()
@@ -70,7 +76,7 @@ def test_a_few_large_eigenvalues_do_not_drown_the_small_ones():
     # All users take about half of all items: the first eigenvalue is near 0.8, the others within 0.01 of zero.
     # A filter that stretched the block beyond what a float32 can hold would lose these.
     users, items = np.nonzero(np.random.default_rng(0).random((1000, 120)) < 0.5)
-    config = load_collaborative()._replace(num_dims=8, oversampling=6, max_products=400, tolerance=1e-5)
+    config = defaults()._replace(num_dims=8, oversampling=6, max_products=400, tolerance=1e-5)
     matrix = co_occurrence(users, items, 0.3)
     values, _ = leading_eigenpairs(matrix, config, seed=0)
     exact = np.linalg.eigvalsh(matrix.times(np.eye(120, dtype=np.float32)).astype(np.float64))[::-1]
@@ -143,7 +149,7 @@ def test_a_group_that_the_dimensions_do_not_reach_is_masked(tmp_path):
     events = [(u, i, i, "train") for u in range(30) for i in range(3)]
     events += [(u, i, i, "train") for u in range(30, 50) for i in range(3, 6)]
     events += [(50, i, i, "train") for i in range(6, 9)]
-    options, config = shop(tmp_path, events, num_items=9), load_collaborative()._replace(num_dims=2)
+    options, config = shop(tmp_path, events, num_items=9), defaults()._replace(num_dims=2)
     vectors, present = item_vectors(options.folder, config, seed=0)
     np.testing.assert_array_equal(present, np.arange(9) < 6)
     assert np.abs(vectors[0] @ vectors[3]) < 1e-3
@@ -179,7 +185,7 @@ def test_the_artifact_records_what_it_was_made_from_and_is_stale_when_the_events
     assert vectors.dtype == np.float32
     assert meta["inputs"] == {path.name: load_meta(path, "")["sha256"]
                               for path in (options.folder.items, options.folder.interactions)}
-    assert (meta["settings"]["cf"], meta["settings"]["seed"]) == (load_collaborative()._asdict(), 0)
+    assert (meta["settings"]["cf"], meta["settings"]["seed"]) == (defaults()._asdict(), 0)
     shop(tmp_path, shop_events(seed=1))
     with pytest.raises(ArtifactError, match="interactions.parquet has changed since it was made") as error:
         load_embeddings(options.folder, "cf")
@@ -195,7 +201,7 @@ def test_the_second_run_reuses_the_vectors_until_something_changes(tmp_path, cap
     caplog.clear()
     made(options._replace(force=True))
     assert options.folder.embeddings("cf").read_bytes() == before
-    made(options._replace(transform=options.transform._replace(l2=True)))
+    made(options._replace(target=options.target._replace(transform=Transform(l2=True))))
     lengths = np.linalg.norm(load_embeddings(options.folder, "cf"), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
     made(shop(tmp_path, shop_events(seed=1)))
@@ -214,7 +220,7 @@ def test_no_matrix_of_items_by_items_is_held():
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(15_000, dtype=np.int32), 4)
     items = rng.integers(num_items, size=len(users), dtype=np.int32)
-    config = load_collaborative()._replace(num_dims=8, oversampling=8, max_products=16)
+    config = defaults()._replace(num_dims=8, oversampling=8, max_products=16)
     tracemalloc.start()
     leading_eigenpairs(co_occurrence(users, items, config.smoothing), config, seed=0)
     _, peak = tracemalloc.get_traced_memory()

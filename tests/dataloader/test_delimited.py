@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from dataloader.sources import delimited
-from dataloader.sources.delimited import Layout, header, reader, rewrite, rows
+from dataloader.readers import delimited
+from dataloader.readers.delimited import Layout, header, reader, rewrite, rows
 
 CSV = Layout()
 TSV = Layout("\t")

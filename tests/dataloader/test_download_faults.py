@@ -29,9 +29,9 @@ REVIEWS, META = "reviews_Baby_5.json.gz", "meta_Baby.json.gz"
 # Waits that a user has patience for, and a test has not; and a source's YAML of the test's own.
 SITE = """
 import os, pathlib
-import dataloader.network.fetch, dataloader.options, dataloader.network.transfer
-dataloader.network.fetch.PAUSE = dataloader.network.fetch.LOOK_EVERY = 0.01
-dataloader.network.transfer.STALL_TIMEOUT = float(os.environ.get("STALL_TIMEOUT", "20"))
+import dataloader.fetch, dataloader.options
+dataloader.fetch.LOOK_EVERY, dataloader.fetch.PATIENCE = 0.01, dataloader.fetch.PATIENCE._replace(first=0.01)
+dataloader.fetch.STALL_TIMEOUT = float(os.environ.get("STALL_TIMEOUT", "20"))
 dataloader.options.CONFIGS = pathlib.Path(os.environ.get("CONFIGS", dataloader.options.CONFIGS))
 """
 

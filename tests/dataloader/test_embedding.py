@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 from common.artifacts import load_embeddings, load_mask, load_meta
 from common.errors import ArtifactError, ConfigError, DataError
 from common.publishing import file_sha256
-from dataloader.embeddings import embedding
-from dataloader.embeddings.embedding import is_current, publish_embedding, transformed
+from dataloader.embeddings import transform
+from dataloader.embeddings.transform import is_current, publish_embedding, transformed
 from dataloader.options import Transform
 from tests.dataloader.dataset import add_item, write_dataset
 
@@ -20,7 +20,7 @@ NONE = Transform(pca=None, whiten=False, zscore=False, l2=False)
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch):
-    monkeypatch.setattr(embedding, "ROWS", 7)  # so that every test crosses the border of a slice
+    monkeypatch.setattr(transform, "ROWS", 7)  # so that every test crosses the border of a slice
 
 
 def spread(num_items: int = 40, dim: int = 6) -> np.ndarray:
@@ -130,11 +130,11 @@ SETTINGS = {"text_model": "of a test"}
 
 
 def publish(options, vectors, **more):
-    return publish_embedding(options, "td", vectors, SETTINGS, "bash dataloader/3_get_text_emb.sh", **more)
+    publish_embedding(options.target, vectors, SETTINGS, "bash dataloader/3_get_text_emb.sh", **more)
 
 
 def small(tmp_path, *flags: str):
-    return write_dataset(tmp_path, ["a", "b", "c", "d"], *flags)
+    return write_dataset(tmp_path, ["a", "b", "c", "d"], *flags).text
 
 
 def files(options) -> dict[str, bytes]:
@@ -143,9 +143,9 @@ def files(options) -> dict[str, bytes]:
 
 def test_the_artifact_says_what_it_was_made_from_and_how(tmp_path):
     options = small(tmp_path, "--pca=2", "--whiten", "--l2")
-    path = publish(options, spread(4), inputs={"users.parquet": file_sha256(options.folder.users)},
-                   encoder={"precision": "float32"})
-    meta = load_meta(path, "")
+    publish(options, spread(4), inputs={"users.parquet": file_sha256(options.folder.users)},
+            encoder={"precision": "float32"})
+    meta = load_meta(options.target.path, "")
     assert meta["settings"] == {"text_model": "of a test",
                                 "transform": {"pca": 2, "whiten": True, "zscore": False, "l2": True}}
     assert meta["inputs"] == {name: file_sha256(options.folder.path / name)
@@ -166,14 +166,14 @@ def test_only_the_embedding_that_suffix_names_is_transformed(tmp_path):
 def test_what_was_made_is_current_until_settings_flags_or_items_change(tmp_path):
     options = small(tmp_path)
     inputs = {"items.parquet": load_meta(options.folder.items, "")["sha256"]}
-    assert not is_current(options, "td", SETTINGS, inputs)
+    assert not is_current(options.target, SETTINGS, inputs)
     publish(options, spread(4))
-    assert is_current(options, "td", SETTINGS, inputs)
-    assert not is_current(options, "td", {"text_model": "another"}, inputs)
-    assert not is_current(options._replace(transform=NONE._replace(l2=True)), "td", SETTINGS, inputs)
-    assert not is_current(options, "td", SETTINGS, {**inputs, "figures.parquet": "0"})
+    assert is_current(options.target, SETTINGS, inputs)
+    assert not is_current(options.target, {"text_model": "another"}, inputs)
+    assert not is_current(options.target._replace(transform=NONE._replace(l2=True)), SETTINGS, inputs)
+    assert not is_current(options.target, SETTINGS, {**inputs, "figures.parquet": "0"})
     add_item(options, "e")
-    assert not is_current(options, "td", SETTINGS, {"items.parquet": load_meta(options.folder.items, "")["sha256"]})
+    assert not is_current(options.target, SETTINGS, {"items.parquet": load_meta(options.folder.items, "")["sha256"]})
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 0.0])
@@ -257,8 +257,8 @@ def test_a_file_that_is_not_the_embedding_is_refused_with_what_it_holds(tmp_path
 
 def test_a_truncated_file_is_refused(tmp_path):
     options = small(tmp_path)
-    path = publish(options, spread(4))
-    path.write_bytes(path.read_bytes()[:-1])
+    publish(options, spread(4))
+    options.target.path.write_bytes(options.target.path.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match="its meta says"):
         load_embeddings(options.folder, "td")
     overwrite(options, damage=8)

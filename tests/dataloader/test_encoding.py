@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from common.errors import DataError, ResourceError
-from dataloader.embeddings.encoding import Texts, encode_all
-from dataloader.embeddings.vector_cache import VectorCache
-from dataloader.encoders import BatchFailed
+from dataloader.embeddings.cache import VectorCache
+from dataloader.embeddings.encode import BatchFailed, Texts, encode_all
 
 
 def vector_of(text: str, dim: int = 4) -> list[float]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from tests.dataloader.helpers import make_options, review, write_gz
+from tests.dataloader.helpers import process_options as make_options
+from tests.dataloader.helpers import review, write_gz
 from tests.dataloader.reading import bad_lines, events_of, listed, local, read_raw, refused
 
 NOW = 1_393_545_600  # 2014-02-28

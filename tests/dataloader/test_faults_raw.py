@@ -14,8 +14,9 @@ from typing import NamedTuple
 import pytest
 
 from common.artifacts import load_interactions, load_items, load_meta, load_users
-from dataloader.options import DataOptions
-from tests.dataloader.helpers import make_options, review, write_gz
+from dataloader.options import ProcessOptions
+from tests.dataloader.helpers import process_options as make_options
+from tests.dataloader.helpers import review, write_gz
 from tests.dataloader.reading import ODD_IDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ class Shop:
                        if done.stderr.strip() else "")
 
     @property
-    def options(self) -> DataOptions:
+    def options(self) -> ProcessOptions:
         return make_options(self.data, "--raw_dir", str(self.raw), *FLAGS)
 
     def artifacts(self) -> dict[str, bytes]:

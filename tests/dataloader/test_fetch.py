@@ -15,8 +15,8 @@ import pytest
 
 from common.artifacts import load_meta
 from common.errors import ResourceError
-from dataloader.network import transfer as transferring
-from dataloader.network.fetch import Unreachable, is_fetched
+from dataloader import fetch as fetching
+from dataloader.fetch import Unreachable, is_fetched
 from tests.dataloader.helpers import Reply
 from tests.dataloader.remote import (
     HTML,
@@ -107,7 +107,7 @@ def test_an_error_page_in_place_of_an_archive_is_refused_with_its_first_bytes(se
 @pytest.mark.parametrize(("name", "body"), [
     ("a.jsonl", b'\xef\xbb\xbf {"a": 1}\n'), ("a.json", b"[]"), ("a.inter", b"user_id:token\n"), ("a.gz", WHOLE)])
 def test_a_file_that_comes_byte_by_byte_is_no_error_page(server, tmp_path, monkeypatch, name, body):
-    monkeypatch.setattr(transferring, "CHUNK", 1)
+    monkeypatch.setattr(fetching, "CHUNK", 1)
     body = body[:200] if name != "a.gz" else gzip.compress(b"short", mtime=0)
     get(tmp_path / name, server.serve("/file", Reply(body)))
     assert (tmp_path / name).read_bytes() == body
@@ -149,7 +149,7 @@ def test_a_hostile_archive_is_refused_by_the_name_of_its_member(server, tmp_path
 def test_a_gzip_bomb_is_checked_in_little_memory(server, tmp_path):
     # 600 MB of zeros, for a child that may take no more than 400 MB beyond what it starts with.
     body = gzip.compress(bytes(1 << 20), mtime=0) * 600  # members one after another, as `cat` makes them
-    code = ("import resource, sys; from pathlib import Path; from dataloader.network.fetch import RemoteFile, fetch\n"
+    code = ("import resource, sys; from pathlib import Path; from dataloader.fetch import RemoteFile, fetch\n"
             "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
             "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)\n"
             "fetch(RemoteFile(Path(sys.argv[1]), [sys.argv[2]]))")
@@ -217,7 +217,7 @@ def test_a_process_killed_between_file_and_manifest_has_lost_nothing(server, tar
 
 
 def test_a_disk_that_is_too_small_is_found_before_the_bytes_come(server, target, monkeypatch):
-    monkeypatch.setattr(transferring.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ResourceError) as error:
         get(target, server.serve("/file.gz", Reply(WHOLE)))
     assert error.value.exit_code == 5

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from common import progress
-from dataloader.network import fetch as fetching
-from dataloader.network import transfer as transferring
-from dataloader.network.fetch import RemoteFile, Unreachable, fetch_all, is_fetched
+from dataloader import fetch as fetching
+from dataloader.fetch import RemoteFile, Unreachable, fetch_all, is_fetched
 from tests.dataloader.helpers import Reply
 from tests.dataloader.remote import ROOT, WHOLE, put_part, shorten_waits, wait_until
 
@@ -70,7 +69,7 @@ def test_what_is_no_fault_of_an_address_ends_the_others_too(server, tmp_path, mo
     silence = threading.Event()
     server.serve("/a.gz", Reply(WHOLE, cut=100_000, wait=silence))
     server.serve("/b.gz", Reply(WHOLE))
-    monkeypatch.setattr(transferring, "STALL_TIMEOUT", 30)
+    monkeypatch.setattr(fetching, "STALL_TIMEOUT", 30)
     (tmp_path / "b.gz.part").mkdir()  # a folder where a file is expected
     started = time.monotonic()
     with pytest.raises(IsADirectoryError):
@@ -107,7 +106,7 @@ def test_a_stop_ends_at_once_though_the_server_is_silent_and_keeps_what_came(ser
     for name in ("a.gz", "b.gz"):
         server.serve(f"/{name}", Reply(WHOLE, cut=200_000, wait=silence), Reply(WHOLE))
     code = ("import sys; from pathlib import Path; from common.command import run_command\n"
-            "from dataloader.network.fetch import RemoteFile, fetch_all\n"
+            "from dataloader.fetch import RemoteFile, fetch_all\n"
             "folder, url = sys.argv[1:]\n"
             "files = [RemoteFile(Path(folder, name), [f'{url}/{name}']) for name in ('a.gz', 'b.gz')]\n"
             "sys.exit(run_command(lambda argv: fetch_all(files)))")

@@ -18,10 +18,9 @@ from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
 from common.lock import FolderLock
 from common.publishing import file_sha256
-from dataloader import figures
+from dataloader import figures, http
+from dataloader.embeddings import pictures
 from dataloader.figures import fetch_figures, file_name
-from dataloader.images import pictures
-from dataloader.network import ask, polite
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.helpers import Reply, closed_port, table
 from tests.dataloader.image_server import HTML, ImageServer, encoded, picture, png
@@ -31,7 +30,7 @@ COMMAND = "bash dataloader/1_load_figure.sh"
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(polite, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(http.Fetcher, "patience", http.Fetcher.patience._replace(first=0.01))
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def server():
 def shop(tmp_path, urls: list[str | None], *flags: str):
     """Options for a data set with an item for each of these addresses."""
     return write_dataset(tmp_path / "data", [f"text {n}" for n in range(len(urls))], "--image_rate", "500", *flags,
-                         image_urls=urls)
+                         image_urls=urls).figures
 
 
 def fetch(options) -> list[tuple]:
@@ -119,7 +118,7 @@ def faults(server) -> list[tuple[str, str]]:
 
 
 def test_every_fault_has_its_name_and_leaves_no_file(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(ask, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(http, "MAX_BYTES", 100_000)
     urls, expected = zip(*faults(server), strict=True)
     options = shop(tmp_path, list(urls))
     found = table(options.folder.figures, "status, file, detail") if fetch(options) else []
@@ -255,7 +254,7 @@ def test_not_one_image_is_an_error_with_the_reasons_and_the_old_list_stays(tmp_p
     assert "not one of 5 images" in error.value.what
     assert f"3 unreachable (HTTP 404), such as {server.url}/none-0" in error.value.why
     assert "1 not an image (begins with b'<!DOCTYPE html>" in error.value.why
-    assert f"1 unreachable (cannot connect), such as {dead}/a.png" in error.value.why
+    assert f"1 unreachable (cannot connect: Connection refused), such as {dead}/a.png" in error.value.why
     assert options.folder.figures.read_bytes() == before
 
 

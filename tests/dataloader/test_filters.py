@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataloader.processing.filters import Report, apply_filters, drop_items_without_text, k_core, number
-from dataloader.processing.workspace import Workspace
+from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, k_core, number
+from dataloader.workspace import Workspace
 from tests.dataloader.processing import fill, kept, processing
 
 #        user, item, time; d falls first, then z, then c

@@ -16,10 +16,9 @@ from common.artifacts import ids_sha256, load_embeddings, load_mask, load_meta, 
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
 from common.publishing import meta_path
-from dataloader.embeddings import fusion_config
-from dataloader.embeddings.embedding import publish_embedding
-from dataloader.embeddings.fusion_config import load_alignment, load_collaborative
+from dataloader.embeddings.transform import publish_embedding
 from dataloader.fusion import fuse, main
+from dataloader.options import CONFIGS, Alignment, Collaborative, Embedding, Transform, load_section
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.fusion_parts import COMMAND, EVENTS, fused, random_parts, shop, unit
 from tests.dataloader.helpers import make_options
@@ -141,7 +140,7 @@ def test_the_artifact_records_its_parts_and_is_stale_when_one_changes(tmp_path):
         options.folder.items, options.folder.embeddings("td"), options.folder.embeddings("image"))}
     assert meta["settings"]["parts"] == ["td", "image"]
     assert meta["settings"]["weights"] == [2, 1]
-    publish_embedding(options, "td", random_parts(seed=1)["td"], {}, "make td")
+    publish_embedding(Embedding(options.folder, "td", Transform()), random_parts(seed=1)["td"], {}, "make td")
     with pytest.raises(ArtifactError, match="Baby.emb-td.npy has changed since it was made") as error:
         load_embeddings(options.folder, "fused-concat")
     assert error.value.fix == f"{COMMAND} --force"
@@ -156,9 +155,8 @@ def test_the_second_run_reuses_the_vectors_until_a_setting_changes(tmp_path, cap
     fused(options)
     assert "fuse: reusing" in caplog.text
     caplog.clear()
-    for change in ({"force": True}, {"fusion": options.fusion._replace(weights=(2.0, 1.0))},
-                   {"fusion": options.fusion._replace(parts=("image", "td"))},
-                   {"transform": options.transform._replace(l2=True)}):
+    for change in ({"force": True}, {"weights": (2.0, 1.0)}, {"parts": ("image", "td")},
+                   {"target": options.target._replace(transform=Transform(l2=True))}):
         fused(options._replace(**change))
     assert "fuse: reusing" not in caplog.text
 
@@ -183,7 +181,7 @@ def test_cf_is_made_first_where_it_is_not_there_or_stale_and_left_alone_where_it
     assert "fuse: cf first" in caplog.text
     assert load_meta(path, "")["settings"]["transform"]["l2"] is False
     assert load_meta(path, "")["command"] == f"{COMMAND} --dataset Baby --suffix cf --data_root {tmp_path}"
-    fuse(options._replace(suffix="cf"), "by hand")  # with --l2
+    fuse(options._replace(target=options.target._replace(suffix="cf")), "by hand")  # with --l2
     by_hand = path.read_bytes()
     fused(options)
     assert path.read_bytes() == by_hand
@@ -213,7 +211,7 @@ def test_a_misspelt_suffix_is_corrected_and_not_repeated(tmp_path):
 
 def test_a_data_set_that_is_not_processed_names_the_command(tmp_path):
     with pytest.raises(ConfigError) as error:
-        fuse(make_options(tmp_path, "--suffix", "fused-concat"), COMMAND)
+        fuse(make_options(tmp_path, "--suffix", "fused-concat").fusion, COMMAND)
     assert "bash dataloader/run_pipeline.sh --dataset Baby" in error.value.fix
 
 
@@ -224,11 +222,12 @@ def test_a_data_set_that_is_not_processed_names_the_command(tmp_path):
     ("  epochs: 100", "  epochs: 100\n  epochs: 2", "duplicate key"),
     ("  tolerance: 0.005", "  tolerance: 2", "tolerance is 2.0. it must be from 0 to 1")])
 def test_a_mistake_in_the_hyper_parameters_is_an_error_with_its_line(tmp_path, old, new, words):
-    text = fusion_config.FILE.read_text(encoding="utf-8")
+    text = (CONFIGS / "fusion.yaml").read_text(encoding="utf-8")
     assert old in text
     (tmp_path / "fusion.yaml").write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(ConfigError) as error:
-        (load_collaborative if "tolerance" in old else load_alignment)(tmp_path / "fusion.yaml")
+        load_section(tmp_path / "fusion.yaml", "cf" if "tolerance" in old else "fused-align",
+                     Collaborative if "tolerance" in old else Alignment)
     assert words in str(error.value)
     assert str(tmp_path / "fusion.yaml") in str(error.value)
 

@@ -11,11 +11,10 @@ from PIL import Image
 from common.artifacts import load_mask, load_meta
 from common.errors import ArtifactError, ConfigError, DataError, ResourceError
 from common.publishing import file_sha256
-from dataloader.encoders import clip
-from dataloader.figures import fetch_figures
+from dataloader.embeddings import clip, pictures
+from dataloader.figures import fetch_figures, load_figures
 from dataloader.image_embedding import embed
-from dataloader.images import pictures
-from dataloader.images.figure_table import load_figures
+from dataloader.options import FigureOptions
 from tests.dataloader.dataset import add_item, write_dataset
 from tests.dataloader.helpers import closed_port
 from tests.dataloader.image_server import ImageServer, encoded, picture, png
@@ -101,7 +100,7 @@ def test_items_without_an_image_get_the_mean_and_are_marked(tmp_path, server, mo
 
 def test_missing_images_can_be_an_error(tmp_path, server, model):
     options = shop(tmp_path, server, model, [png(0), None, b"no image"])
-    options = options._replace(image=options.image._replace(missing="error"))
+    options = options._replace(missing="error")
     with pytest.raises(DataError) as error:
         embed(options, COMMAND)
     assert error.value.exit_code == 3
@@ -116,7 +115,7 @@ def test_placeholders_alone_are_no_images(tmp_path, server, model):
 
 
 def test_without_step_1_its_command_is_named(tmp_path, model):
-    options = write_dataset(tmp_path / "data", ["text"], "--image_model", str(model))
+    options = write_dataset(tmp_path / "data", ["text"], "--image_model", str(model)).image
     with pytest.raises(DataError) as error:
         embed(options, COMMAND)
     assert error.value.exit_code == 3
@@ -264,7 +263,7 @@ def test_a_file_that_changed_since_it_was_fetched_is_named_with_its_item(tmp_pat
     assert "item raw-1" in error.value.what
     assert "1_load_figure.sh --dataset Baby" in error.value.fix
     assert not options.folder.embeddings("image").exists()
-    fetch_figures(options._replace(force=True), "")  # as the error says
+    fetch_figures(FigureOptions(options.folder, 1000, 10, "mask", force=True), "")  # as the error says
     assert embedded(options).shape == (2, DIM)
 
 
@@ -328,4 +327,4 @@ def test_a_model_that_is_nowhere_is_an_error_that_says_where_it_was_looked_for_a
 def test_without_pillow_its_command_is_named(tmp_path, model, monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install -r requirements-images.txt"):
-        embed(write_dataset(tmp_path / "data", ["text"], "--image_model", str(model)), COMMAND)
+        embed(write_dataset(tmp_path / "data", ["text"], "--image_model", str(model)).image, COMMAND)

@@ -14,7 +14,7 @@ import pytest
 from common.artifacts import load_embeddings, load_mask
 from common.cli import ROOT
 from common.errors import Interrupted
-from dataloader.encoders import clip
+from dataloader.embeddings import clip
 from dataloader.image_embedding import embed
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.image_server import ImageServer, picture, png
@@ -42,8 +42,8 @@ import time
 
 from common.command import run_command
 from dataloader import image_embedding
-from dataloader.embeddings import vector_cache
-from dataloader.encoders import clip
+from dataloader.embeddings import cache as vector_cache
+from dataloader.embeddings import clip
 
 clip.SHARD = {"cpu": 8}
 write = vector_cache.VectorCache.write

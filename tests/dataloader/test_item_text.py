@@ -7,10 +7,11 @@ import pytest
 
 from common.artifacts import load_image_urls, load_items, load_meta
 from common.errors import ConfigError
-from dataloader.options import DataOptions
+from dataloader.options import ProcessOptions
 from dataloader.process import process
-from dataloader.processing.item_text import MAX_TEXT
-from tests.dataloader.helpers import make_options, review, table, write_gz, write_wheel
+from dataloader.tables.items import MAX_TEXT
+from tests.dataloader.helpers import process_options as make_options
+from tests.dataloader.helpers import review, table, write_gz, write_wheel
 from tests.dataloader.processing import COMMAND, run
 
 CUP = {"asin": "x", "title": "Cup", "description": "Holds 5 oz", "brand": "Acme", "price": "$4.99",
@@ -22,7 +23,7 @@ def record(asin: str, **fields) -> str:
     return repr({"asin": asin, **fields})
 
 
-def processed(tmp_path: Path, metadata: list[str], raw_ids=("x",), *flags: str) -> DataOptions:
+def processed(tmp_path: Path, metadata: list[str], raw_ids=("x",), *flags: str) -> ProcessOptions:
     """Items `raw_ids`, each bought by three users in this order, and a record a line."""
     events = [(user, raw_id, time) for user in "abc" for time, raw_id in enumerate((*raw_ids, raw_ids[0], raw_ids[0]))]
     return run(tmp_path, events, *flags, metadata=metadata)
@@ -37,7 +38,7 @@ def text_of(tmp_path: Path, record: dict, *flags: str) -> str:
     return text
 
 
-def shop(tmp_path: Path, items: str, *flags: str) -> DataOptions:
+def shop(tmp_path: Path, items: str, *flags: str) -> ProcessOptions:
     """A user's own CSV of items, each line's first field the id, and two users who buy the first item."""
     (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n" + "".join(
         f"{user},x,{time}\n" for user in "ab" for time in range(3)))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dataloader.processing.workspace import Workspace
-from dataloader.sources import items
 from dataloader.sources import local as reader
+from dataloader.tables import items
+from dataloader.workspace import Workspace
 from tests.dataloader.reading import bad_lines, items_of, listed, local, read_raw, refused
 
 ALL = ("--template", "full")

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import DataError, ResourceError
-from dataloader.sources import lines
-from dataloader.sources.lines import numbered_lines, rewrite
-from dataloader.sources.records import MAX_LINE
+from dataloader.readers import lines
+from dataloader.readers.lines import MAX_LINE, numbered_lines, rewrite
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKED = pytest.mark.parametrize("ending", ["", ".gz"])
@@ -136,7 +135,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     script.write_text("""
 import os, sys
 from pathlib import Path
-from dataloader.sources import lines
+from dataloader.readers import lines
 
 def work(*task):
     Path(sys.argv[1], str(os.getpid())).touch()

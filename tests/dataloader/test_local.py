@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dataloader.sources import local as reader
-from tests.dataloader.helpers import make_options
+from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.reading import ODD_IDS, events_of, items_of, local, read_raw, refused
 
 ATOMIC_IDS = [raw_id for raw_id in ODD_IDS if not set(raw_id) & set("\t\r\n")]  # the format has no quotes

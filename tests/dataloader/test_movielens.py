@@ -12,7 +12,8 @@ from common.artifacts import load_meta
 from common.errors import DataError
 from dataloader.process import process
 from dataloader.sources import movielens
-from tests.dataloader.helpers import WHEEL_FOLDER, contents, make_options, write_wheel
+from tests.dataloader.helpers import WHEEL_FOLDER, contents, write_wheel
+from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.reading import events_of, items_of, listed, read_raw, refused
 
 # Not sorted, the same second twice, and a user whose first event stands last.

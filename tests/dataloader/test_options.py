@@ -9,10 +9,9 @@ import pytest
 
 from common.config import load_yaml
 from common.errors import ConfigError
-from dataloader.flags import make_parser
-from dataloader.options import CONFIGS, SOURCES
+from dataloader.options import CONFIGS, make_parser, source_configs
 from dataloader.process import process
-from tests.dataloader.helpers import make_options, review, write_gz
+from tests.dataloader.helpers import make_options, process_options, review, write_gz
 from tests.dataloader.processing import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def refused(tmp_path, *flags: str) -> str:
     with pytest.raises(ConfigError) as error:
-        make_options(tmp_path / "data", *flags)
+        process_options(tmp_path / "data", *flags)
     assert error.value.exit_code == 2
     assert list(tmp_path.glob("data")) == []
     return str(error.value)
@@ -89,7 +88,7 @@ def test_a_fix_names_the_nearest_name(tmp_path, flags, fix):
     (("--dataset", "ml-32m"), "movielens"),
 ])
 def test_a_data_set_comes_from_the_first_source_that_has_it(tmp_path, flags, source):
-    options = make_options(tmp_path, *flags)
+    options = process_options(tmp_path, *flags)
     assert options.source == source
     assert options.downloads
     assert options.raw == options.folder.path / "raw" / source
@@ -114,19 +113,19 @@ def test_a_folder_of_raw_files_tells_its_source_by_itself(tmp_path, files, sourc
         else:
             (tmp_path / "raw").mkdir(exist_ok=True)
             (tmp_path / "raw" / name).write_text(line)
-    options = make_options(tmp_path / "data", "--dataset", "Shop", "--raw_dir", str(tmp_path / "raw"))
+    options = process_options(tmp_path / "data", "--dataset", "Shop", "--raw_dir", str(tmp_path / "raw"))
     assert (options.source, options.raw, options.downloads) == (source, tmp_path / "raw", False)
 
 
 def test_the_archive_of_a_folder_tells_that_it_is_movielens(tmp_path):
     (tmp_path / "ml-1m.zip").touch()
-    assert make_options(tmp_path / "data", "--dataset", "ml-1m", "--raw_dir", str(tmp_path)).source == "movielens"
+    assert process_options(tmp_path / "data", "--dataset", "ml-1m", "--raw_dir", str(tmp_path)).source == "movielens"
 
 
 def test_a_folder_that_tells_nothing_goes_by_the_name_of_the_data_set(tmp_path):
     (tmp_path / "raw").mkdir()
     raw = ("--raw_dir", str(tmp_path / "raw"))
-    assert make_options(tmp_path / "data", "--dataset", "Beauty", *raw).source == "amazon14"
+    assert process_options(tmp_path / "data", "--dataset", "Beauty", *raw).source == "amazon14"
     message = refused(tmp_path, "--dataset", "My_Shop", *raw)
     assert "holds nothing that tells where My_Shop is from" in message
     assert "--interactions FILE" in message
@@ -134,7 +133,7 @@ def test_a_folder_that_tells_nothing_goes_by_the_name_of_the_data_set(tmp_path):
 
 def test_own_files_are_a_data_set_of_any_name(tmp_path):
     (tmp_path / "events.csv").touch()
-    options = make_options(tmp_path / "data", "--dataset", "my.shop", "--interactions", str(tmp_path / "events.csv"))
+    options = process_options(tmp_path / "data", "--dataset", "my.shop", "--interactions", str(tmp_path / "events.csv"))
     assert (options.source, options.raw, options.downloads) == ("local", tmp_path, False)
 
 
@@ -142,9 +141,9 @@ def test_a_data_set_that_is_processed_keeps_its_source(tmp_path):
     events = [review(user, "x", time) for user in "ab" for time in range(3)]
     write_gz(tmp_path / "raw" / "Automotive.json.gz", events)
     flags = ("--dataset", "Automotive", "--min_user_interactions=0", "--min_item_interactions=0")
-    process(make_options(tmp_path, *flags, "--raw_dir", str(tmp_path / "raw"), "--source", "amazon18"), COMMAND)
-    assert make_options(tmp_path, "--dataset", "Automotive").source == "amazon18"
-    assert make_options(tmp_path, "--dataset", "Automotive", "--source", "amazon14").source == "amazon14"
+    process(process_options(tmp_path, *flags, "--raw_dir", str(tmp_path / "raw"), "--source", "amazon18"), COMMAND)
+    assert process_options(tmp_path, "--dataset", "Automotive").source == "amazon18"
+    assert process_options(tmp_path, "--dataset", "Automotive", "--source", "amazon14").source == "amazon14"
 
 
 def test_a_source_that_lacks_the_data_set_is_an_error_that_names_it(tmp_path):
@@ -156,13 +155,13 @@ def test_a_source_that_lacks_the_data_set_is_an_error_that_names_it(tmp_path):
 
 def test_an_unknown_source_lists_the_real_ones(tmp_path):
     message = refused(tmp_path, "--source", "amazon15")
-    assert all(source in message for source in SOURCES)
+    assert all(source in message for source in source_configs())
 
 
 @pytest.mark.parametrize("flag", ["--dataset", "--dataset_name", "--category"])
 def test_the_data_set_goes_by_three_flags_and_both_spellings(tmp_path, flag):
-    assert make_options(tmp_path, flag, "Beauty").folder.name == "Beauty"
-    assert make_options(tmp_path, f"{flag}=Beauty").folder.name == "Beauty"
+    assert process_options(tmp_path, flag, "Beauty").folder.name == "Beauty"
+    assert process_options(tmp_path, f"{flag}=Beauty").folder.name == "Beauty"
 
 
 def test_a_raw_dir_that_is_not_there_is_an_error(tmp_path):
@@ -193,27 +192,27 @@ def test_own_items_without_own_interactions_are_not_passed_over(tmp_path):
 
 def test_the_columns_of_own_files_are_those_that_are_named(tmp_path):
     (tmp_path / "e.csv").touch()
-    local = make_options(tmp_path / "data", "--interactions", str(tmp_path / "e.csv"), "--item_column=ware",
+    local = process_options(tmp_path / "data", "--interactions", str(tmp_path / "e.csv"), "--item_column=ware",
                          "--rating_column=stars", "--title_column=name").local
     assert local.columns == {"user": None, "item": "ware", "time": None, "rating": "stars"}
     assert (local.item_columns["item"], local.item_columns["title"], local.item_columns["brand"]) == (
         "ware", "name", None)
-    assert make_options(tmp_path / "data", "--interactions", str(tmp_path / "e.csv"), "--item_column=ware",
+    assert process_options(tmp_path / "data", "--interactions", str(tmp_path / "e.csv"), "--item_column=ware",
                         "--item_id_column=nr").local.item_columns["item"] == "nr"
 
 
 def test_the_minima_come_from_the_source_or_from_the_flags_and_0_counts(tmp_path):
-    processing = make_options(tmp_path).processing
+    processing = process_options(tmp_path).processing
     assert (processing.min_user_interactions, processing.min_item_interactions) == (5, 5)
-    processing = make_options(tmp_path, "--min_user_interactions=0", "--min_item_interactions", "3").processing
+    processing = process_options(tmp_path, "--min_user_interactions=0", "--min_item_interactions", "3").processing
     assert (processing.min_user_interactions, processing.min_item_interactions) == (0, 3)
 
 
 def test_the_defaults_of_processing_are_those_that_the_papers_use(tmp_path):
-    processing = make_options(tmp_path).processing
+    processing = process_options(tmp_path).processing
     assert (processing.min_rating, processing.duplicates, processing.split) == (None, "keep", "leave_one_out")
     assert processing.template == ("{title}", "{description}")
-    assert make_options(tmp_path, "--dataset", "Baby_Products").processing.time_unit == "ms"
+    assert process_options(tmp_path, "--dataset", "Baby_Products").processing.time_unit == "ms"
 
 
 @pytest.mark.parametrize(("flags", "unused"), [
@@ -222,7 +221,7 @@ def test_the_defaults_of_processing_are_those_that_the_papers_use(tmp_path):
     (("--split=temporal", "--split_dates=2014-01-01,2014-03-01"), {"split_ratios"}),
 ])
 def test_only_settings_that_count_are_recorded(tmp_path, flags, unused):
-    processing = make_options(tmp_path, *flags).processing
+    processing = process_options(tmp_path, *flags).processing
     assert set(processing._asdict()) - set(processing.settings) == unused
 
 
@@ -246,18 +245,18 @@ def test_only_settings_that_count_are_recorded(tmp_path, flags, unused):
 ])
 def test_modalities_and_suffix_follow_from_one_another(tmp_path, flags, modalities, suffix, text_suffix):
     options = make_options(tmp_path, *flags)
-    assert (options.modalities, options.suffix, options.text_suffix) == (modalities, suffix, text_suffix)
+    assert (options.modalities, options.suffix, options.text.target.suffix) == (modalities, suffix, text_suffix)
 
 
 def test_the_transform_belongs_to_the_embedding_that_the_next_stage_reads(tmp_path):
     options = make_options(tmp_path, "--suffix=fused-concat", "--pca=64", "--whiten", "--l2")
-    assert options.transform_of("fused-concat") == (64, True, False, True)
-    assert options.transform_of("td") == (None, False, False, False)
+    assert options.fusion.target.transform == (64, True, False, True)
+    assert options.text.target.transform == (None, False, False, False)
 
 
 def test_the_parts_of_a_fusion_weigh_the_same_unless_they_are_told_otherwise(tmp_path):
-    assert make_options(tmp_path).fusion == (("td", "image"), (1.0, 1.0), 128)
-    assert make_options(tmp_path, "--fusion_parts=td,cf,image", "--fusion_weights=1,0.5,2").fusion == (
+    assert make_options(tmp_path).fusion[1:4] == (("td", "image"), (1.0, 1.0), 128)
+    assert make_options(tmp_path, "--fusion_parts=td,cf,image", "--fusion_weights=1,0.5,2").fusion[1:4] == (
         ("td", "cf", "image"), (1.0, 0.5, 2.0), 128)
 
 
@@ -343,7 +342,8 @@ def test_a_wrong_flag_or_value_is_refused(tmp_path, flags, message):
      ("2014-01-01", "2014-01-01T00:00:01"))])
 def test_a_value_at_the_edge_is_taken(tmp_path, flags, key, value):
     options = make_options(tmp_path, *flags.split())
-    assert getattr(options if hasattr(options, key) else options.processing, key) == value
+    records = (options.process, options.process.processing, options.fusion)
+    assert next(getattr(record, key) for record in records if hasattr(record, key)) == value
 
 
 def test_the_help_names_every_flag_and_says_what_it_is_for():
@@ -353,7 +353,7 @@ def test_the_help_names_every_flag_and_says_what_it_is_for():
     assert all(action.help for action in parser._actions)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", list(source_configs()))
 def test_every_source_gives_each_file_an_address_for_every_data_set(source):
     config, _ = load_yaml(CONFIGS / f"{source}.yaml")
     assert len(set(config["datasets"])) == len(config["datasets"])

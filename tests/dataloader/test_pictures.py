@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from common.errors import ConfigError
-from dataloader.images import pictures
-from dataloader.images.pictures import BadPicture, check_picture, load_rgb, picture_size, set_up_pillow
+from dataloader.embeddings import pictures
+from dataloader.embeddings.pictures import BadPicture, check_picture, load_rgb, picture_size, set_up_pillow
 from tests.dataloader.image_server import HTML, encoded, picture
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)

@@ -8,15 +8,15 @@ from email.utils import formatdate
 import pytest
 import requests
 
-from dataloader.network import ask, polite
-from dataloader.network.polite import Fetcher
+from dataloader import http
+from dataloader.http import Fetcher
 from tests.dataloader.helpers import Reply, closed_port
 from tests.dataloader.image_server import ImageServer, png
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(polite, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(http.Fetcher, "patience", http.Fetcher.patience._replace(first=0.02))
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def test_a_refusal_is_final(server, status):
 
 
 def test_a_silent_server_times_out_and_is_asked_again(server, monkeypatch):
-    monkeypatch.setattr(ask, "TIMEOUT", (1, 0.1))
+    monkeypatch.setattr(http, "TIMEOUT", (1, 0.1))
     address = server.serve_images(1)[0]
     server.seconds = 0.5
-    assert outcome(address) == ("unreachable", "timed out")
+    assert outcome(address) == ("unreachable", "no answer within 0.1 s")
     assert len(server.moments) == 4
 
 
@@ -121,14 +121,15 @@ def test_after_a_pause_that_is_too_long_a_host_is_not_asked_any_more(server):
 
 
 def test_a_host_that_never_answers_is_left_alone_after_some_attempts(server, monkeypatch):
-    monkeypatch.setattr(polite, "SILENT_ATTEMPTS", 6)
+    monkeypatch.setattr(http, "SILENT_ATTEMPTS", 6)
     dead = closed_port()
     addresses = [f"{dead}/{number}.png" for number in range(200)]
     live = server.serve_images(3)
     results = outcomes([*addresses, *live])
     assert {results[address] for address in live} == {("fetched", "")}
     assert {results[address][0] for address in addresses} == {"unreachable"}
-    assert f"{dead.removeprefix('http://')} does not answer (cannot connect)" in results[addresses[-1]][1]
+    host = dead.removeprefix("http://")
+    assert f"{host} does not answer (cannot connect: Connection refused)" in results[addresses[-1]][1]
 
 
 def test_every_address_gets_one_answer_whatever_becomes_of_the_others(server):
@@ -169,7 +170,7 @@ def test_what_is_no_web_address_is_not_asked(address):
 
 
 def test_a_body_is_cut_off_at_the_limit_whether_its_length_is_told_or_not(server, monkeypatch):
-    monkeypatch.setattr(ask, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(http, "MAX_BYTES", 100_000)
     assert outcome(server.serve("/told", Reply(b"x" * 100_001))) == ("too large", "100001 bytes")
     for length in ("untold", "chunked"):
         address = server.serve(f"/{length}", Reply(b"x" * 3_000_000, length=length))
@@ -178,7 +179,7 @@ def test_a_body_is_cut_off_at_the_limit_whether_its_length_is_told_or_not(server
 
 
 def test_a_body_that_drips_for_ever_is_given_up(server, monkeypatch):
-    monkeypatch.setattr(ask, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(http, "MAX_SECONDS", 0.3)
     server.drip = threading.Event()
     address = server.serve("/drip", Reply(b"x" * 1000))
     begun = time.monotonic()
@@ -217,7 +218,7 @@ def test_a_thread_that_dies_is_an_error_and_no_endless_wait(server, monkeypatch)
     def die(session, url):
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(polite, "ask", die)
+    monkeypatch.setattr(http, "ask", die)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     with pytest.raises(RuntimeError, match="a thread ended with 3 addresses left"):
         list(Fetcher(server.serve_images(3), 100).results())
@@ -228,4 +229,4 @@ def test_a_server_s_own_compression_is_undone(server):
 
     address = server.serve("/a", Reply(gzip.compress(png(3)), headers={"Content-Encoding": "gzip"}))
     with requests.Session() as session:
-        assert ask.ask(session, address) == ask.Answer("fetched", body=png(3))
+        assert http.ask(session, address) == http.Answer("fetched", body=png(3))

@@ -17,8 +17,9 @@ from common.artifacts import ids_sha256, load_interactions, load_items, load_met
 from common.errors import ArtifactError, DataError
 from common.publishing import file_sha256
 from dataloader.process import check, is_current, process
-from dataloader.processing.workspace import Workspace
-from tests.dataloader.helpers import contents, make_options, review, table, write_baby, write_gz
+from dataloader.workspace import Workspace
+from tests.dataloader.helpers import contents, review, table, write_baby, write_gz
+from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.processing import COMMAND, run
 
 ROOT = Path(__file__).resolve().parents[2]

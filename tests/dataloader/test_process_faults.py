@@ -12,7 +12,8 @@ from common.artifacts import load_interactions, load_meta
 from common.errors import ArtifactError, DataError, LockedError, ResourceError
 from common.lock import FolderLock
 from dataloader.process import process
-from tests.dataloader.helpers import contents, make_options, write_baby
+from tests.dataloader.helpers import contents, write_baby
+from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.processing import COMMAND, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,7 @@ KILLED = """
 import os, signal, sys
 from common.command import run_command
 from dataloader import process
-from dataloader.processing import workspace
+from dataloader import workspace
 count = int(sys.argv[1])
 
 def replace(source, target, real=os.replace, done=[]):
@@ -47,7 +48,7 @@ STOPPED = """
 import os, signal, sys, threading
 from common.command import run_command
 from dataloader import process
-from dataloader.processing import workspace
+from dataloader import workspace
 
 def run(self, query, *parameters, real=workspace.Workspace.run):
     if query.startswith("CREATE TABLE sorted"):

@@ -8,7 +8,8 @@ import pytest
 from common.artifacts import DatasetFolder
 from common.errors import ConfigError, DataError
 from dataloader.process import process
-from tests.dataloader.helpers import make_options, table
+from tests.dataloader.helpers import process_options as make_options
+from tests.dataloader.helpers import table
 from tests.dataloader.processing import COMMAND, run
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dataloader.sources import records
-from dataloader.sources.records import NO_RECORD, parse_json, parse_python, plain_json, python_as_json
+from dataloader.readers import lines as records
+from dataloader.readers.lines import NO_RECORD, parse_json, parse_python, plain_json, python_as_json
 
 TEXTS = st.text(st.sampled_from("'\"\\ab{}[],: \n\t\r\x00\x0b\x1c\x85é日🍼\u2028\ud800") | st.characters(), max_size=20)
 TEXTS |= st.sampled_from(["None", "True or False", "it's", 'say "hi"', "\\", "\\'", "\\\\", "\\u0041", "{'a': 'b'}"])

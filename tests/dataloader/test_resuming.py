@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from common.artifacts import load_meta
-from dataloader.network import fetch as fetching
-from dataloader.network.fetch import Unreachable
+from dataloader import fetch as fetching
+from dataloader.fetch import Unreachable
 from tests.dataloader.helpers import Reply
 from tests.dataloader.remote import HTML, OTHER, WHOLE, beside, get, names, put_part, sha256, shorten_waits, wait_until
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.artifacts import load_meta
-from dataloader.network import fetch as fetching
-from dataloader.network.fetch import RemoteFile, Unreachable, fetch
+from dataloader import fetch as fetching
+from dataloader.fetch import RemoteFile, Unreachable, fetch
 from tests.dataloader.helpers import Reply, closed_port
 from tests.dataloader.remote import HTML, WHOLE, get, shorten_waits
 
@@ -68,7 +68,7 @@ class PatientEvent(threading.Event):
 
 
 def test_pauses_grow(server, target, monkeypatch):
-    monkeypatch.setattr(fetching, "PAUSE", 2.0)
+    monkeypatch.setattr(fetching, "PATIENCE", fetching.PATIENCE._replace(first=2.0))
     stop = PatientEvent()
     with pytest.raises(Unreachable):
         fetch(RemoteFile(target, [server.serve("/file.gz", Reply(status=503))]), stop=stop)

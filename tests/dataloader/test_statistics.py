@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from common.artifacts import load_meta
-from dataloader.processing.statistics import filter_lines, report_lines
+from dataloader.tables.splits import filter_lines, report_lines
 from tests.dataloader.processing import run
 
 DAY = 86_400

@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from dataloader.processing.workspace import Workspace
-from dataloader.sources import tables
-from dataloader.sources.delimited import Layout
-from dataloader.sources.records import NO_RECORD, parse_json, parse_python
-from dataloader.sources.tables import RawTable, columns_there, load, mend, type_of
+from dataloader.readers import raw as tables
+from dataloader.readers.delimited import Layout
+from dataloader.readers.lines import NO_RECORD, parse_json, parse_python
+from dataloader.readers.raw import RawTable, columns_there, load, mend, type_of
+from dataloader.workspace import Workspace
 
 COLUMNS = {"item": ["a"], "title": ["t"]}
 QUERY = "SELECT item, title ->> '$' AS title FROM {rows}"

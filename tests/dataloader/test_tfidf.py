@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from dataloader.encoders import tfidf
-from dataloader.encoders.tfidf import tfidf_vectors
+from dataloader.embeddings import tfidf
+from dataloader.embeddings.tfidf import tfidf_vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every word stands in two texts or more.
@@ -110,7 +110,7 @@ def test_only_the_most_frequent_terms_are_kept(monkeypatch):
 
 
 def test_the_hash_seed_does_not_matter():
-    script = ("import hashlib, sys, numpy as np; from dataloader.encoders.tfidf import tfidf_vectors; "
+    script = ("import hashlib, sys, numpy as np; from dataloader.embeddings.tfidf import tfidf_vectors; "
               "from tests.dataloader.test_tfidf import SHARED; "
               "print(hashlib.sha256(tfidf_vectors(np.array([*SHARED, 'unheardof'], dtype=object))).hexdigest())")
     digests = {subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.artifacts import load_meta
-from dataloader.options import DataOptions
+from dataloader.options import ProcessOptions
 from dataloader.process import process
-from tests.dataloader.helpers import contents, make_options, table, write_gz
+from tests.dataloader.helpers import contents, table, write_gz
+from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.processing import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ def write(year: str, raw: Path, events: list[tuple], items: list[dict]) -> None:
     write_gz(raw / f"meta_{NAME}.json.gz", in_2014 if year == "amazon14" else list(map(json.dumps, items)))
 
 
-def processed(tmp_path: Path, year: str, events: list[tuple], items: list[dict], *flags: str) -> DataOptions:
+def processed(tmp_path: Path, year: str, events: list[tuple], items: list[dict], *flags: str) -> ProcessOptions:
     write(year, tmp_path / year, events, items)
     options = make_options(tmp_path / f"data of {year}", "--dataset", NAME, "--raw_dir", str(tmp_path / year), *flags)
     process(options, COMMAND)
@@ -52,7 +53,7 @@ def processed(tmp_path: Path, year: str, events: list[tuple], items: list[dict],
     return options
 
 
-def recorded(options: DataOptions) -> dict[str, dict]:
+def recorded(options: ProcessOptions) -> dict[str, dict]:
     """The metas without what names the source."""
     folder = options.folder
     metas = {path.name: load_meta(path, "") for path in (folder.interactions, folder.items, folder.users)}

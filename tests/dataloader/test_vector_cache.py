@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dataloader.embeddings.vector_cache import VectorCache, text_keys
+from dataloader.embeddings.cache import VectorCache, text_keys
 
 IDENTITY = {"encoder": "of a test", "precision": "float32"}
 

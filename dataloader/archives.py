@@ -1,5 +1,6 @@
-"""Zip archives from elsewhere: read within limits, and unpacked into the named folder or not at all."""
+"""Files from elsewhere: of the kind that their name says, and whole; zip archives read within limits and unpacked."""
 
+import gzip
 import io
 import os
 import re
@@ -25,8 +26,46 @@ KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFCHR: "a device", stat.S_IFBLK
          stat.S_IFSOCK: "a socket"}
 # What zipfile raises where bytes are wrong: also for a name, a version or an offset that makes no sense.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, NotImplementedError, OSError)
+BEGINNINGS = {".gz": ("gzip", (b"\x1f\x8b",)), ".zip": ("zip", (b"PK",)), ".whl": ("zip", (b"PK",)),
+              ".json": ("JSON", (b"{", b"[")), ".jsonl": ("JSON", (b"{",))}
+PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
+HEAD = 64          # bytes; they tell what kind of file begins
 DISTRUST = "do not use this archive; get it from elsewhere"
 AGAIN = "fetch it again"
+
+
+class Unusable(Exception):
+    """A file is not what its name says, or not whole."""
+
+
+def check_head(head: bytes, suffix: str) -> None:
+    """Refuse what begins like no file of this kind, such as a page that says that something is missing."""
+    if not head:
+        raise Unusable("an empty file")
+    kind, beginnings = BEGINNINGS.get(suffix, ("a data file", (b"",)))
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.lower().startswith(PAGES) or not (text if kind == "JSON" else head).startswith(beginnings):
+        raise Unusable(f"not {kind}; first bytes {head[:HEAD]!r}")
+
+
+def read_to_the_end(path: Path, suffix: str) -> None:
+    """Refuse an archive that is not whole, or hostile. It tells so itself, should a server name a wrong length or none.
+
+    Nothing that is unpacked is kept, so that little memory is needed however much it is.
+    """
+    try:
+        if suffix == ".gz":
+            with gzip.open(path) as file:
+                while file.read(CHUNK):
+                    pass
+        elif suffix in (".zip", ".whl"):
+            check(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise Unusable(f"a damaged or shortened {suffix[1:]} file ({error})") from error
+    except DataError as error:
+        member = str(error.where).removeprefix(str(path)).lstrip(":")
+        raise Unusable(f"an archive not to be used: {' '.join(filter(None, (member, error.what)))}"
+                       + (f" ({error.why})" if error.why else "")) from error
 
 
 def unpack(file: Path, folder_inside: str, target: Path, last: str | None = None, limit: int = LIMIT) -> None:

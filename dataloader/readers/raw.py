@@ -10,11 +10,10 @@ import duckdb
 
 from common.errors import ConfigError, DataError
 from common.tables import parquet_rows, sql_path
-from dataloader.processing.workspace import FULL_DISK, Workspace, name, text
-from dataloader.sources import delimited
-from dataloader.sources.delimited import Layout
-from dataloader.sources.lines import numbered_lines, rewrite
-from dataloader.sources.records import MAX_LINE, NO_RECORD, PARSERS, plain_json
+from dataloader.readers import delimited
+from dataloader.readers.delimited import Layout
+from dataloader.readers.lines import MAX_LINE, NO_RECORD, PARSERS, numbered_lines, plain_json, rewrite
+from dataloader.workspace import FULL_DISK, Workspace, name, text
 
 log = logging.getLogger(__name__)
 

@@ -1,21 +1,53 @@
 """All items' texts to vectors: what the cache has is taken from it, the rest is encoded shard by shard."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from common.errors import DataError, ResourceError
 from common.progress import Progress
-from dataloader.embeddings.vector_cache import VectorCache, text_keys
-from dataloader.encoders import BatchFailed, Encoder
+from dataloader.embeddings.cache import VectorCache, text_keys
 
 log = logging.getLogger(__name__)
 
 NUM_NAMED = 10  # raw ids in an error
 
 # N items, U different texts among them, D dimensions
+
+
+class Encoder(Protocol):
+    """What turns texts (or what stands for images) into vectors.
+
+    It gives a text the same vector whatever is encoded beside it, so that vectors can be kept by their text. It
+    imports nothing heavy before it is asked to encode.
+    """
+
+    unit: str        # what it encodes, in messages: texts
+    flag: str        # by which the user chose it
+    identity: dict   # what determines a vector beside its text, as JSON holds it; no secrets
+    shard_size: int  # texts that are handed over, and written to the disk, together
+
+    def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
+        """float32 (len(texts), D), in the order of the texts; `done(n)` after every n of them.
+
+        Raises BatchFailed, or a user error if the fault is not in the texts.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back processes and connections."""
+        ...
+
+
+class BatchFailed(Exception):
+    """Some of the texts could not be encoded: `rows`, by their place in the list that was handed over."""
+
+    def __init__(self, rows: range, why: str, out_of_memory: bool = False):
+        super().__init__(why)
+        self.rows, self.why, self.out_of_memory = rows, why, out_of_memory
 
 
 class Texts(NamedTuple):

@@ -1,11 +1,9 @@
 """Vectors from an endpoint that speaks OpenAI's protocol: POST <url>/embeddings."""
 
-import email.utils
 import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from urllib.parse import urlsplit
@@ -14,7 +12,8 @@ import numpy as np
 import requests
 
 from common.errors import ConfigError, ResourceError
-from dataloader.encoders import BatchFailed
+from dataloader.embeddings.encode import BatchFailed
+from dataloader.http import Failed, Patience, RateLimit, Refused, answered, may_pass, persist
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +23,7 @@ BATCH = 64           # texts a request
 SHARD = 1024         # texts between two writes to the disk
 IN_FLIGHT = 4        # requests
 TIMEOUT = (10, 120)  # seconds to connect, and of silence
-ATTEMPTS = 6         # of a request
-PAUSE = 1.0          # seconds before the second attempt; before each further one twice as long
-LONGEST_PAUSE = 120  # seconds; a server that asks for more is left alone
-AGAIN = (408, 409, 425, 429)  # beside 5xx: another time the answer may be better
+PATIENCE = Patience(attempts=6, first=1.0, longest=120.0)
 CONTINUE = "the same command again goes on from here; what is encoded is kept"
 
 
@@ -73,45 +69,39 @@ class ApiEncoder:
 
     def _encode_batch(self, batch: tuple[list[str], int]) -> tuple[int, np.ndarray]:
         texts, start = batch
-        response = self._answer(texts, start)
-        try:
-            return start, parse_answer(response, len(texts))
-        except ValueError as error:
-            raise BatchFailed(range(start, start + len(texts)),
-                              f"{self.url} gives {self._without_key(str(error))}") from error
+        rows = range(start, start + len(texts))
 
-    def _answer(self, texts: list[str], start: int) -> requests.Response:
-        """The first answer with status 200; asked again, with growing pauses, where that may help."""
-        for attempt in range(1, ATTEMPTS + 1):
+        def attempt() -> np.ndarray:
             self.limit.wait()
-            response, fault, pause = self._ask(texts)
-            if response is not None and response.status_code == 200:
-                return response
-            if response is not None and not _may_recover(response):
-                raise self._refusal(response, range(start, start + len(texts)))
-            if pause > LONGEST_PAUSE:
-                raise ResourceError(self.url, fault, f"It asks to wait for {pause:.0f} s", f"later: {CONTINUE}")
-            if attempt < ATTEMPTS:
-                pause = pause or PAUSE * 2 ** (attempt - 1)
-                log.warning("embed: %s: %s; asking again in %.1f s", self.url, fault, pause)
-                if self._closed.wait(pause):
-                    break
-        raise ResourceError(self.url, f"{fault} ({ATTEMPTS} attempts)", "The endpoint cannot be had",
-                            f"check the network and --api_url; {CONTINUE}")
+            try:
+                return self._ask(texts, rows)
+            except Failed as failed:
+                self.limit.hold(min(failed.wait, PATIENCE.longest))  # it is meant for all requests
+                raise
 
-    def _ask(self, texts: list[str]) -> tuple[requests.Response | None, str, float]:
-        """One request: the whole answer if there is one, what is wrong with it, and the pause that the server wants."""
+        def tell(failed: Failed, pause: float) -> bool:
+            log.warning("embed: %s: %s; asking again in %.1f s", self.url, failed, pause)
+            return False
+
         try:
-            response = self._session.post(f"{self.url}/embeddings", json={"model": self.name, "input": texts},
-                                          timeout=TIMEOUT, allow_redirects=False)
-        except requests.Timeout:
-            return None, "no answer in time", 0.0
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-            return None, f"the connection failed ({type(error).__name__})", 0.0
-        pause = _retry_after(response) if response.status_code != 200 else 0.0
-        if pause:
-            self.limit.hold(min(pause, LONGEST_PAUSE))  # it is meant for all requests
-        return response, f"status {response.status_code}: {self._excerpt(response)}", pause
+            return start, persist(attempt, PATIENCE, self._closed, tell)
+        except Refused as refused:
+            raise ResourceError(self.url, str(refused), "The endpoint cannot be had",
+                                f"check the network and --api_url, or wait; {CONTINUE}") from refused
+
+    def _ask(self, texts: list[str], rows: range) -> np.ndarray:
+        """One request. Raises Failed, or what is wrong where another attempt would not mend it."""
+        with answered(self._session, "POST", f"{self.url}/embeddings", TIMEOUT, allow_redirects=False,
+                      json={"model": self.name, "input": texts}) as response:
+            response.content  # noqa: B018 (reads it to the end)
+        if response.status_code != 200:
+            if may_pass(response.status_code):
+                raise Failed(f"status {response.status_code}: {self._excerpt(response)}", response)
+            raise self._refusal(response, rows)
+        try:
+            return parse_answer(response, len(texts))
+        except ValueError as error:
+            raise BatchFailed(rows, f"{self.url} gives {self._without_key(str(error))}") from error
 
     def _refusal(self, response: requests.Response, rows: range) -> Exception:
         status = response.status_code
@@ -130,25 +120,6 @@ class ApiEncoder:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
-
-
-class RateLimit:
-    """So many requests a second from all threads together, evenly spaced."""
-
-    def __init__(self, per_second: float):
-        self.distance, self.next, self.lock = 1 / per_second, 0.0, threading.Lock()
-
-    def wait(self) -> None:
-        """Sleep until it is the caller's turn."""
-        with self.lock:
-            turn = max(time.monotonic(), self.next)
-            self.next = turn + self.distance
-        time.sleep(max(0.0, turn - time.monotonic()))
-
-    def hold(self, seconds: float) -> None:
-        """Give out no turn for so long."""
-        with self.lock:
-            self.next = max(self.next, time.monotonic() + seconds)
 
 
 def endpoint(url: str | None) -> str:
@@ -171,21 +142,6 @@ def _read_key(url: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]*", key):
         raise ConfigError(f"${KEY_NAME}", "is not a key", "it holds spaces or signs that are not ASCII", "correct it")
     return key
-
-
-def _may_recover(response: requests.Response) -> bool:
-    return response.status_code >= 500 or response.status_code in AGAIN
-
-
-def _retry_after(response: requests.Response) -> float:
-    """The seconds that the server asks to wait, as a number or a date; 0 if it does not say."""
-    value = response.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
 
 
 def parse_answer(response: requests.Response, num_texts: int) -> np.ndarray:

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from common.errors import DataError
 from common.tables import sql_path
-from dataloader.processing.workspace import text
-from dataloader.sources.lines import DAMAGED, damaged, open_binary
-from dataloader.sources.records import MAX_LINE, encodable
+from dataloader.readers.lines import DAMAGED, MAX_LINE, damaged, encodable, open_binary
+from dataloader.workspace import text
 
 BUFFER = 2 * MAX_LINE  # what DuckDB reads at a time; else it would be sixteen times the limit of a line
 INSTEAD = "\x1f"       # the csv module takes delimiters of one character alone

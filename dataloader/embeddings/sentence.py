@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ConfigError
-from dataloader.embeddings.text_models import content_sha256, model_files
-from dataloader.encoders import BatchFailed
+from dataloader.embeddings.encode import BatchFailed
+from dataloader.embeddings.models import content_sha256, model_files
 
 log = logging.getLogger(__name__)
 

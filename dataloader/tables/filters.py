@@ -1,8 +1,7 @@
 """Which events stay: rating threshold, duplicates, k-core; and the integers that users and items become."""
 
 from dataloader.options import Processing
-from dataloader.processing.statistics import filter_lines
-from dataloader.processing.workspace import Workspace
+from dataloader.workspace import Workspace
 
 # The table `events (raw_user, raw_item, time, rating)` has its rows in the order of the input: a row's id is its line.
 # A user's or an item's key is the first line that names it, so that everything after is done on integers.
@@ -39,6 +38,17 @@ class Report:
     def how_to_keep_more(self) -> str:
         """For errors: what removed the events."""
         return f"relax {' or '.join(self.flags)}" if self.flags else "a file with more interactions"
+
+
+def filter_lines(steps: list[dict]) -> list[str]:
+    """A line for each filter: what it removed and what it left."""
+    lines, before = [], None
+    for step in steps:
+        left = step["interactions"]
+        lines.append(f"{left:,} interactions {step['step']}" if before is None else
+                     f"{before - left:,} removed by {step['step']}, {left:,} left")
+        before = left
+    return lines
 
 
 def apply_filters(work: Workspace, processing: Processing, report: Report) -> None:

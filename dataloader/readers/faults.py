@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
-from dataloader.processing.workspace import Workspace
-from dataloader.sources import delimited
-from dataloader.sources.lines import numbered_lines
-from dataloader.sources.records import NAMES, NO_RECORD, PARSERS, encodable
-from dataloader.sources.tables import RawTable, reader
+from dataloader.readers import delimited
+from dataloader.readers.lines import NAMES, NO_RECORD, PARSERS, encodable, numbered_lines
+from dataloader.readers.raw import RawTable, reader
+from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

@@ -3,18 +3,18 @@
 from pathlib import Path
 
 from common.errors import DataError
-from dataloader.options import DataOptions
-from dataloader.processing.workspace import Workspace
-from dataloader.sources.faults import bad_id, id_fault, lacking, number_fault, set_apart, value_of
-from dataloader.sources.schema import refuse_other_source
-from dataloader.sources.tables import LATEST, UNITS, RawTable, load, mend, type_of
+from dataloader.options import ProcessOptions
+from dataloader.readers.faults import bad_id, id_fault, lacking, number_fault, set_apart, value_of
+from dataloader.readers.raw import LATEST, UNITS, RawTable, load, mend, type_of
+from dataloader.sources import refuse_other_source
+from dataloader.workspace import Workspace
 
 FIELDS = ("user", "item", "time", "rating")
 EARLIEST = 100_000_000  # seconds; 1973. A set whose times are all below it counts in another unit
 IMPLICIT_RATING = "1"   # of an event that has none, where its source has no ratings
 
 
-def read_events(work: Workspace, table: RawTable, options: DataOptions, bad_lines: Path) -> int:
+def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_lines: Path) -> int:
     """Fill `events (raw_user, raw_item, time, rating)` in the file's order, `time` in the unit of the options.
 
     A column of a time type needs no unit. Returns how many lines were left out. Raises DataError naming file and line

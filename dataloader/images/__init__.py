@@ -1,1 +1,0 @@
-"""Pictures, and the table of which item has one."""

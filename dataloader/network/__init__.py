@@ -1,1 +1,0 @@
-"""HTTP and archives: bytes from elsewhere, checked before they get a name."""

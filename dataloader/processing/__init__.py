@@ -1,1 +1,0 @@
-"""What step 2 does between the raw tables and the published ones."""

@@ -1,0 +1,278 @@
+"""Files of one record a line, in JSON or as Python literals, which are read without running them."""
+
+import ast
+import gzip
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import warnings
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from common.errors import DataError, ResourceError
+from common.progress import Progress
+
+MAX_LINE = 32 << 20      # bytes; a longer line is no record
+MAX_FIELD = 1_000_000    # characters of one text that are taken over; an item's whole text is cut far below that
+MAX_LITERAL = 1_000_000  # bytes that Python's own parser may get, which needs hundreds of bytes for each
+# What a line that is no record raises; the last two stand for one that is nested too deeply for its parser.
+NO_RECORD = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
+
+STRING = rb"""('[^'\\]*+(?:\\.[^'\\]*+)*+'|"[^"\\]*+(?:\\.[^"\\]*+)*+")"""
+# Long runs of what needs no more than other quotes, strings that need more, and what is no literal.
+RUNS = re.compile(rb"""((?:[^'"\\]++|'[^'"\\]*+')++)|""" + STRING + b"|(.)", re.DOTALL)
+# The same, with what lies between strings by itself.
+BETWEEN = re.compile(rb"""([^'"\\]++)|""" + STRING + b"|(.)", re.DOTALL)
+WORD = re.compile(rb"\b(?:None|True|False)\b")
+JSON_WORDS = {b"None": b"null", b"True": b"true", b"False": b"false"}
+# Half a surrogate pair is left to Python's parser: JSON's would join two of them.
+ESCAPE = re.compile(rb"""\\(?:(['"\\bfnrt])|(u(?![dD][89a-fA-F])[0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))|["\\]""")
+
+
+def parse_json(line: bytes) -> dict:
+    return _mapping(json.loads(_text(line)))
+
+
+def parse_python(line: bytes) -> dict:
+    """A dict as Python writes it. What JSON cannot say goes to Python's own parser for literals."""
+    text = _text(line).strip()
+    try:
+        return _mapping(json.loads(_text(python_as_json(line)), parse_constant=_refuse))
+    except ValueError:
+        if len(line) > MAX_LITERAL:
+            raise
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes that Python does not know
+        return _mapping(ast.literal_eval(text))
+
+
+PARSERS: dict[str, Callable[[bytes], dict]] = {"json": parse_json, "python": parse_python}
+NAMES = {"json": "JSON", "python": "Python"}
+
+
+def _text(line: bytes) -> str:
+    if len(line) > MAX_LINE:
+        raise ValueError(f"it is longer than {MAX_LINE:,} bytes")
+    return line.decode("utf-8-sig")
+
+
+def _mapping(record: object) -> dict:
+    if not isinstance(record, dict):
+        raise ValueError(f"it is a {type(record).__name__}, not a record")
+    return record
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no literal")
+
+
+def python_as_json(line: bytes) -> bytes:
+    """A Python literal in JSON's writing: its quotes, escapes and names. What JSON has not, stays and is no JSON.
+
+    Far faster than to parse the literal. Raises ValueError where a string does not end or has an escape that JSON has
+    not.
+    """
+    has_words = b"None" in line or b"True" in line or b"False" in line
+    if not has_words and b'"' not in line and b"\\" not in line:
+        return line.replace(b"'", b'"')
+    return BETWEEN.sub(_piece_with_words, line) if has_words else RUNS.sub(_piece, line)
+
+
+def _piece(match: re.Match) -> bytes:
+    run, string, _other = match.groups()
+    return run.replace(b"'", b'"') if run else _json_string(string)
+
+
+def _piece_with_words(match: re.Match) -> bytes:
+    between, string, _other = match.groups()
+    return WORD.sub(lambda word: JSON_WORDS[word.group()], between) if between else _json_string(string)
+
+
+def _json_string(string: bytes | None) -> bytes:
+    if string is None:
+        raise ValueError("a quote or an escape outside of a string")
+    inside = string[1:-1]
+    return b'"%b"' % (ESCAPE.sub(_json_escape, inside) if b"\\" in inside or b'"' in inside else inside)
+
+
+def _json_escape(match: re.Match) -> bytes:
+    simple, unicode, byte = match.groups()
+    if simple:
+        return b"'" if simple == b"'" else match.group()
+    if unicode or byte:
+        return b"\\" + unicode if unicode else b"\\u00" + byte
+    if match.group() == b"\\":
+        raise ValueError("an escape that JSON has not")
+    return b'\\"'
+
+
+def plain_json(record: dict, fields: list[str], ids: list[str]) -> bytes:
+    """A line of JSON with these fields alone. An id that no encoding can hold is left out.
+
+    Raises one of NO_RECORD for what is nested too deeply.
+    """
+    kept = {field: _plain(record[field]) for field in fields if record.get(field) is not None}
+    for field in ids:
+        if field in kept and not encodable(str(kept[field])):
+            del kept[field]
+    return json.dumps(kept, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
+def _plain(value: object) -> object:
+    """Strings no longer than MAX_FIELD, numbers, and lists and records of them."""
+    if isinstance(value, str):
+        return value[:MAX_FIELD]
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return value if value is None or isinstance(value, int | float) else str(value)
+
+
+def encodable(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+NUM_FIRST = 100  # lines that are looked at to tell the format
+BLOCK = 4 << 20  # bytes of lines that are parsed at a time
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+def open_binary(path: Path):
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """`(number, line)` of every line that is not blank. Raises DataError where the file is damaged."""
+    number = 0
+    for block in _blocks(path):
+        for line in block.removesuffix(b"\n").split(b"\n"):
+            number += 1
+            if line.strip():
+                yield number, line
+
+
+def first_format(path: Path) -> str | None:
+    """`json` or `python`, by the first line that is a record; empty if none of the first lines is one.
+
+    None where the file has no line, or is damaged.
+    """
+    found = None
+    try:
+        for _number, line in islice(numbered_lines(path), NUM_FIRST):
+            found = ""
+            for name, parse in PARSERS.items():
+                with suppress(*NO_RECORD):
+                    parse(line)
+                    return name
+    except (OSError, DataError):  # the reader will say what is wrong with the file
+        pass
+    return found
+
+
+def rewrite(path: Path, target: Path, lines: str) -> None:
+    """Write `target`: the lines that are not blank, unpacked, Python literals in JSON's writing.
+
+    A line that is too long, or cannot be written as JSON, becomes `{}`, so that records keep their number. Several
+    processes work on a large file. Raises DataError where the file is damaged.
+    """
+    size = path.stat().st_size
+    with target.open("wb") as out, Progress(f"read {path.name}", size, "B") as progress:
+        for block in _in_processes(size, ((block, lines) for block in _blocks(path, progress))):
+            out.write(block)
+
+
+def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
+    """The file's lines, whole ones, some megabytes at a time; `progress` counts bytes as they lie on the disk.
+
+    Of a line far longer than a record may be, what does not fit into memory is left out.
+    """
+    rest = b""
+    try:
+        with path.open("rb") as raw:
+            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            while block := file.read(BLOCK):
+                if progress is not None:
+                    progress.update(raw.tell() - progress.done)
+                head, end, tail = block.rpartition(b"\n")
+                if end:
+                    yield rest + head + end
+                    rest = tail
+                elif len(rest) <= MAX_LINE:
+                    rest += block
+    except DAMAGED as error:
+        raise damaged(path, error) from error
+    if rest.strip():
+        yield rest
+
+
+def damaged(path: Path, error: BaseException) -> DataError:
+    """How far a file can be read is found in small steps: a large one that fails says nothing of what was good."""
+    num_lines = 0
+    try:
+        with open_binary(path) as file:
+            while some := file.read1(4096):
+                num_lines += some.count(b"\n")
+    except DAMAGED:
+        pass
+    return DataError(f"{path}:{num_lines + 1}", "the file is damaged from here on",
+                     f"{num_lines} lines could be read; {error or type(error).__name__}", "fetch it again (--force)")
+
+
+def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
+    """`_rewrite_block` of every task, in order; only a few are in memory at a time."""
+    num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if size < BLOCK or num_workers == 1:
+        yield from (_rewrite_block(*task) for task in tasks)
+        return
+    waiting = deque()
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _follow_parent)
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(_rewrite_block, *task))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise ResourceError("memory", "a process that parses lines was killed", "most likely there was not enough",
+                            "close other programs, or take a larger machine") from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end with it, also if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.Process) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _rewrite_block(block: bytes, lines: str) -> bytes:
+    return b"".join(_rewrite_line(line, lines) + b"\n" for line in block.split(b"\n") if line.strip())
+
+
+def _rewrite_line(line: bytes, lines: str) -> bytes:
+    if len(line) > MAX_LINE:
+        return b"{}"
+    try:
+        return python_as_json(line) if lines == "python" else line
+    except ValueError:
+        return b"{}"

@@ -1,0 +1,119 @@
+"""Which events train a model and which judge it; and what the data set then looks like in numbers."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from common.artifacts import SPLITS
+from common.errors import DataError
+from dataloader.options import Processing, moment
+from dataloader.tables.filters import Report, filter_lines
+from dataloader.workspace import Workspace
+
+
+class Split(NamedTuple):
+    """SQL for an event's split, over the columns of `numbered`; and what the next stage may want to know of it."""
+
+    expression: str
+    info: dict
+
+
+def make_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:
+    """Raises DataError, which names the `raw` interactions, if a split is left without events."""
+    split = leave_one_out() if processing.split == "leave_one_out" else temporal(work, processing)
+    counts = dict(work.run(f"SELECT {split.expression} AS split, count(*) FROM numbered GROUP BY split"))
+    lacking = [name for name in SPLITS if not counts.get(name)]
+    if lacking and processing.split == "leave_one_out":
+        raise DataError(raw, f"no event is left for {' and '.join(lacking)}", "; ".join(
+            ["no user has three events", *report.lines()]), report.how_to_keep_more())
+    if lacking:
+        begins = " and ".join(f"{name} at {begin}" for name, begin in split.info["split_begins"].items())
+        raise DataError(raw, f"no event is left for {' and '.join(lacking)}", "; ".join(
+            [f"by time, {begins} (seconds)", *report.lines()]), "other --split_ratios or --split_dates")
+    return split._replace(info={**split.info, "num_in_split": {name: counts[name] for name in SPLITS}})
+
+
+def leave_one_out() -> Split:
+    """A user's last event is test and the one before it valid, where a training event remains."""
+    return Split("""CASE WHEN length < 3 OR place < length - 2 THEN 'train'
+                         WHEN place = length - 2 THEN 'valid' ELSE 'test' END""", {"split_name": "leave_one_out"})
+
+
+def temporal(work: Workspace, processing: Processing) -> Split:
+    """One moment for all users: what lies before it trains, so that no training event is later than a test event."""
+    if processing.split_dates:
+        begins = list(map(moment, processing.split_dates))
+    else:
+        num_events = work.count("sorted")
+        train, valid, _test = processing.split_ratios
+        begins = [_time_at(work, _rank(share, num_events)) for share in (train, train + valid)]
+    expression = f"""CASE WHEN "timestamp" < {begins[0]} THEN 'train'
+                          WHEN "timestamp" < {begins[1]} THEN 'valid' ELSE 'test' END"""
+    return Split(expression, {"split_name": "temporal", "split_begins": {"valid": begins[0], "test": begins[1]}})
+
+
+def _rank(share: float, num_events: int) -> int:
+    """How many events lie before the share's end: 8 of 10 for a share of 0.7 + 0.1, which is 0.7999… to a computer."""
+    return min(int(round(share * num_events, 6)), num_events - 1)
+
+
+def _time_at(work: Workspace, rank: int) -> int:
+    """The moment of the event that has `rank` events before it; events of one moment are never parted."""
+    return work.value('SELECT "timestamp" FROM numbered ORDER BY "timestamp" LIMIT 1 OFFSET ?', rank)
+
+
+SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+def measure(work: Workspace) -> dict:
+    """Counts, density, the percentiles of events a user and an item has, and the time between first and last."""
+    num_users, num_items, num_events = (work.count(table) for table in ("users", "items", "sorted"))
+    [(first, last)] = work.run('SELECT min("timestamp"), max("timestamp") FROM numbered')
+    return {
+        "num_users": num_users, "num_items": num_items, "num_interactions": num_events,
+        "density": num_events / (num_users * num_items),
+        "events_of_a_user": _percentiles(work, "users"), "events_of_an_item": _percentiles(work, "items"),
+        "first_timestamp": first, "last_timestamp": last, "num_exact_duplicates": _repeated(work),
+    }
+
+
+def _repeated(work: Workspace) -> int:
+    """How many events repeat another of the same user, item and time: looked for where a user has several at once."""
+    work.run("""CREATE TABLE moments AS SELECT DISTINCT "user", "time" FROM (
+        SELECT "user", "time", lag("user") OVER () AS user_before, lag("time") OVER () AS time_before FROM sorted)
+        WHERE "user" = user_before AND "time" = time_before""")
+    return work.value("""SELECT coalesce(sum(n - 1), 0)::BIGINT FROM (
+        SELECT count(*) AS n FROM sorted SEMI JOIN moments USING ("user", "time") GROUP BY "user", item, "time")""")
+
+
+def _percentiles(work: Workspace, table: str) -> dict[str, float]:
+    quantiles = ", ".join(f"quantile_disc(num_events, {share})" for share in SHARES.values())
+    [(mean, *values)] = work.run(f"SELECT avg(num_events), {quantiles} FROM {table}")
+    return {"mean": round(mean, 2), **dict(zip(SHARES, values, strict=True))}
+
+
+def counts(meta: dict) -> str:
+    return f"{meta['num_users']:,} users, {meta['num_items']:,} items, {meta['num_interactions']:,} interactions"
+
+
+def report_lines(meta: dict) -> list[str]:
+    """What the filters removed and what is left, for a reader, from the meta of the interactions."""
+    statistics = meta["statistics"]
+    lines = filter_lines(meta["filters"])
+    lines.append(f"{counts(meta)}; density {statistics['density']:.4%}")
+    for of_whom in ("events_of_a_user", "events_of_an_item"):
+        lines.append(f"{of_whom.replace('_', ' ')}: " + ", ".join(f"{k} {v:g}" for k, v in statistics[of_whom].items()))
+    days = " to ".join(_day(statistics[f"{end}_timestamp"]) for end in ("first", "last"))
+    parts = ", ".join(f"{name} {count:,}" for name, count in meta["num_in_split"].items())
+    lines.append(f"{days}; {meta['split_name']}: {parts}")
+    if meta["num_records"]:
+        lines.append(f"{meta['num_records']:,} item records: {meta['num_duplicate_records']:,} repeat another, "
+                     f"{meta['num_unused_records']:,} are of items without interactions; "
+                     f"{meta['num_without_record']:,} items have no record")
+    if repeated := statistics["num_exact_duplicates"]:
+        lines.append(f"{repeated:,} events repeat another of the same user, item and time")
+    return lines
+
+
+def _day(timestamp: int) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d")
