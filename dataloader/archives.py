@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from common.errors import DataError
 from common.publishing import publish_folder
+from dataloader.http import Refused
 
 LIMIT = 8 << 30    # bytes that what is asked for may unpack to
 MAX_RATIO = 200    # how many times its packed size a member may unpack to …
@@ -34,18 +35,14 @@ DISTRUST = "do not use this archive; get it from elsewhere"
 AGAIN = "fetch it again"
 
 
-class Unusable(Exception):
-    """A file is not what its name says, or not whole."""
-
-
 def check_head(head: bytes, suffix: str) -> None:
     """Refuse what begins like no file of this kind, such as a page that says that something is missing."""
     if not head:
-        raise Unusable("an empty file")
+        raise Refused("an empty file")
     kind, beginnings = BEGINNINGS.get(suffix, ("a data file", (b"",)))
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.lower().startswith(PAGES) or not (text if kind == "JSON" else head).startswith(beginnings):
-        raise Unusable(f"not {kind}; first bytes {head[:HEAD]!r}")
+        raise Refused(f"not {kind}; first bytes {head[:HEAD]!r}")
 
 
 def read_to_the_end(path: Path, suffix: str) -> None:
@@ -61,11 +58,11 @@ def read_to_the_end(path: Path, suffix: str) -> None:
         elif suffix in (".zip", ".whl"):
             check(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise Unusable(f"a damaged or shortened {suffix[1:]} file ({error})") from error
+        raise Refused(f"a damaged or shortened {suffix[1:]} file ({error})") from error
     except DataError as error:
         member = str(error.where).removeprefix(str(path)).lstrip(":")
-        raise Unusable(f"an archive not to be used: {' '.join(filter(None, (member, error.what)))}"
-                       + (f" ({error.why})" if error.why else "")) from error
+        raise Refused(f"an archive not to be used: {' '.join(filter(None, (member, error.what)))}"
+                      + (f" ({error.why})" if error.why else "")) from error
 
 
 def unpack(file: Path, folder_inside: str, target: Path, last: str | None = None, limit: int = LIMIT) -> None:
@@ -75,7 +72,10 @@ def unpack(file: Path, folder_inside: str, target: Path, last: str | None = None
     Raises DataError that names the member, and the limit, where something is wrong with the archive.
     """
     with _opened(file) as archive:
-        members = _files_below(archive, PurePosixPath(folder_inside))
+        # As paths: what follows `folder/` in `folder//x` is an absolute name.
+        paths = {PurePosixPath(m.filename): m for m in archive.infolist() if not m.is_dir()}
+        folder = PurePosixPath(folder_inside)
+        members = {str(path.relative_to(folder)): m for path, m in paths.items() if folder in path.parents}
         if not members or (last is not None and last not in members):
             raise DataError(file, f"has no {folder_inside}/{last or ''}", fix=DISTRUST)
 
@@ -111,11 +111,6 @@ def open_member(file: Path, name: str, limit: int = LIMIT) -> Iterator[BinaryIO]
             yield stream
 
 
-def read_member(file: Path, name: str, limit: int = LIMIT) -> bytes:
-    with open_member(file, name, limit) as stream:
-        return stream.read()
-
-
 @contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     """The archive, none of whose members is anything but a file or a folder inside it."""
@@ -125,23 +120,17 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
         except DAMAGE as error:
             raise DataError(file, "is not a whole zip archive", str(error), AGAIN) from error
         with archive:
-            _refuse_hostile(file, archive.infolist())
+            files, folders = set(), set()
+            for member in archive.infolist():
+                path = PurePosixPath(member.filename)
+                if fault := _fault(member) or ("stands there twice" if path in files else ""):
+                    raise DataError(f"{file}:{member.filename}", fault, fix=DISTRUST)
+                if not member.is_dir():
+                    files.add(path)
+                folders.update(path.parents)
+            for path in files & folders:
+                raise DataError(f"{file}:{path}", "is a file and a folder", fix=DISTRUST)
             yield archive
-
-
-def _refuse_hostile(file: Path, members: list[zipfile.ZipInfo]) -> None:
-    files, folders = set(), set()
-    for member in members:
-        fault, path = _fault(member), PurePosixPath(member.filename)
-        if not fault and path in files:
-            fault = "stands there twice"
-        if fault:
-            raise DataError(f"{file}:{member.filename}", fault, fix=DISTRUST)
-        if not member.is_dir():
-            files.add(path)
-        folders.update(path.parents)
-    for path in files & folders:
-        raise DataError(f"{file}:{path}", "is a file and a folder", fix=DISTRUST)
 
 
 def _fault(member: zipfile.ZipInfo) -> str:
@@ -159,12 +148,6 @@ def _fault(member: zipfile.ZipInfo) -> str:
     if member.compress_type not in METHODS:
         return f"is compressed by method {member.compress_type}, and only deflate is read"
     return ""
-
-
-def _files_below(archive: zipfile.ZipFile, folder: PurePosixPath) -> dict[str, zipfile.ZipInfo]:
-    """Name relative to the folder -> member. As paths: what follows `folder/` in `folder//x` is an absolute name."""
-    paths = {PurePosixPath(m.filename): m for m in archive.infolist() if not m.is_dir()}
-    return {str(path.relative_to(folder)): m for path, m in paths.items() if folder in path.parents}
 
 
 def _damaged(where: str, error: Exception) -> DataError:

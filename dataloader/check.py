@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -50,8 +51,7 @@ def _tables(folder: DatasetFolder) -> list[Path]:
 
 
 def _arrays(folder: DatasetFolder) -> list[Path]:
-    return [path for kind in ARRAYS
-            for path in sorted(folder.path.glob(f"{folder.name}.{kind}-*.npy"))]
+    return [path for kind in ARRAYS for path in sorted(folder.path.glob(f"{folder.name}.{kind}-*.npy"))]
 
 
 def _files(folder: DatasetFolder) -> list[Path]:
@@ -61,29 +61,25 @@ def _files(folder: DatasetFolder) -> list[Path]:
 def _content(work: Workspace, folder: DatasetFolder) -> list[str]:
     """What is wrong with the files' content, a sentence each that begins with the file."""
     tables, found = _tables(folder), []
+
+    def report(path: Path, findings: Iterator[str], good: str = "content ok") -> None:
+        those = [f"{path}: {finding}" for finding in findings]
+        found.extend(those)
+        if not those:
+            log.info("check: %s: %s", path.name, good)
+
     for path in tables:
-        found += _reported(path, table_findings(work, path))
+        report(path, table_findings(work, path))
     readable = [path for path in tables if is_table(work, path)]
     if readable == tables:
-        found += _reported(folder.interactions, event_findings(work, folder, _split_name(folder)), "events ok")
+        split_name = None
+        with suppress(UserError):  # it has no meta, or one that is a finding of its own
+            split_name = load_meta(folder.interactions, "").get("split_name")
+        report(folder.interactions, event_findings(work, folder, split_name), "events ok")
     num_items = work.count(parquet_rows(folder.items)) if folder.items in readable else None
     for path in _arrays(folder):
-        found += _reported(path, array_findings(folder, path, num_items))
+        report(path, array_findings(folder, path, num_items))
     return found
-
-
-def _reported(path: Path, findings: Iterator[str], good: str = "content ok") -> list[str]:
-    found = [f"{path}: {finding}" for finding in findings]
-    if not found:
-        log.info("check: %s: %s", path.name, good)
-    return found
-
-
-def _split_name(folder: DatasetFolder) -> str | None:
-    try:
-        return load_meta(folder.interactions, "").get("split_name")
-    except UserError:
-        return None  # it has no meta, or one that is a finding of its own
 
 
 def _metas(work: Workspace, folder: DatasetFolder, sound: bool) -> Iterator[str]:
@@ -106,14 +102,9 @@ def _metas(work: Workspace, folder: DatasetFolder, sound: bool) -> Iterator[str]
         if wanted is not None and path != folder.users and found != wanted:
             yield f"{path}: its meta is of another list of items ({found}, and items.parquet has {wanted})"
         if sound and path.suffix == ".npy" and array_kind(folder, path)[0] == "codes":
-            yield from _codes_meta(path, meta)
-
-
-def _codes_meta(path: Path, meta: dict) -> Iterator[str]:
-    codes = np.load(path, mmap_mode="r", allow_pickle=False)
-    sizes = np.array(meta.get("codebook_sizes", []))
-    if len(sizes) != codes.shape[1] or (codes >= sizes).any():
-        yield f"{path}: its meta has codebooks of {sizes.tolist()} codes, and there are others in it"
+            codes, sizes = _mapped(path), np.array(meta.get("codebook_sizes", []))
+            if len(sizes) != codes.shape[1] or (codes >= sizes).any():
+                yield f"{path}: its meta has codebooks of {sizes.tolist()} codes, and there are others in it"
 
 
 def _items_sha256(work: Workspace, folder: DatasetFolder) -> str:
@@ -127,28 +118,19 @@ def _adopt(work: Workspace, folder: DatasetFolder) -> None:
               "items_sha256": _items_sha256(work, folder),
               **{f"num_{path.stem}": work.count(parquet_rows(path)) for path in _tables(folder)}}
     for path in [*_tables(folder), *_arrays(folder)]:
-        if not meta_path(path).exists():
-            inputs = {p.name: file_sha256(p) for p in _inputs(folder, path)}
-            own = _array_meta(folder, path) if path.suffix == ".npy" else {}
-            write_meta(path, {"inputs": inputs, **shared, **own})
-            log.info("check: wrote %s", meta_path(path).name)
-
-
-def _inputs(folder: DatasetFolder, path: Path) -> list[Path]:
-    if path.suffix != ".npy":
-        return [folder.items, folder.users] if path == folder.interactions else []
-    kind, suffix = array_kind(folder, path)
-    return [folder.items, *([folder.mask(suffix)] if kind == "emb" and folder.mask(suffix).exists() else [])]
-
-
-def _array_meta(folder: DatasetFolder, path: Path) -> dict:
-    """What the stage that reads an array asks its meta for. All codes of a file that is sound are different."""
-    kind, _suffix = array_kind(folder, path)
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if kind == "codes":
-        return {"codebook_sizes": (array.max(axis=0) + 1).tolist(), "disambiguation_level": None,
-                "collision_rate_before": 0.0, "collision_rate_after": 0.0}
-    return {"dim": array.shape[1]} if kind == "emb" else {}
+        if meta_path(path).exists():
+            continue
+        inputs, own = [folder.items, folder.users] if path == folder.interactions else [], {}
+        if path.suffix == ".npy":  # what the stage that reads an array asks its meta for
+            (kind, suffix), array, inputs = array_kind(folder, path), _mapped(path), [folder.items]
+            if kind == "emb":
+                own = {"dim": array.shape[1]}
+                inputs += [folder.mask(suffix)] * folder.mask(suffix).exists()
+            elif kind == "codes":  # all of a file that is sound are different
+                own = {"codebook_sizes": (array.max(axis=0) + 1).tolist(), "disambiguation_level": None,
+                       "collision_rate_before": 0.0, "collision_rate_after": 0.0}
+        write_meta(path, {"inputs": {p.name: file_sha256(p) for p in inputs}, **shared, **own})
+        log.info("check: wrote %s", meta_path(path).name)
 
 
 INTEGER = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
@@ -229,13 +211,13 @@ def event_findings(work: Workspace, folder: DatasetFolder, split_name: str | Non
     work.run(f"CREATE OR REPLACE VIEW events AS FROM {parquet_rows(folder.interactions)}")
     try:
         yield from _value_findings(work, num_users, num_items)
-        yield from _order_findings(work)
         yield from _split_findings(work, split_name)
     except duckdb.Error as error:
         yield _unreadable(error)
 
 
 def _value_findings(work: Workspace, num_users: int, num_items: int) -> Iterator[str]:
+    """Values, and the order of the rows."""
     [(users, items, splits, ratings, distinct)] = work.run(f"""
         SELECT count(*) FILTER ("user" < 0 OR "user" >= {num_users}),
                count(*) FILTER (item < 0 OR item >= {num_items}),
@@ -248,9 +230,6 @@ def _value_findings(work: Workspace, num_users: int, num_items: int) -> Iterator
             yield f"{count} events {what}"
     if distinct < num_users:
         yield f"{num_users - distinct} of the {num_users} users of users.parquet have no event"
-
-
-def _order_findings(work: Workspace) -> Iterator[str]:
     # A window without an order goes through the rows as they lie in the file, and sorts nothing.
     [(unsorted, behind)] = work.run(f"""
         WITH pairs AS (SELECT "user" AS u, "timestamp" AS t, list_position({list(SPLITS)}, split) AS p,
@@ -299,7 +278,7 @@ def array_findings(folder: DatasetFolder, path: Path, num_items: int | None) -> 
     if num_items is not None and len(array) != num_items:
         yield f"has {len(array)} rows, and there are {num_items} items"
     if kind == "emb":
-        yield from _vector_findings(array, _present(folder.mask(suffix), len(array)))
+        yield from _vector_findings(array, folder.mask(suffix))
     if kind == "codes":
         if (array < 0).any():
             yield "has negative codes"
@@ -311,17 +290,12 @@ def _mapped(path: Path) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="r")  # never an archive or a pickle, as `np.load` may take one for
 
 
-def _present(mask: Path, num_rows: int) -> np.ndarray:
-    """Which rows have a vector of their own; all of them where there is no mask, or none that can be used."""
-    try:
-        present = _mapped(mask)
-    except NO_ARRAY:  # if it is there, it is a finding of its own
-        present = np.zeros(0)
-    return present if present.dtype == bool and present.shape == (num_rows,) else np.ones(num_rows, dtype=bool)
-
-
-def _vector_findings(array: np.ndarray, present: np.ndarray) -> Iterator[str]:
-    bad = {"not finite": [], "all zero": []}
+def _vector_findings(array: np.ndarray, mask: Path) -> Iterator[str]:
+    present = np.ones(len(array), dtype=bool)  # which rows have a vector of their own
+    with suppress(*NO_ARRAY):  # if it is there, it is a finding of its own
+        found = _mapped(mask)
+        present = found if found.dtype == bool and found.shape == (len(array),) else present
+    bad: dict[str, list[int]] = {"not finite": [], "all zero": []}
     for start in range(0, len(array), ROWS):
         rows = array[start:start + ROWS]
         of_zeros = ~rows.any(axis=1) & present[start:start + ROWS]

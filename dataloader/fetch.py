@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
@@ -27,7 +26,7 @@ from common.artifacts import load_meta
 from common.errors import ResourceError, UserError, without_secrets
 from common.progress import Progress
 from common.publishing import file_sha256, publish
-from dataloader.archives import HEAD, Unusable, check_head, read_to_the_end
+from dataloader.archives import HEAD, check_head, read_to_the_end
 from dataloader.http import CutOff, Failed, NoSuchHost, Patience, Refused, Stopped, answered, may_pass, persist
 
 log = logging.getLogger(__name__)
@@ -49,17 +48,19 @@ class RemoteFile(NamedTuple):
     size: int | None = None   # bytes
     sha256: str | None = None
 
+    def beside(self, ending: str) -> Path:
+        return self.target.with_name(self.target.name + ending)
+
     @property
     def part(self) -> Path:
-        return self.target.with_name(self.target.name + ".part")
+        return self.beside(".part")
 
     @property
     def tag(self) -> Path:
-        return self.target.with_name(self.target.name + ".part.tag")
+        return self.beside(".part.tag")
 
     @property
-    def got(self) -> int:
-        """Bytes of the part."""
+    def got(self) -> int:  # bytes of the part
         return self.part.stat().st_size if self.part.exists() else 0
 
     def discard(self) -> None:
@@ -85,9 +86,6 @@ class Transfer:
     total: int = 0       # 0: not known
     resumed: bool = False  # whether the attempt continues an earlier one
     doing: str = "waiting"
-
-    def begin(self, start: int, total: int) -> None:
-        self.got, self.total, self.resumed, self.doing = start, total, start > 0, ""
 
     @property
     def state(self) -> str:
@@ -241,8 +239,9 @@ def _receive(address: str, file: RemoteFile, transfer: Transfer, stop: threading
             if code != 200 and not _continues(response, start, validator):
                 file.discard()
                 raise Failed("the server no longer has the file that was being continued")
-            start = 0 if code == 200 else start
-            transfer.begin(start, start if code == 416 else _total(response, start, file.size))
+            transfer.got = start = 0 if code == 200 else start
+            transfer.total = start if code == 416 else _total(response, start, file.size)
+            transfer.resumed, transfer.doing = start > 0, ""
             if code != 416:  # else nothing is lacking
                 _append(response, address, file, transfer, stop)
     except CutOff as cut:
@@ -297,8 +296,10 @@ def _append(response: requests.Response, address: str, file: RemoteFile, transfe
     if transfer.got:
         log.info("download: continuing %s after %d bytes", transfer.name, transfer.got)
     else:
-        first = _first_bytes(chunks)
-        _usable(check_head, first, file.target.suffix)
+        first = b""
+        while len(first) < HEAD and (chunk := next(chunks, b"")):  # a server may send them one by one
+            first += chunk
+        check_head(first, file.target.suffix)
         # Emptied first, so that at no moment a tag stands beside the bytes of another version.
         file.part.write_bytes(b"")
         file.tag.write_text(json.dumps({"address": without_secrets(address), "validator": _validator_of(response)}),
@@ -320,37 +321,20 @@ def _append(response: requests.Response, address: str, file: RemoteFile, transfe
         raise
 
 
-def _first_bytes(chunks: Iterator[bytes]) -> bytes:
-    """HEAD bytes or more, unless there are fewer; a server may send them one by one."""
-    first = b""
-    for chunk in chunks:
-        first += chunk
-        if len(first) >= HEAD:
-            break
-    return first
-
-
-def _usable(check, *args: object) -> None:
-    try:
-        check(*args)
-    except Unusable as unusable:
-        raise Refused(str(unusable)) from unusable
-
-
 def _check(file: RemoteFile) -> None:
     """Refuse, and take away, what is not the whole file."""
     try:
         if file.size not in (None, file.got):
             raise Refused(f"has {file.got} bytes, {file.size} are expected")
         with file.part.open("rb") as begun:
-            _usable(check_head, begun.read(HEAD), file.target.suffix)
+            check_head(begun.read(HEAD), file.target.suffix)
         if file.sha256 is None:
-            _usable(read_to_the_end, file.part, file.target.suffix)
+            read_to_the_end(file.part, file.target.suffix)
     except Refused:
         file.discard()
         raise
     if file.sha256 is not None and (found := file_sha256(file.part)) != file.sha256:
-        bad = file.target.with_name(file.target.name + ".bad")
+        bad = file.beside(".bad")
         file.tag.unlink(missing_ok=True)
         os.replace(file.part, bad)
         raise Refused(f"sha256 {found} is not the expected {file.sha256}; kept as {bad.name}")

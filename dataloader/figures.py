@@ -88,14 +88,10 @@ def is_current(options: FigureOptions) -> bool:
         meta = load_meta(options.folder.figures, "")
     except UserError:
         return False
-    if meta["settings"] != _settings(options) or not set(meta["counts"]) <= FINAL:
+    if meta["settings"] != {"min_image_side": options.min_side} or not set(meta["counts"]) <= FINAL:
         return False
     recorded = set(_recorded_files(options.folder))
     return bool(recorded) and recorded <= _files(options.folder)
-
-
-def _settings(options: FigureOptions) -> dict:
-    return {"min_image_side": options.min_side}
 
 
 def _fetch_and_publish(options: FigureOptions, command: str) -> None:
@@ -107,11 +103,17 @@ def _fetch_and_publish(options: FigureOptions, command: str) -> None:
                         "leave the modality image out, or take a --source whose items have images")
     figures = _fetch(options, urls)
     if not any(figure.file for figure in figures):
-        raise ResourceError(folder.images, f"not one of {len(urls)} images could be fetched", _reasons(figures),
-                            "check the network, then run the same command again")
+        found: dict[str, list[str]] = {}
+        for figure in figures:
+            found.setdefault(f"{figure.status} ({figure.detail})", []).append(figure.url)
+        commonest = sorted(found.items(), key=lambda reason: -len(reason[1]))[:3]
+        raise ResourceError(folder.images, f"not one of {len(urls)} images could be fetched", "; ".join(
+            f"{len(some)} {reason}, such as {some[0]}" for reason, some in commonest),
+            "check the network, then run the same command again")
     _publish(folder, figures, {
         "inputs": {folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"],
-        "num_items": items["num_items"], "command": command, "settings": _settings(options)})
+        "num_items": items["num_items"], "command": command,
+        "settings": {"min_image_side": options.min_side}})
 
 
 def _fetch(options: FigureOptions, urls: list[str]) -> list[Figure]:
@@ -174,15 +176,6 @@ def _figure(url: str, file: str, data: bytes, check: bool) -> Figure:
 
 def _files(folder: DatasetFolder) -> set[str]:
     return {f"{shelf.name}/{name}" for shelf in folder.images.glob("??") for name in os.listdir(shelf)}
-
-
-def _reasons(figures: list[Figure]) -> str:
-    """The commonest failures, each with an address."""
-    found: dict[str, list[str]] = {}
-    for figure in figures:
-        found.setdefault(f"{figure.status} ({figure.detail})", []).append(figure.url)
-    commonest = sorted(found.items(), key=lambda reason: -len(reason[1]))[:3]
-    return "; ".join(f"{len(urls)} {reason}, such as {urls[0]}" for reason, urls in commonest)
 
 
 def make_command(folder: DatasetFolder) -> str:

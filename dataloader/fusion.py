@@ -60,12 +60,10 @@ def fuse(options: FusionOptions, command: str) -> None:
                           f"--suffix {close}" if close else make_command(options, suffix))
     folder.require()
     with FolderLock(folder.path):
-        if suffix == "cf":
-            _make_collaborative(options, options.target, command)
-            return
-        if "cf" in options.parts:
-            _require_collaborative(options)
-        _make_fusion(options, command)
+        if suffix == "cf" or "cf" in options.parts:
+            _make_collaborative(options, command)
+        if suffix != "cf":
+            _make_fusion(options, command)
 
 
 def make_command(options: FusionOptions, suffix: str) -> str:
@@ -77,21 +75,20 @@ def make_command(options: FusionOptions, suffix: str) -> str:
     return f"{script} --dataset {folder.name}{flag}{folder.root_flag}"
 
 
-def _make_collaborative(options: FusionOptions, target: Embedding, command: str) -> None:
+def _make_collaborative(options: FusionOptions, command: str) -> None:
+    """The vectors of the events alone: if they are asked for, or if they are a part and there are no sound ones."""
+    target = options.target
+    if target.suffix != "cf":
+        target = Embedding(options.folder, "cf", Transform())
+        command = make_command(options, "cf") + (f" --seed {options.seed}" if options.seed else "")
+        try:
+            load_meta(target.path, command)
+            return
+        except (ArtifactError, DataError) as error:
+            log.info("fuse: cf first, for %s: %s", error.where, error.what)
     from dataloader.embeddings.collaborative import make_collaborative
 
     make_collaborative(target, options.cf, options.seed, options.force, command)
-
-
-def _require_collaborative(options: FusionOptions) -> None:
-    """The events have no other step that makes vectors of them: where there is no sound cf, this one does it."""
-    target = Embedding(options.folder, "cf", Transform())
-    command = make_command(options, "cf") + (f" --seed {options.seed}" if options.seed else "")
-    try:
-        load_meta(target.path, command)
-    except (ArtifactError, DataError) as error:
-        log.info("fuse: cf first, for %s: %s", error.where, error.what)
-        _make_collaborative(options, target, command)
 
 
 def _make_fusion(options: FusionOptions, command: str) -> None:

@@ -1,14 +1,13 @@
 """HTTP as every step uses it: what a fault means, when to ask again, and many small files from many servers."""
 
-import heapq
-import math
+import itertools
+import queue
 import re
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
 from email.utils import parsedate_to_datetime
 from socket import gaierror
 from typing import NamedTuple, TypeVar
@@ -25,7 +24,8 @@ TIMEOUT = (10.0, 15.0)  # seconds to connect, and between two packets, of a smal
 MAX_BYTES = 20_000_000
 MAX_SECONDS = 60        # for the body of one answer, however steadily it drips
 CHUNK = 1 << 16
-THREADS = 8
+THREADS = 32            # of which most wait: for their turn, or before another attempt
+AT_ONCE = 8             # requests
 PER_HOST = 4            # connections to one host at once
 SILENT_ATTEMPTS = 20    # in a row; a host that answers none of them is left alone
 MAX_REDIRECTS = 5
@@ -187,23 +187,19 @@ def ask(session: requests.Session, url: str) -> Answer | Moved:
     try:
         with answered(session, "GET", url, TIMEOUT, allow_redirects=False) as response:
             if response.is_redirect:
-                return _moved(url, response.headers["Location"])
+                try:
+                    return Moved(urljoin(url, response.headers["Location"]))
+                except ValueError as error:
+                    return Answer("bad address", str(error)[:200])
             if may_pass(code := response.status_code):
                 raise Failed(f"HTTP {code}", response)
-            return _body(response) if code == 200 else Answer("unreachable", f"HTTP {code}")
+            return read_small(response) if code == 200 else Answer("unreachable", f"HTTP {code}")
     except Refused as refused:
         bad = isinstance(refused.__cause__, ValueError)
         return Answer("bad address" if bad else "unreachable", str(refused)[:200])
 
 
-def _moved(url: str, location: str) -> Answer | Moved:
-    try:
-        return Moved(urljoin(url, location))
-    except ValueError as error:
-        return Answer("bad address", str(error)[:200])
-
-
-def _body(response: requests.Response) -> Answer:
+def read_small(response: requests.Response) -> Answer:
     length = response.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > MAX_BYTES:
         return Answer("too large", f"{int(length)} bytes")
@@ -218,167 +214,114 @@ def _body(response: requests.Response) -> Answer:
     return Answer("fetched", body=bytes(body))
 
 
-@dataclass(slots=True)
-class Job:
-    """An address on its way: where it was redirected to, and how often it was asked."""
-
-    address: str
-    url: str
-    attempts: int = 0
-    redirects: int = 0
-
-
-@dataclass(eq=False, slots=True)
 class Host:
-    waiting: list[tuple[float, int, Job]] = field(default_factory=list)  # a heap: (not before, order, job)
-    not_before: float = 0.0
-    active: int = 0
-    room: int = PER_HOST
-    silent: int = 0   # attempts in a row without any answer
-    closed: str = ""  # why it is not asked any more
+    """What is known of a host, and how many connections it has room for."""
+
+    def __init__(self):
+        self.room, self.alone, self.overloaded = threading.Semaphore(PER_HOST), threading.Lock(), False
+        self.not_before = 0.0
+        self.silent = 0   # attempts in a row without any answer
+        self.closed = ""  # why it is not asked any more
 
 
 class Fetcher:
     """Asks every address, again where that may help; `results()` gives what came of them, as it comes.
 
-    No host has more than PER_HOST connections, and no more than `rate` requests a second are made in all. Threads do
-    the asking. They are daemons, so that an interrupted command ends at once, whatever they are waiting for.
+    No host has more than PER_HOST connections, no more than AT_ONCE requests are under way, and no more than `rate` a
+    second are made in all. Threads do the asking. They are daemons, so that an interrupted command ends at once,
+    whatever they are waiting for.
     """
 
     patience = Patience(attempts=4, first=1.0, longest=120.0)
 
     def __init__(self, addresses: list[str], rate: float):
-        self.rate = rate
-        self.hosts: dict[str, Host] = {}
-        self.turns: deque[Host] = deque()  # the hosts that have addresses waiting
-        self.done: deque[tuple[str, Answer]] = deque()
-        self.changed = threading.Condition()
-        self.unfinished, self.order, self.next_slot, self.broken = len(addresses), 0, 0.0, False
+        by_host: dict[str | None, list[str]] = {}
         for address in addresses:
-            self._queue(Job(address, address), 0.0)
+            by_host.setdefault(host_of(address), []).append(address)
+        # In turns, so that a host that is slow holds up few others.
+        turns = itertools.zip_longest(*by_host.values())
+        self.waiting = deque(address for turn in turns for address in turn if address is not None)
+        self.hosts: dict[str, Host] = defaultdict(Host)
+        self.limit, self.left = RateLimit(rate), len(addresses)
+        self.under_way, self.stop = threading.Semaphore(AT_ONCE), threading.Event()
+        self.done: queue.Queue[tuple[str, Answer | Exception]] = queue.Queue(AT_ONCE)  # bodies are held in memory
 
     def results(self) -> Iterator[tuple[str, Answer]]:
         """(address, answer) pairs. Closing this iterator early ends the asking."""
-        for _ in range(min(THREADS, self.unfinished)):
+        for _ in range(min(THREADS, self.left)):
             threading.Thread(target=self._work, daemon=True).start()
         try:
-            while (result := self._next_result()) is not None:
-                yield result
+            while self.left:
+                address, answer = self.done.get()
+                if isinstance(answer, Exception):
+                    raise RuntimeError(f"a thread ended with {self.left} addresses left") from answer
+                self.left -= 1
+                yield address, answer
         finally:
-            with self.changed:
-                self.unfinished = 0
-                self.changed.notify_all()
-
-    def _next_result(self) -> tuple[str, Answer] | None:
-        with self.changed:
-            while not self.done and self.unfinished > 0 and not self.broken:
-                self.changed.wait()
-            if self.broken:
-                raise RuntimeError(f"a thread ended with {self.unfinished} addresses left")
-            self.changed.notify_all()  # the threads may wait for room
-            return self.done.popleft() if self.done else None
+            self.stop.set()
+            with suppress(queue.Empty):  # threads may wait for room
+                while True:
+                    self.done.get_nowait()
 
     def _work(self) -> None:
         try:
-            with requests.Session() as session:
+            with requests.Session() as session, suppress(IndexError):
                 session.headers.update(HEADERS)
-                while (job := self._take()) is not None:
-                    try:
-                        answer: Answer | Moved | Failed = ask(session, job.url)
-                    except Failed as failed:
-                        answer = failed
-                    self._settle(job, answer)
-        finally:
-            with self.changed:
-                self.broken = self.broken or self.unfinished > 0
-                self.changed.notify_all()
+                while not self.stop.is_set():
+                    self._fetch(session, self.waiting.popleft())
+        except Exception as error:
+            self.done.put(("", error))
+            raise
 
-    def _take(self) -> Job | None:
-        """Wait for the next address whose host and whose time have come; None when nothing is left."""
-        with self.changed:
-            while self.unfinished > 0:
-                now = time.monotonic()
-                job, moment = self._due(now)
-                if job is not None:
-                    self.next_slot = now + 1 / self.rate
-                    return job
-                self.changed.wait(None if math.isinf(moment) else moment - now)
-            return None
-
-    def _due(self, now: float) -> tuple[Job | None, float]:
-        """A ready job, or None and the time of the next try (inf: wait for a notification)."""
-        if len(self.done) >= THREADS:  # their bodies are held in memory until the caller collects them
-            return None, math.inf
-        if now < self.next_slot:
-            return None, self.next_slot
-        soonest = math.inf
-        for _ in range(len(self.turns)):
-            host = self.turns[0]
-            self.turns.rotate(-1)
-            if host.active >= host.room:
-                continue
-            moment = max(host.not_before, host.waiting[0][0])
-            if moment <= now:
-                host.active += 1
-                job = heapq.heappop(host.waiting)[2]
-                if not host.waiting:
-                    self.turns.pop()
-                return job, now
-            soonest = min(soonest, moment)
-        return None, soonest
-
-    def _queue(self, job: Job, moment: float) -> None:
-        name = host_of(job.url)
-        host = self.hosts.setdefault(name, Host()) if name else None
-        if host is None:
-            self._finish(job, Answer("bad address", f"{job.url[:200]!r} is no http or https address"))
-        elif host.closed:
-            self._finish(job, Answer("unreachable", host.closed))
-        else:
-            if not host.waiting:
-                self.turns.append(host)
-            self.order += 1
-            heapq.heappush(host.waiting, (moment, self.order, job))
-
-    def _finish(self, job: Job, answer: Answer) -> None:
-        self.unfinished -= 1
-        self.done.append((job.address, answer))
-
-    def _settle(self, job: Job, answer: Answer | Moved | Failed) -> None:
-        with self.changed:
-            host = self.hosts[host_of(job.url)]
-            host.active -= 1
-            host.silent = host.silent + 1 if isinstance(answer, Failed) and not answer.heard else 0
-            if isinstance(answer, Failed):
-                self._try_again(host, job, answer)
-            elif isinstance(answer, Moved):
-                job.url, job.redirects = answer.address, job.redirects + 1
-                if job.redirects > MAX_REDIRECTS:
-                    self._finish(job, Answer("unreachable", f"more than {MAX_REDIRECTS} redirects"))
-                else:
-                    self._queue(job, 0.0)
+    def _fetch(self, session: requests.Session, address: str) -> None:
+        """Ask for one address until there is an answer, also where it was redirected to."""
+        url, attempts, redirects = address, 0, 0
+        while True:
+            name = host_of(url)
+            if name is None:
+                self.done.put((address, Answer("bad address", f"{url[:200]!r} is no http or https address")))
+                return
+            host, pause = self.hosts[name], 0.0
+            with host.room, host.alone if host.overloaded else nullcontext():
+                if self.stop.wait(max(0.0, host.not_before - time.monotonic())):
+                    return
+                with self.under_way:
+                    answer = self._ask(session, host, name, url)
+                    if isinstance(answer, Answer):
+                        self.done.put((address, answer))
+                        return
+            if isinstance(answer, Moved):
+                url, redirects = answer.address, redirects + 1
+                if redirects > MAX_REDIRECTS:
+                    self.done.put((address, Answer("unreachable", f"more than {MAX_REDIRECTS} redirects")))
+                    return
             else:
-                self._finish(job, answer)
-            self.changed.notify_all()
+                attempts += 1
+                pause = answer.wait or self.patience.first * 2 ** (attempts - 1)
+                if attempts >= self.patience.attempts and not host.closed:
+                    self.done.put((address, Answer("unreachable", str(answer))))
+                    return
+            if not host.closed and self.stop.wait(pause):
+                return
 
-    def _try_again(self, host: Host, job: Job, failed: Failed) -> None:
-        job.attempts += 1
-        if failed.wait > self.patience.longest:
-            self._close(host, f"{host_of(job.url)} asks for a pause of {failed.wait:.0f} s ({failed})")
-        elif host.silent >= SILENT_ATTEMPTS:
-            self._close(host, f"{host_of(job.url)} does not answer ({failed})")
-        if job.attempts >= self.patience.attempts:
-            self._finish(job, Answer("unreachable", str(failed)))
-            return
-        moment = time.monotonic() + (failed.wait or self.patience.first * 2 ** (job.attempts - 1))
-        if failed.overloaded:
-            host.room, host.not_before = 1, max(host.not_before, moment)
-        self._queue(job, moment)
-
-    def _close(self, host: Host, why: str) -> None:
-        host.closed = why
-        for _, _, job in host.waiting:
-            self._finish(job, Answer("unreachable", why))
-        if host.waiting:
-            self.turns.remove(host)
-            host.waiting.clear()
+    def _ask(self, session: requests.Session, host: Host, name: str, url: str) -> Answer | Moved | Failed:
+        """What comes of one request, if the host is to be asked at all; and what that says of the host."""
+        if not host.closed:
+            self.limit.wait()
+        if host.closed:
+            return Answer("unreachable", host.closed)
+        try:
+            answer = ask(session, url)
+            host.silent = 0
+            return answer
+        except Failed as failed:
+            host.silent = 0 if failed.heard else host.silent + 1
+            if failed.overloaded:
+                host.overloaded = True
+                pause = failed.wait or self.patience.first
+                host.not_before = max(host.not_before, time.monotonic() + min(pause, self.patience.longest))
+            if failed.wait > self.patience.longest:
+                host.closed, host.not_before = f"{name} asks for a pause of {failed.wait:.0f} s ({failed})", 0.0
+            elif host.silent >= SILENT_ATTEMPTS:
+                host.closed = f"{name} does not answer ({failed})"
+            return failed

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -147,10 +148,10 @@ class Processing(NamedTuple):
     @property
     def settings(self) -> dict:
         """What the tables depend on, as their metas record it (and JSON gives it back)."""
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()}
-        unused = {"leave_one_out": ("split_ratios", "split_dates"),
-                  "temporal": ("split_ratios",) if self.split_dates else ("split_dates",)}[self.split]
-        return {key: value for key, value in values.items() if key not in unused}
+        unused = {"split_ratios", "split_dates"} - ({"split_dates" if self.split_dates else "split_ratios"}
+                                                    if self.split == "temporal" else set())
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()
+                if key not in unused}
 
 
 class Local(NamedTuple):
@@ -313,10 +314,7 @@ class Options(NamedTuple):
 
 
 def parse_options(argv: list[str], description: str, suffix: str | None = None) -> Options:
-    """Read the flags of a step, whose --suffix may have a default of its own.
-
-    Raises ConfigError before anything is written.
-    """
+    """The flags of a step, whose --suffix may have its own default. Raises ConfigError before anything is written."""
     args = parse(make_parser(description), argv)
     args.suffix = suffix if args.suffix is None else args.suffix
     return resolve_options(args)
@@ -336,17 +334,17 @@ def resolve_options(args: argparse.Namespace) -> Options:
     text_suffix = next((part for part in made if modality_of(part) == "text"), "td")
     fusion_yaml = CONFIGS / "fusion.yaml"
 
-    def target(name: str) -> Embedding:  # the transform flags belong to the embedding that --suffix names
-        return Embedding(folder, name, Transform(args.pca, args.whiten, args.zscore, args.l2) if name == suffix
-                         else Transform())
-
+    # The transform flags belong to the embedding that --suffix names.
+    transform = Transform(args.pca, args.whiten, args.zscore, args.l2)
+    target = {name: Embedding(folder, name, transform if name == suffix else Transform())
+              for name in (text_suffix, "image", suffix)}
     return Options(
         folder, args.check, modalities, suffix, DownloadOptions(process, args.mirror),
         FigureOptions(folder, args.image_rate, args.min_image_side, args.missing_images, args.force), process,
-        TextOptions(target(text_suffix), args.text_model, args.api_url, args.api_rate, args.mirror, args.device,
+        TextOptions(target[text_suffix], args.text_model, args.api_url, args.api_rate, args.mirror, args.device,
                     args.force),
-        ImageOptions(target("image"), args.image_model, args.missing_images, args.mirror, args.device, args.force),
-        FusionOptions(target(suffix), parts, weights, args.fusion_dim,
+        ImageOptions(target["image"], args.image_model, args.missing_images, args.mirror, args.device, args.force),
+        FusionOptions(target[suffix], parts, weights, args.fusion_dim,
                       load_section(fusion_yaml, "cf", Collaborative),
                       load_section(fusion_yaml, "fused-align", Alignment), args.seed, args.device, args.force))
 
@@ -398,14 +396,10 @@ def _refuse_useless(args: argparse.Namespace) -> None:
         raise ConfigError("--whiten", "needs the number of dimensions", fix="--pca N --whiten")
 
 
+@cache
 def source_configs() -> dict[str, dict]:
     """What the YAML of every source says, in the order in which they are asked for a data set."""
-    return _source_configs(CONFIGS)
-
-
-@cache
-def _source_configs(folder: Path) -> dict[str, dict]:
-    known = {path.stem: load_yaml(path)[0] for path in folder.glob("*.yaml")}
+    known = {path.stem: load_yaml(path)[0] for path in CONFIGS.glob("*.yaml")}
     sources = [(config["order"], name) for name, config in known.items() if "reader" in config]
     return {name: known[name] for _order, name in sorted(sources)}
 
@@ -437,23 +431,18 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
 
 
 def find_source(dataset: str, raw_dir: Path | None, interactions: Path | None, processed: Path) -> str:
-    """The source of a data set: from the raw files that are there, from what was `processed`, else from its name.
-
-    Raises ConfigError.
-    """
+    """The source of a data set: from the raw files that are there, from what was `processed`, else from its name."""
     configs = source_configs()
     if interactions is not None:
         return "local"
-    if raw_dir is None:
-        try:
-            recorded = json.loads(meta_path(processed).read_text(encoding="utf-8"))["settings"]["source"]
-        except (OSError, ValueError, KeyError, TypeError):  # not there; or the next reader will say what is wrong
-            recorded = None
-        if recorded in configs:
-            return recorded
+    found = None
+    if raw_dir is not None:
+        found = next((name for name, config in configs.items() if _is_of(raw_dir, dataset, config)), None)
     else:
-        if (found := next((name for name, config in configs.items() if _is_of(raw_dir, dataset, config)), None)):
-            return found
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not there; or the next reader will say what is wrong
+            found = json.loads(meta_path(processed).read_text(encoding="utf-8"))["settings"]["source"]
+    if found in configs:
+        return found
     if (known := next((name for name, config in configs.items() if dataset in config["datasets"]), None)):
         return known
     if raw_dir is not None:
@@ -517,12 +506,11 @@ def _template(name: str, config: dict) -> tuple[str, ...]:
     pieces = tuple(piece.strip() for piece in name.split("|"))
     for piece in pieces:
         try:
-            fields = [(field, conversion or style) for _words, field, style, conversion in Formatter().parse(piece)
-                      if field is not None]
+            parsed = [part for part in Formatter().parse(piece) if part[1] is not None]
         except ValueError as error:
             raise ConfigError(where, f"{piece!r} is no piece", str(error), "'{title} | by {brand}'") from error
-        wrong = [field for field, extra in fields if field not in known or extra]
-        if wrong or not fields:
+        wrong = [field for _words, field, style, conversion in parsed if field not in known or conversion or style]
+        if wrong or not parsed:
             raise ConfigError(where, f"{piece!r} names " + (repr(wrong[0]) if wrong else "no field"),
                               f"there are: {', '.join(known)}", "correct the name")
     return pieces
@@ -544,8 +532,7 @@ def _modalities(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
     return tuple(m for m in MODALITIES if m in (given or needed)), suffix
 
 
-def modality_of(suffix: str) -> str | None:
-    """What a plain embedding is made from; a text embedding may have any name that nothing else has."""
+def modality_of(suffix: str) -> str | None:  # a text embedding may have any name that nothing else has
     return {"image": "image", "cf": None, **dict.fromkeys(FUSIONS)}.get(suffix, "text")
 
 
@@ -556,9 +543,8 @@ def _parts(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[float, ...]
         check_name("--fusion_parts", part)
     _check("--fusion_parts", args.fusion_parts, len(parts) > 1 and len(set(parts)) == len(parts)
            and not set(parts) & set(FUSIONS), "two different embeddings or more, such as td,image")
-    weights = (1.0,) * len(parts)
-    if args.fusion_weights is not None:
-        weights = _numbers("--fusion_weights", args.fusion_weights, len(parts))
+    weights = ((1.0,) * len(parts) if args.fusion_weights is None else
+               _numbers("--fusion_weights", args.fusion_weights, len(parts)))
     _check("--fusion_weights", args.fusion_weights, min(weights) > 0, "weights above 0")
     return parts, weights
 
@@ -583,10 +569,8 @@ def load_section(path: Path, name: str, record: type):
     if lacking := [key for key in kinds if key not in values]:
         raise ConfigError(path, f"{name} lacks {lacking[0]}", fix=f"add {lacking[0]}: <value>")
     for key, kind in kinds.items():
-        if kind is float and type(values[key]) is int:
-            values[key] = float(values[key])
-        value, (low, high), where = values[key], BOUNDS.get(key, (1, None)), origins[f"{name}.{key}"]
-        why, fix = "", "correct the value"
+        values[key] = value = float(values[key]) if kind is float and type(values[key]) is int else values[key]
+        (low, high), why, fix = BOUNDS.get(key, (1, None)), "", "correct the value"
         if type(value) is not kind:
             why = f"it must be of type {kind.__name__}"
         elif key in CHOICES and value not in CHOICES[key]:
@@ -594,5 +578,5 @@ def load_section(path: Path, name: str, record: type):
         elif kind is not str and not (low <= value and (high is None or value <= high)):
             why = f"it must be at least {low}" if high is None else f"it must be from {low} to {high}"
         if why:
-            raise ConfigError(where, f"{key} is {value!r}", why, fix)
+            raise ConfigError(origins[f"{name}.{key}"], f"{key} is {value!r}", why, fix)
     return record(**values)

@@ -4,8 +4,8 @@ import logging
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from common.artifacts import load_meta
 from common.cli import command_line
@@ -21,7 +21,7 @@ from dataloader.readers.raw import UNITS, RawTable
 from dataloader.sources import family
 from dataloader.tables.events import read_events
 from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, make_keys, number
-from dataloader.tables.items import MAX_TEXT, describe, no_metadata, read_items
+from dataloader.tables.items import MAX_TEXT, describe, read_items
 from dataloader.tables.splits import counts, make_split, measure, report_lines
 from dataloader.workspace import Workspace, text
 
@@ -32,21 +32,13 @@ ROLES = ("interactions", "items")
 NUM_LISTED = 10  # bad lines that --check prints
 
 
-class Made(NamedTuple):
-    """What the workspace holds once the raw files are worked through: `items`, `users`, `described`, `numbered`."""
-
-    meta: dict  # of all three tables, but for what publishing adds
-    split: str  # SQL for an event's split, over the columns of `numbered`
-
-
 def main(argv: list[str]) -> None:
     options = parse_options(argv, "Turn raw files into interactions, items and users.").process
     log_to_console()
-    command = command_line("bash dataloader/2_process.sh", argv)
     if options.check:
         check(options)
     else:
-        process(options, command)
+        process(options, command_line("bash dataloader/2_process.sh", argv))
 
 
 def check(options: ProcessOptions) -> None:
@@ -55,7 +47,7 @@ def check(options: ProcessOptions) -> None:
         paths = family(options).raw_paths(options)
         with tempfile.TemporaryDirectory() as scratch, _workspace(Path(scratch), options) as work:
             bad_lines = Path(scratch) / "bad_lines.jsonl"
-            _tell(options, _make(work, options, paths, bad_lines).meta)
+            _tell(options, _make(work, options, paths, bad_lines)[0])
             if bad_lines.exists():
                 for line in bad_lines.read_text(encoding="utf-8").splitlines()[:NUM_LISTED]:
                     log.warning("check: would be left out: %s", line)
@@ -72,12 +64,12 @@ def _refuse_changed_raw(options: ProcessOptions) -> None:
     """
     recorded = _recorded_raw(options)
     try:
-        paths = family(options).raw_paths(options) if recorded else []
+        found = _raw(family(options).raw_paths(options), {}) if recorded else {}
     except DataError:
         return
-    for role, found in _raw(paths, {}).items():
-        if found["sha256"] != recorded.get(role, found)["sha256"]:
-            why = f"{found['file']} has changed since it was made"
+    for role, file in found.items():
+        if file["sha256"] != recorded.get(role, file)["sha256"]:
+            why = f"{file['file']} has changed since it was made"
             raise ArtifactError(options.folder.interactions, "is stale", why, f"{options.folder.make_command} --force")
 
 
@@ -85,29 +77,23 @@ def process(options: ProcessOptions, command: str) -> None:
     """Filter, number, order and split the events, and publish the three tables."""
     folder = options.folder
     why = "--force" if options.force else outdated(options)
-    if not why:
-        _sweep(folder.path)
-        log.info("process: reusing %s (%s)", folder.interactions, counts(load_meta(folder.interactions, command)))
-    else:
+    if why:
         if folder.interactions.exists():
             log.info("process: making the tables again (%s)", why)
         paths = family(options).raw_paths(options)
         with FolderLock(folder.path), _workspace(folder.path, options) as work:
             bad_lines = folder.path / "bad_lines.jsonl"
             bad_lines.unlink(missing_ok=True)
-            made = _make(work, options, paths, bad_lines)
-            _publish_tables(work, options, made._replace(meta={"command": command, **made.meta}))
-        _tell(options, made.meta)
+            meta, split = _make(work, options, paths, bad_lines)
+            _publish_tables(work, options, {"command": command, **meta}, split)
+        _tell(options, meta)
+    else:
+        if (folder.path / SCRATCH).exists():  # of a run that was killed after its last table got its name
+            with FolderLock(folder.path):
+                shutil.rmtree(folder.path / SCRATCH)
+        log.info("process: reusing %s (%s)", folder.interactions, counts(load_meta(folder.interactions, command)))
     if options.export_recbole is not None:
-
         export(options)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a run has left that was killed after its last table got its name."""
-    if (folder / SCRATCH).exists():
-        with FolderLock(folder):
-            shutil.rmtree(folder / SCRATCH)
 
 
 def is_current(options: ProcessOptions) -> bool:
@@ -125,17 +111,16 @@ def outdated(options: ProcessOptions) -> str:
     if options.source == "local" and options.downloads:  # a user's own files, which are not named this time
         if recorded.get("adopted"):
             return ""
-        for columns in ("columns", "item_columns"):
-            wanted[columns] = recorded.get(columns)
+        wanted |= {columns: recorded.get(columns) for columns in ("columns", "item_columns")}
     if differing := [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]:
         return "; ".join(f"{key}: {recorded.get(key)} -> {wanted.get(key)}" for key in differing)
     try:
-        paths = family(options).raw_paths(options)
+        found = _raw(family(options).raw_paths(options), meta["raw"])
     except DataError:
         return ""
-    found = _raw(paths, meta["raw"])
-    same = _content(found) == _content(meta["raw"])
-    return "" if same else "the raw files have changed"
+    names_and_hashes = [{role: (file["file"], file["sha256"]) for role, file in raw.items()}
+                        for raw in (found, meta["raw"])]
+    return "" if names_and_hashes[0] == names_and_hashes[1] else "the raw files have changed"
 
 
 def _settings(options: ProcessOptions) -> dict:
@@ -146,10 +131,6 @@ def _settings(options: ProcessOptions) -> dict:
 def _raw(paths: list[Path], recorded: dict[str, dict]) -> dict[str, dict]:
     """What tells the raw files from others; those that look as they were `recorded` are not read."""
     return {role: fingerprint(path, recorded.get(role)) for role, path in zip(ROLES, paths, strict=False)}
-
-
-def _content(raw: dict[str, dict]) -> dict[str, tuple[str, str]]:
-    return {role: (file["file"], file["sha256"]) for role, file in raw.items()}
 
 
 def _recorded_raw(options: ProcessOptions) -> dict[str, dict]:
@@ -163,9 +144,14 @@ def _workspace(folder: Path, options: ProcessOptions) -> Workspace:
     return Workspace(folder / SCRATCH, options.memory_limit)
 
 
-def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> Made:
-    """Read, filter, number and split; `bad_lines` is written if there are any that are left out."""
-    processing, raw = options.processing, _raw(paths, {} if options.check or options.force else _recorded_raw(options))
+def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> tuple[dict, str]:
+    """Read, filter, number and split; `bad_lines` is written if there are any that are left out.
+
+    The workspace then holds `items`, `users`, `described` and `numbered`. Returns the meta of all three tables, but for
+    what publishing adds, and SQL for an event's split, over the columns of `numbered`.
+    """
+    processing = options.processing
+    raw = _raw(paths, {} if options.check or options.force else _recorded_raw(options))
     log.info("process: reading %s", ", ".join(map(str, paths)))
     tables = family(options).raw_tables(options, paths, work)
     num_bad = read_events(work, tables[0], options, bad_lines)
@@ -175,16 +161,19 @@ def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines
         num_bad += _describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
         drop_items_without_text(work, report)
     apply_filters(work, processing, report)
-    _refuse_too_few(paths[0], work, report)
+    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
+    if first == last:
+        raise DataError(paths[0], "no interaction is left" if first is None else "only one user is left",
+                        "; ".join(report.lines()), report.how_to_keep_more())
     number(work, UNITS[processing.time_unit])
     split = make_split(work, processing, report, paths[0])
     if not processing.drop_items_without_text:
         num_bad += _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
     statistics = measure(work)
-    return Made({"settings": _settings(options), "raw": raw, "filters": report.steps, "num_bad_lines": num_bad,
-                 **_text_counts(work), "statistics": statistics,
-                 **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")}, **split.info},
-                split.expression)
+    return {"settings": _settings(options), "raw": raw, "filters": report.steps, "num_bad_lines": num_bad,
+            **_text_counts(work), "statistics": statistics,
+            **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")},
+            **split.info}, split.expression
 
 
 def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
@@ -195,16 +184,9 @@ def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTa
         num_bad = read_items(work, tables[1], options, wanted, bad_lines)
     else:
         log.warning("process: there is no file of the items, so that no item has a text")
-        no_metadata(work)
+        work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
     describe(work, options.processing.template)
     return num_bad
-
-
-def _refuse_too_few(path: Path, work: Workspace, report: Report) -> None:
-    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
-    if first == last:
-        raise DataError(path, "no interaction is left" if first is None else "only one user is left",
-                        "; ".join(report.lines()), report.how_to_keep_more())
 
 
 def _text_counts(work: Workspace) -> dict[str, int]:
@@ -219,26 +201,23 @@ def _text_counts(work: Workspace) -> dict[str, int]:
             "num_unused_records": distinct - (work.count("items") - without_record)}
 
 
-def _publish_tables(work: Workspace, options: ProcessOptions, made: Made) -> None:
+def _publish_tables(work: Workspace, options: ProcessOptions, meta: dict, split: str) -> None:
     """users and items first, then the interactions, which record the hashes of both."""
     folder = options.folder
-    meta = {**made.meta, "items_sha256": work.ids_sha256("SELECT raw_id FROM items ORDER BY id")}
+    meta = {**meta, "items_sha256": work.ids_sha256("SELECT raw_id FROM items ORDER BY id")}
     queries = {
         folder.items: """
             SELECT i.id AS item, i.raw_id, coalesce(nullif(d.title, ''), i.raw_id) AS title,
                    coalesce(nullif(d."text", ''), i.raw_id) AS "text", d.image_url
             FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id ORDER BY i.id""",
         folder.users: 'SELECT id AS "user", raw_id FROM users ORDER BY id',
-        folder.interactions: f'SELECT "user", item, "timestamp", rating, {made.split} AS split FROM numbered',
+        folder.interactions: f'SELECT "user", item, "timestamp", rating, {split} AS split FROM numbered',
     }
-    inputs = {}
+    inputs: dict[str, str] = {}
     for path, query in queries.items():
-        published = _publish(work, query, path, {"inputs": inputs if path == folder.interactions else {}, **meta})
+        published = publish(path, partial(work.copy, query),
+                            {"inputs": inputs if path == folder.interactions else {}, **meta})
         inputs[path.name] = published["sha256"]
-
-
-def _publish(work: Workspace, query: str, path: Path, meta: dict) -> dict:
-    return publish(path, lambda staged: work.copy(query, staged), meta)
 
 
 def _tell(options: ProcessOptions, meta: dict) -> None:
@@ -262,7 +241,7 @@ def _tell(options: ProcessOptions, meta: dict) -> None:
 
 
 def export(options: ProcessOptions) -> None:
-    """Write `<D>.inter` and `<D>.item` into the folder that --export_recbole names.
+    """Write RecBole's atomic files, `<D>.inter` and `<D>.item`, into the folder that --export_recbole names.
 
     The format has no way to quote: a raw id with a tab or a line break is a DataError, and in titles and texts they
     become blanks.
@@ -270,37 +249,26 @@ def export(options: ProcessOptions) -> None:
     folder, target = options.folder, options.export_recbole
     load_meta(folder.interactions, folder.make_command)
     items, users = (parquet_rows(path) for path in (folder.items, folder.users))
-    events = parquet_rows(folder.interactions, "file_row_number = true")
-    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", options.memory_limit) as work:
+    title, text_ = (f"regexp_replace({column}, '[\\t\\r\\n]+', ' ', 'g')" for column in ("title", '"text"'))
+    files = {f"{folder.name}.inter": f"""
+                 SELECT u.raw_id AS "user_id:token", i.raw_id AS "item_id:token", e.rating AS "rating:float",
+                        e."timestamp"::DOUBLE AS "timestamp:float"
+                 FROM {parquet_rows(folder.interactions, "file_row_number = true")} e
+                 JOIN {users} u ON e."user" = u."user" JOIN {items} i ON e.item = i.item ORDER BY e.file_row_number""",
+             f"{folder.name}.item": f"""
+                 SELECT raw_id AS "item_id:token", {title} AS "title:token_seq", {text_} AS "text:token_seq"
+                 FROM {items} ORDER BY item"""}
+    with tempfile.TemporaryDirectory() as scratch, _workspace(Path(scratch), options) as work:
         for path, rows in ((folder.items, items), (folder.users, users)):
-            _refuse_breaks(work, path, rows)
+            if bad := work.run(f"SELECT raw_id FROM {rows} WHERE regexp_matches(raw_id, '[\\t\\r\\n]') LIMIT 1"):
+                raise DataError(path, f"the raw id {bad[0][0]!r} holds a tab or a line break", "RecBole's files cannot",
+                                "rename it in the raw files")
         target.mkdir(parents=True, exist_ok=True)
-        _write(work, target / f"{folder.name}.inter", f"""
-            SELECT u.raw_id AS "user_id:token", i.raw_id AS "item_id:token", e.rating AS "rating:float",
-                   e."timestamp"::DOUBLE AS "timestamp:float"
-            FROM {events} e JOIN {users} u ON e."user" = u."user" JOIN {items} i ON e.item = i.item
-            ORDER BY e.file_row_number""")
-        _write(work, target / f"{folder.name}.item", f"""
-            SELECT raw_id AS "item_id:token", {_one_line('title')} AS "title:token_seq",
-                   {_one_line('"text"')} AS "text:token_seq"
-            FROM {items} ORDER BY item""")
-
-
-def _refuse_breaks(work: Workspace, path: Path, rows: str) -> None:
-    if bad := work.run(f"SELECT raw_id FROM {rows} WHERE regexp_matches(raw_id, '[\\t\\r\\n]') LIMIT 1"):
-        raise DataError(path, f"the raw id {bad[0][0]!r} holds a tab or a line break", "RecBole's files cannot",
-                        "rename it in the raw files")
-
-
-def _one_line(column: str) -> str:
-    return f"regexp_replace({column}, '[\\t\\r\\n]+', ' ', 'g')"
-
-
-def _write(work: Workspace, path: Path, query: str) -> None:
-    staged = path.with_name(f".{path.name}.tmp")
-    work.run(f"COPY ({query}) TO {text(str(staged))} (FORMAT csv, DELIMITER '\t', HEADER, QUOTE '', ESCAPE '')")
-    staged.replace(path)
-    log.info("process: wrote %s", path)
+        for name, query in files.items():
+            staged = target / f".{name}.tmp"
+            work.run(f"COPY ({query}) TO {text(str(staged))} (FORMAT csv, DELIMITER '\t', HEADER, QUOTE '', ESCAPE '')")
+            staged.replace(target / name)
+            log.info("process: wrote %s", target / name)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import logging
 import sys
 from contextlib import closing
 from importlib.metadata import version
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,11 +22,6 @@ from dataloader.options import TextOptions, parse_options
 log = logging.getLogger(__name__)
 
 API = "api:"
-
-
-class Made(NamedTuple):
-    vectors: np.ndarray  # float32 (num_items, D)
-    encoder: dict        # what made them, precision and versions included, for the artifact to tell
 
 
 def main(argv: list[str]) -> None:
@@ -50,8 +44,8 @@ def embed(options: TextOptions, command: str) -> None:
         return
     with FolderLock(folder.path):
         columns = load_items(folder)
-        made = _make_vectors(options, Texts(columns["text"], columns["raw_id"], target.path))
-        publish_embedding(target, made.vectors, settings, command, encoder=made.encoder, model_files=files)
+        vectors, encoder = _make_vectors(options, Texts(columns["text"], columns["raw_id"], target.path))
+        publish_embedding(target, vectors, settings, command, encoder=encoder, model_files=files)
 
 
 def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
@@ -67,26 +61,27 @@ def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
     return model_settings("text_model", options.model, options.target.path)
 
 
-def _make_vectors(options: TextOptions, texts: Texts) -> Made:
+def _make_vectors(options: TextOptions, texts: Texts) -> tuple[np.ndarray, dict]:
+    """float32 (num_items, D), and what made them, precision and versions included, for the artifact to tell."""
     name = options.model
     if name == "tfidf":
         from dataloader.embeddings.tfidf import tfidf_vectors
 
-        return Made(tfidf_vectors(texts.texts), {"encoder": name, "scikit-learn": version("scikit-learn")})
+        return tfidf_vectors(texts.texts), {"encoder": name, "scikit-learn": version("scikit-learn")}
     if name.startswith(API):
         from dataloader.embeddings.api import ApiEncoder
 
         return _encode(options, texts, ApiEncoder(name.removeprefix(API), options.api_url, options.api_rate))
-    return _encode_by_model(options, texts)
-
-
-def _encode_by_model(options: TextOptions, texts: Texts) -> Made:
     from common.device import resolve_device
     from dataloader.embeddings.sentence import HalfPrecisionOverflow, SentenceEncoder
 
     device = resolve_device(options.device, "--device")
     folder = find_model(options.model, options.folder.data_root, options.mirror)
-    devices = _all_gpus() if options.device == "auto" and device.type == "cuda" else [str(device)]
+    devices = [str(device)]
+    if options.device == "auto" and device.type == "cuda":
+        import torch
+
+        devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     log.info("embed: %s from %s, on %s", options.model, folder, ", ".join(devices))
     if device.type == "cuda":
         try:
@@ -96,16 +91,10 @@ def _encode_by_model(options: TextOptions, texts: Texts) -> Made:
     return _encode(options, texts, SentenceEncoder(folder, devices, half=False))
 
 
-def _all_gpus() -> list[str]:
-    import torch
-
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-
-
-def _encode(options: TextOptions, texts: Texts, encoder: Encoder) -> Made:
+def _encode(options: TextOptions, texts: Texts, encoder: Encoder) -> tuple[np.ndarray, dict]:
     cache = VectorCache(options.folder.data_root, encoder.identity)
     with closing(encoder):
-        return Made(encode_all(encoder, texts, cache, fresh=options.force), encoder.identity)
+        return encode_all(encoder, texts, cache, fresh=options.force), encoder.identity
 
 
 if __name__ == "__main__":

@@ -117,7 +117,10 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
         raise DataError("--fusion_parts", f"{len(rows)} items have all parts", "projections are trained on such items",
                         "--suffix fused-concat, or other parts")
     for part in vectors:
-        part -= _mean(part, rows)
+        total = np.zeros(part.shape[1])
+        for start in range(0, len(rows), ROWS):
+            total += part[rows[start:start + ROWS]].sum(axis=0, dtype=np.float64)
+        part -= (total / len(rows)).astype(np.float32)
     tensors = [torch.from_numpy(part).to(device) for part in vectors]
     task = AlignmentTask(tensors, torch.from_numpy(rows).to(device), dim, params, seed)
     loop_params = {**task.params, "select_by": "held_out_loss", "select_mode": "min"}
@@ -126,13 +129,6 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
     except TrainingError as error:  # the loop knows no flags of this step
         raise TrainingError(run.folder, error.what, error.why, f"a lower lr in {CONFIGS / 'fusion.yaml'}") from error
     return _mean_projection(task.model.eval(), tensors, present, weights), best
-
-
-def _mean(part: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    total = np.zeros(part.shape[1])
-    for start in range(0, len(rows), ROWS):
-        total += part[rows[start:start + ROWS]].sum(axis=0, dtype=np.float64)
-    return (total / len(rows)).astype(np.float32)
 
 
 @torch.no_grad()

@@ -71,26 +71,20 @@ class ApiEncoder:
         texts, start = batch
         rows = range(start, start + len(texts))
 
-        def attempt() -> np.ndarray:
-            self.limit.wait()
-            try:
-                return self._ask(texts, rows)
-            except Failed as failed:
-                self.limit.hold(min(failed.wait, PATIENCE.longest))  # it is meant for all requests
-                raise
-
         def tell(failed: Failed, pause: float) -> bool:
+            self.limit.hold(min(failed.wait, PATIENCE.longest))  # it is meant for all requests
             log.warning("embed: %s: %s; asking again in %.1f s", self.url, failed, pause)
             return False
 
         try:
-            return start, persist(attempt, PATIENCE, self._closed, tell)
+            return start, persist(lambda: self._ask(texts, rows), PATIENCE, self._closed, tell)
         except Refused as refused:
             raise ResourceError(self.url, str(refused), "The endpoint cannot be had",
                                 f"check the network and --api_url, or wait; {CONTINUE}") from refused
 
     def _ask(self, texts: list[str], rows: range) -> np.ndarray:
         """One request. Raises Failed, or what is wrong where another attempt would not mend it."""
+        self.limit.wait()
         with answered(self._session, "POST", f"{self.url}/embeddings", TIMEOUT, allow_redirects=False,
                       json={"model": self.name, "input": texts}) as response:
             response.content  # noqa: B018 (reads it to the end)

@@ -41,10 +41,8 @@ class ClipEncoder:
     unit, flag = "images", "--image_model"  # for messages
 
     def __init__(self, folder: Path, device: str, sources: dict[str, Source]):
-        self.sources = sources
-        self.network = Network(folder, [device], half=False)
-        kind = device.split(":")[0]
-        self.shard_size = SHARD.get(kind, SHARD["cpu"])
+        self.sources, self.network = sources, Network(folder, [device], half=False)
+        self.shard_size = SHARD.get(device.split(":")[0], SHARD["cpu"])
         # Transformers has an own way of resizing for either library, and takes torchvision where it is there.
         resizer = "torchvision" if find_spec("torchvision") else "pillow"
         self.identity = {**self.network.identity, "encoder": "clip", "reading": READING, "resizer": resizer,

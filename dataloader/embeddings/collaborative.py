@@ -60,7 +60,7 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
     """
     num_items = load_meta(folder.items, folder.make_command)["num_items"]
     users, items = training_events(folder)
-    if len(items) and items.max() >= num_items:
+    if items.max(initial=-1) >= num_items:
         raise ArtifactError(folder.interactions, f"names item {items.max()}",
                             f"{folder.items.name} has {num_items}", f"{folder.make_command} --force")
     matrix = co_occurrence(users, items, config.smoothing)
@@ -140,7 +140,10 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
     num_products = config.max_products if width < num_rows else 0
     with Progress("cf: decompose", num_products * width, "products") as progress:
         while num_products > 0:
-            before, interval = values[:config.num_dims], _unwanted(matrix, values)
+            # What the filter keeps small lies between the lower bound and the smallest eigenvalue that was found, which
+            # in a first, random block may be near the bound; hence half of that at least.
+            before, low = values[:config.num_dims], matrix.lower_bound
+            interval = low, max(float(values[-1]), low / 2)
             degree = min(_degree(values[0], interval), config.filter_degree, num_products)
             for start in range(0, width, COLUMNS):
                 columns = _filtered(matrix, block[:, start:start + COLUMNS], interval, degree)
@@ -151,15 +154,6 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
             if (np.abs(values[:config.num_dims] - before) < config.tolerance * np.abs(before)).all():
                 break
     return values, block
-
-
-def _unwanted(matrix: CoOccurrence, values: np.ndarray) -> tuple[float, float]:
-    """Where the eigenvalues lie that the filter keeps small: from the lower bound to the smallest that was found.
-
-    A first block is random, and its smallest value may lie near the bound; hence half of that at least.
-    """
-    low = matrix.lower_bound
-    return low, max(float(values[-1]), low / 2)
 
 
 def _degree(largest: float, interval: tuple[float, float]) -> int:

@@ -127,6 +127,7 @@ def _encode_missing(encoder: Encoder, items: Texts, cache: VectorCache, found: _
 
 def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Progress) -> np.ndarray:
     """float32 (len(rows), D), every row finite and not all zero."""
+    mend = f"another {encoder.flag}, or look at the {encoder.unit} of those items"
     try:
         vectors = encoder.encode(items.texts[rows].tolist(), progress.update)
     except BatchFailed as failed:
@@ -135,16 +136,12 @@ def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Pr
             raise ResourceError(items.path, f"there is not enough memory to encode even one of the {encoder.unit}",
                                 f"Items: {ids}", f"a smaller {encoder.flag}, or another --device") from failed
         raise DataError(items.path, f"the model failed on {len(failed.rows)} {encoder.unit}",
-                        f"{failed.why}. Items: {ids}", _mend(encoder)) from failed
+                        f"{failed.why}. Items: {ids}", mend) from failed
     bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
     if bad.any():
         raise DataError(items.path, f"the model gave no usable vector for {bad.sum()} {encoder.unit} (not finite, or "
-                        "all zero)", f"Items: {_named(items, rows[bad])}", _mend(encoder))
+                        "all zero)", f"Items: {_named(items, rows[bad])}", mend)
     return vectors
-
-
-def _mend(encoder: Encoder) -> str:
-    return f"another {encoder.flag}, or look at the {encoder.unit} of those items"
 
 
 def _named(items: Texts, rows: np.ndarray) -> str:

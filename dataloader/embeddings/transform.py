@@ -52,14 +52,14 @@ def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, co
     refuse_bad_rows(folder, suffix, vectors, present)
     vectors = transformed(vectors, present, transform)
     refuse_bad_rows(folder, suffix, vectors, present, "after --pca, --zscore or --l2 as asked for")
-    inputs = {folder.items.name: items["sha256"], **(inputs or {})}
+    inputs_of_mask = {folder.items.name: items["sha256"]}
+    inputs = {**inputs_of_mask, **(inputs or {})}
     shared = {"items_sha256": items["items_sha256"], "command": command,
               "settings": {**settings, "transform": transform._asdict()}, **({"encoder": encoder} if encoder else {}),
               **({"model_files": model_files} if model_files else {})}
     num_missing = int((~present).sum())
     if num_missing:
-        made = save_array(mask, present, {"inputs": {folder.items.name: items["sha256"]}, **shared})
-        inputs[mask.name] = made["sha256"]
+        inputs[mask.name] = save_array(mask, present, {"inputs": inputs_of_mask, **shared})["sha256"]
     save_array(path, vectors, {"inputs": inputs, **shared, "dim": vectors.shape[1], "num_missing": num_missing})
     if not num_missing:
         for left in (mask, meta_path(mask)):  # of an earlier embedding that had gaps
@@ -90,8 +90,12 @@ def transformed(vectors: np.ndarray, present: np.ndarray, transform: Transform) 
     vectors = np.require(vectors, np.float32, ["C", "W"])  # a copy only of what cannot be changed in place
     if transform.pca is not None:
         vectors = _pca(vectors, present, transform.pca, transform.whiten)
-    if transform.zscore:
-        _zscore(vectors, present)
+    if transform.zscore:  # a dimension whose values differ by rounding only becomes 0
+        mean = _mean(vectors, present)
+        deviation = np.sqrt(_mean(vectors, present, lambda rows: (rows - mean) ** 2))
+        scale = np.where(deviation > NOTHING * np.abs(mean), deviation, np.inf)
+        for part in _slices(vectors):
+            vectors[part] = (vectors[part] - mean) / scale
     if transform.l2:
         for part in _slices(vectors):
             length = np.linalg.norm(vectors[part].astype(np.float64), axis=1, keepdims=True)
@@ -108,8 +112,11 @@ def _pca(vectors: np.ndarray, present: np.ndarray, num_dims: int, whiten: bool) 
         raise ConfigError("--pca", f"asks for {num_dims} dimensions",
                           f"{num_rows} items with {dim} dimensions have at most {min(dim, num_rows - 1)}",
                           "a smaller number")
-    mean = _mean(vectors, present)
-    variance, directions = np.linalg.eigh(_covariance(vectors, present, mean))
+    mean, products = _mean(vectors, present), np.zeros((dim, dim))
+    for part in _slices(vectors):
+        rows = vectors[part][present[part]] - mean
+        products += rows.T @ rows
+    variance, directions = np.linalg.eigh(products / num_rows)
     variance, directions = variance[::-1][:num_dims], directions[:, ::-1][:, :num_dims]
     directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(num_dims)])
     if whiten:
@@ -122,30 +129,12 @@ def _pca(vectors: np.ndarray, present: np.ndarray, num_dims: int, whiten: bool) 
     return reduced
 
 
-def _zscore(vectors: np.ndarray, present: np.ndarray) -> None:
-    """Give every dimension mean 0 and deviation 1; one whose values differ by rounding only becomes 0."""
-    mean = _mean(vectors, present)
-    deviation = np.sqrt(_mean(vectors, present, lambda rows: (rows - mean) ** 2))
-    scale = np.where(deviation > NOTHING * np.abs(mean), deviation, np.inf)
-    for part in _slices(vectors):
-        vectors[part] = (vectors[part] - mean) / scale
-
-
 def _mean(vectors: np.ndarray, present: np.ndarray, of=lambda rows: rows) -> np.ndarray:
     """float64 (D,): the mean of the rows that are present, or of a function `of` them."""
     total = np.zeros(vectors.shape[1])
     for part in _slices(vectors):
         total += of(vectors[part][present[part]]).sum(axis=0, dtype=np.float64)
     return total / present.sum()
-
-
-def _covariance(vectors: np.ndarray, present: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """float64 (D, D) of the rows that are present."""
-    products = np.zeros((vectors.shape[1], vectors.shape[1]))
-    for part in _slices(vectors):
-        rows = vectors[part][present[part]] - mean
-        products += rows.T @ rows
-    return products / present.sum()
 
 
 def _slices(vectors: np.ndarray) -> Iterator[slice]:

@@ -73,15 +73,13 @@ def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str
         blank = len(row.values) < 2 and not "".join(row.values).strip()  # a line of tabs alone is none
         if blank or (number == 0 and layout.header is None):
             continue
-        yield row.line, row.values if isinstance(row.values, str) else _by_name(names, row.values), row.text
-
-
-def _by_name(names: list[str], values: list[str]) -> dict[str, str] | str:
-    if len(values) == len(names) + 1 and not values[-1]:
-        values = values[:-1]  # a delimiter at the end of the line
-    if len(values) != len(names):
-        return f"has {len(values)} fields, and the header {len(names)}"
-    return dict(zip(names, values, strict=True))
+        values = row.values
+        if not isinstance(values, str):
+            if len(values) == len(names) + 1 and not values[-1]:
+                values = values[:-1]  # a delimiter at the end of the line
+            values = dict(zip(names, values, strict=True)) if len(values) == len(names) else (
+                f"has {len(values)} fields, and the header {len(names)}")
+        yield row.line, values, row.text
 
 
 def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None:

@@ -42,7 +42,11 @@ def set_apart(work: Workspace, table: RawTable, into: str, bad: str, explain: Ca
         return 0
     if policy == "fail" or num_bad > MAX_BAD_SHARE * num_rows:
         first = work.value(f"SELECT min(rowid) FROM {into} WHERE {bad}")
-        _fail(next(rows_at(work, table, iter([first]))), explain, policy, f"{num_bad:,} of {num_rows:,} lines are")
+        row, share = next(rows_at(work, table, iter([first]))), f"{num_bad:,} of {num_rows:,} lines are like that"
+        fix = "mend the line, or --bad_lines skip, which leaves out up to 1 % of the lines"
+        if policy == "skip":
+            share, fix = f"{share}, and more than 1 % is not left out", "mend the file"
+        raise DataError(row.where, _reason(row, explain), f"it reads {row.text[:EXCERPT]!r}; {share}", fix)
     with work.connection.cursor() as cursor, log_path.open("a", encoding="utf-8") as file:
         bad_rows = cursor.execute(f"SELECT rowid FROM {into} WHERE {bad} ORDER BY rowid")
         for row in rows_at(work, table, (record for record, in iter(bad_rows.fetchone, None))):
@@ -52,15 +56,6 @@ def set_apart(work: Workspace, table: RawTable, into: str, bad: str, explain: Ca
                 log_path)
     work.run(f"DELETE FROM {into} WHERE {bad}")
     return num_bad
-
-
-def _fail(row: Row, explain: Callable[[dict], str], policy: str, share: str) -> None:
-    fix = "mend the line, or --bad_lines skip, which leaves out up to 1 % of the lines"
-    if policy == "skip":
-        share, fix = f"{share} like that, and more than 1 % is not left out", "mend the file"
-    else:
-        share = f"{share} like that"
-    raise DataError(row.where, _reason(row, explain), f"it reads {row.text[:EXCERPT]!r}; {share}", fix)
 
 
 def _reason(row: Row, explain: Callable[[dict], str]) -> str:

@@ -257,22 +257,20 @@ def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
 def _follow_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, and end with it, also if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
 
-def _end_with(parent: multiprocessing.Process) -> None:
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _rewrite_block(block: bytes, lines: str) -> bytes:
-    return b"".join(_rewrite_line(line, lines) + b"\n" for line in block.split(b"\n") if line.strip())
-
-
-def _rewrite_line(line: bytes, lines: str) -> bytes:
-    if len(line) > MAX_LINE:
-        return b"{}"
-    try:
-        return python_as_json(line) if lines == "python" else line
-    except ValueError:
-        return b"{}"
+    out = []
+    for line in block.split(b"\n"):
+        if line.strip():
+            try:
+                out.append(b"{}" if len(line) > MAX_LINE else python_as_json(line) if lines == "python" else line)
+            except ValueError:
+                out.append(b"{}")
+    return b"\n".join([*out, b""])

@@ -52,7 +52,12 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
     def create(rows: str) -> None:
         work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
 
-    direct = _rows_in_place(work, table, types)
+    direct = ""  # SQL for the rows of the raw file itself, where DuckDB can read such files
+    if table.format == "json":
+        direct = _rows_of_json(table, table.path, types, LONG_LINE)
+    # In a file of one column a blank line may or may not be a row to DuckDB.
+    elif table.format == "parquet" or (table.format == "csv" and len(columns_there(work, table)) > 1):
+        direct = _rows_of_columns(work, table, types)
     if direct:
         try:
             create(direct)
@@ -111,40 +116,23 @@ def _lines_again(work: Workspace, table: RawTable) -> Iterable[bytes]:
             wanted = next(records, (None,))[0]
 
 
-def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> str:
-    """SQL for the rows of the raw file itself, or nothing where DuckDB cannot read such files."""
-    if table.format == "json":
-        return _rows_of_json(table, table.path, types, LONG_LINE)
-    # In a file of one column a blank line may or may not be a row to DuckDB.
-    if table.format == "python" or (table.format == "csv" and len(columns_there(work, table)) == 1):
-        return ""
-    return _rows_of_columns(work, table, types)
-
-
 def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: int = MAX_LINE + 1) -> str:
     kinds: dict[str, str] = {}
     for field, kind in types.items():
         for column in table.columns.get(field, ()):
             kinds[column] = kind if kinds.get(column, kind) == kind else "JSON"
-    _refuse_alike(list(kinds))
+    if alike := [c for c in kinds if sum(c.lower() == other.lower() for other in kinds) > 1]:
+        raise ConfigError(f"columns {' and '.join(alike)}", "differ by their case alone", "in JSON they cannot be told "
+                          "apart", "rename one in the file")
     listed = ", ".join(f"{name(column)}: '{kind}'" for column, kind in kinds.items())
-    select = [f"{_first([_as(column, kinds[column], kind) for column in table.columns.get(field, ())], kind)} "
-              f"AS {name(field)}" for field, kind in types.items()]
+    select = []
+    for field, kind in types.items():
+        values = [name(c) if kinds[c] == kind else f"({name(c)} ->> '$')" for c in table.columns.get(field, ())]
+        select.append(f"{_first(values, kind)} AS {name(field)}")
     # With `ignore_errors` a line that is no record is not left out: it becomes a row of NULL.
     return (f"SELECT {', '.join(select)} FROM read_json({sql_path(path)}, format = 'newline_delimited', "
             f"hive_partitioning = false, records = true, columns = {{{listed}}}, ignore_errors = true, "
             f"maximum_object_size = {longest}, compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
-
-
-def _as(column: str, read_as: str, kind: str) -> str:
-    return name(column) if read_as == kind else f"({name(column)} ->> '$')"
-
-
-def _refuse_alike(columns: list[str]) -> None:
-    alike = [c for c in columns if sum(c.lower() == other.lower() for other in columns) > 1]
-    if alike:
-        raise ConfigError(f"columns {' and '.join(alike)}", "differ by their case alone", "in JSON they cannot be told "
-                          "apart", "rename one in the file")
 
 
 def _rows_of_columns(work: Workspace, table: RawTable, types: dict[str, str]) -> str:

@@ -37,8 +37,13 @@ def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str
         return  # where no record can be read, what is wrong with the first line says more
     needed = ", ".join(" or ".join(columns) for columns in table.columns.values())
     there = ", ".join(found[:NUM_LISTED]) or f"no record of {table.format}"
-    raise DataError(table.origin, f"has no {' and no '.join(absent)}", f"needed: {needed}; found: {there}",
-                    _fix(table, part, source, others))
+    fix = f"--source local --{part} {table.path}, with --<field>_column NAME for columns of other names"
+    if table.source:
+        fix = "fetch the archive again (--force)"
+    elif others:
+        fix = f"--source {' or '.join(others)}" + (
+            f" --raw_dir {table.path.parent} in place of --{part}" if source == "local" else "")
+    raise DataError(table.origin, f"has no {' and no '.join(absent)}", f"needed: {needed}; found: {there}", fix)
 
 
 def _others(work: Workspace, table: RawTable, part: str, source: str, absent: list[str]) -> list[str]:
@@ -56,12 +61,3 @@ def _others(work: Workspace, table: RawTable, part: str, source: str, absent: li
         if all(set(columns.get(field, ())) & there for field in {*KNOWN_BY[part], *absent}):
             others.append(name)
     return others
-
-
-def _fix(table: RawTable, part: str, source: str, others: list[str]) -> str:
-    if table.source:
-        return "fetch the archive again (--force)"
-    if others:
-        return f"--source {' or '.join(others)}" + (
-            f" --raw_dir {table.path.parent} in place of --{part}" if source == "local" else "")
-    return f"--source local --{part} {table.path}, with --<field>_column NAME for columns of other names"

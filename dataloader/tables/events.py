@@ -22,13 +22,17 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
     """
     unit = options.processing.time_unit
     dates = unit == "date" or type_of(work, table, "time").startswith(("DATE", "TIMESTAMP"))
-    query = f"""SELECT "user" AS raw_user, item AS raw_item, {_time(dates, UNITS[unit])} AS "time",
+    # A whole number of its unit, NULL where it is none. Without its zone, a cast would pass over an offset from UTC.
+    time = (f"""epoch_us(try_cast("time" AS TIMESTAMPTZ)) // {UNITS['us'] // UNITS[unit]}""" if dates else
+            'try_cast(floor(try_cast("time" AS DOUBLE)) AS BIGINT)')
+    query = f"""SELECT "user" AS raw_user, item AS raw_item, {time} AS "time",
                        try_cast({'rating' if table.columns.get('rating') else IMPLICIT_RATING} AS DOUBLE) AS rating
                 FROM {{rows}}"""
     types = {"user": "VARCHAR", "item": "VARCHAR", "time": "VARCHAR" if dates else "DOUBLE", "rating": "DOUBLE"}
     work.run("SET TimeZone = 'UTC'")  # what dates without a zone are in; else the machine's
     load(work, table, "events", query, types)
-    if absent := _absent(work):
+    [counts] = work.run('SELECT count(*), count(raw_user), count(raw_item), count("time"), count(rating) FROM events')
+    if absent := [field for field, count in zip(FIELDS, counts[1:], strict=True) if counts[0] and not count]:
         refuse_other_source(work, table, "interactions", options.source, absent)
     mend(work, table, "events", query, types, "raw_user IS NULL AND raw_item IS NULL")
     low, high = options.config["rating_range"]
@@ -42,20 +46,6 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
     num_bad = set_apart(work, table, "events", bad, explain, options.processing.bad_lines, bad_lines)
     _refuse_other_unit(work, table, unit)
     return num_bad
-
-
-def _time(dates: bool, unit: int) -> str:
-    """SQL for the raw time as a whole number of its unit, NULL where it is none; fractions are cut off."""
-    if dates:
-        # Without its zone, the cast would pass over an offset from UTC.
-        return f"""epoch_us(try_cast("time" AS TIMESTAMPTZ)) // {UNITS['us'] // unit}"""
-    return 'try_cast(floor(try_cast("time" AS DOUBLE)) AS BIGINT)'
-
-
-def _absent(work: Workspace) -> list[str]:
-    """The fields that no row has."""
-    [counts] = work.run('SELECT count(*), count(raw_user), count(raw_item), count("time"), count(rating) FROM events')
-    return [field for field, count in zip(FIELDS, counts[1:], strict=True) if counts[0] and not count]
 
 
 def _fault(table: RawTable, values: dict, unit: str | None, low: float, high: float) -> str:

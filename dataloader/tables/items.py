@@ -138,11 +138,6 @@ def describe(work: Workspace, template: tuple[str, ...]) -> None:
     work.run("DROP TABLE whole")
 
 
-def no_metadata(work: Workspace) -> None:
-    """Make an empty `metadata`, for a data set without records of its items."""
-    work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
-
-
 def _fields(piece: str) -> set[str]:
     return {field for _words, field, *_ in Formatter().parse(piece) if field is not None}
 

@@ -103,7 +103,8 @@ def report_lines(meta: dict) -> list[str]:
     lines.append(f"{counts(meta)}; density {statistics['density']:.4%}")
     for of_whom in ("events_of_a_user", "events_of_an_item"):
         lines.append(f"{of_whom.replace('_', ' ')}: " + ", ".join(f"{k} {v:g}" for k, v in statistics[of_whom].items()))
-    days = " to ".join(_day(statistics[f"{end}_timestamp"]) for end in ("first", "last"))
+    days = " to ".join(datetime.fromtimestamp(statistics[f"{end}_timestamp"], UTC).strftime("%Y-%m-%d")
+                       for end in ("first", "last"))
     parts = ", ".join(f"{name} {count:,}" for name, count in meta["num_in_split"].items())
     lines.append(f"{days}; {meta['split_name']}: {parts}")
     if meta["num_records"]:
@@ -115,5 +116,3 @@ def report_lines(meta: dict) -> list[str]:
     return lines
 
 
-def _day(timestamp: int) -> str:
-    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d")

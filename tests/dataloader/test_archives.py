@@ -15,9 +15,14 @@ import pytest
 
 from common.errors import DataError
 from dataloader import archives
-from dataloader.archives import check, open_member, read_member, unpack
+from dataloader.archives import LIMIT, check, open_member, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def read_member(file: Path, name: str, limit: int = LIMIT) -> bytes:
+    with open_member(file, name, limit) as stream:
+        return stream.read()
 
 
 def write_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:

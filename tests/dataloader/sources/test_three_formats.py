@@ -14,7 +14,7 @@ from tests.dataloader.helpers import contents, table, write_gz
 from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.processing import COMMAND
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAME = "Industrial_and_Scientific"
 REAL = ROOT.parent / "shared" / "data" / NAME
 YEARS = ("amazon14", "amazon18", "amazon23")

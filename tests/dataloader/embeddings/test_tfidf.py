@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from dataloader.embeddings import tfidf
 from dataloader.embeddings.tfidf import tfidf_vectors
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Every word stands in two texts or more.
 SHARED = ["red baby bottle", "Blue baby bottle, baby!", "red warm blanket", "blue warm blanket", "red red toy a 3",
           "blue toy A 3"]
@@ -111,7 +111,7 @@ def test_only_the_most_frequent_terms_are_kept(monkeypatch):
 
 def test_the_hash_seed_does_not_matter():
     script = ("import hashlib, sys, numpy as np; from dataloader.embeddings.tfidf import tfidf_vectors; "
-              "from tests.dataloader.test_tfidf import SHARED; "
+              "from tests.dataloader.embeddings.test_tfidf import SHARED; "
               "print(hashlib.sha256(tfidf_vectors(np.array([*SHARED, 'unheardof'], dtype=object))).hexdigest())")
     digests = {subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
                               env={**os.environ, "PYTHONHASHSEED": seed}).stdout.strip() for seed in "12"}

@@ -19,7 +19,7 @@ from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.helpers import review, write_gz
 from tests.dataloader.reading import ODD_IDS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FLAGS = ("--min_user_interactions=0", "--min_item_interactions=0")
 NOW = 1_393_545_600
 EVENTS = [(f"user {n % 8}", f"item {n % 5}", NOW + n, float(n % 5 + 1)) for n in range(200)]

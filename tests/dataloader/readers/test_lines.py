@@ -16,7 +16,7 @@ from common.errors import DataError, ResourceError
 from dataloader.readers import lines
 from dataloader.readers.lines import MAX_LINE, numbered_lines, rewrite
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PACKED = pytest.mark.parametrize("ending", ["", ".gz"])
 
 

