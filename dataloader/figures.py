@@ -20,7 +20,7 @@ from common.progress import Progress
 from common.publishing import publish, sweep, write_bytes
 from common.run import log_to_console
 from common.tables import parquet_rows
-from dataloader.embeddings.pictures import BadPicture, check_picture, picture_size, set_up_pillow
+from dataloader.embeddings.pictures import BadPicture, picture_size, set_up_pillow
 from dataloader.http import Answer, Fetcher, host_of
 from dataloader.options import FigureOptions, parse_options
 
@@ -170,8 +170,7 @@ def _accept(folder: DatasetFolder, url: str, answer: Answer) -> Figure:
 
 
 def _figure(url: str, file: str, data: bytes, check: bool) -> Figure:
-    width, height = check_picture(data) if check else picture_size(data)
-    return Figure(url, "ok", "", file, width, height, hashlib.sha256(data).hexdigest())
+    return Figure(url, "ok", "", file, *picture_size(data, check), hashlib.sha256(data).hexdigest())
 
 
 def _files(folder: DatasetFolder) -> set[str]:

@@ -86,7 +86,9 @@ class VectorCache:
             with safe_open(path, "np") as file:
                 content = {name: file.get_tensor(name) for name in ("keys", "vectors")}
                 written = (file.metadata() or {}).get("sha256")
-            intact = _is_shard(**content) and written == _digest(**content)
+            keys, vectors = content["keys"], content["vectors"]
+            intact = (keys.dtype == np.uint8 and vectors.dtype == np.float32 and vectors.ndim == 2
+                      and keys.shape == (len(vectors), KEY.itemsize) and written == _digest(keys, vectors))
         except FileNotFoundError:  # another process has deleted it since it was listed
             return None
         except SafetensorError as error:
@@ -97,16 +99,11 @@ class VectorCache:
             log.warning("embed: %s is damaged and was deleted (%s); what it held is encoded again", path, why)
             path.unlink(missing_ok=True)
             return None
-        return Shard(np.ascontiguousarray(content["keys"]).view(KEY).ravel(), content["vectors"])
+        return Shard(np.ascontiguousarray(keys).view(KEY).ravel(), vectors)
 
 
 def _number(path: Path) -> int:
     return int(SHARD_NAME.fullmatch(path.name)[1])
-
-
-def _is_shard(keys: np.ndarray, vectors: np.ndarray) -> bool:
-    return (keys.dtype == np.uint8 and vectors.dtype == np.float32 and vectors.ndim == 2
-            and keys.shape == (len(vectors), KEY.itemsize))
 
 
 def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:

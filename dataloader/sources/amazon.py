@@ -25,9 +25,6 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Interactions, and items if there is a file of them."""
     formats = ("json", options.config["item_lines"])
-    return [RawTable(path, lines, _columns(options.config[part]["columns"]))
-            for path, lines, part in zip(paths, formats, ("interactions", "items"), strict=False)]
-
-
-def _columns(named: dict[str, str | list[str]]) -> dict[str, list[str]]:
-    return {field: names if isinstance(names, list) else [names] for field, names in named.items()}
+    columns = ({field: names if isinstance(names, list) else [names]
+                for field, names in options.config[part]["columns"].items()} for part in ("interactions", "items"))
+    return [RawTable(*each) for each in zip(paths, formats, columns, strict=False)]

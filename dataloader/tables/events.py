@@ -40,11 +40,12 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
               OR "time" NOT BETWEEN 0 AND {LATEST * UNITS[unit]} OR NOT isfinite(rating)
               OR rating NOT BETWEEN {low} AND {high}"""
 
-    def explain(values: dict) -> str:
-        return _fault(table, values, None if dates else unit, low, high)
-
-    num_bad = set_apart(work, table, "events", bad, explain, options.processing.bad_lines, bad_lines)
-    _refuse_other_unit(work, table, unit)
+    num_bad = set_apart(work, table, "events", bad, lambda values: _fault(
+        table, values, None if dates else unit, low, high), options.processing.bad_lines, bad_lines)
+    newest = work.value('SELECT coalesce(max("time"), 0) FROM events')
+    if unit in ("ms", "us") and 0 < newest < EARLIEST * UNITS[unit]:
+        raise DataError(table.origin, f"its newest time is {newest}", f"in {unit} that is 1973 or before",
+                        (_hint(newest, unit) or "; another --time_unit, if it counts that")[2:])
     return num_bad
 
 
@@ -77,8 +78,3 @@ def _hint(value: object, unit: str) -> str:
     return "".join(f"; --time_unit {other}, if that is what it counts" for other in fits if other != unit)
 
 
-def _refuse_other_unit(work: Workspace, table: RawTable, unit: str) -> None:
-    newest = work.value('SELECT coalesce(max("time"), 0) FROM events')
-    if unit in ("ms", "us") and 0 < newest < EARLIEST * UNITS[unit]:
-        raise DataError(table.origin, f"its newest time is {newest}", f"in {unit} that is 1973 or before",
-                        (_hint(newest, unit) or "; another --time_unit, if it counts that")[2:])

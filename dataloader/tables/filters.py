@@ -57,7 +57,10 @@ def apply_filters(work: Workspace, processing: Processing, report: Report) -> No
         work.run("DELETE FROM kept WHERE rating < ?::FLOAT", processing.min_rating)
         report.add(f"--min_rating {processing.min_rating:g}", "--min_rating")
     if processing.duplicates != "keep":
-        drop_duplicates(work, processing.duplicates)
+        # Of equal events the first line stays (exact); of a user's events with an item the earliest (user_item).
+        key, first = {"exact": ('user_key, item_key, "time"', "min(line)"),
+                      "user_item": ("user_key, item_key", 'arg_min(line, ("time", line))')}[processing.duplicates]
+        work.run(f"DELETE FROM kept WHERE line NOT IN (SELECT {first} FROM kept GROUP BY {key})")
         report.add(f"--duplicates {processing.duplicates}", "--duplicates")
     k_core(work, processing.min_user_interactions, processing.min_item_interactions, report)
 
@@ -69,13 +72,6 @@ def drop_items_without_text(work: Workspace, report: Report) -> None:
     num_items = work.count("without_text")
     work.run("DELETE FROM kept WHERE item_key IN (FROM without_text)")
     report.add(f"--drop_items_without_text ({num_items:,} items)", "--drop_items_without_text")
-
-
-def drop_duplicates(work: Workspace, which: str) -> None:
-    """Of equal events the first line stays (exact); of a user's events with an item the earliest (user_item)."""
-    key, first = {"exact": ('user_key, item_key, "time"', "min(line)"),
-                  "user_item": ("user_key, item_key", 'arg_min(line, ("time", line))')}[which]
-    work.run(f"DELETE FROM kept WHERE line NOT IN (SELECT {first} FROM kept GROUP BY {key})")
 
 
 def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> None:

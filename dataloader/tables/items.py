@@ -42,23 +42,23 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     in_template = "".join(options.processing.template)
     fields = [f for f in SEPARATORS if table.columns.get(f) and (f == "title" or f"{{{f}}}" in in_template)]
     texts = "".join(f"CASE WHEN wanted THEN {_clean(field)} ELSE '' END AS {field}, " for field in fields)
+    deep = [f"coalesce(starts_with({field}::VARCHAR, '{NESTED}'), false)" for field in fields]
     query = f"""
         SELECT raw_id, wanted, {texts} CASE WHEN wanted THEN {IMAGE_URL} END AS image_url,
-               wanted AND {_nested(fields)} AS nested
+               wanted AND ({' OR '.join(['false', *deep])}) AS nested
         FROM (SELECT *, item AS raw_id, {_is_wanted(work, wanted)} AS wanted FROM {{rows}})"""
     types = {"item": "VARCHAR", **dict.fromkeys([*fields, "image"], "JSON")}
-    _refuse_other_source(work, table, options.source, [*fields, "image"])
+    for field in (*fields, "image"):  # records of another year may be readable and hold the rest under other names
+        if options.source != "local" and table.columns.get(field):
+            refuse_other_source(work, table, "items", options.source, [field], optional=True)
     load(work, table, "metadata", query, types)
     if work.count("metadata") and not work.value("SELECT count(raw_id) FROM metadata"):
         refuse_other_source(work, table, "items", options.source, ["item"])
     mend(work, table, "metadata", query, types, "raw_id IS NULL")
 
-    def explain(values: dict) -> str:
-        fault = id_fault(table, values, "item")
-        return fault or "has a text in lists within lists within lists"
-
-    return set_apart(work, table, "metadata", f"{bad_id('raw_id')} OR nested", explain,
-                     options.processing.bad_lines, bad_lines)
+    return set_apart(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: id_fault(
+        table, values, "item") or "has a text in lists within lists within lists",
+        options.processing.bad_lines, bad_lines)
 
 
 def _is_wanted(work: Workspace, wanted: str) -> str:
@@ -70,13 +70,6 @@ def _is_wanted(work: Workspace, wanted: str) -> str:
     work.run(f"""SET VARIABLE wanted = (SELECT bitstring_agg((hash(raw_id) % {num_bits})::INTEGER, 0, {num_bits - 1})
                                         FROM ({wanted}) ids(raw_id))""")
     return f"coalesce(get_bit(getvariable('wanted'), (hash(item) % {num_bits})::INTEGER) = 1, false)"
-
-
-def _refuse_other_source(work: Workspace, table: RawTable, source: str, fields: list[str]) -> None:
-    """Records of another year may be readable and yet hold the rest under other names."""
-    for field in fields:
-        if source != "local" and table.columns.get(field):
-            refuse_other_source(work, table, "items", source, [field], optional=True)
 
 
 def _plain(field: str) -> str:
@@ -103,12 +96,6 @@ def _clean(field: str) -> str:
     if field == "price":
         text = f"regexp_extract({text}, '{PRICE}')"
     return f"coalesce({text}, '')"
-
-
-def _nested(fields: list[str]) -> str:
-    """SQL that holds for a record one of whose texts is nested too deeply."""
-    deep = [f"coalesce(starts_with({field}::VARCHAR, '{NESTED}'), false)" for field in fields]
-    return f"({' OR '.join(['false', *deep])})"
 
 
 log = logging.getLogger(__name__)

@@ -46,20 +46,14 @@ def temporal(work: Workspace, processing: Processing) -> Split:
     else:
         num_events = work.count("sorted")
         train, valid, _test = processing.split_ratios
-        begins = [_time_at(work, _rank(share, num_events)) for share in (train, train + valid)]
+        # How many events lie before a share's end: 8 of 10 for 0.7 + 0.1, which is 0.7999… to a computer. Events of one
+        # moment are never parted.
+        ranks = [min(int(round(share * num_events, 6)), num_events - 1) for share in (train, train + valid)]
+        begins = [work.value('SELECT "timestamp" FROM numbered ORDER BY "timestamp" LIMIT 1 OFFSET ?', rank)
+                  for rank in ranks]
     expression = f"""CASE WHEN "timestamp" < {begins[0]} THEN 'train'
                           WHEN "timestamp" < {begins[1]} THEN 'valid' ELSE 'test' END"""
     return Split(expression, {"split_name": "temporal", "split_begins": {"valid": begins[0], "test": begins[1]}})
-
-
-def _rank(share: float, num_events: int) -> int:
-    """How many events lie before the share's end: 8 of 10 for a share of 0.7 + 0.1, which is 0.7999… to a computer."""
-    return min(int(round(share * num_events, 6)), num_events - 1)
-
-
-def _time_at(work: Workspace, rank: int) -> int:
-    """The moment of the event that has `rank` events before it; events of one moment are never parted."""
-    return work.value('SELECT "timestamp" FROM numbered ORDER BY "timestamp" LIMIT 1 OFFSET ?', rank)
 
 
 SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from common import artifacts
+from common import publishing
 from common.artifacts import ids_sha256, load_interactions, load_items, load_meta, load_users, verify
 from common.errors import ArtifactError, DataError
 from common.publishing import file_sha256
@@ -282,7 +282,7 @@ def damage_in_disguise(path: Path) -> None:
 
 def test_raw_files_that_look_unchanged_are_not_read(tmp_path, monkeypatch):
     options = run(tmp_path, EVENTS)
-    monkeypatch.setattr(artifacts, "_sha256_of_version", lambda *version: pytest.fail("reads a raw file"))
+    monkeypatch.setattr(publishing, "_sha256_of_version", lambda *version: pytest.fail("reads a raw file"))
     damage_in_disguise(tmp_path / "raw" / "reviews_Baby_5.json.gz")
     assert is_current(options)
 
@@ -291,7 +291,7 @@ def test_a_changed_raw_file_is_hashed_once_for_the_rebuild(tmp_path, monkeypatch
     options = run(tmp_path, EVENTS)
     write_baby(tmp_path / "raw", EVENTS[1:])
     hashed = []
-    monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
+    monkeypatch.setattr(publishing, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path))
     process(options, COMMAND)
     assert [name for name in hashed if name.endswith(".gz")] == ["reviews_Baby_5.json.gz", "meta_Baby.json.gz"]
 
@@ -304,7 +304,7 @@ def test_a_check_finds_a_raw_file_that_only_looks_unchanged(tmp_path):
     checked = make_options(tmp_path / "data", "--check", *flags)
     check(checked)
     damage_in_disguise(raw / "meta_Baby.json.gz")
-    artifacts._sha256_of_version.cache_clear()  # a check is a process of its own
+    publishing._sha256_of_version.cache_clear()  # a check is a process of its own
     with pytest.raises(ArtifactError) as error:
         check(checked)
     assert (error.value.where, error.value.exit_code) == (checked.folder.interactions, 4)

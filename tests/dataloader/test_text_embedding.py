@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import artifacts
+from common import publishing
 from common.artifacts import load_embeddings, load_meta
 from common.errors import ConfigError, DataError
 from common.publishing import file_sha256
@@ -128,7 +128,7 @@ def test_a_model_that_looks_unchanged_is_not_hashed_again(tmp_path, model, monke
     options = shop(tmp_path, shutil.copytree(model, tmp_path / "model"))
     embedded(options)
     hashed = []
-    monkeypatch.setattr(artifacts, "_sha256_of_version", lambda path, *version: hashed.append(path.name) or "other")
+    monkeypatch.setattr(publishing, "_sha256_of_version", lambda path, *version: hashed.append(path.name) or "other")
     embed(options, "")
     assert hashed == []
     os.utime(tmp_path / "model" / "config.json")

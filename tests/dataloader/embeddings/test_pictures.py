@@ -11,10 +11,14 @@ from PIL import Image
 
 from common.errors import ConfigError
 from dataloader.embeddings import pictures
-from dataloader.embeddings.pictures import BadPicture, check_picture, load_rgb, picture_size, set_up_pillow
+from dataloader.embeddings.pictures import BadPicture, load_rgb, picture_size, set_up_pillow
 from tests.dataloader.image_server import HTML, encoded, picture
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def check_picture(data: bytes) -> tuple[int, int]:
+    return picture_size(data, check=True)
 
 
 @pytest.fixture(autouse=True)
