@@ -153,12 +153,10 @@ def is_table(work: Workspace, path: Path) -> bool:
 def table_findings(work: Workspace, path: Path) -> Iterator[str]:
     """A table by itself: its columns, values that are lacking, ids that are not 0, 1, 2, … or stand twice."""
     wrong = list(_column_findings(work, path))
-    yield from wrong
-    if not wrong:
-        try:
-            yield from _row_findings(work, path)
-        except duckdb.Error as error:
-            yield _unreadable(error)
+    try:
+        yield from wrong or _row_findings(work, path)
+    except duckdb.Error as error:
+        yield _unreadable(error)
 
 
 def _column_findings(work: Workspace, path: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
@@ -225,8 +226,10 @@ def _receive(address: str, file: RemoteFile, transfer: Transfer, stop: threading
 
     Raises Refused, Failed or Stopped, and leaves what has come in the part for the next attempt.
     """
-    start, validator = file.got, _validator_of_part(file, address)
-    headers = {"Accept-Encoding": "identity"}
+    start, validator, headers = file.got, "", {"Accept-Encoding": "identity"}
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or a half-written one
+        tag = json.loads(file.tag.read_text(encoding="utf-8"))
+        validator = tag["validator"] if tag["address"] == without_secrets(address) else ""
     if start and validator:
         headers |= {"Range": f"bytes={start}-", "If-Range": validator}
     try:
@@ -236,7 +239,10 @@ def _receive(address: str, file: RemoteFile, transfer: Transfer, stop: threading
             if code not in (200, 206, 416):
                 what = f"answered {code} {response.reason or ''}".rstrip()
                 raise Failed(what, response) if may_pass(code) else Refused(what)
-            if code != 200 and not _continues(response, start, validator):
+            # A 206 begins, or a 416 says that the file ends, where the part does; some servers ignore If-Range.
+            span = response.headers.get("Content-Range", "")
+            fits = span.startswith(f"bytes {start}-") if code == 206 else span == f"bytes */{start}"
+            if code != 200 and not (fits and validator and (_validator_of(response) or validator) == validator):
                 file.discard()
                 raise Failed("the server no longer has the file that was being continued")
             transfer.got = start = 0 if code == 200 else start
@@ -250,28 +256,11 @@ def _receive(address: str, file: RemoteFile, transfer: Transfer, stop: threading
         raise Failed(transfer.cut_off)
 
 
-def _validator_of_part(file: RemoteFile, address: str) -> str:
-    """What `address` calls the version that lies there in part; empty if that cannot be continued."""
-    try:
-        tag = json.loads(file.tag.read_text(encoding="utf-8"))
-        return tag["validator"] if tag["address"] == without_secrets(address) else ""
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a half-written one
-        return ""
-
-
 def _validator_of(response: requests.Response) -> str:
     """A name of this version that If-Range understands, or the empty string."""
     etag = response.headers.get("ETag", "")
     # A weak one calls versions alike that differ in their bytes.
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
-
-
-def _continues(response: requests.Response, start: int, validator: str) -> bool:
-    """Whether a 206 begins, or a 416 says that the file ends, where the part does; some servers ignore If-Range."""
-    if not validator or (_validator_of(response) or validator) != validator:
-        return False
-    span = response.headers.get("Content-Range", "")
-    return span.startswith(f"bytes {start}-") if response.status_code == 206 else span == f"bytes */{start}"
 
 
 def _total(response: requests.Response, start: int, expected: int | None) -> int:

@@ -21,7 +21,7 @@ from common.publishing import publish, sweep, write_bytes
 from common.run import log_to_console
 from common.tables import parquet_rows
 from dataloader.embeddings.pictures import BadPicture, picture_size, set_up_pillow
-from dataloader.http import Answer, Fetcher, host_of
+from dataloader.http import Fetcher, host_of
 from dataloader.options import FigureOptions, parse_options
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,13 @@ def _fetch(options: FigureOptions, urls: list[str]) -> list[Figure]:
     failed = 0
     with Progress("figures", len(wanted), "images") as progress:
         for url, answer in Fetcher(wanted, options.rate).results():
-            figures[url] = _accept(folder, url, answer)
+            figures[url] = Figure(url, answer.status, answer.detail)
+            if answer.status == "fetched":
+                try:
+                    figures[url] = _figure(url, file_name(url), answer.body, check=True)
+                    write_bytes(folder.images / figures[url].file, answer.body)
+                except BadPicture as error:
+                    figures[url] = Figure(url, error.status, error.detail)
             failed += not figures[url].file
             progress.update(1, failed=failed)
     return [figure if not figure.file or min(figure.width, figure.height) >= options.min_side else
@@ -155,18 +161,6 @@ def _kept(folder: DatasetFolder, urls: list[str], check: bool) -> dict[str, Figu
             except BadPicture as error:
                 log.warning("figures: %s is no image any more, and is fetched again (%s)", file, error.detail)
     return figures
-
-
-def _accept(folder: DatasetFolder, url: str, answer: Answer) -> Figure:
-    """Keep what was fetched if it is a picture."""
-    if answer.status != "fetched":
-        return Figure(url, answer.status, answer.detail)
-    try:
-        figure = _figure(url, file_name(url), answer.body, check=True)
-    except BadPicture as error:
-        return Figure(url, error.status, error.detail)
-    write_bytes(folder.images / figure.file, answer.body)
-    return figure
 
 
 def _figure(url: str, file: str, data: bytes, check: bool) -> Figure:

@@ -71,8 +71,7 @@ def make_command(options: FusionOptions, suffix: str) -> str:
     script = {"image": "bash dataloader/4_get_image_emb.sh", "text": "bash dataloader/3_get_text_emb.sh"}.get(
         modality_of(suffix), SCRIPT)
     flag = "" if suffix in ("td", "image") else f" --suffix {suffix}"
-    folder = options.folder
-    return f"{script} --dataset {folder.name}{flag}{folder.root_flag}"
+    return f"{script} --dataset {options.folder.name}{flag}{options.folder.root_flag}"
 
 
 def _make_collaborative(options: FusionOptions, command: str) -> None:

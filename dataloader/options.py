@@ -457,9 +457,9 @@ def find_source(dataset: str, raw_dir: Path | None, interactions: Path | None, p
 
 def _is_of(raw: Path, dataset: str, config: dict) -> bool:
     """Whether a folder holds one of the files by which a source is known, its first record in the right format."""
-    return any(lines == "any" or first_format(path) in (lines, "")
-               for pattern, lines in config["found_by"].items()
-               for path in raw.glob(pattern.format(dataset=dataset)) if re.fullmatch(config["found_names"], dataset))
+    return re.fullmatch(config["found_names"], dataset) is not None and any(
+        lines == "any" or first_format(path) in (lines, "") for pattern, lines in config["found_by"].items()
+        for path in raw.glob(pattern.format(dataset=dataset)))
 
 
 def _local(args: argparse.Namespace, source: str) -> Local:

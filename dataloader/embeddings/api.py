@@ -39,9 +39,17 @@ class ApiEncoder:
     def __init__(self, name: str, url: str | None, rate: float):
         self.name, self.url, self.limit = name, endpoint(url), RateLimit(rate)
         self.identity = {"encoder": "api", "url": self.url, "name": name}
-        self._key = _read_key(self.url)
+        self._key = os.environ.get(KEY_NAME, "").strip()
+        if not self._key and self.url == OPENAI:
+            raise ConfigError(f"${KEY_NAME}", "is not set", f"{self.url} wants a key",
+                              f"export {KEY_NAME}=…, or --api_url URL")
+        if not re.fullmatch(r"[\x21-\x7e]*", self._key):
+            raise ConfigError(f"${KEY_NAME}", "is not a key", "it holds spaces or signs that are not ASCII",
+                              "correct it")
         self._session = requests.Session()
-        self._session.auth = self._authorize  # set even without a key, so that no other one is looked up
+        self._session.auth = lambda request: request  # set, so that no other key is looked up
+        if self._key:
+            self._session.headers["Authorization"] = f"Bearer {self._key}"
         self._closed = threading.Event()
 
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
@@ -61,11 +69,6 @@ class ApiEncoder:
     def close(self) -> None:
         self._closed.set()  # a request that another one's failure has made useless is not repeated
         self._session.close()
-
-    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._key:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-        return request
 
     def _encode_batch(self, batch: tuple[list[str], int]) -> tuple[int, np.ndarray]:
         texts, start = batch
@@ -127,15 +130,6 @@ def endpoint(url: str | None) -> str:
         raise ConfigError(where, "holds a user's name or password", "it would be written into artifacts",
                           f"give a key as {KEY_NAME} instead")
     return url.rstrip("/")
-
-
-def _read_key(url: str) -> str:
-    key = os.environ.get(KEY_NAME, "").strip()
-    if not key and url == OPENAI:
-        raise ConfigError(f"${KEY_NAME}", "is not set", f"{url} wants a key", f"export {KEY_NAME}=…, or --api_url URL")
-    if not re.fullmatch(r"[\x21-\x7e]*", key):
-        raise ConfigError(f"${KEY_NAME}", "is not a key", "it holds spaces or signs that are not ASCII", "correct it")
-    return key
 
 
 def parse_answer(response: requests.Response, num_texts: int) -> np.ndarray:

@@ -59,7 +59,11 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
     Raises DataError where no user has two items in the training split.
     """
     num_items = load_meta(folder.items, folder.make_command)["num_items"]
-    users, items = training_events(folder)
+    import duckdb
+
+    columns = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").filter("split = 'train'").project(
+        '"user"::INTEGER AS "user", item::INTEGER AS item').fetchnumpy()  # no other event is read
+    users, items = np.asarray(columns.pop("user")), np.asarray(columns.pop("item"))
     if items.max(initial=-1) >= num_items:
         raise ArtifactError(folder.interactions, f"names item {items.max()}",
                             f"{folder.items.name} has {num_items}", f"{folder.make_command} --force")
@@ -79,15 +83,6 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
         log.info("cf: %d of them stand too far from the rest to get a vector in %d dimensions", num_faint,
                  found.shape[1])
     return vectors, present
-
-
-def training_events(folder: DatasetFolder) -> tuple[np.ndarray, np.ndarray]:
-    """int32 users and items of the training events; no other event is read."""
-    import duckdb
-
-    columns = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").filter("split = 'train'").project(
-        '"user"::INTEGER AS "user", item::INTEGER AS item').fetchnumpy()
-    return np.asarray(columns["user"]), np.asarray(columns["item"])
 
 
 class CoOccurrence(NamedTuple):
@@ -143,10 +138,14 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
             # What the filter keeps small lies between the lower bound and the smallest eigenvalue that was found, which
             # in a first, random block may be near the bound; hence half of that at least.
             before, low = values[:config.num_dims], matrix.lower_bound
-            interval = low, max(float(values[-1]), low / 2)
-            degree = min(_degree(values[0], interval), config.filter_degree, num_products)
+            cut = max(float(values[-1]), low / 2)
+            # The degree that makes the largest eigenvalue's part SPREAD times as large as those at the cut. Beyond it,
+            # what rounding has put of the leading vectors into a column would drown the column's own.
+            distance = (2 * values[0] - low - cut) / (cut - low)  # from the interval's centre, its half being 1
+            degree = max(1, int(np.arccosh(SPREAD) / np.arccosh(distance))) if distance > 1 else 1
+            degree = min(degree, config.filter_degree, num_products)
             for start in range(0, width, COLUMNS):
-                columns = _filtered(matrix, block[:, start:start + COLUMNS], interval, degree)
+                columns = _filtered(matrix, block[:, start:start + COLUMNS], (low, cut), degree)
                 block[:, start:start + COLUMNS] = columns / np.linalg.norm(columns, axis=0)
                 progress.update(degree * columns.shape[1])
             num_products -= degree
@@ -154,16 +153,6 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
             if (np.abs(values[:config.num_dims] - before) < config.tolerance * np.abs(before)).all():
                 break
     return values, block
-
-
-def _degree(largest: float, interval: tuple[float, float]) -> int:
-    """The degree at which the filter makes the largest eigenvalue's part SPREAD times as large as those at the cut.
-
-    Beyond it, what rounding has put of the leading vectors into a column would drown the column's own.
-    """
-    low, cut = interval
-    distance = (2 * largest - low - cut) / (cut - low)  # from the interval's centre, its half being 1
-    return max(1, int(np.arccosh(SPREAD) / np.arccosh(distance))) if distance > 1 else 1
 
 
 def _filtered(matrix: CoOccurrence, columns: np.ndarray, interval: tuple[float, float], degree: int) -> np.ndarray:

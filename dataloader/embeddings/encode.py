@@ -70,11 +70,9 @@ def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool =
     """
     # np.unique sorts by key, which settles the order of texts of one length.
     keys, rows, text_of = np.unique(text_keys(items.texts), return_index=True, return_inverse=True)
-    found = _Found(keys, rows, len(items.texts))
-    newest = cache.newest()
-    if not fresh:
-        for shard in cache.shards():
-            found.take(*shard)
+    found, newest = _Found(keys, rows, len(items.texts)), cache.newest()
+    for shard in cache.shards() if not fresh else ():
+        found.take(*shard)
     _encode_missing(encoder, items, cache, found)
     if fresh:
         cache.drop_superseded(newest, keys)

@@ -31,14 +31,19 @@ WORD = re.compile(r"\w+")
 def tfidf_vectors(texts: np.ndarray) -> np.ndarray:
     """float32 (N, D) of the items' texts; D is DIM, or less where the texts differ in fewer directions."""
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.utils.extmath import randomized_svd
 
     sample = texts[np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(np.int64)]
     log.info("embed: learning TF-IDF from %d of %d items", len(sample), len(texts))
     terms = _frequent_terms(sample)
     vectorizer = TfidfVectorizer(analyzer=_Analyzer(terms), lowercase=False, sublinear_tf=True, dtype=np.float32,
                                  vocabulary=[*terms, *map(_bucket, range(PIECES))])
-    directions = _directions(vectorizer.fit_transform(sample))  # (D, terms)
+    weights = vectorizer.fit_transform(sample)  # sparse (N, terms)
+    # The strongest right singular vectors (D, terms), the largest entry of each positive.
+    _, strengths, directions = randomized_svd(weights, min(DIM, *weights.shape), n_iter=5, random_state=SEED)
+    directions = directions[strengths > SMALLEST * strengths[0]]
     dim = len(directions)
+    directions = directions * np.sign(directions[np.arange(dim), np.abs(directions).argmax(axis=1)])[:, None]
     log.info("embed: %d terms, reduced to %d dimensions%s", len(terms), dim,
              "" if dim == DIM else f" (not {DIM}: these texts differ in no more)")
     vectors = np.empty((len(texts), dim), dtype=np.float32)
@@ -48,16 +53,6 @@ def tfidf_vectors(texts: np.ndarray) -> np.ndarray:
             vectors[start:start + len(part)] = vectorizer.transform(part) @ directions.T
             progress.update(len(part))
     return vectors
-
-
-def _directions(weights) -> np.ndarray:
-    """float32 (D, terms): the strongest right singular vectors of sparse (N, terms), the largest entry positive."""
-    from sklearn.utils.extmath import randomized_svd
-
-    _, strengths, directions = randomized_svd(weights, min(DIM, *weights.shape), n_iter=5, random_state=SEED)
-    directions = directions[strengths > SMALLEST * strengths[0]]
-    largest = np.abs(directions).argmax(axis=1)
-    return directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
 
 
 def _frequent_terms(texts: np.ndarray) -> list[str]:

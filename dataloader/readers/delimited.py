@@ -27,14 +27,6 @@ class Layout(NamedTuple):
     typed: bool = False                    # the header's names carry their type behind a colon, as RecBole's do
 
 
-class Row(NamedTuple):
-    """A row, as found when a file is read row by row."""
-
-    line: int                 # where it begins
-    values: list[str] | str   # or why it has none
-    text: str
-
-
 def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
     """The names of the columns. Raises DataError if the file does not begin with a line of them.
 
@@ -46,7 +38,7 @@ def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
         start = file.peek(2)[:2]
     if start in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{origin or path}:1", "is UTF-16", f"it begins with {start!r}", "save the file as UTF-8")
-    names = next(_rows(path, layout), Row(1, [""], "")).values
+    _line, names, _text = next(_rows(path, layout), (1, [""], ""))
     fault = names if isinstance(names, str) else "" if any(map(str.strip, names)) else "is blank"
     if fault:
         raise DataError(f"{origin or path}:1", fault, "the first line names the columns", "mend the line")
@@ -69,17 +61,16 @@ def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str
     Raises DataError where the file is damaged.
     """
     names = header(path, layout)
-    for number, row in enumerate(_rows(path, layout)):
-        blank = len(row.values) < 2 and not "".join(row.values).strip()  # a line of tabs alone is none
+    for number, (line, values, whole) in enumerate(_rows(path, layout)):
+        blank = len(values) < 2 and not "".join(values).strip()  # a line of tabs alone is none
         if blank or (number == 0 and layout.header is None):
             continue
-        values = row.values
         if not isinstance(values, str):
             if len(values) == len(names) + 1 and not values[-1]:
                 values = values[:-1]  # a delimiter at the end of the line
             values = dict(zip(names, values, strict=True)) if len(values) == len(names) else (
                 f"has {len(values)} fields, and the header {len(names)}")
-        yield row.line, values, row.text
+        yield line, values, whole
 
 
 def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None:
@@ -121,13 +112,9 @@ class _Lines:
             raise csv.Error(f"it is longer than {MAX_LINE:,} characters")
         return line if len(self.delimiter) == 1 else line.replace(self.delimiter, INSTEAD)
 
-    def give_back_all_but_one(self) -> None:
-        self.back.extendleft(reversed(self.taken[1:]))
-        del self.taken[1:]
 
-
-def _rows(path: Path, layout: Layout) -> Iterator[Row]:
-    """Every row, the header and blank ones too."""
+def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, str]]:
+    """Of every row, the header and blank ones too: where it begins, its values or why it has none, and its text."""
     csv.field_size_limit(MAX_LINE)  # of the whole process, as the csv module has it
     quoting = {"quotechar": layout.quote, "strict": True} if layout.quote else {"quoting": csv.QUOTE_NONE}
     with _opened(path) as file:
@@ -139,11 +126,12 @@ def _rows(path: Path, layout: Layout) -> Iterator[Row]:
                 values = next(parsed, None)
             except csv.Error as error:
                 values = f"is no row of values ({error})"
-                lines.give_back_all_but_one()
+                lines.back.extendleft(reversed(lines.taken[1:]))
+                del lines.taken[1:]
             if values is None:
                 return
             whole = "".join(lines.taken).rstrip("\r\n")
-            yield Row(number, _fault(values, whole, layout) or values, whole)
+            yield number, _fault(values, whole, layout) or values, whole
             number += len(lines.taken)
             lines.taken.clear()
 

@@ -4,9 +4,9 @@ import csv
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from common.errors import DataError
 from dataloader.archives import open_member
@@ -54,24 +54,20 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
     with open_member(path, packing.events) as member, events.open("wb") as out:
         shutil.copyfileobj(member, out)
     with open_member(path, packing.items) as member, items.open("w", encoding="utf-8") as out:
-        for record in _records(packing, path, member):
+        # Not `splitlines`, which also splits at characters that a title may hold.
+        for number, line in enumerate(member, start=1):
+            if not line.strip() or (packing.headed and number == 1):
+                continue
+            try:
+                record = packing.movie(line.decode(packing.encoding).rstrip("\r\n"))
+            except (ValueError, csv.Error) as error:
+                raise DataError(f"{path}:{packing.items}:{number}", "is no movie as this archive should have it",
+                                str(error), "fetch the archive again (--force)") from error
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
     return [RawTable(events, "csv", {field: [column] for field, column in packing.columns.items()},
                      f"{path}:{packing.events}", packing.layout),
             RawTable(items, "json", {field: [field] for field in ("item", "title", "year", "genres")},
                      f"{path}:{packing.items}")]
-
-
-def _records(packing: Packing, path: Path, member: BinaryIO) -> Iterator[dict]:
-    # Not `splitlines`, which also splits at characters that a title may hold.
-    for number, line in enumerate(member, start=1):
-        if not line.strip() or (packing.headed and number == 1):
-            continue
-        try:
-            yield packing.movie(line.decode(packing.encoding).rstrip("\r\n"))
-        except (ValueError, csv.Error) as error:
-            raise DataError(f"{path}:{packing.items}:{number}", "is no movie as this archive should have it",
-                            str(error), "fetch the archive again (--force)") from error
 
 
 def _recbole_item(line: str) -> dict:

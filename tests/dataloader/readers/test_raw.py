@@ -242,7 +242,7 @@ def test_a_truncated_file_is_named_with_the_line_that_was_reached(tmp_path, work
 
 def test_a_full_disk_is_not_taken_for_a_bad_file(tmp_path, work, monkeypatch):
     path = write(tmp_path / "x.jsonl", GOOD)
-    monkeypatch.setattr(tables, "_rows_in_place", lambda *_args: "SELECT error('none') AS item, NULL AS title")
+    monkeypatch.setattr(tables, "_rows_of_json", lambda *_args: "SELECT error('none') AS item, NULL AS title")
     run = work.run
 
     def full(query, *parameters):
