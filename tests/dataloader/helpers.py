@@ -57,11 +57,6 @@ def download_options(data_root: Path, *flags: str) -> DownloadOptions:
     return make_options(data_root, *flags).download
 
 
-def changed(options: Options, step: str, **values) -> Options:
-    """The options with some values of one step's changed."""
-    return options._replace(**{step: getattr(options, step)._replace(**values)})
-
-
 def table(path: Path, columns: str = "*") -> list[tuple]:
     """The rows of a parquet file in the order in which they are stored."""
     return duckdb.read_parquet(str(path)).project(columns).fetchall()
