@@ -121,7 +121,17 @@ def _fetch(options: FigureOptions, urls: list[str]) -> list[Figure]:
     folder = options.folder
     for shelf in folder.images.glob("*/"):  # of a killed run
         sweep(shelf, "*")
-    figures = _kept(folder, urls, options.force)
+    # Each was checked before it got its name, and is again with --force.
+    there, recorded, figures = _files(folder), {} if options.force else _recorded_files(folder), {}
+    for url in urls:
+        file = file_name(url)
+        if file in there and file in recorded:
+            figures[url] = Figure(url, "ok", "", file, *recorded[file])
+        elif file in there:  # a run was stopped before it could write down what it had, or a check is wanted
+            try:
+                figures[url] = _figure(url, file, (folder.images / file).read_bytes(), options.force)
+            except BadPicture as error:
+                log.warning("figures: %s is no image any more, and is fetched again (%s)", file, error.detail)
     wanted = [url for url in urls if url not in figures]
     log.info("figures: %d of %d images are there already", len(figures), len(urls))
     failed = 0
@@ -146,21 +156,6 @@ def file_name(url: str) -> str:
     name = hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
     ending = PurePosixPath(urlsplit(url).path).suffix.lower() if host_of(url) else ""
     return f"{name[:2]}/{name}{ending if ending in ENDINGS else ''}"
-
-
-def _kept(folder: DatasetFolder, urls: list[str], check: bool) -> dict[str, Figure]:
-    """The figures of the files that lie there; each was checked before it got its name, and is again with `check`."""
-    there, recorded, figures = _files(folder), {} if check else _recorded_files(folder), {}
-    for url in urls:
-        file = file_name(url)
-        if file in there and file in recorded:
-            figures[url] = Figure(url, "ok", "", file, *recorded[file])
-        elif file in there:  # a run was stopped before it could write down what it had, or a check is wanted
-            try:
-                figures[url] = _figure(url, file, (folder.images / file).read_bytes(), check)
-            except BadPicture as error:
-                log.warning("figures: %s is no image any more, and is fetched again (%s)", file, error.detail)
-    return figures
 
 
 def _figure(url: str, file: str, data: bytes, check: bool) -> Figure:

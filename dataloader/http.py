@@ -75,11 +75,8 @@ class Patience(NamedTuple):
 
 def persist(attempt: Callable[[], Result], patience: Patience, stop: threading.Event,
             tell: Callable[[Failed, float], bool]) -> Result:
-    """What `attempt` gives once it does not fail. Raises Refused when patience is lost, and Stopped once `stop` is set.
-
-    `tell` gets every fault with the pause that follows, and says whether the count of attempts begins anew.
-    """
-    number = 1
+    """What `attempt` gives once it succeeds. Raises Refused when patience is lost, and Stopped once `stop` is set."""
+    number = 1  # `tell` gets every fault with the pause that follows, and says whether the count begins anew
     while True:
         try:
             return attempt()
@@ -167,10 +164,6 @@ class Answer(NamedTuple):
     body: bytes = b""
 
 
-class Moved(NamedTuple):
-    address: str
-
-
 def host_of(address: str) -> str | None:
     """Host and port of an http or https address; None if it is none."""
     try:
@@ -182,13 +175,16 @@ def host_of(address: str) -> str | None:
         return None
 
 
-def ask(session: requests.Session, url: str) -> Answer | Moved:
-    """One request for a small file; a redirect is not followed, since it needs a turn of its own. Raises Failed."""
+def ask(session: requests.Session, url: str) -> Answer | str:
+    """One request for a small file: what came of it, or where it was redirected to, which needs a turn of its own.
+
+    Raises Failed.
+    """
     try:
         with answered(session, "GET", url, TIMEOUT, allow_redirects=False) as response:
             if response.is_redirect:
                 try:
-                    return Moved(urljoin(url, response.headers["Location"]))
+                    return urljoin(url, response.headers["Location"])
                 except ValueError as error:
                     return Answer("bad address", str(error)[:200])
             if may_pass(code := response.status_code):
@@ -290,8 +286,8 @@ class Fetcher:
                     if isinstance(answer, Answer):
                         self.done.put((address, answer))
                         return
-            if isinstance(answer, Moved):
-                url, redirects = answer.address, redirects + 1
+            if isinstance(answer, str):
+                url, redirects = answer, redirects + 1
                 if redirects > MAX_REDIRECTS:
                     self.done.put((address, Answer("unreachable", f"more than {MAX_REDIRECTS} redirects")))
                     return
@@ -304,7 +300,7 @@ class Fetcher:
             if not host.closed and self.stop.wait(pause):
                 return
 
-    def _ask(self, session: requests.Session, host: Host, name: str, url: str) -> Answer | Moved | Failed:
+    def _ask(self, session: requests.Session, host: Host, name: str, url: str) -> Answer | str | Failed:
         """What comes of one request, if the host is to be asked at all; and what that says of the host."""
         if not host.closed:
             self.limit.wait()

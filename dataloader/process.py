@@ -58,16 +58,13 @@ def check(options: ProcessOptions) -> None:
 
 
 def _refuse_changed_raw(options: ProcessOptions) -> None:
-    """Raise ArtifactError if a raw file that is still there has other content than the one that the tables came from.
-
-    Every byte is read: a file whose size and modification time are the recorded ones may be damaged, too.
-    """
+    """Raise ArtifactError if a raw file that is still there has other content than when the tables were made."""
     recorded = _recorded_raw(options)
     try:
         found = _raw(family(options).raw_paths(options), {}) if recorded else {}
     except DataError:
         return
-    for role, file in found.items():
+    for role, file in found.items():  # every byte was read: damage need not change size or modification time
         if file["sha256"] != recorded.get(role, file)["sha256"]:
             why = f"{file['file']} has changed since it was made"
             raise ArtifactError(options.folder.interactions, "is stale", why, f"{options.folder.make_command} --force")

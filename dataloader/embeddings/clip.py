@@ -80,10 +80,7 @@ class Network(SentenceEncoder):
 
 
 class Pictures:
-    """A list of pictures that is never in memory as a whole: a slice of it is read when it is asked for.
-
-    After that threads go on with as many as were asked for, which will probably be the next.
-    """
+    """Pictures that are read when a slice of them is asked for; threads then go on with as many, probably the next."""
 
     def __init__(self, files: list[tuple[str, Source]]):
         self.files = files

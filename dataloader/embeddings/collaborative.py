@@ -54,10 +54,7 @@ def make_collaborative(target: Embedding, config: Collaborative, seed: int, forc
 
 
 def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (N, K) and bool (N,): which items have a vector of their own; the others' rows are zero.
-
-    Raises DataError where no user has two items in the training split.
-    """
+    """float32 (N, K) and bool (N,): which items have a vector of their own; the others' rows are zero."""
     num_items = load_meta(folder.items, folder.make_command)["num_items"]
     import duckdb
 
@@ -96,11 +93,6 @@ class CoOccurrence(NamedTuple):
         """(M, C) -> (M, C)"""
         return self.incidence.T @ (self.incidence @ columns) - self.diagonal[:, None] * columns
 
-    @property
-    def lower_bound(self) -> float:
-        """Of the eigenvalues; the upper one is 1."""
-        return -float(self.diagonal.max())
-
 
 def co_occurrence(users: np.ndarray, items: np.ndarray, smoothing: float) -> CoOccurrence:
     """users, items: (events,). A user with a single item, and an item that only such users have, are left out."""
@@ -137,7 +129,7 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
         while num_products > 0:
             # What the filter keeps small lies between the lower bound and the smallest eigenvalue that was found, which
             # in a first, random block may be near the bound; hence half of that at least.
-            before, low = values[:config.num_dims], matrix.lower_bound
+            before, low = values[:config.num_dims], -float(matrix.diagonal.max())
             cut = max(float(values[-1]), low / 2)
             # The degree that makes the largest eigenvalue's part SPREAD times as large as those at the cut. Beyond it,
             # what rounding has put of the leading vectors into a column would drown the column's own.
@@ -156,11 +148,8 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
 
 
 def _filtered(matrix: CoOccurrence, columns: np.ndarray, interval: tuple[float, float], degree: int) -> np.ndarray:
-    """The columns' parts with eigenvalues above the interval made larger, by the Chebyshev polynomial of this degree.
-
-    The polynomial stays small within the interval, and is scaled to 1 at 1, so that nothing overflows.
-    """
-    low, cut = interval
+    """The columns' parts with eigenvalues above the interval, made larger by a Chebyshev polynomial of this degree."""
+    low, cut = interval  # within which the polynomial stays small; scaled to 1 at 1, so that nothing overflows
     centre, half = np.float32((low + cut) / 2), np.float32((cut - low) / 2)
     sigma = first_sigma = half / (1 - centre)
     previous = np.ascontiguousarray(columns)

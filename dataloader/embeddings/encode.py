@@ -73,7 +73,21 @@ def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool =
     found, newest = _Found(keys, rows, len(items.texts)), cache.newest()
     for shard in cache.shards() if not fresh else ():
         found.take(*shard)
-    _encode_missing(encoder, items, cache, found)
+    missing = np.flatnonzero(~found.there)
+    lengths = np.fromiter((len(items.texts[row]) for row in rows[missing]), dtype=np.int64, count=len(missing))
+    missing = missing[np.argsort(-lengths, kind="stable")]
+    log.info("embed: %d different %s, %d to encode; the others are in %s", len(keys), encoder.unit, len(missing),
+             cache.folder)
+    with Progress(f"embed {encoder.unit}", len(keys), encoder.unit, len(keys) - len(missing)) as progress:
+        for start in range(0, len(missing), encoder.shard_size):
+            part = missing[start:start + encoder.shard_size]
+            vectors = _encode_shard(encoder, items, rows[part], progress)
+            if found.vectors is not None and vectors.shape[1] != found.vectors.shape[1]:
+                raise DataError(items.path, f"the model gives {vectors.shape[1]} dimensions",
+                                f"it gave {found.vectors.shape[1]} to the {encoder.unit} in {cache.folder}",
+                                "--force, which encodes those again")
+            cache.write(keys[part], vectors)
+            found.take(keys[part], vectors)
     if fresh:
         cache.drop_superseded(newest, keys)
     # Items whose text an earlier item has, too.
@@ -103,24 +117,6 @@ class _Found:
         wanted = (self.keys[position] == keys) & ~self.there[position]
         self.vectors[self.rows[position[wanted]]] = vectors[wanted]
         self.there[position[wanted]] = True
-
-
-def _encode_missing(encoder: Encoder, items: Texts, cache: VectorCache, found: _Found) -> None:
-    missing = np.flatnonzero(~found.there)
-    lengths = np.fromiter((len(items.texts[row]) for row in found.rows[missing]), dtype=np.int64, count=len(missing))
-    missing = missing[np.argsort(-lengths, kind="stable")]
-    log.info("embed: %d different %s, %d to encode; the others are in %s", len(found.keys), encoder.unit,
-             len(missing), cache.folder)
-    with Progress(f"embed {encoder.unit}", len(found.keys), encoder.unit, len(found.keys) - len(missing)) as progress:
-        for start in range(0, len(missing), encoder.shard_size):
-            part = missing[start:start + encoder.shard_size]
-            vectors = _encode_shard(encoder, items, found.rows[part], progress)
-            if found.vectors is not None and vectors.shape[1] != found.vectors.shape[1]:
-                raise DataError(items.path, f"the model gives {vectors.shape[1]} dimensions",
-                                f"it gave {found.vectors.shape[1]} to the {encoder.unit} in {cache.folder}",
-                                "--force, which encodes those again")
-            cache.write(found.keys[part], vectors)
-            found.take(found.keys[part], vectors)
 
 
 def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Progress) -> np.ndarray:

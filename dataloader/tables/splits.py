@@ -63,21 +63,18 @@ def measure(work: Workspace) -> dict:
     """Counts, density, the percentiles of events a user and an item has, and the time between first and last."""
     num_users, num_items, num_events = (work.count(table) for table in ("users", "items", "sorted"))
     [(first, last)] = work.run('SELECT min("timestamp"), max("timestamp") FROM numbered')
+    # Events that repeat another of the same user, item and time: looked for where a user has several at once.
+    work.run("""CREATE TABLE moments AS SELECT DISTINCT "user", "time" FROM (
+        SELECT "user", "time", lag("user") OVER () AS user_before, lag("time") OVER () AS time_before FROM sorted)
+        WHERE "user" = user_before AND "time" = time_before""")
+    repeated = work.value("""SELECT coalesce(sum(n - 1), 0)::BIGINT FROM (
+        SELECT count(*) AS n FROM sorted SEMI JOIN moments USING ("user", "time") GROUP BY "user", item, "time")""")
     return {
         "num_users": num_users, "num_items": num_items, "num_interactions": num_events,
         "density": num_events / (num_users * num_items),
         "events_of_a_user": _percentiles(work, "users"), "events_of_an_item": _percentiles(work, "items"),
-        "first_timestamp": first, "last_timestamp": last, "num_exact_duplicates": _repeated(work),
+        "first_timestamp": first, "last_timestamp": last, "num_exact_duplicates": repeated,
     }
-
-
-def _repeated(work: Workspace) -> int:
-    """How many events repeat another of the same user, item and time: looked for where a user has several at once."""
-    work.run("""CREATE TABLE moments AS SELECT DISTINCT "user", "time" FROM (
-        SELECT "user", "time", lag("user") OVER () AS user_before, lag("time") OVER () AS time_before FROM sorted)
-        WHERE "user" = user_before AND "time" = time_before""")
-    return work.value("""SELECT coalesce(sum(n - 1), 0)::BIGINT FROM (
-        SELECT count(*) AS n FROM sorted SEMI JOIN moments USING ("user", "time") GROUP BY "user", item, "time")""")
 
 
 def _percentiles(work: Workspace, table: str) -> dict[str, float]:
