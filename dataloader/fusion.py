@@ -15,7 +15,6 @@ neighbours); in align the mean is over the parts that it has. An item that lacks
 import logging
 import shutil
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +25,12 @@ from common.command import run_command
 from common.errors import ArtifactError, ConfigError, DataError, closest
 from common.lock import FolderLock
 from common.run import Run, log_to_console
-from dataloader.embeddings.transform import is_current, publish_embedding, refuse_bad_rows, transformed
+from dataloader.embeddings import transform
 from dataloader.options import FUSIONS, Embedding, FusionOptions, Transform, modality_of, parse_options
 
 log = logging.getLogger(__name__)
 
 SCRIPT = "bash dataloader/5_fusion_embeddings.sh"
-ROWS = 65_536  # that are normalized at once
 
 # N items, D_p dimensions of part p
 
@@ -60,10 +58,18 @@ def fuse(options: FusionOptions, command: str) -> None:
                           f"--suffix {close}" if close else make_command(options, suffix))
     folder.require()
     with FolderLock(folder.path):
-        if suffix == "cf" or "cf" in options.parts:
-            _make_collaborative(options, command)
-        if suffix != "cf":
-            _make_fusion(options, command)
+        if suffix == "cf":
+            _make_collaborative(options, options.target, command)
+            return
+        if "cf" in options.parts:
+            # The events have no other step that makes vectors of them: where there is no sound cf, this one does it.
+            make = make_command(options, "cf") + (f" --seed {options.seed}" if options.seed else "")
+            try:
+                load_meta(folder.embeddings("cf"), make)
+            except (ArtifactError, DataError) as error:
+                log.info("fuse: cf first, for %s: %s", error.where, error.what)
+                _make_collaborative(options, Embedding(folder, "cf", Transform()), make)
+        _make_fusion(options, command)
 
 
 def make_command(options: FusionOptions, suffix: str) -> str:
@@ -74,32 +80,28 @@ def make_command(options: FusionOptions, suffix: str) -> str:
     return f"{script} --dataset {options.folder.name}{flag}{options.folder.root_flag}"
 
 
-def _make_collaborative(options: FusionOptions, command: str) -> None:
-    """The vectors of the events alone: if they are asked for, or if they are a part and there are no sound ones."""
-    target = options.target
-    if target.suffix != "cf":
-        target = Embedding(options.folder, "cf", Transform())
-        command = make_command(options, "cf") + (f" --seed {options.seed}" if options.seed else "")
-        try:
-            load_meta(target.path, command)
-            return
-        except (ArtifactError, DataError) as error:
-            log.info("fuse: cf first, for %s: %s", error.where, error.what)
-    from dataloader.embeddings.collaborative import make_collaborative
+def _make_collaborative(options: FusionOptions, target: Embedding, command: str) -> None:
+    from dataloader.embeddings.collaborative import item_vectors
 
-    make_collaborative(target, options.cf, options.seed, options.force, command)
+    folder, settings = options.folder, {target.suffix: options.cf._asdict(), "seed": options.seed}
+    inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
+    if not options.force and transform.is_current(target, settings, inputs):
+        log.info("cf: reusing %s", target.path)
+        return
+    vectors, present = item_vectors(folder, options.cf, options.seed)
+    transform.publish_embedding(target, vectors, settings, command, inputs, present)
 
 
 def _make_fusion(options: FusionOptions, command: str) -> None:
     target, folder, suffix = options.target, options.folder, options.target.suffix
-    paths = {part: folder.embeddings(part) for part in options.parts}
-    inputs = {path.name: load_meta(path, make_command(options, part))["sha256"] for part, path in paths.items()}
+    inputs = {folder.embeddings(part).name: load_meta(folder.embeddings(part), make_command(options, part))["sha256"]
+              for part in options.parts}
     settings = {"parts": list(options.parts), "weights": list(options.weights)}
     if suffix != "fused-concat":
         settings["dim"] = options.dim
     if suffix == "fused-align":
         settings |= {suffix: options.align._asdict(), "seed": options.seed}
-    if not options.force and is_current(target, settings, inputs):
+    if not options.force and transform.is_current(target, settings, inputs):
         log.info("fuse: reusing %s", target.path)
         return
     parts = [_load_part(folder, part, weight) for part, weight in zip(options.parts, options.weights, strict=True)]
@@ -107,33 +109,30 @@ def _make_fusion(options: FusionOptions, command: str) -> None:
         f"{name} ({part.vectors.shape[1]} dimensions, {int(part.present.sum())} items)"
         for name, part in zip(options.parts, parts, strict=True)))
     present = np.logical_or.reduce([part.present for part in parts])
+    checkpoints = folder.path / f".{suffix}"
     if suffix == "fused-align":
-        vectors = _aligned(options, parts, settings, inputs, command)
-    elif suffix == "fused-pca":
+        if options.force:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        vectors = _aligned(options, parts, Run(checkpoints, settings, inputs, command))
+    else:
         num_dims, num_items = sum(part.vectors.shape[1] for part in parts), int(present.sum())
-        if options.dim > (most := min(num_dims, num_items - 1)):
+        reduced = Transform(pca=options.dim if suffix == "fused-pca" else None)
+        if reduced.pca and reduced.pca > (most := min(num_dims, num_items - 1)):
             raise ConfigError(f"--fusion_dim {options.dim}", "is more than there are",
                               f"{num_items} items whose parts have {num_dims} dimensions give at most {most}",
                               "a smaller number")
-        vectors = transformed(concatenated(parts), present, Transform(pca=options.dim))
-    else:
-        vectors = concatenated(parts)
-    publish_embedding(target, vectors, settings, command, inputs, present)
-    shutil.rmtree(_checkpoints(target), ignore_errors=True)  # nothing is left to continue
+        vectors = transform.transformed(concatenated(parts), present, reduced)
+    transform.publish_embedding(target, vectors, settings, command, inputs, present)
+    shutil.rmtree(checkpoints, ignore_errors=True)  # nothing is left to continue
 
 
 def _load_part(folder: DatasetFolder, name: str, weight: float) -> Part:
     """Raises ArtifactError where it belongs to another list of items, and DataError where a row is all zero."""
     vectors, present = load_embeddings(folder, name), load_mask(folder, name)
-    refuse_bad_rows(folder, name, vectors, present)
-    total = np.zeros(vectors.shape[1])
-    for start in range(0, len(vectors), ROWS):
-        rows = vectors[start:start + ROWS]
-        length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)  # squares may exceed a float32
-        rows /= np.where(length > 0, length, 1)
-        total += rows[present[start:start + ROWS]].sum(axis=0, dtype=np.float64)
+    transform.refuse_bad_rows(folder, name, vectors, present)
+    transform.shorten_to_1(vectors)
     if not present.all():
-        vectors[~present] = total / max(int(present.sum()), 1)
+        vectors[~present] = transform.mean_of(vectors, present)
     return Part(vectors, present, weight)
 
 
@@ -149,25 +148,17 @@ def concatenated(parts: list[Part]) -> np.ndarray:
     return vectors
 
 
-def _aligned(options: FusionOptions, parts: list[Part], settings: dict, inputs: dict[str, str],
-             command: str) -> np.ndarray:
+def _aligned(options: FusionOptions, parts: list[Part], run: Run) -> np.ndarray:
     """float32 (N, --fusion_dim); an alignment that was interrupted continues from its checkpoint."""
     from common.device import resolve_device
     from dataloader.embeddings.alignment import align
 
-    device, checkpoints = resolve_device(options.device, "--device"), _checkpoints(options.target)
-    if options.force:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    run = Run(checkpoints, settings, inputs, command)
+    device = resolve_device(options.device, "--device")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     vectors, best = align(parts, options.dim, options.align, options.seed, device, run)
     log.info("fuse: a part of an item is nearest to the item's other part in %.1f %% of cases, among %d items "
              "(after epoch %d)", 100 * best.metrics["top1"], best.metrics["num_held_out"], best.epoch)
     return vectors
-
-
-def _checkpoints(target: Embedding) -> Path:
-    return target.folder.path / f".{target.suffix}"
 
 
 if __name__ == "__main__":

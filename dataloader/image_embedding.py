@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from contextlib import closing
 
 import numpy as np
 
@@ -12,8 +11,8 @@ from common.command import run_command
 from common.errors import DataError
 from common.lock import FolderLock
 from common.run import log_to_console
-from dataloader.embeddings.cache import VectorCache
-from dataloader.embeddings.encode import Texts, encode_all
+from dataloader.embeddings.clip import ClipEncoder, Source
+from dataloader.embeddings.encode import Texts, encode_once
 from dataloader.embeddings.models import find_model, model_settings
 from dataloader.embeddings.pictures import set_up_pillow
 from dataloader.embeddings.transform import is_current, publish_embedding
@@ -33,8 +32,7 @@ def embed(options: ImageOptions, command: str) -> None:
     """Publish a vector for every item's image, float32 (num_items, D); reuse what was made in the same way.
 
     Items without an image get the mean vector and are marked in the mask file. With --force the images are encoded
-    again even if the cache has them. Raises DataError where figures.parquet is not there, where no item has an image,
-    and under --missing_images error where one has none.
+    again even if the cache has them.
     """
     set_up_pillow()
     target, folder = options.target, options.folder
@@ -51,17 +49,16 @@ def embed(options: ImageOptions, command: str) -> None:
         log.info("embed: reusing %s", target.path)
         return
     with FolderLock(folder.path):
-        vectors, encoder = _make_vectors(options, figures)
-        publish_embedding(target, vectors, settings, command, inputs, figures.present, encoder, files)
+        found, encoder = _make_vectors(options, figures)
+        vectors = np.zeros((len(figures.present), found.shape[1]), dtype=np.float32)
+        vectors[figures.present] = found
+        publish_embedding(target, vectors, settings, command, inputs, figures.present, encoder=encoder,
+                          model_files=files)
 
 
 def _make_vectors(options: ImageOptions, figures: Figures) -> tuple[np.ndarray, dict]:
-    """float32 (num_items, D), rows of items without an image being zero; and what made them, for the artifact to tell.
-
-    Images with the same bytes are encoded once, and those that the cache has are not encoded at all.
-    """
+    """float32 (items with an image, D); and what made them, for the artifact to tell."""
     from common.device import resolve_device
-    from dataloader.embeddings.clip import ClipEncoder, Source
 
     folder, present = options.folder, figures.present
     device = resolve_device(options.device, "--device")
@@ -71,14 +68,8 @@ def _make_vectors(options: ImageOptions, figures: Figures) -> tuple[np.ndarray, 
     fix = f"{make_command(folder)} --force, which checks all images and fetches what is damaged"
     sources = {sha256: Source(folder.images / file, raw_id, fix)
                for sha256, file, raw_id in zip(hashes, figures.file[present], raw_ids, strict=True)}
-    with closing(ClipEncoder(model, str(device), sources)) as encoder:
-        cache = VectorCache(folder.data_root, encoder.identity)
-        found = encode_all(encoder, Texts(hashes, raw_ids, options.target.path), cache, fresh=options.force)
-    if not present.all():
-        rows = np.zeros((len(present), found.shape[1]), dtype=np.float32)
-        rows[present] = found
-        found = rows
-    return found, encoder.identity
+    texts = Texts(hashes, raw_ids, options.target.path)
+    return encode_once(ClipEncoder(model, str(device), sources), texts, folder.data_root, options.force)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from contextlib import closing
 from importlib.metadata import version
 
 import numpy as np
@@ -13,9 +12,11 @@ from common.command import run_command
 from common.errors import ConfigError
 from common.lock import FolderLock
 from common.run import log_to_console
-from dataloader.embeddings.cache import VectorCache
-from dataloader.embeddings.encode import Encoder, Texts, encode_all
+from dataloader.embeddings import sentence
+from dataloader.embeddings.api import ApiEncoder, endpoint
+from dataloader.embeddings.encode import Texts, encode_once
 from dataloader.embeddings.models import find_model, model_settings
+from dataloader.embeddings.tfidf import tfidf_vectors
 from dataloader.embeddings.transform import is_current, publish_embedding
 from dataloader.options import TextOptions, parse_options
 
@@ -55,46 +56,33 @@ def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
     if options.model == "tfidf":
         return {"text_model": options.model}, {}
     if options.model.startswith(API):
-        from dataloader.embeddings.api import endpoint
-
         return {"text_model": options.model, "api_url": endpoint(options.api_url)}, {}
     return model_settings("text_model", options.model, options.target.path)
 
 
 def _make_vectors(options: TextOptions, texts: Texts) -> tuple[np.ndarray, dict]:
-    """float32 (num_items, D), and what made them, precision and versions included, for the artifact to tell."""
-    name = options.model
-    if name == "tfidf":
-        from dataloader.embeddings.tfidf import tfidf_vectors
-
-        return tfidf_vectors(texts.texts), {"encoder": name, "scikit-learn": version("scikit-learn")}
-    if name.startswith(API):
-        from dataloader.embeddings.api import ApiEncoder
-
-        return _encode(options, texts, ApiEncoder(name.removeprefix(API), options.api_url, options.api_rate))
+    """float32 (num_items, D); and what made them, precision and versions included, for the artifact to tell."""
+    if options.model == "tfidf":
+        return tfidf_vectors(texts.texts), {"encoder": options.model, "scikit-learn": version("scikit-learn")}
+    if options.model.startswith(API):
+        encoder = ApiEncoder(options.model.removeprefix(API), options.api_url, options.api_rate)
+        return encode_once(encoder, texts, options.folder.data_root, options.force)
     from common.device import resolve_device
-    from dataloader.embeddings.sentence import HalfPrecisionOverflow, SentenceEncoder
 
     device = resolve_device(options.device, "--device")
-    folder = find_model(options.model, options.folder.data_root, options.mirror)
-    devices = [str(device)]
+    folder, devices = find_model(options.model, options.folder.data_root, options.mirror), [str(device)]
     if options.device == "auto" and device.type == "cuda":
         import torch
 
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     log.info("embed: %s from %s, on %s", options.model, folder, ", ".join(devices))
+    where, fresh = options.folder.data_root, options.force
     if device.type == "cuda":
         try:
-            return _encode(options, texts, SentenceEncoder(folder, devices, half=True))
-        except HalfPrecisionOverflow:
+            return encode_once(sentence.SentenceEncoder(folder, devices, half=True), texts, where, fresh)
+        except sentence.HalfPrecisionOverflow:
             log.warning("embed: half precision cannot hold the numbers of %s: all texts are encoded in float32", folder)
-    return _encode(options, texts, SentenceEncoder(folder, devices, half=False))
-
-
-def _encode(options: TextOptions, texts: Texts, encoder: Encoder) -> tuple[np.ndarray, dict]:
-    cache = VectorCache(options.folder.data_root, encoder.identity)
-    with closing(encoder):
-        return encode_all(encoder, texts, cache, fresh=options.force), encoder.identity
+    return encode_once(sentence.SentenceEncoder(folder, devices, half=False), texts, where, fresh)
 
 
 if __name__ == "__main__":

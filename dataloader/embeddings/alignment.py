@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from common.errors import DataError, TrainingError
 from common.run import Run
 from common.training import Best, TrainingLoop, derive_seed, make_optimizer, optimize
+from dataloader.embeddings.transform import mean_of, slices
 from dataloader.options import CONFIGS, Alignment
 
 ROWS = 65_536  # that are projected at once
@@ -112,35 +113,24 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
     where fewer than two items have all parts, and TrainingError where the loss leaves the finite numbers.
     """
     vectors, present, weights = zip(*parts, strict=True)
-    rows = np.flatnonzero(np.logical_and.reduce(present))
-    if len(rows) < 2:
-        raise DataError("--fusion_parts", f"{len(rows)} items have all parts", "projections are trained on such items",
-                        "--suffix fused-concat, or other parts")
+    complete = np.logical_and.reduce(present)
+    if complete.sum() < 2:
+        raise DataError("--fusion_parts", f"{complete.sum()} items have all parts",
+                        "projections are trained on such items", "--suffix fused-concat, or other parts")
     for part in vectors:
-        total = np.zeros(part.shape[1])
-        for start in range(0, len(rows), ROWS):
-            total += part[rows[start:start + ROWS]].sum(axis=0, dtype=np.float64)
-        part -= (total / len(rows)).astype(np.float32)
+        part -= mean_of(part, complete).astype(np.float32)
     tensors = [torch.from_numpy(part).to(device) for part in vectors]
-    task = AlignmentTask(tensors, torch.from_numpy(rows).to(device), dim, params, seed)
+    task = AlignmentTask(tensors, torch.from_numpy(np.flatnonzero(complete)).to(device), dim, params, seed)
     loop_params = {**task.params, "select_by": "held_out_loss", "select_mode": "min"}
     try:
         best = TrainingLoop(task, run, loop_params, seed).train()
     except TrainingError as error:  # the loop knows no flags of this step
         raise TrainingError(run.folder, error.what, error.why, f"a lower lr in {CONFIGS / 'fusion.yaml'}") from error
-    return _mean_projection(task.model.eval(), tensors, present, weights), best
-
-
-@torch.no_grad()
-def _mean_projection(model: Projections, parts: list[Tensor], present: tuple[np.ndarray, ...],
-                     weights: tuple[float, ...]) -> np.ndarray:
-    """float32 (N, D)"""
-    num_rows, device = len(parts[0]), parts[0].device
     shares = torch.from_numpy(np.stack(present, axis=1) * np.asarray(weights, dtype=np.float32))  # (N, P)
     shares = (shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-30)).to(device)
-    result = np.empty((num_rows, model.maps[0].out_features), dtype=np.float32)
-    for start in range(0, num_rows, ROWS):
-        rows = slice(start, start + ROWS)
-        mean = sum(shares[rows, p, None] * model.project(p, part[rows]) for p, part in enumerate(parts))
-        result[rows] = mean.cpu().numpy()
-    return result
+    result = np.empty((len(complete), dim), dtype=np.float32)
+    with torch.no_grad():
+        for rows in slices(result, ROWS):
+            mean = sum(shares[rows, p, None] * task.model.project(p, part[rows]) for p, part in enumerate(tensors))
+            result[rows] = mean.cpu().numpy()
+    return result, best

@@ -28,10 +28,9 @@ CONTINUE = "the same command again goes on from here; what is encoded is kept"
 
 
 class ApiEncoder:
-    """The embedding model `name` behind an endpoint; the texts' length is the server's business.
+    """The embedding model `name` behind an endpoint; the key is sent to the endpoint, and appears nowhere else.
 
-    Raises ConfigError for an address that is none, or without a key where one is needed. The key is sent to the
-    endpoint, and appears nowhere else.
+    Raises ConfigError for an address that is none, or without a key where one is needed.
     """
 
     unit, flag, shard_size = "texts", "--text_model", SHARD
@@ -41,15 +40,13 @@ class ApiEncoder:
         self.identity = {"encoder": "api", "url": self.url, "name": name}
         self._key = os.environ.get(KEY_NAME, "").strip()
         if not self._key and self.url == OPENAI:
-            raise ConfigError(f"${KEY_NAME}", "is not set", f"{self.url} wants a key",
+            raise ConfigError(f"${KEY_NAME}", "is not set", f"{OPENAI} wants a key",
                               f"export {KEY_NAME}=…, or --api_url URL")
         if not re.fullmatch(r"[\x21-\x7e]*", self._key):
             raise ConfigError(f"${KEY_NAME}", "is not a key", "it holds spaces or signs that are not ASCII",
                               "correct it")
         self._session = requests.Session()
-        self._session.auth = lambda request: request  # set, so that no other key is looked up
-        if self._key:
-            self._session.headers["Authorization"] = f"Bearer {self._key}"
+        self._session.auth = self._authorize  # set even without a key, so that no other one is looked up
         self._closed = threading.Event()
 
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
@@ -70,16 +67,20 @@ class ApiEncoder:
         self._closed.set()  # a request that another one's failure has made useless is not repeated
         self._session.close()
 
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
     def _encode_batch(self, batch: tuple[list[str], int]) -> tuple[int, np.ndarray]:
         texts, start = batch
-        rows = range(start, start + len(texts))
 
         def tell(failed: Failed, pause: float) -> bool:
-            self.limit.hold(min(failed.wait, PATIENCE.longest))  # it is meant for all requests
             log.warning("embed: %s: %s; asking again in %.1f s", self.url, failed, pause)
             return False
 
         try:
+            rows = range(start, start + len(texts))
             return start, persist(lambda: self._ask(texts, rows), PATIENCE, self._closed, tell)
         except Refused as refused:
             raise ResourceError(self.url, str(refused), "The endpoint cannot be had",
@@ -88,32 +89,31 @@ class ApiEncoder:
     def _ask(self, texts: list[str], rows: range) -> np.ndarray:
         """One request. Raises Failed, or what is wrong where another attempt would not mend it."""
         self.limit.wait()
-        with answered(self._session, "POST", f"{self.url}/embeddings", TIMEOUT, allow_redirects=False,
-                      json={"model": self.name, "input": texts}) as response:
-            response.content  # noqa: B018 (reads it to the end)
-        if response.status_code != 200:
-            if may_pass(response.status_code):
-                raise Failed(f"status {response.status_code}: {self._excerpt(response)}", response)
-            raise self._refusal(response, rows)
+        try:
+            with answered(self._session, "POST", f"{self.url}/embeddings", TIMEOUT, allow_redirects=False,
+                          json={"model": self.name, "input": texts}) as response:
+                response.content  # noqa: B018 (reads it to the end)
+            status = response.status_code
+            said = "" if status == 200 else self._without_key(" ".join(response.text[:1000].split()))[:200]
+            if may_pass(status):
+                raise Failed(f"status {status}: {said}", response)
+        except Failed as failed:
+            self.limit.hold(min(failed.wait, PATIENCE.longest))  # it is meant for all requests
+            raise
+        if status in (401, 403):  # what it says may quote the key
+            raise ConfigError(f"${KEY_NAME}", f"{self.url} refuses it (status {status})" if self._key else
+                              f"is not set, and {self.url} wants one (status {status})",
+                              fix=f"export {KEY_NAME}=… with a key of that endpoint")
+        if status == 404 or 300 <= status < 400:
+            raise ResourceError(f"{self.url}/embeddings", f"status {status}: {said}",
+                                f"There is no such endpoint, or no model {self.name!r} behind it",
+                                "correct --api_url (it ends before /embeddings) or --text_model api:<name>")
+        if status != 200:
+            raise BatchFailed(rows, f"{self.url} answers with status {status}: {said}")
         try:
             return parse_answer(response, len(texts))
         except ValueError as error:
             raise BatchFailed(rows, f"{self.url} gives {self._without_key(str(error))}") from error
-
-    def _refusal(self, response: requests.Response, rows: range) -> Exception:
-        status = response.status_code
-        if status in (401, 403):  # what it says may quote the key
-            return ConfigError(f"${KEY_NAME}", f"{self.url} refuses it (status {status})" if self._key else
-                               f"is not set, and {self.url} wants one (status {status})",
-                               fix=f"export {KEY_NAME}=… with a key of that endpoint")
-        if status == 404 or 300 <= status < 400:
-            return ResourceError(f"{self.url}/embeddings", f"status {status}: {self._excerpt(response)}",
-                                 f"There is no such endpoint, or no model {self.name!r} behind it",
-                                 "correct --api_url (it ends before /embeddings) or --text_model api:<name>")
-        return BatchFailed(rows, f"{self.url} answers with status {status}: {self._excerpt(response)}")
-
-    def _excerpt(self, response: requests.Response) -> str:
-        return self._without_key(" ".join(response.text[:1000].split()))[:200]
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

@@ -15,7 +15,6 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -28,11 +27,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1          # of the shards; another one is another cache
 KEY = np.dtype("S16")
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{8}\.safetensors")
-
-
-class Shard(NamedTuple):
-    keys: np.ndarray     # (n,) of KEY
-    vectors: np.ndarray  # float32 (n, D)
 
 
 def text_keys(texts: list[str]) -> np.ndarray:
@@ -50,8 +44,8 @@ class VectorCache:
         self.folder = data_root / ".embeddings" / hashlib.sha256(content.encode()).hexdigest()[:16]
         self.identity = identity
 
-    def shards(self) -> Iterator[Shard]:
-        """The newest first, so that a text that was encoded again has its new vector."""
+    def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Keys (n,) and vectors (n, D); the newest first, so that a text that was encoded again has its new vector."""
         for path in sorted(self._paths(), key=_number, reverse=True):
             if (shard := self._read(path)) is not None:
                 yield shard
@@ -74,32 +68,29 @@ class VectorCache:
     def drop_superseded(self, newest: int, keys: np.ndarray) -> None:
         """Delete the shards up to number `newest` of which every text has been encoded again (sorted `keys`)."""
         for path in self._paths():
-            if _number(path) <= newest and (shard := self._read(path)) is not None and np.isin(shard.keys, keys).all():
+            if _number(path) <= newest and (shard := self._read(path)) is not None and np.isin(shard[0], keys).all():
                 path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         return [path for path in self.folder.glob("*.safetensors") if SHARD_NAME.fullmatch(path.name)]
 
-    def _read(self, path: Path) -> Shard | None:
+    def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray] | None:
         """A shard whose bytes are what was written; a damaged one is deleted, so that its texts are encoded again."""
+        why = "its content does not match its sha256"
         try:
             with safe_open(path, "np") as file:
-                content = {name: file.get_tensor(name) for name in ("keys", "vectors")}
+                keys, vectors = (file.get_tensor(name) for name in ("keys", "vectors"))
                 written = (file.metadata() or {}).get("sha256")
-            keys, vectors = content["keys"], content["vectors"]
-            intact = (keys.dtype == np.uint8 and vectors.dtype == np.float32 and vectors.ndim == 2
-                      and keys.shape == (len(vectors), KEY.itemsize) and written == _digest(keys, vectors))
+            fits = vectors.ndim == 2 and vectors.dtype == np.float32 and keys.dtype == np.uint8
+            if fits and keys.shape == (len(vectors), KEY.itemsize) and written == _digest(keys, vectors):
+                return np.ascontiguousarray(keys).view(KEY).ravel(), vectors
         except FileNotFoundError:  # another process has deleted it since it was listed
             return None
         except SafetensorError as error:
-            intact, why = False, str(error)
-        else:
-            why = "its content does not match its sha256"
-        if not intact:
-            log.warning("embed: %s is damaged and was deleted (%s); what it held is encoded again", path, why)
-            path.unlink(missing_ok=True)
-            return None
-        return Shard(np.ascontiguousarray(keys).view(KEY).ravel(), vectors)
+            why = str(error)
+        log.warning("embed: %s is damaged and was deleted (%s); what it held is encoded again", path, why)
+        path.unlink(missing_ok=True)
+        return None
 
 
 def _number(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import ConfigError, DataError
 from dataloader.embeddings.pictures import READING, BadPicture, load_rgb
-from dataloader.embeddings.sentence import SentenceEncoder
+from dataloader.embeddings.sentence import SentenceEncoder, for_device
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,40 +31,40 @@ class Source(NamedTuple):
     fix: str
 
 
-class ClipEncoder:
+class ClipEncoder(SentenceEncoder):
     """Takes the sha256 of a file for its content, and gives the vector of the picture in it, in float32.
 
     sources: sha256 -> where a file with these bytes lies. Raises ConfigError where the model is none for images, and
     DataError where a file is not what it was when its sha256 was written down.
     """
 
-    unit, flag = "images", "--image_model"  # for messages
+    unit, flag = "images", "--image_model"
 
     def __init__(self, folder: Path, device: str, sources: dict[str, Source]):
-        self.sources, self.network = sources, Network(folder, [device], half=False)
-        self.shard_size = SHARD.get(device.split(":")[0], SHARD["cpu"])
+        super().__init__(folder, [device], half=False)
+        self.sources, self.shard_size = sources, for_device(SHARD, device)
         # Transformers has an own way of resizing for either library, and takes torchvision where it is there.
         resizer = "torchvision" if find_spec("torchvision") else "pillow"
-        self.identity = {**self.network.identity, "encoder": "clip", "reading": READING, "resizer": resizer,
-                         "pillow": version("pillow").split(".")[0]}
+        self.identity |= {"encoder": "clip", "reading": READING, "resizer": resizer,
+                          "pillow": version("pillow").split(".")[0]}
 
-    def encode(self, hashes: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """float32 (len(hashes), D). Raises BatchFailed, or one of the user errors above."""
-        with Pictures([(sha256, self.sources[sha256]) for sha256 in hashes]) as pictures:
-            return self.network.encode(pictures, done)
+    def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
+        self.pool, self.ahead = ThreadPoolExecutor(THREADS), {}
+        try:
+            return super().encode(texts, done)
+        finally:
+            self.pool.shutdown(cancel_futures=True)
 
-    def close(self) -> None:
-        self.network.close()
-
-
-class Network(SentenceEncoder):
-    """The model itself, which gets pictures where others get texts."""
-
-    unit, flag = "images", "--image_model"
+    def inputs(self, texts: list[str], rows: range) -> list["Image"]:
+        """Some of the pictures. Meanwhile threads go on with as many, which will probably be the next."""
+        for row in range(rows.start, min(rows.stop + len(rows), len(texts))):
+            if row not in self.ahead:
+                self.ahead[row] = self.pool.submit(_read, texts[row], self.sources[texts[row]])
+        return [self.ahead.pop(row).result() for row in rows]
 
     @property
     def batch_size(self) -> int:
-        return BATCH.get(self.devices[0].split(":")[0], BATCH["cpu"])
+        return for_device(BATCH, self.devices[0])
 
     @cached_property
     def model(self):
@@ -77,31 +77,6 @@ class Network(SentenceEncoder):
                               f"it takes {', '.join(map(str, model.modalities))}",
                               "name a CLIP model, such as clip-ViT-B-32")
         return model
-
-
-class Pictures:
-    """Pictures that are read when a slice of them is asked for; threads then go on with as many, probably the next."""
-
-    def __init__(self, files: list[tuple[str, Source]]):
-        self.files = files
-        self.pool = ThreadPoolExecutor(THREADS)
-        self.ahead: dict[int, Future] = {}
-
-    def __enter__(self) -> "Pictures":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, rows: slice) -> list["Image"]:
-        start, stop, _ = rows.indices(len(self))
-        for row in range(start, min(stop + stop - start, len(self))):
-            if row not in self.ahead:
-                self.ahead[row] = self.pool.submit(_read, *self.files[row])
-        return [self.ahead.pop(row).result() for row in range(start, stop)]
 
 
 def _read(sha256: str, source: Source) -> "Image":

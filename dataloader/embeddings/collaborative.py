@@ -20,6 +20,7 @@ nearest to S. One factor common to all makes their mean squared length 1.
 import logging
 from typing import NamedTuple
 
+import duckdb
 import numpy as np
 from scipy.linalg import qr
 from scipy.sparse import csr_matrix
@@ -28,8 +29,7 @@ from common.artifacts import DatasetFolder, load_meta
 from common.errors import ArtifactError, DataError
 from common.progress import Progress
 from common.tables import parquet_rows
-from dataloader.embeddings.transform import is_current, publish_embedding
-from dataloader.options import Collaborative, Embedding
+from dataloader.options import Collaborative
 
 log = logging.getLogger(__name__)
 
@@ -41,40 +41,29 @@ NOISE = 1e-3      # a vector this much shorter than the others is what rounding 
 # U users, N items of the catalogue, M of them with a co-occurrence, B columns of the search's block, K dimensions
 
 
-def make_collaborative(target: Embedding, config: Collaborative, seed: int, force: bool, command: str) -> None:
-    """Publish the embedding `cf`, unless it is current; the caller holds the folder's lock."""
-    folder = target.folder
-    settings = {target.suffix: config._asdict(), "seed": seed}
-    inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
-    if not force and is_current(target, settings, inputs):
-        log.info("cf: reusing %s", target.path)
-        return
-    vectors, present = item_vectors(folder, config, seed)
-    publish_embedding(target, vectors, settings, command, inputs, present)
-
-
 def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (N, K) and bool (N,): which items have a vector of their own; the others' rows are zero."""
-    num_items = load_meta(folder.items, folder.make_command)["num_items"]
-    import duckdb
+    """float32 (N, K) and bool (N,): which items have a vector of their own; the others' rows are zero.
 
-    columns = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").filter("split = 'train'").project(
-        '"user"::INTEGER AS "user", item::INTEGER AS item').fetchnumpy()  # no other event is read
-    users, items = np.asarray(columns.pop("user")), np.asarray(columns.pop("item"))
-    if items.max(initial=-1) >= num_items:
+    Raises DataError where no user has two items in the training split.
+    """
+    num_items = load_meta(folder.items, folder.make_command)["num_items"]
+    # No event of another split is read.
+    events = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").filter("split = 'train'").project(
+        '"user"::INTEGER AS "user", item::INTEGER AS item').fetchnumpy()
+    users, items = np.asarray(events["user"]), np.asarray(events["item"])
+    if len(items) and items.max() >= num_items:
         raise ArtifactError(folder.interactions, f"names item {items.max()}",
                             f"{folder.items.name} has {num_items}", f"{folder.make_command} --force")
     matrix = co_occurrence(users, items, config.smoothing)
-    del users, items  # of 20 million events they are as large as the matrix
+    del events, users, items  # of 20 million events they are as large as the matrix
     if not len(matrix.items):
         raise DataError(folder.interactions, "no user has two different items in training", "cf is made of such pairs",
                         "leave cf out, or keep more events")
     log.info("cf: %d of %d items stand beside another one in a training history", len(matrix.items), num_items)
     values, block = leading_eigenpairs(matrix, config, seed)
     found = _scaled(values, block, config.num_dims)
-    vectors = np.zeros((num_items, found.shape[1]), dtype=np.float32)
+    vectors, present = np.zeros((num_items, found.shape[1]), dtype=np.float32), np.zeros(num_items, dtype=bool)
     vectors[matrix.items] = found
-    present = np.zeros(num_items, dtype=bool)
     present[matrix.items] = np.einsum("mk,mk->m", found, found) > NOISE ** 2
     if num_faint := len(matrix.items) - int(present.sum()):
         log.info("cf: %d of them stand too far from the rest to get a vector in %d dimensions", num_faint,
@@ -116,8 +105,8 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
 
     Subspace iteration from a random block, filtered by Chebyshev polynomials (Zhou, Saad, Tiago and Chelikowsky,
     Self-consistent-field calculations using Chebyshev-filtered subspace iteration, 2006). Beside the matrix it needs
-    the block alone, and a few columns: Lanczos' method keeps twice as many vectors. Where the block is as wide as the
-    matrix, the first projection is exact.
+    the block alone, and a few columns: Lanczos' method keeps twice as many vectors, and multiplies one at a time, which
+    takes several times as long. Where the block is as wide as the matrix, the first projection is exact.
     """
     num_rows = len(matrix.items)
     width = min(num_rows, config.num_dims + config.oversampling)
@@ -125,17 +114,17 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
     block = np.random.default_rng(seed).standard_normal((width, num_rows), dtype=np.float32).T
     values, block = _project(matrix, block)
     num_products = config.max_products if width < num_rows else 0
+    low = -float(matrix.diagonal.max(initial=0))  # the lower bound of the eigenvalues; the upper one is 1
     with Progress("cf: decompose", num_products * width, "products") as progress:
         while num_products > 0:
-            # What the filter keeps small lies between the lower bound and the smallest eigenvalue that was found, which
-            # in a first, random block may be near the bound; hence half of that at least.
-            before, low = values[:config.num_dims], -float(matrix.diagonal.max())
-            cut = max(float(values[-1]), low / 2)
-            # The degree that makes the largest eigenvalue's part SPREAD times as large as those at the cut. Beyond it,
-            # what rounding has put of the leading vectors into a column would drown the column's own.
+            # What the filter keeps small: all below the smallest value that was found. A first block is random, and
+            # its smallest value may be near the bound; hence half of that at least.
+            before, cut = values[:config.num_dims], max(float(values[-1]), low / 2)
+            # A filter that makes the largest eigenvalue's part more than SPREAD times as large as those at the cut
+            # would drown a column in what rounding has put of the leading vectors into it.
             distance = (2 * values[0] - low - cut) / (cut - low)  # from the interval's centre, its half being 1
-            degree = max(1, int(np.arccosh(SPREAD) / np.arccosh(distance))) if distance > 1 else 1
-            degree = min(degree, config.filter_degree, num_products)
+            degree = int(np.arccosh(SPREAD) / np.arccosh(distance)) if distance > 1 else 1
+            degree = min(max(1, degree), config.filter_degree, num_products)
             for start in range(0, width, COLUMNS):
                 columns = _filtered(matrix, block[:, start:start + COLUMNS], (low, cut), degree)
                 block[:, start:start + COLUMNS] = columns / np.linalg.norm(columns, axis=0)
@@ -148,8 +137,11 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
 
 
 def _filtered(matrix: CoOccurrence, columns: np.ndarray, interval: tuple[float, float], degree: int) -> np.ndarray:
-    """The columns' parts with eigenvalues above the interval, made larger by a Chebyshev polynomial of this degree."""
-    low, cut = interval  # within which the polynomial stays small; scaled to 1 at 1, so that nothing overflows
+    """The columns' parts with eigenvalues above the interval made larger, by the Chebyshev polynomial of this degree.
+
+    The polynomial stays small within the interval, and is scaled to 1 at 1, so that nothing overflows.
+    """
+    low, cut = interval
     centre, half = np.float32((low + cut) / 2), np.float32((cut - low) / 2)
     sigma = first_sigma = half / (1 - centre)
     previous = np.ascontiguousarray(columns)

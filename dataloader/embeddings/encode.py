@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,10 +20,9 @@ NUM_NAMED = 10  # raw ids in an error
 
 
 class Encoder(Protocol):
-    """What turns texts (or what stands for images) into vectors.
+    """What turns texts (or what stands for images) into vectors, and imports nothing heavy before it is asked to.
 
-    It gives a text the same vector whatever is encoded beside it, so that vectors can be kept by their text. It
-    imports nothing heavy before it is asked to encode.
+    It gives a text the same vector whatever is encoded beside it, so that vectors can be kept by their text.
     """
 
     unit: str        # what it encodes, in messages: texts
@@ -31,15 +31,10 @@ class Encoder(Protocol):
     shard_size: int  # texts that are handed over, and written to the disk, together
 
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """float32 (len(texts), D), in the order of the texts; `done(n)` after every n of them.
-
-        Raises BatchFailed, or a user error if the fault is not in the texts.
-        """
-        ...
+        """float32 (len(texts), D); `done(n)` after every n texts. Raises BatchFailed if the fault is in the texts."""
 
     def close(self) -> None:
         """Give back processes and connections."""
-        ...
 
 
 class BatchFailed(Exception):
@@ -58,21 +53,26 @@ class Texts(NamedTuple):
     path: Path
 
 
+def encode_once(encoder: Encoder, items: Texts, data_root: Path, fresh: bool) -> tuple[np.ndarray, dict]:
+    """What `encode_all` gives, and what made it, for the artifact to tell; the encoder is closed then."""
+    with closing(encoder):
+        return encode_all(encoder, items, VectorCache(data_root, encoder.identity), fresh), encoder.identity
+
+
 def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool = False) -> np.ndarray:
     """float32 (N, D), one row an item. Equal texts are encoded once; `fresh` encodes what the cache has, too.
 
     What is missing is cut into shards in a fixed order (long texts first, so that little padding is computed), and
     each is written to the cache as soon as it is encoded. After a kill the shards that are left are therefore the
-    same as they would have been, and so are all vectors, to the bit.
-
-    Raises DataError naming the raw ids of texts that the encoder fails on or gives no usable vector, and
-    ResourceError if there is not enough memory for even one of them.
+    same as they would have been, and so are all vectors, to the bit. Raises DataError naming the raw ids of texts that
+    get no usable vector, and ResourceError if there is not enough memory for even one of them.
     """
     # np.unique sorts by key, which settles the order of texts of one length.
     keys, rows, text_of = np.unique(text_keys(items.texts), return_index=True, return_inverse=True)
     found, newest = _Found(keys, rows, len(items.texts)), cache.newest()
-    for shard in cache.shards() if not fresh else ():
-        found.take(*shard)
+    if not fresh:
+        for shard in cache.shards():
+            found.take(*shard)
     missing = np.flatnonzero(~found.there)
     lengths = np.fromiter((len(items.texts[row]) for row in rows[missing]), dtype=np.int64, count=len(missing))
     missing = missing[np.argsort(-lengths, kind="stable")]
@@ -112,8 +112,7 @@ class _Found:
             log.warning("embed: a shard of the cache has %d dimensions, not %d: it is not used",
                         vectors.shape[1], self.vectors.shape[1])
             return
-        position = np.searchsorted(self.keys, keys)
-        position[position == len(self.keys)] = 0
+        position = np.searchsorted(self.keys, keys) % len(self.keys)
         wanted = (self.keys[position] == keys) & ~self.there[position]
         self.vectors[self.rows[position[wanted]]] = vectors[wanted]
         self.there[position[wanted]] = True
@@ -125,7 +124,7 @@ def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Pr
     try:
         vectors = encoder.encode(items.texts[rows].tolist(), progress.update)
     except BatchFailed as failed:
-        ids = _named(items, rows[failed.rows])
+        ids = named(items.raw_ids[np.sort(rows[failed.rows])])
         if failed.out_of_memory:
             raise ResourceError(items.path, f"there is not enough memory to encode even one of the {encoder.unit}",
                                 f"Items: {ids}", f"a smaller {encoder.flag}, or another --device") from failed
@@ -134,10 +133,11 @@ def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Pr
     bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
     if bad.any():
         raise DataError(items.path, f"the model gave no usable vector for {bad.sum()} {encoder.unit} (not finite, or "
-                        "all zero)", f"Items: {_named(items, rows[bad])}", mend)
+                        "all zero)", f"Items: {named(items.raw_ids[np.sort(rows[bad])])}", mend)
     return vectors
 
 
-def _named(items: Texts, rows: np.ndarray) -> str:
-    more = len(rows) - NUM_NAMED
-    return ", ".join(items.raw_ids[np.sort(rows)[:NUM_NAMED]]) + (f" and {more} more" if more > 0 else "")
+def named(raw_ids: np.ndarray) -> str:
+    """The first of them, and how many more there are."""
+    more = len(raw_ids) - NUM_NAMED
+    return ", ".join(raw_ids[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")

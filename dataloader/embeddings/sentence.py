@@ -47,15 +47,13 @@ class SentenceEncoder:
         self._pool: dict | None = None
 
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """float32 (len(texts), D). Raises BatchFailed, HalfPrecisionOverflow, or ConfigError where there is no model.
+        """As `Encoder` says; texts of like lengths should be neighbours: what is computed together is padded to one.
 
-        Texts of like lengths should be neighbours: what is computed together is padded to one length.
+        Raises HalfPrecisionOverflow, too, and ConfigError where there is no model.
         """
-        vectors = self._encode_in_pool(texts) if len(self.devices) > 1 else None
+        vectors = self._encode_in_pool(texts, done) if len(self.devices) > 1 else None
         if vectors is None:
             vectors = self._encode_here(texts, done)
-        else:
-            done(len(texts))
         if self.half and not np.isfinite(vectors).all():
             raise HalfPrecisionOverflow(str(self.folder))
         return vectors
@@ -64,6 +62,14 @@ class SentenceEncoder:
         if self._pool is not None:
             self.model.stop_multi_process_pool(self._pool)
             self._pool = None
+
+    @property
+    def batch_size(self) -> int:
+        return for_device(BATCH, self.devices[0])
+
+    def inputs(self, texts: list[str], rows: range) -> list:
+        """What the model gets for some of the texts."""
+        return texts[rows.start:rows.stop]
 
     @cached_property
     def model(self):
@@ -92,11 +98,18 @@ class SentenceEncoder:
 
         Every shard starts with whole batches again, so that its vectors do not depend on the shards before it.
         """
-        parts, start = [], 0
-        size = self.batch_size
+        model, parts, start, size = self.model, [], 0, self.batch_size
         while start < len(texts):
             rows = range(start, min(start + size, len(texts)))
-            vectors = self._forward(texts, rows)
+            try:
+                vectors = model.encode(self.inputs(texts, rows), batch_size=len(rows), show_progress_bar=False,
+                                       device=self.devices[0])
+            except FAULTS as error:
+                out_of_memory = _is_out_of_memory(error)
+                if not out_of_memory or len(rows) == 1:
+                    raise BatchFailed(rows, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+                                      out_of_memory) from error
+                vectors = None
             if vectors is None:
                 # Only now that the exception is gone, which held the tensors of the failed attempt.
                 gc.collect()
@@ -107,30 +120,12 @@ class SentenceEncoder:
                 size = len(rows) // 2
                 log.info("embed: not enough memory for %d %s at once, going on with %d", len(rows), self.unit, size)
                 continue
-            parts.append(vectors)
+            parts.append(np.asarray(vectors, dtype=np.float32))
             done(len(rows))
             start = rows.stop
         return np.concatenate(parts)
 
-    @property
-    def batch_size(self) -> int:
-        return BATCH.get(self.devices[0].split(":")[0], BATCH["cpu"])
-
-    def _forward(self, texts: list[str], rows: range) -> np.ndarray | None:
-        """The vectors of some texts; None if there is not enough memory for so many, but may be for fewer."""
-        model = self.model
-        try:
-            vectors = model.encode(texts[rows.start:rows.stop], batch_size=len(rows), show_progress_bar=False,
-                                   device=self.devices[0])
-        except FAULTS as error:
-            out_of_memory = _is_out_of_memory(error)
-            if out_of_memory and len(rows) > 1:
-                return None
-            raise BatchFailed(rows, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                              out_of_memory) from error
-        return np.asarray(vectors, dtype=np.float32)
-
-    def _encode_in_pool(self, texts: list[str]) -> np.ndarray | None:
+    def _encode_in_pool(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray | None:
         """The vectors from all devices; None if anything went wrong there: here it is known which batch it was."""
         if self._pool is None:
             self._pool = self.model.start_multi_process_pool(self.devices)
@@ -148,7 +143,14 @@ class SentenceEncoder:
         if not all(worker.is_alive() for worker in workers):
             self.close()  # the next shard starts new ones
             return None
-        return None if vectors is None else np.asarray(vectors, dtype=np.float32)
+        if vectors is not None:
+            done(len(texts))
+            vectors = np.asarray(vectors, dtype=np.float32)
+        return vectors
+
+
+def for_device(sizes: dict[str, int], device: str) -> int:
+    return sizes.get(device.split(":")[0], sizes["cpu"])
 
 
 def _wake_up(pool: dict, finished: threading.Event) -> None:

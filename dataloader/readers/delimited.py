@@ -5,7 +5,6 @@ import io
 import json
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,17 +27,13 @@ class Layout(NamedTuple):
 
 
 def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
-    """The names of the columns. Raises DataError if the file does not begin with a line of them.
-
-    `origin`: what errors call the file, where that is not its path.
-    """
+    """The names of the columns. Raises DataError, which calls the file `origin`, if it does not begin with them."""
     if layout.header is not None:
         return list(layout.header)
-    with _opened(path) as file:
-        start = file.peek(2)[:2]
+    _line, names, line = next(_rows(path, layout), (1, [""], ""))
+    start = line[:2].encode("utf-8", "surrogateescape")
     if start in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{origin or path}:1", "is UTF-16", f"it begins with {start!r}", "save the file as UTF-8")
-    _line, names, _text = next(_rows(path, layout), (1, [""], ""))
     fault = names if isinstance(names, str) else "" if any(map(str.strip, names)) else "is blank"
     if fault:
         raise DataError(f"{origin or path}:1", fault, "the first line names the columns", "mend the line")
@@ -56,10 +51,7 @@ def reader(path: Path, layout: Layout, columns: list[str]) -> str:
 
 
 def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str, str]]:
-    """Of every row that is not blank the line where it begins, its values by column (or why it has none), and its text.
-
-    Raises DataError where the file is damaged.
-    """
+    """Of every row that is not blank the line where it begins, its values by column (or why it has none), its text."""
     names = header(path, layout)
     for number, (line, values, whole) in enumerate(_rows(path, layout)):
         blank = len(values) < 2 and not "".join(values).strip()  # a line of tabs alone is none
@@ -81,67 +73,45 @@ def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None
             out.write(json.dumps(kept, ensure_ascii=False) + "\n")
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    with open_binary(path) as file, io.BufferedReader(file) as buffered:
-        try:
-            yield buffered
-        except DAMAGED as error:
-            raise damaged(path, error) from error
-
-
-class _Lines:
-    """Lines of a file that can be given back: a quote that nothing closes must not swallow the rows after it."""
-
-    def __init__(self, file: io.TextIOWrapper, layout: Layout):
-        self.file, self.delimiter = file, layout.delimiter
-        self.back: deque[str] = deque()
-        self.taken: list[str] = []
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = self.back.popleft() if self.back else self.file.readline(MAX_LINE)
-        if not line:
-            raise StopIteration
-        self.taken.append(line)
-        if len(line) >= MAX_LINE:
-            while (more := self.file.readline(MAX_LINE)) and not more.endswith(("\n", "\r")):
-                pass
-            raise csv.Error(f"it is longer than {MAX_LINE:,} characters")
-        return line if len(self.delimiter) == 1 else line.replace(self.delimiter, INSTEAD)
-
-
 def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, str]]:
-    """Of every row, the header and blank ones too: where it begins, its values or why it has none, and its text."""
+    """Of every row, the header and blank ones too, the line where it begins, its values (or why none), and its text."""
     csv.field_size_limit(MAX_LINE)  # of the whole process, as the csv module has it
     quoting = {"quotechar": layout.quote, "strict": True} if layout.quote else {"quoting": csv.QUOTE_NONE}
-    with _opened(path) as file:
-        lines = _Lines(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""), layout)
-        parsed = csv.reader(lines, delimiter=layout.delimiter if len(layout.delimiter) == 1 else INSTEAD, **quoting)
-        number = 1
-        while True:
-            try:
-                values = next(parsed, None)
-            except csv.Error as error:
-                values = f"is no row of values ({error})"
-                lines.back.extendleft(reversed(lines.taken[1:]))
-                del lines.taken[1:]
-            if values is None:
-                return
-            whole = "".join(lines.taken).rstrip("\r\n")
-            yield number, _fault(values, whole, layout) or values, whole
-            number += len(lines.taken)
-            lines.taken.clear()
+    delimiter = layout.delimiter if len(layout.delimiter) == 1 else INSTEAD
+    taken, back, number = [], deque(), 1  # the lines of this row; those that come before the file's next ones
 
+    def lines(file: io.TextIOWrapper) -> Iterator[str]:
+        while line := back.popleft() if back else file.readline(MAX_LINE):
+            taken.append(line)
+            if len(line) >= MAX_LINE:
+                while (more := file.readline(MAX_LINE)) and not more.endswith(("\n", "\r")):
+                    pass
+                raise csv.Error(f"it is longer than {MAX_LINE:,} characters")
+            yield line if delimiter == layout.delimiter else line.replace(layout.delimiter, delimiter)
 
-def _fault(values: list[str] | str, text: str, layout: Layout) -> str:
-    """What makes a row useless, though it could be parsed."""
-    if not text.isascii() and not encodable(text):
-        return "is not UTF-8"
-    # DuckDB takes a quote behind a blank for one that opens a value, and the csv module does not.
-    if layout.quote and f" {layout.quote}" in text and not isinstance(values, str) and any(
-            value[:1] == " " and value.lstrip(" ")[:1] == layout.quote for value in values):
-        return "has a blank before a quote"
-    return ""
+    try:
+        with open_binary(path) as packed:
+            file = io.TextIOWrapper(packed, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            parsed = csv.reader(lines(file), delimiter=delimiter, **quoting)
+            while True:
+                try:
+                    values = next(parsed, None)
+                except csv.Error as error:
+                    values = f"is no row of values ({error})"
+                    back.extendleft(reversed(taken[1:]))  # a quote that nothing closes must not swallow other rows
+                    del taken[1:]
+                    parsed = csv.reader(lines(file), delimiter=delimiter, **quoting)
+                if values is None:
+                    return
+                whole = "".join(taken).rstrip("\r\n")
+                if not whole.isascii() and not encodable(whole):
+                    values = "is not UTF-8"
+                # DuckDB takes a quote behind a blank for one that opens a value, and the csv module does not.
+                elif layout.quote and f" {layout.quote}" in whole and not isinstance(values, str) and any(
+                        value[:1] == " " and value.lstrip(" ")[:1] == layout.quote for value in values):
+                    values = "has a blank before a quote"
+                yield number, values, whole
+                number += len(taken)
+                taken.clear()
+    except DAMAGED as error:
+        raise damaged(path, error) from error

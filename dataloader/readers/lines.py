@@ -76,28 +76,20 @@ def _refuse(constant: str) -> None:
 
 
 def python_as_json(line: bytes) -> bytes:
-    """A Python literal in JSON's writing: its quotes, escapes and names. What JSON has not, stays and is no JSON.
+    """A Python literal in JSON's writing, which is far faster than parsing it. What JSON has not, stays and is no JSON.
 
-    Far faster than to parse the literal. Raises ValueError where a string does not end or has an escape that JSON has
-    not.
+    Raises ValueError where a string does not end or has an escape that JSON has not.
     """
     has_words = b"None" in line or b"True" in line or b"False" in line
     if not has_words and b'"' not in line and b"\\" not in line:
         return line.replace(b"'", b'"')
-    return BETWEEN.sub(_piece_with_words, line) if has_words else RUNS.sub(_piece, line)
+    return (BETWEEN if has_words else RUNS).sub(_piece, line)
 
 
 def _piece(match: re.Match) -> bytes:
-    run, string, _other = match.groups()
-    return run.replace(b"'", b'"') if run else _json_string(string)
-
-
-def _piece_with_words(match: re.Match) -> bytes:
-    between, string, _other = match.groups()
-    return WORD.sub(lambda word: JSON_WORDS[word.group()], between) if between else _json_string(string)
-
-
-def _json_string(string: bytes | None) -> bytes:
+    plain, string, _other = match.groups()
+    if plain:
+        return plain.replace(b"'", b'"') if match.re is RUNS else WORD.sub(lambda w: JSON_WORDS[w.group()], plain)
     if string is None:
         raise ValueError("a quote or an escape outside of a string")
     inside = string[1:-1]
@@ -116,10 +108,7 @@ def _json_escape(match: re.Match) -> bytes:
 
 
 def plain_json(record: dict, fields: list[str], ids: list[str]) -> bytes:
-    """A line of JSON with these fields alone. An id that no encoding can hold is left out.
-
-    Raises one of NO_RECORD for what is nested too deeply.
-    """
+    """A line of JSON with these fields; ids that no encoding can hold are left out. Raises NO_RECORD, as parsers do."""
     kept = {field: _plain(record[field]) for field in fields if record.get(field) is not None}
     for field in ids:
         if field in kept and not encodable(str(kept[field])):
@@ -155,6 +144,14 @@ def open_binary(path: Path):
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
+def picked(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple]:
+    """The rows with these numbers (from 0, ascending)."""
+    passed = 0
+    for number in numbers:
+        yield next(islice(rows, number - passed, None))
+        passed = number + 1
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """`(number, line)` of every line that is not blank. Raises DataError where the file is damaged."""
     number = 0
@@ -166,28 +163,22 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def first_format(path: Path) -> str | None:
-    """`json` or `python`, by the first line that is a record; empty if none of the first lines is one.
-
-    None where the file has no line, or is damaged.
-    """
+    """`json` or `python`, by the first line that is a record; empty if none is; None for an empty or damaged file."""
     found = None
-    try:
+    with suppress(OSError, DataError):  # the reader will say what is wrong with the file
         for _number, line in islice(numbered_lines(path), NUM_FIRST):
             found = ""
             for name, parse in PARSERS.items():
                 with suppress(*NO_RECORD):
                     parse(line)
                     return name
-    except (OSError, DataError):  # the reader will say what is wrong with the file
-        pass
     return found
 
 
 def rewrite(path: Path, target: Path, lines: str) -> None:
     """Write `target`: the lines that are not blank, unpacked, Python literals in JSON's writing.
 
-    A line that is too long, or cannot be written as JSON, becomes `{}`, so that records keep their number. Several
-    processes work on a large file. Raises DataError where the file is damaged.
+    A line that is too long, or cannot be written as JSON, becomes `{}`, so that records keep their number.
     """
     size = path.stat().st_size
     with target.open("wb") as out, Progress(f"read {path.name}", size, "B") as progress:
@@ -196,10 +187,7 @@ def rewrite(path: Path, target: Path, lines: str) -> None:
 
 
 def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
-    """The file's lines, whole ones, some megabytes at a time; `progress` counts bytes as they lie on the disk.
-
-    Of a line far longer than a record may be, what does not fit into memory is left out.
-    """
+    """Whole lines, some megabytes at a time. Of one far longer than a record may be, most is left out."""
     rest = b""
     try:
         with path.open("rb") as raw:
@@ -222,12 +210,9 @@ def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
 def damaged(path: Path, error: BaseException) -> DataError:
     """How far a file can be read is found in small steps: a large one that fails says nothing of what was good."""
     num_lines = 0
-    try:
-        with open_binary(path) as file:
-            while some := file.read1(4096):
-                num_lines += some.count(b"\n")
-    except DAMAGED:
-        pass
+    with suppress(*DAMAGED), open_binary(path) as file:
+        while some := file.read1(4096):
+            num_lines += some.count(b"\n")
     return DataError(f"{path}:{num_lines + 1}", "the file is damaged from here on",
                      f"{num_lines} lines could be read; {error or type(error).__name__}", "fetch it again (--force)")
 
@@ -257,20 +242,15 @@ def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
 def _follow_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, and end with it, also if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
 
 
 def _rewrite_block(block: bytes, lines: str) -> bytes:
-    out = []
-    for line in block.split(b"\n"):
-        if line.strip():
-            try:
-                out.append(b"{}" if len(line) > MAX_LINE else python_as_json(line) if lines == "python" else line)
-            except ValueError:
-                out.append(b"{}")
-    return b"\n".join([*out, b""])
+    written = []
+    for line in filter(bytes.strip, block.split(b"\n")):
+        try:
+            written.append(b"{}" if len(line) > MAX_LINE else python_as_json(line) if lines == "python" else line)
+        except ValueError:
+            written.append(b"{}")
+    return b"\n".join([*written, b""])

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from common.errors import ConfigError, DataError
 from common.tables import parquet_rows, sql_path
 from dataloader.readers import delimited
 from dataloader.readers.delimited import Layout
-from dataloader.readers.lines import MAX_LINE, NO_RECORD, PARSERS, numbered_lines, plain_json, rewrite
+from dataloader.readers.lines import MAX_LINE, NO_RECORD, PARSERS, numbered_lines, picked, plain_json, rewrite
 from dataloader.workspace import FULL_DISK, Workspace, name, text
 
 log = logging.getLogger(__name__)
@@ -50,18 +49,9 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
     list; where a row has none, or cannot be read, it is NULL. DuckDB reads the file, which is fast; one that it cannot
     read is first written anew line by line. Raises DataError if the file is damaged.
     """
-    def create(rows: str) -> None:
-        work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
-
-    direct = ""  # SQL for the rows of the raw file itself, where DuckDB can read such files
-    if table.format == "json":
-        direct = _rows_of_json(table, table.path, types, LONG_LINE)
-    # In a file of one column a blank line may or may not be a row to DuckDB.
-    elif table.format == "parquet" or (table.format == "csv" and len(columns_there(work, table)) > 1):
-        direct = _rows_of_columns(work, table, types)
-    if direct:
+    if direct := _rows_in_place(work, table, types):
         try:
-            create(direct)
+            _create(work, into, query, direct)
             return
         except UNREADABLE as error:
             reason = _one_line(error)
@@ -75,23 +65,33 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
         delimited.rewrite(table.path, table.layout, table.all_columns(), rewritten)
     else:
         rewrite(table.path, rewritten, table.format)
-    create(_rows_of_json(table, rewritten, types))
+    _create(work, into, query, _rows_of_json(table, rewritten, types))
     rewritten.unlink()
 
 
+def _create(work: Workspace, into: str, query: str, rows: str) -> None:
+    work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
+
+
 def mend(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str) -> None:
-    """Read again the rows for which `unread` (SQL) holds, by parsers that take more than DuckDB's.
+    """Read again the rows of lines for which `unread` (SQL) holds, by parsers that take more than DuckDB's.
 
     Such as a byte order mark, half a pair of surrogates (which becomes `?`), or literals that JSON has not. What they
-    cannot read either stays as it is. Only for files of one record a line; `query` and `types` are those of `load`.
+    cannot read either stays as it is. `query` and `types` are those of `load`.
     """
     if table.format not in PARSERS or not work.value(f"SELECT count(*) FROM {into} WHERE {unread}"):
         return
     work.run(f"CREATE TABLE unread AS SELECT rowid AS record FROM {into} WHERE {unread} ORDER BY rowid")
     again = work.folder / "again.jsonl"
-    with again.open("wb") as out:
-        out.writelines(_lines_again(work, table))
-    work.run(f"CREATE TABLE again AS {query.replace('{rows}', f'({_rows_of_json(table, again, types)})')}")
+    ids = [column for field in ("user", "item") for column in table.columns.get(field, ())]
+    with work.connection.cursor() as cursor, again.open("wb") as out:
+        records = iter(cursor.execute("SELECT record FROM unread ORDER BY record").fetchone, None)
+        for _number, line in picked(numbered_lines(table.path), (record for record, in records)):
+            try:
+                out.write(plain_json(PARSERS[table.format](line), table.all_columns(), ids))
+            except NO_RECORD:
+                out.write(b"{}\n")
+    _create(work, "again", query, _rows_of_json(table, again, types))
     columns = [name(row[0]) for row in work.run(f"DESCRIBE {into}")]
     work.run(f"""UPDATE {into} SET {', '.join(f'{column} = mended.{column}' for column in columns)}
         FROM (SELECT unread.record, again.* FROM unread JOIN again ON unread.rowid = again.rowid) mended
@@ -101,20 +101,21 @@ def mend(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
     again.unlink()
 
 
-def _lines_again(work: Workspace, table: RawTable) -> Iterable[bytes]:
-    """A line of JSON for every row of `unread`; `{}` where there is no record."""
-    ids = [column for field in ("user", "item") for column in table.columns.get(field, ())]
-    with work.connection.cursor() as cursor:
-        records = iter(cursor.execute("SELECT record FROM unread ORDER BY record").fetchone, None)
-        wanted = next(records)[0]
-        for record, (_number, line) in enumerate(numbered_lines(table.path)):
-            if record != wanted:
-                continue
-            try:
-                yield plain_json(PARSERS[table.format](line), table.all_columns(), ids)
-            except NO_RECORD:
-                yield b"{}\n"
-            wanted = next(records, (None,))[0]
+def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> str:
+    """SQL for the rows of the raw file itself, or nothing where DuckDB cannot read such files."""
+    if table.format == "json":
+        return _rows_of_json(table, table.path, types, LONG_LINE)
+    there = [] if table.format == "python" else columns_there(work, table)
+    # In a file of one column a blank line may or may not be a row to DuckDB.
+    if not there or (table.format == "csv" and len(there) == 1):
+        return ""
+    there = {column: f"c{place}" if table.format == "csv" else name(column) for place, column in enumerate(there)}
+    select = []
+    for field, kind in types.items():
+        found = [there[c] for c in table.columns.get(field, ()) if c in there]
+        values = [f"to_json({c})" if kind == "JSON" else f"{c}::VARCHAR" for c in found]
+        select.append(f"{_first(values, kind)} AS {name(field)}")
+    return f"SELECT {', '.join(select)} FROM {reader(table)}"
 
 
 def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: int = MAX_LINE + 1) -> str:
@@ -136,22 +137,11 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
             f"maximum_object_size = {longest}, compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
 
 
-def _rows_of_columns(work: Workspace, table: RawTable, types: dict[str, str]) -> str:
-    there = _names_in_sql(work, table)
-    select = []
-    for field, kind in types.items():
-        found = [there[c] for c in table.columns.get(field, ()) if c in there]
-        values = [f"to_json({c})" if kind == "JSON" else f"{c}::VARCHAR" for c in found]
-        select.append(f"{_first(values, kind)} AS {name(field)}")
-    return f"SELECT {', '.join(select)} FROM {reader(table)}"
-
-
-def _first(values: Iterable[str], kind: str) -> str:
+def _first(values: list[str], kind: str) -> str:
     """SQL for the first of these that is there. Of lists, one that is empty is as good as none."""
-    some = list(values)
-    if kind == "JSON" and len(some) > 1:
-        some = [f"CASE WHEN {value}::VARCHAR NOT IN ('[]', '\"\"') THEN {value} END" for value in some]
-    return f"coalesce({', '.join(some)})" if some else f"NULL::{kind}"
+    if kind == "JSON" and len(values) > 1:
+        values = [f"CASE WHEN {value}::VARCHAR NOT IN ('[]', '\"\"') THEN {value} END" for value in values]
+    return f"coalesce({', '.join(values)})" if values else f"NULL::{kind}"
 
 
 def reader(table: RawTable) -> str:
@@ -163,35 +153,30 @@ def reader(table: RawTable) -> str:
 
 def columns_there(work: Workspace, table: RawTable) -> list[str]:
     """The columns of a file, by the names that they can be called by; of JSON, those of its first records."""
-    if table.format in PARSERS:
-        columns: dict[str, None] = {}
-        for _number, line in itertools.islice(numbered_lines(table.path), NUM_FIRST):
-            with suppress(*NO_RECORD):
-                columns |= dict.fromkeys(PARSERS[table.format](line))
-        return list(columns)
     if table.format == "csv":
         return delimited.header(table.path, table.layout, table.origin)
-    return list(_names_in_sql(work, table))
+    if table.format == "parquet":
+        return list(_parquet_types(work, table))
+    columns: dict[str, None] = {}
+    for _number, line in itertools.islice(numbered_lines(table.path), NUM_FIRST):
+        with suppress(*NO_RECORD):
+            columns |= dict.fromkeys(PARSERS[table.format](line))
+    return list(columns)
 
 
 def type_of(work: Workspace, table: RawTable, field: str) -> str:
     """The type of a field's column in a file that has types, else VARCHAR."""
-    if table.format != "parquet":
-        return "VARCHAR"
-    types = {row[0]: row[1] for row in work.run(f"DESCRIBE SELECT * FROM {reader(table)}")}
+    types = _parquet_types(work, table) if table.format == "parquet" else {}
     return next((types[column] for column in table.columns.get(field, ()) if column in types), "VARCHAR")
 
 
-def _names_in_sql(work: Workspace, table: RawTable) -> dict[str, str]:
-    """What the columns of a file of columns are called in SQL."""
-    if table.format == "csv":
-        return {column: f"c{place}" for place, column in enumerate(columns_there(work, table))}
+def _parquet_types(work: Workspace, table: RawTable) -> dict[str, str]:
     try:
         rows = work.run(f"DESCRIBE SELECT * EXCLUDE (file_row_number) FROM {reader(table)}")
     except UNREADABLE as error:
         raise DataError(table.origin, "cannot be read as parquet", _one_line(error)[:300],
                         "correct the file, or its name's ending") from error
-    return {row[0]: name(row[0]) for row in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def _one_line(error: BaseException) -> str:

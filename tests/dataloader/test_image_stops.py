@@ -75,17 +75,17 @@ def test_a_stop_request_is_honoured_at_once_and_what_is_encoded_is_kept(tmp_path
     monkeypatch.setattr(clip, "SHARD", {"cpu": 8})
     straight = shop(tmp_path / "straight", server, model, bodies)
     embed(straight, COMMAND)
-    options, network = shop(tmp_path / "stopped", server, model, bodies), clip.Network.encode
+    options, network = shop(tmp_path / "stopped", server, model, bodies), clip.ClipEncoder.encode
 
     def stopped(self, images, done):  # where the signal's handler would raise it
         if len(shards(options)) == 3:
             raise Interrupted()
         return network(self, images, done)
 
-    monkeypatch.setattr(clip.Network, "encode", stopped)
+    monkeypatch.setattr(clip.ClipEncoder, "encode", stopped)
     with pytest.raises(Interrupted):
         embed(options, COMMAND)
-    monkeypatch.setattr(clip.Network, "encode", network)
+    monkeypatch.setattr(clip.ClipEncoder, "encode", network)
     goes_on(options, straight, monkeypatch)
 
 

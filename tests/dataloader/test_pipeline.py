@@ -101,7 +101,7 @@ def test_the_whole_job_goes_from_the_data_to_the_table(whole_job, tmp_path):
         ["quantization/main.py", *codes, data],
         *(["recommendation/main.py", "--model", model, *codes, data, "--run_list", "list"]
           for model in (*floors, "encoder_decoder")),
-        ["recommendation.report", "--run_list", "list", *codes, data],
+        ["recommendation.results", "--run_list", "list", *codes, data],
         ["quantization/main.py", "--explain", *codes, data]]
 
 
@@ -148,7 +148,7 @@ def test_the_next_stages_read_the_embedding_that_the_data_part_makes(whole_job, 
     names = [command[0] for command in made]
     assert names[:6] == [f"dataloader.{name}" for name in ("download", "process", "figures", "text_embedding",
                                                            "image_embedding", "fusion")]
-    assert names[6:] == ["quantization/main.py", *["recommendation/main.py"] * 2, "recommendation.report",
+    assert names[6:] == ["quantization/main.py", *["recommendation/main.py"] * 2, "recommendation.results",
                          "quantization/main.py"]
     for command in made[:6]:
         assert set(command[1:]) == {f"--data_root={tmp_path}", "--modalities=text,image", "--fusion_weights=1,2",

@@ -27,8 +27,8 @@ def fill(cache: VectorCache, texts: list[str], value: float = 1.0) -> None:
 def content(cache: VectorCache) -> dict[bytes, float]:
     """Key -> first number of its vector, the newest shard winning."""
     found = {}
-    for shard in cache.shards():
-        for key, vector in zip(shard.keys.tolist(), shard.vectors, strict=True):
+    for keys, vectors in cache.shards():
+        for key, vector in zip(keys.tolist(), vectors, strict=True):
             found.setdefault(key, float(vector[0]))
     return found
 
@@ -57,8 +57,8 @@ def test_what_was_written_is_read_by_another_cache_of_the_same_identity(tmp_path
     keys, vectors = text_keys(["a", "b"]), rng.normal(size=(2, 5)).astype(np.float32)
     cache.write(keys, vectors)
     [shard] = VectorCache(tmp_path, dict(reversed(IDENTITY.items()))).shards()
-    np.testing.assert_array_equal(shard.keys, keys)
-    np.testing.assert_array_equal(shard.vectors, vectors)
+    np.testing.assert_array_equal(shard[0], keys)
+    np.testing.assert_array_equal(shard[1], vectors)
 
 
 def test_another_identity_sees_nothing_of_it(tmp_path, cache):

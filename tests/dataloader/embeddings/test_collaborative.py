@@ -8,7 +8,8 @@ import pytest
 
 from common.artifacts import load_embeddings, load_mask, load_meta
 from common.errors import ArtifactError, DataError
-from dataloader.embeddings.collaborative import co_occurrence, item_vectors, leading_eigenpairs, make_collaborative
+from dataloader.embeddings.collaborative import co_occurrence, item_vectors, leading_eigenpairs
+from dataloader.fusion import fuse
 from dataloader.options import CONFIGS, Collaborative, Transform, load_section
 from tests.dataloader.dataset import write_dataset
 
@@ -38,8 +39,7 @@ def defaults() -> Collaborative:
 
 
 def made(options) -> np.ndarray:
-    make_collaborative(options.target, options.cf, options.seed, options.force,
-                       "bash dataloader/5_fusion_embeddings.sh --suffix cf")
+    fuse(options, "bash dataloader/5_fusion_embeddings.sh --suffix cf")
     return load_embeddings(options.folder, "cf")
 
 
