@@ -384,7 +384,7 @@ def test_another_way_of_filtering_is_not_compared(tmp_path, caplog, flags):
 @pytest.mark.skipif(not (REAL / "Beauty").exists(), reason=f"the real data set is not there: {REAL / 'Beauty'}")
 def test_the_real_beauty_has_the_counts_that_the_literature_has(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    options = make_options(tmp_path, "--dataset", "Beauty", "--raw_dir", str(REAL / "Beauty"))
+    options = make_options(tmp_path, "--dataset", "Beauty", "--raw_dir", str(REAL / "Beauty"), "--source", "amazon14")
     process(options, COMMAND)
     meta = load_meta(options.folder.interactions, "")
     assert (meta["num_users"], meta["num_items"], meta["num_interactions"]) == (22363, 12101, 198502)
