@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from string import Formatter
 from typing import NamedTuple, get_type_hints
@@ -18,7 +19,8 @@ from urllib.parse import urlsplit
 
 from common.artifacts import DatasetFolder
 from common.cli import Parser, add_force_flag, add_shared_flags, check_name, parse
-from common.config import load_yaml
+from common.config import BOUNDS as SHARED_BOUNDS
+from common.config import CHOICES, load_yaml
 from common.errors import ConfigError, closest, nearest
 from common.publishing import meta_path
 from dataloader.readers.lines import first_format
@@ -28,106 +30,122 @@ MODALITIES = ("text", "image")
 FUSIONS = ("fused-concat", "fused-pca", "fused-align")
 DEFAULT_RATIOS = (0.8, 0.1, 0.1)
 ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")
+
+
+class Flag(NamedTuple):
+    names: str
+    help: str
+    takes: str | tuple | Callable | None = None  # the metavar, which also tells the type; the choices; bool: nothing
+    default: object = None
+    good: Callable | None = None  # holds of every good value; one that is not given is not looked at
+    wanted: str = ""              # how an error says what is good
+
+    dest = property(lambda self: self.names.split()[0].removeprefix("--"))
+
+
+TYPES = {"N": int, "R": float, "DIR": Path, "FILE": Path}
+
+
+@cache
+def source_configs() -> dict[str, dict]:
+    """What the YAML of every source says, in the order in which they are asked for a data set."""
+    known = {path.stem: load_yaml(path)[0] for path in CONFIGS.glob("*.yaml")}
+    sources = [(config["order"], name) for name, config in known.items() if "reader" in config]
+    return {name: known[name] for _order, name in sorted(sources)}
+
+
 ABOVE_0, FROM_0 = (lambda n: n > 0, "it must be above 0"), (lambda n: n >= 0, "it must be at least 0")
-# flag -> what holds of every good value, and how an error says so; values that are not given are not looked at.
-RULES: dict[str, tuple[Callable, str]] = {
-    "min_rating": (math.isfinite, "it must be finite"),
-    "min_user_interactions": FROM_0, "min_item_interactions": FROM_0,
-    "memory_limit": (re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size, such as 2GB"),
-    "api_rate": ABOVE_0, "image_rate": ABOVE_0, "min_image_side": ABOVE_0, "pca": ABOVE_0, "fusion_dim": ABOVE_0,
-    "seed": (lambda n: 0 <= n < 2**31, f"it must be from 0 to {2**31 - 1}"),
-    "device": (re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch, "auto, cpu, cuda or cuda:<n>"),
-}
+OWN_FILES = "files of your own (--source local)"
+FLAGS = {
+    "where the data are from": [
+        Flag("--source", "where the data set is from (default: the first of these that has it; with --raw_dir, what "
+             "the files there look like)", source_configs),
+        Flag("--raw_dir", "a folder of raw files that are there already; nothing is downloaded", "DIR"),
+        Flag("--mirror", "is asked first, for URL/<file name>", "URL")],
+    OWN_FILES: [
+        *(Flag(f"--{name}", f"CSV, TSV, JSON lines or Parquet (default: {name}.* or the RecBole file in --raw_dir)",
+               "FILE") for name in ("interactions", "items")),
+        *(Flag(f"--{column}_column", f"in the interactions (default: {default})", "C") for column, default in (
+            ("user", "user_id"), ("item", "item_id"), ("time", "timestamp"), ("rating", "rating; it may be missing"))),
+        Flag("--item_id_column", "in the items (default: as --item_column)", "C"),
+        *(Flag(f"--{field}_column", f"in the items (default: {field}, if there)", "C") for field in ITEM_FIELDS)],
+    "processing": [
+        Flag("--time_unit", "of the raw time stamps; date is ISO 8601 (default: the source's YAML)",
+             ("s", "ms", "us", "date")),
+        Flag("--bad_lines", "skip: leave out at most 1 %% of lines that cannot be read, and list them",
+             ("fail", "skip"), "fail"),
+        Flag("--min_rating", "leave out events rated lower", "R", None, math.isfinite, "it must be finite"),
+        Flag("--duplicates", "exact: one event for a user, item and time; user_item: a user's first event with an item",
+             ("keep", "exact", "user_item"), "keep"),
+        *(Flag(f"--min_{side}_interactions", f"k-core: events that {named} needs; 0 switches it off (default: the "
+               "source's YAML, 5)", "N", None, *FROM_0) for side, named in (("user", "a user"), ("item", "an item"))),
+        Flag("--template", "an item's text: a template of the source's YAML, or pieces like '{title} | by {brand}', "
+             "each left out where its field is empty", "T", "td"),
+        Flag("--drop_items_without_text", "leave such items out; else their raw ids stand in for the text", bool),
+        Flag("--split", "leave_one_out: a user's last event is test, the one before it valid; temporal: one moment for "
+             "all users", ("leave_one_out", "temporal"), "leave_one_out"),
+        Flag("--split_ratios", "temporal: shares of train, valid and test (default: "
+             f"{','.join(map(str, DEFAULT_RATIOS))})", "A,B,C"),
+        Flag("--split_dates", "temporal: when valid and when test begin (ISO 8601, UTC), in place of the ratios",
+             "D1,D2"),
+        Flag("--memory_limit", "what DuckDB holds in memory; beyond it goes to the disk", "M", "2GB", re.compile(
+            r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size, such as 2GB"),
+        Flag("--check", "only look whether the data set's folder, and raw files that are named, are sound; nothing is "
+             "written", bool),
+        Flag("--adopt", "with --check: give sound files of your own the metas that the other stages ask for", bool),
+        Flag("--export_recbole", "also write RecBole's atomic files there", "DIR")],
+    "embeddings": [
+        Flag("--modalities", "text, image or text,image (default: what --suffix needs; text)", "M"),
+        Flag("--suffix --embedding_suffix", "the embedding that the next stage reads: image, cf, "
+             f"{', '.join(FUSIONS)}, or a name for a text embedding (default: td; fused-concat with text,image)", "S"),
+        Flag("--text_model", "sentence-transformers model, by name or path; tfidf (no model at all); or api:<name>",
+             "M", "all-MiniLM-L6-v2"),
+        Flag("--api_url", "OpenAI-compatible endpoint (default: $OPENAI_BASE_URL, else OpenAI's); its key is taken "
+             "from $OPENAI_API_KEY", "URL"),
+        Flag("--api_rate", "requests a second", "R", 5.0, *ABOVE_0),
+        Flag("--pca", "reduce to so many dimensions", "N", None, *ABOVE_0),
+        Flag("--whiten", "with --pca: every dimension to unit variance", bool),
+        Flag("--zscore", "every dimension to mean 0 and deviation 1", bool),
+        Flag("--l2", "every vector to length 1", bool),
+        Flag("--image_model", "CLIP model, by name or path", "M", "clip-ViT-B-32"),
+        Flag("--image_rate", "image requests a second", "R", 20.0, *ABOVE_0),
+        Flag("--min_image_side", "pixels; a smaller image is a placeholder, and counts as missing", "N", 10, *ABOVE_0),
+        Flag("--missing_images", "mask: such an item gets the mean vector and is marked in the mask file",
+             ("mask", "error"), "mask"),
+        Flag("--fusion_parts", "the embeddings that are fused", "S,S", "td,image"),
+        Flag("--fusion_weights", "one a part (default: all 1)", "W,W"),
+        Flag("--fusion_dim", "of fused-pca and fused-align", "N", 128, *ABOVE_0)]}
+RUN_FLAGS = [
+    Flag("--device", "where models run", None, "auto", re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch,
+         "auto, cpu, cuda or cuda:<n>"),
+    Flag("--seed", "of what is drawn at random", "N", 0, lambda n: 0 <= n < 2**31, f"it must be from 0 to {2**31 - 1}")]
 
 
 def make_parser(description: str) -> Parser:
     parser = Parser(description=description, prog="dataloader")
     add_shared_flags(parser)
     add_data_flags(parser)
-    parser.add_argument("--device", default="auto", help="where models run")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn at random")
+    _add(parser.add_argument, RUN_FLAGS)
     return parser
 
 
 def add_data_flags(parser: Parser) -> None:
     """Every flag of every step, so that the whole job takes them too."""
     add_force_flag(parser)
-    add = parser.add_argument_group("where the data are from").add_argument
-    add("--source", choices=list(source_configs()), default=None,
-        help="where the data set is from (default: the first of these that has it; with --raw_dir, what the files "
-             "there look like)")
-    add("--raw_dir", type=Path, default=None, metavar="DIR",
-        help="a folder of raw files that are there already; nothing is downloaded")
-    add("--mirror", default=None, metavar="URL", help="is asked first, for URL/<file name>")
-    add = parser.add_argument_group("files of your own (--source local)").add_argument
-    for name in ("interactions", "items"):
-        add(f"--{name}", type=Path, default=None, metavar="FILE",
-            help=f"CSV, TSV, JSON lines or Parquet (default: {name}.* or the RecBole file in --raw_dir)")
-    for column, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp"),
-                            ("rating", "rating; it may be missing")):
-        add(f"--{column}_column", default=None, metavar="C", help=f"in the interactions (default: {default})")
-    add("--item_id_column", default=None, metavar="C", help="in the items (default: as --item_column)")
-    for field in ITEM_FIELDS:
-        add(f"--{field}_column", default=None, metavar="C", help=f"in the items (default: {field}, if there)")
-    _add_processing_flags(parser.add_argument_group("processing").add_argument)
-    _add_embedding_flags(parser.add_argument_group("embeddings").add_argument)
+    for title, flags in FLAGS.items():
+        _add(parser.add_argument_group(title).add_argument, flags)
 
 
-def _add_processing_flags(add: Callable) -> None:
-    add("--time_unit", choices=("s", "ms", "us", "date"), default=None,
-        help="of the raw time stamps; date is ISO 8601 (default: the source's YAML)")
-    add("--bad_lines", choices=("fail", "skip"), default="fail",
-        help="skip: leave out at most 1 %% of lines that cannot be read, and list them")
-    add("--min_rating", type=float, default=None, metavar="R", help="leave out events rated lower")
-    add("--duplicates", choices=("keep", "exact", "user_item"), default="keep",
-        help="exact: one event for a user, item and time; user_item: a user's first event with an item")
-    for side, named in (("user", "a user"), ("item", "an item")):
-        add(f"--min_{side}_interactions", type=int, default=None, metavar="N",
-            help=f"k-core: events that {named} needs; 0 switches it off (default: the source's YAML, 5)")
-    add("--template", default="td", metavar="T",
-        help="an item's text: a template of the source's YAML, or pieces like '{title} | by {brand}', each left out "
-             "where its field is empty")
-    add("--drop_items_without_text", action="store_true",
-        help="leave such items out; else their raw ids stand in for the text")
-    add("--split", choices=("leave_one_out", "temporal"), default="leave_one_out",
-        help="leave_one_out: a user's last event is test, the one before it valid; temporal: one moment for all users")
-    add("--split_ratios", default=None, metavar="A,B,C",
-        help=f"temporal: shares of train, valid and test (default: {','.join(map(str, DEFAULT_RATIOS))})")
-    add("--split_dates", default=None, metavar="D1,D2",
-        help="temporal: when valid and when test begin (ISO 8601, UTC), in place of the ratios")
-    add("--memory_limit", default="2GB", metavar="M", help="what DuckDB holds in memory; beyond it goes to the disk")
-    add("--check", action="store_true",
-        help="only look whether the data set's folder, and raw files that are named, are sound; nothing is written")
-    add("--adopt", action="store_true",
-        help="with --check: give sound files of your own the metas that the other stages ask for")
-    add("--export_recbole", type=Path, default=None, metavar="DIR", help="also write RecBole's atomic files there")
-
-
-def _add_embedding_flags(add: Callable) -> None:
-    add("--modalities", default=None, metavar="M",
-        help="text, image or text,image (default: what --suffix needs; text)")
-    add("--suffix", "--embedding_suffix", dest="suffix", default=None, metavar="S",
-        help=f"the embedding that the next stage reads: image, cf, {', '.join(FUSIONS)}, or a name for a text "
-             "embedding (default: td; fused-concat with text,image)")
-    add("--text_model", default="all-MiniLM-L6-v2", metavar="M",
-        help="sentence-transformers model, by name or path; tfidf (no model at all); or api:<name>")
-    add("--api_url", default=None, metavar="URL",
-        help="OpenAI-compatible endpoint (default: $OPENAI_BASE_URL, else OpenAI's); its key is taken from "
-             "$OPENAI_API_KEY")
-    add("--api_rate", type=float, default=5.0, metavar="R", help="requests a second")
-    add("--pca", type=int, default=None, metavar="N", help="reduce to so many dimensions")
-    add("--whiten", action="store_true", help="with --pca: every dimension to unit variance")
-    add("--zscore", action="store_true", help="every dimension to mean 0 and deviation 1")
-    add("--l2", action="store_true", help="every vector to length 1")
-    add("--image_model", default="clip-ViT-B-32", metavar="M", help="CLIP model, by name or path")
-    add("--image_rate", type=float, default=20.0, metavar="R", help="image requests a second")
-    add("--min_image_side", type=int, default=10, metavar="N",
-        help="pixels; a smaller image is a placeholder, and counts as missing")
-    add("--missing_images", choices=("mask", "error"), default="mask",
-        help="mask: such an item gets the mean vector and is marked in the mask file")
-    add("--fusion_parts", default="td,image", metavar="S,S", help="the embeddings that are fused")
-    add("--fusion_weights", default=None, metavar="W,W", help="one a part (default: all 1)")
-    add("--fusion_dim", type=int, default=128, metavar="N", help="of fused-pca and fused-align")
+def _add(add: Callable, flags: list[Flag]) -> None:
+    for flag in flags:
+        if flag.takes is bool:
+            add(flag.names, action="store_true", help=flag.help)
+        elif flag.takes is None or isinstance(flag.takes, str):
+            add(*flag.names.split(), type=TYPES.get(flag.takes), default=flag.default, metavar=flag.takes,
+                help=flag.help)
+        else:
+            choices = list(flag.takes() if callable(flag.takes) else flag.takes)
+            add(flag.names, choices=choices, default=flag.default, help=flag.help)
 
 
 class Processing(NamedTuple):
@@ -164,13 +182,14 @@ class Local(NamedTuple):
 
 
 class ProcessOptions(NamedTuple):
-    """Of step 2, and of the readers of raw files."""
+    """Of step 2, of the readers of raw files, and of step 0, which may find that step 2 needs none any more."""
 
     folder: DatasetFolder
     source: str
     config: dict         # the source's YAML
     raw: Path            # the folder of the raw files
     downloads: bool      # whether step 0 fills `raw`
+    mirror: str | None
     local: Local
     processing: Processing
     memory_limit: str
@@ -178,13 +197,6 @@ class ProcessOptions(NamedTuple):
     check: bool
     adopt: bool
     force: bool
-
-
-class DownloadOptions(NamedTuple):
-    """Of step 0, which may find that step 2 needs no raw files any more."""
-
-    process: ProcessOptions
-    mirror: str | None
 
 
 class FigureOptions(NamedTuple):
@@ -212,10 +224,7 @@ class Embedding(NamedTuple):
     folder: DatasetFolder
     suffix: str
     transform: Transform
-
-    @property
-    def path(self) -> Path:
-        return self.folder.embeddings(self.suffix)
+    path = property(lambda self: self.folder.embeddings(self.suffix))
 
 
 class TextOptions(NamedTuple):
@@ -228,10 +237,7 @@ class TextOptions(NamedTuple):
     mirror: str | None
     device: str
     force: bool
-
-    @property
-    def folder(self) -> DatasetFolder:
-        return self.target.folder
+    folder = property(lambda self: self.target.folder)
 
 
 class ImageOptions(NamedTuple):
@@ -243,10 +249,7 @@ class ImageOptions(NamedTuple):
     mirror: str | None
     device: str
     force: bool
-
-    @property
-    def folder(self) -> DatasetFolder:
-        return self.target.folder
+    folder = property(lambda self: self.target.folder)
 
 
 class Collaborative(NamedTuple):
@@ -292,10 +295,7 @@ class FusionOptions(NamedTuple):
     seed: int
     device: str
     force: bool
-
-    @property
-    def folder(self) -> DatasetFolder:
-        return self.target.folder
+    folder = property(lambda self: self.target.folder)
 
 
 class Options(NamedTuple):
@@ -305,9 +305,8 @@ class Options(NamedTuple):
     check: bool
     modalities: tuple[str, ...]
     suffix: str          # the embedding that the next stage reads
-    download: DownloadOptions
-    figures: FigureOptions
     process: ProcessOptions
+    figures: FigureOptions
     text: TextOptions
     image: ImageOptions
     fusion: FusionOptions
@@ -322,9 +321,9 @@ def parse_options(argv: list[str], description: str, suffix: str | None = None) 
 
 def resolve_options(args: argparse.Namespace) -> Options:
     """Raises ConfigError for a value that cannot be, and for a flag that the others leave without a meaning."""
-    for flag, (good, wanted) in RULES.items():
-        if (value := getattr(args, flag)) is not None:
-            _check(f"--{flag}", value, good(value), wanted)
+    for flag in (*RUN_FLAGS, *chain(*FLAGS.values())):
+        if flag.good and (value := getattr(args, flag.dest)) is not None:
+            _check(flag.names, value, flag.good(value), flag.wanted)
     _refuse_useless(args)
     folder = DatasetFolder(args.data_root, args.dataset)
     process = _process(args, folder)
@@ -339,8 +338,8 @@ def resolve_options(args: argparse.Namespace) -> Options:
     target = {name: Embedding(folder, name, transform if name == suffix else Transform())
               for name in (text_suffix, "image", suffix)}
     return Options(
-        folder, args.check, modalities, suffix, DownloadOptions(process, args.mirror),
-        FigureOptions(folder, args.image_rate, args.min_image_side, args.missing_images, args.force), process,
+        folder, args.check, modalities, suffix, process,
+        FigureOptions(folder, args.image_rate, args.min_image_side, args.missing_images, args.force),
         TextOptions(target[text_suffix], args.text_model, args.api_url, args.api_rate, args.mirror, args.device,
                     args.force),
         ImageOptions(target["image"], args.image_model, args.missing_images, args.mirror, args.device, args.force),
@@ -357,13 +356,11 @@ def _check(flag: str, value: object, good: object, wanted: str) -> None:
 
 
 def _numbers(flag: str, text: str, count: int) -> tuple[float, ...]:
-    try:
+    with suppress(ValueError):
         found = tuple(map(float, text.split(",")))
-    except ValueError:
-        found = ()
-    _check(flag, text, len(found) == count and all(map(math.isfinite, found)), f"{count} numbers with commas between "
-           "them")
-    return found
+        if len(found) == count and all(map(math.isfinite, found)):
+            return found
+    raise ConfigError(flag, f"is {text}", f"wanted: {count} numbers with commas between them", "correct the value")
 
 
 def moment(date: str) -> int | None:
@@ -396,14 +393,6 @@ def _refuse_useless(args: argparse.Namespace) -> None:
         raise ConfigError("--whiten", "needs the number of dimensions", fix="--pca N --whiten")
 
 
-@cache
-def source_configs() -> dict[str, dict]:
-    """What the YAML of every source says, in the order in which they are asked for a data set."""
-    known = {path.stem: load_yaml(path)[0] for path in CONFIGS.glob("*.yaml")}
-    sources = [(config["order"], name) for name, config in known.items() if "reader" in config]
-    return {name: known[name] for _order, name in sorted(sources)}
-
-
 def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     downloads, there = args.raw_dir is None and args.interactions is None, folder.interactions.exists()
     try:
@@ -426,8 +415,8 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     processing = Processing(args.min_rating, args.duplicates, *minima, args.drop_items_without_text,
                             _template(args.template, config), args.split, *_split(args),
                             args.time_unit or config["time_unit"], args.bad_lines)
-    return ProcessOptions(folder, source, config, raw, downloads, _local(args, source), processing, args.memory_limit,
-                          args.export_recbole, args.check, args.adopt, args.force)
+    return ProcessOptions(folder, source, config, raw, downloads, args.mirror, _local(args, source), processing,
+                          args.memory_limit, args.export_recbole, args.check, args.adopt, args.force)
 
 
 def find_source(dataset: str, raw_dir: Path | None, interactions: Path | None, processed: Path) -> str:
@@ -463,16 +452,14 @@ def _is_of(raw: Path, dataset: str, config: dict) -> bool:
 
 
 def _local(args: argparse.Namespace, source: str) -> Local:
-    columns = {name: getattr(args, f"{name}_column") for name in ("user", "item", "time", "rating")}
-    item_columns = {field: getattr(args, f"{field}_column") for field in ("item_id", *ITEM_FIELDS)}
-    given = {"--interactions": args.interactions, "--items": args.items,
-             **{f"--{name}_column": column for name, column in {**columns, **item_columns}.items()}}
-    unused = [flag for flag, value in given.items() if value is not None]
+    unused = [flag.names for flag in FLAGS[OWN_FILES] if getattr(args, flag.dest) is not None]
     if unused and source != "local":
         raise ConfigError(unused[0], f"has no meaning for {args.dataset}, which is from {source}",
                           "it names a user's own files", "--source local, or leave it out")
-    return Local(args.interactions, args.items, columns,
-                 {"item": item_columns.pop("item_id") or args.item_column, **item_columns})
+    columns, item_columns = ({name: getattr(args, f"{name}_column") for name in names}
+                             for names in (("user", "item", "time", "rating"), ITEM_FIELDS))
+    return Local(args.interactions, args.items, columns, {"item": args.item_id_column or args.item_column,
+                                                          **item_columns})
 
 
 def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -549,12 +536,9 @@ def _parts(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[float, ...]
     return parts, weights
 
 
-# Of the keys of fusion.yaml: the smallest value and the largest (None: open), or all that there are.
-BOUNDS: dict[str, tuple] = {
-    "tolerance": (0, 1), "temperature": (1e-3, 10), "min_temperature": (1e-3, 10), "smoothing": (0, None),
-    "lr": (0, None), "warmup_steps": (0, None), "weight_decay": (0, None), "clip_norm": (0, None),
-    "checkpoint_seconds": (0, None)}
-CHOICES = {"optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine")}
+# What the keys of fusion.yaml may hold besides those of the training loop.
+BOUNDS = SHARED_BOUNDS | {"tolerance": (0, 1), "temperature": (1e-3, 10), "min_temperature": (1e-3, 10),
+                          "smoothing": (0, None)}
 
 
 def load_section(path: Path, name: str, record: type):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import duckdb
 
 from common.artifacts import DatasetFolder
-from dataloader.options import DownloadOptions, Options, ProcessOptions, parse_options
+from dataloader.options import Options, ProcessOptions, parse_options
 
 
 def write_gz(path: Path, lines: list[str]) -> None:
@@ -51,10 +51,6 @@ def make_options(data_root: Path, *flags: str) -> Options:
 
 def process_options(data_root: Path, *flags: str) -> ProcessOptions:
     return make_options(data_root, *flags).process
-
-
-def download_options(data_root: Path, *flags: str) -> DownloadOptions:
-    return make_options(data_root, *flags).download
 
 
 def table(path: Path, columns: str = "*") -> list[tuple]:

