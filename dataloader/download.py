@@ -37,9 +37,9 @@ def download(options: ProcessOptions) -> None:
             log.info("download: reusing the raw files in %s", raw)
             return
         if folder.interactions.exists():  # raw files may be deleted, but other settings need them again
-            from dataloader.process import is_current  # duckdb, which a mere download can do without
+            from dataloader.process import outdated  # duckdb, which a mere download can do without
 
-            if is_current(options):
+            if not outdated(options):
                 log.info("download: reusing %s, which is processed already; its raw files are not needed", folder.name)
                 return
     with FolderLock(raw):

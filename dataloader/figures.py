@@ -88,13 +88,13 @@ def is_current(options: FigureOptions) -> bool:
         meta = load_meta(options.folder.figures, "")
     except UserError:
         return False
-    if meta["settings"] != {"min_image_side": options.min_side} or not set(meta["counts"]) <= FINAL:
-        return False
-    recorded = set(_recorded_files(options.folder))
-    return bool(recorded) and recorded <= _files(options.folder)
+    recorded = _recorded_files(options.folder).keys()
+    return (meta["settings"] == {"min_image_side": options.min_side} and set(meta["counts"]) <= FINAL
+            and len(recorded) > 0 and recorded <= _files(options.folder))
 
 
 def _fetch_and_publish(options: FigureOptions, command: str) -> None:
+    """Publish the table: item, raw_id, url, file, status, detail, width, height, sha256, one row an item."""
     folder = options.folder
     items = load_meta(folder.items, folder.make_command)
     urls = list(dict.fromkeys(url for url in load_image_urls(folder) if url))
@@ -110,10 +110,22 @@ def _fetch_and_publish(options: FigureOptions, command: str) -> None:
         raise ResourceError(folder.images, f"not one of {len(urls)} images could be fetched", "; ".join(
             f"{len(some)} {reason}, such as {some[0]}" for reason, some in commonest),
             "check the network, then run the same command again")
-    _publish(folder, figures, {
-        "inputs": {folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"],
-        "num_items": items["num_items"], "command": command,
-        "settings": {"min_image_side": options.min_side}})
+    import pandas as pd  # takes a second, which a wrong flag shall not
+
+    with duckdb.connect() as connection:
+        connection.register("figures", pd.DataFrame(figures, columns=Figure._fields))
+        table = connection.sql(f"""
+            SELECT item, raw_id, image_url AS url, nullif(file, '') AS file,
+                   coalesce(status, 'no address') AS status, nullif(detail, '') AS detail,
+                   nullif(width, 0)::INTEGER AS width, nullif(height, 0)::INTEGER AS height,
+                   nullif(sha256, '') AS sha256
+            FROM {parquet_rows(folder.items)} LEFT JOIN figures ON image_url = url ORDER BY item""")
+        counts = dict(table.aggregate("status, count(*)", "status").order("2 DESC, 1").fetchall())
+        publish(folder.figures, lambda staged: table.write_parquet(str(staged)), {
+            "inputs": {folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"],
+            "num_items": items["num_items"], "command": command,
+            "settings": {"min_image_side": options.min_side}, "counts": counts})
+    log.info("figures: wrote %s (%s)", folder.figures, _counts_text(counts))
 
 
 def _fetch(options: FigureOptions, urls: list[str]) -> list[Figure]:
@@ -170,23 +182,6 @@ def make_command(folder: DatasetFolder) -> str:
     return f"bash dataloader/1_load_figure.sh --dataset {folder.name}{folder.root_flag}"
 
 
-def _publish(folder: DatasetFolder, figures: list[Figure], meta: dict) -> None:
-    """Write the table: item, raw_id, url, file, status, detail, width, height, sha256, one row an item."""
-    import pandas as pd  # takes a second, which a wrong flag shall not
-
-    with duckdb.connect() as connection:
-        connection.register("figures", pd.DataFrame(figures, columns=Figure._fields))
-        table = connection.sql(f"""
-            SELECT item, raw_id, image_url AS url, nullif(file, '') AS file,
-                   coalesce(status, 'no address') AS status, nullif(detail, '') AS detail,
-                   nullif(width, 0)::INTEGER AS width, nullif(height, 0)::INTEGER AS height,
-                   nullif(sha256, '') AS sha256
-            FROM {parquet_rows(folder.items)} LEFT JOIN figures ON image_url = url ORDER BY item""")
-        counts = dict(table.aggregate("status, count(*)", "status").order("2 DESC, 1").fetchall())
-        publish(folder.figures, lambda staged: table.write_parquet(str(staged)), {**meta, "counts": counts})
-    log.info("figures: wrote %s (%s)", folder.figures, _counts_text(counts))
-
-
 def load_figures(folder: DatasetFolder) -> Figures:
     load_meta(folder.figures, make_command(folder))
     rows = duckdb.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
@@ -198,11 +193,10 @@ def load_figures(folder: DatasetFolder) -> Figures:
 def _recorded_files(folder: DatasetFolder) -> dict[str, tuple[int, int, str]]:
     """file -> width, height, sha256, as the last run wrote them down, even if the items have changed since."""
     try:
-        rows = duckdb.sql(f"""SELECT file, width, height, sha256 FROM {parquet_rows(folder.figures)}
-                              WHERE file IS NOT NULL""").fetchall()
+        return {row[0]: row[1:] for row in duckdb.sql(f"""SELECT file, width, height, sha256
+            FROM {parquet_rows(folder.figures)} WHERE file IS NOT NULL""").fetchall()}
     except duckdb.Error:  # not there, or not readable: the files speak for themselves
         return {}
-    return {file: tuple(rest) for file, *rest in rows}
 
 
 def _counts_text(counts: dict[str, int]) -> str:

@@ -29,6 +29,9 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 MODALITIES = ("text", "image")
 FUSIONS = ("fused-concat", "fused-pca", "fused-align")
 DEFAULT_RATIOS = (0.8, 0.1, 0.1)
+# What the keys of fusion.yaml may hold, besides those of the training loop.
+BOUNDS = SHARED_BOUNDS | {"tolerance": (0, 1), "temperature": (1e-3, 10), "min_temperature": (1e-3, 10),
+                          "smoothing": (0, None)}
 ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")
 
 
@@ -41,6 +44,15 @@ class Flag(NamedTuple):
     wanted: str = ""              # how an error says what is good
 
     dest = property(lambda self: self.names.split()[0].removeprefix("--"))
+
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
+        if self.takes is bool:
+            kind = {"action": "store_true"}
+        elif self.takes is None or isinstance(self.takes, str):
+            kind = {"default": self.default, "metavar": self.takes, "type": TYPES.get(self.takes)}
+        else:
+            kind = {"default": self.default, "choices": list(self.takes() if callable(self.takes) else self.takes)}
+        parser.add_argument(*self.names.split(), help=self.help, **kind)
 
 
 TYPES = {"N": int, "R": float, "DIR": Path, "FILE": Path}
@@ -125,7 +137,8 @@ def make_parser(description: str) -> Parser:
     parser = Parser(description=description, prog="dataloader")
     add_shared_flags(parser)
     add_data_flags(parser)
-    _add(parser.add_argument, RUN_FLAGS)
+    for flag in RUN_FLAGS:
+        flag.add_to(parser)
     return parser
 
 
@@ -133,19 +146,9 @@ def add_data_flags(parser: Parser) -> None:
     """Every flag of every step, so that the whole job takes them too."""
     add_force_flag(parser)
     for title, flags in FLAGS.items():
-        _add(parser.add_argument_group(title).add_argument, flags)
-
-
-def _add(add: Callable, flags: list[Flag]) -> None:
-    for flag in flags:
-        if flag.takes is bool:
-            add(flag.names, action="store_true", help=flag.help)
-        elif flag.takes is None or isinstance(flag.takes, str):
-            add(*flag.names.split(), type=TYPES.get(flag.takes), default=flag.default, metavar=flag.takes,
-                help=flag.help)
-        else:
-            choices = list(flag.takes() if callable(flag.takes) else flag.takes)
-            add(flag.names, choices=choices, default=flag.default, help=flag.help)
+        group = parser.add_argument_group(title)
+        for flag in flags:
+            flag.add_to(group)
 
 
 class Processing(NamedTuple):
@@ -394,20 +397,11 @@ def _refuse_useless(args: argparse.Namespace) -> None:
 
 
 def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
-    downloads, there = args.raw_dir is None and args.interactions is None, folder.interactions.exists()
-    try:
-        source = args.source or find_source(args.dataset, args.raw_dir, args.interactions, folder.interactions)
-    except ConfigError:
-        if args.raw_dir is not None or not there:
-            raise
-        source = "local"  # tables that a user has put there: nothing records where they are from
+    downloads, source = args.raw_dir is None and args.interactions is None, args.source or _find_source(args, folder)
     config = source_configs()[source]
-    if downloads and args.dataset not in (known := config["datasets"]) and not there:
-        close = closest(args.dataset, known)
-        raise ConfigError(f"--dataset {args.dataset}", f"{source} has no such data set",
-                          nearest(args.dataset, known) if known else "its files are not named",
-                          f"--dataset {close}" if close else
-                          "correct the name or --source, or name the files: --raw_dir DIR")
+    if downloads and args.dataset not in config["datasets"] and not folder.interactions.exists():
+        raise _unknown("--dataset", args.dataset, f"{source} has no such data set", config["datasets"],
+                       "correct the name or --source, or name the files: --raw_dir DIR", "its files are not named")
     # A folder a source: the years of a category share file names.
     raw = args.raw_dir or (args.interactions.parent if args.interactions else folder.path / "raw" / source)
     minima = [config[key] if getattr(args, key) is None else getattr(args, key)
@@ -415,51 +409,49 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     processing = Processing(args.min_rating, args.duplicates, *minima, args.drop_items_without_text,
                             _template(args.template, config), args.split, *_split(args),
                             args.time_unit or config["time_unit"], args.bad_lines)
-    return ProcessOptions(folder, source, config, raw, downloads, args.mirror, _local(args, source), processing,
-                          args.memory_limit, args.export_recbole, args.check, args.adopt, args.force)
-
-
-def find_source(dataset: str, raw_dir: Path | None, interactions: Path | None, processed: Path) -> str:
-    """The source of a data set: from the raw files that are there, from what was `processed`, else from its name."""
-    configs = source_configs()
-    if interactions is not None:
-        return "local"
-    found = None
-    if raw_dir is not None:
-        found = next((name for name, config in configs.items() if _is_of(raw_dir, dataset, config)), None)
-    else:
-        with suppress(OSError, ValueError, KeyError, TypeError):  # not there; or the next reader will say what is wrong
-            found = json.loads(meta_path(processed).read_text(encoding="utf-8"))["settings"]["source"]
-    if found in configs:
-        return found
-    if (known := next((name for name, config in configs.items() if dataset in config["datasets"]), None)):
-        return known
-    if raw_dir is not None:
-        raise ConfigError(f"--raw_dir {raw_dir}", f"holds nothing that tells where {dataset} is from",
-                          "looked for the files of Amazon, MovieLens and RecBole, and for interactions.*",
-                          "name the --source, or the files with --interactions FILE --items FILE")
-    names = sorted({d for config in configs.values() for d in config["datasets"]})
-    close = closest(dataset, names)
-    raise ConfigError(f"--dataset {dataset}", "no source has such a data set", nearest(dataset, names),
-                      f"--dataset {close}" if close else "correct the name, or --raw_dir DIR for files of your own")
-
-
-def _is_of(raw: Path, dataset: str, config: dict) -> bool:
-    """Whether a folder holds one of the files by which a source is known, its first record in the right format."""
-    return re.fullmatch(config["found_names"], dataset) is not None and any(
-        lines == "any" or first_format(path) in (lines, "") for pattern, lines in config["found_by"].items()
-        for path in raw.glob(pattern.format(dataset=dataset)))
-
-
-def _local(args: argparse.Namespace, source: str) -> Local:
     unused = [flag.names for flag in FLAGS[OWN_FILES] if getattr(args, flag.dest) is not None]
     if unused and source != "local":
         raise ConfigError(unused[0], f"has no meaning for {args.dataset}, which is from {source}",
                           "it names a user's own files", "--source local, or leave it out")
     columns, item_columns = ({name: getattr(args, f"{name}_column") for name in names}
                              for names in (("user", "item", "time", "rating"), ITEM_FIELDS))
-    return Local(args.interactions, args.items, columns, {"item": args.item_id_column or args.item_column,
-                                                          **item_columns})
+    item_columns = {"item": args.item_id_column or args.item_column, **item_columns}
+    local = Local(args.interactions, args.items, columns, item_columns)
+    return ProcessOptions(folder, source, config, raw, downloads, args.mirror, local, processing,
+                          args.memory_limit, args.export_recbole, args.check, args.adopt, args.force)
+
+
+def _unknown(flag: str, name: str, what: str, known: list[str], fix: str, nothing_known: str = "") -> ConfigError:
+    close = closest(name, known)
+    return ConfigError(f"{flag} {name}", what, nearest(name, known) if known else nothing_known,
+                       f"{flag} {close}" if close else fix)
+
+
+def _find_source(args: argparse.Namespace, folder: DatasetFolder) -> str:
+    """From the raw files that are there, from what is processed, else from the data set's name."""
+    configs, found = source_configs(), None
+    if args.interactions is not None:
+        found = "local"
+    elif args.raw_dir is not None:
+        # The first source of which the folder holds a file, and that file's first record is in the right format.
+        found = next((name for name, config in configs.items() for pattern, lines in config["found_by"].items()
+                      if re.fullmatch(config["found_names"], args.dataset)
+                      for path in args.raw_dir.glob(pattern.format(dataset=args.dataset))
+                      if lines == "any" or first_format(path) in (lines, "")), None)
+    else:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not there; or the next reader will say what is wrong
+            found = json.loads(meta_path(folder.interactions).read_text(encoding="utf-8"))["settings"]["source"]
+    if found not in configs:
+        found = next((name for name, config in configs.items() if args.dataset in config["datasets"]), None)
+    if found is None and args.raw_dir is not None:
+        raise ConfigError(f"--raw_dir {args.raw_dir}", f"holds nothing that tells where {args.dataset} is from",
+                          "looked for the files of Amazon, MovieLens and RecBole, and for interactions.*",
+                          "name the --source, or the files with --interactions FILE --items FILE")
+    if found is None and not folder.interactions.exists():
+        names = sorted({d for config in configs.values() for d in config["datasets"]})
+        raise _unknown("--dataset", args.dataset, "no source has such a data set", names,
+                       "correct the name, or --raw_dir DIR for files of your own")
+    return found or "local"  # tables that a user has put there: nothing records where they are from
 
 
 def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -483,12 +475,11 @@ def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]
 def _template(name: str, config: dict) -> tuple[str, ...]:
     """The pieces that a template's name stands for, or those that are spelt out."""
     where, templates = f"--template {name}", config["templates"]
-    if "{" not in name:
-        if name not in templates:
-            close = closest(name, list(templates))
-            raise ConfigError(where, "no such template", nearest(name, list(templates)), f"--template {close}" if close
-                              else "a template of the source's YAML, or pieces like '{title} | by {brand}'")
+    if name in templates:
         return tuple(templates[name])
+    if "{" not in name:
+        raise _unknown("--template", name, "no such template", list(templates),
+                       "a template of the source's YAML, or pieces like '{title} | by {brand}'")
     known = [field for field in config["items"]["columns"] if field not in ("item", "image")]
     pieces = tuple(piece.strip() for piece in name.split("|"))
     for piece in pieces:
@@ -534,11 +525,6 @@ def _parts(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[float, ...]
                _numbers("--fusion_weights", args.fusion_weights, len(parts)))
     _check("--fusion_weights", args.fusion_weights, min(weights) > 0, "weights above 0")
     return parts, weights
-
-
-# What the keys of fusion.yaml may hold besides those of the training loop.
-BOUNDS = SHARED_BOUNDS | {"tolerance": (0, 1), "temperature": (1e-3, 10), "min_temperature": (1e-3, 10),
-                          "smoothing": (0, None)}
 
 
 def load_section(path: Path, name: str, record: type):

@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def check(options: ProcessOptions) -> None:
     """Look at the raw files that the flags name, and at the tables and arrays that are there; write nothing."""
     if not options.downloads:
         paths = family(options).raw_paths(options)
-        with tempfile.TemporaryDirectory() as scratch, _workspace(Path(scratch), options) as work:
+        with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
             bad_lines = Path(scratch) / "bad_lines.jsonl"
             _tell(options, _make(work, options, paths, bad_lines)[0])
             if bad_lines.exists():
@@ -54,20 +55,13 @@ def check(options: ProcessOptions) -> None:
         log.info("check: the raw files are sound")
     if options.downloads or options.folder.interactions.exists():
         check_folder(options)
-        _refuse_changed_raw(options)
-
-
-def _refuse_changed_raw(options: ProcessOptions) -> None:
-    """Raise ArtifactError if a raw file that is still there has other content than when the tables were made."""
-    recorded = _recorded_raw(options)
-    try:
-        found = _raw(family(options).raw_paths(options), {}) if recorded else {}
-    except DataError:
-        return
-    for role, file in found.items():  # every byte was read: damage need not change size or modification time
-        if file["sha256"] != recorded.get(role, file)["sha256"]:
-            why = f"{file['file']} has changed since it was made"
-            raise ArtifactError(options.folder.interactions, "is stale", why, f"{options.folder.make_command} --force")
+        recorded, found = _recorded_raw(options), {}
+        with suppress(DataError):  # raw files may be deleted
+            found = _raw(family(options).raw_paths(options), {}) if recorded else {}
+        for role, file in found.items():  # every byte was read: damage need not change size or modification time
+            if file["sha256"] != recorded.get(role, file)["sha256"]:
+                raise ArtifactError(options.folder.interactions, "is stale", f"{file['file']} has changed since it was "
+                                    "made", f"{options.folder.make_command} --force")
 
 
 def process(options: ProcessOptions, command: str) -> None:
@@ -78,11 +72,22 @@ def process(options: ProcessOptions, command: str) -> None:
         if folder.interactions.exists():
             log.info("process: making the tables again (%s)", why)
         paths = family(options).raw_paths(options)
-        with FolderLock(folder.path), _workspace(folder.path, options) as work:
+        with FolderLock(folder.path), Workspace(folder.path / SCRATCH, options.memory_limit) as work:
             bad_lines = folder.path / "bad_lines.jsonl"
             bad_lines.unlink(missing_ok=True)
             meta, split = _make(work, options, paths, bad_lines)
-            _publish_tables(work, options, {"command": command, **meta}, split)
+            queries = {
+                folder.items: """
+                    SELECT i.id AS item, i.raw_id, coalesce(nullif(d.title, ''), i.raw_id) AS title,
+                           coalesce(nullif(d."text", ''), i.raw_id) AS "text", d.image_url
+                    FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id ORDER BY i.id""",
+                folder.users: 'SELECT id AS "user", raw_id FROM users ORDER BY id',
+                folder.interactions: f'SELECT "user", item, "timestamp", rating, {split} AS split FROM numbered'}
+            ids_sha256, inputs = work.ids_sha256("SELECT raw_id FROM items ORDER BY id"), {}
+            for path, query in queries.items():  # the interactions last, which record the hashes of the others
+                inputs[path.name] = publish(path, partial(work.copy, query), {
+                    "inputs": inputs if path == folder.interactions else {}, "command": command, **meta,
+                    "items_sha256": ids_sha256})["sha256"]
         _tell(options, meta)
     else:
         if (folder.path / SCRATCH).exists():  # of a run that was killed after its last table got its name
@@ -93,13 +98,8 @@ def process(options: ProcessOptions, command: str) -> None:
         export(options)
 
 
-def is_current(options: ProcessOptions) -> bool:
-    """Whether the tables there were made with these settings from these raw files (which may be deleted since)."""
-    return not outdated(options)
-
-
 def outdated(options: ProcessOptions) -> str:
-    """Why the tables there are not what these settings and these raw files give; nothing if they are."""
+    """Why the tables there are not what these settings and these raw files (if not deleted) give; empty if they are."""
     try:
         meta = load_meta(options.folder.interactions, "")
     except UserError as error:
@@ -137,10 +137,6 @@ def _recorded_raw(options: ProcessOptions) -> dict[str, dict]:
         return {}
 
 
-def _workspace(folder: Path, options: ProcessOptions) -> Workspace:
-    return Workspace(folder / SCRATCH, options.memory_limit)
-
-
 def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> tuple[dict, str]:
     """Read, filter, number and split; `bad_lines` is written if there are any that are left out.
 
@@ -166,9 +162,16 @@ def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines
     split = make_split(work, processing, report, paths[0])
     if not processing.drop_items_without_text:
         num_bad += _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
+    [(without_text, cut, without_record)] = work.run("""
+        SELECT count(*) FILTER (coalesce(d."text", '') = ''), count(*) FILTER (d.cut),
+               count(*) FILTER (d.raw_id IS NULL)
+        FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id""")
+    [(records, distinct)] = work.run("SELECT count(*), count(DISTINCT raw_id) FROM metadata")
     statistics = measure(work)
     return {"settings": _settings(options), "raw": raw, "filters": report.steps, "num_bad_lines": num_bad,
-            **_text_counts(work), "statistics": statistics,
+            "num_without_text": without_text, "num_texts_cut": cut, "num_without_record": without_record,
+            "num_records": records, "num_duplicate_records": records - distinct,
+            "num_unused_records": distinct - (statistics["num_items"] - without_record), "statistics": statistics,
             **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")},
             **split.info}, split.expression
 
@@ -176,45 +179,12 @@ def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines
 def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
                     bad_lines: Path) -> int:
     """Make `described`, the items' titles and texts; returns how many bad lines were left out."""
-    num_bad = 0
-    if len(tables) > 1:
-        num_bad = read_items(work, tables[1], options, wanted, bad_lines)
-    else:
+    if len(tables) == 1:
         log.warning("process: there is no file of the items, so that no item has a text")
         work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
+    num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
     describe(work, options.processing.template)
     return num_bad
-
-
-def _text_counts(work: Workspace) -> dict[str, int]:
-    """How items and their records meet: which lack the other, and what became of the texts."""
-    [(without_text, cut, without_record)] = work.run("""
-        SELECT count(*) FILTER (coalesce(d."text", '') = ''), count(*) FILTER (d.cut),
-               count(*) FILTER (d.raw_id IS NULL)
-        FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id""")
-    [(records, distinct)] = work.run("SELECT count(*), count(DISTINCT raw_id) FROM metadata")
-    return {"num_without_text": without_text, "num_texts_cut": cut, "num_without_record": without_record,
-            "num_records": records, "num_duplicate_records": records - distinct,
-            "num_unused_records": distinct - (work.count("items") - without_record)}
-
-
-def _publish_tables(work: Workspace, options: ProcessOptions, meta: dict, split: str) -> None:
-    """users and items first, then the interactions, which record the hashes of both."""
-    folder = options.folder
-    meta = {**meta, "items_sha256": work.ids_sha256("SELECT raw_id FROM items ORDER BY id")}
-    queries = {
-        folder.items: """
-            SELECT i.id AS item, i.raw_id, coalesce(nullif(d.title, ''), i.raw_id) AS title,
-                   coalesce(nullif(d."text", ''), i.raw_id) AS "text", d.image_url
-            FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id ORDER BY i.id""",
-        folder.users: 'SELECT id AS "user", raw_id FROM users ORDER BY id',
-        folder.interactions: f'SELECT "user", item, "timestamp", rating, {split} AS split FROM numbered',
-    }
-    inputs: dict[str, str] = {}
-    for path, query in queries.items():
-        published = publish(path, partial(work.copy, query),
-                            {"inputs": inputs if path == folder.interactions else {}, **meta})
-        inputs[path.name] = published["sha256"]
 
 
 def _tell(options: ProcessOptions, meta: dict) -> None:
@@ -229,12 +199,11 @@ def _tell(options: ProcessOptions, meta: dict) -> None:
     found = [meta["num_users"], meta["num_items"], meta["num_interactions"]]
     plain = options.processing._replace(min_user_interactions=5, min_item_interactions=5, min_rating=None,
                                         duplicates="keep", drop_items_without_text=False)
-    if not expected or options.processing != plain:
-        return
-    if expected == found:
-        log.info("process: these are the counts that the literature has")
-    else:
-        log.warning("process: the literature has %s users, items, interactions, and this set %s", expected, found)
+    if expected and options.processing == plain:
+        if expected == found:
+            log.info("process: these are the counts that the literature has")
+        else:
+            log.warning("process: the literature has %s users, items, interactions, and this set %s", expected, found)
 
 
 def export(options: ProcessOptions) -> None:
@@ -255,7 +224,7 @@ def export(options: ProcessOptions) -> None:
              f"{folder.name}.item": f"""
                  SELECT raw_id AS "item_id:token", {title} AS "title:token_seq", {text_} AS "text:token_seq"
                  FROM {items} ORDER BY item"""}
-    with tempfile.TemporaryDirectory() as scratch, _workspace(Path(scratch), options) as work:
+    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
         for path, rows in ((folder.items, items), (folder.users, users)):
             if bad := work.run(f"SELECT raw_id FROM {rows} WHERE regexp_matches(raw_id, '[\\t\\r\\n]') LIMIT 1"):
                 raise DataError(path, f"the raw id {bad[0][0]!r} holds a tab or a line break", "RecBole's files cannot",

@@ -32,32 +32,23 @@ def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str
     found = columns_there(work, table)
     if all(set(table.columns[field]) & set(found) for field in absent):
         return
-    others = _others(work, table, part, source, absent)
+    others = []  # the sources of which the file may be: it has there all that a file is known by, and what was missed
+    for name, config in source_configs().items():
+        if name not in (source, "local") and "files" in config.get(part, {}):
+            lines = config["item_lines"] if part == "items" else "json"
+            in_its_format = table._replace(format=lines if table.format in PARSERS else table.format)
+            there, columns = set(columns_there(work, in_its_format)), config[part]["columns"]
+            known_by = (columns.get(field, []) for field in {*KNOWN_BY[part], *absent})
+            if all(there.intersection([names] if isinstance(names, str) else names) for names in known_by):
+                others.append(name)
     if not others and (optional or not found):
         return  # where no record can be read, what is wrong with the first line says more
     needed = ", ".join(" or ".join(columns) for columns in table.columns.values())
-    there = ", ".join(found[:NUM_LISTED]) or f"no record of {table.format}"
+    shown = ", ".join(found[:NUM_LISTED]) or f"no record of {table.format}"
     fix = f"--source local --{part} {table.path}, with --<field>_column NAME for columns of other names"
     if table.source:
         fix = "fetch the archive again (--force)"
     elif others:
         fix = f"--source {' or '.join(others)}" + (
             f" --raw_dir {table.path.parent} in place of --{part}" if source == "local" else "")
-    raise DataError(table.origin, f"has no {' and no '.join(absent)}", f"needed: {needed}; found: {there}", fix)
-
-
-def _others(work: Workspace, table: RawTable, part: str, source: str, absent: list[str]) -> list[str]:
-    """The sources of which the file may be: it has there all that a file is known by, and what was missed."""
-    others = []
-    for name, config in source_configs().items():
-        if name in (source, "local") or "files" not in config.get(part, {}):
-            continue
-        columns = {field: [names] if isinstance(names, str) else names
-                   for field, names in config[part]["columns"].items()}
-        format_ = table.format
-        if format_ in PARSERS:
-            format_ = config["item_lines"] if part == "items" else "json"
-        there = set(columns_there(work, table._replace(format=format_, columns=columns)))
-        if all(set(columns.get(field, ())) & there for field in {*KNOWN_BY[part], *absent}):
-            others.append(name)
-    return others
+    raise DataError(table.origin, f"has no {' and no '.join(absent)}", f"needed: {needed}; found: {shown}", fix)

@@ -45,39 +45,33 @@ def _ending(path: Path) -> str:
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Interactions, and items if there is a file of them. Raises ConfigError for a column that is not there."""
     named = (options.local.columns, options.local.item_columns)
-    return [_only_columns_there(work, _table(options, path, part, columns), columns)
+    return [_table(work, path, part, options.config[part]["columns"], columns)
             for path, part, columns in zip(paths, ("interactions", "items"), named, strict=False)]
 
 
-def _table(options: ProcessOptions, path: Path, part: str, named: dict[str, str | None]) -> RawTable:
+def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], named: dict[str, str | None]) -> RawTable:
+    """A file without the optional columns that it lacks; a column that is `named` is not optional."""
     ending = _ending(path)
     if ending not in FORMATS or (FORMATS[ending] == "parquet" and path.suffix == ".gz"):
         raise ConfigError(f"--{part} {path}", f"its ending {''.join(path.suffixes[-2:])!r} names no format that can be "
                           "read", f"there are: {', '.join(FORMATS)}, each also with .gz but Parquet", "rename the file")
     layout = LAYOUTS.get(ending, Layout())
-    columns = {field: [named[field] or default] for field, default in options.config[part]["columns"].items()}
-    if layout.typed:
-        columns = {field: [column.split(":")[0]] for field, [column] in columns.items()}
-    return RawTable(path, FORMATS[ending], columns, layout=layout)
-
-
-def _only_columns_there(work: Workspace, table: RawTable, named: dict[str, str | None]) -> RawTable:
-    """Without the optional columns that the file lacks. Raises ConfigError for one that it must have."""
+    table = RawTable(path, FORMATS[ending], {}, layout=layout)
     there = columns_there(work, table)
-    is_items = "title" in table.columns
-    columns = {}
-    for field, [column] in table.columns.items():
+    for field, default in defaults.items():
+        column = named[field] or default
+        column = column.split(":")[0] if layout.typed else column
         if there.count(column) > 1:
-            raise ConfigError(f"{table.path}:1", f"names the column {column} {there.count(column)} times",
+            raise ConfigError(f"{path}:1", f"names the column {column} {there.count(column)} times",
                               fix="rename the others")
         # A record of JSON may lack a text that others have; and where no record can be read, its line says more.
-        may_come = table.format == "json" and is_items and field != "item" and named[field] is None
+        may_come = table.format == "json" and part == "items" and field != "item" and named[field] is None
         if column in there or not there or may_come:
-            columns[field] = [column]
+            table.columns[field] = [column]
         elif named[field] is not None or field in ("user", "item", "time"):
             raise _no_column(table, column, there,
-                             "--item_id_column" if is_items and field == "item" else f"--{field}_column")
-    return table._replace(columns=columns)
+                             "--item_id_column" if part == "items" and field == "item" else f"--{field}_column")
+    return table
 
 
 def _no_column(table: RawTable, column: str, there: list[str], flag: str) -> ConfigError:

@@ -51,21 +51,18 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
 
 def _fault(table: RawTable, values: dict, unit: str | None, low: float, high: float) -> str:
     """What is wrong with a row's raw values; `unit` is None for dates."""
-    for field in FIELDS:
-        value = value_of(table, values, field)
-        fault = ""
-        if field in ("user", "item"):
-            fault = id_fault(table, values, field)
-        elif value is None and table.columns.get(field):
-            fault = lacking(table, field)
-        elif field == "time" and unit is not None:
-            fault = number_fault(field, value, 0, LATEST * UNITS[unit], _hint(value, unit))
-        elif field == "rating" and value is not None:
-            fault = number_fault(field, value, low, high)
-        if fault:
-            return fault
-    time = str(value_of(table, values, "time"))[:40]
-    return "is no event" if unit else f"has the time {time!r}, which is no date (ISO 8601) from 1970 to 2100"
+    if fault := id_fault(table, values, "user") or id_fault(table, values, "item"):
+        return fault
+    time, rating = (value_of(table, values, field) for field in ("time", "rating"))
+    if time is None:
+        return lacking(table, "time")
+    fault = number_fault("time", time, 0, LATEST * UNITS[unit], _hint(time, unit)) if unit else ""
+    if not fault and rating is not None:
+        fault = number_fault("rating", rating, low, high)
+    elif not fault and table.columns.get("rating"):
+        fault = lacking(table, "rating")
+    no_date = f"has the time {str(time)[:40]!r}, which is no date (ISO 8601) from 1970 to 2100"
+    return fault or ("is no event" if unit else no_date)
 
 
 def _hint(value: object, unit: str) -> str:

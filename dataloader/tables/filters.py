@@ -1,5 +1,7 @@
 """Which events stay: rating threshold, duplicates, k-core; and the integers that users and items become."""
 
+from itertools import pairwise
+
 from dataloader.options import Processing
 from dataloader.workspace import Workspace
 
@@ -41,14 +43,11 @@ class Report:
 
 
 def filter_lines(steps: list[dict]) -> list[str]:
-    """A line for each filter: what it removed and what it left."""
-    lines, before = [], None
-    for step in steps:
-        left = step["interactions"]
-        lines.append(f"{left:,} interactions {step['step']}" if before is None else
-                     f"{before - left:,} removed by {step['step']}, {left:,} left")
-        before = left
-    return lines
+    """What each filter removed and left."""
+    first, left = steps[0], [step["interactions"] for step in steps]
+    return [f"{left[0]:,} interactions {first['step']}",
+            *(f"{before - after:,} removed by {step['step']}, {after:,} left"
+              for step, (before, after) in zip(steps[1:], pairwise(left), strict=True))]
 
 
 def apply_filters(work: Workspace, processing: Processing, report: Report) -> None:
@@ -83,26 +82,22 @@ def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> Non
     for side in minima:
         work.run(f"""CREATE OR REPLACE TABLE {side}_counts AS
             SELECT {side}_key AS key, count(*) AS n FROM kept GROUP BY ALL""")
-    num_dropped = -1
-    while num_dropped:
-        num_dropped = sum([_drop_short(work, side, other, minima[side])
-                           for side, other in (("user", "item"), ("item", "user")) if minima[side] > 1])
-    flags = [f"--min_{side}_interactions" for side, minimum in minima.items() if minimum > 1]
-    if flags:
-        report.add(f"the {min_user}/{min_item}-core", *flags)
-
-
-def _drop_short(work: Workspace, side: str, other: str, minimum: int) -> int:
-    """Drop the users, or the items, with fewer than `minimum` events; returns how many they were."""
-    work.run(f"CREATE OR REPLACE TABLE short AS SELECT key FROM {side}_counts WHERE n < {int(minimum)}")
-    if num_short := work.count("short"):
-        work.run(f"""CREATE OR REPLACE TABLE lost AS
-            SELECT {other}_key AS key, count(*) AS n FROM kept WHERE {side}_key IN (FROM short) GROUP BY ALL""")
-        work.run(f"DELETE FROM kept WHERE {side}_key IN (FROM short)")
-        work.run(f"DELETE FROM {side}_counts WHERE n < {int(minimum)}")
-        work.run(f"""UPDATE {other}_counts SET n = {other}_counts.n - lost.n
-            FROM lost WHERE {other}_counts.key = lost.key""")
-    return num_short
+    sides = [pair for pair in (("user", "item"), ("item", "user")) if minima[pair[0]] > 1]
+    dropped = True
+    while dropped:
+        dropped = False
+        for side, other in sides:
+            work.run(f"CREATE OR REPLACE TABLE short AS SELECT key FROM {side}_counts WHERE n < {minima[side]}")
+            if work.count("short"):
+                dropped = True
+                work.run(f"""CREATE OR REPLACE TABLE lost AS
+                    SELECT {other}_key AS key, count(*) AS n FROM kept WHERE {side}_key IN (FROM short) GROUP BY ALL""")
+                work.run(f"DELETE FROM kept WHERE {side}_key IN (FROM short)")
+                work.run(f"DELETE FROM {side}_counts WHERE n < {minima[side]}")
+                work.run(f"""UPDATE {other}_counts SET n = {other}_counts.n - lost.n
+                    FROM lost WHERE {other}_counts.key = lost.key""")
+    if sides:
+        report.add(f"the {min_user}/{min_item}-core", *(f"--min_{side}_interactions" for side, _other in sides))
 
 
 def number(work: Workspace, unit: int) -> None:

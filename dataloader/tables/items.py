@@ -12,6 +12,9 @@ from dataloader.readers.raw import RawTable, load, mend
 from dataloader.sources import refuse_other_source
 from dataloader.workspace import Workspace, text
 
+log = logging.getLogger(__name__)
+
+MAX_TEXT = 10_000  # characters; far more than any text model reads
 # Between the members of a list.
 SEPARATORS = {"title": " ", "description": " ", "brand": " ", "price": " ", "categories": ", ", "features": " ",
               "year": " ", "genres": ", "}
@@ -39,6 +42,11 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     DataError naming file and line of what is no item.
     """
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
+    # A join would be exact, and lose the order of the rows, by which records are told apart: so one bit for each hash.
+    num_bits = 1 << min(30, max(10, (BITS_FOR_ONE * work.value(f"SELECT count(*) FROM ({wanted})")).bit_length()))
+    work.run(f"""SET VARIABLE wanted = (SELECT bitstring_agg((hash(raw_id) % {num_bits})::INTEGER, 0, {num_bits - 1})
+                                        FROM ({wanted}) ids(raw_id))""")
+    is_wanted = f"coalesce(get_bit(getvariable('wanted'), (hash(item) % {num_bits})::INTEGER) = 1, false)"
     in_template = "".join(options.processing.template)
     fields = [f for f in SEPARATORS if table.columns.get(f) and (f == "title" or f"{{{f}}}" in in_template)]
     texts = "".join(f"CASE WHEN wanted THEN {_clean(field)} ELSE '' END AS {field}, " for field in fields)
@@ -46,7 +54,7 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     query = f"""
         SELECT raw_id, wanted, {texts} CASE WHEN wanted THEN {IMAGE_URL} END AS image_url,
                wanted AND ({' OR '.join(['false', *deep])}) AS nested
-        FROM (SELECT *, item AS raw_id, {_is_wanted(work, wanted)} AS wanted FROM {{rows}})"""
+        FROM (SELECT *, item AS raw_id, {is_wanted} AS wanted FROM {{rows}})"""
     types = {"item": "VARCHAR", **dict.fromkeys([*fields, "image"], "JSON")}
     for field in (*fields, "image"):  # records of another year may be readable and hold the rest under other names
         if options.source != "local" and table.columns.get(field):
@@ -61,33 +69,19 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
         options.processing.bad_lines, bad_lines)
 
 
-def _is_wanted(work: Workspace, wanted: str) -> str:
-    """SQL that holds for the raw ids that the query `wanted` gives, and for a few others.
-
-    A join would be exact, and lose the order of the rows, by which records are told apart: so one bit for each hash.
-    """
-    num_bits = 1 << min(30, max(10, (BITS_FOR_ONE * work.value(f"SELECT count(*) FROM ({wanted})")).bit_length()))
-    work.run(f"""SET VARIABLE wanted = (SELECT bitstring_agg((hash(raw_id) % {num_bits})::INTEGER, 0, {num_bits - 1})
-                                        FROM ({wanted}) ids(raw_id))""")
-    return f"coalesce(get_bit(getvariable('wanted'), (hash(item) % {num_bits})::INTEGER) = 1, false)"
-
-
-def _plain(field: str) -> str:
-    """SQL for the text that a JSON value holds; the members of a list, and of a list of lists, are joined."""
-    members = f"""CASE WHEN starts_with({field}::VARCHAR, '[[') THEN json_extract_string({field}, '$[*][*]')
-                       ELSE json_extract_string({field}, '$[*]') END"""
-    return f"""CASE left({field}::VARCHAR, 1)
-                    WHEN '[' THEN array_to_string(list_filter({members}, lambda m: m <> ''), '{SEPARATORS[field]}')
-                    WHEN '{{' THEN NULL ELSE {field} ->> '$' END"""
-
-
 def _clean(field: str) -> str:
     """SQL for a field's plain text without entities and tags, and with single blanks; empty where there is none.
 
-    Each step names the one before it once, or DuckDB would work that out again. Entities go first, as what they stand
-    for may be a tag; only records that have one, or that are very long, take the slow way.
+    The members of a list, and of a list of lists, are joined. Each step names the one before it once, or DuckDB would
+    work that out again. Entities go first, as what they stand for may be a tag; only records that have one, or that are
+    very long, take the slow way.
     """
-    raw, plain = f"{field}::VARCHAR", _plain(field)
+    raw = f"{field}::VARCHAR"
+    members = f"""CASE WHEN starts_with({raw}, '[[') THEN json_extract_string({field}, '$[*][*]')
+                       ELSE json_extract_string({field}, '$[*]') END"""
+    plain = f"""CASE left({raw}, 1)
+                     WHEN '[' THEN array_to_string(list_filter({members}, lambda m: m <> ''), '{SEPARATORS[field]}')
+                     WHEN '{{' THEN NULL ELSE {field} ->> '$' END"""
     has_entity = f"contains({raw}, '&') OR contains({raw}, '\\u0026')"
     text = f"""CASE WHEN strlen({raw}) > {MAX_FIELD} THEN unescape(left({plain}, {MAX_FIELD}))
                     WHEN {has_entity} THEN unescape({plain}) ELSE {plain} END"""
@@ -98,21 +92,22 @@ def _clean(field: str) -> str:
     return f"coalesce({text}, '')"
 
 
-log = logging.getLogger(__name__)
-
-MAX_TEXT = 10_000  # characters; far more than any text model reads
-
-
 def describe(work: Workspace, template: tuple[str, ...]) -> None:
     """Make `described (raw_id, title, text, image_url, cut)`, one row a raw id of `metadata` whose text was wanted.
 
     Of several records of an item the first that has a text counts. A text is cut between words.
     """
     there = {row[0] for row in work.run("DESCRIBE metadata")} & set(SEPARATORS)
-    pieces = [_piece(piece) for piece in template if _fields(piece) <= there]
-    lacking = sorted(set().union(*map(_fields, template)) - there)
+    pieces, lacking = [], set()
+    for piece in template:
+        parts = [part[:2] for part in Formatter().parse(piece)]
+        absent = {field for _words, field in parts if field is not None} - there
+        lacking |= absent
+        if not absent:  # SQL for the piece's fields within its words, NULL if one of them is empty
+            pieces.append(" || ".join(sql for words, field in parts for sql in (
+                words and text(words), field and f"nullif({field}, '')") if sql))
     if lacking and work.count("metadata"):
-        log.info("process: the items' records have no %s; their texts go without", ", ".join(lacking))
+        log.info("process: the items' records have no %s; their texts go without", ", ".join(sorted(lacking)))
     whole = f"concat_ws('. ', {', '.join(pieces)})" if pieces else "''"
     title = "title" if "title" in there else "''"
     work.run(f"""CREATE TABLE whole AS
@@ -123,19 +118,6 @@ def describe(work: Workspace, template: tuple[str, ...]) -> None:
         FROM whole w
         WHERE w.rowid IN (SELECT coalesce(min(rowid) FILTER ("text" <> ''), min(rowid)) FROM whole GROUP BY raw_id)""")
     work.run("DROP TABLE whole")
-
-
-def _fields(piece: str) -> set[str]:
-    return {field for _words, field, *_ in Formatter().parse(piece) if field is not None}
-
-
-def _piece(piece: str) -> str:
-    """SQL for a piece of a template: its fields within its words, NULL if one of them is empty."""
-    parts = []
-    for words, field, *_ in Formatter().parse(piece):
-        parts += [text(words)] * bool(words) + [field] * (field is not None)
-    filled = " AND ".join(f"{field} <> ''" for field in sorted(_fields(piece)))
-    return f"CASE WHEN {filled} THEN {' || '.join(parts)} END"
 
 
 def _shorten(value: str) -> str:

@@ -10,6 +10,8 @@ from dataloader.options import Processing, moment
 from dataloader.tables.filters import Report, filter_lines
 from dataloader.workspace import Workspace
 
+SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
 
 class Split(NamedTuple):
     """SQL for an event's split, over the columns of `numbered`; and what the next stage may want to know of it."""
@@ -19,44 +21,34 @@ class Split(NamedTuple):
 
 
 def make_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:
-    """Raises DataError, which names the `raw` interactions, if a split is left without events."""
-    split = leave_one_out() if processing.split == "leave_one_out" else temporal(work, processing)
-    counts = dict(work.run(f"SELECT {split.expression} AS split, count(*) FROM numbered GROUP BY split"))
-    lacking = [name for name in SPLITS if not counts.get(name)]
-    if lacking and processing.split == "leave_one_out":
-        raise DataError(raw, f"no event is left for {' and '.join(lacking)}", "; ".join(
-            ["no user has three events", *report.lines()]), report.how_to_keep_more())
-    if lacking:
-        begins = " and ".join(f"{name} at {begin}" for name, begin in split.info["split_begins"].items())
-        raise DataError(raw, f"no event is left for {' and '.join(lacking)}", "; ".join(
-            [f"by time, {begins} (seconds)", *report.lines()]), "other --split_ratios or --split_dates")
-    return split._replace(info={**split.info, "num_in_split": {name: counts[name] for name in SPLITS}})
+    """Leave-one-out: a user's last event is test and the one before it valid, where a training event remains.
 
-
-def leave_one_out() -> Split:
-    """A user's last event is test and the one before it valid, where a training event remains."""
-    return Split("""CASE WHEN length < 3 OR place < length - 2 THEN 'train'
-                         WHEN place = length - 2 THEN 'valid' ELSE 'test' END""", {"split_name": "leave_one_out"})
-
-
-def temporal(work: Workspace, processing: Processing) -> Split:
-    """One moment for all users: what lies before it trains, so that no training event is later than a test event."""
-    if processing.split_dates:
-        begins = list(map(moment, processing.split_dates))
+    Temporal: one moment for all users, so that no training event is later than a test event. Raises DataError, which
+    names the `raw` interactions, if a split is left without events.
+    """
+    info = {"split_name": processing.split}
+    if processing.split == "leave_one_out":
+        expression = """CASE WHEN length < 3 OR place < length - 2 THEN 'train'
+                             WHEN place = length - 2 THEN 'valid' ELSE 'test' END"""
+        why, fix = "no user has three events", report.how_to_keep_more()
     else:
-        num_events = work.count("sorted")
-        train, valid, _test = processing.split_ratios
-        # How many events lie before a share's end: 8 of 10 for 0.7 + 0.1, which is 0.7999… to a computer. Events of one
-        # moment are never parted.
-        ranks = [min(int(round(share * num_events, 6)), num_events - 1) for share in (train, train + valid)]
-        begins = [work.value('SELECT "timestamp" FROM numbered ORDER BY "timestamp" LIMIT 1 OFFSET ?', rank)
-                  for rank in ranks]
-    expression = f"""CASE WHEN "timestamp" < {begins[0]} THEN 'train'
-                          WHEN "timestamp" < {begins[1]} THEN 'valid' ELSE 'test' END"""
-    return Split(expression, {"split_name": "temporal", "split_begins": {"valid": begins[0], "test": begins[1]}})
-
-
-SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
+        begins = list(map(moment, processing.split_dates))
+        if not begins:
+            num_events, (train, valid, _test) = work.count("sorted"), processing.split_ratios
+            # How many events lie before a share's end: 8 of 10 for 0.7 + 0.1, which is 0.7999… to a computer. Events of
+            # one moment are never parted.
+            ranks = [min(int(round(share * num_events, 6)), num_events - 1) for share in (train, train + valid)]
+            begins = [work.value('SELECT "timestamp" FROM numbered ORDER BY "timestamp" LIMIT 1 OFFSET ?', rank)
+                      for rank in ranks]
+        expression = f"""CASE WHEN "timestamp" < {begins[0]} THEN 'train'
+                              WHEN "timestamp" < {begins[1]} THEN 'valid' ELSE 'test' END"""
+        info["split_begins"] = {"valid": begins[0], "test": begins[1]}
+        why = f"by time, valid at {begins[0]} and test at {begins[1]} (seconds)"
+        fix = "other --split_ratios or --split_dates"
+    counts = dict(work.run(f"SELECT {expression} AS split, count(*) FROM numbered GROUP BY split"))
+    if lacking := [name for name in SPLITS if not counts.get(name)]:
+        raise DataError(raw, f"no event is left for {' and '.join(lacking)}", "; ".join([why, *report.lines()]), fix)
+    return Split(expression, {**info, "num_in_split": {name: counts[name] for name in SPLITS}})
 
 
 def measure(work: Workspace) -> dict:
@@ -69,18 +61,16 @@ def measure(work: Workspace) -> dict:
         WHERE "user" = user_before AND "time" = time_before""")
     repeated = work.value("""SELECT coalesce(sum(n - 1), 0)::BIGINT FROM (
         SELECT count(*) AS n FROM sorted SEMI JOIN moments USING ("user", "time") GROUP BY "user", item, "time")""")
+    quantiles, percentiles = ", ".join(f"quantile_disc(num_events, {share})" for share in SHARES.values()), {}
+    for table in ("users", "items"):
+        [(mean, *values)] = work.run(f"SELECT avg(num_events), {quantiles} FROM {table}")
+        percentiles[table] = {"mean": round(mean, 2), **dict(zip(SHARES, values, strict=True))}
     return {
         "num_users": num_users, "num_items": num_items, "num_interactions": num_events,
         "density": num_events / (num_users * num_items),
-        "events_of_a_user": _percentiles(work, "users"), "events_of_an_item": _percentiles(work, "items"),
+        "events_of_a_user": percentiles["users"], "events_of_an_item": percentiles["items"],
         "first_timestamp": first, "last_timestamp": last, "num_exact_duplicates": repeated,
     }
-
-
-def _percentiles(work: Workspace, table: str) -> dict[str, float]:
-    quantiles = ", ".join(f"quantile_disc(num_events, {share})" for share in SHARES.values())
-    [(mean, *values)] = work.run(f"SELECT avg(num_events), {quantiles} FROM {table}")
-    return {"mean": round(mean, 2), **dict(zip(SHARES, values, strict=True))}
 
 
 def counts(meta: dict) -> str:

@@ -123,7 +123,7 @@ def test_a_processed_set_needs_its_deleted_raw_files_only_for_other_settings(ser
                                                                              current):
     caplog.set_level(logging.INFO)
     options = served_at(write_dataset(tmp_path, ["a", "b"]).process, server.url)
-    monkeypatch.setattr("dataloader.process.is_current", lambda _: current)
+    monkeypatch.setattr("dataloader.process.outdated", lambda _: "" if current else "min_rating: None -> 3")
     serve_baby(server)
     download(options)
     assert len(server.asked) == (0 if current else 2)

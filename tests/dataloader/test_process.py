@@ -16,7 +16,7 @@ from common import publishing
 from common.artifacts import ids_sha256, load_interactions, load_items, load_meta, load_users, verify
 from common.errors import ArtifactError, DataError
 from common.publishing import file_sha256
-from dataloader.process import check, is_current, process
+from dataloader.process import check, outdated, process
 from dataloader.workspace import Workspace
 from tests.dataloader.helpers import contents, review, table, write_baby, write_gz
 from tests.dataloader.helpers import process_options as make_options
@@ -249,14 +249,14 @@ def test_every_setting_that_the_tables_depend_on_makes_them_outdated(tmp_path, f
     metadata = [repr({"asin": asin, "title": asin}) for asin in "xyz"]
     options = run(tmp_path, EVENTS, metadata=metadata)
     raw = ("--raw_dir", str(tmp_path / "raw"), "--min_user_interactions=0", "--min_item_interactions=0")
-    assert is_current(make_options(options.folder.data_root, *raw))
-    assert not is_current(make_options(options.folder.data_root, *raw, *flags))
+    assert not outdated(make_options(options.folder.data_root, *raw))
+    assert outdated(make_options(options.folder.data_root, *raw, *flags))
 
 
 @pytest.mark.parametrize("flags", [("--memory_limit=1GB",), ("--seed=3",), ("--suffix=image",), ("--mirror=http://h",)])
 def test_flags_of_other_steps_and_of_the_machine_leave_the_tables_current(tmp_path, flags):
     run(tmp_path, EVENTS)
-    assert is_current(make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"), "--min_user_interactions=0",
+    assert not outdated(make_options(tmp_path / "data", "--raw_dir", str(tmp_path / "raw"), "--min_user_interactions=0",
                                    "--min_item_interactions=0", *flags))
 
 
@@ -284,7 +284,7 @@ def test_raw_files_that_look_unchanged_are_not_read(tmp_path, monkeypatch):
     options = run(tmp_path, EVENTS)
     monkeypatch.setattr(publishing, "_sha256_of_version", lambda *version: pytest.fail("reads a raw file"))
     damage_in_disguise(tmp_path / "raw" / "reviews_Baby_5.json.gz")
-    assert is_current(options)
+    assert not outdated(options)
 
 
 def test_a_changed_raw_file_is_hashed_once_for_the_rebuild(tmp_path, monkeypatch):
