@@ -169,10 +169,9 @@ class Processing(NamedTuple):
     @property
     def settings(self) -> dict:
         """What the tables depend on, as their metas record it (and JSON gives it back)."""
-        unused = {"split_ratios", "split_dates"} - ({"split_dates" if self.split_dates else "split_ratios"}
-                                                    if self.split == "temporal" else set())
+        used = {"split_dates" if self.split_dates else "split_ratios"} if self.split == "temporal" else set()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()
-                if key not in unused}
+                if key in used or key not in ("split_ratios", "split_dates")}
 
 
 class Local(NamedTuple):
@@ -331,11 +330,17 @@ def resolve_options(args: argparse.Namespace) -> Options:
     folder = DatasetFolder(args.data_root, args.dataset)
     process = _process(args, folder)
     modalities, suffix = _modalities(args)
-    parts, weights = _parts(args)
+    parts = tuple(args.fusion_parts.split(","))
+    for part in parts:
+        check_name("--fusion_parts", part)
+    _check("--fusion_parts", args.fusion_parts, len(parts) > 1 and len(set(parts)) == len(parts)
+           and not set(parts) & set(FUSIONS), "two different embeddings or more, such as td,image")
+    weights = ((1.0,) * len(parts) if args.fusion_weights is None else
+               _numbers("--fusion_weights", args.fusion_weights, len(parts)))
+    _check("--fusion_weights", args.fusion_weights, min(weights) > 0, "weights above 0")
     made = parts if suffix in FUSIONS else (suffix,)
     text_suffix = next((part for part in made if modality_of(part) == "text"), "td")
     fusion_yaml = CONFIGS / "fusion.yaml"
-
     # The transform flags belong to the embedding that --suffix names.
     transform = Transform(args.pca, args.whiten, args.zscore, args.l2)
     target = {name: Embedding(folder, name, transform if name == suffix else Transform())
@@ -368,11 +373,10 @@ def _numbers(flag: str, text: str, count: int) -> tuple[float, ...]:
 
 def moment(date: str) -> int | None:
     """The second at which an ISO 8601 date begins, in UTC where it names no zone; None if it is no date."""
-    try:
+    with suppress(ValueError):
         found = datetime.fromisoformat(date)
-    except ValueError:
-        return None
-    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+        return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+    return None
 
 
 def _refuse_useless(args: argparse.Namespace) -> None:
@@ -512,19 +516,6 @@ def _modalities(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
 
 def modality_of(suffix: str) -> str | None:  # a text embedding may have any name that nothing else has
     return {"image": "image", "cf": None, **dict.fromkeys(FUSIONS)}.get(suffix, "text")
-
-
-def _parts(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """The parts of a fusion and their weights."""
-    parts = tuple(args.fusion_parts.split(","))
-    for part in parts:
-        check_name("--fusion_parts", part)
-    _check("--fusion_parts", args.fusion_parts, len(parts) > 1 and len(set(parts)) == len(parts)
-           and not set(parts) & set(FUSIONS), "two different embeddings or more, such as td,image")
-    weights = ((1.0,) * len(parts) if args.fusion_weights is None else
-               _numbers("--fusion_weights", args.fusion_weights, len(parts)))
-    _check("--fusion_weights", args.fusion_weights, min(weights) > 0, "weights above 0")
-    return parts, weights
 
 
 def load_section(path: Path, name: str, record: type):

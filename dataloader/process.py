@@ -131,10 +131,9 @@ def _raw(paths: list[Path], recorded: dict[str, dict]) -> dict[str, dict]:
 
 
 def _recorded_raw(options: ProcessOptions) -> dict[str, dict]:
-    try:
+    with suppress(UserError):
         return load_meta(options.folder.interactions, "").get("raw", {})
-    except UserError:
-        return {}
+    return {}
 
 
 def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> tuple[dict, str]:

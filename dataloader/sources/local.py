@@ -8,10 +8,10 @@ from dataloader.readers.delimited import Layout
 from dataloader.readers.raw import RawTable, columns_there
 from dataloader.workspace import Workspace
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".inter": "csv", ".item": "csv", ".jsonl": "json", ".json": "json",
-           ".ndjson": "json", ".parquet": "parquet", ".pq": "parquet"}
-LAYOUTS = {".csv": Layout(), ".tsv": Layout("\t"), ".inter": Layout("\t", quote="", typed=True),
-           ".item": Layout("\t", quote="", typed=True)}
+ATOMIC = ("csv", Layout("\t", quote="", typed=True))  # RecBole's
+FORMATS = {".csv": ("csv", Layout()), ".tsv": ("csv", Layout("\t")), ".inter": ATOMIC, ".item": ATOMIC,
+           **dict.fromkeys((".jsonl", ".json", ".ndjson"), ("json", Layout())),
+           **dict.fromkeys((".parquet", ".pq"), ("parquet", Layout()))}
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 
 
@@ -51,12 +51,11 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
 
 def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], named: dict[str, str | None]) -> RawTable:
     """A file without the optional columns that it lacks; a column that is `named` is not optional."""
-    ending = _ending(path)
-    if ending not in FORMATS or (FORMATS[ending] == "parquet" and path.suffix == ".gz"):
+    format_, layout = FORMATS.get(_ending(path), ("", Layout()))
+    if not format_ or (format_ == "parquet" and path.suffix == ".gz"):
         raise ConfigError(f"--{part} {path}", f"its ending {''.join(path.suffixes[-2:])!r} names no format that can be "
                           "read", f"there are: {', '.join(FORMATS)}, each also with .gz but Parquet", "rename the file")
-    layout = LAYOUTS.get(ending, Layout())
-    table = RawTable(path, FORMATS[ending], {}, layout=layout)
+    table = RawTable(path, format_, {}, layout=layout)
     there = columns_there(work, table)
     for field, default in defaults.items():
         column = named[field] or default

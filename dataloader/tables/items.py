@@ -63,7 +63,6 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     if work.count("metadata") and not work.value("SELECT count(raw_id) FROM metadata"):
         refuse_other_source(work, table, "items", options.source, ["item"])
     mend(work, table, "metadata", query, types, "raw_id IS NULL")
-
     return set_apart(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: id_fault(
         table, values, "item") or "has a text in lists within lists within lists",
         options.processing.bad_lines, bad_lines)

@@ -62,13 +62,12 @@ def measure(work: Workspace) -> dict:
     repeated = work.value("""SELECT coalesce(sum(n - 1), 0)::BIGINT FROM (
         SELECT count(*) AS n FROM sorted SEMI JOIN moments USING ("user", "time") GROUP BY "user", item, "time")""")
     quantiles, percentiles = ", ".join(f"quantile_disc(num_events, {share})" for share in SHARES.values()), {}
-    for table in ("users", "items"):
+    for table, key in (("users", "events_of_a_user"), ("items", "events_of_an_item")):
         [(mean, *values)] = work.run(f"SELECT avg(num_events), {quantiles} FROM {table}")
-        percentiles[table] = {"mean": round(mean, 2), **dict(zip(SHARES, values, strict=True))}
+        percentiles[key] = {"mean": round(mean, 2), **dict(zip(SHARES, values, strict=True))}
     return {
         "num_users": num_users, "num_items": num_items, "num_interactions": num_events,
-        "density": num_events / (num_users * num_items),
-        "events_of_a_user": percentiles["users"], "events_of_an_item": percentiles["items"],
+        "density": num_events / (num_users * num_items), **percentiles,
         "first_timestamp": first, "last_timestamp": last, "num_exact_duplicates": repeated,
     }
 
@@ -80,14 +79,13 @@ def counts(meta: dict) -> str:
 def report_lines(meta: dict) -> list[str]:
     """What the filters removed and what is left, for a reader, from the meta of the interactions."""
     statistics = meta["statistics"]
-    lines = filter_lines(meta["filters"])
-    lines.append(f"{counts(meta)}; density {statistics['density']:.4%}")
-    for of_whom in ("events_of_a_user", "events_of_an_item"):
-        lines.append(f"{of_whom.replace('_', ' ')}: " + ", ".join(f"{k} {v:g}" for k, v in statistics[of_whom].items()))
     days = " to ".join(datetime.fromtimestamp(statistics[f"{end}_timestamp"], UTC).strftime("%Y-%m-%d")
                        for end in ("first", "last"))
     parts = ", ".join(f"{name} {count:,}" for name, count in meta["num_in_split"].items())
-    lines.append(f"{days}; {meta['split_name']}: {parts}")
+    lines = [*filter_lines(meta["filters"]), f"{counts(meta)}; density {statistics['density']:.4%}",
+             *(f"{of_whom.replace('_', ' ')}: " + ", ".join(f"{k} {v:g}" for k, v in statistics[of_whom].items())
+               for of_whom in ("events_of_a_user", "events_of_an_item")),
+             f"{days}; {meta['split_name']}: {parts}"]
     if meta["num_records"]:
         lines.append(f"{meta['num_records']:,} item records: {meta['num_duplicate_records']:,} repeat another, "
                      f"{meta['num_unused_records']:,} are of items without interactions; "
