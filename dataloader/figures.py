@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -68,7 +69,13 @@ def fetch_figures(options: FigureOptions, command: str) -> None:
     set_up_pillow()
     folder = options.folder
     folder.require()
-    if options.force or not is_current(options):
+    # Whether nothing is left to fetch: all files lie there, and no failure may be better next time.
+    current, recorded = False, _recorded_files(folder).keys()
+    with suppress(UserError):
+        meta = load_meta(folder.figures, "")
+        current = (meta["settings"] == {"min_image_side": options.min_side} and set(meta["counts"]) <= FINAL
+                   and len(recorded) > 0 and recorded <= _files(folder))
+    if options.force or not current:
         with FolderLock(folder.images):
             _fetch_and_publish(options, command)
     else:
@@ -80,17 +87,6 @@ def fetch_figures(options: FigureOptions, command: str) -> None:
         log.info("figures:   %s: %s%s", raw_id, status, f" ({detail})" if detail else "")
     if num_missing:
         log.warning("figures: %d items have no image; %s lists them all", num_missing, folder.figures.name)
-
-
-def is_current(options: FigureOptions) -> bool:
-    """Whether nothing is left to fetch: all files lie there, and no failure may be better next time."""
-    try:
-        meta = load_meta(options.folder.figures, "")
-    except UserError:
-        return False
-    recorded = _recorded_files(options.folder).keys()
-    return (meta["settings"] == {"min_image_side": options.min_side} and set(meta["counts"]) <= FINAL
-            and len(recorded) > 0 and recorded <= _files(options.folder))
 
 
 def _fetch_and_publish(options: FigureOptions, command: str) -> None:

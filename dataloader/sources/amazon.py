@@ -13,10 +13,9 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
     dataset, fix = options.folder.name, f"bash dataloader/0_download_dataset.sh --dataset {options.folder.name} --force"
     reviews, metadata = ([options.raw / name.format(dataset=dataset) for name in options.config[part]["files"]]
                          for part in ("interactions", "items"))
-    found = next((path for path in reviews if path.exists()), None)
+    found, items = (next((path for path in paths if path.exists()), None) for paths in (reviews, metadata))
     if found is None:
         raise DataError(options.raw, "has no review file", "looked for " + ", ".join(p.name for p in reviews), fix)
-    items = next((path for path in metadata if path.exists()), None)
     if items is None and options.downloads:
         raise DataError(metadata[0], "not there", "the items' texts are in it", fix)
     return [found] if items is None else [found, items]

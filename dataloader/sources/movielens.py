@@ -37,13 +37,12 @@ class Packing(NamedTuple):
 def raw_paths(options: ProcessOptions) -> list[Path]:
     """The one archive that holds the data set."""
     dataset = options.folder.name
-    wheels = sorted(options.raw.glob("recbole-*.whl")) if dataset in options.config["wheels"] else []
-    found = next((path for path in [options.raw / f"{dataset}.zip", *wheels] if path.exists()), None)
-    if found is None:
-        raise DataError(options.raw, "has no archive", f"looked for {dataset}.zip"
-                        + (" and recbole-*.whl" if dataset in options.config["wheels"] else ""),
+    names = [f"{dataset}.zip"] + ["recbole-*.whl"] * (dataset in options.config["wheels"])
+    found = [path for name in names for path in sorted(options.raw.glob(name))]
+    if not found:
+        raise DataError(options.raw, "has no archive", f"looked for {' and '.join(names)}",
                         f"bash dataloader/0_download_dataset.sh --dataset {dataset} --force")
-    return [found]
+    return found[:1]
 
 
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
