@@ -15,8 +15,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
-from multiprocessing.pool import AsyncResult, ThreadPool
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -52,22 +51,6 @@ class RemoteFile(NamedTuple):
     def beside(self, ending: str) -> Path:
         return self.target.with_name(self.target.name + ending)
 
-    @property
-    def part(self) -> Path:
-        return self.beside(".part")
-
-    @property
-    def tag(self) -> Path:
-        return self.beside(".part.tag")
-
-    @property
-    def got(self) -> int:  # bytes of the part
-        return self.part.stat().st_size if self.part.exists() else 0
-
-    def discard(self) -> None:
-        self.tag.unlink(missing_ok=True)
-        self.part.unlink(missing_ok=True)
-
 
 class Unreachable(Exception):
     """No address served a file; `tried` has one line an address."""
@@ -75,28 +58,6 @@ class Unreachable(Exception):
     def __init__(self, tried: list[str]):
         super().__init__("; ".join(tried))
         self.tried = tried
-
-
-@dataclass
-class Transfer:
-    """How far a file has come: written by the thread that fetches it, read by the one that shows the progress."""
-
-    name: str
-    got: int = 0         # bytes in the part
-    received: int = 0    # bytes that came over the network, those that had to be thrown away too
-    total: int = 0       # 0: not known
-    resumed: bool = False  # whether the attempt continues an earlier one
-    doing: str = "waiting"
-
-    @property
-    def state(self) -> str:
-        if self.doing:
-            return self.doing
-        return f"{100 * self.got / self.total:.0f} %" if self.total else f"{self.got / 1e6:.1f} MB"
-
-    @property
-    def cut_off(self) -> str:
-        return f"cut off after {self.got} of {self.total or 'unknown'} bytes"
 
 
 def is_fetched(path: Path) -> bool:
@@ -123,137 +84,204 @@ def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
     and at once what is no fault of an address, such as a full disk. A stop leaves `.part` files that the next call
     continues.
     """
-    stop, transfers = threading.Event(), [Transfer(file.target.name) for file in files]
+    stop = threading.Event()
+    transfers = [Transfer(file, stop) for file in files]
     # Its threads are daemons, so that a stop waits for no silent server.
     with ThreadPool(min(AT_ONCE, len(files))) as pool, Progress("download", 0, "B") as progress:
-        jobs = [pool.apply_async(fetch, (*each, force, stop)) for each in zip(files, transfers, strict=True)]
-        pending, tried = list(jobs), {}
+        jobs = [pool.apply_async(transfer.fetch, (force,)) for transfer in transfers]
         try:
-            while pending:
+            while pending := [job for job in jobs if not (job.ready() and job.successful())]:
                 pending[0].wait(LOOK_EVERY)
                 _show(progress, transfers)
-                for job in filter(AsyncResult.ready, list(pending)):
-                    pending.remove(job)
-                    try:
+                for job in pending:
+                    if job.ready():
                         job.get()
-                    except Unreachable as unreachable:
-                        tried[jobs.index(job)] = unreachable.tried
             _show(progress, transfers)
         finally:
             stop.set()
-    if lines := [line for number in sorted(tried) for line in tried[number]]:
-        raise Unreachable(lines)
+    if tried := [line for job in jobs for line in job.get()]:
+        raise Unreachable(tried)
 
 
-def _show(progress: Progress, transfers: list[Transfer]) -> None:
-    """All files in one line: the bytes of those whose size is known, and how far each has come."""
+def _show(progress: Progress, transfers: list["Transfer"]) -> None:
+    """Show all files in one line: the bytes of those whose size is known, and the state of each."""
     known = [transfer for transfer in transfers if transfer.total]
     got = sum(transfer.got for transfer in known)
     progress.total, progress.initial = sum(t.total for t in known), got - sum(t.received for t in known)
     if progress.bar is not None:
         progress.bar.total, progress.bar.initial = progress.total, progress.initial
-    progress.update(got - progress.done, **{t.name: t.state for t in transfers})
+    progress.update(got - progress.done, **{t.file.target.name: t.state for t in transfers})
 
 
-def fetch(file: RemoteFile, transfer: Transfer | None = None, force: bool = False,
-          stop: threading.Event | None = None) -> None:
-    """Download one file from the first address that serves it whole. Raises Unreachable, or Stopped once `stop` is set.
+class Transfer:
+    """The download of one file. One thread runs `fetch`, and another one shows the `state`."""
 
-    A file that is there keeps its name until the new one has been checked.
-    """
-    transfer, stop, tried = transfer or Transfer(file.target.name), stop or threading.Event(), []
-    if not force and is_fetched(file.target):
-        file.discard()  # of a run that was killed at its very end
-        transfer.doing = "done"
-        return
-    file.target.parent.mkdir(parents=True, exist_ok=True)
-    for address in file.addresses:
-        try:
-            _fetch_from(address, file, transfer, stop)
-        except Refused as refused:
-            tried.append(without_secrets(f"{address}: {refused}"))
-            log.info("download: %s", tried[-1])
-        else:
-            transfer.doing = "done"
-            log.info("download: %s, %.1f MB, from %s", file.target.name, transfer.got / 1e6, address)
-            return
-    transfer.doing = "failed"
-    raise Unreachable(tried)
+    def __init__(self, file: RemoteFile, stop: threading.Event):
+        self.file, self.stop = file, stop
+        self.part, self.tag = file.beside(".part"), file.beside(".part.tag")
+        self.got = 0          # bytes in the part
+        self.received = 0     # bytes that came over the network, also those that were thrown away
+        self.total = 0        # bytes of the file, 0 if unknown
+        self.resumed = False  # whether the attempt continues an earlier one
+        self.doing = "waiting"
 
+    @property
+    def state(self) -> str:
+        return self.doing or (f"{100 * self.got / self.total:.0f} %" if self.total else f"{self.got / 1e6:.1f} MB")
 
-def _fetch_from(address: str, file: RemoteFile, transfer: Transfer, stop: threading.Event) -> None:
-    """Attempts until the file is there, with growing pauses. Raises Refused when patience is lost."""
-    begun_with = received = transfer.received
+    def fetch(self, force: bool = False) -> list[str]:
+        """Download the file from the first address that serves it whole, or return one line for each address.
 
-    def attempt() -> None:
-        nonlocal received
-        received = transfer.received
-        try:
-            _receive(address, file, transfer, stop)
-            transfer.doing = "checking"
+        A file that is there keeps its name until the new one has been checked. Raises Stopped once `stop` is set.
+        """
+        self.doing, tried = "done", []
+        if not force and is_fetched(self.file.target):
+            self._discard()  # of a run that was killed at its very end
+            return []
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        for address in self.file.addresses:
             try:
-                _check(file)
+                self._fetch_from(address)
             except Refused as refused:
-                if transfer.resumed:  # perhaps only what lay there was bad
+                tried.append(without_secrets(f"{address}: {refused}"))
+                log.info("download: %s", tried[-1])
+            else:
+                log.info("download: %s, %.1f MB, from %s", self.file.target.name, self.got / 1e6, address)
+                return []
+        self.doing = "failed"
+        return tried
+
+    def _fetch_from(self, address: str) -> None:
+        """Attempts with growing pauses until the file is there. Raises Refused when patience is lost."""
+        begun_with = before = self.received
+
+        def attempt() -> None:
+            try:
+                self._receive(address)
+            except NoSuchHost as failed:
+                if self.received == begun_with:  # without a network every name is unknown, and waiting would not help
+                    raise Refused(str(failed)) from failed
+                raise
+            self.doing = "checking"
+            try:
+                self._check()
+            except Refused as refused:
+                if self.resumed:  # perhaps only the old part was bad
                     raise Failed(str(refused)) from refused
                 raise
-        except NoSuchHost as failed:
-            if transfer.received == begun_with:  # without a network every name is unknown, and waiting would not help
-                raise Refused(str(failed)) from failed
-            raise
-        if stop.is_set():
-            raise Stopped
+            if self.stop.is_set():
+                raise Stopped
 
-    def tell(failed: Failed, pause: float) -> bool:
-        log.info("download: %s: %s; again in %.1f s", address, failed, pause)
-        transfer.doing = "waiting"
-        return transfer.received - received >= WORTHWHILE
+        def tell(failed: Failed, pause: float) -> bool:
+            nonlocal before
+            log.info("download: %s: %s; again in %.1f s", address, failed, pause)
+            self.doing, brought, before = "waiting", self.received - before, self.received
+            return brought >= WORTHWHILE
 
-    persist(attempt, PATIENCE, stop, tell)
+        persist(attempt, PATIENCE, self.stop, tell)
 
-    def put(staged: Path) -> None:
+        def put(staged: Path) -> None:
+            try:
+                os.link(self.part, staged)  # so that the part is there until the manifest is, should we be killed
+            except OSError:                 # a file system without such links
+                os.replace(self.part, staged)
+
+        publish(self.file.target, put, {"inputs": {}, "address": without_secrets(address)})
+        self._discard()
+        self.doing = "done"
+
+    def _receive(self, address: str) -> None:
+        """One attempt to bring what the part still lacks: continued where the one before it stopped, and never spliced.
+
+        Raises Refused, Failed or Stopped, and leaves what has come in the part for the next attempt.
+        """
+        start, validator, headers = self._size(), "", {"Accept-Encoding": "identity"}
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or a half-written one
+            tag = json.loads(self.tag.read_text(encoding="utf-8"))
+            validator = tag["validator"] if tag["address"] == without_secrets(address) else ""
+        if start and validator:
+            headers |= {"Range": f"bytes={start}-", "If-Range": validator}
+        timeout = (CONNECT_TIMEOUT, STALL_TIMEOUT)
         try:
-            os.link(file.part, staged)  # so that the part is there until the manifest is, should we be killed
-        except OSError:                 # a file system without such links
-            os.replace(file.part, staged)
+            with requests.Session() as session, answered(session, "GET", address, timeout, headers=headers) as response:
+                code = response.status_code
+                if code not in (200, 206, 416):
+                    what = f"answered {code} {response.reason or ''}".rstrip()
+                    raise Failed(what, response) if may_pass(code) else Refused(what)
+                # A 206 begins, or a 416 says that the file ends, where the part does; some servers ignore If-Range.
+                span = response.headers.get("Content-Range", "")
+                fits = span.startswith(f"bytes {start}-") if code == 206 else span == f"bytes */{start}"
+                if code != 200 and not (fits and validator and (_validator_of(response) or validator) == validator):
+                    self._discard()
+                    raise Failed("the server no longer has the file that was being continued")
+                self.got = start = 0 if code == 200 else start
+                self.total = start if code == 416 else _total(response, start, self.file.size)
+                self.resumed, self.doing = start > 0, ""
+                if code != 416:  # else nothing is lacking
+                    self._append(response, address)
+                if self.total and self.got != self.total:
+                    raise CutOff("cut off")
+        except CutOff as cut:
+            raise Failed(f"{cut} after {self.got} of {self.total or 'unknown'} bytes") from cut
 
-    publish(file.target, put, {"inputs": {}, "address": without_secrets(address)})
-    file.discard()
+    def _append(self, response: requests.Response, address: str) -> None:
+        """Add the answer's bytes to the part. The first bytes are checked before an old part is given up."""
+        free, needed = shutil.disk_usage(self.part.parent).free, self.total - self._size()
+        if needed > free:
+            raise ResourceError(self.part, "does not fit on the disk", f"{needed} bytes are needed, {free} are free",
+                                "free space there, or --data_root DIR on a larger disk")
+        chunks = response.raw.stream(CHUNK, decode_content=False)  # some servers call a .gz file an encoded page
+        if self.got:
+            log.info("download: continuing %s after %d bytes", self.file.target.name, self.got)
+        else:
+            first = b""
+            while len(first) < HEAD and (chunk := next(chunks, b"")):  # a server may send them one by one
+                first += chunk
+            check_head(first, self.file.target.suffix)
+            # Emptied first, so that at no moment a tag stands beside the bytes of another version.
+            self.part.write_bytes(b"")
+            tag = {"address": without_secrets(address), "validator": _validator_of(response)}
+            self.tag.write_text(json.dumps(tag), encoding="utf-8")
+            chunks = itertools.chain([first], chunks)
+        try:
+            with self.part.open("ab") as out:
+                for chunk in chunks:
+                    if self.stop.is_set():
+                        raise Stopped
+                    out.write(chunk)
+                    self.got += len(chunk)
+                    self.received += len(chunk)
+                    if self.total and self.got > self.total:
+                        self._discard()
+                        raise Refused(f"sends more than the {self.total} bytes that are expected")
+        except OSError as error:  # a full disk does not say of which file
+            error.filename = error.filename or str(self.part)
+            raise
 
+    def _check(self) -> None:
+        """Refuse, and take away, what is not the whole file."""
+        size, sha256, suffix = self.file.size, self.file.sha256, self.file.target.suffix
+        try:
+            if size not in (None, self._size()):
+                raise Refused(f"has {self._size()} bytes, {size} are expected")
+            with self.part.open("rb") as begun:
+                check_head(begun.read(HEAD), suffix)
+            if sha256 is None:
+                read_to_the_end(self.part, suffix)
+            elif (found := file_sha256(self.part)) != sha256:
+                bad = self.file.beside(".bad")
+                os.replace(self.part, bad)
+                raise Refused(f"sha256 {found} is not the expected {sha256}; kept as {bad.name}")
+        except Refused:
+            self._discard()
+            raise
 
-def _receive(address: str, file: RemoteFile, transfer: Transfer, stop: threading.Event) -> None:
-    """One attempt to bring what the part still lacks: continued where the one before it stopped, and never spliced.
+    def _size(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
 
-    Raises Refused, Failed or Stopped, and leaves what has come in the part for the next attempt.
-    """
-    start, validator, headers = file.got, "", {"Accept-Encoding": "identity"}
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or a half-written one
-        tag = json.loads(file.tag.read_text(encoding="utf-8"))
-        validator = tag["validator"] if tag["address"] == without_secrets(address) else ""
-    if start and validator:
-        headers |= {"Range": f"bytes={start}-", "If-Range": validator}
-    try:
-        with requests.Session() as session, answered(session, "GET", address, (CONNECT_TIMEOUT, STALL_TIMEOUT),
-                                                     headers=headers) as response:
-            code = response.status_code
-            if code not in (200, 206, 416):
-                what = f"answered {code} {response.reason or ''}".rstrip()
-                raise Failed(what, response) if may_pass(code) else Refused(what)
-            # A 206 begins, or a 416 says that the file ends, where the part does; some servers ignore If-Range.
-            span = response.headers.get("Content-Range", "")
-            fits = span.startswith(f"bytes {start}-") if code == 206 else span == f"bytes */{start}"
-            if code != 200 and not (fits and validator and (_validator_of(response) or validator) == validator):
-                file.discard()
-                raise Failed("the server no longer has the file that was being continued")
-            transfer.got = start = 0 if code == 200 else start
-            transfer.total = start if code == 416 else _total(response, start, file.size)
-            transfer.resumed, transfer.doing = start > 0, ""
-            if code != 416:  # else nothing is lacking
-                _append(response, address, file, transfer, stop)
-    except CutOff as cut:
-        raise Failed(transfer.cut_off if str(cut) == "cut off" else f"{cut}, {transfer.cut_off}") from cut
-    if transfer.total and transfer.got != transfer.total:
-        raise Failed(transfer.cut_off)
+    def _discard(self) -> None:
+        self.tag.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
 
 
 def _validator_of(response: requests.Response) -> str:
@@ -272,61 +300,6 @@ def _total(response: requests.Response, start: int, expected: int | None) -> int
     if expected not in (None, total):
         raise Refused(f"has {total} bytes, {expected} are expected")
     return total
-
-
-def _append(response: requests.Response, address: str, file: RemoteFile, transfer: Transfer,
-            stop: threading.Event) -> None:
-    """Add the answer's bytes to the part; a file that is begun is first looked at, before an old part is given up."""
-    free, needed = shutil.disk_usage(file.part.parent).free, transfer.total - file.got
-    if needed > free:
-        raise ResourceError(file.part, "does not fit on the disk", f"{needed} bytes are needed, {free} are free",
-                            "free space there, or --data_root DIR on a larger disk")
-    chunks = response.raw.stream(CHUNK, decode_content=False)  # some servers call a .gz file an encoded page
-    if transfer.got:
-        log.info("download: continuing %s after %d bytes", transfer.name, transfer.got)
-    else:
-        first = b""
-        while len(first) < HEAD and (chunk := next(chunks, b"")):  # a server may send them one by one
-            first += chunk
-        check_head(first, file.target.suffix)
-        # Emptied first, so that at no moment a tag stands beside the bytes of another version.
-        file.part.write_bytes(b"")
-        file.tag.write_text(json.dumps({"address": without_secrets(address), "validator": _validator_of(response)}),
-                            encoding="utf-8")
-        chunks = itertools.chain([first], chunks)
-    try:
-        with file.part.open("ab") as out:
-            for chunk in chunks:
-                if stop.is_set():
-                    raise Stopped
-                out.write(chunk)
-                transfer.got += len(chunk)
-                transfer.received += len(chunk)
-                if transfer.total and transfer.got > transfer.total:
-                    file.discard()
-                    raise Refused(f"sends more than the {transfer.total} bytes that are expected")
-    except OSError as error:  # a full disk does not say of which file
-        error.filename = error.filename or str(file.part)
-        raise
-
-
-def _check(file: RemoteFile) -> None:
-    """Refuse, and take away, what is not the whole file."""
-    try:
-        if file.size not in (None, file.got):
-            raise Refused(f"has {file.got} bytes, {file.size} are expected")
-        with file.part.open("rb") as begun:
-            check_head(begun.read(HEAD), file.target.suffix)
-        if file.sha256 is None:
-            read_to_the_end(file.part, file.target.suffix)
-    except Refused:
-        file.discard()
-        raise
-    if file.sha256 is not None and (found := file_sha256(file.part)) != file.sha256:
-        bad = file.beside(".bad")
-        file.tag.unlink(missing_ok=True)
-        os.replace(file.part, bad)
-        raise Refused(f"sha256 {found} is not the expected {file.sha256}; kept as {bad.name}")
 
 
 def fetch_wheel(wheel: dict, folder: Path, mirror: str | None) -> Path:

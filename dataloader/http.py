@@ -1,14 +1,13 @@
 """HTTP as every step uses it: what a fault means, when to ask again, and many small files from many servers."""
 
 import itertools
-import queue
-import re
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from email.utils import parsedate_to_datetime
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from socket import gaierror
 from typing import NamedTuple, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -34,15 +33,22 @@ MAX_REDIRECTS = 5
 class Refused(Exception):
     """An address will not serve what is asked for; to ask it again would be useless."""
 
+    def __init__(self, what: str, status: str = "unreachable"):
+        super().__init__(what)
+        self.status = status  # of an Answer
+
 
 class Failed(Exception):
     """A fault that may pass. `wait`: for how many seconds the server asks to be left alone, 0 if it does not say."""
 
     def __init__(self, what: str, response: requests.Response | None = None, heard: bool = True):
         super().__init__(what)
-        self.wait = 0.0 if response is None else retry_after(response.headers.get("Retry-After", ""))
-        self.overloaded = response is not None and response.status_code in (429, 503)  # the host means all addresses
+        self.wait, self.overloaded = 0.0, False
         self.heard = heard  # whether the host said anything at all
+        if response is not None:
+            self.overloaded = response.status_code in (429, 503)  # the host means all addresses
+            with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+                self.wait = float(urllib3.Retry().get_retry_after(response.raw) or 0)
 
 
 class NoSuchHost(Failed):
@@ -64,42 +70,31 @@ class Patience(NamedTuple):
     first: float    # seconds before the second attempt; before each later one twice as long
     longest: float  # a server that asks for more is left alone
 
-    def pause(self, failed: Failed, attempt: int) -> float:
-        """Seconds until the attempt after this one. Raises Refused where none is due."""
-        if failed.wait > self.longest:
-            raise Refused(f"{failed}, and asks to wait for {failed.wait:.0f} s") from failed
-        if attempt >= self.attempts:
-            raise Refused(f"{failed} ({attempt} attempts)") from failed
-        return failed.wait or min(self.first * 2 ** (attempt - 1), self.longest)
-
 
 def persist(attempt: Callable[[], Result], patience: Patience, stop: threading.Event,
-            tell: Callable[[Failed, float], bool]) -> Result:
-    """What `attempt` gives once it succeeds. Raises Refused when patience is lost, and Stopped once `stop` is set."""
-    number = 1  # `tell` gets every fault with the pause that follows, and says whether the count begins anew
+            tell: Callable[[Failed, float], bool] = lambda failed, pause: False) -> Result:
+    """What `attempt` gives once it succeeds. Raises Refused when patience is lost, and Stopped once `stop` is set.
+
+    `tell` gets every fault with the pause that follows, and returns whether the count of attempts begins anew.
+    """
+    number = 1
     while True:
         try:
             return attempt()
         except Failed as failed:
-            pause = patience.pause(failed, number)
+            if failed.wait > patience.longest:
+                raise Refused(f"{failed}, and asks to wait for {failed.wait:.0f} s") from failed
+            if number >= patience.attempts:
+                raise Refused(f"{failed} ({number} attempts)") from failed
+            pause = failed.wait or min(patience.first * 2 ** (number - 1), patience.longest)
             number = 1 if tell(failed, pause) else number + 1
         if stop.wait(pause):
             raise Stopped
 
 
 def may_pass(status: int) -> bool:
-    """Whether another time the answer may be better."""
+    """Whether another attempt may get a better answer."""
     return status >= 500 or status in (408, 409, 425, 429)
-
-
-def retry_after(text: str) -> float:
-    """Seconds, from a number of them or from a date; 0 if it is neither."""
-    if re.fullmatch(r"\s*\d+(\.\d+)?\s*", text):
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
 
 
 @contextmanager
@@ -120,12 +115,12 @@ def answered(session: requests.Session, method: str, url: str, timeout: tuple[fl
         raise (NoSuchHost if isinstance(cause, gaierror) else Failed)(
             f"cannot connect{proxy}: {getattr(cause, 'strerror', None) or cause}", heard=False) from error
     except (requests.RequestException, ValueError) as error:  # an address that is none, too many redirects
-        raise Refused(str(error)) from error
+        raise Refused(str(error), "bad address" if isinstance(error, ValueError) else "unreachable") from error
     with response:
         try:
             yield response
         except urllib3.exceptions.TimeoutError as error:
-            raise CutOff(f"silent for {timeout[1]:g} s") from error
+            raise CutOff(f"silent for {timeout[1]:g} s, cut off") from error
         except (urllib3.exceptions.HTTPError, requests.RequestException) as error:
             raise CutOff("cut off") from error
 
@@ -157,7 +152,7 @@ class RateLimit:
 
 
 class Answer(NamedTuple):
-    """What came of the address of a small file: `fetched` with its body, or why there is none."""
+    """The result for the address of a small file: its body, or why there is none."""
 
     status: str  # fetched, unreachable, too large, bad address
     detail: str = ""
@@ -176,23 +171,21 @@ def host_of(address: str) -> str | None:
 
 
 def ask(session: requests.Session, url: str) -> Answer | str:
-    """One request for a small file: what came of it, or where it was redirected to, which needs a turn of its own.
+    """The answer to one request for a small file, or the address of a redirect, which is another request.
 
     Raises Failed.
     """
     try:
         with answered(session, "GET", url, TIMEOUT, allow_redirects=False) as response:
             if response.is_redirect:
-                try:
-                    return urljoin(url, response.headers["Location"])
-                except ValueError as error:
-                    return Answer("bad address", str(error)[:200])
+                return urljoin(url, response.headers["Location"])
             if may_pass(code := response.status_code):
                 raise Failed(f"HTTP {code}", response)
             return read_small(response) if code == 200 else Answer("unreachable", f"HTTP {code}")
     except Refused as refused:
-        bad = isinstance(refused.__cause__, ValueError)
-        return Answer("bad address" if bad else "unreachable", str(refused)[:200])
+        return Answer(refused.status, str(refused)[:200])
+    except ValueError as error:  # of urljoin
+        return Answer("bad address", str(error)[:200])
 
 
 def read_small(response: requests.Response) -> Answer:
@@ -211,7 +204,7 @@ def read_small(response: requests.Response) -> Answer:
 
 
 class Host:
-    """What is known of a host, and how many connections it has room for."""
+    """The state of one host, shared by the threads that ask it."""
 
     def __init__(self):
         self.room, self.alone, self.overloaded = threading.Semaphore(PER_HOST), threading.Lock(), False
@@ -221,103 +214,87 @@ class Host:
 
 
 class Fetcher:
-    """Asks every address, again where that may help; `results()` gives what came of them, as it comes.
+    """Asks every address, again where that may help; `results()` gives the answers as they come.
 
     No host has more than PER_HOST connections, no more than AT_ONCE requests are under way, and no more than `rate` a
-    second are made in all. Threads do the asking. They are daemons, so that an interrupted command ends at once,
-    whatever they are waiting for.
+    second are made in all. The pool's threads are daemons, so that an interrupted command ends at once.
     """
 
     patience = Patience(attempts=4, first=1.0, longest=120.0)
 
     def __init__(self, addresses: list[str], rate: float):
-        by_host: dict[str | None, list[str]] = {}
+        by_host: dict[str | None, list[str]] = defaultdict(list)
         for address in addresses:
-            by_host.setdefault(host_of(address), []).append(address)
+            by_host[host_of(address)].append(address)
         # In turns, so that a host that is slow holds up few others.
         turns = itertools.zip_longest(*by_host.values())
-        self.waiting = deque(address for turn in turns for address in turn if address is not None)
+        self.addresses = [address for turn in turns for address in turn if address is not None]
         self.hosts: dict[str, Host] = defaultdict(Host)
-        self.limit, self.left = RateLimit(rate), len(addresses)
-        self.under_way, self.stop = threading.Semaphore(AT_ONCE), threading.Event()
-        self.done: queue.Queue[tuple[str, Answer | Exception]] = queue.Queue(AT_ONCE)  # bodies are held in memory
+        self.limit, self.session, self.stop = RateLimit(rate), requests.Session(), threading.Event()
+        self.under_way = threading.Semaphore(AT_ONCE)
+        self.uncollected = threading.Semaphore(AT_ONCE)  # bodies, which are held in memory
 
     def results(self) -> Iterator[tuple[str, Answer]]:
         """(address, answer) pairs. Closing this iterator early ends the asking."""
-        for _ in range(min(THREADS, self.left)):
-            threading.Thread(target=self._work, daemon=True).start()
-        try:
-            while self.left:
-                address, answer = self.done.get()
-                if isinstance(answer, Exception):
-                    raise RuntimeError(f"a thread ended with {self.left} addresses left") from answer
-                self.left -= 1
-                yield address, answer
-        finally:
-            self.stop.set()
-            with suppress(queue.Empty):  # threads may wait for room
-                while True:
-                    self.done.get_nowait()
+        self.session.headers.update(HEADERS)
+        with self.session, ThreadPool(THREADS) as pool:
+            try:
+                for address, answer in pool.imap_unordered(self._fetch, self.addresses):
+                    if answer.body:
+                        self.uncollected.release()
+                    yield address, answer
+            finally:
+                self.stop.set()
+                self.uncollected.release(AT_ONCE)  # threads may wait for it
 
-    def _work(self) -> None:
-        try:
-            with requests.Session() as session, suppress(IndexError):
-                session.headers.update(HEADERS)
-                while not self.stop.is_set():
-                    self._fetch(session, self.waiting.popleft())
-        except Exception as error:
-            self.done.put(("", error))
-            raise
-
-    def _fetch(self, session: requests.Session, address: str) -> None:
-        """Ask for one address until there is an answer, also where it was redirected to."""
-        url, attempts, redirects = address, 0, 0
-        while True:
+    def _fetch(self, address: str) -> tuple[str, Answer]:
+        """Ask for one address until there is an answer, also where it was redirected to. Raises Stopped."""
+        url = address
+        for _ in range(MAX_REDIRECTS + 1):
             name = host_of(url)
             if name is None:
-                self.done.put((address, Answer("bad address", f"{url[:200]!r} is no http or https address")))
-                return
-            host, pause = self.hosts[name], 0.0
-            with host.room, host.alone if host.overloaded else nullcontext():
-                if self.stop.wait(max(0.0, host.not_before - time.monotonic())):
-                    return
-                with self.under_way:
-                    answer = self._ask(session, host, name, url)
-                    if isinstance(answer, Answer):
-                        self.done.put((address, answer))
-                        return
-            if isinstance(answer, str):
-                url, redirects = answer, redirects + 1
-                if redirects > MAX_REDIRECTS:
-                    self.done.put((address, Answer("unreachable", f"more than {MAX_REDIRECTS} redirects")))
-                    return
-            else:
-                attempts += 1
-                pause = answer.wait or self.patience.first * 2 ** (attempts - 1)
-                if attempts >= self.patience.attempts and not host.closed:
-                    self.done.put((address, Answer("unreachable", str(answer))))
-                    return
-            if not host.closed and self.stop.wait(pause):
-                return
+                return address, Answer("bad address", f"{url[:200]!r} is no http or https address")
+            try:
+                answer = persist(partial(self._ask, name, url), self.patience, self.stop)
+            except Refused as refused:
+                return address, Answer("unreachable", str(refused.__cause__ or refused))
+            if isinstance(answer, Answer):
+                return address, answer
+            url = answer
+        return address, Answer("unreachable", f"more than {MAX_REDIRECTS} redirects")
 
-    def _ask(self, session: requests.Session, host: Host, name: str, url: str) -> Answer | str | Failed:
-        """What comes of one request, if the host is to be asked at all; and what that says of the host."""
-        if not host.closed:
-            self.limit.wait()
+    def _ask(self, name: str, url: str) -> Answer | str:
+        """One request, in its turn. Raises Failed, Refused if the host is not asked any more, or Stopped."""
+        host = self.hosts[name]
+        with host.room, host.alone if host.overloaded else nullcontext():
+            if self.stop.wait(max(0.0, host.not_before - time.monotonic())):
+                raise Stopped
+            with self.under_way:
+                if not host.closed:
+                    self.limit.wait()
+                if host.closed:
+                    raise Refused(host.closed)
+                try:
+                    answer = ask(self.session, url)
+                except Failed as failed:
+                    self._learn(host, name, failed)
+                    raise
+                host.silent = 0
+                if isinstance(answer, Answer) and answer.body:
+                    self.uncollected.acquire()
+                return answer
+
+    def _learn(self, host: Host, name: str, failed: Failed) -> None:
+        """Leave the host alone for a while, or for good, if its fault says so. Raises Refused if it is for good."""
+        longest = self.patience.longest
+        host.silent = 0 if failed.heard else host.silent + 1
+        if failed.overloaded:
+            host.overloaded = True
+            pause = min(failed.wait or self.patience.first, longest)
+            host.not_before = max(host.not_before, time.monotonic() + pause)
+        if failed.wait > longest:
+            host.closed, host.not_before = f"{name} asks for a pause of {failed.wait:.0f} s ({failed})", 0.0
+        elif host.silent >= SILENT_ATTEMPTS:
+            host.closed = f"{name} does not answer ({failed})"
         if host.closed:
-            return Answer("unreachable", host.closed)
-        try:
-            answer = ask(session, url)
-            host.silent = 0
-            return answer
-        except Failed as failed:
-            host.silent = 0 if failed.heard else host.silent + 1
-            if failed.overloaded:
-                host.overloaded = True
-                pause = failed.wait or self.patience.first
-                host.not_before = max(host.not_before, time.monotonic() + min(pause, self.patience.longest))
-            if failed.wait > self.patience.longest:
-                host.closed, host.not_before = f"{name} asks for a pause of {failed.wait:.0f} s ({failed})", 0.0
-            elif host.silent >= SILENT_ATTEMPTS:
-                host.closed = f"{name} does not answer ({failed})"
-            return failed
+            raise Refused(host.closed) from None

@@ -4,11 +4,12 @@ import gzip
 import hashlib
 import json
 import random
+import threading
 import time
 from pathlib import Path
 
 from dataloader import fetch as fetching
-from dataloader.fetch import RemoteFile, fetch
+from dataloader.fetch import RemoteFile, Transfer, Unreachable
 
 WHOLE = gzip.compress(random.Random(0).randbytes(300_000), mtime=0)
 OTHER = gzip.compress(random.Random(1).randbytes(280_000), mtime=0)
@@ -22,8 +23,9 @@ def shorten_waits(monkeypatch) -> None:
     monkeypatch.setattr(fetching, "STALL_TIMEOUT", 0.3)
 
 
-def get(target: Path, *addresses: str, force: bool = False, **known) -> None:
-    fetch(RemoteFile(target, list(addresses), **known), force=force)
+def get(target: Path, *addresses: str, force: bool = False, stop: threading.Event | None = None, **known) -> None:
+    if tried := Transfer(RemoteFile(target, list(addresses), **known), stop or threading.Event()).fetch(force):
+        raise Unreachable(tried)
 
 
 def sha256(content: bytes) -> str:

@@ -149,10 +149,10 @@ def test_a_hostile_archive_is_refused_by_the_name_of_its_member(server, tmp_path
 def test_a_gzip_bomb_is_checked_in_little_memory(server, tmp_path):
     # 600 MB of zeros, for a child that may take no more than 400 MB beyond what it starts with.
     body = gzip.compress(bytes(1 << 20), mtime=0) * 600  # members one after another, as `cat` makes them
-    code = ("import resource, sys; from pathlib import Path; from dataloader.fetch import RemoteFile, fetch\n"
+    code = ("import resource, sys; from pathlib import Path; from dataloader.fetch import RemoteFile, fetch_all\n"
             "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
             "resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20),) * 2)\n"
-            "fetch(RemoteFile(Path(sys.argv[1]), [sys.argv[2]]))")
+            "fetch_all([RemoteFile(Path(sys.argv[1]), [sys.argv[2]])])")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.gz"), server.serve("/bomb", Reply(body))],
                           cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from common.artifacts import load_meta
 from dataloader import fetch as fetching
-from dataloader.fetch import RemoteFile, Unreachable, fetch
+from dataloader.fetch import Unreachable
 from tests.dataloader.helpers import Reply, closed_port
 from tests.dataloader.remote import HTML, WHOLE, get, shorten_waits
 
@@ -71,7 +71,7 @@ def test_pauses_grow(server, target, monkeypatch):
     monkeypatch.setattr(fetching, "PATIENCE", fetching.PATIENCE._replace(first=2.0))
     stop = PatientEvent()
     with pytest.raises(Unreachable):
-        fetch(RemoteFile(target, [server.serve("/file.gz", Reply(status=503))]), stop=stop)
+        get(target, server.serve("/file.gz", Reply(status=503)), stop=stop)
     assert stop.waits == [2.0, 4.0, 8.0]
 
 
@@ -80,7 +80,7 @@ def test_a_server_that_names_a_time_is_left_alone_for_so_long(server, target, fo
     stop = PatientEvent()
     told = {"seconds": "30", "date": formatdate(time.time() + 30, usegmt=True)}[form]
     busy = Reply(status=429, headers={"Retry-After": told})
-    fetch(RemoteFile(target, [server.serve("/file.gz", busy, Reply(WHOLE))]), stop=stop)
+    get(target, server.serve("/file.gz", busy, Reply(WHOLE)), stop=stop)
     [wait] = stop.waits
     assert 20 < wait <= 30.5
     assert target.read_bytes() == WHOLE
