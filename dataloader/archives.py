@@ -45,10 +45,7 @@ def check_head(head: bytes, suffix: str) -> None:
 
 
 def read_to_the_end(path: Path, suffix: str) -> None:
-    """Refuse an archive that is not whole, or hostile. It tells so itself, should a server name a wrong length or none.
-
-    Nothing that is unpacked is kept, so that little memory is needed however much it is.
-    """
+    """Refuse an archive that is hostile or not whole, also if the server named a wrong length or none."""
     try:
         if suffix == ".gz":
             with gzip.open(path) as file:
@@ -67,8 +64,7 @@ def read_to_the_end(path: Path, suffix: str) -> None:
 def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit: int = LIMIT) -> None:
     """Copy the files under one folder of an archive to `target`, which is replaced, whole or not at all.
 
-    `needed` is a file in that folder without which the copy is useless. Raises DataError that names the member, and the
-    limit, if something is wrong with the archive.
+    Raises DataError that names the member, also if the folder has no file `needed`.
     """
     with _opened(file, limit) as archive:
         # As paths: what follows `folder/` in `folder//x` is an absolute name.

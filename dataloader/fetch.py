@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -132,8 +131,9 @@ class Transfer:
 
         A file that is there keeps its name until the new one has been checked. Raises Stopped once `stop` is set.
         """
-        self.doing, tried = "done", []
+        tried = []
         if not force and is_fetched(self.file.target):
+            self.doing = "done"
             self._discard()  # of a run that was killed at its very end
             return []
         self.part.parent.mkdir(parents=True, exist_ok=True)
@@ -164,12 +164,7 @@ class Transfer:
                     raise Refused(str(failed)) from failed
                 raise
             self.doing = "checking"
-            try:
-                self._check()
-            except Refused as refused:
-                if self.resumed:  # perhaps only the old part was bad
-                    raise Failed(str(refused)) from refused
-                raise
+            self._check()
             if self.stop.is_set():
                 raise Stopped
 
@@ -192,10 +187,7 @@ class Transfer:
         self.doing = "done"
 
     def _receive(self, address: str) -> None:
-        """One attempt to bring what the part still lacks: continued where the one before it stopped, and never spliced.
-
-        Raises Refused, Failed or Stopped, and leaves what has come in the part for the next attempt.
-        """
+        """One attempt to append the rest of the file to the part, if the part is of the version that the server has."""
         start, validator, headers = self._size(), "", {"Accept-Encoding": "identity"}
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or a half-written one
             tag = json.loads(self.tag.read_text(encoding="utf-8"))
@@ -275,20 +267,20 @@ class Transfer:
             raise
 
     def _check(self) -> None:
-        """Refuse, and take away, what is not the whole file."""
-        size, sha256, suffix = self.file.size, self.file.sha256, self.file.target.suffix
+        """Remove what is not the whole file. Raises Refused, or Failed if only the resumed part may be bad."""
+        size, sha256 = self.file.size, self.file.sha256
         try:
             if size not in (None, self._size()):
                 raise Refused(f"has {self._size()} bytes, {size} are expected")
-            with self.part.open("rb") as begun:
-                check_head(begun.read(HEAD), suffix)
             if sha256 is None:
-                read_to_the_end(self.part, suffix)
+                read_to_the_end(self.part, self.file.target.suffix)
             elif (found := file_sha256(self.part)) != sha256:
                 os.replace(self.part, self.bad)
                 raise Refused(f"sha256 {found} is not the expected {sha256}; kept as {self.bad.name}")
-        except Refused:
+        except Refused as refused:
             self._discard()
+            if self.resumed:
+                raise Failed(str(refused)) from refused
             raise
 
     def _size(self) -> int:
@@ -308,13 +300,10 @@ def _validator_of(response: requests.Response) -> str:
 
 def _total(response: requests.Response, start: int, expected: int | None) -> int:
     """The size of the whole file, as it is known or as the server tells it; 0 if neither. They must not differ."""
-    length = response.headers.get("Content-Length", "")
-    if "Transfer-Encoding" in response.headers or not re.fullmatch(r"[0-9]{1,18}", length):
-        return expected or 0
-    total = start + int(length)
-    if expected not in (None, total):
-        raise Refused(f"has {total} bytes, {expected} are expected")
-    return total
+    length = response.raw.length_remaining
+    if None not in (length, expected) and start + length != expected:
+        raise Refused(f"has {start + length} bytes, {expected} are expected")
+    return (expected or 0) if length is None else start + length
 
 
 def fetch_wheel(wheel: dict, folder: Path, mirror: str | None) -> Path:

@@ -169,19 +169,15 @@ def host_of(address: str) -> str | None:
 
 
 def ask(session: requests.Session, url: str) -> Answer | str:
-    """The answer to one request for a small file, or the address of a redirect, which is another request.
-
-    Raises Failed.
-    """
+    """The answer to one request for a small file, or the address that it is redirected to. Raises Failed."""
     try:
         with answered(session, "GET", url, TIMEOUT, allow_redirects=False) as response:
             if response.is_redirect:
                 return urljoin(url, response.headers["Location"])
             if (code := response.status_code) != 200:
                 raise Failed(f"HTTP {code}", response) if may_pass(code) else Refused(f"HTTP {code}")
-            length = response.headers.get("Content-Length", "")
-            if length.isdecimal() and int(length) > MAX_BYTES:
-                raise Refused(f"{int(length)} bytes", "too large")
+            if (length := response.raw.length_remaining or 0) > MAX_BYTES:
+                raise Refused(f"{length} bytes", "too large")
             body, deadline = bytearray(), time.monotonic() + MAX_SECONDS
             # read1 gives what has come; read would wait for a full chunk, however slowly it drips.
             while chunk := response.raw.read1(CHUNK, decode_content=True):
