@@ -96,13 +96,10 @@ def check(file: Path, limit: int = LIMIT) -> None:
 def open_member(file: Path, name: str, limit: int = LIMIT) -> Iterator[BinaryIO]:
     """The bytes of one member; reading raises DataError where they are damaged, or more than `limit`."""
     with _opened(file, limit) as archive:
-        try:
-            member = archive.getinfo(name)
-        except KeyError as error:
-            there = sorted(archive.namelist())
+        if name not in (there := sorted(archive.namelist())):
             raise DataError(f"{file}:{name}", "is not in the archive",
-                            f"there are: {', '.join(there[:10])}{', …' * (len(there) > 10)}", AGAIN) from error
-        with io.BufferedReader(_Member(archive, member), CHUNK) as stream:
+                            f"there are: {', '.join(there[:10])}{', …' * (len(there) > 10)}", AGAIN)
+        with io.BufferedReader(_Member(archive, archive.getinfo(name)), CHUNK) as stream:
             yield stream
 
 

@@ -15,7 +15,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from functools import partial
-from multiprocessing.pool import ThreadPool
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -89,9 +89,8 @@ def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
             while pending := [job for job in jobs if not (job.ready() and job.successful())]:
                 pending[0].wait(LOOK_EVERY)
                 _show(progress, transfers)
-                for job in pending:
-                    if job.ready():
-                        job.get()
+                for job in filter(AsyncResult.ready, pending):
+                    job.get()
             _show(progress, transfers)
         finally:
             stop.set()
@@ -154,15 +153,10 @@ class Transfer:
         begun_with = before = self.received
 
         def attempt() -> None:
-            try:
-                if address.startswith(PIP):
-                    self._ask_pip(address)
-                else:
-                    self._receive(address)
-            except NoSuchHost as failed:
-                if self.received == begun_with:  # without a network every name is unknown, and waiting would not help
-                    raise Refused(str(failed)) from failed
-                raise
+            if address.startswith(PIP):
+                self._ask_pip(address)
+            else:
+                self._receive(address)
             self.doing = "checking"
             self._check()
             if self.stop.is_set():
@@ -170,6 +164,8 @@ class Transfer:
 
         def tell(failed: Failed, pause: float) -> bool:
             nonlocal before
+            if isinstance(failed, NoSuchHost) and self.received == begun_with:
+                raise Refused(str(failed)) from failed  # without a network every name is unknown; waiting does not help
             log.info("download: %s: %s; again in %.1f s", address, failed, pause)
             self.doing, brought, before = "waiting", self.received - before, self.received
             return brought >= WORTHWHILE

@@ -159,13 +159,11 @@ class Answer(NamedTuple):
 
 def host_of(address: str) -> str | None:
     """Host and port of an http or https address; None if it is none."""
-    try:
+    with suppress(ValueError):
         parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            return None
-        return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
-    except ValueError:
-        return None
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+    return None
 
 
 def ask(session: requests.Session, url: str) -> Answer | str:
