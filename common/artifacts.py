@@ -5,6 +5,7 @@ The next stage reads these files and their metas, and nothing else of the stage 
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from glob import escape
@@ -260,9 +261,9 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
     if len(sizes) != codes.shape[1] or (codes < 0).any() or (codes >= sizes).any():
         raise ArtifactError(path, "has codes outside its codebooks", f"sizes {sizes.tolist()}", _again(meta, fix))
     if distinct and len(np.unique(codes, axis=0)) != len(codes):
+        command = re.sub(r" --disambiguation[ =]\S+", "", meta.get("command") or fix)
         raise ArtifactError(path, "gives several items the same semantic ID",
-                            "a recommender could not tell them apart",
-                            f"{meta.get('command') or fix} --disambiguation extra_level")
+                            "a recommender could not tell them apart", f"{command} --disambiguation extra_level")
     return codes, meta
 
 

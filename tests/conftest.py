@@ -1,4 +1,10 @@
-"""Two processes share the tests, a file at a time; the file that runs the whole job goes first, as it takes longest."""
+"""Marks every test, and keeps unit tests from starting processes and asking networks.
+
+Two processes share the tests, a file at a time; the file that runs the whole job goes first, as it takes longest.
+"""
+
+import socket
+import subprocess
 
 import pytest
 
@@ -7,3 +13,27 @@ import common  # noqa: F401 (it sets how torch's threads wait, and must do so be
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_commands.py")
+    for item in items:
+        if "end_to_end" in item.path.parts:
+            item.add_marker("e2e")
+        elif not any(item.get_closest_marker(name) for name in ("slow", "gpu")):
+            item.add_marker("unit")
+
+
+@pytest.fixture(autouse=True)
+def nothing_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test that starts a process or connects to a server fails: it has to be marked as slow."""
+    if request.node.get_closest_marker("unit") is None:
+        return
+    start = subprocess.Popen.__init__
+
+    def refuse(self, args, *rest, **options):
+        if args[0] != "git":  # which tells a run its commit
+            raise AssertionError(f"a unit test starts {args}; mark it with @pytest.mark.slow")
+        start(self, args, *rest, **options)
+
+    def offline(self, address):
+        raise AssertionError(f"a unit test connects to {address}; mark it with @pytest.mark.slow")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(socket.socket, "connect", offline)

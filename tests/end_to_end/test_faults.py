@@ -112,7 +112,7 @@ def test_missing_codes_name_the_command_that_makes_them(baby):
     (("recommendation/main.py", "--compare", "--seeds=1,2"), "--compare: --seeds does not go with it"),
     (("quantization/main.py", "--explain", "--epochs", "3"), "--explain, --export: --epochs does not go with it"),
     (("run_pipeline.py", "--dataset", "Babyy"), "did you mean 'Baby'?"),
-    (("run_pipeline.py", "--quantiser_name", "rqvae"), "did you mean '--quantizer_name'?"),
+    (("run_pipeline.py", "--quantiser_name", "rqvae"), "did you mean 'quantizer_name'?"),
     (("run_pipeline.py", "--template", "{titel}"), "there are: title, description"),
     (("run_pipeline.py", "--suffix=image", "--modalities=text"), "--suffix image needs it"),
     (("recommendation/main.py", "--category", "../Baby"), "is not a name"),

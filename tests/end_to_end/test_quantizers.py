@@ -49,8 +49,8 @@ def test_ids_that_items_share_are_refused_by_the_recommender_with_the_command_th
     refused = baby.command("python", "recommendation/main.py", "--quantizer_name", "pq")
     assert refused.code == 4
     assert "gives several items the same semantic ID" in refused.err
-    assert "Fix: python quantization/main.py --quantizer_name pq --dataset_name Baby" in refused.err
-    assert "--disambiguation extra_level" in refused.err
+    assert "Fix: python quantization/main.py --quantizer_name pq --codebook_size 2 --disambiguation extra_level" in (
+        refused.err)
     assert "Traceback" not in refused.err
 
 
