@@ -233,10 +233,11 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
         origins = {f"{name}.model_params.{key}": place for key, place in shared.items()} | origins
     for key, text in overrides:
         _override(config, origins, key, text, flags)
-    _check(config["common"], defaults["common"], "common", origins, rules)
-    _check(config[name]["training_params"], defaults["training_params"], f"{name}.training_params", origins, rules)
+    check_section(config["common"], defaults["common"], "common", origins, rules)
+    check_section(config[name]["training_params"], defaults["training_params"], f"{name}.training_params", origins,
+                  rules)
     for group in groups:
-        _check(params[group], defaults[group], f"{name}.model_params.{group}", origins, rules)
+        check_section(params[group], defaults[group], f"{name}.model_params.{group}", origins, rules)
     for key in params.keys() & (rules.bounds.keys() | rules.choices.keys()):
         path = f"{name}.model_params.{key}"
         _check_value(origins.get(path, path), path, key, params[key], rules)
@@ -323,7 +324,8 @@ def _value(where: str, text: str, before: object) -> object:
     return text if isinstance(value, str) and isinstance(before, str) and text[0] not in "'\"" else value
 
 
-def _check(values: dict, defaults: dict, section: str, origins: dict[str, str], rules: Rules) -> None:
+def check_section(values: dict, defaults: dict, section: str, origins: dict[str, str], rules: Rules) -> None:
+    """Raise ConfigError for a key that `defaults` lacks, for a value of another kind, and for one against the rules."""
     for key, value in values.items():
         where = origins.get(f"{section}.{key}", section)
         if key not in defaults:
@@ -332,8 +334,8 @@ def _check(values: dict, defaults: dict, section: str, origins: dict[str, str], 
         if kind is float and type(value) is int:
             values[key] = value = float(value)
         if type(value) is not kind and not (value is None and key in NULLABLE):
-            raise ConfigError(where, f"{section}.{key} is {value!r}", f"it must be of type {kind.__name__}, "
-                              f"like the default {defaults[key]!r}", "correct the value")
+            raise ConfigError(where, f"{section}.{key} is {value!r}", f"it must be of type {kind.__name__}",
+                              "correct the value")
         if value is not None:
             _check_value(where, f"{section}.{key}", key, value, rules)
 

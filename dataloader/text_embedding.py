@@ -32,10 +32,7 @@ def main(argv: list[str]) -> None:
 
 
 def embed(options: TextOptions, command: str) -> None:
-    """Publish a vector for every item's text, float32 (num_items, D); reuse what was made in the same way.
-
-    With --force the texts are encoded again even if the cache has them: that mends a cache that is suspected.
-    """
+    """Publish float32 (num_items, D); reuse what was made in the same way. --force encodes cached texts again."""
     target, folder = options.target, options.folder
     folder.require()
     items = load_meta(folder.items, folder.make_command)

@@ -28,10 +28,7 @@ CONTINUE = "the same command again goes on from here; what is encoded is kept"
 
 
 class ApiEncoder:
-    """The embedding model `name` behind an endpoint; the key is sent to the endpoint, and appears nowhere else.
-
-    Raises ConfigError for an address that is none, or without a key where one is needed.
-    """
+    """The model `name` at an endpoint. Raises ConfigError for a wrong address, and for a missing key."""
 
     unit, flag, shard_size = "texts", "--text_model", SHARD
 

@@ -2,10 +2,9 @@
 
     <data_root>/.embeddings/<key of the encoder>/<number>-<unique>.safetensors
 
-Such a shard holds `keys` (n, 16) uint8, the first bytes of the sha256 of each text (what stands for an image is a
-text, too), and `vectors` (n, D) float32. It gets its name when it is whole, and never changes. No lock is needed:
-whoever reads takes what is there, and two processes that encode the same texts at once both write shards, any of which
-will do.
+A shard holds `keys` (n, 16) uint8, the first bytes of the sha256 of each text (or of an image's name), and `vectors`
+(n, D) float32. It gets its name when it is whole, and never changes, so that no lock is needed: two processes that
+encode the same texts both write shards.
 """
 
 import hashlib

@@ -42,10 +42,7 @@ NOISE = 1e-3      # a vector this much shorter than the others is what rounding 
 
 
 def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (N, K) and bool (N,): which items have a vector of their own; the others' rows are zero.
-
-    Raises DataError where no user has two items in the training split.
-    """
+    """float32 (N, K), and bool (N,): which items have a vector. Raises DataError if no user has two training items."""
     num_items = load_meta(folder.items, folder.make_command)["num_items"]
     # No event of another split is read.
     events = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").filter("split = 'train'").project(
@@ -137,10 +134,7 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
 
 
 def _filtered(matrix: CoOccurrence, columns: np.ndarray, interval: tuple[float, float], degree: int) -> np.ndarray:
-    """The columns' parts with eigenvalues above the interval made larger, by the Chebyshev polynomial of this degree.
-
-    The polynomial stays small within the interval, and is scaled to 1 at 1, so that nothing overflows.
-    """
+    """Enlarge what lies above the interval by a Chebyshev polynomial of this degree, scaled to 1 at 1."""
     low, cut = interval
     centre, half = np.float32((low + cut) / 2), np.float32((cut - low) / 2)
     sigma = first_sigma = half / (1 - centre)
@@ -168,10 +162,7 @@ def _project(matrix: CoOccurrence, block: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _scaled(values: np.ndarray, block: np.ndarray, num_dims: int) -> np.ndarray:
-    """U sqrt(L), times one number that makes the mean squared length 1, in place; float32 (M, K).
-
-    An eigenvector's sign is free: its largest entry gets the positive one.
-    """
+    """U sqrt(L) in place, float32 (M, K), mean squared length 1; the largest entry of each column is positive."""
     kept = min(num_dims, int((values > 1e-5 * values[0]).sum()))
     if kept < num_dims:
         log.info("cf: %d dimensions, for the training events give no more", kept)

@@ -20,10 +20,7 @@ NUM_NAMED = 10  # raw ids in an error
 
 
 class Encoder(Protocol):
-    """What turns texts (or what stands for images) into vectors, and imports nothing heavy before it is asked to.
-
-    It gives a text the same vector whatever is encoded beside it, so that vectors can be kept by their text.
-    """
+    """Turns texts (or the names of images) into vectors; a text's vector does not depend on the other texts."""
 
     unit: str        # what it encodes, in messages: texts
     flag: str        # by which the user chose it

@@ -33,10 +33,7 @@ class BadPicture(Exception):
 
 
 def set_up_pillow() -> None:
-    """Make sure that pillow is there, and let it refuse pictures that would not fit into memory.
-
-    Raises ConfigError. To be called before any thread is started: Python's filters of warnings belong to all of them.
-    """
+    """Require pillow, and refuse images that exceed the memory. Call it before threads start. Raises ConfigError."""
     if find_spec("PIL") is None:
         raise ConfigError("pillow", "is not installed", "images cannot be opened without it",
                           "pip install -r requirements-images.txt")

@@ -47,10 +47,7 @@ class SentenceEncoder:
         self._pool: dict | None = None
 
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """As `Encoder` says; texts of like lengths should be neighbours: what is computed together is padded to one.
-
-        Raises HalfPrecisionOverflow, too, and ConfigError where there is no model.
-        """
+        """As `Encoder` says, for texts sorted by length. Raises HalfPrecisionOverflow, and ConfigError."""
         vectors = self._encode_in_pool(texts, done) if len(self.devices) > 1 else None
         if vectors is None:
             vectors = self._encode_here(texts, done)
@@ -94,10 +91,7 @@ class SentenceEncoder:
         return model
 
     def _encode_here(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """Batch by batch on the first device; where memory runs out, in smaller batches until the end of the shard.
-
-        Every shard starts with whole batches again, so that its vectors do not depend on the shards before it.
-        """
+        """Batch by batch on the first device; if memory runs out, in smaller batches until the end of the shard."""
         model, parts, start, size = self.model, [], 0, self.batch_size
         while start < len(texts):
             rows = range(start, min(start + size, len(texts)))

@@ -1,7 +1,4 @@
-"""Vectors without any model: TF-IDF of words and pairs of words, reduced by a truncated SVD (latent semantic analysis).
-
-Such vectors depend on the whole catalogue, so they are computed anew for every data set and kept in no cache.
-"""
+"""Vectors without a model: TF-IDF of words and pairs of words, reduced by a truncated SVD; they are not cached."""
 
 import logging
 import re

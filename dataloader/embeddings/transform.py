@@ -79,10 +79,7 @@ def refuse_bad_rows(folder: DatasetFolder, suffix: str, vectors: np.ndarray, pre
 
 
 def transformed(vectors: np.ndarray, present: np.ndarray, transform: Transform) -> np.ndarray:
-    """float32 (N, D'): PCA (whitened), z-score, L2, as asked, fitted to the items that are present.
-
-    The others become the mean of these. Raises ConfigError where PCA asks for more dimensions than there are.
-    """
+    """float32 (N, D'): PCA (whitened), z-score, L2, fitted to the present items. Raises ConfigError."""
     vectors = np.require(vectors, np.float32, ["C", "W"])  # a copy only of what cannot be changed in place
     if transform.pca is not None:
         if transform.pca > (most := min(vectors.shape[1], present.sum() - 1)):

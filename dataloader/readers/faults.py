@@ -23,10 +23,7 @@ AT_ONCE = 1000  # records that one query looks up
 
 def set_apart(work: Workspace, table: RawTable, into: str, bad: str, explain: Callable[[dict], str], policy: str,
               log_path: Path) -> int:
-    """List and leave out the rows of table `into` for which `bad` (SQL) holds; returns how many there were.
-
-    `explain` says what is wrong with a row's raw values. With policy fail, or beyond 1 %, the first is a DataError.
-    """
+    """Leave out the rows of `into` that are `bad` (SQL), and count them. Raises DataError by the policy."""
     num_bad, num_rows = work.value(f"SELECT count(*) FROM {into} WHERE {bad}"), work.count(into)
     if not num_bad:
         return 0

@@ -76,10 +76,7 @@ def _refuse(constant: str) -> None:
 
 
 def python_as_json(line: bytes) -> bytes:
-    """A Python literal in JSON's writing, which is far faster than parsing it. What JSON has not, stays and is no JSON.
-
-    Raises ValueError where a string does not end or has an escape that JSON has not.
-    """
+    """A Python literal as JSON, which is faster than parsing it. Raises ValueError for a broken string."""
     has_words = b"None" in line or b"True" in line or b"False" in line
     if not has_words and b'"' not in line and b"\\" not in line:
         return line.replace(b"'", b'"')
@@ -176,10 +173,7 @@ def first_format(path: Path) -> str | None:
 
 
 def rewrite(path: Path, target: Path, lines: str) -> None:
-    """Write `target`: the lines that are not blank, unpacked, Python literals in JSON's writing.
-
-    A line that is too long, or cannot be written as JSON, becomes `{}`, so that records keep their number.
-    """
+    """Write the lines that are not blank, unpacked, as JSON; one that is too long or has no JSON form becomes `{}`."""
     size = path.stat().st_size
     with target.open("wb") as out, Progress(f"read {path.name}", size, "B") as progress:
         for block in _in_processes(size, ((block, lines) for block in _blocks(path, progress))):

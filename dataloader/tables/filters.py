@@ -74,10 +74,7 @@ def drop_items_without_text(work: Workspace, report: Report) -> None:
 
 
 def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> None:
-    """Drop users and items with too few events until none is left; 0 and 1 switch a side off.
-
-    Events are counted once. From then on a round looks at what is dropped, and takes that off the other side's counts.
-    """
+    """Drop users and items with too few events until none is left; 0 and 1 switch a side off."""
     minima = {"user": min_user, "item": min_item}
     for side in minima:
         work.run(f"""CREATE OR REPLACE TABLE {side}_counts AS

@@ -37,9 +37,8 @@ NESTED = "[[["  # how a value in JSON begins that is nested more deeply than any
 def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted: str, bad_lines: Path) -> int:
     """Fill `metadata (raw_id, wanted, <fields>, image_url, nested)`, one row a record in the file's order.
 
-    The fields are the title and those of the template: plain text, empty where a record has none, and read for the
-    raw ids in `wanted` (SQL, one column), and a few more, alone. Returns how many lines were left out. Raises
-    DataError naming file and line of what is no item.
+    The fields are the title and those of the template, as plain text, for the raw ids in `wanted` (SQL, one column).
+    Returns how many lines were left out. Raises DataError naming file and line of what is not an item.
     """
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
     # A join would be exact, and lose the order of the rows, by which records are told apart: so one bit for each hash.
@@ -92,10 +91,7 @@ def _clean(field: str) -> str:
 
 
 def describe(work: Workspace, template: tuple[str, ...]) -> None:
-    """Make `described (raw_id, title, text, image_url, cut)`, one row a raw id of `metadata` whose text was wanted.
-
-    Of several records of an item the first that has a text counts. A text is cut between words.
-    """
+    """Make `described (raw_id, title, text, image_url, cut)`: an item's first record with a text, cut between words."""
     there = {row[0] for row in work.run("DESCRIBE metadata")} & set(SEPARATORS)
     pieces, lacking = [], set()
     for piece in template:

@@ -194,6 +194,7 @@ def test_a_value_is_found_before_anything_is_parsed(argv, value):
     assert value_of(argv, ("--name", "--called"), "one") == value
 
 
+@pytest.mark.slow
 def test_checking_a_command_line_imports_nothing_heavy(python):
     done = python("import sys, common.artifacts, common.cli, common.config, common.errors, common.run\n"
                   "print([name for name in ('torch', 'duckdb', 'pandas', 'transformers') if name in sys.modules])")

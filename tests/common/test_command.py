@@ -41,12 +41,14 @@ def test_success_exits_with_0_in_silence(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_command_prints_its_error_once(command):
     done = command("raise DataError('here', 'is wrong', fix='mend it')")
     assert done.returncode == 3
     assert (done.stdout, done.stderr) == ("", "error: here: is wrong. Fix: mend it\n")
 
 
+@pytest.mark.slow
 def test_a_traceback_is_printed_with_debug_alone(command):
     done = command("raise DataError('here', 'is wrong')", "--debug")
     assert done.returncode == 3
@@ -54,6 +56,7 @@ def test_a_traceback_is_printed_with_debug_alone(command):
     assert done.stderr.endswith("\nerror: here: is wrong. Fix: see --help\n")
 
 
+@pytest.mark.slow
 def test_an_internal_error_exits_with_1_and_one_line(command):
     done = command("raise ValueError('shapes differ\\n  (3,) and (4,)')")
     assert done.returncode == 1
@@ -61,12 +64,14 @@ def test_an_internal_error_exits_with_1_and_one_line(command):
                                               "Fix: run again with --debug and report the traceback\n")
 
 
+@pytest.mark.slow
 def test_an_internal_error_shows_its_traceback_with_debug(command):
     done = command("raise ValueError('oops')", "--debug")
     assert done.returncode == 1
     assert 'in main\nValueError: oops\nerror: internal: ValueError: oops' in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("raised", "code"), [("DataError('here', 'is wrong')", 3), ("ValueError('oops')", 1)])
 def test_the_traceback_always_goes_to_the_log(command, tmp_path, raised, code):
     done = command("from common.run import log_to, log_to_console\nlog_to_console()\nlog_to(Path(argv[0]))\n"
@@ -93,6 +98,7 @@ def test_a_disk_that_is_really_full_is_a_resource_error(capsys):
     assert "No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}])
 def test_no_output_fails_because_of_its_encoding(command, tmp_path, monkeypatch, variables):
     for name, value in variables.items():
@@ -142,6 +148,7 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(capsys):
     assert line.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_left_is_told_nothing(command):
     read, write = os.pipe()
     os.close(read)
@@ -150,6 +157,7 @@ def test_a_reader_that_has_left_is_told_nothing(command):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_ends_a_command_at_once(command, name, code):
     done = command(f"os.kill(os.getpid(), signal.{name})\ntime.sleep(20)\nprint('still here')")
@@ -166,6 +174,7 @@ def test_an_interrupted_repetition_is_not_begun_anew(capsys, monkeypatch):
     assert "Fix: the same command without --force continues from here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_library_can_swallow_an_interruption(command):
     # logging's handlers, among others, catch every Exception that reaches them.
     done = command("try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(20)\n"
@@ -185,21 +194,25 @@ print('not reached')
 """
 
 
+@pytest.mark.slow
 def test_a_loop_that_defers_a_stop_can_save_first(command):
     done = command(LOOP.format(then="pass"))
     assert (done.returncode, done.stdout) == (143, "before: True\nsaved\n")
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_the_loop(command):
     done = command(LOOP.format(then="os.kill(os.getpid(), signal.SIGINT)"))
     assert (done.returncode, done.stdout) == (130, "before: True\n")
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_repeated_at_once_is_one_request(command):
     done = command(LOOP.format(then="os.kill(os.getpid(), signal.SIGTERM)"))
     assert (done.returncode, done.stdout) == (143, "before: True\nsaved\n")
 
 
+@pytest.mark.slow
 def test_a_part_of_the_loop_may_be_left_at_once(command):
     done = command("with stop_request:\n    with stop_request.at_once():\n"
                    "        os.kill(os.getpid(), signal.SIGTERM)\n        print('not reached')\n")

@@ -59,6 +59,7 @@ def test_a_text_that_is_no_docstring_counts(stage):
     assert digest(stage) != before
 
 
+@pytest.mark.slow
 def test_a_change_of_the_quantizers_kit_is_other_code(tmp_path, monkeypatch):
     for folder in ("common", "quantization"):
         shutil.copytree(ROOT / folder, tmp_path / folder)

@@ -154,6 +154,7 @@ def test_what_all_processes_know_the_first_one_says(process, capfd, error, code)
     assert capfd.readouterr().err.count("error: ") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("then", "code"), [
     ("pass", 0), ("raise DataError('here', 'is wrong')", 3), ("raise ValueError('oops')", 1),
     ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)", 143)])

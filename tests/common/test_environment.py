@@ -58,6 +58,7 @@ def test_an_old_python_is_missing_something(monkeypatch):
     assert missing([]) == []
 
 
+@pytest.mark.slow
 def test_as_a_script_it_says_what_is_missing(tmp_path):
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
     good.write_text("pytest>=1\n")

@@ -95,6 +95,7 @@ publish(path, lambda staged: staged.write_bytes(b"new!"), {"inputs": {}, "editio
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("deadly_call", "content"), [
     # fsync content, fsync meta, rename content, rename meta, fsync folder
     (1, b"old"), (2, b"old"), (3, b"old"), (4, b"new!"), (5, b"new!")])
@@ -110,6 +111,7 @@ def test_a_killed_writer_leaves_the_old_pair_or_the_new_pair(tmp_path, python, d
     assert names(tmp_path) == {"file", "file.meta.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("deadly_call", "there"), [(3, False), (4, True)])
 def test_a_killed_first_writer_leaves_nothing_or_a_whole_pair(tmp_path, python, deadly_call, there):
     path = tmp_path / "file"
@@ -136,6 +138,7 @@ def test_a_reader_between_the_two_renames_finishes_for_the_writer(tmp_path, monk
     assert verify_artifact(path, "make it")["edition"] == "new!"
 
 
+@pytest.mark.slow
 def test_two_readers_may_finish_the_same_publishing(tmp_path, python, monkeypatch):
     path, replace = tmp_path / "file", os.replace
     put(path, b"old", edition="old")

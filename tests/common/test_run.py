@@ -29,6 +29,7 @@ def test_the_same_command_finds_its_own_folder_again(new_run):
     assert new_run().folder.parent.name == "vq-td"
 
 
+@pytest.mark.slow
 def test_the_id_is_the_same_in_another_process(new_run, python):
     done = python("import sys, json; from pathlib import Path; from common.run import Run\n"
                   "print(Run(Path('p'), *map(json.loads, sys.argv[1:]), '').id)",
@@ -59,6 +60,7 @@ def test_a_finished_run_says_when_where_and_with_what_it_ran(new_run):
 LOCK = "FolderLock = __import__('common.lock', fromlist=['x']).FolderLock\n"
 
 
+@pytest.mark.slow
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path, command):
     with FolderLock(tmp_path):
         done = command(LOCK + "FolderLock(Path(argv[0]))", tmp_path)
@@ -67,6 +69,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path, command):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_who_waits_gets_the_folder_as_soon_as_it_is_free(tmp_path, command):
     with FolderLock(tmp_path):
         waiting = threading.Thread(target=lambda: done.append(command(
@@ -92,6 +95,7 @@ def test_a_run_is_held_while_it_is_open(new_run):
     new_run().open(force=False).__exit__(None, None, None)
 
 
+@pytest.mark.slow
 def test_a_holder_that_was_killed_holds_nothing(tmp_path, command):
     done = command(LOCK + "lock = FolderLock(Path(argv[0]))\nos.kill(os.getpid(), signal.SIGKILL)", tmp_path)
     assert done.returncode == -9
@@ -227,6 +231,7 @@ def test_a_json_file_that_cannot_be_read_is_an_artifact_error(tmp_path, text):
         read_json(tmp_path / "m.json", "train --force")
 
 
+@pytest.mark.slow
 def test_the_console_gets_plain_messages_and_the_file_all_of_them(tmp_path, python):
     done = python("""
 import logging, sys

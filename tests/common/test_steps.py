@@ -16,6 +16,8 @@ import pytest
 from common.cli import ROOT
 from common.steps import Step, module, run_steps, script
 
+pytestmark = pytest.mark.slow
+
 
 def writes(path: Path, text: str) -> list[str]:
     return [sys.executable, "-c", f"open({str(path)!r}, 'a').write({text!r})"]

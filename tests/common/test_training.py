@@ -160,6 +160,7 @@ def undisturbed(tmp_path_factory):
     return results(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, 4 * NUM_STEPS + 1))
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(start, tmp_path, undisturbed, step):
     with pytest.raises(Interrupted):
@@ -214,6 +215,7 @@ def test_a_run_interrupted_while_it_is_measured_ends_with_the_same_bytes(start, 
     assert results(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "crashed"), [(None, 2), (None, 11), (2, 3), (3, 7), (4, 8), (5, 12), (7, 11)])
 def test_a_run_that_died_long_after_its_checkpoint_ends_with_the_same_bytes(start, tmp_path, undisturbed, saved,
                                                                             crashed):

@@ -205,6 +205,7 @@ def test_a_directory_that_tells_wrong_sizes_does_not_help_a_bomb(file, target, m
     assert not target.exists()
 
 
+@pytest.mark.slow
 def test_a_bomb_of_ten_gigabytes_is_refused_in_little_memory(tmp_path):
     packer = zlib.compressobj(wbits=-15)
     block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)  # stands by itself
@@ -272,6 +273,7 @@ def test_a_member_is_read_line_by_line_without_holding_it(file):
         assert sum(1 for _ in text) == 99_998
 
 
+@pytest.mark.slow
 def test_a_killed_unpacking_leaves_nothing_that_counts_as_whole_and_the_next_one_sweeps_it(file, target):
     code = ("import os, sys; from pathlib import Path; from dataloader import archives\n"
             "os.fsync = lambda _: os.kill(os.getpid(), 9)\n"
@@ -296,6 +298,7 @@ def test_a_failure_leaves_the_earlier_copy(file, target):
     assert os.listdir(target.parent) == ["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_whatever_byte_is_changed_the_archive_is_refused_or_read_right(file):
     rng = random.Random(0)

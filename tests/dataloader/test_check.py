@@ -98,6 +98,7 @@ INTERACTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("query", "finding"), INTERACTIONS, ids=[finding for _query, finding in INTERACTIONS])
 def test_what_is_wrong_with_the_interactions_is_found(folder, caplog, query, finding):
     change(folder.interactions, query)
@@ -105,6 +106,7 @@ def test_what_is_wrong_with_the_interactions_is_found(folder, caplog, query, fin
     assert any(line.startswith("interactions.parquet: ") and finding in line for line in found), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "query", "finding"), [
     ("items", "SELECT * REPLACE (item + (item > 2)::INTEGER AS item) FROM t",
      "items.parquet: the items are not 0 to 4: there are 5 different ones from 0 to 5"),
@@ -199,6 +201,7 @@ class Canary:
         return (Path.touch, (self.path,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "object array", "pickle", "archive", "huge shape"])
 def test_a_file_that_is_no_array_is_found_and_nothing_in_it_is_run(folder, tmp_path, caplog, damage):
     path, canary = folder.embeddings("td"), tmp_path / "canary"

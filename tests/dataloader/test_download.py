@@ -18,6 +18,8 @@ from tests.dataloader.helpers import Reply, closed_port
 from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.remote import OTHER, WHOLE, names, shorten_waits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):

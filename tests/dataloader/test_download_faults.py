@@ -25,6 +25,8 @@ from dataloader.options import CONFIGS
 from tests.dataloader.helpers import FaultyServer, Reply, closed_port, review
 from tests.dataloader.remote import HTML, OTHER, ROOT, WHOLE, sha256, wait_until
 
+pytestmark = pytest.mark.slow
+
 REVIEWS, META = "reviews_Baby_5.json.gz", "meta_Baby.json.gz"
 # Waits that a user has patience for, and a test has not; and a source's YAML of the test's own.
 SITE = """

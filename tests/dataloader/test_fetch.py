@@ -32,6 +32,8 @@ from tests.dataloader.remote import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):

@@ -15,6 +15,8 @@ from dataloader.fetch import RemoteFile, Unreachable, fetch_all, is_fetched
 from tests.dataloader.helpers import Reply
 from tests.dataloader.remote import ROOT, WHOLE, put_part, shorten_waits, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):

@@ -25,6 +25,8 @@ from tests.dataloader.dataset import write_dataset
 from tests.dataloader.helpers import Reply, closed_port, table
 from tests.dataloader.image_server import HTML, ImageServer, encoded, picture, png
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "bash dataloader/1_load_figure.sh"
 
 

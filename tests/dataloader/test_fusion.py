@@ -238,6 +238,7 @@ def run(cwd: Path, *flags: str) -> subprocess.CompletedProcess:
                           env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_its_folder_and_from_elsewhere(tmp_path):
     options = shop(tmp_path / "data", random_parts(), "--fusion_parts", "td,cf")
     (tmp_path / "elsewhere").mkdir()
@@ -252,6 +253,7 @@ def test_the_script_runs_from_its_folder_and_from_elsewhere(tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.slow
 def test_the_script_says_what_is_wrong_and_leaves_what_is_there(tmp_path):
     options = shop(tmp_path, random_parts())
     fused(options)

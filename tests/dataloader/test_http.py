@@ -13,6 +13,8 @@ from dataloader.http import Fetcher
 from tests.dataloader.helpers import Reply, closed_port
 from tests.dataloader.image_server import ImageServer, png
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):

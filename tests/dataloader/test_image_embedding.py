@@ -21,6 +21,8 @@ from tests.dataloader.image_server import ImageServer, encoded, picture, png
 from tests.dataloader.image_shop import COMMAND, count_readings, embedded, oracle, shop
 from tests.dataloader.tiny_clip import DIM, write_clip, write_hub_clip, write_saved_clip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:

@@ -52,6 +52,7 @@ sys.exit(run_command(image_embedding.main))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_at_the_next_shard_and_ends_with_the_same_bytes(tmp_path, server, model, monkeypatch):
     bodies = [png(n) for n in range(60)]
     monkeypatch.setattr(clip, "SHARD", {"cpu": 8})
@@ -70,6 +71,7 @@ def test_a_killed_run_goes_on_at_the_next_shard_and_ends_with_the_same_bytes(tmp
     goes_on(options, straight, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_stop_request_is_honoured_at_once_and_what_is_encoded_is_kept(tmp_path, server, model, monkeypatch):
     bodies = [png(n) for n in range(60)]
     monkeypatch.setattr(clip, "SHARD", {"cpu": 8})
@@ -110,6 +112,7 @@ def goes_on(options, straight, monkeypatch) -> None:
     assert options.folder.embeddings("image").read_bytes() == straight.folder.embeddings("image").read_bytes()
 
 
+@pytest.mark.slow
 def test_both_scripts_run_from_their_folder_and_from_elsewhere(tmp_path, server, model):
     root, elsewhere = copied(tmp_path), tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -34,6 +34,7 @@ def command(tmp_path, *words: str) -> subprocess.CompletedProcess:
 STEPS = ("download", "figures", "process", "text_embedding", "image_embedding", "fusion", "pipeline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_command_with_an_unknown_data_set_exits_with_2_and_writes_nothing(tmp_path, step):
     done = command(tmp_path, sys.executable, "-P", "-m", f"dataloader.{step}", "--dataset=Babby")
@@ -45,6 +46,7 @@ def test_a_command_with_an_unknown_data_set_exits_with_2_and_writes_nothing(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_wrong_flag_is_refused_before_torch_and_the_like_are_loaded(tmp_path, step):
     done = command(tmp_path, sys.executable, "-P", "-X", "importtime", "-m", f"dataloader.{step}", "--tempalte=td")
@@ -54,6 +56,7 @@ def test_a_wrong_flag_is_refused_before_torch_and_the_like_are_loaded(tmp_path, 
     assert not imported & {"torch", "transformers", "sentence_transformers", "sklearn", "scipy", "PIL"}
 
 
+@pytest.mark.slow
 def test_the_script_of_the_data_part_stops_at_the_first_step_that_fails(tmp_path):
     done = command(tmp_path, "bash", str(ROOT / "dataloader" / "run_pipeline.sh"), "--dataset", "Babby")
     assert done.returncode == 2

@@ -175,6 +175,7 @@ def test_the_whole_job_imports_semantic_ids_from_a_file_that_is_there(whole_job,
          f"--set=file={file}"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantizer", "flags", "others"), [
     ("letter", [], [["dataloader.fusion", "--suffix=cf"]]),
     ("letter", ["--pca=16", "--suffix=td"], [["dataloader.fusion", "--suffix=cf"]]),  # cf itself is not transformed
@@ -223,6 +224,7 @@ def shell(tmp_path: Path, script: str, *flags: str) -> subprocess.CompletedProce
 SHOP = "user_id,item_id,timestamp\n" + "".join(f"{user},i{n % 7},{n}\n" for user in "abcdef" for n in range(9))
 
 
+@pytest.mark.slow
 def test_own_files_become_a_data_set_that_later_steps_know_by_its_name(tmp_path):
     (tmp_path / "events.csv").write_text(SHOP)
     (tmp_path / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},Cup number {n}\n" for n in range(7)))
@@ -239,6 +241,7 @@ def test_own_files_become_a_data_set_that_later_steps_know_by_its_name(tmp_path)
     assert (single.returncode, "reusing" in single.stdout) == (0, True), single.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["run_pipeline.sh", "dataloader/run_pipeline.sh"])
 def test_the_scripts_check_raw_files_and_folders_and_write_nothing(tmp_path, script):
     write_baby(tmp_path / "raw", [(user, f"i{n}", n) for user in "ab" for n in range(5)])
@@ -255,6 +258,7 @@ def test_the_scripts_check_raw_files_and_folders_and_write_nothing(tmp_path, scr
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_the_readme_s_own_catalogue_is_read_by_its_command(tmp_path, readme):
     text = (ROOT / readme).read_text(encoding="utf-8").replace("\\\n", " ")

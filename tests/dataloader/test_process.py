@@ -80,6 +80,7 @@ def test_whole_seconds_are_published_whatever_the_raw_times_count(tmp_path, unit
     assert table(options.folder.interactions, '"timestamp"') == times * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("events", "flags", "what", "why", "fix"), [
     ([], (), "no interaction is left", "0 interactions read", "a file with more interactions"),
     (EVENTS, ("--min_user_interactions=5", "--min_item_interactions=5"), "no interaction is left",
@@ -176,6 +177,7 @@ def test_running_twice_gives_the_same_bytes(tmp_path):
     assert contents(first) == contents(second)
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_nothing(tmp_path, monkeypatch):
     """More rows than one thread takes at a time (122,880), and many equal times."""
     raw = tmp_path / "raw" / "reviews_Baby_5.json.gz"
@@ -196,6 +198,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_the_hash_seed_changes_nothing(tmp_path):
     write_baby(tmp_path / "raw", many_events())
     found = []
@@ -242,6 +245,7 @@ def test_changed_settings_make_the_tables_again_and_are_named(tmp_path, caplog):
     assert "making the tables again (min_item_interactions: 0 -> 2; min_user_interactions: 0 -> 2)" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [
     ("--min_rating=1",), ("--duplicates=exact",), ("--template={title}",), ("--drop_items_without_text",),
     ("--split=temporal",), ("--time_unit=ms",), ("--bad_lines=skip",), ("--source=amazon18",)])
@@ -253,6 +257,7 @@ def test_every_setting_that_the_tables_depend_on_makes_them_outdated(tmp_path, f
     assert outdated(make_options(options.folder.data_root, *raw, *flags))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--memory_limit=1GB",), ("--seed=3",), ("--suffix=image",), ("--mirror=http://h",)])
 def test_flags_of_other_steps_and_of_the_machine_leave_the_tables_current(tmp_path, flags):
     run(tmp_path, EVENTS)
@@ -260,6 +265,7 @@ def test_flags_of_other_steps_and_of_the_machine_leave_the_tables_current(tmp_pa
                                    "--min_item_interactions=0", *flags))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["reviews", "metadata"])
 def test_a_changed_raw_file_makes_the_tables_again(tmp_path, changed, caplog):
     caplog.set_level(logging.INFO)
@@ -373,6 +379,7 @@ def test_counts_are_compared_with_the_literature_s(tmp_path, caplog, expected, l
     assert (level, message) in [(record.levelno, record.message.removeprefix("process: ")) for record in caplog.records]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--min_user_interactions=4",), ("--duplicates=exact",), ("--min_rating=1",)])
 def test_another_way_of_filtering_is_not_compared(tmp_path, caplog, flags):
     caplog.set_level(logging.INFO)
@@ -381,6 +388,7 @@ def test_another_way_of_filtering_is_not_compared(tmp_path, caplog, flags):
     assert "literature" not in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "Beauty").exists(), reason=f"the real data set is not there: {REAL / 'Beauty'}")
 def test_the_real_beauty_has_the_counts_that_the_literature_has(tmp_path, caplog):
     caplog.set_level(logging.INFO)

@@ -89,6 +89,7 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     return contents(run(tmp_path_factory.mktemp("undisturbed"), EVENTS, minimum=5).folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [0, 1, 4, 6])  # the work; items; users' meta; the interactions' meta, the last one
 def test_a_killed_run_leaves_nothing_that_counts_and_the_next_one_cleans_up_and_ends_the_same(tmp_path, undisturbed,
                                                                                               point):
@@ -108,6 +109,7 @@ def test_a_killed_run_leaves_nothing_that_counts_and_the_next_one_cleans_up_and_
     assert left(folder) == {*undisturbed, *(f"{name}.meta.json" for name in undisturbed)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_running_query_at_once_and_leaves_the_old_tables(tmp_path, number):
     options = run(tmp_path, EVENTS, minimum=5)
@@ -120,6 +122,7 @@ def test_a_signal_stops_a_running_query_at_once_and_leaves_the_old_tables(tmp_pa
     assert ".work" not in left(options.folder.path)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_old_tables(tmp_path):
     options = run(tmp_path, EVENTS, minimum=5)
     before = contents(options.folder)

@@ -57,6 +57,7 @@ def test_a_folder_with_the_files_is_found_by_itself(tmp_path):
     assert options.source == "local"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw_id", ["a\tb", "a\nb", "a\rb"])
 @pytest.mark.parametrize("side", ["users", "items"])
 def test_an_id_with_a_tab_or_a_line_break_is_refused_and_nothing_is_written(tmp_path, raw_id, side):

@@ -14,6 +14,8 @@ from dataloader.fetch import Unreachable
 from tests.dataloader.helpers import Reply
 from tests.dataloader.remote import HTML, OTHER, WHOLE, beside, get, names, put_part, sha256, shorten_waits, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):

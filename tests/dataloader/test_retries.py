@@ -15,6 +15,8 @@ from dataloader.fetch import Unreachable
 from tests.dataloader.helpers import Reply, closed_port
 from tests.dataloader.remote import HTML, WHOLE, get, shorten_waits
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):

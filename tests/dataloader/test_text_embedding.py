@@ -59,6 +59,7 @@ def encoded(monkeypatch) -> list[str]:
     return texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_row_i_belongs_to_item_i_whatever_the_order_of_lengths(tmp_path, model, monkeypatch, reverse):
     from sentence_transformers import SentenceTransformer
@@ -243,6 +244,7 @@ def endpoint(monkeypatch):
     server.close()
 
 
+@pytest.mark.slow
 def test_an_api_s_vectors_are_cached_and_recorded_without_the_key(tmp_path, endpoint):
     options = shop(tmp_path, "api:m", "--api_url", endpoint.url, "--api_rate=1000")
     np.testing.assert_array_equal(embedded(options), np.array([vector(text) for text in TEXTS], dtype=np.float32))
@@ -256,6 +258,7 @@ def test_an_api_s_vectors_are_cached_and_recorded_without_the_key(tmp_path, endp
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_an_api_that_is_silent(tmp_path, endpoint):
     shop(tmp_path, "api:m")
     endpoint.slow = 8.0
@@ -291,6 +294,7 @@ def finished(process: subprocess.Popen) -> tuple[str, str]:
     return out, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["tfidf", "reuse"])
 def test_neither_tfidf_nor_reuse_waits_for_torch(tmp_path, model, what):
     options = shop(tmp_path, model if what == "reuse" else "tfidf")
@@ -323,6 +327,7 @@ sys.exit(run_command(text_embedding.main))
 """
 
 
+@pytest.mark.slow
 def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes(tmp_path, model, monkeypatch):
     (tmp_path / "slow.py").write_text(SLOW)
     flags, script = ("--text_model", str(model), "--device=cpu"), (str(tmp_path / "slow.py"),)
@@ -349,6 +354,7 @@ def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes
     assert metas[0]["sha256"] == metas[1]["sha256"]
 
 
+@pytest.mark.slow
 def test_two_data_sets_that_are_embedded_at_once_share_a_cache_and_are_both_right(tmp_path, model):
     flags = ("--text_model", str(model), "--device=cpu")
     texts = {"Baby": MANY[:1100], "Beauty": MANY[300:]}
@@ -360,6 +366,7 @@ def test_two_data_sets_that_are_embedded_at_once_share_a_cache_and_are_both_righ
         np.testing.assert_allclose(load_embeddings(options[name].folder, "td"), alone[rows], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["root", "elsewhere"])
 def test_the_script_runs_by_itself_from_anywhere(tmp_path, where):
     shop(tmp_path, "tfidf")

@@ -79,6 +79,7 @@ def test_the_extra_level_is_exactly_as_large_as_the_largest_bucket(codes):
         assert ids.codebook_sizes[-1] == largest
 
 
+@pytest.mark.slow
 @given(code_arrays)
 def test_within_a_bucket_the_items_keep_their_order(codes):
     seen: dict[tuple, int] = {}

@@ -64,6 +64,7 @@ def test_a_run_leaves_codes_figures_verdicts_and_a_summary(quantize, folder, cap
     assert len(codes) == NUM_ITEMS
 
 
+@pytest.mark.slow
 def test_what_is_published_is_reused_until_it_is_forced_or_gone(quantize, folder, capsys):
     quantize("pq")
     path = folder.codes("pq", "td", None)
@@ -99,6 +100,7 @@ def test_a_collapse_is_a_warning_with_three_keys_to_try_and_codes_are_written(qu
     assert load_codes(folder, "rvq", "td", None)[0][:, -1].tolist() == list(range(NUM_ITEMS))
 
 
+@pytest.mark.slow
 def test_a_collapse_is_an_error_where_it_is_taken_strictly_and_no_codes_are_written(quantize, folder, tmp_path):
     save_embedding(folder, "td", EQUAL)
     with pytest.raises(TrainingError, match="level 1 uses 25% of its codes.* no --strict") as raised:
@@ -111,6 +113,7 @@ def test_a_collapse_is_an_error_where_it_is_taken_strictly_and_no_codes_are_writ
     assert folder.codes("rvq", "td", None).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["td", "interactions"])
 def test_figures_are_made_again_where_what_the_codes_are_judged_by_has_changed(quantize, folder, xs, capsys, changed):
     save_embedding(folder, "other", xs.numpy())
@@ -126,6 +129,7 @@ def test_figures_are_made_again_where_what_the_codes_are_judged_by_has_changed(q
     assert after[figure] != before[figure]
 
 
+@pytest.mark.slow
 def test_a_collapsed_run_that_is_reused_is_an_error_too_where_it_is_taken_strictly(quantize, folder):
     save_embedding(folder, "td", EQUAL)
     quantize("rvq")
@@ -158,6 +162,7 @@ def test_codes_that_items_share_come_with_a_warning_of_what_they_are_not_good_fo
     assert "no recommender takes these codes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_was_exported_and_imported_again_gives_the_same_codes(quantize, folder, tmp_path):
     quantize("rkmeans")
     codes, meta = load_codes(folder, "rkmeans", "td", None)

@@ -209,6 +209,7 @@ def test_codes_that_no_method_may_change_are_published_as_they_are_and_refused_b
     assert "--disambiguation extra_level" in raised.value.fix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rqvae", "vqvae", "rvq", "rkmeans", "pq", "fsq"])
 def test_reassigned_codes_are_distinct_without_an_extra_level(name, make_config, make_model, train, folder, xs):
     levels = 1 if name == "vqvae" else 2
@@ -281,6 +282,7 @@ def test_a_loss_that_is_not_finite_names_its_batch_and_publishes_nothing(make_co
     assert not (path.parent / "finished.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\0" * 100)],
                          ids=["removed", "overwritten"])
 @pytest.mark.parametrize("name", ["rqvae", "pq"])
@@ -312,6 +314,7 @@ def test_a_wrong_select_by_is_an_error_before_the_first_step(make_config, make_m
     assert "select_by" in str(raised.value.where)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["recon_loss", "collision_rate", "behavioural_coherence"])
 def test_every_figure_that_is_one_number_may_select(make_config, make_model, train, folder, xs, metric):
     config = make_config("rqvae", select_by=metric, epochs=2)
@@ -334,6 +337,7 @@ def test_codebooks_that_are_moving_averages_train_without_an_optimizer(make_conf
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "stop"), [("rvq", 1), ("rvq", 5), ("rqvae", 5), ("fsq", 9), ("rqvae", "evaluation")])
 def test_an_interrupted_quantizer_goes_on_and_ends_with_the_same_bytes(make_config, make_model, train, folder, xs,
                                                                        tmp_path, monkeypatch, name, stop):
@@ -376,6 +380,7 @@ def mostly_duplicates(xs: torch.Tensor) -> torch.Tensor:
     return xs[torch.arange(len(xs)).clamp(max=9)]  # ten vectors, of which one belongs to 31 items
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [identical, rank_one, mostly_duplicates])
 @pytest.mark.parametrize(("name", "standardize"), [
     ("rqvae", "false"), ("rvq", "true"), ("rkmeans", "false"), ("pq", "false"), ("fsq", "true")])

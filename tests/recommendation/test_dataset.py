@@ -119,6 +119,7 @@ def targets_of(histories: list[list[int]]) -> list[int]:
     return [item for items in histories for item in (items[:-2] if len(items) > 2 else items)[1:]]
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(training())
 def test_target_windows_are_each_training_event_once_behind_its_history(case):
@@ -130,6 +131,7 @@ def test_target_windows_are_each_training_event_once_behind_its_history(case):
     assert all(row[:-1] == before[row[-1]] for row in rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(training())
 def test_sequence_windows_cover_each_training_target_once(case):
@@ -143,6 +145,7 @@ def test_sequence_windows_cover_each_training_target_once(case):
         assert all(row[0] + 1 in targets_of(histories) for row in rows)            # ... of one user
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(training(), st.sampled_from(["target", "sequence"]))
 def test_no_valid_or_test_event_is_in_any_training_window(case, unit):
@@ -153,6 +156,7 @@ def test_no_valid_or_test_event_is_in_any_training_window(case, unit):
     assert not seen & held_out
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(training(), st.sampled_from(["target", "sequence"]))
 def test_every_epoch_has_as_many_batches_and_none_is_empty(case, unit):
@@ -162,6 +166,7 @@ def test_every_epoch_has_as_many_batches_and_none_is_empty(case, unit):
         assert all(rows_of(batches, epoch))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(training())
 def test_target_batches_differ_in_size_by_one_at_most(case):
@@ -195,6 +200,7 @@ def test_stretches_are_cut_at_other_places_each_epoch(long_histories):
     assert set(begun) == set(range(57))
 
 
+@pytest.mark.slow
 def test_a_user_who_fits_is_cut_the_seldomer_the_fewer_targets_they_have():
     mixed = [list(range(12)), list(range(100, 105))]  # 9 and 2 training targets
     batches = TrainingBatches(leave_one_out(mixed), "sequence", batch_size=4, max_history=9, seed=0)

@@ -65,6 +65,7 @@ def execute(tmp_path, make_config):
 MODELS = pytest.mark.parametrize("name", ["popularity", "encoder_decoder"])
 
 
+@pytest.mark.slow
 @MODELS
 def test_the_predictions_on_disk_score_as_the_metrics_say(execute, name):
     run, metrics = execute(name, HISTORIES)
@@ -81,6 +82,7 @@ def test_the_predictions_on_disk_score_as_the_metrics_say(execute, name):
     assert json.loads((run / "metrics.json").read_text()) == metrics
 
 
+@pytest.mark.slow
 @MODELS
 def test_nothing_but_the_test_figures_depends_on_the_test_events(execute, name):
     others = [[*history[:-1], (history[-1] + 11) % NUM_ITEMS] for history in HISTORIES]
@@ -108,6 +110,7 @@ def test_collapsed_semantic_ids_are_a_warning_with_their_quantizers_fix(tmp_path
     assert record.levelname == "WARNING"
 
 
+@pytest.mark.slow
 def test_both_collision_rates_are_reported_where_semantic_ids_are_read(execute):
     _, metrics = execute("encoder_decoder", HISTORIES)
     assert (metrics["collision_rate_before"], metrics["collision_rate_after"]) == (0.25, 0.0)
@@ -120,6 +123,7 @@ def test_the_encoders_mask_is_recorded(execute):
     assert metrics["encoder_mask"] == "full"
 
 
+@pytest.mark.slow
 def test_a_model_is_prepared_once_it_is_trained_and_before_it_is_tested(execute, monkeypatch):
     calls = []
     monkeypatch.setattr(AbstractRecommender, "prepare", lambda model: calls.append("prepare"))

@@ -43,6 +43,7 @@ def histories_of(*rows: list[int]) -> Histories:
                      [[] for _ in rows])
 
 
+@pytest.mark.slow
 def test_a_history_by_hand(ask):
     assert ask("--history", "0003", "0000", "--top_k", "4") == ([
         {"items": ["0001", "0002", "0000", "0003"], "titles": ["0001", "0002", "0000", "0003"],
@@ -68,6 +69,7 @@ def test_unknown_items_are_left_out_and_counted(ask):
     assert said == "recommendation: unknown items left out: 2 ('no such', '1')\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "unknown"), [([], 0), (["none", "of these"], 2)])
 def test_nothing_known_is_answered_by_popularity_and_said_to_be(ask, words, unknown):
     [row], said = ask("--history", *words, "--top_k", "4")
@@ -85,12 +87,14 @@ def test_more_than_there_are_gives_all_there_are(ask):
     assert "histories with fewer items than asked for, as no more are left: 1" in said
 
 
+@pytest.mark.slow
 def test_an_unknown_user_is_an_error_with_the_nearest_one(ask):
     with pytest.raises(DataError, match="--user: Tiny has no user 'user0'. did you mean 'user 0'.*Fix: ") as caught:
         ask("--user", "user0")
     assert (caught.value.exit_code, caught.value.fix) == (3, "--user='user 0'")
 
 
+@pytest.mark.slow
 def test_words_may_be_joined_by_commas(ask):
     assert ask("--history", "0001,0000", "--top_k", "2") == ask("--history", "0001", "0000", "--top_k", "2")
     assert ask("--history=0001", "--history=0000", "--top_k", "2") == ask("--history", "0001, 0000", "--top_k", "2")
@@ -103,6 +107,7 @@ def test_an_id_that_has_commas_stays_whole(markov):
     assert words == ["tea, green", "0001", "0002", "unknown, also", "0003", "nothing"]
 
 
+@pytest.mark.slow
 def test_a_file_of_histories_is_answered_line_by_line(ask, markov, tmp_path):
     path, output = tmp_path / "asked.jsonl", tmp_path / "new" / "answers.jsonl"
     path.write_text('["0000"]\n\n{"user": "me", "history": ["x", "0001"]}\n{"user": "user 1"}\n{"history": []}\n')
@@ -131,6 +136,7 @@ def test_the_table_has_ranks_scores_ids_and_titles(markov, capsys):
         "   2.        1.2500  0002  0002"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--user", "a", "--history", "b"], ["--user", "a", "--top_k", "0"]])
 def test_exactly_one_question_and_some_items_are_asked_for(ask, words):
     with pytest.raises(ConfigError):

@@ -52,6 +52,7 @@ def rows_of(folder, runs) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_seeds_of_one_configuration_share_a_row(shop):
     folder, runs, pipeline = shop
     for baseline in ("markov", "popularity"):
@@ -77,6 +78,7 @@ def test_seeds_of_one_configuration_share_a_row(shop):
     assert text.splitlines()[0] in (runs / "recommendation" / folder.name / "compare.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_seed_that_was_run_on_two_devices_is_one_seed(shop):
     folder, runs, pipeline = shop
     for device in ("auto", "cpu"):
@@ -87,6 +89,7 @@ def test_a_seed_that_was_run_on_two_devices_is_one_seed(shop):
     assert float(row["ndcg@10_stderr"]) > 0
 
 
+@pytest.mark.slow
 def test_a_run_of_codes_that_are_no_longer_there_says_so(shop):
     folder, runs, pipeline = shop
     pipeline("decoder_only").execute(False)
@@ -100,6 +103,7 @@ def test_a_run_of_codes_that_are_no_longer_there_says_so(shop):
     assert sorted("earlier codes" in text for text in settings) == [False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "content"), [
     ("config.yaml", None), ("config.yaml", ""), ("config.yaml", "a: [1"), ("finished.json", "{}"),
     ("finished.json", "[]"), ("metrics.json", "{}"), ("times.json", "{")])
@@ -117,6 +121,7 @@ def test_a_damaged_run_is_left_out_and_named(shop, caplog, name, content):
     assert f"left out: {damaged.run.folder / name}" in caplog.text
 
 
+@pytest.mark.slow
 def test_filtered_runs_have_a_table_of_their_own(shop):
     folder, runs, pipeline = shop
     pipeline("popularity", filter_seen="true").execute(False)
@@ -126,6 +131,7 @@ def test_filtered_runs_have_a_table_of_their_own(shop):
     assert [row["filter_seen"] for row in rows_of(folder, runs)] == ["true"]
 
 
+@pytest.mark.slow
 def test_comparing_trains_nothing_and_names_missing_baselines_with_their_command(shop):
     folder, runs, pipeline = shop
     pipeline("sasrec").execute(False)
@@ -179,6 +185,7 @@ def test_no_run_at_all_is_an_error_with_the_command(shop):
         compare(folder, runs)
 
 
+@pytest.mark.slow
 def test_seeds_are_run_one_by_one_and_reused(shop, caplog):
     _, _, pipeline = shop
     caplog.set_level(logging.INFO)
@@ -256,6 +263,7 @@ def test_a_run_that_finishes_in_between_is_not_in_the_report(train, tmp_path):
     assert "items of the history filtered" in (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_list_without_runs_is_an_error(train, tmp_path):
     (tmp_path / "list").touch()
     with pytest.raises(DataError) as caught:

@@ -34,6 +34,7 @@ def refused(trained, name: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["popularity", "markov", "sasrec", "encoder_decoder"])
 def test_what_is_loaded_recommends_what_the_run_predicted(train, name):
     trained = train(name)
@@ -75,6 +76,7 @@ def test_the_command_names_the_semantic_ids_that_are_not_the_default(tmp_path, t
     assert "--quantizer_name pq --embedding_suffix image --tag small" in command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["markov", "encoder_decoder"])
 def test_a_run_of_other_interactions_is_refused(train, name):
     trained = train(name)
@@ -84,6 +86,7 @@ def test_a_run_of_other_interactions_is_refused(train, name):
     assert message.endswith("Fix: the training command")
 
 
+@pytest.mark.slow
 def test_a_run_of_other_semantic_ids_is_refused(train):
     trained = train("encoder_decoder")
     path = trained.folder.codes("rqvae", "td", None)
@@ -109,6 +112,7 @@ def test_a_checkpoint_with_more_layers_than_its_configuration_is_refused_with_th
     assert "it also has layers.1.0.norm.weight" in refused(trained, "sasrec")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("old", "new", "what"), [
     ("d_model: 16", "width: 16", "the model needs 'd_model'"), ("d_model: 16", "d_model: 16\n    width: 3", "width"),
     ("max_history: 5", "longest: 5", "unknown key sasrec.training_params.longest")])

@@ -74,6 +74,7 @@ def backend(monkeypatch):
         torch, "compile", lambda compute, **options: compile_with(compute, backend=name, **options))
 
 
+@pytest.mark.slow
 def test_a_compiled_loss_is_the_loss_for_windows_of_all_shapes_from_one_compilation(backend):
     graphs = []
     backend(lambda graph, _: graphs.append(graph) or graph.forward)

@@ -40,6 +40,7 @@ def test_an_item_s_parts_find_each_other_although_it_was_never_trained_on(tmp_pa
     assert np.mean(scores.argmax(axis=0) == np.arange(100)) > 0.7
 
 
+@pytest.mark.slow
 def test_three_parts_agree_too_and_the_log_says_how_well(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     quick(monkeypatch)

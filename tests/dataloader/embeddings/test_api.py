@@ -17,6 +17,8 @@ from dataloader.http import RateLimit
 from tests.dataloader.endpoint import KEY, Endpoint, vector
 from tests.dataloader.helpers import closed_port
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def endpoint(monkeypatch):

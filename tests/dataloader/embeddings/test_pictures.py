@@ -131,6 +131,7 @@ def test_what_does_not_decode_to_its_end_is_no_image(data, read):
     assert "0x" not in error.value.detail  # no address in memory: the same file gives the same words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [picture_size, check_picture, load_rgb])
 def test_a_small_file_with_huge_dimensions_is_refused_unread(read):
     data = bomb()

@@ -54,6 +54,7 @@ def check_that_a_vector_depends_on_its_text_alone(folder: Path, texts: list[str]
         np.testing.assert_allclose(shuffled, expected[order], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_vector_depends_on_its_text_alone(model, monkeypatch):
     check_that_a_vector_depends_on_its_text_alone(model, TEXTS, monkeypatch)
 
@@ -131,6 +132,7 @@ OUT_OF_MEMORY = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2
                  RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "python", "cpu", "cublas"])
 def test_where_memory_runs_out_the_batches_are_halved_until_they_fit(model, monkeypatch, error):
     monkeypatch.setitem(sentence.BATCH, "cpu", 8)
@@ -145,6 +147,7 @@ def test_where_memory_runs_out_the_batches_are_halved_until_they_fit(model, monk
     assert limited.sizes == [8, 1]  # the next shard begins with whole batches
 
 
+@pytest.mark.slow
 def test_no_memory_for_a_single_text_names_it(model, monkeypatch):
     monkeypatch.setitem(sentence.BATCH, "cpu", 4)
     encoder = encoder_of(model)
@@ -198,6 +201,7 @@ def test_a_folder_that_holds_no_model_is_an_error_with_its_name(model, tmp_path,
     assert f"--text_model {folder}: cannot be loaded" in str(error.value)
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_work_in_processes_of_their_own(model, monkeypatch):
     monkeypatch.setitem(sentence.BATCH, "cpu", 8)
     several = SentenceEncoder(model, ["cpu", "cpu"], half=False)

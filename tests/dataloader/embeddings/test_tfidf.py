@@ -109,6 +109,7 @@ def test_only_the_most_frequent_terms_are_kept(monkeypatch):
     assert tfidf._frequent_terms(["a b", "a b", "a c", "b", "c"]) == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_the_hash_seed_does_not_matter():
     script = ("import hashlib, sys, numpy as np; from dataloader.embeddings.tfidf import tfidf_vectors; "
               "from tests.dataloader.embeddings.test_tfidf import SHARED; "

@@ -65,6 +65,7 @@ VALUES = st.text(st.sampled_from('ab ",;\t\n\r|\\#\ufeff\u2028é🍼') | st.char
                                                                              exclude_categories=["Cs"]), max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(VALUES, VALUES), max_size=5), st.sampled_from([",", "\t"]),
        st.sampled_from(["\n", "\r\n"]), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
@@ -133,6 +134,7 @@ def test_only_recbole_s_names_lose_what_stands_behind_a_colon(tmp_path):
     assert header(path, TSV) == ["user_id:token", "b:c:d"]
 
 
+@pytest.mark.slow
 def test_a_value_of_twenty_megabytes_is_read_and_a_line_that_is_longer_still_is_named(tmp_path):
     path = write(tmp_path, f"a,b\n{'x' * 20_000_000},2\n3,4\n")
     assert [(line, len(values[0])) for line, values in row_by_row(path)] == [(2, 20_000_000), (3, 1)]

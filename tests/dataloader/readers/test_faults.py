@@ -19,6 +19,8 @@ from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.helpers import review, write_gz
 from tests.dataloader.reading import ODD_IDS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 FLAGS = ("--min_user_interactions=0", "--min_item_interactions=0")
 NOW = 1_393_545_600

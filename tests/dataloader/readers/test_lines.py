@@ -45,6 +45,7 @@ def test_a_gzip_file_of_several_members_is_one(tmp_path):
     assert list(numbered_lines(path)) == [(1, b"a"), (2, b"bc"), (3, b"d")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 8, 9, 1000, 10_000])
 def test_a_truncated_file_is_named_with_the_line_that_was_reached(tmp_path, cut):
     content = "".join(f"{n * 7919 % 100_003}\n" for n in range(12_000)).encode()
@@ -72,6 +73,7 @@ def test_a_file_that_is_not_gzip_is_named(tmp_path):
         list(numbered_lines(tmp_path / "x.gz"))
 
 
+@pytest.mark.slow
 @PACKED
 def test_an_endless_line_does_not_fill_the_memory_and_those_after_it_are_read(tmp_path, ending):
     with (gzip.open if ending else open)(tmp_path / f"x{ending}", "wb") as file:
@@ -128,6 +130,7 @@ def _kill_oneself(*_task) -> bytes:
     return b""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").exists(), reason="processes are counted in /proc")
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     many_literals(tmp_path / "x.gz")

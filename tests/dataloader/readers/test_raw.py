@@ -70,6 +70,7 @@ LINES = [  # each alone between two good ones: what becomes of it
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "row"), LINES, ids=[repr(line[:24]) for line, _row in LINES])
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_an_odd_line_becomes_what_it_says_and_disturbs_no_other(tmp_path, work, line, row, ending):
@@ -109,6 +110,7 @@ def encodable(text: str) -> bool:
         0xD800 <= ord(c) < 0xE000 for c in text)
 
 
+@pytest.mark.slow
 @PLAIN
 @given(RECORDS)
 @example([{"a": "\ud800"}, {"a": "b", "t": "\ud83d\ude00"}, {}])
@@ -122,6 +124,7 @@ def test_json_is_read_as_python_s_codec_reads_it(tmp_path_factory, records):
         json.loads(line_of(record)) for record in records]
 
 
+@pytest.mark.slow
 @PLAIN
 @given(RECORDS)
 @example([{"a": "\ud800"}, {"a": "b", "t": "\ud83d\ude00"}, {"a": "it's \"x\"", "other": None}])
@@ -149,6 +152,7 @@ def test_many_odd_lines_are_mended_in_their_places(tmp_path, work):
     assert [path.name for path in work.folder.iterdir() if path.is_file()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format_", "options"), [
     ("json", "FORMAT json"), ("csv", "FORMAT csv"), ("parquet", "FORMAT parquet, ROW_GROUP_SIZE 10000")])
 def test_rows_keep_the_order_of_a_large_file(tmp_path, work, format_, options):
@@ -162,6 +166,7 @@ FOLDERS = ["plain", "a b", "it's", 'say "hi"', "st*r", "b[r]", "[!a]", "~", "{a,
            "back\\slash", "a%20b", "#h", "x;y", "$HOME", "new\nline"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_path_may_hold_anything(tmp_path, work, name):
     content = {"csv": b"a,t\n1,one\n", "jsonl": GOOD, "json": b'\xef\xbb\xbf{"a": "1", "t": "one"}', "gz": GOOD,
@@ -224,6 +229,7 @@ def test_damaged_parquet_is_an_error_that_names_the_file(tmp_path, work, damage)
         loaded(work, RawTable(path, "parquet", COLUMNS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.csv.gz", "x.literals.gz"])
 @pytest.mark.parametrize("cut", [4, 9, 3000])
 def test_a_truncated_file_is_named_with_the_line_that_was_reached(tmp_path, work, name, cut):

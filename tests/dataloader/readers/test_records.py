@@ -21,6 +21,7 @@ RECORDS = st.dictionaries(TEXTS, VALUES, max_size=5)
 PLAIN = settings(max_examples=400, deadline=None, derandomize=True, database=None)
 
 
+@pytest.mark.slow
 @PLAIN
 @given(RECORDS)
 @example({"a": "it's \"odd\"", "b": None, "c": [True, (1, 2.5)], "d": {"e": "\ud83d\ude00"}})
@@ -35,6 +36,7 @@ TOKENS = ["'a'", '"b"', "'it\\'s'", '"\\x41"', "'\\u00e9'", "'\\ud83d'", "'\\ude
           "r'\\e'", "\t", " # x", "'" * 3, '"', "'", "\\", "*", "[", "]", ",", ":"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
 @PLAIN
 @given(st.lists(st.tuples(st.sampled_from(TOKENS), st.lists(st.sampled_from(TOKENS), min_size=1, max_size=3)).map(
@@ -93,6 +95,7 @@ def test_code_is_refused_and_never_run(tmp_path, code, frame):
     assert not canary.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [
     b"'" * 1_000_001, b'"\\' * 500_000, b"\\" * 1_000_001, b"{'a': '" + b"\\'" * 500_000, b"'\"" * 500_000 + b"'",
     b"[" * 1_000_000, b"-" * 1_000_000 + b"1", b"{'a': [" + b"None," * 300_000, b"{'a': " + b"('b'," * 100_000])
@@ -132,6 +135,7 @@ def test_what_json_cannot_say_is_not_written_as_json(text):
         python_as_json(text.encode())
 
 
+@pytest.mark.slow
 @PLAIN
 @given(st.dictionaries(st.sampled_from("abc"), VALUES))
 def test_plain_json_has_the_wanted_fields_that_have_a_value(record):

@@ -81,6 +81,7 @@ def test_a_record_of_each_year_gives_the_same_texts(tmp_path, write):
     assert found["image_url"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("write", "fields", "url"), [
     (amazon14, {"imUrl": "http://a/1.jpg"}, "http://a/1.jpg"),
     (amazon14, {"imUrl": ""}, None),
@@ -120,6 +121,7 @@ def test_a_literal_that_is_code_is_refused_by_line_and_never_run(tmp_path, field
     assert not canary.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "cause"), [
     ("{'title': 'no key'}", "lacks the item (asin)"),
     ("{'asin': '', 'title': 'empty'}", "lacks the item (asin)"),
@@ -146,6 +148,7 @@ def test_a_line_of_2014_that_is_no_record_is_named(tmp_path, line, cause):
     assert len(str(error)) < 700
 
 
+@pytest.mark.slow
 def test_big_literals_give_the_same_by_one_process_and_by_several(tmp_path, monkeypatch):
     texts = ["plain", "it's", 'say "hi"', "both ' and \"", "tab\tand\nline", "caf\xe9 \u2122 🍼", "back\\slash",
              "\x00\x07", "None of this is True", "\u2028", "half \ud800", "a" * 2000]

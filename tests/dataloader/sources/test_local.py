@@ -57,6 +57,7 @@ def write_shop(folder: Path, ending: str, events: list[tuple], items: list[tuple
         WRITERS[ending](folder / f"items.{ending}", list(item_columns), items)
 
 
+@pytest.mark.slow
 @ENDINGS
 def test_ids_of_events_and_items_are_kept_to_the_byte(tmp_path, ending):
     events = [(raw_id, raw_id, 10 + place, 5) for place, raw_id in enumerate(ODD_IDS)]
@@ -86,6 +87,7 @@ def test_a_column_of_an_atomic_file_goes_by_both_of_its_names(tmp_path, flag):
     assert events_of(local(tmp_path, "--item_column", flag)) == [("a", "x", 5, 1.0)]
 
 
+@pytest.mark.slow
 @ENDINGS
 def test_columns_go_by_flags(tmp_path, ending):
     write_shop(tmp_path, ending, [("x", 7, "a", 3)], [("x", "Cup", "Acme", "Holds")],
@@ -98,6 +100,7 @@ def test_columns_go_by_flags(tmp_path, ending):
     assert (record["raw_id"], record["title"], record["brand"], record["description"]) == ("x", "Cup", "Acme", "Holds")
 
 
+@pytest.mark.slow
 @ENDINGS
 def test_the_items_id_goes_by_the_flag_of_the_interactions_too(tmp_path, ending):
     write_shop(tmp_path, ending, [("a", "x", 7)], [("x", "Cup")], ("user_id", "sku", "timestamp"), ("sku", "title"))
@@ -105,6 +108,7 @@ def test_the_items_id_goes_by_the_flag_of_the_interactions_too(tmp_path, ending)
     assert (events, record["raw_id"]) == ([("a", "x", 7, 1.0)], "x")
 
 
+@pytest.mark.slow
 @ENDINGS
 def test_items_and_their_texts_and_ratings_are_optional(tmp_path, ending):
     write_shop(tmp_path / "one", ending, [("a", "x", 7)], columns=("user_id", "item_id", "timestamp"))
@@ -113,6 +117,7 @@ def test_items_and_their_texts_and_ratings_are_optional(tmp_path, ending):
     assert [record["raw_id"] for record in items_of(local(tmp_path / "two"))] == ["x", "y"]
 
 
+@pytest.mark.slow
 @ENDINGS
 @pytest.mark.parametrize(("flags", "columns", "error"), [
     ((), ("userid", "item_id", "timestamp"),
@@ -130,6 +135,7 @@ def test_a_column_that_is_missing_is_an_error_with_the_nearest_and_the_flag(tmp_
     assert str(refused(local(tmp_path, *flags), 2)) == error.format(path=tmp_path / f"interactions.{ending}")
 
 
+@pytest.mark.slow
 @ENDINGS
 def test_a_column_of_the_items_that_is_missing_is_an_error_if_a_flag_names_it(tmp_path, ending):
     write_shop(tmp_path, ending, [("a", "x", 7, 5)], [("x", "Cup", "d")], item_columns=("sku", "title", "about"))

@@ -123,6 +123,7 @@ def test_half_stars_are_kept(tmp_path, write):
         ("1", "1", 7, 0.5), ("1", "2", 8, 4.5)]
 
 
+@pytest.mark.slow
 def test_all_packagings_make_the_same_tables(tmp_path):
     tables = []
     for write in (ml_100k, ml_100k_of_recbole, ml_1m, ml_20m, ml_32m):
@@ -139,6 +140,7 @@ def test_another_release_in_the_present_form_is_read_too(tmp_path):
     assert len(events_of(ml_20m(tmp_path, dataset="ml-25m"))) == len(EVENTS)
 
 
+@pytest.mark.slow
 @ARCHIVES
 def test_a_title_with_an_odd_line_separator_stays_one_line(tmp_path, write):
     title = "Star\x85 Wars"
@@ -177,6 +179,7 @@ def test_an_archive_of_something_else_is_refused_with_what_is_in_it(tmp_path, wr
     assert (error.what, "ml-9/ratings.csv" in error.why) == ("is not in the archive", True)
 
 
+@pytest.mark.slow
 @ARCHIVES
 @pytest.mark.parametrize("hostile", ["../outside", "/outside", "link"])
 def test_a_hostile_member_makes_the_archive_refused_and_writes_nothing(tmp_path, write, hostile):
@@ -198,6 +201,7 @@ def test_a_member_that_unpacks_to_too_much_is_refused_with_its_limit(tmp_path):
     assert "The limit is" in error.why
 
 
+@pytest.mark.slow
 @ARCHIVES
 @pytest.mark.parametrize(("event", "fault"), [
     (("1", "1", "five", 1), "has the rating 'five', which is no number"),

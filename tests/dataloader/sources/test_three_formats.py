@@ -74,6 +74,7 @@ def catalogue() -> tuple[list[tuple], list[dict]]:
     return events, [*items, {**items[0], "title": "A second record"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["td", "{title} by {brand} | {categories} | {description}"])
 def test_the_three_formats_give_the_same_bytes_apart_from_the_recorded_source(tmp_path, template):
     events, items = catalogue()
@@ -85,6 +86,7 @@ def test_the_three_formats_give_the_same_bytes_apart_from_the_recorded_source(tm
                for title, text, url in texts)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason=f"the real data set is not there: {REAL}")
 def test_so_do_the_rows_of_the_real_industrial_and_scientific_with_the_counts_that_are_known_of_it(tmp_path):
     flags = ("--min_user_interactions", "5", "--min_item_interactions", "1")

@@ -47,6 +47,7 @@ FORMATS = pytest.mark.parametrize("write", [as_csv, as_json, as_parquet])
 GOOD = ("a", "x", NOW, 5)
 
 
+@pytest.mark.slow
 @FORMATS
 @pytest.mark.parametrize(("unit", "raw", "time"), [
     ("s", NOW, NOW), ("s", f"{NOW}.75", NOW), ("s", 0, 0), ("s", "1.3935456e9", NOW),
@@ -64,6 +65,7 @@ def test_a_time_counts_in_its_unit_from_1970(tmp_path, write, unit, raw, time):
         "a", "x", time, 5.0)
 
 
+@pytest.mark.slow
 @FORMATS
 @pytest.mark.parametrize(("unit", "raw", "fault"), [
     ("s", "-1", "has the time -1, which is not from 0 to 4,102,444,800"),
@@ -93,6 +95,7 @@ def test_a_time_that_is_none_is_named_with_file_and_line(tmp_path, write, unit, 
     assert "--bad_lines skip" in error.fix
 
 
+@pytest.mark.slow
 @FORMATS
 @pytest.mark.parametrize(("raw", "fault"), [
     ("NaN", "which is not finite"), ("-inf", "which is not finite"), ("1e400", "which is not finite"),
@@ -134,6 +137,7 @@ def test_a_unit_by_which_all_was_long_ago_is_refused_and_never_guessed(tmp_path,
     assert error.fix.startswith(fix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sql", "seconds"), [
     ("DATE '2014-02-28'", NOW), ("TIMESTAMP '2014-02-28 12:30:00.25'", NOW + 45_000.25),
     ("TIMESTAMP_NS '2014-02-28 12:30:00.25'", NOW + 45_000.25), ("TIMESTAMP_S '2014-02-28 12:30:00'", NOW + 45_000),

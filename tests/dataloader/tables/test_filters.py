@@ -58,6 +58,7 @@ def k_core_by_hand(events, min_user, min_item):
         events = left
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(MANY, st.integers(0, 4), st.integers(0, 4))
 def test_the_k_core_equals_one_that_counts_anew_in_every_round(shared, events, min_user, min_item):
@@ -99,6 +100,7 @@ def without_duplicates(events, which):
     return [events[line] for line in sorted(min(events_of)[1] for events_of in earliest.values())]
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(MANY, st.sampled_from(["exact", "user_item"]))
 def test_duplicates_go_as_a_loop_in_python_would_have_it(shared, events, which):
@@ -169,6 +171,7 @@ def numbered_by_hand(events):
     return found
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(MANY)
 def test_numbers_order_and_places_equal_a_sort_in_python(shared, events):

@@ -55,6 +55,7 @@ def test_by_default_title_and_description_make_the_text(tmp_path):
     assert items_of(tmp_path, metadata, ("x", "y")) == [("x", "Cup", "Cup. Holds 5 oz"), ("y", "y", "Only described")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("template", "text"), [
     ("td", "Cup. Holds 5 oz"),
     ("full", "Cup. by Acme. $4.99. Baby, Feeding, Gifts. Holds 5 oz"),  # 2014 has no features
@@ -164,6 +165,7 @@ def test_without_a_file_of_the_items_all_stand_under_their_raw_ids(tmp_path, cap
     assert "there is no file of the items, so that no item has a text" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("records", "text"), [
     ([{"title": "First"}, {"title": "Second", "description": "More"}], "First"),
     ([{"brand": "Acme"}, {"title": "Second"}, {"title": "Third"}], "Second"),  # the first of them says nothing
@@ -185,6 +187,7 @@ def test_title_text_and_image_come_from_the_same_record(tmp_path):
     assert load_image_urls(options.folder).tolist() == ["http://h/second.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("description", "text"), [
     ("word " * 1999 + "word.", "word " * 1999 + "word."),      # 10,000 characters: as it is
     ("word " * 1999 + "words", "word " * 1999 + "words"),
@@ -204,6 +207,7 @@ def test_a_long_text_is_cut_between_words_and_never_emptied(tmp_path, descriptio
     assert ("1 texts are longer than 10000 characters and were cut" in caplog.text) == cut
 
 
+@pytest.mark.slow
 def test_a_description_of_ten_megabytes_is_cut_and_counted(tmp_path):
     options = processed(tmp_path, [record("x", title="Cup", description="long " * 2_000_000)])
     [(text,)] = table(options.folder.items, '"text"')
@@ -220,6 +224,7 @@ def test_titles_with_emoji_and_right_to_left_text_survive(tmp_path):
     assert items_of(tmp_path, [record("x", title=TITLE)]) == [("x", clean, clean)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw_id", ["0001048791", "NA", "null", "日本 🍼", " tab\t", "A" * 5000, "line\nbreak", "''\""])
 def test_raw_ids_arrive_in_the_tables_to_the_byte(tmp_path, raw_id):
     folder = run(tmp_path, [(user, raw_id, n) for user in (raw_id, "b") for n in range(3)],

@@ -70,6 +70,7 @@ def test_texts_lose_their_markup_and_nothing_else(tmp_path, field):
     assert found == [clean for _raw, clean in TEXTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("raw", "clean"), [
     ([["Baby", "Feeding &amp; Cups"], ["Gifts"]], "Baby, Feeding & Cups, Gifts"), (["Baby", "", "Cups"], "Baby, Cups"),
     ("Baby > Cups", "Baby > Cups"), ([[]], ""), ([["Only"]], "Only"), (["a", ["b"]], 'a, ["b"]')])
@@ -77,6 +78,7 @@ def test_categories_have_commas_between_them(tmp_path, raw, clean):
     assert field_of(tmp_path, "categories", raw) == clean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("raw", "clean"), [
     ("$12.99", "$12.99"), ("12.99", "12.99"), (12.99, "12.99"), (7, "7"), ("$1,299.00", "$1,299.00"),
     ("$5.99 - $12.99", "$5.99 - $12.99"), (" $5.99&nbsp;-&nbsp;$12.99 ", "$5.99 - $12.99"), ("$5-$9", "$5-$9"),
@@ -86,6 +88,7 @@ def test_a_price_is_an_amount_or_a_range_and_no_piece_of_a_page(tmp_path, raw, c
     assert field_of(tmp_path, "price", raw) == clean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("raw", "url"), [
     ("http://a/1.jpg", "http://a/1.jpg"), (["http://a/1.jpg", "http://a/2.jpg"], "http://a/1.jpg"),
     ([{"large": "http://a/l.jpg"}], "http://a/l.jpg"), ([{"other": 1}], None), ([["http://a/1.jpg"]], None),
@@ -98,6 +101,7 @@ SPACES = re.compile(r"[\s\x85]+")
 PLAIN = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
+@pytest.mark.slow
 @PLAIN
 @given(st.lists(st.text(st.sampled_from("ab<>/&; #x\t\n\u00a0\u2003\x1d\x85é🍼3") | st.characters(), max_size=12),
                 min_size=9, max_size=9))
@@ -149,6 +153,7 @@ def test_where_nothing_is_wanted_nothing_is_cleaned(tmp_path):
     assert [(record["raw_id"], record["title"], record["image_url"]) for record in found] == [("x", "", None)]
 
 
+@pytest.mark.slow
 def test_records_keep_the_order_of_a_large_file(tmp_path):
     catalogue(tmp_path, [])
     duckdb.execute(f"""COPY (SELECT (i % 200000)::VARCHAR AS item_id, 'no. ' || i AS title FROM range(400000) r(i))
@@ -157,6 +162,7 @@ def test_records_keep_the_order_of_a_large_file(tmp_path):
     assert [record["title"] for record in found] == [f"no. {n}" for n in range(400_000)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "fault"), [
     ("no record", "is not a JSON record (Expecting value: line 1 column 1 (char 0))"),
     ('{"title": "no id"}', "lacks the item (item_id)"),
@@ -181,6 +187,7 @@ def test_a_line_that_is_no_item_is_named_and_may_be_left_out(tmp_path, line, fau
     assert (one["where"], one["reason"][:len(fault)], one["excerpt"]) == (f"{tmp_path}/items.jsonl:2", fault, line[:80])
 
 
+@pytest.mark.slow
 def test_an_endless_line_is_named_and_those_after_it_are_read(tmp_path):
     line = '{"item_id": "y", "title": "' + "x" * 70_000_000 + '"}'
     records = [{"item_id": f"x{n}", "title": "t"} for n in range(99)]
@@ -200,6 +207,7 @@ def test_lines_of_both_files_are_listed_together(tmp_path):
     assert bad_lines(options).name == "bad_lines.jsonl"
 
 
+@pytest.mark.slow
 def test_a_description_of_ten_megabytes_is_taken_to_its_millionth_character(tmp_path):
     records = [{"item_id": "x", "description": "wörd " * 2_000_000}, {"item_id": "y", "description": "short"}]
     found = items_of(catalogue(tmp_path, records))
@@ -207,6 +215,7 @@ def test_a_description_of_ten_megabytes_is_taken_to_its_millionth_character(tmp_
     assert set(found[0]["description"].split()) == {"wörd"}
 
 
+@pytest.mark.slow
 def test_the_memory_for_long_texts_is_bounded(tmp_path):
     line = json.dumps({"item_id": "x", "description": "a &amp; <b>c</b> " * 600_000})
     catalogue(tmp_path, [line] * 20)

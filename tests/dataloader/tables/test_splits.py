@@ -53,6 +53,7 @@ EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("pqrst"), st
                   max_size=20)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(EVENTS)
 def test_leave_one_out_equals_a_loop_over_each_users_sorted_events(work, events):
@@ -97,6 +98,7 @@ def test_a_border_within_a_second_is_moved_to_its_begin(work):
                                                        (3, "test")]
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.lists(st.integers(0, 12), min_size=3, max_size=30),
        st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.25, 0.25), (0.7, 0.1, 0.2), (0.2, 0.3, 0.5)]))

@@ -37,6 +37,7 @@ DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_kmeans_is_within_one_percent_of_scikit_learn_in_the_mean_over_starts(name):
     rows, num_clusters = DATA[name][0].astype(np.float32), DATA[name][1]
@@ -105,6 +106,7 @@ def test_the_row_that_leaves_a_full_cluster_is_the_one_that_loses_least():
     assert (limited == limited[3]).tolist() == [False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("num_rows", "num_clusters", "largest", "shift"), [
     (400, 8, 75, 0.0), (400, 8, 75, 100.0), (320, 16, 30, 0.0), (1000, 32, 47, 1.0),  # 1.5 times the equal share
@@ -116,6 +118,7 @@ def test_no_cluster_is_above_the_limit(seed, num_rows, num_clusters, largest, sh
         assert torch.bincount(codes).max() <= largest
 
 
+@pytest.mark.slow
 def test_the_limit_holds_where_most_rows_are_crowded_in_one_place():
     lengths = torch.exp(2 * torch.randn(3000, 1, generator=seeded()))
     rows = torch.randn(3000, 8, generator=seeded(1)) * lengths

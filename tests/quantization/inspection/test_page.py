@@ -93,6 +93,7 @@ def test_too_many_items_keep_examples_of_every_first_code_and_the_largest(monkey
     assert page_data(tree, about)["ids"] == ["raw0", "raw1", "raw2", "raw3", "raw4", "raw5", "raw8"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not there to read the script")
 def test_the_script_is_valid_javascript(tmp_path):
     (tmp_path / "page.js").write_text(script(), encoding="utf-8")

@@ -54,6 +54,7 @@ def test_a_quantizer_that_is_fitted_in_one_call_declares_what_it_uses(name):
     assert find_class(name).trained_by_gradient() or config.rules.uses == set()
 
 
+@pytest.mark.slow
 def test_one_step_has_finite_losses_and_a_gradient_for_all_that_is_trained(ready):
     model, items = copy.deepcopy(ready[0]).train(), ready[1]
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -74,6 +75,7 @@ def test_one_step_has_finite_losses_and_a_gradient_for_all_that_is_trained(ready
     assert len(checked_codes(model.eval(), items)) == MANY
 
 
+@pytest.mark.slow
 def test_the_care_between_epochs_leaves_a_working_model(ready):
     model, items = copy.deepcopy(ready[0]), ready[1]
     model.end_epoch(items, seeded())
@@ -107,6 +109,7 @@ def test_codes_lie_in_their_codebooks(ready):
         assert (codes < torch.tensor(model.codebook_sizes)).all()
 
 
+@pytest.mark.slow
 def test_an_item_has_the_same_codes_whenever_and_with_whomever_it_is_asked(ready):
     model, items = ready
     check_contract(model, items)
@@ -162,6 +165,7 @@ OPTIONS = [{"start": "random"}, {"update": "ema"}, {"distance": "cosine"}, {"dis
            {"restart_dead": "false"}, {"sinkhorn_levels": "[0, -1]"}, {"sinkhorn_levels": "[0]", "update": "ema"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()))
 @pytest.mark.parametrize("name", ["rqvae", "rvq"])

@@ -79,6 +79,7 @@ def test_pqs_codes_are_those_of_faiss_with_the_same_codewords(pq, correlated):
     assert torch.equal(pq.get_codes(correlated).byte(), torch.from_numpy(oracle.compute_codes(correlated.numpy())))
 
 
+@pytest.mark.slow
 def test_opqs_distortion_is_that_of_faiss(opq, correlated):
     import faiss
 

@@ -70,6 +70,7 @@ def test_every_level_lowers_the_error(make_config, make_model):
     assert errors[2] < 0.5 * errors[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalized", ["true", "false"])
 def test_the_limit_to_clusters_holds_for_codes_looked_up_one_by_one(make_config, make_model, normalized):
     xs = torch.randn(320, 6, generator=seeded(1)) + torch.tensor([3.0, 0.0, 0.0, 0.0, 0.0, 0.0])

@@ -38,6 +38,7 @@ def test_the_embedding_holds_the_models_vectors_and_marks_items_without_a_traini
     assert "--export_item_embeddings=mine" in meta["command"]
 
 
+@pytest.mark.slow
 def test_its_own_embedding_is_written_again_and_anothers_is_not_lost(sasrec):
     export(sasrec, "--model=sasrec")
     export(sasrec, "--model=sasrec")
@@ -61,6 +62,7 @@ def test_where_no_run_is_finished_the_error_has_the_command(train):
         export(train("markov", HISTORIES), "--model=sasrec")
 
 
+@pytest.mark.slow
 def test_what_would_change_the_run_is_an_error_and_a_device_is_none(sasrec):
     with pytest.raises(ConfigError, match="--export_item_embeddings: --epochs does not go with it"):
         export(sasrec, "--model=sasrec", "--epochs=3")

@@ -216,6 +216,7 @@ def lists(run: Path) -> list:
     return [json.loads(line)["items"] for line in (run / "predictions.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_an_export_is_a_folder_with_all_that_an_outsider_needs(export, tmp_path):
     target, said = export()
     assert {path.name for path in target.iterdir()} == FILES
@@ -226,6 +227,7 @@ def test_an_export_is_a_folder_with_all_that_an_outsider_needs(export, tmp_path)
     assert "not causal" not in said + (target / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_export_of_every_position_says_that_t5_is_not_the_same(export):
     target, said = export("every_position")
     for text in (said, (target / "README.md").read_text()):
@@ -235,6 +237,7 @@ def test_an_export_of_every_position_says_that_t5_is_not_the_same(export):
     assert (own["train_on"], own["encoder_mask"]) == ("every_position", "causal by item")
 
 
+@pytest.mark.slow
 def test_the_program_in_the_exports_readme_recommends_as_the_run_does(export, train, monkeypatch, capsys, tmp_path):
     target, _ = export()
     monkeypatch.chdir(target)
@@ -248,6 +251,7 @@ def test_the_program_in_the_exports_readme_recommends_as_the_run_does(export, tr
     assert shown == lists(run)[0][:10]
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_run_from_an_export_that_learns_nothing_recommends_the_same(export, train, train_on):
     target, _ = export(train_on)
@@ -258,6 +262,7 @@ def test_a_run_from_an_export_that_learns_nothing_recommends_the_same(export, tr
     assert lists(other) != lists(first)
 
 
+@pytest.mark.slow
 def test_the_weights_that_a_run_starts_from_are_among_its_inputs(export, train):
     target, _ = export()
     run = train("target", from_t5=target)
@@ -269,6 +274,7 @@ def test_the_weights_that_a_run_starts_from_are_among_its_inputs(export, train):
     assert train("target", from_t5=target) != run
 
 
+@pytest.mark.slow
 def test_other_semantic_ids_than_those_of_the_export_are_said(export, train, caplog):
     target, _ = export()
     index = json.loads((target / "index.json").read_text())
@@ -278,6 +284,7 @@ def test_other_semantic_ids_than_those_of_the_export_are_said(export, train, cap
     assert "29 of the 30 items have the semantic IDs that they have there" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["{", "[]", "7"])
 def test_an_index_that_is_none_is_told_in_one_line(export, train, content):
     target, _ = export()
@@ -286,6 +293,7 @@ def test_an_index_that_is_none_is_told_in_one_line(export, train, content):
         train("target", from_t5=target)
 
 
+@pytest.mark.slow
 def test_an_export_replaces_another_one_only_with_force_and_never_anything_else(export):
     target, _ = export()
     with pytest.raises(ConfigError, match="is there already. Fix: --force"):
@@ -297,6 +305,7 @@ def test_an_export_replaces_another_one_only_with_force_and_never_anything_else(
     assert {path.name for path in target.iterdir()} == {*FILES, "thesis.tex"}
 
 
+@pytest.mark.slow
 def test_a_failing_export_leaves_nothing(export, monkeypatch, tmp_path):
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -312,6 +321,7 @@ def test_an_export_without_a_finished_run_names_the_command(tmp_path):
         export_t5(write_data(tmp_path, USERS), CHOICE, tmp_path / "runs", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_run_on_other_codes_is_not_exported(export, train, tmp_path):
     train("target")
     folder = DatasetFolder(tmp_path / "data", "Tiny")
@@ -362,6 +372,7 @@ def test_flags_that_do_not_fit_an_export_are_refused(flags, error):
         read_flags(flags)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_another_model_with_exit_code_2(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "recommendation/main.py", "--model=popularity",
                            f"--export_t5={tmp_path / 'out'}"], capture_output=True, text=True, check=False)

@@ -168,6 +168,7 @@ def test_decoding_with_the_cache_agrees_with_decoding_without_it(model, catalogu
             assert torch.allclose(cached[level][row].log_softmax(dim=-1), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
 def test_exact_scoring_finds_what_a_beam_for_every_item_finds(model, normalize_over, monkeypatch):
