@@ -154,6 +154,7 @@ def test_by_time_validation_may_not_overlap_either(folder, caplog):
         "interactions.parquet: valid goes on until 2, and test begins at 2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "dtype", "finding"), [
     (VECTORS[:4], np.float32, "has 4 rows, and there are 5 items"),
     ([*VECTORS[:3], [np.nan, 1], [1, -np.inf]], np.float32, "rows [3, 4] are not finite"),

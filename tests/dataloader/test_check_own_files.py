@@ -47,6 +47,7 @@ def check_own(folder: DatasetFolder, *flags: str) -> None:
     check(folder, "--dataset", folder.name, *flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shop", "Baby"])  # also under a name that a source has
 def test_own_files_without_metas_are_checked_and_adopted(tmp_path, caplog, name):
     folder = own_files(tmp_path, name)

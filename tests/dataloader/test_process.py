@@ -69,6 +69,7 @@ RAW_TIMES = [("s", "1400000001", "1400000002"), ("ms", "1400000001000", "1400000
              ("us", "1400000001000999", "1400000002000000"), ("date", "2014-05-13T16:53:21Z", "2014-05-13 16:53:22.9")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "first", "second"), RAW_TIMES)
 def test_whole_seconds_are_published_whatever_the_raw_times_count(tmp_path, unit, first, second):
     (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n" + "".join(
@@ -237,6 +238,7 @@ def test_the_tables_are_reused_when_the_raw_files_are_deleted(tmp_path, caplog):
     assert "process: reusing" in caplog.text
 
 
+@pytest.mark.slow
 def test_changed_settings_make_the_tables_again_and_are_named(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     run(tmp_path, EVENTS)
@@ -325,6 +327,7 @@ def test_a_damaged_table_is_made_again(tmp_path):
     assert contents(folder) == whole
 
 
+@pytest.mark.slow
 def test_a_failed_run_leaves_the_tables_that_were_there(tmp_path):
     folder = run(tmp_path, EVENTS).folder
     before = contents(folder)

@@ -148,6 +148,7 @@ def test_no_collapse_is_no_error_where_it_is_taken_strictly(quantize, folder):
     assert folder.codes("pq", "td", None).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [lambda xs: xs[:, :1] * torch.ones(WIDTH), lambda xs: xs[torch.arange(len(xs)) // 30]],
                          ids=["rank 1", "two vectors"])
 def test_degenerate_embeddings_go_through_the_whole_job(quantize, folder, xs, rows):

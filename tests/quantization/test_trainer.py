@@ -151,6 +151,7 @@ def test_the_published_codes_are_those_of_the_best_checkpoint(make_config, make_
     assert codes[:, :3].tolist() == best.get_codes(xs).tolist() != last.get_codes(xs).tolist()
 
 
+@pytest.mark.slow
 def test_training_is_a_function_of_the_seed(make_config, make_model, train, folder, xs, tmp_path):
     config = make_config("rqvae")
     _, first, _ = train(make_model(config), config, embeddings_of(folder, xs), "one command")
@@ -161,6 +162,7 @@ def test_training_is_a_function_of_the_seed(make_config, make_model, train, fold
     assert np.array_equal(codes, load_codes(folder, "q", "td", None)[0])
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_starts_from_the_data_again(make_config, make_model, train, folder, xs,
                                                                            tmp_path):
     config = make_config("rqvae")

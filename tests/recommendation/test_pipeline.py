@@ -118,6 +118,7 @@ def test_both_collision_rates_are_reported_where_semantic_ids_are_read(execute):
     assert "collision_rate_before" not in metrics
 
 
+@pytest.mark.slow
 def test_the_encoders_mask_is_recorded(execute):
     _, metrics = execute("encoder_decoder", HISTORIES)
     assert metrics["encoder_mask"] == "full"

@@ -249,6 +249,7 @@ def test_a_run_of_earlier_interactions_is_refused(train):
         report(trained.folder, trained.run_root, {Choice("markov"): trained.run})
 
 
+@pytest.mark.slow
 def test_a_run_that_finishes_in_between_is_not_in_the_report(train, tmp_path):
     trained, listed = train("markov"), tmp_path / "list"
     main(trained.argv("--model=popularity", f"--run_list={listed}"))

@@ -28,6 +28,7 @@ def common_cause(num_items: int, dims: tuple[int, ...] = (24, 16), seed: int = 0
             for name, dim in zip(("td", "image", "mine"), dims, strict=False)}
 
 
+@pytest.mark.slow
 def test_an_item_s_parts_find_each_other_although_it_was_never_trained_on(tmp_path, monkeypatch):
     quick(monkeypatch)
     parts = common_cause(500)
@@ -85,6 +86,7 @@ class Killed(BaseException):
     """As when the process is killed: nothing may catch it."""
 
 
+@pytest.mark.slow
 def test_an_alignment_that_was_killed_continues_and_ends_with_the_same_bytes(tmp_path, monkeypatch, caplog):
     from dataloader.embeddings.alignment import AlignmentTask
 

@@ -96,6 +96,7 @@ def test_literals_become_one_line_of_json_each(tmp_path):
     assert (tmp_path / "y").read_bytes() == b'{"a": "it\'s"}\n{}\nno record\n{"b": null}\n'
 
 
+@pytest.mark.slow
 def test_json_stays_as_it_is_but_for_blank_and_endless_lines(tmp_path):
     path = write(tmp_path / "x", b'{"a": "\\u00e9"}\n\n{"a": "' + b"x" * MAX_LINE + b'"}\n{"a":\n')
     rewrite(path, tmp_path / "y", "json")
@@ -107,6 +108,7 @@ def many_literals(path: Path) -> Path:
     return write(path, "\n".join(records).encode())
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_lines_of_one_in_their_order(tmp_path, monkeypatch):
     path = many_literals(tmp_path / "x.gz")
     monkeypatch.setattr(lines, "BLOCK", 30_000)

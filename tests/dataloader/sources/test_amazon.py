@@ -68,6 +68,7 @@ def test_the_times_of_2023_are_milliseconds_of_which_none_is_lost(tmp_path):
     assert events_of(amazon23(tmp_path, EVENT)) == [("a", "x", 1_700_000_000_007, 5.0)]
 
 
+@pytest.mark.slow
 @YEARS
 def test_a_record_of_each_year_gives_the_same_texts(tmp_path, write):
     record = {**RECORD, **{

@@ -234,6 +234,7 @@ def test_lists_of_parquet_and_json_are_joined(tmp_path):
     assert (record["description"], record["categories"]) == ("Holds 5 oz", "a, b, c")
 
 
+@pytest.mark.slow
 def test_a_column_may_serve_two_fields(tmp_path):
     for ending in ("jsonl", "csv", "parquet"):
         write_shop(tmp_path / ending, ending, [("7", "x", 7)], [("x", "Cup")], ("user_id", "item_id", "timestamp"),

@@ -104,11 +104,13 @@ def ml_32m(folder, events=EVENTS, movies=MOVIES):
 ARCHIVES = pytest.mark.parametrize("write", [ml_100k, ml_100k_of_recbole, ml_1m, ml_20m, ml_32m])
 
 
+@pytest.mark.slow
 @ARCHIVES
 def test_events_are_read_in_the_order_of_the_file(tmp_path, write):
     assert events_of(write(tmp_path)) == [(user, item, time, float(rating)) for user, item, rating, time in EVENTS]
 
 
+@pytest.mark.slow
 @ARCHIVES
 def test_records_have_the_title_as_people_say_it_and_year_and_genres(tmp_path, write):
     found = {r["raw_id"]: (r["title"], r["year"], r["genres"]) for r in items_of(write(tmp_path))}
@@ -194,6 +196,7 @@ def test_a_hostile_member_makes_the_archive_refused_and_writes_nothing(tmp_path,
     assert not list(tmp_path.rglob("*outside*"))
 
 
+@pytest.mark.slow
 def test_a_member_that_unpacks_to_too_much_is_refused_with_its_limit(tmp_path):
     options = archive(tmp_path, "ml-1m", {"ratings.dat": b"1::1::1::1\n" * 6_000_000, "movies.dat": "1::A::Drama\n"})
     error = refused(options)

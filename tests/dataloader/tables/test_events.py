@@ -118,6 +118,7 @@ def test_the_ratings_of_amazon_are_from_0_to_5(tmp_path, source, rating, good):
         assert f"has the rating {rating}, which is not from 0 to 5" in refused(options).what
 
 
+@pytest.mark.slow
 @FORMATS
 @pytest.mark.parametrize(("user", "item", "fault"), [
     ("", "x", "lacks the user (user_id)"), ("a", "", "lacks the item (item_id)"),

@@ -36,6 +36,7 @@ def filtered(work: Workspace, events, **flags) -> tuple[str, Report]:
     return " ".join(user + item for user, item, _time in kept(work)), report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("min_user", "min_item", "left"), [
     (2, 2, "ax ay bx by"),           # d has one event; without it z has one; without that c has one
     (2, 0, "ax ay bx by cy cz"),

@@ -72,6 +72,7 @@ def test_a_template_is_a_name_or_its_pieces(tmp_path, template, text):
         assert text_of(tmp_path, CUP, f"--template={template}") == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", ["brand", "title", "price"])
 def test_a_piece_is_left_out_where_one_of_its_fields_is_empty(tmp_path, absent):
     fields = {**CUP, absent: ""}

@@ -63,6 +63,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["title", "description"])
 def test_texts_lose_their_markup_and_nothing_else(tmp_path, field):
     records = [{"item_id": f"x{n}", field: raw} for n, (raw, _clean) in enumerate(TEXTS)]

@@ -39,6 +39,7 @@ def test_a_difference_beyond_rounding_counts():
     assert nearest_exactly(torch.zeros(1, 1), codewords).tolist() == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-25, 1e-19, 1e-3, 1.0, 1e6, 1e19, 1e25])  # the squares under- and overflow
 @pytest.mark.parametrize("apart", [1e-9, 1e-6, 1e-4, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

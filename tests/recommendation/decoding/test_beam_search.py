@@ -1,6 +1,7 @@
 """The trie by hand; beam search against scoring every item."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,6 +170,7 @@ def test_over_existing_codes_the_search_is_exact_with_a_beam_for_every_item(case
         assert np.allclose([exact[item] for item in result.items[user].tolist()], result.scores[user])
 
 
+@pytest.mark.slow
 @given(searches())
 def test_exact_scores_are_those_of_every_item(case):
     codes, sizes, log_probs = case
@@ -189,6 +191,7 @@ def seen_by_two(draw, num_items: int):
     return padded(*(draw(st.one_of(any_items, st.permutations(range(num_items)))) for _ in range(2)))
 
 
+@pytest.mark.slow
 @given(st.data(), searches(), st.booleans())
 def test_without_seen_items_the_others_keep_their_exact_scores(data, case, existing_only):
     codes, sizes, log_probs = case

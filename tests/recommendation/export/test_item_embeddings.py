@@ -24,6 +24,7 @@ def export(trained, *words: str) -> None:
     main(trained.argv("--export_item_embeddings=mine", *words))
 
 
+@pytest.mark.slow
 def test_the_embedding_holds_the_models_vectors_and_marks_items_without_a_training_event(sasrec):
     export(sasrec, "--model=sasrec")
     vectors, present = load_embeddings(sasrec.folder, "mine"), load_mask(sasrec.folder, "mine")

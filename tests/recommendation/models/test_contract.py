@@ -133,6 +133,7 @@ def test_a_model_with_fewer_items_than_places_keeps_the_contract():
     check_contract(Kept(), HISTORIES, NUM_ITEMS + 5, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
 def test_every_model_keeps_the_contract(make_model, sequences, name, normalize_over):
     model = make_model(name, normalize_over=normalize_over)

@@ -175,6 +175,7 @@ class Watched:
         return neighbours
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_walk_finds_most_of_a_large_catalogue_and_scores_little_of_it(make_model):
     num_items = 8000

@@ -24,6 +24,7 @@ def loss_alone(model, history: list[int], target: int) -> Tensor:
     return -result.scores[result.items == target].squeeze() / len(SIZES)
 
 
+@pytest.mark.slow
 def test_every_positions_loss_is_the_mean_of_its_targets_one_at_a_time(everywhere):
     rows = [[3, 8, 0, 29, 11, 3], [0, 17], [5, 21, 2]]
     one_at_a_time = [loss_alone(everywhere, row[:place], row[place])
@@ -40,6 +41,7 @@ def test_one_targets_loss_is_the_score_that_its_item_gets(make_model, normalize_
     assert together.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_every_positions_gradient_is_the_mean_of_its_targets_one_at_a_time(everywhere):
     row = [3, 8, 0, 29, 11]
     losses = torch.stack([loss_alone(everywhere, row[:place], row[place]) for place in range(1, len(row))])
@@ -86,6 +88,7 @@ def test_padding_changes_nothing(model):
     assert torch.allclose(tight.scores, wide.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [[[5]], [[5, 9]], [[9, 5]]])
 def test_item_zero_is_a_real_item(model, others):
     for history in others:
@@ -129,6 +132,7 @@ def test_with_a_beam_for_every_item_the_search_is_exact(model):
         assert result.items[row].tolist() == scores.argsort(descending=True).tolist()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("num_beams", [1, 3, 10])
 def test_narrow_beams_still_score_their_items_exactly(model, num_beams):

@@ -81,6 +81,7 @@ def test_recommendations_are_the_same_whenever_and_with_whomever_they_are_asked(
         assert torch.allclose(alone.scores[0], together.scores[row], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
 def test_unseen_items_are_the_best_of_all_without_those_seen(make_model, sequences, catalogue, name, normalize_over):
     recommender = made_ready(make_model(name, normalize_over=normalize_over), sequences)
@@ -201,6 +202,7 @@ def test_a_model_file_without_its_class_is_an_error(home, number, source):
 RECIPES = sorted(models.MODELS.glob("*/recipes/*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
 def test_every_recipe_builds_its_model_and_opens_with_its_command(path, catalogue):
     name = path.parent.parent.name
