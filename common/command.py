@@ -231,7 +231,9 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     """What no one foresaw (Python then exits with 1): the traceback to run.log, and with --debug to stderr."""
     log.error("internal error", exc_info=(kind, error, trace))
     _leave_to_first()
+    fix = "run again with --debug and report the traceback"
     if "--debug" in sys.argv:
         print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
-    print(f"error: {_prefix()}internal: {kind.__name__}: {_one_line(without_secrets(str(error)))}. "
-          "Fix: run again with --debug and report the traceback", file=sys.stderr, flush=True)
+        fix = "report the traceback above"
+    print(f"error: {_prefix()}internal: {kind.__name__}: {_one_line(without_secrets(str(error)))}. Fix: {fix}",
+          file=sys.stderr, flush=True)

@@ -69,6 +69,7 @@ def test_an_internal_error_shows_its_traceback_with_debug(command):
     done = command("raise ValueError('oops')", "--debug")
     assert done.returncode == 1
     assert 'in main\nValueError: oops\nerror: internal: ValueError: oops' in done.stderr
+    assert "Fix: report the traceback above" in done.stderr
 
 
 @pytest.mark.slow
