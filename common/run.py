@@ -125,7 +125,8 @@ def _surroundings() -> dict:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
         commit = None
-    machine = f"{platform.platform()}, {os.cpu_count()} cores"
+    # platform.platform() would start a process
+    machine = f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
     return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit,
