@@ -4,7 +4,9 @@ import ast
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from common.cli import ROOT
 
@@ -15,26 +17,41 @@ def code_digest(model: Path, stage: Path) -> str:
     It is taken from the syntax trees without docstrings: comments and layout do not count. Files that an imported file
     imports count as well.
     """
-    files, waiting = {stage / "trainer.py", stage / "dataset.py", ROOT / "common/training.py"}, [model]
+    parsed = {path: _parse(path.read_text(encoding="utf-8"))
+              for path in (stage / "trainer.py", stage / "dataset.py", ROOT / "common/training.py")}
+    waiting = [model]
     while waiting:
         path = waiting.pop()
-        if path not in files:
-            files.add(path)
-            waiting += _imported(path, stage)
-    parts = [[path.name, _plain(ast.parse(path.read_text(encoding="utf-8")))] for path in sorted(files)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        if path not in parsed:
+            parsed[path] = _parse(path.read_text(encoding="utf-8"))
+            waiting += _files(parsed[path].imports, path, stage)
+    parts = ", ".join(f"[{json.dumps(path.name)}, {parsed[path].tree}]" for path in sorted(parsed))
+    return hashlib.sha256(f"[{parts}]".encode()).hexdigest()[:16]
 
 
-def _imported(path: Path, stage: Path) -> Iterable[Path]:
-    """The files of a stage that one of its files imports, wherever the import stands."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+class _Parsed(NamedTuple):
+    """What counts of a file, and which other files may count with it."""
+
+    tree: str                            # the plain syntax tree as JSON
+    imports: list[tuple[int, list[str]]]  # the dots before each import's names, and the names
+
+
+@cache  # a table of many runs asks for the same files again and again
+def _parse(text: str) -> _Parsed:
+    tree, imports = ast.parse(text), []
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            folder = path.parents[node.level - 1] if node.level else ROOT
-            names = [".".join(filter(None, (node.module, *tail))) for tail in ((), *((a.name,) for a in node.names))]
+            tails = [(), *((alias.name,) for alias in node.names)]
+            imports.append((node.level, [".".join(filter(None, (node.module, *tail))) for tail in tails]))
         elif isinstance(node, ast.Import):
-            folder, names = ROOT, [alias.name for alias in node.names]
-        else:
-            continue
+            imports.append((0, [alias.name for alias in node.names]))
+    return _Parsed(json.dumps(_plain(tree)), imports)
+
+
+def _files(imports: list[tuple[int, list[str]]], path: Path, stage: Path) -> Iterable[Path]:
+    """The files of a stage that one of its files imports, wherever the import stands."""
+    for level, names in imports:
+        folder = path.parents[level - 1] if level else ROOT
         for name in names:
             target = folder.joinpath(*name.split("."))
             for file in (target.with_name(f"{target.name}.py"), target / "__init__.py"):

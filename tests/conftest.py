@@ -3,12 +3,16 @@
 Two processes share the tests, a file at a time; the file that runs the whole job goes first, as it takes longest.
 """
 
+import logging
+import signal
 import socket
 import subprocess
+import sys
 
 import pytest
 
 import common  # noqa: F401 (it sets how torch's threads wait, and must do so before torch is loaded)
+from common.command import stop_request
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,3 +41,20 @@ def nothing_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
     monkeypatch.setattr(socket.socket, "connect", offline)
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """What the code under test installs for a whole process is put back: log files, hooks, signals."""
+    root = logging.getLogger()
+    handlers, level, hook = root.handlers[:], root.level, sys.excepthook
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+    sys.excepthook = hook
+    for number, receiver in signals.items():
+        signal.signal(number, receiver)
+    stop_request.signal_number, stop_request._deferred = 0, False

@@ -1,34 +1,13 @@
-"""What these tests share: global state that is put back, and a Python of its own for what ends a process."""
+"""A Python of its own for what ends a process."""
 
-import logging
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from common.command import stop_request
-
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _global_state():
-    """Put back what the code under test installs for a whole process."""
-    root = logging.getLogger()
-    handlers, level, hook = root.handlers[:], root.level, sys.excepthook
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
-    sys.excepthook = hook
-    for number, receiver in signals.items():
-        signal.signal(number, receiver)
-    stop_request.signal_number, stop_request._deferred = 0, False
 
 
 @pytest.fixture

@@ -328,15 +328,15 @@ sys.exit(run_command(text_embedding.main))
 
 
 @pytest.mark.slow
-def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes(tmp_path, model, monkeypatch):
+def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes(tmp_path, model, monkeypatch, caplog):
     (tmp_path / "slow.py").write_text(SLOW)
-    flags, script = ("--text_model", str(model), "--device=cpu"), (str(tmp_path / "slow.py"),)
     texts = MANY[:3 * 64 - 10]
     straight = shop(tmp_path / "straight", model, texts=texts)
     monkeypatch.setattr(sentence, "SHARD", 64)
     embedded(straight)
     killed = shop(tmp_path / "killed", model, texts=texts)
-    process, cache = step(tmp_path / "killed", *flags, script=script), tmp_path / "killed" / "data" / ".embeddings"
+    process = step(tmp_path / "killed", "--text_model", str(model), "--device=cpu", script=(str(tmp_path / "slow.py"),))
+    cache = tmp_path / "killed" / "data" / ".embeddings"
     deadline = time.monotonic() + 100
     while process.poll() is None and not list(cache.rglob("*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -346,8 +346,9 @@ def test_killed_after_its_first_shards_it_continues_and_ends_with_the_same_bytes
     assert not killed.folder.embeddings("td").exists()
     there = len(list(cache.rglob("*.safetensors")))
     assert 1 <= there < 3
-    out, _ = finished(step(tmp_path / "killed", *flags, script=script))
-    assert f"{len(texts)} different texts, {len(texts) - 64 * there} to encode" in out
+    with caplog.at_level(logging.INFO):
+        embedded(killed)
+    assert f"{len(texts)} different texts, {len(texts) - 64 * there} to encode" in caplog.text
     assert killed.folder.embeddings("td").read_bytes() == straight.folder.embeddings("td").read_bytes()
     metas = [json.loads(options.folder.embeddings("td").with_name("Baby.emb-td.npy.meta.json").read_text())
              for options in (killed, straight)]

@@ -101,7 +101,7 @@ def shorten_training(config: Path) -> None:
     """Fewer epochs and looks at the validation events: on so few users these take most of the time."""
     text = config.read_text()
     assert "    epochs: 60\n" in text
-    config.write_text(text.replace("    epochs: 60\n", "    epochs: 24\n    eval_every: 4\n"))
+    config.write_text(text.replace("    epochs: 60\n", "    epochs: 12\n    eval_every: 4\n"))
 
 
 @pytest.fixture(scope="session")

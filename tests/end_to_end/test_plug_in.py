@@ -1,16 +1,11 @@
 """Models dropped into a copy of the tree: the README's examples, and the specification's with its own YAML."""
 
 import json
-import re
 
 import numpy as np
-import pytest
 
 from tests.end_to_end.conftest import NUM_KEPT, ROOT
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-[QUANTIZER, RECOMMENDER] = re.findall(r"```python\n(.*?)```", README, re.S)
-[QUANTIZER_CONFIG, RECOMMENDER_CONFIG] = re.findall(r"```yaml\n(.*?)```", README, re.S)
+from tests.readme import QUANTIZER, QUANTIZER_CONFIG, RECOMMENDER, RECOMMENDER_CONFIG
 
 # The specification's guide for a new quantizer, filled in: a direct subclass that states no sizes, with codes (B,).
 MODEL = '''import torch
@@ -159,29 +154,6 @@ def test_an_exception_of_a_quantizer_in_training_names_its_line_and_method(baby)
     assert "Traceback" in log.read_text()
 
 
-@pytest.mark.parametrize(("method", "line"), [("fit", "items, offsets = sequences"), ("recommend", "return top_items")])
-def test_an_exception_of_a_recommender_names_its_line_and_method(baby, method, line):
-    folder = baby.root / "recommendation/models/recently_popular"
-    folder.mkdir()
-    (folder / "model.py").write_text(RECOMMENDER.replace(line, f"1 / 0; {line}"))
-    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG)
-    outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
-    assert outcome.code == 2
-    assert f"RecentlyPopular.{method} raised ZeroDivisionError" in outcome.err
-    assert f"error: {folder / 'model.py'}:" in outcome.err
-
-
-def test_an_unused_flag_is_an_error_also_where_nothing_is_declared(baby):
-    folder = baby.root / "recommendation/models/recently_popular"
-    folder.mkdir()
-    (folder / "model.py").write_text(RECOMMENDER)
-    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG.replace("  uses:", "  # uses:"))
-    outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular", "--lr=0.5")
-    assert outcome.code == 2
-    assert "error: --lr: recently_popular does not use lr" in outcome.err
-    assert not (baby.root / "runs").exists()
-
-
 def test_a_model_key_that_nobody_reads_is_an_error_before_training(baby):
     add_plug_in(baby, config=CONFIG.replace("hidden_size: 512", "hidden_size: 512\n    hiden_sizes: 3"))
     outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae")
@@ -197,15 +169,3 @@ def test_codes_that_break_the_contract_are_named(baby):
     outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae", "--epochs", "1")
     assert outcome.code == 2
     assert "VQVAE.get_codes" in outcome.err
-
-
-def test_a_recommenders_key_that_nobody_reads_is_an_error_before_anything_is_written(baby):
-    folder = baby.root / "recommendation/models/recently_popular"
-    folder.mkdir(exist_ok=True)  # the checkout's own, if the guide was followed there
-    (folder / "model.py").write_text(RECOMMENDER)
-    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG + "    dekay: 0.5\n")
-    outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
-    assert outcome.code == 2
-    assert "unused key recently_popular.model_params.dekay" in outcome.err
-    assert "did you mean 'decay'?" in outcome.err
-    assert not (baby.root / "runs").exists()

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import re
 from pathlib import Path
 
@@ -116,16 +115,6 @@ def xs() -> torch.Tensor:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture
-def close_logs():
-    """A run's log file leaves the root logger with the test."""
-    before = list(logging.getLogger().handlers)
-    yield
-    for handler in set(logging.getLogger().handlers) - set(before):
-        logging.getLogger().removeHandler(handler)
-        handler.close()
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -26,7 +26,7 @@ def folder(tmp_path) -> DatasetFolder:
 
 
 @pytest.fixture
-def finish(tmp_path, close_logs):
+def finish(tmp_path):
     """A finished run of the tokenizer `name`."""
     def finish(name: str, seed: int = 0, figures: dict = FIGURES, inputs: dict | None = None, **own) -> Run:
         run = Run(tmp_path / "runs/quantization/Tiny" / name, {"common": {"seed": seed}}, inputs or {}, f"make {name}")

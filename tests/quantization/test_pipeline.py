@@ -18,7 +18,7 @@ from .tiny_data import save_embedding, save_interactions, save_items
 
 
 @pytest.fixture(autouse=True)
-def _global_state(close_logs, monkeypatch):
+def _global_state(monkeypatch):
     monkeypatch.setattr("common.publishing._sync", lambda path: None)  # no waiting for the disk
     level = logging.getLogger().level
     yield

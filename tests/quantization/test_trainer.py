@@ -91,7 +91,7 @@ def embeddings_of(folder: DatasetFolder, xs: torch.Tensor) -> Embeddings:
 
 
 @pytest.fixture
-def train(tmp_path, folder, close_logs):
+def train(tmp_path, folder):
     """model, config, embeddings -> the run, the figures and the meta of what was published as `codes-q-td`."""
     def train(model, config, embeddings, command="a command", judge=Judge(None, None)):  # noqa: B008 (immutable)
         run = Run(tmp_path / "runs", config.values, embeddings.hashes, command)

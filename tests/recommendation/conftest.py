@@ -1,7 +1,6 @@
 """A catalogue with semantic IDs, users' sequences, and recommenders with small sizes."""
 
 import itertools
-import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,21 +110,14 @@ def train(tmp_path, make_config):
     """name, histories, key=value, ... -> the data set of these histories with a finished run; its log is closed."""
     from .test_pipeline import HISTORIES, write_data  # which imports this file
 
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-
-    def run(name: str, histories: list[list[int]] = HISTORIES, **own: object) -> Trained:
+    def run(name: str, histories: list[list[int]] = HISTORIES, *, force: bool = False, **own: object) -> Trained:
         folder, run_root = write_data(tmp_path, histories), tmp_path / "runs"
         config = make_config(name, epochs=1, **{"top_k": 20} | own)
         pipeline = Pipeline(config, folder, Choice(name), run_root, "the training command")
-        pipeline.execute(force=False)
+        pipeline.execute(force)
         return Trained(folder, run_root, pipeline.run.folder)
 
-    yield run
-    for handler in set(root.handlers) - set(before):
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
+    return run
 
 
 # What a step of training may compute: every model, and those that have it also by probabilities over existing IDs.

@@ -1,7 +1,6 @@
 """From artifacts to a run: what is trained on, what is tested, what is written."""
 
 import json
-import logging
 import math
 
 import duckdb
@@ -25,9 +24,7 @@ RAW_USERS = [f"user {user}" for user in range(len(HISTORIES))]
 
 
 def write_table(path, frame: pd.DataFrame, meta: dict) -> str:
-    connection = duckdb.connect()
-    connection.register("frame", frame)
-    return publish(path, lambda staged: connection.sql("SELECT * FROM frame").write_parquet(str(staged)),
+    return publish(path, lambda staged: duckdb.from_df(frame).write_parquet(str(staged)),
                    {"inputs": {}, "num_items": NUM_ITEMS, "items_sha256": "abc", **meta})["sha256"]
 
 
@@ -49,17 +46,12 @@ def write_data(root, histories: list[list[int]]) -> DatasetFolder:
 @pytest.fixture
 def execute(tmp_path, make_config):
     """model name, histories, folder name -> (the run's folder, its metrics)."""
-    before = list(logging.getLogger().handlers)
-
     def execute(name: str, histories: list[list[int]], place: str = "one"):
         folder = write_data(tmp_path / place, histories)
         pipeline = Pipeline(make_config(name, top_k=20), folder, Choice(name), tmp_path / place / "runs", "a command")
         return pipeline.run.folder, pipeline.execute(force=False)
 
-    yield execute
-    for handler in set(logging.getLogger().handlers) - set(before):
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+    return execute
 
 
 MODELS = pytest.mark.parametrize("name", ["popularity", "encoder_decoder"])

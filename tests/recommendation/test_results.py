@@ -31,16 +31,12 @@ from .test_pipeline import HISTORIES, write_data, write_table
 @pytest.fixture
 def shop(tmp_path):
     """A data set, and `pipeline(name, key=value)` for it."""
-    before = list(logging.getLogger().handlers)
     folder = write_data(tmp_path, HISTORIES)
 
     def pipeline(name: str, **own: object) -> Pipeline:
         return Pipeline(config(name, **own), folder, Choice(name), tmp_path / "runs", f"python main.py {name}")
 
-    yield folder, tmp_path / "runs", pipeline
-    for handler in set(logging.getLogger().handlers) - set(before):
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+    return folder, tmp_path / "runs", pipeline
 
 
 def config(name: str, **own: object):

@@ -96,7 +96,7 @@ def test_a_run_of_other_semantic_ids_is_refused(train):
     assert "was trained on another Tiny.codes-rqvae-td.npy" in refused(trained, "encoder_decoder")
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_with_both_shapes(train):
+def test_a_checkpoint_of_another_configuration_is_refused_with_both_shapes_and_training_again_mends_it(train):
     trained = train("sasrec", d_model=24)
     replace_in(trained.run / "config.yaml", "d_model: 24", "d_model: 12")
     message = refused(trained, "sasrec")
@@ -104,6 +104,8 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_both_shapes(train
     assert "items.weight is (30, 24) where the model has (30, 12)" in message
     assert message.endswith(AGAIN)
     assert "size mismatch" not in message
+    train("sasrec", d_model=24, force=True)
+    assert load(trained, "sasrec").folder == trained.run
 
 
 def test_a_checkpoint_with_more_layers_than_its_configuration_is_refused_with_the_keys(train):

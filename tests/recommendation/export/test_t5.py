@@ -185,7 +185,7 @@ def test_a_t5_that_does_not_fit_is_an_error_with_both_values(make, change, error
 @pytest.fixture
 def train(tmp_path, make_config):
     """train_on, from_t5=, key=value, ... -> the finished run's folder."""
-    before, folder = list(logging.getLogger().handlers), write_data(tmp_path, USERS)
+    folder = write_data(tmp_path, USERS)
 
     def train(train_on: str, from_t5: Path | None = None, **own) -> Path:
         config = make_config("encoder_decoder", train_on=train_on, top_k=20, num_beams=NUM_ITEMS, **own)
@@ -193,10 +193,7 @@ def train(tmp_path, make_config):
         pipeline.execute(force=False)
         return pipeline.run.folder
 
-    yield train
-    for handler in set(logging.getLogger().handlers) - set(before):
-        logging.getLogger().removeHandler(handler)
-        handler.close()
+    return train
 
 
 @pytest.fixture
