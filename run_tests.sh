@@ -6,6 +6,8 @@ DEVELOPMENT=1 source "$root/setup.sh"
 cd "$root"
 # The tests start the real commands with the plain name `python`, as a user would.
 export PATH="$(dirname "$PYTHON"):$PATH"
+# The tests start hundreds of commands: none has to compile the project's files again.
+unset PYTHONDONTWRITEBYTECODE
 # Two processes share the tests, on two cores as a rule: more threads would only wait for each other.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$PYTHON" -m ruff check .

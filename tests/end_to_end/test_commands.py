@@ -75,20 +75,6 @@ def test_all_recommenders_stand_in_one_table(whole_run):
     assert (tree.root / "runs/recommendation/Baby/compare.csv").read_text().count("\n") == 4
 
 
-def test_the_commands_one_by_one_end_with_the_bytes_of_the_whole_job(whole_run, baby):
-    tree, _ = whole_run
-    for words in (("python", "quantization/main.py", "--quantizer_name", "rqvae"),
-                  ("python", "recommendation/main.py", "--model=markov")):
-        outcome = baby.command(*words)
-        assert (outcome.code, "reusing" in outcome.out) == (0, False), outcome.err
-    codes = "Baby.codes-rqvae-td.npy"
-    assert baby.data(codes).read_bytes() == tree.data(codes).read_bytes()
-    for name in ("metrics.json", "predictions.jsonl", "checkpoints/best.safetensors"):
-        [whole], [single] = (list(t.root.glob(f"runs/recommendation/Baby/markov/no-codes/*/{name}"))
-                             for t in (tree, baby))
-        assert whole.read_bytes() == single.read_bytes(), name
-
-
 def test_the_data_steps_run_one_by_one_from_their_folder(whole_run):
     tree, _ = whole_run
     for script in ("0_download_dataset.sh", "2_process.sh", "3_get_text_emb.sh", "run_pipeline.sh"):

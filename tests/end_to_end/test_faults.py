@@ -1,6 +1,7 @@
 """Kill, resume, stale input and wrong words, through the real commands."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -9,8 +10,9 @@ import pytest
 
 from common.artifacts import DatasetFolder, load_meta
 from common.publishing import publish
-from tests.end_to_end.conftest import NUM_KEPT
+from tests.end_to_end.conftest import NUM_KEPT, copy_program
 
+NOBODY = "http://127.0.0.1:9"  # nobody answers there
 # A checkpoint after every step, each on the disk before the next.
 TRAIN = {
     "quantization": "python quantization/main.py --epochs 12 --eval_every 4 --checkpoint_seconds 0",
@@ -83,14 +85,15 @@ def test_every_table_and_report_fits_an_ascii_terminal(whole_run):
         assert shown in outcome.out
 
 
-def test_stale_codes_are_refused_with_the_command_that_rebuilds_them(baby):
-    assert baby.command("python", "quantization/main.py", "--quantizer_name=pq", "--codebook_size=4").code == 0
+def test_stale_codes_are_refused_with_the_command_that_rebuilds_them(whole_run, baby):
+    for codes in whole_run[0].data("").glob("*.codes-rqvae-td.npy*"):
+        shutil.copy(codes, baby.data(codes.name))
     embedding = baby.data("Baby.emb-td.npy.meta.json")
     embedding.write_text(embedding.read_text().replace('"sha256": "', '"sha256": "0', 1))
-    outcome = baby.command("python", "recommendation/main.py", "--model=encoder_decoder", "--quantizer_name=pq")
+    outcome = baby.command("python", "recommendation/main.py", "--model=encoder_decoder")
     assert outcome.code == 4
     assert "is stale" in outcome.err
-    assert "Fix: python quantization/main.py --quantizer_name=pq --codebook_size=4 --force" in outcome.err
+    assert "Fix: python quantization/main.py --quantizer_name rqvae --embedding_suffix td --force" in outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -152,12 +155,21 @@ def test_more_than_the_catalogue_is_all_of_it_and_said(whole_run):
     assert f"--top_k is 500, and the catalogue has no more than {NUM_KEPT} items" in outcome.err
 
 
-def test_no_network_is_one_error_that_lists_all_that_was_tried(baby):
-    closed = "http://127.0.0.1:9"
-    outcome = baby.command("bash", "run_pipeline.sh", "--dataset", "Beauty", "--mirror", closed,
-                           http_proxy=closed, https_proxy=closed)
-    assert outcome.code == 5
-    assert f"{closed}/reviews_Beauty_5.json.gz" in outcome.err
-    assert "snap.stanford.edu" in outcome.err
-    assert "--raw_dir" in outcome.err
-    assert not (baby.root / "data/Beauty/interactions.parquet").exists()
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory):
+    """A whole job without a network, which tries again for ten seconds beside the other tests."""
+    tree = copy_program(tmp_path_factory.mktemp("offline"))
+    process = tree.start("bash", "run_pipeline.sh", "--dataset", "Beauty", "--mirror", NOBODY, http_proxy=NOBODY,
+                         https_proxy=NOBODY)
+    yield tree, process
+    process.kill()
+
+
+def test_no_network_is_one_error_that_lists_all_that_was_tried(offline):
+    tree, process = offline
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 5
+    assert f"{NOBODY}/reviews_Beauty_5.json.gz" in err
+    assert "snap.stanford.edu" in err
+    assert "--raw_dir" in err
+    assert not (tree.root / "data/Beauty/interactions.parquet").exists()

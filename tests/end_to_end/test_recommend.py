@@ -1,7 +1,6 @@
 """Recommending by the run that the whole job trained, through the real command."""
 
 import json
-import shutil
 
 from common.artifacts import DatasetFolder, load_items, load_users
 from recommendation.dataset import Sequences
@@ -51,23 +50,3 @@ def test_a_history_of_anybody_is_answered_and_what_is_unknown_is_said(whole_run)
     assert (len(set(row["items"])), row["unknown"]) == (3, 1)
     # A walk's steps from 101: one, two or five on. What one user did counts as much where two of them are as rare.
     assert len(set(row["items"]) & {"0000000102", "0000000103", "0000000106"}) >= 2
-
-
-def test_an_unknown_user_is_refused_with_the_nearest_one(whole_run):
-    tree, _ = whole_run
-    outcome = tree.command(*RECOMMEND, "--model=markov", "--user", "a00007")
-    assert (outcome.code, outcome.out) == (3, "")
-    assert "Baby has no user 'a00007'. did you mean 'A00007'? Fix: " in outcome.err
-    assert "Traceback" not in outcome.err
-
-
-def test_a_run_of_other_interactions_is_refused_with_the_command_that_repeats_it(whole_run, baby):
-    tree, _ = whole_run
-    shutil.copytree(tree.root / "runs/recommendation/Baby/markov", baby.root / "runs/recommendation/Baby/markov")
-    meta = baby.data("interactions.parquet.meta.json")
-    meta.write_text(meta.read_text().replace('"sha256": "', '"sha256": "0', 1))
-    outcome = baby.command(*RECOMMEND, "--model=markov", "--user", "A00007")
-    assert (outcome.code, outcome.out) == (4, "")
-    assert "was trained on another interactions.parquet" in outcome.err
-    assert "Fix: python recommendation/main.py --model markov" in outcome.err
-    assert "Traceback" not in outcome.err

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from vector_quantize_pytorch import VectorQuantize
 
 from common.errors import ConfigError
 from quantization.codebooks.codebook import Codebook, check_options
@@ -102,6 +101,8 @@ def test_moving_averages_by_hand():
 
 
 def test_moving_averages_agree_with_vector_quantize_pytorch():
+    from vector_quantize_pytorch import VectorQuantize  # which takes seconds
+
     rows, codewords = torch.randn(500, 4, generator=seeded(0)), torch.randn(16, 4, generator=seeded(1))
     ours = codebook_of(codewords.tolist(), update="ema", ema_decay=0.9)
     oracle = VectorQuantize(4, 16, decay=0.9, eps=1e-9, rotation_trick=False)
