@@ -15,7 +15,8 @@ from tests.end_to_end.conftest import NUM_KEPT, copy_program
 NOBODY = "http://127.0.0.1:9"  # nobody answers there
 # A checkpoint after every step, each on the disk before the next.
 TRAIN = {
-    "quantization": "python quantization/main.py --epochs 12 --eval_every 4 --checkpoint_seconds 0",
+    "quantization": "python quantization/main.py --epochs 12 --eval_every 4 --checkpoint_seconds 0 "
+                    "--hidden_sizes [64]",
     "recommendation": "python recommendation/main.py --model=sasrec --max_steps 24 --checkpoint_seconds 0 "
                       "--batch_size 64 --d_model 32"}
 

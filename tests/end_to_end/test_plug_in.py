@@ -107,36 +107,27 @@ def test_a_plug_ins_reassigned_codes_train_a_recommender(baby):
     meta = json.loads(baby.data("Baby.codes-vqvae-td.npy.meta.json").read_text())
     assert meta["collision_rate_before"] > 0
     assert (meta["disambiguation_level"], meta["codebook_sizes"]) == (None, [4096])
-    outcome = baby.command("python", "recommendation/main.py", "--quantizer_name", "vqvae", "--epochs", "1")
+    outcome = baby.command("python", "recommendation/main.py", "--quantizer_name", "vqvae", "--max_steps", "1")
     assert outcome.code == 0, outcome.err
     assert (baby.root / "runs/recommendation/Baby/encoder_decoder/vqvae-td/latest").exists()
 
 
-def test_the_readmes_recommender_runs(baby):
+def test_the_readmes_recommender_runs_and_is_another_run_with_other_code(baby):
     folder = baby.root / "recommendation/models/recently_popular"
     folder.mkdir(exist_ok=True)  # the checkout's own, if the guide was followed there
     (folder / "model.py").write_text(RECOMMENDER)
     (folder / "config.yaml").write_text(RECOMMENDER_CONFIG)
-    outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
-    assert outcome.code == 0, outcome.err
-    [scored] = baby.root.glob("runs/recommendation/Baby/recently_popular/no-codes/*/predictions.jsonl")
-    lists = {tuple(json.loads(line)["items"]) for line in scored.read_text().splitlines()}
-    assert len(lists) == 1  # everybody gets the same twenty
-
-
-def test_a_model_with_other_code_is_another_run(baby):
-    folder = baby.root / "recommendation/models/recently_popular"
-    folder.mkdir()
-    (folder / "model.py").write_text(RECOMMENDER)
-    (folder / "config.yaml").write_text(RECOMMENDER_CONFIG)
     train = ("python", "recommendation/main.py", "--model=recently_popular")
-    assert baby.command(*train).code == 0
+    outcome = baby.command(*train)
+    assert outcome.code == 0, outcome.err
+    variant = baby.root / "runs/recommendation/Baby/recently_popular/no-codes"
+    [predicted] = variant.glob("*/predictions.jsonl")
+    assert len({tuple(json.loads(line)["items"]) for line in predicted.read_text().splitlines()}) == 1  # for everybody
     (folder / "model.py").write_text(RECOMMENDER.replace("top_items(self", "top_items(-self"))
     asked = baby.command("python", "recommendation/recommend.py", "--model=recently_popular", "--user=A00000")
     assert "was trained by other code" in asked.err
     outcome = baby.command(*train)
     assert (outcome.code, "reusing" in outcome.out) == (0, False), outcome.err
-    variant = baby.root / "runs/recommendation/Baby/recently_popular/no-codes"
     assert len({path.read_text() for path in variant.glob("*/predictions.jsonl")}) == 2
 
 
