@@ -8,9 +8,10 @@ cd "$root"
 export PATH="$(dirname "$PYTHON"):$PATH"
 # The tests start hundreds of commands: none has to compile the project's files again.
 unset PYTHONDONTWRITEBYTECODE
-# Two processes share the tests, on two cores as a rule: more threads would only wait for each other.
+# Three processes share the tests, on two cores as a rule: one of them often waits for a server or a clock. More threads
+# would only wait for each other.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$PYTHON" -m ruff check .
 "$PYTHON" -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())' --no-logo
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest --numprocesses auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
+exec "$PYTHON" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,6 +1,6 @@
 """Marks every test, and keeps unit tests from starting processes and asking networks.
 
-Two processes share the tests, a file at a time; the file that runs the whole job goes first, as it takes longest.
+Three processes share the tests, a file at a time; the file that runs the whole job goes first, as it takes longest.
 """
 
 import logging

@@ -90,7 +90,7 @@ def test_both_readmes_have_the_same_quantizer():
 def test_the_specifications_example_runs_and_gets_collisions_resolved(baby):
     add_plug_in(baby)
     outcome = baby.command("python", "quantization/main.py", "--model_name=vqvae", "--dataset_name=Baby",
-                           "--embedding_suffix=td", "--epochs=30", CUDA_VISIBLE_DEVICES="")
+                           "--embedding_suffix=td", "--epochs=9", CUDA_VISIBLE_DEVICES="")
     assert outcome.code == 0, outcome.err
     assert "cuda:0, which is not there: running on the CPU" in outcome.err
     meta = json.loads(baby.data("Baby.codes-vqvae-td.npy.meta.json").read_text())
