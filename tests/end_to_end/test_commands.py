@@ -65,16 +65,6 @@ def test_each_stage_runs_from_every_folder_and_reuses_what_is_finished(whole_run
     assert ("| encoder_decoder" in outcome.out) == flag.startswith("--model")
 
 
-def test_all_recommenders_stand_in_one_table(whole_run):
-    tree, _ = whole_run
-    outcome = tree.command("python", "recommendation/main.py", "--compare")
-    assert outcome.code == 0, outcome.err
-    rows = [line.split("|")[1].strip() for line in outcome.out.splitlines() if line.startswith("| ")]
-    assert rows[0] == "model"
-    assert sorted(rows[1:]) == ["encoder_decoder", "markov", "popularity"]
-    assert (tree.root / "runs/recommendation/Baby/compare.csv").read_text().count("\n") == 4
-
-
 def test_the_data_steps_run_one_by_one_from_their_folder(whole_run):
     tree, _ = whole_run
     for script in ("0_download_dataset.sh", "2_process.sh", "3_get_text_emb.sh", "run_pipeline.sh"):

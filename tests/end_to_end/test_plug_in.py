@@ -143,12 +143,3 @@ def test_an_exception_of_a_quantizer_in_training_names_its_line_and_method(baby)
     assert "Traceback" not in outcome.err
     [log] = baby.root.glob("runs/quantization/Baby/vqvae-td/*/run.log")
     assert "Traceback" in log.read_text()
-
-
-def test_a_model_key_that_nobody_reads_is_an_error_before_training(baby):
-    add_plug_in(baby, config=CONFIG.replace("hidden_size: 512", "hidden_size: 512\n    hiden_sizes: 3"))
-    outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae")
-    assert outcome.code == 2
-    assert "vqvae_config.yaml:9" in outcome.err
-    assert "unused key vqvae.model_params.hiden_sizes" in outcome.err
-    assert not (baby.root / "runs").exists()

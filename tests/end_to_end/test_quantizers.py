@@ -54,16 +54,6 @@ def test_ids_that_items_share_are_refused_by_the_recommender_with_the_command_th
     assert "Traceback" not in refused.err
 
 
-def test_an_embedding_that_cannot_be_cut_is_refused_with_both_numbers_and_nothing_is_written(baby):
-    width = np.load(baby.data("Baby.emb-td.npy"), mmap_mode="r").shape[1]
-    outcome = baby.command(*QUANTIZE, "pq", "--num_levels", "7")
-    assert outcome.code == 2
-    assert f"num_levels: is 7. the embedding's {width} columns" in outcome.err
-    assert "Fix: one of 1, 2, " in outcome.err
-    assert "Traceback" not in outcome.err
-    assert not (baby.root / "runs").exists()
-
-
 def test_nothing_to_compare_is_an_error_with_the_command_that_makes_it(baby):
     outcome = baby.command("python", "quantization/main.py", "--compare")
     assert outcome.code == 3

@@ -38,15 +38,3 @@ def test_a_user_gets_a_table_of_titles_from_inside_the_stage(whole_run):
     assert heading.startswith("User A00007 (")
     assert [line.split(".")[0].strip() for line in lines] == ["1", "2", "3", "4", "5"]
     assert all(" No. " in line for line in lines)
-
-
-def test_a_history_of_anybody_is_answered_and_what_is_unknown_is_said(whole_run):
-    tree, _ = whole_run
-    outcome = tree.command(*RECOMMEND, "--model=markov", "--history", "0000000100", "0000000101", "none such",
-                           "--format=jsonl", "--top_k=3")
-    assert outcome.code == 0, outcome.err
-    assert outcome.err == "recommendation: unknown items left out: 1 ('none such')\n"
-    [row] = [json.loads(line) for line in outcome.out.splitlines()]
-    assert (len(set(row["items"])), row["unknown"]) == (3, 1)
-    # A walk's steps from 101: one, two or five on. What one user did counts as much where two of them are as rare.
-    assert len(set(row["items"]) & {"0000000102", "0000000103", "0000000106"}) >= 2

@@ -1,7 +1,6 @@
 """The whole job on a tiny data set: embeddings, codes, report, what a second run reuses."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -18,11 +17,8 @@ from .tiny_data import save_embedding, save_interactions, save_items
 
 
 @pytest.fixture(autouse=True)
-def _global_state(monkeypatch):
-    monkeypatch.setattr("common.publishing._sync", lambda path: None)  # no waiting for the disk
-    level = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(level)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("common.publishing._sync", lambda path: None)
 
 
 @pytest.fixture
@@ -45,6 +41,14 @@ def quantize(tmp_path, folder, make_config):
         return latest_run(tmp_path / "runs/quantization/Tiny" / "-".join(filter(None, (name, suffix, tag))))
 
     return quantize
+
+
+def test_a_model_key_that_nobody_reads_is_an_error_before_training(tmp_path, folder, make_config):
+    config = make_config("rqvae")
+    config["rqvae"]["model_params"]["hiden_sizes"] = 3
+    with pytest.raises(ConfigError, match="unused key rqvae.model_params.hiden_sizes. did you mean 'hidden_sizes'"):
+        pipeline.train(config, folder, pipeline.Options(tmp_path / "runs", "td", None, False, False), "a command")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_leaves_codes_figures_verdicts_and_a_summary(quantize, folder, capsys):
