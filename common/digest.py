@@ -32,7 +32,7 @@ def code_digest(model: Path, stage: Path) -> str:
 class _Parsed(NamedTuple):
     """What counts of a file, and which other files may count with it."""
 
-    tree: str                            # the plain syntax tree as JSON
+    tree: str                             # the plain syntax tree as JSON
     imports: list[tuple[int, list[str]]]  # the dots before each import's names, and the names
 
 

@@ -34,9 +34,17 @@ def run(tmp_path, monkeypatch, capsys):
                                   f"--run_root={tmp_path / 'runs'}", *flags])
         return code, capsys.readouterr().err
 
-    yield run
-    for module in [name for name in sys.modules if name.startswith(f"recommendation.models.{NAME}")]:
+    own = _loaded()  # the checkout's own, if the guide was followed there
+    for module in own:
         del sys.modules[module]
+    yield run
+    for module in _loaded():
+        del sys.modules[module]
+    sys.modules.update(own)
+
+
+def _loaded() -> dict:
+    return {name: module for name, module in sys.modules.items() if name.startswith(f"recommendation.models.{NAME}")}
 
 
 @pytest.mark.parametrize(("method", "line"), [("fit", "items, offsets = sequences"), ("recommend", "return top_items")])
