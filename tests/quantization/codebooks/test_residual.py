@@ -3,8 +3,6 @@
 import pytest
 import torch
 from torch import Tensor
-from vector_quantize_pytorch import ResidualVQ
-from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
 from quantization.codebooks.residual import ResidualQuantizer, rotate
 from tests.quantization.conftest import codebook_options, seeded
@@ -34,6 +32,8 @@ def latent() -> Tensor:
 
 
 def test_residual_quantization_agrees_with_vector_quantize_pytorch(latent):
+    from vector_quantize_pytorch import ResidualVQ  # which takes seconds
+
     ours = random_quantizer(num_levels=4).eval()
     oracle = ResidualVQ(dim=WIDTH, num_quantizers=4, codebook_size=16).eval()
     for layer, codebook in zip(oracle.layers, ours.codebooks, strict=True):
@@ -46,6 +46,8 @@ def test_residual_quantization_agrees_with_vector_quantize_pytorch(latent):
 
 
 def test_residual_quantization_by_angle_agrees_with_vector_quantize_pytorch(latent):
+    from vector_quantize_pytorch import ResidualVQ
+
     ours = quantizer_of(torch.nn.functional.normalize(torch.randn(16, WIDTH, generator=seeded(5))).tolist(),
                         distance="cosine").eval()
     oracle = ResidualVQ(dim=WIDTH, num_quantizers=1, codebook_size=16, use_cosine_sim=True).eval()
@@ -80,6 +82,8 @@ def test_straight_through_the_latent_gets_the_gradient_unchanged(latent):
 
 
 def test_a_rotated_gradient_is_that_of_vector_quantize_pytorch(latent):
+    from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
+
     quantizer, weight = random_quantizer(1, gradient="rotation"), torch.randn_like(latent)
     source = latent.clone().requires_grad_()
     codewords = quantizer.codebooks[0].lookup(quantizer(latent).codes[:, 0]).detach()
