@@ -1,8 +1,10 @@
 """Configuration: strict YAML, defaults, overrides, and the checks that come before any heavy import."""
 
+import copy
 import logging
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -152,6 +154,12 @@ def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(path, "cannot be read", str(error), "name an existing YAML file") from error
+    values, origins = _parse(text, path)
+    return copy.deepcopy(values), dict(origins)
+
+
+@cache  # a command asks for the same YAML several times
+def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
     loader = StrictLoader(text)
     try:
         node = loader.get_single_node()
