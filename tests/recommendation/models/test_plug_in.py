@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from common.command import run_command
-from recommendation import models
+from recommendation import models, recommend
 from tests.readme import RECOMMENDER, RECOMMENDER_CONFIG
 
 from ..test_pipeline import HISTORIES, write_data
@@ -26,25 +26,23 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("common.cli.help_with_keys", lambda *_: None)  # it names files inside the checkout
     folder = write_data(tmp_path, HISTORIES)
 
-    def run(model: str, config: str, *flags: str) -> tuple[int, str]:
-        (models.MODELS / NAME).mkdir()
+    def run(model: str, config: str, *flags: str, command=main) -> tuple[int, str]:
+        _unload()
+        (models.MODELS / NAME).mkdir(exist_ok=True)
         (models.MODELS / NAME / "model.py").write_text(model)
         (models.MODELS / NAME / "config.yaml").write_text(config)
-        code = run_command(main, [f"--model={NAME}", f"--dataset={folder.name}", f"--data_root={folder.data_root}",
-                                  f"--run_root={tmp_path / 'runs'}", *flags])
+        code = run_command(command, [f"--model={NAME}", f"--dataset={folder.name}", f"--data_root={folder.data_root}",
+                                     f"--run_root={tmp_path / 'runs'}", *flags])
         return code, capsys.readouterr().err
 
-    own = _loaded()  # the checkout's own, if the guide was followed there
-    for module in own:
-        del sys.modules[module]
+    own = _unload()  # the checkout's own, if the guide was followed there
     yield run
-    for module in _loaded():
-        del sys.modules[module]
+    _unload()
     sys.modules.update(own)
 
 
-def _loaded() -> dict:
-    return {name: module for name, module in sys.modules.items() if name.startswith(f"recommendation.models.{NAME}")}
+def _unload() -> dict:
+    return {name: sys.modules.pop(name) for name in [*sys.modules] if name.startswith(f"recommendation.models.{NAME}")}
 
 
 @pytest.mark.parametrize(("method", "line"), [("fit", "items, offsets = sequences"), ("recommend", "return top_items")])
@@ -52,6 +50,16 @@ def test_an_exception_names_its_line_and_method(run, method, line):
     code, said = run(RECOMMENDER.replace(line, f"1 / 0; {line}"), RECOMMENDER_CONFIG)
     assert code == 2
     assert f"RecentlyPopular.{method} raised ZeroDivisionError" in said
+    assert f"error: {models.model_path(NAME)}:" in said
+
+
+def test_an_exception_while_recommending_names_its_line_and_method(run):
+    assert run(RECOMMENDER, RECOMMENDER_CONFIG)[0] == 0
+    code, said = run(RECOMMENDER.replace("return top_items", "1 / 0; return top_items"), RECOMMENDER_CONFIG,
+                     "--history", "0000", command=recommend.main)
+    assert code == 2
+    assert "was trained by other code" in said
+    assert "RecentlyPopular.recommend raised ZeroDivisionError" in said
     assert f"error: {models.model_path(NAME)}:" in said
 
 
