@@ -1,6 +1,7 @@
 """Marks every test, and keeps unit tests from starting processes and asking networks.
 
 Three processes share the tests, a file at a time; the file that runs the whole job goes first, as it takes longest.
+One process has all files that load a model of transformers, which takes seconds.
 """
 
 import logging
@@ -8,11 +9,28 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import PurePath
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 import common  # noqa: F401 (it sets how torch's threads wait, and must do so before torch is loaded)
 from common.command import stop_request
+
+WITH_TRANSFORMERS = {"test_sentence", "test_text_embedding", "test_image_embedding", "test_image_stops", "test_t5",
+                     "test_layers", "test_sasrec", "test_encoder_decoder", "test_decoder_only", "test_encoder_retrieve"}
+
+
+class ByFile(LoadFileScheduling):
+    """Files for the processes; those with transformers count as one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "transformers" if PurePath(file).stem in WITH_TRANSFORMERS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile | None:
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

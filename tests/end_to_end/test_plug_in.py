@@ -129,17 +129,3 @@ def test_the_readmes_recommender_runs_and_is_another_run_with_other_code(baby):
     outcome = baby.command(*train)
     assert (outcome.code, "reusing" in outcome.out) == (0, False), outcome.err
     assert len({path.read_text() for path in variant.glob("*/predictions.jsonl")}) == 2
-
-
-def test_an_exception_of_a_quantizer_in_training_names_its_line_and_method(baby):
-    add_plug_in(baby, model=MODEL.replace("def compute_loss(self, forward_outputs, original_xs):\n", (
-        "def compute_loss(self, forward_outputs, original_xs):\n"
-        "        assert not self.training, 'two widths'\n")))
-    file = baby.root / "quantization/models/vqvae.py"
-    [line] = [number for number, text in enumerate(file.read_text().splitlines(), 1) if "two widths" in text]
-    outcome = baby.command("python", "quantization/main.py", "--model_name=vqvae", "--epochs=1")
-    assert outcome.code == 2
-    assert f"error: {file}:{line}: VQVAE.compute_loss raised AssertionError. two widths." in outcome.err
-    assert "Traceback" not in outcome.err
-    [log] = baby.root.glob("runs/quantization/Baby/vqvae-td/*/run.log")
-    assert "Traceback" in log.read_text()

@@ -137,25 +137,20 @@ def assert_same_recommender(run: Path, other: Path) -> None:
         assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-4)
 
 
-def test_two_processes_train_the_recommender_that_one_trains(folder, alone, tmp_path):
-    done = torchrun("recommendation/main.py", folder, tmp_path / "runs", "--quantizer_name", "q", *words(RECOMMEND))
+def test_two_processes_train_the_recommender_that_one_trains_and_another_seed_after_it(folder, alone, tmp_path):
+    done = torchrun("recommendation/main.py", folder, tmp_path / "runs", "--quantizer_name", "q", "--seeds=0,1",
+                    *words(RECOMMEND))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("recommendation: wrote") == 1
     assert done.stdout.count("| encoder_decoder |") == 1
+    [path] = (tmp_path / "runs").rglob("seeds.json")
+    summary = json.loads(path.read_text())
+    assert summary["seeds"] == [0, 1]
+    assert all((path.parent / run / "finished.json").exists() for run in summary["runs"])
     [run] = (tmp_path / "runs").rglob(alone.name)  # the id does not tell how many processes there were
     assert_same_recommender(run, alone)
     losses = [[json.loads(line)["loss_total"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
               for folder in (run, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-
-
-def test_two_processes_run_one_seed_after_another(folder, tmp_path):
-    done = torchrun("recommendation/main.py", folder, tmp_path / "runs", "--model=popularity", "--seeds=1,2,3")
-    assert done.returncode == 0, done.stderr
-    [path] = (tmp_path / "runs").rglob("seeds.json")
-    summary = json.loads(path.read_text())
-    assert summary["seeds"] == [1, 2, 3]
-    assert all((path.parent / run / "finished.json").exists() for run in summary["runs"])
 
 
 def test_a_process_that_dies_ends_the_other_and_a_single_one_finishes_the_run(folder, alone, tmp_path, caplog):

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from common.artifacts import DatasetFolder, load_codes
+from common.command import run_command
 from common.errors import ConfigError, TrainingError
 from common.run import latest_run
 from quantization import pipeline
 from quantization.export import export
+from quantization.models import find_class
 
 from .conftest import NUM_ITEMS, WIDTH
 from .tiny_data import save_embedding, save_interactions, save_items
@@ -49,6 +51,24 @@ def test_a_model_key_that_nobody_reads_is_an_error_before_training(tmp_path, fol
     with pytest.raises(ConfigError, match="unused key rqvae.model_params.hiden_sizes. did you mean 'hidden_sizes'"):
         pipeline.train(config, folder, pipeline.Options(tmp_path / "runs", "td", None, False, False), "a command")
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_exception_in_training_names_its_line_and_method(quantize, tmp_path, monkeypatch, capsys):
+    class Failing(find_class("rqvae")):
+        def compute_loss(self, forward_outputs, original_xs):
+            if self.training:
+                raise ValueError("two widths")
+            return super().compute_loss(forward_outputs, original_xs)
+
+    monkeypatch.setattr(pipeline, "find_class", lambda name: Failing)
+    monkeypatch.setattr("common.command.plug_in_files", {__file__})
+    assert run_command(lambda argv: quantize("rqvae"), []) == 2
+    said, line = capsys.readouterr().err, Failing.compute_loss.__code__.co_firstlineno + 2
+    assert f"error: {__file__}:{line}: " in said
+    assert "Failing.compute_loss raised ValueError. two widths." in said
+    assert "Traceback" not in said
+    [log] = tmp_path.glob("runs/quantization/Tiny/rqvae-td/*/run.log")
+    assert "Traceback" in log.read_text()
 
 
 def test_a_run_leaves_codes_figures_verdicts_and_a_summary(quantize, folder, capsys):

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
 
 NUM_BUCKETS, MAX_DISTANCE = 8, 16
 
@@ -13,6 +12,8 @@ def causal_stack(layers: nn.ModuleList, norm: nn.Module, bias: Tensor | None, x:
 
     `layers` are pairs of self-attention and feed-forward; `bias` (buckets, heads) is the relative bias.
     """
+    from transformers import T5Config, T5ForConditionalGeneration
+
     attention, feed_forward = layers[0]
     width, num_heads = x.shape[-1], attention.num_heads
     config = T5Config(vocab_size=2, d_model=width, d_kv=attention.out.in_features // num_heads,

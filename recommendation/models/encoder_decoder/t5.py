@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any  # the parts of transformers' models have no types
 
 import torch
+import transformers  # which loads a model where it is named
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import GenerationConfig, T5Config, T5ForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.errors import ArtifactError, ConfigError
@@ -33,7 +33,7 @@ def to_t5(model: EncoderDecoder) -> Any:
     start, and its row of the head, which the model lacks, is zero. `config.semantic_ids` records what T5 has no
     place for: the sizes of the codebooks, the mask of the encoder, and the bias of cross-attention.
     """
-    t5: Any = T5ForConditionalGeneration(t5_config(model)).eval()
+    t5: Any = transformers.T5ForConditionalGeneration(t5_config(model)).eval()
     # Whatever the config says, transformers 5 ties the head of a T5 to its embedding when it is built.
     t5.lm_head.weight = nn.Parameter(torch.zeros_like(t5.shared.weight))
     t5.all_tied_weights_keys.pop("lm_head.weight", None)
@@ -47,12 +47,12 @@ def to_t5(model: EncoderDecoder) -> Any:
     return t5
 
 
-def t5_config(model: EncoderDecoder) -> T5Config:
+def t5_config(model: EncoderDecoder) -> "transformers.T5Config":
     params = model.config["encoder_decoder"]["model_params"]
     own = {"train_on": model.train_on, **model.properties(), "codebook_sizes": model.catalogue.codebook_sizes}
     if model.memory_bias is not None:
         own["memory_bias"] = model.memory_bias.weight.tolist()  # digits enough to come back as the same float32
-    return T5Config(  # type: ignore[call-arg]
+    return transformers.T5Config(  # type: ignore[call-arg]
         vocab_size=model.embedding.num_embeddings, d_model=params["d_model"], d_kv=params["d_kv"],
         d_ff=params["d_ff"], num_layers=params["num_encoder_layers"], num_decoder_layers=params["num_decoder_layers"],
         num_heads=params["num_heads"], relative_attention_num_buckets=params["num_buckets"],
@@ -61,11 +61,11 @@ def t5_config(model: EncoderDecoder) -> T5Config:
         pad_token_id=START, decoder_start_token_id=START, eos_token_id=None, semantic_ids=own)
 
 
-def _generation_config(model: EncoderDecoder) -> GenerationConfig:
+def _generation_config(model: EncoderDecoder) -> "transformers.GenerationConfig":
     """The model's search: the sum of log-probabilities, and an ID is as long as it has levels."""
     of_beams = {"num_beams": model.num_beams, "length_penalty": 0.0} if model.num_beams > 1 else {}
-    return GenerationConfig(max_new_tokens=model.num_levels, renormalize_logits=True, pad_token_id=START,
-                            decoder_start_token_id=START, eos_token_id=None, **of_beams)
+    return transformers.GenerationConfig(max_new_tokens=model.num_levels, renormalize_logits=True, pad_token_id=START,
+                                         decoder_start_token_id=START, eos_token_id=None, **of_beams)
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def read_t5(folder: Path) -> Any:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "t5":
             raise ConfigError(folder / "config.json", f"model_type is {kind!r}", "the model is a 't5'", fix)
-        loaded: Any = T5ForConditionalGeneration.from_pretrained(
+        loaded: Any = transformers.T5ForConditionalGeneration.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             ignore_mismatched_sizes=True)
         t5, report = loaded

@@ -10,13 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PrefixConstrainedLogitsProcessor,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+import transformers  # which loads a model where it is named
 
 from common.artifacts import DatasetFolder, save_array
 from common.cli import ROOT
@@ -49,7 +43,7 @@ def make(make_model):
     return make
 
 
-class SliceOfLevel(LogitsProcessor):
+class SliceOfLevel:
     """Log-probabilities over the whole vocabulary -> over the level's own tokens."""
 
     def __call__(self, prefixes, scores):
@@ -88,8 +82,8 @@ def test_transformers_own_search_ranks_and_scores_the_items_as_ours(make, catalo
     model = make(num_beams=NUM_ITEMS, normalize_over="codebook")
     t5 = to_t5(model)
     # The slice comes before the constraint: our softmax counts the codes that no item has.
-    processors = LogitsProcessorList([SliceOfLevel(),
-                                      PrefixConstrainedLogitsProcessor(allowed_tokens(catalogue), NUM_ITEMS)])
+    existing = transformers.PrefixConstrainedLogitsProcessor(allowed_tokens(catalogue), NUM_ITEMS)
+    processors = transformers.LogitsProcessorList([SliceOfLevel(), existing])
     for history in HISTORIES:
         ours = model.recommend(windows_of(history), NUM_ITEMS)
         items, scores = search(t5, catalogue, history, logits_processor=processors, renormalize_logits=False)
@@ -146,7 +140,7 @@ def test_a_t5_of_transformers_own_making_is_loaded(make, catalogue):
     torch.manual_seed(3)
     config = to_t5(make()).config.to_dict()
     del config["semantic_ids"]
-    t5 = T5ForConditionalGeneration(T5Config(**config)).eval()
+    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(**config)).eval()
     t5.lm_head.weight = torch.nn.Parameter(torch.randn(13, 16))
     model = make(num_beams=NUM_ITEMS, normalize_over="existing")
     load_t5(model, t5)
@@ -177,7 +171,7 @@ def test_a_t5_that_does_not_fit_is_an_error_with_both_values(make, change, error
     model = make("every_position")
     config = to_t5(model).config.to_dict() | change
     config.pop("scale_decoder_outputs")
-    t5 = T5ForConditionalGeneration(T5Config(**config))
+    t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(**config))
     with pytest.raises(ConfigError, match=error):
         load_t5(model, t5)
 
@@ -307,7 +301,7 @@ def test_a_failing_export_leaves_nothing(export, monkeypatch, tmp_path):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(T5ForConditionalGeneration, "save_pretrained", fail)
+    monkeypatch.setattr(transformers.T5ForConditionalGeneration, "save_pretrained", fail)
     with pytest.raises(OSError, match="No space"):
         export()
     assert {path.name for path in tmp_path.iterdir()} == {"data", "runs"}

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from recommendation.models.layers import (
     CrossAttention,
@@ -31,6 +30,8 @@ def test_rms_norm_by_hand():
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 16), (6, 20)])
 def test_relative_buckets_agree_with_transformers(bidirectional, num_buckets, max_distance):
+    from transformers.models.t5.modeling_t5 import T5Attention
+
     bias = RelativeBias(2, num_buckets, max_distance, bidirectional)
     torch.nn.init.normal_(bias.weight)
     distance = torch.arange(200) - torch.arange(200).unsqueeze(1)
