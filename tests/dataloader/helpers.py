@@ -1,8 +1,11 @@
 """What several files of these tests share: raw files, options, and a server with scripted faults."""
 
+import contextlib
 import gzip
 import http.server
+import io
 import json
+import logging
 import socket
 import threading
 import zipfile
@@ -13,7 +16,25 @@ from typing import NamedTuple
 import duckdb
 
 from common.artifacts import DatasetFolder
+from common.command import run_command
 from dataloader.options import Options, ProcessOptions, parse_options
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_here(main: Callable[[list[str]], None], flags: list[str], cwd: Path) -> Outcome:
+    """A command in this process: a tenth of what a process of its own takes."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    root = logging.getLogger()
+    before = root.handlers[:]
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_command(main, flags)
+    root.handlers[:] = before
+    return Outcome(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
 
 
 def write_gz(path: Path, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Rows F01 to F08 of the fault matrix: the real command in a subprocess, against a server on loopback.
+"""Rows F01 to F08 of the fault matrix: the real command against a server on loopback.
 
 Each fault ends with an exit code and one message that says what, why and what to do; files that were there before
 keep their bytes; and once the fault is mended the same command succeeds.
@@ -14,66 +14,50 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
 
 from common.publishing import file_sha256
-from dataloader.options import CONFIGS
-from tests.dataloader.helpers import FaultyServer, Reply, closed_port, review
+from dataloader import download, fetch, options, process, text_embedding
+from tests.dataloader.helpers import FaultyServer, Outcome, Reply, closed_port, review, run_here
 from tests.dataloader.remote import HTML, OTHER, ROOT, WHOLE, sha256, wait_until
 
 pytestmark = pytest.mark.slow
 
 REVIEWS, META = "reviews_Baby_5.json.gz", "meta_Baby.json.gz"
-# Waits that a user has patience for, and a test has not; and a source's YAML of the test's own.
+# Waits that a user has patience for, and a test has not.
 SITE = """
-import os, pathlib
-import dataloader.fetch, dataloader.options
+import dataloader.fetch
 dataloader.fetch.LOOK_EVERY, dataloader.fetch.PATIENCE = 0.01, dataloader.fetch.PATIENCE._replace(first=0.01)
-dataloader.fetch.STALL_TIMEOUT = float(os.environ.get("STALL_TIMEOUT", "20"))
-dataloader.options.CONFIGS = pathlib.Path(os.environ.get("CONFIGS", dataloader.options.CONFIGS))
 """
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 class Command:
     """`python -P -m dataloader.download` for one data root; its mirror is the server."""
 
     def __init__(self, folder: Path, server: FaultyServer):
-        self.data_root, self.server = folder / "data", server
-        site = folder / "site"
-        site.mkdir()
-        (site / "sitecustomize.py").write_text(SITE)
-        closed = closed_port()  # no real host can be reached
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
-                            "http_proxy": closed, "https_proxy": closed, "no_proxy": "127.0.0.1"}
+        self.data_root, self.server, self.site = folder / "data", server, folder / "site"
+        self.site.mkdir()
+        (self.site / "sitecustomize.py").write_text(SITE)
 
-    def words(self, *flags: str) -> list[str]:
-        return [sys.executable, "-P", "-m", "dataloader.download", "--data_root", str(self.data_root),
-                "--mirror", self.server.url, *flags]
+    def flags(self, *flags: str) -> list[str]:
+        return ["--data_root", str(self.data_root), "--mirror", self.server.url, *flags]
 
-    def run(self, *flags: str, **environment: str) -> Outcome:
-        done = subprocess.run(self.words(*flags), env={**self.environment, **environment}, cwd=self.data_root.parent,
-                              capture_output=True, text=True, timeout=60, check=False)
-        return Outcome(done.returncode, done.stdout, done.stderr)
+    def run(self, *flags: str) -> Outcome:
+        return run_here(download.main, self.flags(*flags), self.data_root.parent)
 
-    def step(self, name: str, *flags: str) -> Outcome:
-        words = [sys.executable, "-P", "-m", f"dataloader.{name}", "--data_root", str(self.data_root), *flags]
-        done = subprocess.run(words, env=self.environment, cwd=self.data_root.parent, capture_output=True, text=True,
-                              timeout=60, check=False)
-        return Outcome(done.returncode, done.stdout, done.stderr)
+    def step(self, main: Callable[[list[str]], None], *flags: str) -> Outcome:
+        return run_here(main, ["--data_root", str(self.data_root), *flags], self.data_root.parent)
 
-    def start(self) -> subprocess.Popen:
-        return subprocess.Popen(self.words(), env=self.environment, cwd=self.data_root.parent, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def start(self, *flags: str, program: tuple[str, str] = ("-m", "dataloader.download")) -> subprocess.Popen:
+        """The command in a process of its own."""
+        path = os.pathsep.join([str(self.site), str(ROOT)])
+        return subprocess.Popen([sys.executable, "-P", *program, *self.flags(*flags)], cwd=self.data_root.parent,
+                                env={**os.environ, "PYTHONPATH": path}, text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
 
     @property
     def raw(self) -> Path:
@@ -88,7 +72,12 @@ class Command:
 
 
 @pytest.fixture
-def command(tmp_path, server) -> Command:
+def command(tmp_path, server, monkeypatch) -> Command:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, closed_port())  # no real host can be reached
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(fetch, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(fetch, "PATIENCE", fetch.PATIENCE._replace(first=0.01))
     command = Command(tmp_path, server)
     command.serve(REVIEWS, Reply(WHOLE))
     command.serve(META, Reply(OTHER))
@@ -109,11 +98,11 @@ def refused(outcome: Outcome, *words: str) -> None:
         assert word in outcome.err
 
 
-def mended(command: Command, **environment: str) -> None:
+def mended(command: Command) -> None:
     """Once the server has the files, the same command gets them."""
     command.serve(REVIEWS, Reply(WHOLE))
     command.serve(META, Reply(OTHER))
-    outcome = command.run(**environment)
+    outcome = command.run()
     assert outcome.code == 0, outcome.err
     assert file_sha256(command.raw / REVIEWS) == sha256(WHOLE)
     assert file_sha256(command.raw / META) == sha256(OTHER)
@@ -139,10 +128,11 @@ def test_f01_a_cut_at_sixty_percent_is_an_error_with_the_bytes_and_the_rerun_con
     assert (last.path, last.headers["Range"]) == (f"/{REVIEWS}", f"bytes={got}-")
 
 
-def test_f01_a_silent_server_is_cut_off_and_continued(command):
+def test_f01_a_silent_server_is_cut_off_and_continued(command, monkeypatch):
+    monkeypatch.setattr(fetch, "STALL_TIMEOUT", 0.5)
     silence = threading.Event()
     command.serve(REVIEWS, Reply(WHOLE, cut=200_000, wait=silence), Reply(WHOLE))
-    outcome = command.run(STALL_TIMEOUT="0.5")
+    outcome = command.run()
     silence.set()
     assert outcome.code == 0, outcome.err
     assert "silent for 0.5 s, cut off after" in outcome.out
@@ -166,7 +156,7 @@ def test_no_secret_of_an_address_is_written_anywhere(command, tmp_path):
     written = [beside.read_text()]
     command.serve(REVIEWS + query, Reply(reviews))
     outcomes += [command.step(step, f"--mirror={mirror}", "--debug", *flags) for step, *flags in (
-        ("download",), ("process",), ("text_embedding", "--text_model=tfidf"))]
+        (download.main,), (process.main,), (text_embedding.main, "--text_model=tfidf"))]
     assert [outcome.code for outcome in outcomes] == [5, 0, 0, 0], outcomes
     assert all(asked.headers["Authorization"].startswith("Basic ") for asked in command.server.asked)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -186,27 +176,31 @@ def test_f02_a_part_is_not_spliced_with_another_file(command, ranges):
     assert command.ranges(REVIEWS)[1] is not None
 
 
-def pinned(folder: Path) -> dict[str, str]:
-    """The sources' YAMLs with the checksum of Baby's reviews; the environment that names them."""
-    shutil.copytree(CONFIGS, folder / "configs")
+def pinned(folder: Path) -> Path:
+    """The sources' YAMLs with the checksum of Baby's reviews."""
+    shutil.copytree(options.CONFIGS, folder / "configs")
     path = folder / "configs" / "amazon14.yaml"
     config = yaml.safe_load(path.read_text())
     config["files"]["reviews_{dataset}_5.json.gz"] = {
         "addresses": config["files"]["reviews_{dataset}_5.json.gz"], "sha256": {"Baby": sha256(WHOLE)}}
     path.write_text(yaml.safe_dump(config))
-    return {"CONFIGS": str(folder / "configs")}
+    return path.parent
 
 
-def test_f03_a_wrong_checksum_names_both_and_keeps_the_file_as_bad_and_the_old_one(command, tmp_path):
+def test_f03_a_wrong_checksum_names_both_and_keeps_the_file_as_bad_and_the_old_one(command, tmp_path,
+                                                                                           monkeypatch):
     address, configs = command.serve(REVIEWS, Reply(OTHER)), pinned(tmp_path)
+    for module in (options, download):
+        monkeypatch.setattr(module, "CONFIGS", configs)
+    monkeypatch.setattr(options, "source_configs", options.source_configs.__wrapped__)  # without its memory
     command.raw.mkdir(parents=True)
     (command.raw / REVIEWS).write_bytes(b"old")
-    refused(command.run(**configs), f"{address}: sha256 {sha256(OTHER)} is not the expected {sha256(WHOLE)}; "
+    refused(command.run(), f"{address}: sha256 {sha256(OTHER)} is not the expected {sha256(WHOLE)}; "
             f"kept as {REVIEWS}.bad")
     assert (command.raw / f"{REVIEWS}.bad").read_bytes() == OTHER
     assert (command.raw / REVIEWS).read_bytes() == b"old"
     assert not (command.raw / f"{REVIEWS}.meta.json").exists()
-    mended(command, **configs)
+    mended(command)
 
 
 def test_f04_an_error_page_is_named_with_its_address_and_first_bytes(command):
@@ -235,14 +229,18 @@ def test_f05_an_address_that_fails_is_listed_with_all_others_and_the_way_out(com
     mended(command)
 
 
-def test_f05_a_timeout_and_an_unknown_host_are_listed(command):
+def test_f05_a_timeout_and_an_unknown_host_are_listed(command, monkeypatch):
     silence = threading.Event()
     address = command.serve(REVIEWS, Reply(before=lambda: silence.wait(10)))
-    outcome = command.run(STALL_TIMEOUT="0.2")
+    with monkeypatch.context() as impatient:
+        impatient.setattr(fetch, "STALL_TIMEOUT", 0.2)
+        outcome = command.run()
     silence.set()
     refused(outcome, f"{address}: no answer within 0.2 s (4 attempts)")
-    outcome = command.run("--mirror", "http://nowhere.invalid", no_proxy="nowhere.invalid")
-    refused(outcome, f"http://nowhere.invalid/{REVIEWS}: cannot connect: ")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,nowhere.invalid")
+    child = command.start("--mirror", "http://nowhere.invalid")
+    out, err = child.communicate(timeout=60)
+    refused(Outcome(child.returncode, out, err), f"http://nowhere.invalid/{REVIEWS}: cannot connect: ")
     mended(command)
 
 
@@ -340,14 +338,13 @@ def test_a_second_command_in_the_same_folder_is_refused(command):
 
 
 def test_a_full_disk_is_named_with_the_file_and_what_came_is_kept(command):
-    whole = command.words()
-    code = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); "
-            "sys.argv[:1] = []; runpy.run_module('dataloader.download', run_name='__main__')")
-    done = subprocess.run([whole[0], "-P", "-c", code, *whole[3:]], env=command.environment,
-                          cwd=command.data_root.parent, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 5, done.stderr
-    assert done.stderr.startswith(f"error: {command.raw}/")
-    assert ".part: File too large. Fix: free space there" in done.stderr
-    assert "Traceback" not in done.stderr
+    code = ("import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); "
+            "runpy.run_module('dataloader.download', run_name='__main__')")
+    child = command.start(program=("-c", code))
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 5, err
+    assert err.startswith(f"error: {command.raw}/")
+    assert ".part: File too large. Fix: free space there" in err
+    assert "Traceback" not in err
     mended(command)
     assert any(asked.headers.get("Range") for asked in command.server.asked)

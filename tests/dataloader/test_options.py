@@ -1,5 +1,6 @@
 """The flags of the data part, and the real commands' answer to wrong ones."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from common.config import load_yaml
 from common.errors import ConfigError
 from dataloader.options import CONFIGS, make_parser, source_configs
 from dataloader.process import process
-from tests.dataloader.helpers import make_options, process_options, review, write_gz
+from tests.dataloader.helpers import make_options, process_options, review, run_here, write_gz
 from tests.dataloader.processing import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,15 +35,15 @@ def command(tmp_path, *words: str) -> subprocess.CompletedProcess:
 STEPS = ("download", "figures", "process", "text_embedding", "image_embedding", "fusion", "pipeline")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_command_with_an_unknown_data_set_exits_with_2_and_writes_nothing(tmp_path, step):
-    done = command(tmp_path, sys.executable, "-P", "-m", f"dataloader.{step}", "--dataset=Babby")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --dataset Babby: ")
-    assert "did you mean 'Baby'?" in done.stderr
-    assert "Fix: " in done.stderr
-    assert "Traceback" not in done.stderr
+    main = importlib.import_module(f"dataloader.{step}").main
+    code, _, err = run_here(main, ["--dataset=Babby", "--data_root", str(tmp_path / "data")], tmp_path)
+    assert code == 2
+    assert err.startswith("error: --dataset Babby: ")
+    assert "did you mean 'Baby'?" in err
+    assert "Fix: " in err
+    assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -62,11 +62,6 @@ vqvae:
 """
 
 
-def add_plug_in(tree, model=MODEL, config=CONFIG):
-    (tree.root / "quantization/models/vqvae.py").write_text(model)
-    (tree.root / "quantization/configs/vqvae_config.yaml").write_text(config, encoding="utf-8")
-
-
 def test_the_readmes_quantizer_uses_its_codes(baby):
     (baby.root / "quantization/models/plainvq.py").write_text(QUANTIZER)
     (baby.root / "quantization/configs/plainvq_config.yaml").write_text(QUANTIZER_CONFIG)
@@ -88,7 +83,8 @@ def test_both_readmes_have_the_same_quantizer():
 
 
 def test_the_specifications_example_runs_and_gets_collisions_resolved(baby):
-    add_plug_in(baby)
+    (baby.root / "quantization/models/vqvae.py").write_text(MODEL)
+    (baby.root / "quantization/configs/vqvae_config.yaml").write_text(CONFIG, encoding="utf-8")
     outcome = baby.command("python", "quantization/main.py", "--model_name=vqvae", "--dataset_name=Baby",
                            "--embedding_suffix=td", "--epochs=9", CUDA_VISIBLE_DEVICES="")
     assert outcome.code == 0, outcome.err
@@ -97,19 +93,6 @@ def test_the_specifications_example_runs_and_gets_collisions_resolved(baby):
     assert meta["collision_rate_after"] == 0
     assert meta["collision_rate_before"] > 0
     assert meta["disambiguation_level"] == 1
-
-
-def test_a_plug_ins_reassigned_codes_train_a_recommender(baby):
-    add_plug_in(baby, model=MODEL + "\n    codebook_sizes = [4096]\n")
-    outcome = baby.command("python", "quantization/main.py", "--model_name", "vqvae", "--epochs", "3",
-                           "--disambiguation", "reassign")
-    assert outcome.code == 0, outcome.err
-    meta = json.loads(baby.data("Baby.codes-vqvae-td.npy.meta.json").read_text())
-    assert meta["collision_rate_before"] > 0
-    assert (meta["disambiguation_level"], meta["codebook_sizes"]) == (None, [4096])
-    outcome = baby.command("python", "recommendation/main.py", "--quantizer_name", "vqvae", "--max_steps", "1")
-    assert outcome.code == 0, outcome.err
-    assert (baby.root / "runs/recommendation/Baby/encoder_decoder/vqvae-td/latest").exists()
 
 
 def test_the_readmes_recommender_runs_and_is_another_run_with_other_code(baby):

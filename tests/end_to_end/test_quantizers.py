@@ -42,18 +42,6 @@ def test_reassigned_ids_have_no_extra_level_and_are_compared_explained_and_expor
     assert "'new'" in rows[0]["title"]
 
 
-def test_ids_that_items_share_are_refused_by_the_recommender_with_the_command_that_makes_them_distinct(baby):
-    outcome = baby.command(*QUANTIZE, "pq", "--codebook_size", "2", "--disambiguation", "none")
-    assert outcome.code == 0, outcome.err
-    assert np.load(baby.data("Baby.codes-pq-td.npy")).shape == (NUM_KEPT, 4)
-    refused = baby.command("python", "recommendation/main.py", "--quantizer_name", "pq")
-    assert refused.code == 4
-    assert "gives several items the same semantic ID" in refused.err
-    assert "Fix: python quantization/main.py --quantizer_name pq --codebook_size 2 --disambiguation extra_level" in (
-        refused.err)
-    assert "Traceback" not in refused.err
-
-
 def test_nothing_to_compare_is_an_error_with_the_command_that_makes_it(baby):
     outcome = baby.command("python", "quantization/main.py", "--compare")
     assert outcome.code == 3

@@ -201,14 +201,14 @@ def test_codes_that_no_method_may_change_are_published_as_they_are_and_refused_b
         make_config, make_model, train, folder, xs):
     config = make_config("rqvae", num_levels=1)
     config["common"]["disambiguation"] = "none"
-    _, figures, meta = train(make_model(config), config, embeddings_of(folder, xs))
+    _, figures, meta = train(make_model(config), config, embeddings_of(folder, xs), "a command --disambiguation none")
     assert ids(folder)[0].shape == (NUM_ITEMS, 1)
     assert (meta["disambiguation"], meta["disambiguation_level"], meta["codebook_sizes"]) == ("none", None, [4])
     shared = 1 - len(np.unique(ids(folder)[0])) / NUM_ITEMS
     assert meta["collision_rate_before"] == meta["collision_rate_after"] == figures["collision_rate"] == shared
     with pytest.raises(ArtifactError, match="several items the same semantic ID") as raised:
         load_codes(folder, "q", "td", None)
-    assert "--disambiguation extra_level" in raised.value.fix
+    assert raised.value.fix == "a command --disambiguation extra_level"
 
 
 @pytest.mark.slow

@@ -75,6 +75,13 @@ def test_the_predictions_on_disk_score_as_the_metrics_say(execute, name):
 
 
 @pytest.mark.slow
+def test_codes_of_one_level_train_a_recommender(execute, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.SIZES", [NUM_ITEMS + 3])
+    _, metrics = execute("encoder_decoder", HISTORIES)
+    assert metrics["test"]["num_targets"] == len(HISTORIES)
+
+
+@pytest.mark.slow
 @MODELS
 def test_nothing_but_the_test_figures_depends_on_the_test_events(execute, name):
     others = [[*history[:-1], (history[-1] + 11) % NUM_ITEMS] for history in HISTORIES]

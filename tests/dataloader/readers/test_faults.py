@@ -14,9 +14,10 @@ from typing import NamedTuple
 import pytest
 
 from common.artifacts import load_interactions, load_items, load_meta, load_users
+from dataloader import process
 from dataloader.options import ProcessOptions
 from tests.dataloader.helpers import process_options as make_options
-from tests.dataloader.helpers import review, write_gz
+from tests.dataloader.helpers import review, run_here, write_gz
 from tests.dataloader.reading import ODD_IDS
 
 pytestmark = pytest.mark.slow
@@ -32,8 +33,8 @@ NAMES = ("reviews_Baby_5.json.gz", "meta_Baby.json.gz")
 
 class Outcome(NamedTuple):
     code: int
-    log: str
-    error: str
+    log: str    # all that was said
+    error: str  # the last line of stderr
 
 
 class Shop:
@@ -53,14 +54,22 @@ class Shop:
         for name, lines in zip(NAMES, (reviews, records), strict=True):
             write_gz(self.raw / name, lines)
 
-    def run(self, *flags: str, seed: str = "0", limit: Callable[[], None] | None = None) -> Outcome:
-        words = [sys.executable, "-P", "-m", "dataloader.process", "--raw_dir", self.raw, "--data_root", self.data,
-                 *FLAGS, *flags]
-        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False,
-                              preexec_fn=limit, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed})
-        assert "Traceback" not in done.stderr
-        return Outcome(done.returncode, done.stdout + done.stderr, done.stderr.strip().splitlines()[-1]
-                       if done.stderr.strip() else "")
+    def run(self, *flags: str) -> Outcome:
+        return self._outcome(*run_here(process.main, self._flags(flags), self.folder))
+
+    def run_apart(self, *flags: str, seed: str = "0", limit: Callable[[], None] | None = None) -> Outcome:
+        """The command in a process of its own."""
+        done = subprocess.run([sys.executable, "-P", "-m", "dataloader.process", *self._flags(flags)], cwd=self.folder,
+                              capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit,
+                              env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed})
+        return self._outcome(done.returncode, done.stdout, done.stderr)
+
+    def _flags(self, flags: tuple[str, ...]) -> list[str]:
+        return ["--raw_dir", str(self.raw), "--data_root", str(self.data), *FLAGS, *flags]
+
+    def _outcome(self, code: int, out: str, err: str) -> Outcome:
+        assert "Traceback" not in err
+        return Outcome(code, out + err, err.strip().splitlines()[-1] if err.strip() else "")
 
     @property
     def options(self) -> ProcessOptions:
@@ -82,7 +91,7 @@ def shop(tmp_path) -> Shop:
 def whole(tmp_path_factory) -> Shop:
     """What the command makes of the files without a fault."""
     shop = Shop(tmp_path_factory.mktemp("whole"))
-    assert shop.run().code == 0
+    assert shop.run_apart().code == 0
     return shop
 
 
@@ -244,7 +253,7 @@ def test_f16_long_texts_and_lines_are_cut_and_counted_in_little_memory(shop):
             repr({"asin": "item 1", "title": "Longer", "related": ["B" * 10] * 1_600_000}),
             repr({"asin": "item 2", "title": "Nested", "other": None}).replace("None", "[" * 10**5 + "]" * 10**5)]
     shop.write(REVIEWS, [*long, *RECORDS[3:]])
-    outcome = shop.run("--memory_limit", "1GB", limit=limit)
+    outcome = shop.run_apart("--memory_limit", "1GB", limit=limit)
     assert outcome.code == 0, outcome.log
     assert "1 texts are longer than 10000 characters and were cut" in outcome.log
     texts = load_items(shop.options.folder)["text"].tolist()
@@ -276,7 +285,7 @@ def test_f19_equal_times_go_by_the_input_line_whatever_the_hash_seed(shop):
     shop.write([review(*event) for event in events], RECORDS)
     found = []
     for seed in ("1", "2"):
-        assert shop.run("--force", seed=seed).code == 0
+        assert shop.run_apart("--force", seed=seed).code == 0
         found.append(shop.tables())
     assert found[0] == found[1]
     interactions = load_interactions(shop.options.folder)
