@@ -76,13 +76,14 @@ def test_a_file_that_is_not_gzip_is_named(tmp_path):
 @pytest.mark.slow
 @PACKED
 def test_an_endless_line_does_not_fill_the_memory_and_those_after_it_are_read(tmp_path, ending):
-    with (gzip.open if ending else open)(tmp_path / f"x{ending}", "wb") as file:
+    path = tmp_path / f"x{ending}"
+    with gzip.open(path, "wb", compresslevel=1) if ending else path.open("wb") as file:
         file.write(b"a\n")
         for _ in range(250):
             file.write(b"x" * (1 << 20))
         file.write(b"\nb\n")
     tracemalloc.start()
-    found = [(number, len(line)) for number, line in numbered_lines(tmp_path / f"x{ending}")]
+    found = [(number, len(line)) for number, line in numbered_lines(path)]
     _now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert [number for number, _length in found] == [1, 2, 3]

@@ -53,6 +53,16 @@ def test_an_exception_names_its_line_and_method(run, method, line):
     assert f"error: {models.model_path(NAME)}:" in said
 
 
+def test_other_code_is_another_run(run, tmp_path):
+    predicted = []
+    for code in (RECOMMENDER, RECOMMENDER.replace("top_items(self", "top_items(-self")):
+        assert run(code, RECOMMENDER_CONFIG)[0] == 0
+        predicted += {path.read_text() for path in tmp_path.glob("runs/**/predictions.jsonl")} - {*predicted}
+    assert len(predicted) == 2
+    run(RECOMMENDER, RECOMMENDER_CONFIG)
+    assert len([*tmp_path.glob("runs/**/predictions.jsonl")]) == 2  # the first one is used again
+
+
 def test_an_exception_while_recommending_names_its_line_and_method(run):
     assert run(RECOMMENDER, RECOMMENDER_CONFIG)[0] == 0
     code, said = run(RECOMMENDER.replace("return top_items", "1 / 0; return top_items"), RECOMMENDER_CONFIG,
