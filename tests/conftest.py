@@ -29,6 +29,7 @@ class ByFile(LoadFileScheduling):
         return "transformers" if PurePath(file).stem in WITH_TRANSFORMERS else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile | None:
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 

@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 def run_here(main: Callable[[list[str]], None], flags: list[str], cwd: Path) -> Outcome:
-    """A command in this process: a tenth of what a process of its own takes."""
+    """A command in this process, which spares the start of another one."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     root = logging.getLogger()
     before = root.handlers[:]
