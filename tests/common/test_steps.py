@@ -124,10 +124,14 @@ def start():
     started = []
 
     def run(command: list[str], terminal: int | None = None) -> subprocess.Popen:
-        streams = {} if terminal is None else {"stdin": terminal, "stdout": terminal, "stderr": terminal,
-                                               "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+        def prepare() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under `nohup`
+            if terminal is not None:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        streams = {} if terminal is None else {"stdin": terminal, "stdout": terminal, "stderr": terminal}
         started.append(subprocess.Popen(command, start_new_session=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                                        **{"stderr": subprocess.PIPE, "text": True, **streams}))
+                                        preexec_fn=prepare, **{"stderr": subprocess.PIPE, "text": True, **streams}))
         return started[-1]
 
     yield run

@@ -120,7 +120,7 @@ def targets_of(histories: list[list[int]]) -> list[int]:
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(training())
 def test_target_windows_are_each_training_event_once_behind_its_history(case):
     histories, batch_size, max_history, seed = case
@@ -132,7 +132,7 @@ def test_target_windows_are_each_training_event_once_behind_its_history(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(training())
 def test_sequence_windows_cover_each_training_target_once(case):
     histories, batch_size, max_history, seed = case
@@ -146,7 +146,7 @@ def test_sequence_windows_cover_each_training_target_once(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(training(), st.sampled_from(["target", "sequence"]))
 def test_no_valid_or_test_event_is_in_any_training_window(case, unit):
     histories, batch_size, max_history, seed = case
@@ -157,7 +157,7 @@ def test_no_valid_or_test_event_is_in_any_training_window(case, unit):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(training(), st.sampled_from(["target", "sequence"]))
 def test_every_epoch_has_as_many_batches_and_none_is_empty(case, unit):
     histories, batch_size, max_history, seed = case
@@ -167,7 +167,7 @@ def test_every_epoch_has_as_many_batches_and_none_is_empty(case, unit):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(training())
 def test_target_batches_differ_in_size_by_one_at_most(case):
     histories, batch_size, max_history, seed = case

@@ -6,9 +6,10 @@ import math
 import duckdb
 import pandas as pd
 import pytest
+import torch
 
 from common.artifacts import DatasetFolder, load_meta, save_array
-from common.errors import DataError
+from common.errors import ArtifactError, DataError
 from common.publishing import publish, write_meta
 from recommendation.evaluator import predict
 from recommendation.models.abstract_model import AbstractRecommender
@@ -79,6 +80,15 @@ def test_codes_of_one_level_train_a_recommender(execute, monkeypatch):
     monkeypatch.setattr(f"{__name__}.SIZES", [NUM_ITEMS + 3])
     _, metrics = execute("encoder_decoder", HISTORIES)
     assert metrics["test"]["num_targets"] == len(HISTORIES)
+
+
+def test_ids_that_items_share_are_refused_before_anything_is_written(execute, monkeypatch, tmp_path):
+    monkeypatch.setattr(f"{__name__}.random_codes", lambda num_items, sizes: torch.zeros(num_items, len(sizes)))
+    with pytest.raises(ArtifactError, match="several items the same semantic ID") as raised:
+        execute("encoder_decoder", HISTORIES)
+    assert raised.value.exit_code == 4
+    assert "--disambiguation extra_level" in raised.value.fix
+    assert not [*tmp_path.rglob("runs")]
 
 
 @pytest.mark.slow

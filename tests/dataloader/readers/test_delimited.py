@@ -66,7 +66,7 @@ VALUES = st.text(st.sampled_from('ab ",;\t\n\r|\\#\ufeff\u2028é🍼') | st.char
 
 
 @pytest.mark.slow
-@settings(max_examples=75, deadline=None, derandomize=True, database=None)
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(VALUES, VALUES), max_size=5), st.sampled_from([",", "\t"]),
        st.sampled_from(["\n", "\r\n"]), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, table, delimiter, end, quoting):

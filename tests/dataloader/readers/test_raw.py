@@ -88,7 +88,7 @@ TEXTS = st.text(st.sampled_from("a'\"\\ \n\t\r\x00é日🍼\u2028\ud800\udc00") 
 RECORDS = st.lists(st.fixed_dictionaries({}, optional={
     "a": TEXTS | st.none() | st.integers(), "t": TEXTS, "other": st.none() | st.booleans() | st.lists(TEXTS)}),
     min_size=1, max_size=6)
-PLAIN = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+PLAIN = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 def as_read(record: dict, pairs: bool) -> tuple:

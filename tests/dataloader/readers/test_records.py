@@ -18,7 +18,7 @@ VALUES = st.recursive(TEXTS | st.none() | st.booleans() | NUMBERS,
                       lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4)
                       | st.tuples(inner, inner), max_leaves=12)
 RECORDS = st.dictionaries(TEXTS, VALUES, max_size=5)
-PLAIN = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+PLAIN = settings(max_examples=400, deadline=None, derandomize=True, database=None)
 
 
 @pytest.mark.slow

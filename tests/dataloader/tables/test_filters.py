@@ -12,7 +12,7 @@ from tests.dataloader.processing import fill, kept, processing
 EVENTS = [("a", "x", 1), ("a", "y", 2), ("b", "x", 1), ("b", "y", 2), ("c", "y", 1), ("c", "z", 2), ("d", "z", 1)]
 MANY = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("pqrst"), st.integers(0, 3)), min_size=1,
                 max_size=30)
-PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_the_address_of_a_picture_is_one_or_the_first_of_several(tmp_path, raw, 
 
 
 SPACES = re.compile(r"[\s\x85]+")
-PLAIN = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+PLAIN = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 @pytest.mark.slow

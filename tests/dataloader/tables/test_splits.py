@@ -14,7 +14,7 @@ from dataloader.workspace import Workspace
 from tests.dataloader.processing import fill, processing
 
 RAW = Path("reviews.json.gz")
-PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 @pytest.fixture(scope="module")
