@@ -20,8 +20,8 @@ from dataloader.check import check_folder
 from dataloader.options import ProcessOptions, parse_options
 from dataloader.readers.raw import UNITS, RawTable
 from dataloader.sources import family
-from dataloader.tables.events import read_events
-from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, make_keys, number
+from dataloader.tables.events import make_keys, read_events
+from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number
 from dataloader.tables.items import MAX_TEXT, describe, read_items
 from dataloader.tables.splits import counts, make_split, measure, report_lines
 from dataloader.workspace import Workspace, text

@@ -1,4 +1,4 @@
-"""Raw interactions of any format become the table `events`; what is no event is found, named and perhaps left out."""
+"""Raw interactions of any format become events, with integers for users and items; what is no event is named."""
 
 from pathlib import Path
 
@@ -48,6 +48,21 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
     return num_bad
 
 
+def make_keys(work: Workspace) -> None:
+    """Make `kept (user_key, item_key, time, rating, line)` and `user_keys`, `item_keys (raw, key)` from `events`.
+
+    A row's id in `events` is its line in the input. A user's or an item's key is the first line that names it, so that
+    everything after is done on integers.
+    """
+    for side in ("user", "item"):
+        work.run(f"""CREATE TABLE {side}_keys AS
+            SELECT raw_{side} AS raw, min(rowid)::UINTEGER AS key FROM events GROUP BY ALL""")
+    work.run("""CREATE TABLE kept AS
+        SELECT u.key AS user_key, i.key AS item_key, e."time", e.rating::FLOAT AS rating, e.rowid::UINTEGER AS line
+        FROM events e JOIN user_keys u ON e.raw_user = u.raw JOIN item_keys i ON e.raw_item = i.raw""")
+    work.run("DROP TABLE events")
+
+
 def _fault(table: RawTable, values: dict, unit: str | None, low: float, high: float) -> str:
     """What is wrong with a row's raw values; `unit` is None for dates."""
     if fault := id_fault(table, values, "user") or id_fault(table, values, "item"):
@@ -72,5 +87,3 @@ def _hint(value: object, unit: str) -> str:
         return ""
     fits = [other for other in ("s", "ms", "us") if EARLIEST * UNITS[other] <= time <= LATEST * UNITS[other]]
     return "".join(f"; --time_unit {other}, if that is what it counts" for other in fits if other != unit)
-
-

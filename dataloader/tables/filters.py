@@ -1,23 +1,9 @@
-"""Which events stay: rating threshold, duplicates, k-core; and the integers that users and items become."""
+"""Which events stay: rating threshold, duplicates, k-core; and the numbers that users and items get at the end."""
 
 from itertools import pairwise
 
 from dataloader.options import Processing
 from dataloader.workspace import Workspace
-
-# The table `events (raw_user, raw_item, time, rating)` has its rows in the order of the input: a row's id is its line.
-# A user's or an item's key is the first line that names it, so that everything after is done on integers.
-
-
-def make_keys(work: Workspace) -> None:
-    """Make `kept (user_key, item_key, time, rating, line)` and `user_keys`, `item_keys (raw, key)`."""
-    for side in ("user", "item"):
-        work.run(f"""CREATE TABLE {side}_keys AS
-            SELECT raw_{side} AS raw, min(rowid)::UINTEGER AS key FROM events GROUP BY ALL""")
-    work.run("""CREATE TABLE kept AS
-        SELECT u.key AS user_key, i.key AS item_key, e."time", e.rating::FLOAT AS rating, e.rowid::UINTEGER AS line
-        FROM events e JOIN user_keys u ON e.raw_user = u.raw JOIN item_keys i ON e.raw_item = i.raw""")
-    work.run("DROP TABLE events")
 
 
 class Report:

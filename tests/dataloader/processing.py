@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dataloader.options import Processing, ProcessOptions
 from dataloader.process import process
-from dataloader.tables.filters import make_keys
+from dataloader.tables.events import make_keys
 from dataloader.workspace import Workspace
 from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.helpers import write_baby
