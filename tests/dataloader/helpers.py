@@ -18,12 +18,7 @@ import duckdb
 from common.artifacts import DatasetFolder
 from common.command import run_command
 from dataloader.options import Options, ProcessOptions, parse_options
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
+from tests.errors import Outcome
 
 
 def run_here(main: Callable[[list[str]], None], flags: list[str], cwd: Path) -> Outcome:

@@ -16,17 +16,12 @@ from typing import NamedTuple
 import pytest
 
 from common.lock import FolderLock
+from tests.errors import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("common", "dataloader", "quantization", "recommendation")
 NUM_USERS, NUM_ITEMS = 150, 130
 NUM_KEPT = 128  # items with five events or more
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 class Tree(NamedTuple):
