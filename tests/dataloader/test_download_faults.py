@@ -23,8 +23,8 @@ import yaml
 from common.publishing import file_sha256
 from dataloader import download, fetch, options, process, text_embedding
 from tests.dataloader.helpers import FaultyServer, Reply, closed_port, review, run_here
-from tests.errors import Outcome
 from tests.dataloader.remote import HTML, OTHER, ROOT, WHOLE, sha256, wait_until
+from tests.errors import Outcome
 
 pytestmark = pytest.mark.slow
 
