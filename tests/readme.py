@@ -1,4 +1,4 @@
-"""The README's examples of a model of one's own, each with its YAML."""
+"""The README's examples of a new model, each with its YAML."""
 
 import re
 

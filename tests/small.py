@@ -1,4 +1,4 @@
-"""Configurations of a model in sizes that a test can afford."""
+"""Small configurations of a model, for fast tests."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from common.config import Config, resolve
 
 
 def small_config(name: str, model_yaml: Path, defaults_yaml: Path, sizes: dict[str, object]) -> Config:
-    """The model's own configuration with each of `sizes` that it uses."""
+    """The model's own configuration, with the values of those keys in `sizes` that it uses."""
     plain = resolve(name, model_yaml, defaults_yaml, [])
     sections = {"common": plain["common"], f"{name}.training_params": plain.training_params,
                 f"{name}.model_params": plain[name]["model_params"]}

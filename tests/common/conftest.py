@@ -1,4 +1,4 @@
-"""A Python of its own for what ends a process."""
+"""Runs code in a Python process of its own, as it may end the process."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def python():
 
 @pytest.fixture
 def command(python):
-    """Runs the lines as the `main(argv)` of a command, in the frame that every command has."""
+    """Runs the lines as the `main(argv)` of a command, through `run_command`."""
     def run(body: str, *arguments: object, **options) -> subprocess.CompletedProcess:
         lines = "".join(f"    {line}\n" for line in body.splitlines())
         return python("import logging, os, signal, sys, time\n"

@@ -1,6 +1,9 @@
-"""Writes and damages artifacts for the tests."""
+"""Writes and damages artifacts for the tests, and checks parts of messages."""
 
+import re
 from pathlib import Path
+
+import pytest
 
 from common.publishing import publish
 
@@ -18,3 +21,17 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+
+
+def numbers(raised: pytest.ExceptionInfo) -> set[str]:
+    """The numbers that an error tells, without those in its place and in its fix."""
+    text = str(raised.value).removeprefix(str(raised.value.where)).rpartition("Fix: ")[0]
+    return set(re.findall(r"-?\b\d+(?:\.\d+)?", text))
+
+
+def assert_interrupted(err: str, names_force: bool = False) -> None:
+    """One error line with a fix. It names --force only if the command had it."""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert " Fix: " in err
+    assert ("--force" in err) == names_force

@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from common.cli import (
     value_of,
 )
 from common.errors import ConfigError
+from tests.errors import refused
 
 
 def parser() -> Parser:
@@ -45,55 +47,51 @@ def test_the_defaults_are_those_of_the_contract():
     assert (args.force, args.debug, args.config, args.set) == (False, False, None, [])
 
 
-def test_the_root_is_the_projects_wherever_the_user_stands():
+def test_the_root_does_not_depend_on_the_working_directory():
     assert (ROOT / "common" / "cli.py").samefile(Path(__file__).parents[2] / "common" / "cli.py")
     assert ROOT.is_absolute()
 
 
 @pytest.mark.parametrize("flag", ["--dataset", "--dataset_name", "--category"])
-def test_the_data_set_has_three_names_and_two_spellings(flag):
+def test_the_dataset_has_three_flags_and_two_spellings(flag):
     assert flags(flag, "Toys").dataset == "Toys"
     assert flags(f"{flag}=Toys").dataset == "Toys"
 
 
-@pytest.mark.parametrize("flag", ["--data", "--dataset_nam", "--datase", "--forc", "--quantizer", "--dataset-name"])
-def test_flags_have_no_abbreviations(flag):
-    with pytest.raises(ConfigError, match=f"{flag}: no such flag. did you mean '--") as raised:
-        flags(f"{flag}=Toys")
-    assert raised.value.exit_code == 2
-
-
-def test_an_unknown_flag_is_told_the_nearest_one():
-    for words, fix in ((("--datset", "Toys"), "--dataset"), (("--datset=Toys",), "--dataset=Toys")):
-        with pytest.raises(ConfigError, match="--datset: no such flag. did you mean '--dataset'") as raised:
+@pytest.mark.parametrize(("flag", "nearest"), [
+    ("--data", "--dataset"), ("--dataset_nam", "--dataset_name"), ("--datase", "--dataset"), ("--forc", "--force"),
+    ("--quantizer", "--quantizer_name"), ("--dataset-name", "--dataset_name"), ("--datset", "--dataset")])
+def test_an_abbreviated_flag_is_refused_with_the_nearest_one(flag, nearest):
+    for words, fix in (([flag, "Toys"], nearest), ([f"{flag}=Toys"], f"{nearest}=Toys")):
+        with refused(ConfigError, flag, names=[f"'{nearest}'"], fix=[fix]):
             flags(*words)
-        assert raised.value.fix == fix
 
 
-@pytest.mark.parametrize("argv", [["--dataset"], ["--force=1"], ["--tag"]])
-def test_a_flag_used_wrongly_is_a_configuration_error(argv):
-    with pytest.raises(ConfigError, match=f"argument .*{argv[0].split('=')[0]}"):
-        flags(*argv)
+@pytest.mark.parametrize(("word", "flag"), [("--dataset", "--dataset"), ("--force=1", "--force"), ("--tag", "--tag")])
+def test_a_flag_used_wrongly_is_a_configuration_error(word, flag):
+    with refused(ConfigError, Path(sys.argv[0]).name, names=[flag], fix=["--help"]):
+        flags(word)
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", ".hid", "", "a/b", "/etc", "a b", "a\n", "é", "x" * 300, "a\0b",
                                   "$(reboot)", "~"])
-@pytest.mark.parametrize("flag", ["--dataset", "--dataset_name", "--category", "--embedding_suffix", "--tag"])
-def test_a_name_may_not_climb_hide_or_be_endless(flag, name):
-    with pytest.raises(ConfigError, match="is not a name") as raised:
+@pytest.mark.parametrize(("flag", "where"), [
+    ("--dataset", "--dataset"), ("--dataset_name", "--dataset"), ("--category", "--dataset"),
+    ("--embedding_suffix", "--embedding_suffix"), ("--tag", "--tag")])
+def test_a_name_may_not_climb_hide_or_be_endless(flag, where, name):
+    with refused(ConfigError, where, names=[repr(name), 100]) as raised:
         flags(f"{flag}={name}")
-    assert raised.value.exit_code == 2
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["Baby", "ml-100k", "a.b", "_x", "3", "x" * 100, "a..b"])
-def test_an_ordinary_name_is_taken(name):
+def test_an_ordinary_name_is_accepted(name):
     assert flags("--dataset", name, "--tag", name).dataset == name
 
 
 @settings(max_examples=100, deadline=None, database=None)
 @given(st.text(alphabet="aZ0._-/\\~ \n\0é", max_size=120))
-def test_a_name_that_is_taken_stays_in_its_folder(name):
+def test_an_accepted_name_stays_in_its_folder(name):
     try:
         check_name("--dataset", name)
     except ConfigError:
@@ -111,7 +109,7 @@ def test_overrides_come_with_set_or_by_name_in_both_spellings():
     (["--shift", "-1"], ("shift", "-1")), (["--shift", "-1e-3"], ("shift", "-1e-3")), (["--x=--y"], ("x", "--y")),
     (["--x="], ("x", "")), (["--shape", "[1, 2]"], ("shape", "[1, 2]")), (["--a.b", "3"], ("a.b", "3")),
     (["--url", "http://h/?a=b"], ("url", "http://h/?a=b"))])
-def test_a_value_may_look_like_much(argv, pair):
+def test_a_value_may_look_like_a_flag_or_a_list(argv, pair):
     assert overrides(*argv) == [pair]
     assert overrides("--dataset", "Toys", *argv, "--force") == [pair]
 
@@ -120,24 +118,25 @@ def test_the_last_of_two_overrides_comes_last():
     assert overrides("--lr", "1", "--lr", "2") == [("lr", "1"), ("lr", "2")]
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--epochs"], "--epochs: no such flag, or its value is missing.*Fix: --epochs=<value>"),
-    (["--epochs", "--lr", "3"], "--epochs: no such flag, or its value is missing"),
-    (["--force_", "--debug"], "did you mean '--force'.*Fix: --force, or"),
-    (["stray"], "stray: stands alone"),
-    (["--epochs", "5", "6"], "6: stands alone"),
-    (["--set", "epochs"], "'epochs' has no '='")])
-def test_an_override_without_a_value_or_a_value_without_a_key_is_an_error(argv, message):
-    with pytest.raises(ConfigError, match=message):
+@pytest.mark.parametrize(("argv", "where", "names", "fix"), [
+    (["--epochs"], "--epochs", [], ["--epochs="]),
+    (["--epochs", "--lr", "3"], "--epochs", [], ["--epochs="]),
+    (["--force_", "--debug"], "--force_", ["'--force'"], ["--force", "--force_="]),
+    (["stray"], "stray", [], ["--help"]),
+    (["--epochs", "5", "6"], "6", [], ["--help"]),
+    (["--set", "epochs"], "--set", ["'epochs'"], ["--set"])])
+def test_an_override_needs_a_key_and_a_value(argv, where, names, fix):
+    with refused(ConfigError, where, names=names, fix=fix):
         overrides(*argv)
 
 
-def test_where_there_are_no_overrides_a_key_is_an_unknown_flag():
-    with pytest.raises(ConfigError, match="--epochs: no such flag"):
+def test_a_command_without_overrides_refuses_a_key():
+    assert overrides("--epochs", "5") == [("epochs", "5")]
+    with refused(ConfigError, "--epochs", names=["--dataset", "--force"], fix=["--help"]):
         flags("--epochs", "5")
 
 
-def test_a_command_is_written_down_as_it_would_be_typed():
+def test_a_command_is_recorded_as_it_would_be_typed():
     line = command_line("python quantization/main.py", ["--dataset=my set", "--force", "--lr", "1e-4", "--debug"])
     assert line == "python quantization/main.py '--dataset=my set' --lr 1e-4"
 
@@ -147,18 +146,18 @@ def forwarded(*argv: str, destinations: set[str]) -> list[str]:
     return given_flags(command, parse(command, list(argv)), destinations)
 
 
-def test_flags_that_are_not_at_their_default_are_written_down_for_another_command():
+def test_given_flags_are_forwarded_to_another_command():
     argv = ("--category", "My_Set", "--data_root", "a folder/data", "--debug", "--tag=t",
             "--model_name", "vqvae")
     assert forwarded(*argv, destinations={"dataset", "data_root", "debug", "tag", "quantizer_name"}) == [
         "--quantizer_name=vqvae", "--dataset=My_Set", "--data_root=a folder/data", "--debug", "--tag=t"]
 
 
-def test_flags_of_other_destinations_and_at_their_default_are_not_written_down():
+def test_defaults_and_other_flags_are_not_forwarded():
     assert forwarded("--tag=t", "--dataset=Baby", "--force", destinations={"dataset", "data_root", "debug"}) == []
 
 
-def test_a_value_that_looks_like_a_flag_arrives_as_the_value_that_it_is():
+def test_a_forwarded_value_may_look_like_a_flag():
     command = Parser()
     command.add_argument("--low", type=float, default=0.0)
     command.add_argument("--text", default=None)
@@ -175,16 +174,16 @@ def test_the_destinations_of_a_parser_are_those_of_its_flags():
     assert command.destinations() == {"dataset", "data_root", "debug"}
 
 
-def test_help_shows_the_defaults_and_ends_with_the_keys_of_the_yamls(capsys):
+def test_help_shows_defaults_and_ends_with_the_yaml_keys(capsys):
     command = parser()
     path = ROOT / "quantization" / "configs" / "defaults.yaml"
     help_with_keys(command, [path])
     with pytest.raises(SystemExit) as raised:
         parse(command, ["--help"])
     assert raised.value.code == 0
-    text = capsys.readouterr().out
-    assert "(default: rqvae)" in text
-    assert text.endswith(f"quantization/configs/defaults.yaml:\n{path.read_text(encoding='utf-8')}")
+    text, keys = capsys.readouterr().out, f"quantization/configs/defaults.yaml:\n{path.read_text(encoding='utf-8')}"
+    assert text.endswith(keys)
+    assert "rqvae" in text.removesuffix(keys)
 
 
 @pytest.mark.parametrize(("argv", "value"), [

@@ -1,3 +1,4 @@
+import re
 from textwrap import dedent
 
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 
 from common.config import StrictLoader, load_yaml, resolve
 from common.errors import ConfigError
+from tests.common.helpers import numbers
+from tests.errors import refused
 
 DEFAULTS = """\
 common:
@@ -47,9 +50,17 @@ def config(write):
     return resolve_text
 
 
-def where(raised) -> str:
-    """The error's place, without the folder."""
-    return str(raised.value.where).rsplit("/", 1)[-1]
+@pytest.fixture
+def at(tmp_path):
+    """The place of an error in the model's YAML."""
+    def place(line: int) -> str:
+        return f"{tmp_path / 'vq.yaml'}:{line}"
+    return place
+
+
+def value(text: str):
+    """The value that YAML reads from a text."""
+    return yaml.load(text, Loader=StrictLoader)  # noqa: S506 (StrictLoader is a SafeLoader)
 
 
 @pytest.mark.parametrize(("text", "value"), [
@@ -71,7 +82,7 @@ def test_only_a_whole_number_with_an_exponent_is_a_float(write, text, value):
 @settings(max_examples=50, deadline=None, database=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_that_python_prints_is_read_back(number):
-    assert yaml.load(repr(number), Loader=StrictLoader) == number  # noqa: S506 (StrictLoader is a SafeLoader)
+    assert value(repr(number)) == number
 
 
 def test_other_users_of_yaml_are_not_affected():
@@ -85,18 +96,18 @@ def test_every_key_knows_its_line(write):
         "vq.model_params.num_levels": f"{path}:5"}
 
 
-@pytest.mark.parametrize(("text", "line", "first"), [
-    ("common:\n  seed: 1\n  seed: 2\n", 3, 2),
-    ("common:\n  seed: 1\nvq: {}\ncommon:\n  seed: 2\n", 4, 1),
-    ("vq:\n  model_params:\n    layers:\n    - size: 1\n      size: 2\n", 5, 4),
-    ("vq: {a: 1, a: 2}\n", 1, 1)])
-def test_a_duplicate_key_is_an_error_at_its_second_line(write, text, line, first):
-    with pytest.raises(ConfigError, match=f"duplicate key .* already at line {first}") as raised:
+@pytest.mark.parametrize(("text", "line", "key", "first"), [
+    ("common:\n  seed: 1\n  seed: 2\n", 3, "common.seed", 2),
+    ("common:\n  seed: 1\nvq: {}\ncommon:\n  seed: 2\n", 4, "common", 1),
+    ("vq:\n  model_params:\n    layers:\n    - size: 1\n      size: 2\n", 5, "vq.model_params.layers.0.size", 4),
+    ("vq: {a: 1, a: 2}\n", 1, "vq.a", 1)])
+def test_a_duplicate_key_is_an_error_at_its_second_line(write, at, text, line, key, first):
+    with refused(ConfigError, at(line), names=[f"'{key}'"]) as raised:
         load_yaml(write(text))
-    assert where(raised) == f"vq.yaml:{line}"
+    assert str(first) in numbers(raised)
 
 
-def test_the_same_key_in_two_sections_is_no_duplicate(write):
+def test_the_same_key_in_two_sections_is_not_a_duplicate(write):
     values, _ = load_yaml(write("common:\n  a: 1\nvq:\n  a: 2\n  b: [{a: 3}, {a: 4}]\n"))
     assert values == {"common": {"a": 1}, "vq": {"a": 2, "b": [{"a": 3}, {"a": 4}]}}
 
@@ -104,35 +115,32 @@ def test_the_same_key_in_two_sections_is_no_duplicate(write):
 @pytest.mark.parametrize(("text", "line"), [
     ("common:\n\tseed: 1\n", 2), ("common:\n  seed: 1\n  lr 2\n  x: 3\n", 4), ("a: 1\nb: [1, 2\nc: 3\n", 3),
     ("a: 1\nb: 'open\n", 3), ("a: 1\nb: !!python/object:os.system x\n", 2)])
-def test_invalid_yaml_is_an_error_at_its_line(write, text, line):
-    with pytest.raises(ConfigError, match="not valid YAML") as raised:
+def test_invalid_yaml_is_an_error_at_its_line(write, at, text, line):
+    with refused(ConfigError, at(line)) as raised:
         load_yaml(write(text))
-    assert where(raised) == f"vq.yaml:{line}"
     assert "\n" not in str(raised.value)
 
 
-def test_a_key_that_yaml_takes_for_a_truth_value_or_a_number_is_an_error(write):
-    for text in ("common:\n  on: 1\n", "common:\n  7: 1\n", "common:\n  null: 1\n"):
-        with pytest.raises(ConfigError, match="quote it") as raised:
-            load_yaml(write(text))
-        assert where(raised) == "vq.yaml:2"
+def test_a_key_that_is_not_a_string_is_an_error(write, at):
+    for key in ("on", "7", "null"):
+        with refused(ConfigError, at(2), names=[f"'{key}'"]):
+            load_yaml(write(f"common:\n  {key}: 1\n"))
     assert load_yaml(write("'on': 1\n"))[0] == {"on": 1}
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(ConfigError, match="gone.yaml: cannot be read") as raised:
+    with refused(ConfigError, tmp_path / "gone.yaml"):
         load_yaml(tmp_path / "gone.yaml")
-    assert raised.value.exit_code == 2
 
 
-def test_a_file_that_is_no_text_is_an_error(tmp_path):
+def test_a_file_that_is_not_text_is_an_error(tmp_path):
     (tmp_path / "vq.yaml").write_bytes(b"a: \xff\xfe\n")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with refused(ConfigError, tmp_path / "vq.yaml"):
         load_yaml(tmp_path / "vq.yaml")
 
 
-def test_a_list_is_no_configuration(write):
-    with pytest.raises(ConfigError, match="not a mapping"):
+def test_a_list_is_not_a_configuration(write, at):
+    with refused(ConfigError, at(1), fix=["common:"]):
         load_yaml(write("- a\n- b\n"))
 
 
@@ -140,7 +148,7 @@ def test_an_empty_file_holds_nothing(write):
     assert load_yaml(write("# nothing yet\n")) == ({}, {})
 
 
-def test_defaults_fill_in_what_the_yaml_leaves_out(config):
+def test_defaults_fill_in_keys_missing_in_the_yaml(config):
     resolved = config("vq:\n  model_params:\n    num_levels: 3\n  training_params:\n    epochs: 5\n")
     assert resolved.values == {
         "common": {"device": "auto", "seed": 0},
@@ -173,43 +181,40 @@ def test_a_value_says_where_it_came_from(config):
     assert origins["common.seed"] == "--seed"
 
 
-@pytest.mark.parametrize(("text", "line", "message"), [
-    ("common:\n  sed: 1\n", 2, "unknown key common.sed. did you mean 'seed'?"),
-    ("vq:\n  training_params:\n    epoch: 1\n", 3, "unknown key vq.training_params.epoch. did you mean 'epochs'?"),
-    ("vq:\n  training_params:\n    LR: 1\n", 3, "unknown key vq.training_params.LR. did you mean 'lr'?"),
-    ("vq:\n  model_parms: {}\n", 2, "unknown key vq.model_parms. did you mean 'model_params'?"),
-    ("common: {}\nVQ: {}\n", 2, "unknown section 'VQ'. did you mean 'vq'?"),
-    ("comon: {}\n", 1, "unknown section 'comon'. did you mean 'common'?")])
-def test_an_unknown_name_is_an_error_with_the_nearest_real_one(config, text, line, message):
-    with pytest.raises(ConfigError) as raised:
+@pytest.mark.parametrize(("text", "line", "name", "nearest"), [
+    ("common:\n  sed: 1\n", 2, "common.sed", "seed"),
+    ("vq:\n  training_params:\n    epoch: 1\n", 3, "vq.training_params.epoch", "epochs"),
+    ("vq:\n  training_params:\n    LR: 1\n", 3, "vq.training_params.LR", "lr"),
+    ("vq:\n  model_parms: {}\n", 2, "vq.model_parms", "model_params"),
+    ("common: {}\nVQ: {}\n", 2, "'VQ'", "vq"),
+    ("comon: {}\n", 1, "'comon'", "common")])
+def test_an_unknown_name_is_refused_with_the_nearest_one(config, at, text, line, name, nearest):
+    with refused(ConfigError, at(line), names=[name, f"'{nearest}'"]):
         config(text)
-    assert where(raised) == f"vq.yaml:{line}"
-    assert message in str(raised.value)
 
 
-@pytest.mark.parametrize(("key", "value", "kind"), [
+@pytest.mark.parametrize(("key", "text", "kind"), [
     ("epochs", "many", "int"), ("epochs", "true", "int"), ("epochs", "5.0", "int"), ("epochs", "null", "int"),
     ("epochs", "1e3", "int"), ("epochs", "[5]", "int"), ("lr", "'0.1'", "float"), ("lr", "false", "float"),
     ("patience", "2.5", "int"), ("patience", "never", "int"), ("select_by", "3", "str")])
-def test_a_value_of_the_wrong_kind_is_an_error(config, key, value, kind):
-    with pytest.raises(ConfigError, match=rf"vq.training_params.{key} is .* must be of type {kind}") as raised:
-        config(f"vq:\n  training_params:\n    {key}: {value}\n")
-    assert where(raised) == "vq.yaml:3"
+def test_a_value_of_the_wrong_kind_is_an_error(config, at, key, text, kind):
+    with refused(ConfigError, at(3), names=[f"vq.training_params.{key}", repr(value(text)), kind]):
+        config(f"vq:\n  training_params:\n    {key}: {text}\n")
 
 
-def test_a_whole_number_does_for_a_float(config):
+def test_a_whole_number_becomes_a_float(config):
     lr = config("vq: {training_params: {lr: 1}}").training_params["lr"]
     assert type(lr) is float
     assert lr == 1.0
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("epochs", "0"), ("batch_size", "-1"), ("lr", "-0.1"), ("lr", ".nan"), ("patience", "0"), ("seed", "-1"),
-    ("seed", "2147483648")])
-def test_a_value_out_of_range_is_an_error(config, key, value):
-    with pytest.raises(ConfigError, match=rf"{key} is .* it must be (at least|from)") as raised:
-        config("", (key, value))
-    assert where(raised) == f"--{key}"
+@pytest.mark.parametrize(("key", "text", "limits"), [
+    ("epochs", "0", {"1"}), ("batch_size", "-1", {"1"}), ("lr", "-0.1", {"0"}), ("lr", ".nan", {"0"}),
+    ("patience", "0", {"1"}), ("seed", "-1", {"0", "2147483647"}), ("seed", "2147483648", {"0", "2147483647"})])
+def test_a_value_out_of_range_is_an_error(config, key, text, limits):
+    with refused(ConfigError, f"--{key}", names=[f".{key}", value(text)]) as raised:
+        config("", (key, text))
+    assert numbers(raised) >= limits
 
 
 def test_the_borders_of_a_range_belong_to_it(config):
@@ -219,18 +224,19 @@ def test_the_borders_of_a_range_belong_to_it(config):
 
 
 def test_a_choice_outside_the_list_is_an_error(config):
-    with pytest.raises(ConfigError, match="did you mean 'AdamW'.* one of AdamW, Adam, SGD"):
+    with refused(ConfigError, "--optimizer", names=["'adamw'", "'AdamW'"], fix=["AdamW", "Adam", "SGD"]):
         config("", ("optimizer", "adamw"))
-    with pytest.raises(ConfigError, match="select_mode is 'median'"):
+    with refused(ConfigError, "--select_mode", names=["'median'"], fix=["min", "max"]):
         config("", ("select_mode", "median"))
 
 
-@pytest.mark.parametrize(("text", "line"), [
-    ("vq: 3\n", 1), ("common: [1]\n", 1), ("vq:\n  training_params: fast\n", 2), ("vq:\n  model_params: 4\n", 2)])
-def test_a_section_must_hold_keys(config, text, line):
-    with pytest.raises(ConfigError, match="must hold keys") as raised:
+@pytest.mark.parametrize(("text", "line", "key", "held"), [
+    ("vq: 345\n", 1, "vq", "345"), ("common: [1]\n", 1, "common", "[1]"),
+    ("vq:\n  training_params: fast\n", 2, "training_params", "'fast'"),
+    ("vq:\n  model_params: 456\n", 2, "model_params", "456")])
+def test_a_section_must_hold_keys(config, at, text, line, key, held):
+    with refused(ConfigError, at(line), names=[f"'{key}'", held], fix=[f"{key}:"]):
         config(text)
-    assert where(raised) == f"vq.yaml:{line}"
 
 
 @pytest.mark.parametrize("key", ["epochs", "training_params.epochs", "vq.training_params.epochs"])
@@ -245,9 +251,9 @@ def test_an_override_is_read_as_yaml(config, text, value):
     assert resolved["vq"]["model_params"] == {"shape": value}
 
 
-def test_a_leaf_that_stands_twice_is_ambiguous_and_its_path_is_not(config):
+def test_a_key_in_two_sections_needs_its_path(config):
     text = "vq: {model_params: {lr: 5}}"
-    with pytest.raises(ConfigError, match="--lr: names more than one key. vq.model_params.lr, vq.training_params.lr"):
+    with refused(ConfigError, "--lr", names=["vq.model_params.lr", "vq.training_params.lr"], fix=["--set"]):
         config(text, ("lr", "1"))
     resolved = config(text, ("model_params.lr", "7"))
     assert resolved["vq"]["model_params"]["lr"] == 7
@@ -261,26 +267,26 @@ def test_a_whole_path_is_never_ambiguous(config):
 
 
 @pytest.mark.parametrize("key", ["epoch", "common.epochs", "pochs", "vq.model_params", "vq"])
-def test_an_override_of_what_does_not_exist_is_an_error(config, key):
-    with pytest.raises(ConfigError, match=f"--{key}: no such flag or configuration key"):
+def test_an_override_of_an_unknown_key_is_an_error(config, key):
+    with refused(ConfigError, f"--{key}", fix=["--help"]):
         config("vq: {model_params: {a: 1}}", (key, "3"))
 
 
 @pytest.mark.parametrize(("key", "suggestion"), [
     ("batchsize", "batch_size"), ("common.sead", "common.seed"),
     ("training_params.epoch", "vq.training_params.epochs")])
-def test_a_misspelled_override_is_told_the_nearest_key(config, key, suggestion):
-    with pytest.raises(ConfigError, match=rf"did you mean '{suggestion}'\?"):
+def test_a_misspelled_override_names_the_nearest_key(config, key, suggestion):
+    with refused(ConfigError, f"--{key}", names=[f"'{suggestion}'"]):
         config("", (key, "3"))
 
 
-def test_an_override_that_is_no_yaml_is_an_error(config):
-    with pytest.raises(ConfigError, match=r"--epochs: '\[1' is not a YAML value"):
+def test_an_override_that_is_not_yaml_is_an_error(config):
+    with refused(ConfigError, "--epochs", names=["'[1'"]):
         config("", ("epochs", "[1"))
 
 
 def test_an_override_is_checked_like_a_yaml_value(config):
-    with pytest.raises(ConfigError, match="--epochs: vq.training_params.epochs is 'ten'"):
+    with refused(ConfigError, "--epochs", names=["vq.training_params.epochs", "'ten'", "int"]):
         config("", ("epochs", "ten"))
 
 
@@ -298,10 +304,8 @@ USES = "vq: {uses: [lr], model_params: {a: 1}}"
 
 
 def test_an_unused_key_on_the_command_line_is_an_error(config):
-    with pytest.raises(ConfigError) as raised:
+    with refused(ConfigError, "--epochs", names=["eval_batch_size", "lr"]):
         config(USES, ("epochs", "3"))
-    assert raised.value.where == "--epochs"
-    assert "lr" in str(raised.value)
 
 
 @pytest.mark.parametrize("key", ["lr", "eval_batch_size", "seed"])
@@ -313,38 +317,43 @@ def test_a_used_key_and_a_common_one_are_accepted(config, key):
 @pytest.mark.parametrize(("by_gradient", "reads", "unused"), [
     (True, [], ["smoothing"]), (True, ["smoothing"], []),
     (False, [], ["lr", "smoothing"]), (False, ["lr"], ["smoothing"])])
-def test_a_model_that_declares_nothing_uses_what_it_reads(config, caplog, by_gradient, reads, unused):
+def test_a_model_that_declares_nothing_uses_what_it_reads(config, at, caplog, by_gradient, reads, unused):
     resolved = config("vq:\n  training_params:\n    lr: 1\n    smoothing: 0.5\n    eval_batch_size: 1\n")
     model_config = resolved.for_model()
     for key in reads:
         model_config["vq"]["training_params"][key]
     resolved.check_training_keys(model_config, by_gradient)
-    assert [record.args[1] for record in caplog.records] == unused
+    for record, key in zip(caplog.records, unused, strict=True):
+        assert record.levelname == "WARNING"
+        assert at({"lr": 3, "smoothing": 4}[key]) in record.getMessage()
+        assert re.search(rf"\b{key}\b", record.getMessage())
     for key in unused:
         flagged = config("", (key, "0.5"))
-        with pytest.raises(ConfigError) as raised:
+        with refused(ConfigError, f"--{key}"):
             flagged.check_training_keys(flagged.for_model(), by_gradient)
-        assert raised.value.where == f"--{key}"
 
 
-def test_the_yaml_that_replaces_the_models_own_keeps_what_it_declares(write):
+def test_a_replaced_yaml_keeps_the_models_declarations(write):
     own, other = write(USES, "own.yaml"), write("vq: {model_params: {a: 2}}", "other.yaml")
-    with pytest.raises(ConfigError, match="does not use epochs"):
-        resolve("vq", other, write(DEFAULTS, "defaults.yaml"), [("epochs", "3")], declared_yaml=own)
+    defaults, overrides = write(DEFAULTS, "defaults.yaml"), [("epochs", "3")]
+    resolve("vq", other, defaults, overrides)
+    with refused(ConfigError, "--epochs", names=["eval_batch_size", "lr"]):
+        resolve("vq", other, defaults, overrides, declared_yaml=own)
 
 
-@pytest.mark.parametrize(("declared", "value"), [
+@pytest.mark.parametrize(("declared", "text"), [
     ("bounds: {decay: [0, 1]}", "1.5"), ("bounds: {decay: [1, null]}", "0"), ("bounds: {decay: [0, 1]}", "much"),
     ("choices: {decay: [slow, fast]}", "medium")])
-def test_a_model_declares_what_its_own_keys_may_hold(config, declared, value):
-    with pytest.raises(ConfigError) as raised:
-        config(f"vq: {{{declared}, model_params: {{decay: 1}}}}", ("decay", value))
-    assert raised.value.where == "--decay"
+def test_a_model_declares_what_its_own_keys_may_hold(config, declared, text):
+    with refused(ConfigError, "--decay", names=["vq.model_params.decay", repr(value(text))]):
+        config(f"vq: {{{declared}, model_params: {{decay: 1}}}}", ("decay", text))
 
 
-@pytest.mark.parametrize("text", ["baseline: 1", "uses: lr", "uses: [rate]", "bounds: {a: 3}"])
-def test_a_wrong_declaration_is_an_error(config, text):
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(("text", "named"), [
+    ("baseline: 345", ["vq.baseline", "345", "bool"]), ("uses: lr", ["vq.uses", "'lr'", "list"]),
+    ("uses: [rate]", ["vq.uses", "'rate'"]), ("bounds: {decay: 345}", ["decay", "345"])])
+def test_a_wrong_declaration_is_an_error(config, tmp_path, text, named):
+    with refused(ConfigError, names=[tmp_path / "vq.yaml", *named]):
         config(f"vq: {{{text}}}")
 
 
@@ -382,32 +391,31 @@ def test_every_way_to_read_a_parameter_counts_as_reading(config, read):
     resolved.check_all_read(model_config)
 
 
-def test_a_parameter_that_the_model_never_read_is_an_error_at_its_line(config):
+def test_a_parameter_that_the_model_ignores_is_an_error(config, at):
     resolved = config("vq:\n  model_params:\n    num_levels: 3\n    num_heds: 2\n")
     model_config = resolved.for_model()
     params = model_config["vq"]["model_params"]
     assert (params["num_levels"], params.get("num_heads", 4), "num_heds" in params) == (3, 4, True)
-    with pytest.raises(ConfigError, match="vq.model_params.num_heds. did you mean 'num_heads'") as e:
+    with refused(ConfigError, at(4), names=["vq.model_params.num_heds", "'num_heads'"]):
         resolved.check_all_read(model_config)
-    assert where(e) == "vq.yaml:4"
 
 
-def test_a_parameter_that_the_yaml_lacks_is_the_users_error(config):
+def test_a_parameter_missing_in_the_yaml_is_an_error(config, at):
     params = config("vq: {model_params: {num_levls: 3}}").for_model()["vq"]["model_params"]
-    with pytest.raises(ConfigError, match="num_levels.* did you mean 'num_levls'"):
+    with refused(ConfigError, at(1), names=["'num_levels'", "'num_levls'"], fix=["num_levels:"]):
         params["num_levels"]
     assert params.get("num_levels", 4) == 4
 
 
-def test_a_merged_parameter_that_is_never_read_is_an_error_too(config):
+def test_a_merged_parameter_that_the_model_ignores_is_an_error(config):
     resolved = config("vq:\n  model_params:\n    <<: {a: 1, b: 2}\n")
     model_config = resolved.for_model()
     assert model_config["vq"]["model_params"]["a"] == 1
-    with pytest.raises(ConfigError, match="vq.model_params.b"):
+    with refused(ConfigError, names=["vq.model_params.b"]):
         resolved.check_all_read(model_config)
 
 
-def test_a_model_sees_the_whole_configuration_and_what_is_known_of_the_data(config):
+def test_a_model_gets_the_configuration_and_the_data_sizes(config):
     model_config = config("vq: {model_params: {a: 1}}").for_model(num_items=9)
     assert model_config["data"] == {"num_items": 9}
     assert model_config["common"]["seed"] == 0
@@ -439,14 +447,14 @@ def grouped(write):
 @pytest.mark.parametrize(("text", "own"), [
     ("codebook:", {}), ("codebook: {}", {}), ("codebook: {update: ema, sinkhorn_levels: [-1]}",
                                               {"update": "ema", "sinkhorn_levels": [-1]})])
-def test_a_model_that_names_a_group_of_options_gets_all_of_them(grouped, text, own):
+def test_a_model_that_names_a_group_gets_its_options(grouped, text, own):
     assert grouped(f"vq: {{model_params: {{{text}}}}}")["vq"]["model_params"] == {"codebook": GROUP | own}
 
 
 @pytest.mark.parametrize(("text", "params"), [
     ("", {}), ("vq: {model_params: {size: 3}}", {"size": 3}),
     ("vq: {model_params: {codebook: 512}}", {"codebook": 512})])  # a plug-in's own key of that name
-def test_a_model_that_does_not_name_the_group_has_none_of_it(grouped, text, params):
+def test_a_model_that_names_no_group_gets_no_options(grouped, text, params):
     resolved = grouped(text)
     assert resolved["vq"]["model_params"] == params
     assert "codebook" not in resolved.values
@@ -460,7 +468,7 @@ def test_two_models_do_not_share_the_defaults_of_a_group(grouped):
 
 @pytest.mark.parametrize("key", ["ema_decay", "codebook.ema_decay", "model_params.codebook.ema_decay",
                                  "vq.model_params.codebook.ema_decay"])
-def test_an_option_of_a_group_is_overridden_like_any_other_key(grouped, key):
+def test_an_option_is_overridden_like_any_other_key(grouped, key):
     resolved = grouped("vq: {model_params: {codebook: {update: ema}}}", (key, "0.5"))
     assert resolved["vq"]["model_params"]["codebook"] == GROUP | {"update": "ema", "ema_decay": 0.5}
     assert resolved.origins["vq.model_params.codebook.ema_decay"] == f"--{key}"
@@ -472,18 +480,20 @@ def test_an_option_says_where_it_came_from(grouped):
     assert origins["vq.model_params.codebook.start"].endswith("defaults.yaml:21")
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("updat: ema", "unknown key vq.model_params.codebook.updat. did you mean 'update'?"),
-    ("update: emma", "is 'emma'. did you mean 'ema'? Fix: one of gradient, ema"),
-    ("restart_dead: 1", "must be of type bool"), ("ema_decay: 1.5", "from 0 to 1"),
-    ("sinkhorn_levels: 1", "must be of type list")])
-def test_a_wrong_option_is_an_error_at_its_line(grouped, text, message):
-    with pytest.raises(ConfigError) as raised:
-        grouped(f"vq:\n  model_params:\n    codebook:\n      {text}\n")
-    assert where(raised) == "vq.yaml:4"
-    assert message in str(raised.value)
+@pytest.mark.parametrize(("key", "text", "named", "fix"), [
+    ("updat", "ema", ["'update'"], []), ("update", "emma", ["'emma'", "'ema'"], ["gradient", "ema"]),
+    ("restart_dead", "1", ["bool"], []), ("sinkhorn_levels", "1", ["list"], [])])
+def test_a_wrong_option_is_an_error_at_its_line(grouped, at, key, text, named, fix):
+    with refused(ConfigError, at(4), names=[f"vq.model_params.codebook.{key}", *named], fix=fix):
+        grouped(f"vq:\n  model_params:\n    codebook:\n      {key}: {text}\n")
 
 
-def test_an_option_of_a_group_that_the_model_lacks_is_no_key(grouped):
-    with pytest.raises(ConfigError, match="--ema_decay: no such flag or configuration key"):
+def test_an_option_out_of_range_names_the_range(grouped, at):
+    with refused(ConfigError, at(4), names=["vq.model_params.codebook.ema_decay"]) as raised:
+        grouped("vq:\n  model_params:\n    codebook:\n      ema_decay: 1.5\n")
+    assert numbers(raised) >= {"1.5", "0", "1"}
+
+
+def test_an_option_of_a_missing_group_is_an_unknown_key(grouped):
+    with refused(ConfigError, "--ema_decay", fix=["--help"]):
         grouped("vq: {model_params: {size: 3}}", ("ema_decay", "0.5"))

@@ -1,29 +1,36 @@
 import pytest
 
-from common.errors import UserError, nearest, without_secrets
+from common.errors import UserError, closest, nearest, without_secrets
 
 
 @pytest.mark.parametrize(("parts", "line"), [
-    (("a.yaml:3", "unknown key 'x'", "it is new", "remove it"), "a.yaml:3: unknown key 'x'. it is new. Fix: remove it"),
-    (("a.yaml:3", "unknown key 'x'", "did you mean 'y'?", "correct it"),
-     "a.yaml:3: unknown key 'x'. did you mean 'y'? Fix: correct it"),
-    (("a.npy", "not there.", "", "make it"), "a.npy: not there. Fix: make it"),
-    (("a.npy", "not there"), "a.npy: not there. Fix: see --help")])
+    (("a.yaml:3", "unknown key 'x'", "It is new", "remove it"), "a.yaml:3: unknown key 'x'. It is new. Fix: remove it"),
+    (("a.yaml:3", "unknown key 'x'", "Is it 'y'?", "correct it"),
+     "a.yaml:3: unknown key 'x'. Is it 'y'? Fix: correct it"),
+    (("a.npy", "not there.", "", "make it"), "a.npy: not there. Fix: make it")])
 def test_an_error_says_where_what_why_and_the_fix(parts, line):
     assert str(UserError(*parts)) == line
 
 
+def test_an_error_without_a_fix_names_the_help():
+    start, _, fix = str(UserError("a.npy", "not there")).partition(" Fix: ")
+    assert start == "a.npy: not there."
+    assert "--help" in fix
+
 
 @pytest.mark.parametrize(("name", "known", "suggestion"), [
-    ("epoch", ["epochs", "lr"], "did you mean 'epochs'?"),
-    ("LR", ["epochs", "lr"], "did you mean 'lr'?"),
-    ("adamw", ["Adam", "AdamW"], "did you mean 'AdamW'?"),
-    ("batchsize", ["batch_size", "eval_batch_size"], "did you mean 'batch_size'?"),
-    ("xyz", ["epochs", "batch"], "there are: batch, epochs"),
-    ("xyz", [], "there are: none")])
-def test_the_nearest_name_is_suggested_or_all_are_listed(name, known, suggestion):
-    assert nearest(name, known) == suggestion
+    ("epoch", ["epochs", "lr"], "epochs"), ("LR", ["epochs", "lr"], "lr"), ("adamw", ["Adam", "AdamW"], "AdamW"),
+    ("batchsize", ["batch_size", "eval_batch_size"], "batch_size")])
+def test_the_nearest_name_is_suggested_alone(name, known, suggestion):
+    assert closest(name, known) == suggestion
+    assert [other for other in known if f"'{other}'" in nearest(name, known)] == [suggestion]
 
+
+def test_without_a_near_name_all_are_listed_in_order():
+    assert closest("xyz", ["epochs", "batch"]) is None
+    assert nearest("xyz", ["epochs", "batch"]).endswith("batch, epochs")
+    assert closest("xyz", []) is None
+    assert nearest("xyz", [])
 
 
 @pytest.mark.parametrize(("text", "masked"), [
@@ -35,4 +42,3 @@ def test_the_nearest_name_is_suggested_or_all_are_listed(name, known, suggestion
 ])
 def test_secrets_in_addresses_are_masked(text, masked):
     assert without_secrets(text) == masked
-

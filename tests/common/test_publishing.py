@@ -9,12 +9,13 @@ from common.artifacts import load_meta
 from common.artifacts import verify as verify_artifact
 from common.errors import ArtifactError, DataError, Interrupted
 from common.publishing import publish, publish_folder, sweep
-from tests.common.helpers import flip_a_bit, names, put
+from tests.common.helpers import flip_a_bit, names, numbers, put
+from tests.errors import refused
 
 SHA256_OF_HELLO = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
 
 
-def test_publishing_writes_the_file_and_its_meta_and_nothing_else(tmp_path):
+def test_publishing_writes_only_the_file_and_its_meta(tmp_path):
     path = tmp_path / "new" / "greeting"
     meta = put(path, b"hello", num_items=1)
     assert path.read_bytes() == b"hello"
@@ -24,7 +25,7 @@ def test_publishing_writes_the_file_and_its_meta_and_nothing_else(tmp_path):
     assert load_meta(path, "make it") == meta
 
 
-def test_a_signal_right_after_the_content_got_its_name_leaves_the_new_pair(tmp_path, monkeypatch):
+def test_a_signal_after_the_first_rename_leaves_the_new_pair(tmp_path, monkeypatch):
     put(tmp_path / "file", b"old")
     replace = os.replace
 
@@ -40,7 +41,7 @@ def test_a_signal_right_after_the_content_got_its_name_leaves_the_new_pair(tmp_p
     assert names(tmp_path) == {"file", "file.meta.json"}
 
 
-def test_a_writer_that_fails_leaves_the_old_pair_and_no_litter(tmp_path):
+def test_a_failing_writer_leaves_only_the_old_pair(tmp_path):
     put(tmp_path / "file", b"old")
 
     def write(staged: Path):
@@ -55,7 +56,7 @@ def test_a_writer_that_fails_leaves_the_old_pair_and_no_litter(tmp_path):
 
 
 @pytest.mark.parametrize(("failing_call", "content"), [(1, b"old"), (2, b"new!")])
-def test_a_failing_rename_leaves_the_old_pair_or_the_new_pair(tmp_path, monkeypatch, failing_call, content):
+def test_a_failing_rename_leaves_the_old_or_new_pair(tmp_path, monkeypatch, failing_call, content):
     path = tmp_path / "file"
     put(path, b"old", edition="old")
     calls, replace = [], os.replace
@@ -99,7 +100,7 @@ publish(path, lambda staged: staged.write_bytes(b"new!"), {"inputs": {}, "editio
 @pytest.mark.parametrize(("deadly_call", "content"), [
     # fsync content, fsync meta, rename content, rename meta, fsync folder
     (1, b"old"), (2, b"old"), (3, b"old"), (4, b"new!"), (5, b"new!")])
-def test_a_killed_writer_leaves_the_old_pair_or_the_new_pair(tmp_path, python, deadly_call, content):
+def test_a_killed_writer_leaves_the_old_or_new_pair(tmp_path, python, deadly_call, content):
     path = tmp_path / "file"
     put(path, b"old", edition="old")
     assert python(KILLED_WRITER, path, deadly_call).returncode == 9
@@ -119,7 +120,7 @@ def test_a_killed_first_writer_leaves_nothing_or_a_whole_pair(tmp_path, python, 
     if there:
         assert verify_artifact(path, "make it")["edition"] == "new!"
     else:
-        with pytest.raises(DataError, match="not there"):
+        with refused(DataError, path, fix=["make it"]):
             load_meta(path, "make it")
 
 
@@ -153,7 +154,7 @@ def test_two_readers_may_finish_the_same_publishing(tmp_path, python, monkeypatc
 
 
 @pytest.mark.parametrize("replaces", [False, True])
-def test_what_a_living_writer_has_staged_is_left_alone(tmp_path, replaces):
+def test_the_staged_files_of_a_running_writer_stay(tmp_path, replaces):
     path, dead = tmp_path / "file", tmp_path / ".file.tmp-99999999"
 
     def write(staged: Path) -> None:
@@ -162,7 +163,7 @@ def test_what_a_living_writer_has_staged_is_left_alone(tmp_path, replaces):
             (tmp_path / "other").write_bytes(b"outer")
             os.replace(tmp_path / "other", staged)
         dead.write_bytes(b"half")
-        put(path, b"inner")  # another writer, that sweeps
+        put(path, b"inner")  # another writer, which sweeps
         assert staged.exists()
         assert not dead.exists()
         assert load_meta(path, "make it")["size"] == 5
@@ -189,7 +190,7 @@ def test_a_reader_leaves_a_meta_whose_content_is_still_staged(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("fault", ["no module", errno.ENOTSUP, errno.ENOLCK])
-def test_without_locks_what_is_older_than_a_day_is_removed(tmp_path, monkeypatch, fault):
+def test_without_locks_files_older_than_a_day_are_removed(tmp_path, monkeypatch, fault):
     fresh, old = tmp_path / ".file.tmp-1", tmp_path / ".file.tmp-2"
     for left, age in ((fresh, 80_000), (old, 90_000)):
         left.write_bytes(b"half")
@@ -212,7 +213,7 @@ def test_without_locks_what_is_older_than_a_day_is_removed(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("write", [lambda path: put(path, b"new"), lambda path: write_folder(path, "new"),
                                    lambda path: publishing.write_text(path, "new")])
-def test_a_sweep_between_making_and_locking_costs_nothing(tmp_path, monkeypatch, write):
+def test_a_sweep_between_making_and_locking_is_harmless(tmp_path, monkeypatch, write):
     lock, swept = publishing.lock, []
 
     def late(descriptor, wait=False):
@@ -228,14 +229,14 @@ def test_a_sweep_between_making_and_locking_costs_nothing(tmp_path, monkeypatch,
     assert names(tmp_path) - {"it.meta.json"} == {"it"}
 
 
-def test_a_name_is_no_pattern_for_its_sweep(tmp_path):
+def test_a_sweep_does_not_take_a_name_as_a_pattern(tmp_path):
     (tmp_path / ".fold1.tmp-1").write_bytes(b"half")
     (tmp_path / ".fold[12].tmp-1").write_bytes(b"half")
     put(tmp_path / "fold[12]", b"new")
     assert names(tmp_path) == {"fold[12]", "fold[12].meta.json", ".fold1.tmp-1"}
 
 
-def test_replacing_a_text_fails_whole(tmp_path, monkeypatch):
+def test_a_failed_replacement_leaves_the_old_text(tmp_path, monkeypatch):
     publishing.write_text(tmp_path / "note", "old\n")
 
     def fail(*_):
@@ -256,17 +257,15 @@ def test_a_path_that_could_not_be_decoded_can_be_recorded(tmp_path):
     assert (tmp_path / "note").read_text(encoding="utf-8") == r"caf\udce9"
 
 
-def test_an_artifact_that_is_not_there_is_a_data_error_with_the_command(tmp_path):
-    with pytest.raises(DataError, match=r"file: not there\. Fix: make it") as raised:
+def test_a_missing_artifact_names_the_command_that_makes_it(tmp_path):
+    with refused(DataError, tmp_path / "file", fix=["make it"]):
         load_meta(tmp_path / "file", "make it")
-    assert raised.value.exit_code == 3
 
 
 def test_a_file_without_a_meta_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"hello")
-    with pytest.raises(ArtifactError, match=r"has no meta\. file\.meta\.json is missing beside it\. Fix: make it") as e:
+    with refused(ArtifactError, tmp_path / "file", names=["file.meta.json"], fix=["make it"]):
         load_meta(tmp_path / "file", "make it")
-    assert e.value.exit_code == 4
 
 
 @pytest.mark.parametrize("text", [
@@ -274,37 +273,39 @@ def test_a_file_without_a_meta_is_refused(tmp_path):
     '{"schema_version": 1, "size": 5, "sha256": "x", "inputs": null}',
     '{"schema_version": 1, "size": 5, "sha256": "x", "inputs": ["a"]}',
     '{"schema_version": 1, "size": 5, "inputs": {}}'])
-def test_a_meta_that_is_none_is_refused(tmp_path, text):
+def test_an_invalid_meta_is_refused(tmp_path, text):
     put(tmp_path / "file", b"hello")
     (tmp_path / "file.meta.json").write_text(text, encoding="latin-1")
-    with pytest.raises(ArtifactError, match=r"file\.meta\.json: is not a valid meta.* Fix: make it"):
+    with refused(ArtifactError, tmp_path / "file.meta.json", fix=["make it"]):
         load_meta(tmp_path / "file", "make it")
 
 
 def test_another_size_is_refused_with_the_recorded_command(tmp_path):
     put(tmp_path / "file", b"hello")
     (tmp_path / "file").write_bytes(b"hell")
-    with pytest.raises(ArtifactError, match="has 4 bytes. its meta says 5. Fix: make file --force"):
+    with refused(ArtifactError, tmp_path / "file", fix=["make file --force"]) as raised:
         load_meta(tmp_path / "file", "make it")
+    assert numbers(raised) >= {"4", "5"}
 
 
 def test_another_schema_version_is_refused(tmp_path):
     put(tmp_path / "file", b"hello", schema_version=2)
-    with pytest.raises(ArtifactError, match="has schema version 2. this code reads 1"):
+    with refused(ArtifactError, tmp_path / "file.meta.json", fix=["make file --force"]) as raised:
         load_meta(tmp_path / "file", "make it")
+    assert numbers(raised) >= {"2", "1"}
 
 
-def test_verify_finds_a_flipped_bit_that_the_size_does_not_show(tmp_path):
+def test_verify_finds_a_flipped_bit_in_the_content(tmp_path):
     put(tmp_path / "file", b"hello")
     flip_a_bit(tmp_path / "file")
     load_meta(tmp_path / "file", "make it")
-    with pytest.raises(ArtifactError, match="does not match the sha256 in its meta"):
+    with refused(ArtifactError, tmp_path / "file", fix=["make file --force"]):
         verify_artifact(tmp_path / "file", "make it")
 
 
 @pytest.fixture
 def chain(tmp_path):
-    """`items` -> `embeddings` -> `codes`, each made from the one before."""
+    """`items` -> `embeddings` -> `codes`: each is an input of the next."""
     items, embeddings, codes = (tmp_path / name for name in ("items", "embeddings", "codes"))
     put(items, b"hello")
     put(embeddings, b"1", inputs={"items": SHA256_OF_HELLO})
@@ -312,25 +313,22 @@ def chain(tmp_path):
     return items, embeddings, codes
 
 
-def test_an_artifact_whose_input_changed_is_refused_with_the_command_that_rebuilds_it(chain):
+def test_a_stale_artifact_names_the_command_that_rebuilds_it(chain):
     items, embeddings, _ = chain
     put(items, b"other")
-    with pytest.raises(ArtifactError) as raised:
+    with refused(ArtifactError, embeddings, names=["items"], fix=["make embeddings --force"]):
         load_meta(embeddings, "make it")
-    assert raised.value.exit_code == 4
-    assert str(raised.value) == (f"{embeddings}: is stale. items has changed since it was made. "
-                                 "Fix: make embeddings --force")
 
 
 def test_staleness_reaches_through_the_whole_chain(chain):
-    items, _, codes = chain
+    items, embeddings, codes = chain
     load_meta(codes, "make it")
     put(items, b"other")
-    with pytest.raises(ArtifactError, match="embeddings: is stale. items has changed"):
+    with refused(ArtifactError, embeddings, names=["items"], fix=["make embeddings --force"]):
         load_meta(codes, "make it")
 
 
-def test_an_input_made_again_with_the_same_content_is_still_good(chain):
+def test_an_input_with_the_same_content_is_still_current(chain):
     items, _, codes = chain
     put(items, b"hello", made="again")
     assert load_meta(codes, "make it")["command"] == "make codes"
@@ -339,7 +337,7 @@ def test_an_input_made_again_with_the_same_content_is_still_good(chain):
 def test_an_artifact_whose_input_is_gone_is_refused(chain):
     items, _, codes = chain
     items.unlink()
-    with pytest.raises(DataError, match="items: not there"):
+    with refused(DataError, items):
         load_meta(codes, "make it")
 
 
@@ -347,14 +345,14 @@ def write_folder(path: Path, content: str) -> None:
     publish_folder(path, lambda staged: (staged / "file").write_text(content))
 
 
-def test_a_folder_is_published_in_place_of_the_one_before(tmp_path):
+def test_a_published_folder_replaces_the_old_one(tmp_path):
     for content in ("old", "new"):
         write_folder(tmp_path / "in" / "folder", content)
         assert (tmp_path / "in" / "folder" / "file").read_text() == content
         assert names(tmp_path / "in") == {"folder"}
 
 
-def test_a_folder_that_could_not_be_written_leaves_the_one_before(tmp_path):
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
     write_folder(tmp_path / "folder", "old")
 
     def fail(staged: Path) -> None:
@@ -367,7 +365,7 @@ def test_a_folder_that_could_not_be_written_leaves_the_one_before(tmp_path):
     assert names(tmp_path) == {"folder"}
 
 
-def test_what_killed_writers_of_a_folder_left_is_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_killed_folder_writers_are_removed(tmp_path):
     for left in (".folder.tmp-999999999", ".folder.old-999999999", ".folder.mine-1"):
         (tmp_path / left).mkdir()
 

@@ -1,6 +1,7 @@
 import json
 import math
 import signal
+from contextlib import contextmanager
 from itertools import count
 
 import pytest
@@ -12,6 +13,8 @@ from common.command import stop_request
 from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError
 from common.run import Run
 from common.training import Best, TrainingLoop, derive_seed, learning_rate, make_optimizer, optimize, total_steps
+from tests.common.helpers import numbers
+from tests.errors import refused
 
 PARAMS = {"epochs": 4, "lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, "optimizer": "AdamW",
           "weight_decay": 0.01, "clip_norm": 1.0, "eval_every": 2, "patience": None, "max_steps": None,
@@ -77,7 +80,7 @@ def start(tmp_path):
         stop_request.signal_number = 0
         params = {**PARAMS, **changes}
         task, run = Tiny(params, at, values), new_run(tmp_path, name)
-        torch.manual_seed(next(seeds))  # two processes need not have drawn alike before
+        torch.manual_seed(next(seeds))  # as in two processes, the state of the generator differs
         with run.open(force=False):
             return task, TrainingLoop(task, run, params, seed=7).train()
     return start
@@ -110,7 +113,7 @@ def records(tmp_path) -> list[dict]:
     return [json.loads(line) for line in new_run(tmp_path).metrics.read_text().splitlines()]
 
 
-def test_a_run_records_every_epoch_and_measures_every_second(start, tmp_path):
+def test_a_run_records_every_epoch_and_evaluates_every_second(start, tmp_path):
     task, best = start()
     lines = records(tmp_path)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
@@ -120,7 +123,7 @@ def test_a_run_records_every_epoch_and_measures_every_second(start, tmp_path):
     assert len(task.evaluated) == 2
 
 
-def test_the_last_epoch_is_measured_even_between_two_evaluations(start, tmp_path):
+def test_the_last_epoch_is_always_evaluated(start, tmp_path):
     start(epochs=3, eval_every=2)
     assert ["metrics" in line for line in records(tmp_path)] == [False, True, True]
 
@@ -131,7 +134,7 @@ def test_two_runs_end_with_the_same_bytes(start, tmp_path):
     assert results(tmp_path, "one") == results(tmp_path, "two")
 
 
-def test_dropout_changes_the_result_so_that_the_next_tests_mean_something(start, tmp_path, monkeypatch):
+def test_the_result_depends_on_the_random_numbers(start, tmp_path, monkeypatch):
     start("one")
     monkeypatch.setattr("common.training.derive_seed", lambda *parts: derive_seed("other", *parts))
     start("two")
@@ -162,7 +165,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", range(1, 4 * NUM_STEPS + 1))
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(start, tmp_path, undisturbed, step):
+def test_an_interrupted_run_continues_to_the_same_bytes(start, tmp_path, undisturbed, step):
     with pytest.raises(Interrupted):
         start(at=stop_at(step))
     taken = []
@@ -171,7 +174,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(start, tmp_path
     assert results(tmp_path) == undisturbed
 
 
-def test_a_run_interrupted_at_every_step_ends_with_the_same_bytes(start, tmp_path, undisturbed):
+def test_interruptions_at_every_step_leave_the_same_bytes(start, tmp_path, undisturbed):
     for step in range(1, 13):
         with pytest.raises(Interrupted):
             start(at=stop_at(step))
@@ -179,7 +182,7 @@ def test_a_run_interrupted_at_every_step_ends_with_the_same_bytes(start, tmp_pat
     assert results(tmp_path) == undisturbed
 
 
-def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(start, tmp_path, undisturbed, monkeypatch):
+def test_a_stop_does_not_wait_for_an_evaluation(start, tmp_path, undisturbed, monkeypatch):
     evaluate = Tiny.evaluate
 
     def stop_and_evaluate(task):
@@ -191,14 +194,13 @@ def test_a_stop_does_not_wait_for_the_end_of_an_evaluation(start, tmp_path, undi
         patch.setattr(Tiny, "evaluate", stop_and_evaluate)
         with pytest.raises(Interrupted):
             start()
-    assert len(records(tmp_path)) == 3  # the fourth epoch is the second to be measured
+    assert len(records(tmp_path)) == 3  # the second evaluation follows the fourth epoch
     start()
     assert results(tmp_path) == undisturbed
 
 
 @pytest.mark.parametrize("evaluation", [1, 2])
-def test_a_run_interrupted_while_it_is_measured_ends_with_the_same_bytes(start, tmp_path, undisturbed, monkeypatch,
-                                                                         evaluation):
+def test_an_interrupted_evaluation_leaves_the_same_bytes(start, tmp_path, undisturbed, monkeypatch, evaluation):
     evaluate = Tiny.evaluate
 
     def evaluate_and_stop(task):
@@ -217,8 +219,7 @@ def test_a_run_interrupted_while_it_is_measured_ends_with_the_same_bytes(start, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("saved", "crashed"), [(None, 2), (None, 11), (2, 3), (3, 7), (4, 8), (5, 12), (7, 11)])
-def test_a_run_that_died_long_after_its_checkpoint_ends_with_the_same_bytes(start, tmp_path, undisturbed, saved,
-                                                                            crashed):
+def test_a_crash_after_a_checkpoint_leaves_the_same_bytes(start, tmp_path, undisturbed, saved, crashed):
     if saved:
         with pytest.raises(Interrupted):
             start(at=stop_at(saved))
@@ -228,7 +229,7 @@ def test_a_run_that_died_long_after_its_checkpoint_ends_with_the_same_bytes(star
     assert results(tmp_path) == undisturbed
 
 
-def test_a_run_that_saves_at_every_step_loses_none(start, tmp_path, undisturbed):
+def test_a_run_that_saves_every_step_repeats_none(start, tmp_path, undisturbed):
     with pytest.raises(Crash):
         start(at=crash_at(8), checkpoint_seconds=0)
     taken = []
@@ -237,7 +238,7 @@ def test_a_run_that_saves_at_every_step_loses_none(start, tmp_path, undisturbed)
     assert results(tmp_path) == undisturbed
 
 
-def test_a_damaged_newest_checkpoint_costs_steps_and_no_bytes(start, tmp_path, undisturbed):
+def test_a_damaged_newest_checkpoint_leaves_the_same_bytes(start, tmp_path, undisturbed):
     with pytest.raises(Crash):
         start(at=crash_at(8), checkpoint_seconds=0)
     newest = Checkpoints(new_run(tmp_path).checkpoints, "train").numbered()[0]
@@ -248,7 +249,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_and_no_bytes(start, tmp_path, u
     assert results(tmp_path) == undisturbed
 
 
-def test_a_finished_training_is_not_taken_up_again(start, tmp_path, undisturbed):
+def test_a_finished_training_takes_no_more_steps(start, tmp_path, undisturbed):
     _, first = start()
     taken = []
     task, again = start(at=taken.append)
@@ -259,20 +260,22 @@ def test_a_finished_training_is_not_taken_up_again(start, tmp_path, undisturbed)
     assert torch.equal(task.model[0].weight, best["0.weight"])
 
 
-def test_a_training_whose_best_model_is_damaged_ends_in_an_error(start, tmp_path):
+def test_a_damaged_best_model_is_an_error(start, tmp_path):
     start()
     best = new_run(tmp_path).checkpoints / "best.safetensors"
+    size = best.stat().st_size
     best.write_bytes(best.read_bytes()[:-1])
-    with pytest.raises(ArtifactError, match="best.safetensors: has .* bytes"):
+    with refused(ArtifactError, best, fix=["train --force"]) as raised:
         start()
+    assert numbers(raised) >= {str(size), str(size - 1)}
 
 
-def test_patience_ends_a_training_after_so_many_evaluations_without_a_better_one(start, tmp_path):
+def test_patience_ends_a_training_that_stops_improving(start, tmp_path):
     values = [5.0, 4.0, 4.5, 4.0, 1.0]
     _, best = start(epochs=9, eval_every=1, patience=2, values=values)
     assert best.epoch == 2
     assert [line["epoch"] for line in records(tmp_path)] == [1, 2, 3, 4]
-    assert values == [1.0]  # never asked for
+    assert values == [1.0]  # not evaluated
 
 
 def test_patience_counts_evaluations_and_not_epochs(start, tmp_path):
@@ -286,7 +289,7 @@ def test_without_patience_a_training_never_stops_early(start, tmp_path):
     assert len(records(tmp_path)) == 6
 
 
-def test_a_training_that_lost_patience_stays_as_it_was_when_it_is_started_again(start, tmp_path):
+def test_a_training_that_stopped_early_takes_no_more_steps(start, tmp_path):
     early = {"epochs": 9, "eval_every": 1, "patience": 2}
     _, best = start(**early, values=[5.0, 4.0, 4.5, 4.25])
     before = results(tmp_path)
@@ -297,7 +300,7 @@ def test_a_training_that_lost_patience_stays_as_it_was_when_it_is_started_again(
     assert len(records(tmp_path)) == 4
 
 
-def test_an_interruption_at_the_last_evaluation_before_patience_is_lost_costs_nothing(start, tmp_path):
+def test_an_interruption_keeps_the_count_of_patience(start, tmp_path):
     early = {"epochs": 9, "eval_every": 1, "patience": 2}
     with pytest.raises(Interrupted):
         start(**early, at=stop_at(12), values=[5.0, 4.0, 4.5])
@@ -309,40 +312,46 @@ def poison(number):
     return lambda step: math.nan if step == number else None
 
 
+def not_finite(tmp_path) -> dict:
+    return json.loads((new_run(tmp_path).folder / "not_finite.json").read_text())
+
+
+@contextmanager
+def refused_loss(tmp_path, epoch: int, step: int, *named: str):
+    """The block raises a TrainingError that names the epoch and the step, and writes both with the batch."""
+    with refused(TrainingError, new_run(tmp_path).folder, names=["not_finite.json", *named], fix=["--lr"]) as raised:
+        yield
+    assert numbers(raised) >= {str(epoch), str(step)}
+    assert not_finite(tmp_path) == {"epoch": epoch, "step": step, "batch": [epoch - 1, step - 1]}
+
+
 @pytest.mark.parametrize("seconds", [0, 3600], ids=["saving at every step", "saving at the end"])
 @pytest.mark.parametrize("step", [4, 5, 6])
-def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_a_good_checkpoint(start, tmp_path, step, seconds):
+def test_a_loss_that_is_not_finite_keeps_a_good_checkpoint(start, tmp_path, step, seconds):
     with pytest.raises(Interrupted):
         start(at=stop_at(3), eval_every=1, checkpoint_seconds=seconds)
-    with pytest.raises(TrainingError, match=f"epoch 2, step {step - 3} is not finite.* Fix: a lower --lr") as raised:
+    with refused_loss(tmp_path, 2, step - 3):
         start(at=poison(step), eval_every=1, checkpoint_seconds=seconds)
-    assert raised.value.exit_code == 6
     checkpoints = Checkpoints(new_run(tmp_path).checkpoints, "train")
     for state in (checkpoints.load_newest(), checkpoints.load_best()):
         assert all(tensor.isfinite().all() for tensor in state["model"].values())
     assert [line["epoch"] for line in records(tmp_path)] == [1]
 
 
-def not_finite(tmp_path) -> dict:
-    return json.loads((new_run(tmp_path).folder / "not_finite.json").read_text())
-
-
 @pytest.mark.parametrize(("bad", "step"), [({7, 8, 9}, 1), ({8, 9}, 2), ({9}, 3)])
-def test_the_first_step_that_was_not_finite_is_named_with_its_batch(start, tmp_path, bad, step):
-    with pytest.raises(TrainingError, match=f"epoch 3, step {step} is not finite.* not_finite.json has the batch"):
+def test_the_first_step_that_is_not_finite_is_named(start, tmp_path, bad, step):
+    with refused_loss(tmp_path, 3, step):
         start(at=lambda number: math.inf if number in bad else None)
-    assert not_finite(tmp_path) == {"epoch": 3, "step": step, "batch": [2, step - 1]}
 
 
-def test_the_step_is_right_after_an_interruption_in_the_middle_of_the_epoch(start, tmp_path):
+def test_the_named_step_is_right_after_an_interruption(start, tmp_path):
     with pytest.raises(Interrupted):
         start(at=stop_at(7))
-    with pytest.raises(TrainingError, match="epoch 3, step 2 is not finite"):
+    with refused_loss(tmp_path, 3, 2):
         start(at=poison(8))
-    assert not_finite(tmp_path) == {"epoch": 3, "step": 2, "batch": [2, 1]}
 
 
-def test_any_loss_that_is_not_finite_ends_the_training_at_its_step(start, tmp_path, monkeypatch):
+def test_any_loss_that_is_not_finite_ends_the_training(start, tmp_path, monkeypatch):
     take_step = Tiny.step
 
     def step(task, epoch, index):
@@ -350,27 +359,28 @@ def test_any_loss_that_is_not_finite_ends_the_training_at_its_step(start, tmp_pa
         return losses | ({"loss_half": losses["loss_half"] / 0} if (epoch, index) == (1, 1) else {})
 
     monkeypatch.setattr(Tiny, "step", step)
-    with pytest.raises(TrainingError, match="epoch 2, step 2 is not finite.*loss_half inf"):
+    with refused_loss(tmp_path, 2, 2, "loss_half inf"):
         start()
-    assert not_finite(tmp_path)["step"] == 2
 
 
-def test_a_training_that_stays_finite_leaves_no_such_file(start, tmp_path):
+def test_a_finite_training_writes_no_batch(start, tmp_path):
     start()
     assert not (new_run(tmp_path).folder / "not_finite.json").exists()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_metric_that_is_not_finite_ends_the_training(start, tmp_path, value):
-    with pytest.raises(TrainingError, match="loss is not finite after epoch 2"):
+    with refused(TrainingError, new_run(tmp_path).folder, names=["loss"], fix=["--lr"]) as raised:
         start(eval_every=1, values=[1.0, value])
+    assert "2" in numbers(raised)
+    assert not (new_run(tmp_path).folder / "not_finite.json").exists()
     assert Checkpoints(new_run(tmp_path).checkpoints, "train").load_best()
 
 
-def test_selecting_by_what_is_no_metric_is_a_configuration_error(start):
-    with pytest.raises(ConfigError, match="'los' is no metric of this model. did you mean 'loss'"):
+def test_selecting_by_an_unknown_metric_is_an_error(start):
+    with refused(ConfigError, "training_params.select_by", names=["'los'", "'loss'"]):
         start(select_by="los", eval_every=1)
-    with pytest.raises(ConfigError, match="'count' is no metric"):
+    with refused(ConfigError, "training_params.select_by", names=["'count'", "loss"]):
         start("other", select_by="count", eval_every=1)
 
 
@@ -420,7 +430,7 @@ def test_clipping_limits_the_norm_of_the_gradient():
     assert OneWeight().take(0, clip_norm=100.0) == 1.0
 
 
-def test_the_optimizer_is_the_one_that_was_named_and_leaves_frozen_weights_out():
+def test_the_named_optimizer_leaves_frozen_weights_out():
     model = nn.Linear(2, 1)
     model.bias.requires_grad_(False)
     optimizer = make_optimizer(model, {"optimizer": "SGD", "lr": 0.3, "weight_decay": 0.1})
@@ -431,7 +441,7 @@ def test_the_optimizer_is_the_one_that_was_named_and_leaves_frozen_weights_out()
 
 
 class Average:
-    """Moves by itself towards the mean of what it sees; no gradient is wanted."""
+    """A moving average of its inputs, which needs no gradient."""
 
     name, num_steps = "average", NUM_STEPS
 
@@ -455,14 +465,14 @@ class Average:
         return []
 
 
-def test_where_no_gradient_moves_anything_there_is_no_optimizer():
+def test_without_trainable_weights_there_is_no_optimizer():
     frozen = nn.Linear(2, 1).requires_grad_(False)
     assert make_optimizer(frozen, PARAMS) is None
     assert Average().optimizer is None
 
 
 @pytest.mark.parametrize("step", [1, 3, 8])
-def test_a_model_without_an_optimizer_trains_and_continues_with_the_same_bytes(tmp_path, step):
+def test_a_model_without_an_optimizer_continues_with_equal_bytes(tmp_path, step):
     def train(name, at=lambda step: None):
         stop_request.signal_number = 0
         run = new_run(tmp_path, name)
@@ -483,7 +493,7 @@ def test_max_steps_limits_the_steps_of_the_epochs(epochs, max_steps, expected):
     assert total_steps(10, {"epochs": epochs, "max_steps": max_steps}) == expected
 
 
-def test_max_steps_ends_an_epoch_in_its_middle_with_an_evaluation(start, tmp_path):
+def test_max_steps_ends_an_epoch_with_an_evaluation(start, tmp_path):
     taken = []
     task, best = start(at=lambda step: taken.append(step), max_steps=NUM_STEPS + 2)
     losses = records(tmp_path)
@@ -494,12 +504,12 @@ def test_max_steps_ends_an_epoch_in_its_middle_with_an_evaluation(start, tmp_pat
     assert task.optimizer.param_groups[0]["lr"] == learning_rate(4, 5, PARAMS)
 
 
-def test_what_is_said_of_the_best_model_was_measured_of_the_one_on_the_disk(start, tmp_path):
-    """It was saved, and the process died before the next checkpoint; repeated, the steps come out otherwise."""
+def test_the_best_metric_belongs_to_the_saved_model(start, tmp_path):
+    """The process dies after it saved the best model; the repeated steps then give another value."""
     with pytest.raises(Interrupted):
         start(at=stop_at(5))
     with pytest.raises(Crash):
-        start(at=crash_at(8), values=[0.5])  # measured behind step 6
+        start(at=crash_at(8), values=[0.5])  # evaluated after step 6
     _, best = start(values=[0.6, 0.7])
     assert (best.epoch, best.value) == (2, 0.5)
     assert Checkpoints(new_run(tmp_path).checkpoints, "train").load_best()["best"][1] == 0.5

@@ -7,12 +7,12 @@ from tests.dataloader.helpers import FaultyServer
 
 @pytest.fixture(autouse=True)
 def no_network_but_loopback(monkeypatch):
-    """A test that would reach for a real host fails at once, and says which."""
+    """A test that looks up a real host fails at once and names the host."""
     look_up = socket.getaddrinfo
 
     def refuse(host, *args, **kwargs):
         if host not in ("127.0.0.1", "localhost", None):
-            raise AssertionError(f"a test reached for {host}")
+            raise AssertionError(f"a test looked up {host}")
         return look_up(host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)

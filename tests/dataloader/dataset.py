@@ -1,4 +1,4 @@
-"""A small data set's folder, written as the processing step would write it."""
+"""The folder of a small dataset, as the processing step writes it."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def write_dataset(data_root: Path, texts: list[str], *flags: str, image_urls: li
                   events: list[tuple[int, int, int, str]] = ()) -> Options:
     """Items with raw ids `raw-0`, `raw-1`, … and these texts; events as (user, item, time, split), in order.
 
-    Returns the options with these flags, whose data set, `Baby`, is this one.
+    Returns the options with these flags for this dataset, `Baby`.
     """
     options = make_options(data_root, *flags)
     folder = options.folder
@@ -39,7 +39,7 @@ def write_dataset(data_root: Path, texts: list[str], *flags: str, image_urls: li
 
 
 def add_item(options, text: str) -> None:
-    """Write the same items with one more behind them, as a larger catalogue would have it."""
+    """Write the same items again with one more at the end."""
     rows = duckdb.read_parquet(str(options.folder.items)).order("item").fetchall()
     write_dataset(options.folder.data_root, [row[3] for row in rows] + [text])
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on loopback, which does as its script says."""
+"""An OpenAI-compatible endpoint on loopback with scripted answers."""
 
 import http.server
 import json
@@ -10,7 +10,7 @@ KEY = "sk-test-0123456789"
 
 
 class Endpoint:
-    """Gives a text the vector (length, number of a's, 1); `script` may answer the n-th request in another way."""
+    """Returns (length, number of a's, 1) for each text; `script` may replace the answer to request n."""
 
     def __init__(self, script: Callable[[int], tuple[int, dict, str] | None] = lambda number: None):
         self.script, self.asked, self.times, self.headers, self.paths = script, [], [], [], []
@@ -61,7 +61,7 @@ class Endpoint:
     @staticmethod
     def good(texts: list[str]) -> str:
         rows = [{"object": "embedding", "index": i, "embedding": vector(text)} for i, text in enumerate(texts)]
-        return json.dumps({"object": "list", "data": rows[::-1], "model": "m"})  # order is what `index` says
+        return json.dumps({"object": "list", "data": rows[::-1], "model": "m"})  # `index` tells the order
 
 
 def vector(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""A small data set with embeddings that are to be fused."""
+"""A small dataset with embeddings to fuse."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ EVENTS = [(user, item, item, "train" if item < user % 3 + 4 else "test") for use
 
 def shop(tmp_path, parts: dict[str, np.ndarray], *flags: str, missing: dict[str, list[int]] | None = None,
          suffix: str = "fused-concat"):
-    """Options of a data set with these embeddings, in which the `missing` items have no vector of their own."""
+    """Return the options for a dataset with these embeddings; the `missing` items have no vector of their own."""
     num_items = len(next(iter(parts.values()))) if parts else 8
     options = write_dataset(tmp_path, [f"text {n}" for n in range(num_items)], "--suffix", suffix, "--device", "cpu",
                             *flags, events=EVENTS).fusion

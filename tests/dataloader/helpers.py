@@ -1,4 +1,4 @@
-"""What several files of these tests share: raw files, options, and a server with scripted faults."""
+"""Helpers of several test files: raw files, options, output checks, and a server with scripted faults."""
 
 import contextlib
 import gzip
@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import logging
+import re
 import socket
 import threading
 import zipfile
@@ -22,7 +23,7 @@ from tests.errors import Outcome
 
 
 def run_here(main: Callable[[list[str]], None], flags: list[str], cwd: Path) -> Outcome:
-    """A command in this process, which spares the start of another one."""
+    """Run a command in this process, which is faster than a process of its own."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     root = logging.getLogger()
     before = root.handlers[:]
@@ -30,6 +31,16 @@ def run_here(main: Callable[[list[str]], None], flags: list[str], cwd: Path) -> 
         code = run_command(main, flags)
     root.handlers[:] = before
     return Outcome(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))
+
+
+def mentions(text: str, *values: object) -> bool:
+    """Whether the text contains all values, each as a whole word or number."""
+    return all(re.search(rf"(?<![\w.]){re.escape(str(value))}(?!\w|\.\d)", text) for value in values)
+
+
+def logged(caplog, *values: object, level: int = logging.INFO) -> bool:
+    """Whether one log record of this level mentions all values."""
+    return any(record.levelno == level and mentions(record.getMessage(), *values) for record in caplog.records)
 
 
 def write_gz(path: Path, lines: list[str]) -> None:
@@ -52,7 +63,7 @@ WHEEL_FOLDER = "recbole/dataset_example/ml-100k/ml-100k"
 
 
 def write_wheel(path: Path, events: list[str], items: list[str]) -> None:
-    """ml-100k as the recbole package holds it: one event or item a line, tabs between the fields."""
+    """Write ml-100k as the recbole package stores it: one event or item per line, tabs between the fields."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         header = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
@@ -70,7 +81,7 @@ def process_options(data_root: Path, *flags: str) -> ProcessOptions:
 
 
 def table(path: Path, columns: str = "*") -> list[tuple]:
-    """The rows of a parquet file in the order in which they are stored."""
+    """Return the rows of a parquet file in the stored order."""
     return duckdb.read_parquet(str(path)).project(columns).fetchall()
 
 
@@ -79,18 +90,18 @@ def contents(folder: DatasetFolder) -> dict[str, bytes]:
 
 
 class Reply(NamedTuple):
-    """How the server answers one request."""
+    """The answer of the server to one request."""
 
     body: bytes = b""
     status: int = 200
     etag: str = '"first"'
     ranges: str = "honoured"              # or "ignored", or "blind": a part even if the file changed
     cut: int | None = None                # close the connection after so many bytes of the answer
-    length: str = "told"                  # or "chunked", "untold", or "short" or "long": a wrong number
+    length: str = "told"                  # or "chunked", "untold", or a wrong number: "short", "long"
     headers: dict[str, str] = {}
-    wait: threading.Event | None = None   # keep silent at the cut, then go on
-    before: Callable[[], object] | None = None  # called before the answer, such as an event's or a barrier's wait
-    hang_up: bool = False                 # close the connection in place of an answer
+    wait: threading.Event | None = None   # send nothing at the cut until the event is set
+    before: Callable[[], object] | None = None  # called before the answer, such as `wait` of an event or a barrier
+    hang_up: bool = False                 # close the connection without an answer
 
 
 class Asked(NamedTuple):
@@ -99,7 +110,7 @@ class Asked(NamedTuple):
 
 
 class FaultyServer:
-    """Answers every path with its replies in turn, the last one for ever; unknown paths with 404."""
+    """Answers each path with its replies in turn, then always with the last one; unknown paths with 404."""
 
     def __init__(self):
         self.replies: dict[str, list[Reply]] = {}
@@ -114,7 +125,7 @@ class FaultyServer:
                 pass
 
         class Server(http.server.ThreadingHTTPServer):
-            def handle_error(self, request, client_address):  # a client that has left
+            def handle_error(self, request, client_address):  # the client closed the connection
                 pass
 
         self.http = Server(("127.0.0.1", 0), Handler)
@@ -175,7 +186,7 @@ def _chunks(body: bytes) -> list[bytes]:
 
 
 def closed_port() -> str:
-    """An address on loopback at which nobody listens."""
+    """Return an address on loopback whose port is closed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Drawn images, and a server on loopback that keeps count of those who ask for them."""
+"""Generated images, and a server on loopback that counts the requests for them."""
 
 import io
 import threading
@@ -13,7 +13,7 @@ HTML = b"<!DOCTYPE html><html><body>This image has moved</body></html>"
 
 
 def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
-    """Smooth colours that no two seeds share."""
+    """An image of smooth colours, another one for each seed."""
     corners = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
 
@@ -29,7 +29,7 @@ def png(seed: int, width: int = 48, height: int = 40) -> bytes:
 
 
 class ImageServer(FaultyServer):
-    """Knows when each request came and how many were open at once; every answer takes `seconds`."""
+    """Records the time of each request and the peak number of open ones; every answer takes `seconds`."""
 
     def __init__(self):
         super().__init__()
@@ -39,11 +39,11 @@ class ImageServer(FaultyServer):
         self.drip: threading.Event | None = None
 
     def serve_images(self, count: int) -> list[str]:
-        """The addresses of so many images, all different."""
+        """Serve `count` different images and return their addresses."""
         return [self.serve(f"/{number}.png", Reply(png(number))) for number in range(count)]
 
     def paths(self) -> list[str]:
-        """What was asked for since the last look."""
+        """The requested paths since the last call, sorted."""
         arrivals, self.arrivals = self.arrivals, []
         return sorted(path for _, path in arrivals)
 
@@ -57,18 +57,18 @@ class ImageServer(FaultyServer):
             self.active += 1
             self.peak = max(self.peak, self.active)
         time.sleep(self.seconds)
-        with self.lock:  # before the answer, after which the client may ask again at once
+        with self.lock:  # before the answer: the client may send the next request right after it
             self.active -= 1
         try:
             if self.drip is not None:
                 self._drip(handler)
             else:
                 super().answer(handler)
-        except ConnectionError:  # the client has had enough
+        except ConnectionError:  # the client closed the connection
             pass
 
     def _drip(self, handler) -> None:
-        """A byte every few milliseconds until the event is set, or the client has left."""
+        """Send one byte every few milliseconds until the event is set or the client disconnects."""
         handler.send_response(200)
         handler.end_headers()
         while not self.drip.wait(0.01):

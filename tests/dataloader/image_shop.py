@@ -1,4 +1,4 @@
-"""A data set whose images step 1 has fetched, its vectors, and what they should be."""
+"""A dataset with the images of step 1, its vectors, and the expected vectors."""
 
 import zlib
 from pathlib import Path
@@ -17,7 +17,7 @@ COMMAND = "bash dataloader/4_get_image_emb.sh"
 
 
 def shop(tmp_path, server, model: Path, bodies: list[bytes | None], *flags: str):
-    """Options for a data set whose items have these images, which step 1 has fetched already; None: none."""
+    """Options for a dataset whose items have these images (None: no image), fetched by step 1."""
     urls = [body and server.serve(f"/{n}/{zlib.crc32(body)}.png", Reply(body)) for n, body in enumerate(bodies)]
     options = write_dataset(tmp_path / "data", [f"text {n}" for n in range(len(urls))], "--image_rate", "1000",
                             "--image_model", str(model), "--device", "cpu", *flags, image_urls=urls)
@@ -31,7 +31,7 @@ def embedded(options) -> np.ndarray:
 
 
 def oracle(model: Path, images: list[Image.Image]) -> np.ndarray:
-    """What transformers itself makes of these pictures, one at a time."""
+    """The vectors that transformers computes for these images, one at a time."""
     import torch
     from transformers import CLIPModel
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -43,7 +43,7 @@ def oracle(model: Path, images: list[Image.Image]) -> np.ndarray:
 
 
 def count_readings(monkeypatch) -> list[str]:
-    """The sha256 of every picture that is read from now on."""
+    """The sha256 of every image that is read from now on."""
     read, read_before = [], clip._read
 
     def reading(sha256, source):

@@ -3,19 +3,19 @@
 import importlib
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
-
-from common.errors import UserError
+from common.errors import DataError, UserError
 from dataloader.options import ProcessOptions
 from dataloader.readers.raw import RawTable, load, mend
 from dataloader.tables.events import read_events
 from dataloader.tables.items import read_items
 from dataloader.workspace import Workspace
+from tests import errors
 from tests.dataloader.helpers import process_options as make_options
 
-# Ids that some reader takes for a number, for nothing, or for two of them; or that it tidies.
+# Ids that some readers take for a number, an empty value or two values, or change.
 ODD_IDS = ["0001048791", "NA", "null", "NULL", "None", "nan", "true", "00", "1e5", "-0", "Ünï-日本-🍼", " two  spaces ",
            "tab\there", "line\nbreak", "carriage\rreturn", "a,b;c|d", 'say "hi"', "it's", "#hash", "back\\slash", "\\N",
            "e\u0301", "\u00e9", "\u202eolleh\u202c", "a\u2028b", "[1]", "{}", "A" * 5000]
@@ -27,9 +27,9 @@ def local(folder: Path, *flags: str) -> ProcessOptions:
 
 
 def read_raw(options: ProcessOptions, wanted: str | None = None) -> tuple[list[tuple], list[dict], int]:
-    """Events as (user, item, time, rating), item records by field, and how many lines were left out.
+    """Events as (user, item, time, rating), item records by field, and the number of lines left out.
 
-    `wanted`: SQL for the raw ids whose records are of use; by default for all.
+    `wanted`: SQL for the raw ids whose records are needed; all by default.
     """
     reader = importlib.import_module(f"dataloader.sources.{options.config['reader']}")
     with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", "1GB") as work:
@@ -58,7 +58,7 @@ def events_of(options: ProcessOptions) -> list[tuple]:
 
 
 def items_of(options: ProcessOptions) -> list[dict]:
-    """The records without the columns that tests of a text do not ask for."""
+    """The records without the columns that no test of a text needs."""
     records = read_raw(options)[1]
     return [{key: value for key, value in record.items() if key not in ("wanted", "nested")} for record in records]
 
@@ -71,9 +71,15 @@ def listed(options: ProcessOptions) -> list[dict]:
     return [json.loads(line) for line in bad_lines(options).read_text(encoding="utf-8").splitlines()]
 
 
-def refused(options: ProcessOptions, code: int = 3) -> UserError:
-    with pytest.raises(UserError) as error:
+def refused(options: ProcessOptions, kind: type[UserError] = DataError, where: object = None, *,
+            what: Iterable[object] = (), names: Iterable[object] = (), fix: Iterable[object] = ()) -> UserError:
+    """Reading the raw files raises exactly `kind` at `where`, on one line, and names these values.
+
+    `what`: those named before the reason, which may quote the bad line and so hold any value of that line.
+    """
+    with errors.refused(kind, where, names=names, fix=fix) as raised:
         read_raw(options)
-    assert error.value.exit_code == code
-    assert str(error.value).isprintable()
-    return error.value
+    error = raised.value
+    assert str(error).isprintable()
+    assert not [value for value in what if str(value) not in error.what], error
+    return error

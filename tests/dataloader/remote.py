@@ -1,15 +1,21 @@
-"""What the tests of fetching share: contents, short waits, and how a file is asked for."""
+"""Helpers of the tests of fetching: contents, short waits, and the request for a file."""
 
 import gzip
 import hashlib
 import json
 import random
+import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from dataloader import fetch as fetching
 from dataloader.fetch import RemoteFile, Transfer, Unreachable
+from tests.dataloader.helpers import mentions
 
 WHOLE = gzip.compress(random.Random(0).randbytes(300_000), mtime=0)
 OTHER = gzip.compress(random.Random(1).randbytes(280_000), mtime=0)
@@ -26,6 +32,22 @@ def shorten_waits(monkeypatch) -> None:
 def get(target: Path, *addresses: str, force: bool = False, stop: threading.Event | None = None, **known) -> None:
     if tried := Transfer(RemoteFile(target, list(addresses), **known), stop or threading.Event()).fetch(force):
         raise Unreachable(tried)
+
+
+@contextmanager
+def unreachable(address: str, *values: object) -> Iterator[None]:
+    """The block raises Unreachable with one line, for this address, that mentions the values."""
+    with pytest.raises(Unreachable) as raised:
+        yield
+    [line] = raised.value.tried
+    assert line.startswith(f"{address}: "), line
+    assert mentions(line.removeprefix(f"{address}: "), *values), line
+
+
+def reason(address: str, text: str) -> str:
+    """The part of an error about one address: from this address to the next one."""
+    assert text.count(f"{address}: ") == 1, text
+    return re.split(r"\shttps?://", text.partition(f"{address}: ")[2])[0]
 
 
 def sha256(content: bytes) -> str:
@@ -48,7 +70,7 @@ def wait_until(condition, seconds: float = 10) -> None:
 
 
 def put_part(target: Path, address: str, content: bytes, tag: str | None = None) -> None:
-    """What a process that was killed leaves behind."""
+    """Leave a partial download, as a killed process does."""
     target.parent.mkdir()
     beside(target, ".part").write_bytes(content)
     beside(target, ".part.tag").write_text(json.dumps({"address": address, "validator": '"first"'})

@@ -1,5 +1,6 @@
-"""--check on a user's own files: tables without metas, which --adopt gives theirs, and raw files before any run."""
+"""--check on a user's own files: tables whose metas --adopt writes, and raw files before any run."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from common.artifacts import (
 )
 from common.errors import ArtifactError, ConfigError, DataError
 from dataloader import process
-from tests.dataloader.checking import EVENTS, check, refused, state
+from tests.dataloader.checking import EVENTS, check, check_finds, findings, state
+from tests.dataloader.helpers import logged, mentions, write_baby
 from tests.dataloader.helpers import process_options as make_options
-from tests.dataloader.helpers import write_baby
 from tests.dataloader.processing import COMMAND
+from tests.errors import refused
 
 
 def own_files(tmp_path: Path, name: str = "shop") -> DatasetFolder:
-    """Tables and arrays as a user might have written them, with other integer types, and without metas."""
+    """Write tables and arrays as a user might: with other integer types, and without metas."""
     folder = DatasetFolder(tmp_path / "own", name)
     folder.path.mkdir(parents=True)
     for path, query in ((folder.items, """SELECT i AS item, 'raw ' || i AS raw_id, 'Title' AS title, 'Text' AS "text"
@@ -48,13 +50,13 @@ def check_own(folder: DatasetFolder, *flags: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["shop", "Baby"])  # also under a name that a source has
+@pytest.mark.parametrize("name", ["shop", "Baby"])  # also with the name of a source's dataset
 def test_own_files_without_metas_are_checked_and_adopted(tmp_path, caplog, name):
     folder = own_files(tmp_path, name)
-    found = refused(folder, ArtifactError, caplog, "--dataset", name)
-    assert [line.split(". ")[0] for line in found] == [
-        f"{file}: has no meta" for file in ("items.parquet", "users.parquet", "interactions.parquet",
-                                            f"{name}.emb-mine.npy", f"{name}.codes-theirs-mine.npy")]
+    files = ("items.parquet", "users.parquet", "interactions.parquet", f"{name}.emb-mine.npy",
+             f"{name}.codes-theirs-mine.npy")
+    check_finds(folder, ArtifactError, caplog, *((file, f"{file}.meta.json") for file in files),
+                flags=("--dataset", name))
     check_own(folder, "--adopt")
     check_own(folder)
     assert load_interactions(folder).split.tolist() == [0, 0, 1, 2] * 2
@@ -66,7 +68,7 @@ def test_own_files_without_metas_are_checked_and_adopted(tmp_path, caplog, name)
     assert (meta["codebook_sizes"], meta["collision_rate_after"]) == ([3, 6], 0)
 
 
-def test_an_adopted_data_set_is_known_and_its_tables_are_left_alone(tmp_path, caplog):
+def test_an_adopted_dataset_is_known_and_stays_unchanged(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     folder = own_files(tmp_path)
     check_own(folder, "--adopt")
@@ -74,9 +76,8 @@ def test_an_adopted_data_set_is_known_and_its_tables_are_left_alone(tmp_path, ca
     assert options.source == "local"
     before = state(folder)
     process.process(options, COMMAND)
-    assert "process: reusing" in caplog.text
-    assert "2 users, 4 items, 8 interactions" in caplog.text
     assert state(folder) == before
+    assert logged(caplog, folder.interactions, 2, 4, 8)  # users, items, interactions
 
 
 def test_a_mask_is_adopted_as_an_input_of_its_embedding(tmp_path):
@@ -87,15 +88,18 @@ def test_a_mask_is_adopted_as_an_input_of_its_embedding(tmp_path):
     assert load_mask(folder, "mine").tolist() == [True, True, False, True]
 
 
-def test_what_is_not_sound_is_not_adopted(tmp_path, caplog):
+def test_faulty_files_are_not_adopted(tmp_path, caplog):
     folder = own_files(tmp_path)
     duckdb.sql("SELECT 7 AS \"user\", 'raw' AS raw_id").write_parquet(str(folder.users))
-    found = refused(folder, DataError, caplog, "--dataset", "shop", "--adopt")
-    assert found[0] == "users.parquet: the users are not 0 to 0: there are 1 different ones from 7 to 7"
+    file, text = findings(folder, DataError, caplog, "--dataset", "shop", "--adopt")[0]
+    assert file == "users.parquet"
+    assert mentions(text, 0, 1, 7)
+    assert not list(folder.path.glob("*.meta.json"))
 
 
-def test_a_data_set_that_is_not_there_is_a_wrong_name(tmp_path):
-    with pytest.raises(ConfigError, match="there is no such data set"):
+def test_an_unknown_dataset_is_refused(tmp_path):
+    with refused(ConfigError, "--dataset Baby", names=[tmp_path],
+                 fix=[f"bash dataloader/run_pipeline.sh --dataset Baby --data_root {tmp_path}"]):
         check(DatasetFolder(tmp_path, "Baby"))
     assert list(tmp_path.iterdir()) == []
 
@@ -105,33 +109,34 @@ def raw(tmp_path: Path, events, metadata=()) -> list[str]:
     return ["--raw_dir", str(tmp_path / "raw"), "--min_user_interactions=0", "--min_item_interactions=0"]
 
 
-def test_raw_files_are_looked_at_before_anything_is_made(tmp_path, caplog):
+def test_raw_files_are_checked_before_any_run(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     check(DatasetFolder(tmp_path / "data", "Baby"), *raw(tmp_path, EVENTS))
-    assert "3 users, 5 items, 12 interactions" in caplog.text
-    assert "check: the raw files are sound" in caplog.text
+    assert logged(caplog, 3, 5, 12)  # users, items, interactions
     assert not (tmp_path / "data").exists()
 
 
-def test_own_raw_files_are_looked_at_too(tmp_path, caplog):
+def test_own_raw_files_are_checked(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in EVENTS))
     check(DatasetFolder(tmp_path / "data", "shop"), "--dataset=shop", "--interactions", str(tmp_path / "e.csv"),
           "--min_user_interactions=0", "--min_item_interactions=0")
-    assert "check: the raw files are sound" in caplog.text
+    assert logged(caplog, 3, 5, 12)
     assert {path.name for path in tmp_path.iterdir()} == {"e.csv"}
 
 
-def test_raw_files_that_are_not_sound_are_an_error_with_file_and_line(tmp_path):
+def test_a_bad_raw_line_is_an_error_with_its_number(tmp_path):
     flags = raw(tmp_path, [*EVENTS, ("a", "v", -5)])
-    with pytest.raises(DataError) as error:
+    with refused(DataError, f"{tmp_path / 'raw' / 'reviews_Baby_5.json.gz'}:13", names=[-5]):
         check(DatasetFolder(tmp_path / "data", "Baby"), *flags)
-    assert str(error.value.where) == f"{tmp_path / 'raw' / 'reviews_Baby_5.json.gz'}:13"
     assert not (tmp_path / "data").exists()
 
 
-def test_lines_that_would_be_skipped_are_printed(tmp_path, caplog):
+def test_skipped_lines_are_printed(tmp_path, caplog):
     events = [(f"u{n % 20}", f"i{n % 7}", n) for n in range(300)] + [("u1", "i1", -5)]
     check(DatasetFolder(tmp_path / "data", "Baby"), "--bad_lines=skip", *raw(tmp_path, events))
-    assert '"reason": "has the time -5, which is not from 0' in caplog.text
+    [line] = [record.getMessage() for record in caplog.records if '"reason"' in record.getMessage()]
+    bad_line = json.loads(line[line.index("{"):])
+    assert bad_line["where"] == f"{tmp_path / 'raw' / 'reviews_Baby_5.json.gz'}:301"
+    assert mentions(bad_line["reason"], -5, 0)
     assert not (tmp_path / "data").exists()

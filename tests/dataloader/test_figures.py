@@ -1,5 +1,6 @@
-"""Step 1 against a server on loopback: what it keeps, what it lists, and how it goes on after a stop."""
+"""Step 1 with a server on loopback: the images it keeps, the items it lists, and its continuation after a stop."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -22,8 +23,9 @@ from dataloader import figures, http
 from dataloader.embeddings import pictures
 from dataloader.figures import fetch_figures, file_name
 from tests.dataloader.dataset import write_dataset
-from tests.dataloader.helpers import Reply, closed_port, table
+from tests.dataloader.helpers import Reply, closed_port, logged, mentions, table
 from tests.dataloader.image_server import HTML, ImageServer, encoded, picture, png
+from tests.errors import Outcome, refused
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +45,7 @@ def server():
 
 
 def shop(tmp_path, urls: list[str | None], *flags: str):
-    """Options for a data set with an item for each of these addresses."""
+    """Return the options for a dataset with one item for each of these addresses."""
     return write_dataset(tmp_path / "data", [f"text {n}" for n in range(len(urls))], "--image_rate", "500", *flags,
                          image_urls=urls).figures
 
@@ -55,12 +57,12 @@ def fetch(options) -> list[tuple]:
 
 
 def images(options) -> dict[str, bytes]:
-    """What lies under `images/`, but for the lock."""
+    """Return the files in `images/`, without the lock."""
     return {str(path.relative_to(options.folder.images)): path.read_bytes()
             for path in options.folder.images.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_every_item_is_listed_with_its_image_and_what_is_known_of_it(tmp_path, server):
+def test_every_item_is_listed_with_the_facts_of_its_image(tmp_path, server):
     urls = [server.serve("/a.png", Reply(png(1, 48, 40))), None, server.serve("/b.jpg", Reply(png(2, 30, 20)))]
     options = shop(tmp_path, urls)
     fetch_figures(options, COMMAND)
@@ -78,7 +80,7 @@ def test_every_item_is_listed_with_its_image_and_what_is_known_of_it(tmp_path, s
     assert (meta["items_sha256"], meta["num_items"], meta["command"]) == (items["items_sha256"], 3, COMMAND)
 
 
-def test_items_that_share_an_address_share_one_request_and_one_file(tmp_path, server):
+def test_items_with_one_address_share_request_and_file(tmp_path, server):
     [url, other] = server.serve_images(2)
     options = shop(tmp_path, [url, other, url, url])
     assert [status for _, status in fetch(options)] == ["ok"] * 4
@@ -87,7 +89,7 @@ def test_items_that_share_an_address_share_one_request_and_one_file(tmp_path, se
 
 
 def faults(server) -> list[tuple[str, str]]:
-    """Addresses, each with the status that it is to get."""
+    """Return addresses, each with its expected status."""
     cut, exif = encoded(picture(3), "JPEG"), Image.Exif()
     exif[0x0112] = 6
     frames = [picture(number).quantize(16) for number in (4, 5)]
@@ -119,7 +121,7 @@ def faults(server) -> list[tuple[str, str]]:
             (None, "no address"), ("", "no address")]
 
 
-def test_every_fault_has_its_name_and_leaves_no_file(tmp_path, server, monkeypatch):
+def test_every_fault_has_its_status_and_leaves_no_file(tmp_path, server, monkeypatch):
     monkeypatch.setattr(http, "MAX_BYTES", 100_000)
     urls, expected = zip(*faults(server), strict=True)
     options = shop(tmp_path, list(urls))
@@ -129,36 +131,37 @@ def test_every_fault_has_its_name_and_leaves_no_file(tmp_path, server, monkeypat
     assert None not in kept
     assert sorted(images(options)) == sorted(kept)
     assert all(detail for status, _, detail in found if status not in ("ok", "no address"))
-    assert ("placeholder", kept[8], "200 x 9 pixels") in found
+    [detail] = [detail for status, file, detail in found if (status, file) == ("placeholder", kept[8])]
+    assert mentions(detail, 200, 9)
 
 
-def test_the_missing_are_counted_and_the_first_ten_are_named(tmp_path, server, caplog):
+def test_missing_images_are_counted_and_ten_are_named(tmp_path, server, caplog):
     caplog.set_level(logging.INFO)
-    fetch(shop(tmp_path, [*server.serve_images(3), *[f"{server.url}/none-{n}" for n in range(11)], None]))
-    assert "15 items: 11 unreachable, 3 ok, 1 no address" in caplog.text
-    assert "raw-3: unreachable (HTTP 404)" in caplog.text
-    assert "raw-12: unreachable (HTTP 404)" in caplog.text
+    options = shop(tmp_path, [*server.serve_images(3), *[f"{server.url}/none-{n}" for n in range(11)], None])
+    fetch(options)
+    assert logged(caplog, options.folder.figures, 15, 11, "unreachable", 3, "ok", 1, "no address")
+    assert all(logged(caplog, f"raw-{n}", "unreachable", 404) for n in range(3, 13))
     assert "raw-13" not in caplog.text
-    assert "12 items have no image" in caplog.text
+    assert logged(caplog, 12, options.folder.figures.name, level=logging.WARNING)
 
 
-def test_a_second_run_asks_for_nothing_and_after_a_file_is_gone_for_that_one(tmp_path, server, caplog):
-    caplog.set_level(logging.INFO)
+def test_a_second_run_requests_only_deleted_images(tmp_path, server):
     urls = [*server.serve_images(5), None]
     options = shop(tmp_path, urls)
     fetch(options)
     server.paths()
     before = options.folder.figures.read_bytes(), images(options)
+    written = options.folder.figures.stat().st_mtime_ns
     fetch(options)
     assert server.paths() == []
-    assert "figures: reusing" in caplog.text
+    assert options.folder.figures.stat().st_mtime_ns == written
     (options.folder.images / file_name(urls[2])).unlink()
     fetch(options)
     assert server.paths() == ["/2.png"]
     assert (options.folder.figures.read_bytes(), images(options)) == before
 
 
-def test_what_failed_is_tried_again_by_the_next_run_and_placeholders_are_not(tmp_path, server):
+def test_the_next_run_retries_failed_images_but_no_placeholders(tmp_path, server):
     urls = [*server.serve_images(2), server.serve("/late", Reply(status=404), Reply(png(9))),
             server.serve("/tiny", Reply(png(8, 2, 2))), "ftp://127.0.0.1/a"]
     options = shop(tmp_path, urls)
@@ -170,7 +173,7 @@ def test_what_failed_is_tried_again_by_the_next_run_and_placeholders_are_not(tmp
     assert server.paths() == []
 
 
-def test_another_smallest_side_is_judged_from_the_files(tmp_path, server):
+def test_another_smallest_side_needs_no_request(tmp_path, server):
     urls = [server.serve("/small", Reply(png(0, 12, 12))), server.serve("/large", Reply(png(1, 90, 90)))]
     options = shop(tmp_path, urls)
     assert [s for _, s in fetch(options)] == ["ok", "ok"]
@@ -180,24 +183,24 @@ def test_another_smallest_side_is_judged_from_the_files(tmp_path, server):
     assert server.paths() == []
 
 
-def test_new_items_are_fetched_and_the_old_ones_are_not_asked_for(tmp_path, server):
+def test_only_images_of_new_items_are_requested(tmp_path, server):
     urls = server.serve_images(4)
     fetch(shop(tmp_path, urls[:3]))
     server.paths()
     options = shop(tmp_path, [urls[3], *urls[:3]])
-    with pytest.raises(ArtifactError, match="is stale"):
+    with refused(ArtifactError, options.folder.figures, names=["items.parquet"], fix=[f"{COMMAND} --force"]):
         load_meta(options.folder.figures, COMMAND)
     assert [s for _, s in fetch(options)] == ["ok"] * 4
     assert server.paths() == ["/3.png"]
 
 
-def test_force_checks_every_file_to_its_last_pixel_and_fetches_the_damaged_ones(tmp_path, server):
+def test_force_checks_every_pixel_and_fetches_damaged_images(tmp_path, server):
     urls = server.serve_images(3)
     options = shop(tmp_path, urls)
     fetch(options)
     server.paths()
     before = options.folder.figures.read_bytes()
-    (options.folder.images / file_name(urls[1])).write_bytes(png(1)[:-60])  # its head is that of an image
+    (options.folder.images / file_name(urls[1])).write_bytes(png(1)[:-60])  # with the head of an image
     fetch(options._replace(force=True))
     assert server.paths() == ["/1.png"]
     assert options.folder.figures.read_bytes() == before
@@ -205,7 +208,7 @@ def test_force_checks_every_file_to_its_last_pixel_and_fetches_the_damaged_ones(
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None], ids=["empty", "cut", "gone"])
-def test_without_the_list_the_files_speak_for_themselves(tmp_path, server, damage):
+def test_a_missing_list_is_made_from_the_files(tmp_path, server, damage):
     options = shop(tmp_path, server.serve_images(3))
     fetch(options)
     server.paths()
@@ -218,7 +221,7 @@ def test_without_the_list_the_files_speak_for_themselves(tmp_path, server, damag
     assert server.paths() == []
 
 
-def test_a_file_that_is_no_image_any_more_is_fetched_again(tmp_path, server):
+def test_a_damaged_image_is_fetched_again(tmp_path, server):
     urls = server.serve_images(2)
     options = shop(tmp_path, urls)
     fetch(options)
@@ -229,72 +232,70 @@ def test_a_file_that_is_no_image_any_more_is_fetched_again(tmp_path, server):
     assert server.paths() == ["/1.png"]
 
 
-def test_missing_images_can_be_an_error_which_comes_after_all_was_tried(tmp_path, server):
+def test_missing_images_can_be_an_error_at_the_end(tmp_path, server):
     urls = [*server.serve_images(2), None, f"{server.url}/none"]
     options = shop(tmp_path, urls, "--missing_images", "error")
+    fix = [f"{COMMAND} --dataset Baby --data_root {options.folder.data_root}", "--missing_images mask"]
     for _ in range(2):
-        with pytest.raises(DataError) as error:
+        with refused(DataError, options.folder.figures, fix=fix) as raised:
             fetch_figures(options, COMMAND)
-        assert error.value.exit_code == 3
-        assert error.value.what == "2 items have no image"
-        assert error.value.why == "raw-2 (no address), raw-3 (unreachable)"
+        assert mentions(raised.value.what, 2)
+        assert mentions(raised.value.why, "raw-2", "no address", "raw-3", "unreachable")
         assert [s for (s,) in table(options.folder.figures, "status")] == ["ok", "ok", "no address", "unreachable"]
     server.serve("/none", Reply(png(5)))
-    mended = shop(tmp_path, [*urls[:2], urls[0], urls[3]], "--missing_images", "error")
-    assert [s for _, s in fetch(mended)] == ["ok"] * 4
+    repaired = shop(tmp_path, [*urls[:2], urls[0], urls[3]], "--missing_images", "error")
+    assert [s for _, s in fetch(repaired)] == ["ok"] * 4
 
 
-def test_not_one_image_is_an_error_with_the_reasons_and_the_old_list_stays(tmp_path, server):
+def test_without_any_image_the_old_list_stays(tmp_path, server):
     options = shop(tmp_path, server.serve_images(1))
     fetch(options)
     before = options.folder.figures.read_bytes()
     dead = closed_port()
     urls = [*[f"{server.url}/none-{n}" for n in range(3)], server.serve("/page", Reply(HTML)), f"{dead}/a.png"]
-    with pytest.raises(ResourceError) as error:
+    with refused(ResourceError, options.folder.images) as raised:
         fetch_figures(shop(tmp_path, urls), COMMAND)
-    assert error.value.exit_code == 5
-    assert "not one of 5 images" in error.value.what
-    assert f"3 unreachable (HTTP 404), such as {server.url}/none-0" in error.value.why
-    assert "1 not an image (begins with b'<!DOCTYPE html>" in error.value.why
-    assert f"1 unreachable (cannot connect: Connection refused), such as {dead}/a.png" in error.value.why
+    assert mentions(raised.value.what, 5)
+    assert mentions(raised.value.why, 3, "unreachable", 404, f"{server.url}/none-0", 1, "not an image", repr(HTML[:20]),
+                    os.strerror(errno.ECONNREFUSED), f"{dead}/a.png")
     assert options.folder.figures.read_bytes() == before
 
 
-def test_items_without_any_address_are_an_error_that_says_so(tmp_path):
-    with pytest.raises(DataError, match="no item has the address of an image"):
-        fetch_figures(shop(tmp_path, [None, None]), COMMAND)
+def test_items_without_any_address_are_an_error(tmp_path):
+    options = shop(tmp_path, [None, None])
+    with refused(DataError, options.folder.items, fix=["--source"]):
+        fetch_figures(options, COMMAND)
 
 
-def test_without_pillow_nothing_is_asked_for(tmp_path, server, monkeypatch):
+def test_without_pillow_nothing_is_requested(tmp_path, server, monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError) as error:
+    with refused(ConfigError, "pillow", fix=["pip install -r requirements-images.txt"]):
         fetch_figures(shop(tmp_path, server.serve_images(1)), COMMAND)
-    assert "pip install -r requirements-images.txt" in str(error.value)
     assert server.paths() == []
 
 
 def test_a_second_process_is_refused(tmp_path, server):
     options = shop(tmp_path, server.serve_images(1))
-    with FolderLock(options.folder.images), pytest.raises(LockedError):
+    with FolderLock(options.folder.images), refused(LockedError, options.folder.images, names=[os.getpid()]):
         fetch_figures(options, COMMAND)
 
 
-def test_a_write_that_fails_leaves_no_half_file(tmp_path, server, monkeypatch):
+def test_a_failed_write_leaves_no_partial_file(tmp_path, server, monkeypatch):
     options = shop(tmp_path, server.serve_images(3))
 
     def full(descriptor):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
         patched.setattr(figures.os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             fetch_figures(options, COMMAND)
     assert images(options) == {}
     assert [s for _, s in fetch(options)] == ["ok"] * 3
 
 
 def start(options, *flags: str, script: Path = ROOT / "dataloader" / "1_load_figure.sh", cwd: Path = ROOT):
-    """The real command in a process of its own."""
+    """Start the real command in a process of its own."""
     return subprocess.Popen(
         ["bash", str(script), "--data_root", str(options.folder.data_root), "--image_rate", "500", *flags], cwd=cwd,
         env={**os.environ, "PYTHON": sys.executable}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -308,13 +309,13 @@ def wait_for(options, num_images: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stop_is_prompt_and_the_next_run_fetches_only_the_rest(tmp_path, server, number):
+def test_the_run_after_a_stop_fetches_only_missing_images(tmp_path, server, number):
     urls = server.serve_images(40)
     options = shop(tmp_path, urls)
     server.seconds = 0.05
     process = start(options)
     wait_for(options, 5)
-    server.seconds = 20.0  # what is asked for from now on hangs
+    server.seconds = 20.0  # later requests hang
     begun = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
@@ -322,7 +323,8 @@ def test_a_stop_is_prompt_and_the_next_run_fetches_only_the_rest(tmp_path, serve
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
     assert "Traceback" not in err
     if number == signal.SIGTERM:
-        assert "the same command again continues" in err
+        [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert "Fix: " in line
     assert not options.folder.figures.exists()
     there = {name for name in images(options) if ".tmp-" not in name}
     missing = sorted(f"/{n}.png" for n, url in enumerate(urls) if file_name(url) not in there)
@@ -330,12 +332,12 @@ def test_a_stop_is_prompt_and_the_next_run_fetches_only_the_rest(tmp_path, serve
     server.seconds = 0.0
     server.paths()
     assert [s for _, s in fetch(options)] == ["ok"] * 40
-    assert set(server.paths()) == set(missing)  # a request of the dead process may have come late
+    assert set(server.paths()) == set(missing)  # a request of the dead process may arrive late
     assert images(options) == {file_name(url): png(n) for n, url in enumerate(urls)}
 
 
 def copied(tmp_path) -> Path:
-    """The program elsewhere, so that nothing depends on this checkout."""
+    """Copy the program to another folder, so that nothing depends on this checkout."""
     target = tmp_path / "a copy"
     for folder in ("common", "dataloader"):
         shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -345,7 +347,7 @@ def copied(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("where", ["dataloader", "elsewhere"])
-def test_the_script_runs_from_its_folder_and_from_elsewhere(tmp_path, server, where):
+def test_the_script_runs_from_any_folder(tmp_path, server, where):
     root = copied(tmp_path)
     options = shop(root, [*server.serve_images(2), None])
     (tmp_path / "elsewhere").mkdir()
@@ -355,14 +357,15 @@ def test_the_script_runs_from_its_folder_and_from_elsewhere(tmp_path, server, wh
         process = start(options, script=root / "dataloader" / "1_load_figure.sh", cwd=tmp_path / "elsewhere")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "(3 items: 2 ok, 1 no address)" in out
-    assert "raw-2: no address" in out
+    assert any(mentions(line, options.folder.figures, 3, 2, "ok", 1, "no address") for line in out.splitlines())
+    assert any(mentions(line, "raw-2", "no address") for line in out.splitlines())
     assert [s for (s,) in table(options.folder.figures, "status")] == ["ok", "ok", "no address"]
 
 
-def test_the_command_fails_with_one_line_and_no_traceback(tmp_path, server):
-    process = start(shop(tmp_path, [server.url + "/none"]))
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 5
-    [line] = err.splitlines()
-    assert f"not one of 1 images could be fetched. 1 unreachable (HTTP 404), such as {server.url}/none. Fix: " in line
+def test_the_command_fails_with_one_line(tmp_path, server):
+    options = shop(tmp_path, [server.url + "/none"])
+    process = start(options)
+    out, err = process.communicate(timeout=60)
+    outcome = Outcome(process.returncode, out, err)
+    outcome.check_error(ResourceError, options.folder.images, names=["unreachable", 404, f"{server.url}/none"])
+    assert err.count("\n") == 1

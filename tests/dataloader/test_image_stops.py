@@ -1,4 +1,4 @@
-"""Step 4 as a command: stopped and going on, and started from anywhere."""
+"""Step 4 as a command: stopped and continued, and started in any folder."""
 
 import os
 import re
@@ -19,6 +19,7 @@ from dataloader.image_embedding import embed
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.image_server import ImageServer, picture, png
 from tests.dataloader.image_shop import COMMAND, count_readings, oracle, shop
+from tests.dataloader.processing import prints, version
 from tests.dataloader.test_figures import copied
 from tests.dataloader.tiny_clip import write_clip
 
@@ -35,7 +36,7 @@ def server():
     server.close()
 
 
-# Step 4 with shards of eight images and a rest after each, so that a signal finds it at work.
+# Step 4 with shards of eight images and a pause after each, so that a signal arrives during the work.
 SLOW = """
 import sys
 import time
@@ -53,7 +54,7 @@ sys.exit(run_command(image_embedding.main))
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_at_the_next_shard_and_ends_with_the_same_bytes(tmp_path, server, model, monkeypatch):
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(tmp_path, server, model, monkeypatch):
     bodies = [png(n) for n in range(60)]
     monkeypatch.setattr(clip, "SHARD", {"cpu": 8})
     straight = shop(tmp_path / "straight", server, model, bodies)
@@ -68,18 +69,18 @@ def test_a_killed_run_goes_on_at_the_next_shard_and_ends_with_the_same_bytes(tmp
     process.kill()
     _, err = process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL, err
-    goes_on(options, straight, monkeypatch)
+    check_continues(options, straight, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_stop_request_is_honoured_at_once_and_what_is_encoded_is_kept(tmp_path, server, model, monkeypatch):
+def test_a_stopped_run_keeps_its_shards_and_continues(tmp_path, server, model, monkeypatch):
     bodies = [png(n) for n in range(60)]
     monkeypatch.setattr(clip, "SHARD", {"cpu": 8})
     straight = shop(tmp_path / "straight", server, model, bodies)
     embed(straight, COMMAND)
     options, network = shop(tmp_path / "stopped", server, model, bodies), clip.ClipEncoder.encode
 
-    def stopped(self, images, done):  # where the signal's handler would raise it
+    def stopped(self, images, done):  # in place of the signal's handler
         if len(shards(options)) == 3:
             raise Interrupted()
         return network(self, images, done)
@@ -88,7 +89,7 @@ def test_a_stop_request_is_honoured_at_once_and_what_is_encoded_is_kept(tmp_path
     with pytest.raises(Interrupted):
         embed(options, COMMAND)
     monkeypatch.setattr(clip.ClipEncoder, "encode", network)
-    goes_on(options, straight, monkeypatch)
+    check_continues(options, straight, monkeypatch)
 
 
 def shards(options) -> list[Path]:
@@ -101,8 +102,8 @@ def wait_for_shards(options, number: int, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def goes_on(options, straight, monkeypatch) -> None:
-    """The next run encodes what is left of the 60 images, and ends like the one that nothing disturbed."""
+def check_continues(options, straight, monkeypatch) -> None:
+    """Check that the next run encodes the rest of the 60 images, with the bytes of an undisturbed run."""
     assert not options.folder.embeddings("image").exists()
     num_shards = len(shards(options))
     assert 3 <= num_shards < 8
@@ -113,27 +114,32 @@ def goes_on(options, straight, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_both_scripts_run_from_their_folder_and_from_elsewhere(tmp_path, server, model):
+def test_both_scripts_run_in_any_folder(tmp_path, server, model):
     root, elsewhere = copied(tmp_path), tmp_path / "elsewhere"
     elsewhere.mkdir()
     urls = [*server.serve_images(3), None, server.url + "/none.png"]
     options = write_dataset(root / "data", [f"text {n}" for n in range(5)], image_urls=urls)
     run_script("1_load_figure.sh", root / "dataloader", "--image_rate", "1000")
     out = run_script("4_get_image_emb.sh", root / "dataloader", "--image_model", str(model))
-    assert re.search(r"embed: wrote .*Baby\.emb-image\.npy, 5 x 12; 2 items have no image vector of their own", out)
+    assert prints(out, "Baby.emb-image.npy", 5, 12, 2)  # items, dimensions, missing images
     assert load_mask(options.folder, "image").tolist() == [True, True, True, False, False]
     vectors = load_embeddings(options.folder, "image")
     np.testing.assert_allclose(vectors[:3], oracle(model, [picture(n) for n in range(3)]), atol=2e-6)
-    for script, said in (("1_load_figure.sh", "figures: 3 of 4 images are there already"),
-                         ("4_get_image_emb.sh", f"embed: reusing {options.folder.embeddings('image')}")):
-        assert said in run_script(str(root / "dataloader" / script), elsewhere, "--image_model", str(model))
+    server.paths()
+    written = version(options.folder.embeddings("image"))
+    out = run_script(str(root / "dataloader/1_load_figure.sh"), elsewhere)
+    assert prints(out, 3, 4)  # images that were fetched before, images in total
+    assert server.paths() == ["/none.png"]
+    run_script(str(root / "dataloader/4_get_image_emb.sh"), elsewhere, "--image_model", str(model))
+    assert version(options.folder.embeddings("image")) == written
     assert list(elsewhere.iterdir()) == []
 
 
 def run_script(script: str, cwd: Path, *flags: str) -> str:
-    """What it prints; no library says anything beside it."""
+    """The stdout of a script. Its stderr has only lines of progress and the warning about missing images."""
     done = subprocess.run(["bash", script, *flags], cwd=cwd, capture_output=True, text=True, timeout=200, check=False,
                           env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not line.startswith(("figures: ", "embed "))] == []
+    expected = re.compile(r"[\w ]+: \d+/\d+ |.*\bfigures\.parquet\b")
+    assert [line for line in done.stderr.splitlines() if not expected.match(line)] == []
     return done.stdout

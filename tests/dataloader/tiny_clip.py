@@ -1,4 +1,4 @@
-"""CLIP models of a few kilobytes with random weights, in the layouts in which such models are kept."""
+"""CLIP models of a few kilobytes with random weights, in the usual folder layouts."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ DIM, SIDE = 12, 32
 
 
 def write_clip(folder: Path, seed: int = 0) -> Path:
-    """A plain transformers checkpoint: pictures of 32 x 32 pixels in patches of 8, a vocabulary of four words."""
+    """A plain transformers checkpoint: images of 32 x 32 pixels in patches of 8, a vocabulary of four words."""
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -19,7 +19,7 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
               "image_size": SIDE, "patch_size": 8}
     torch.manual_seed(seed)
-    # Larger weights than usual, so that pictures are told apart although nothing was learned.
+    # Larger weights than usual: different images get different vectors without training.
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=DIM,
                          initializer_factor=5.0)).save_pretrained(folder)
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3}
@@ -35,7 +35,7 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def write_hub_clip(folder: Path, seed: int = 0) -> Path:
-    """The same model as sentence-transformers/clip-ViT-B-32 lies on the hub: in a folder, named by a module file."""
+    """The same model in the layout of sentence-transformers/clip-ViT-B-32: in a subfolder named by modules.json."""
     write_clip(folder / "0_CLIPModel", seed)
     (folder / "modules.json").write_text(json.dumps([
         {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]))
@@ -45,7 +45,7 @@ def write_hub_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def write_saved_clip(folder: Path, checkpoint: Path) -> Path:
-    """The model of a checkpoint as today's sentence-transformers saves it."""
+    """The model of a checkpoint as the current sentence-transformers saves it."""
     from sentence_transformers import SentenceTransformer
 
     SentenceTransformer(str(checkpoint), device="cpu").save(str(folder), create_model_card=False)

@@ -1,4 +1,4 @@
-"""A sentence-transformers model of random weights, made by the real code and small enough for a test."""
+"""A small sentence-transformers model with random weights, saved by the library itself."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ MAX_LENGTH = 32  # tokens
 
 
 def save_tiny_model(folder: Path, prompts: dict[str, str] | None = None, seed: int = 0) -> Path:
-    """A BERT with WordPiece and mean pooling; `prompts` by name, of which the first one is the default."""
+    """Save a BERT with WordPiece and mean pooling; the first of the named `prompts` is the default."""
     import torch
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -28,7 +28,7 @@ def save_tiny_model(folder: Path, prompts: dict[str, str] | None = None, seed: i
     BertModel(BertConfig(vocab_size=len(vocabulary), hidden_size=DIM, num_hidden_layers=1, num_attention_heads=2,
                          intermediate_size=32, max_position_embeddings=MAX_LENGTH, initializer_range=1.0)
               ).save_pretrained(base)
-    whole = SentenceTransformer(str(base), device="cpu", prompts=prompts,  # mean pooling is what it adds
+    whole = SentenceTransformer(str(base), device="cpu", prompts=prompts,  # adds mean pooling
                                 default_prompt_name=next(iter(prompts)) if prompts else None)
     whole.save(str(folder / "model"))
     return folder / "model"

@@ -1,4 +1,4 @@
-"""A copy of the tree, a generated data set served from loopback, and the real commands as subprocesses."""
+"""A copy of the program, a generated dataset served from localhost, and the real commands as subprocesses."""
 
 import functools
 import gzip
@@ -25,7 +25,7 @@ NUM_KEPT = 128  # items with five events or more
 
 
 class Tree(NamedTuple):
-    """A copy of the program, which keeps its data and runs inside itself."""
+    """A copy of the program, with its data and runs inside."""
 
     root: Path
 
@@ -46,6 +46,12 @@ class Tree(NamedTuple):
     def data(self, name: str) -> Path:
         return self.root / "data" / "Baby" / name
 
+    def written(self) -> dict[Path, int]:
+        """Every file of the data and of finished runs, and when it was written. Reusing them changes no entry."""
+        runs = self.root / "runs"
+        files = [*(self.root / "data").rglob("*"), *runs.rglob("finished.json"), *runs.rglob("*.safetensors")]
+        return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
+
 
 def copy_program(target: Path) -> Tree:
     for folder in FOLDERS:
@@ -56,7 +62,7 @@ def copy_program(target: Path) -> Tree:
 
 
 def write_baby(folder: Path) -> None:
-    """A catalogue in the 2014 format; users walk from an item to one near it, so that there is something to learn."""
+    """A catalogue in the 2014 format. Users walk between neighbouring items, so that models can learn."""
     rng = random.Random(7)
     kinds = ("bottle", "stroller", "blanket", "monitor", "toy", "bib", "crib", "seat")
     colours = ("red", "blue", "green", "white", "grey")
@@ -78,7 +84,7 @@ def write_baby(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def mirror(tmp_path_factory):
-    """The address of a server on loopback that has Baby's two files."""
+    """The address of a local server with Baby's two files."""
     folder = tmp_path_factory.mktemp("served")
     write_baby(folder)
 
@@ -93,7 +99,7 @@ def mirror(tmp_path_factory):
 
 
 def shorten_training(config: Path) -> None:
-    """Fewer epochs and looks at the validation events: on so few users these take most of the time."""
+    """Train fewer epochs and validate less often, which takes most of the time with so few users."""
     text = config.read_text()
     assert "    epochs: 60\n" in text
     config.write_text(text.replace("    epochs: 60\n", "    epochs: 12\n    eval_every: 4\n"))
@@ -101,7 +107,7 @@ def shorten_training(config: Path) -> None:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory, worker_id, mirror) -> tuple[Tree, Outcome]:
-    """The user's first command in a fresh copy of the program, trained briefly; the test processes share one."""
+    """The user's first command in a fresh copy of the program, with a short training; test processes share it."""
     folder = tmp_path_factory.getbasetemp()
     folder = (folder if worker_id == "master" else folder.parent) / "whole run"
     tree, ended = Tree(folder / "program"), folder / "outcome.json"
@@ -110,7 +116,7 @@ def whole_run(tmp_path_factory, worker_id, mirror) -> tuple[Tree, Outcome]:
             copy_program(tree.root)
             shorten_training(tree.root / "recommendation/models/encoder_decoder/config.yaml")
             models = ROOT / "data" / ".models"
-            if models.exists():  # spares the download of the text model where an earlier run has it
+            if models.exists():  # the text model, which is then not downloaded again
                 shutil.copytree(models, tree.root / "data" / ".models")
             outcome = tree.command("bash", "run_pipeline.sh", "--dataset", "Baby", "--mirror", mirror)
             ended.write_text(json.dumps(outcome))
@@ -119,7 +125,7 @@ def whole_run(tmp_path_factory, worker_id, mirror) -> tuple[Tree, Outcome]:
 
 @pytest.fixture
 def baby(whole_run, tmp_path) -> Tree:
-    """A copy of the finished run that a test may change; what was trained is left out."""
+    """A copy of the program and its data that a test may change, without semantic IDs and runs."""
     tree, outcome = whole_run
     assert outcome.code == 0, outcome.err
     copy = copy_program(tmp_path / "copy of the program")

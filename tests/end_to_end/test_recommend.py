@@ -1,4 +1,4 @@
-"""Recommending by the run that the whole job trained, through the real command."""
+"""Recommendations from the run that the whole job trained, with the real command."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.end_to_end.conftest import NUM_USERS
 RECOMMEND = ("python", "recommendation/recommend.py")
 
 
-def test_histories_without_their_last_event_get_what_the_run_predicted(whole_run, tmp_path):
+def test_histories_without_their_last_event_get_the_runs_predictions(whole_run, tmp_path):
     tree, _ = whole_run
     folder = DatasetFolder(tree.root / "data", "Baby")
     items, users, events = load_items(folder)["raw_id"], load_users(folder)["raw_id"], Sequences.load(folder, "cpu")
@@ -29,12 +29,12 @@ def test_histories_without_their_last_event_get_what_the_run_predicted(whole_run
     assert all(row["unknown"] == 0 and len(row["titles"]) == 20 for row in rows)
 
 
-def test_a_user_gets_a_table_of_titles_from_inside_the_stage(whole_run):
+def test_a_user_gets_a_table_of_titles(whole_run):
     tree, _ = whole_run
     outcome = tree.command("python", "recommend.py", "--user", "A00007", "--filter_seen", "--top_k", "5",
                            cwd=tree.root / "recommendation")
     assert (outcome.code, outcome.err) == (0, "")
     heading, *lines = outcome.out.splitlines()
-    assert heading.startswith("User A00007 (")
+    assert "A00007" in heading
     assert [line.split(".")[0].strip() for line in lines] == ["1", "2", "3", "4", "5"]
     assert all(" No. " in line for line in lines)

@@ -9,6 +9,7 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import settings
 
 from common.artifacts import DatasetFolder
@@ -28,12 +29,13 @@ SMALL = {
     "commitment_cost": "0.25", "select_by": "loss_total", "select_mode": "min",
 }
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-ROWS = README.partition("| quantizer | what |\n|---|---|\n")[2].partition("\n\n")[0].splitlines()
-# The quantizers of the README's table keep more rules than the interface asks of a plug-in: they state the sizes of
-# their codebooks, return codes (B, L), give an item the same codes in every batch, and check the values of their keys.
-DOCUMENTED = sorted(name for row in ROWS for name in re.findall(r"`(\w+)`", row.split("|")[1]))
-assert "rqvae" in DOCUMENTED, "the README's table of quantizers has moved"
-NUM_INDEXED = 512  # items that the `index_file` knows
+TWO_COLUMNS = re.findall(r"^\|[^|]+\|[^|]+\|\n\|---\|---\|\n(?:\|.*\n)+", README, flags=re.MULTILINE)
+[TABLE] = [table for table in TWO_COLUMNS if "\n| `rqvae` |" in table]
+# The quantizers of the README's table keep more rules than the interface requires of a plug-in: they state the sizes
+# of their codebooks, return codes (B, L), give an item the same codes in every batch, and check the values of their
+# keys.
+DOCUMENTED = sorted(name for row in TABLE.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1]))
+NUM_INDEXED = 512  # items in the `index_file`
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +49,7 @@ def index_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_folder(tmp_path_factory):
-    """Number of items -> a data set with nothing but its items, whose raw ids are `raw-<item>`."""
+    """Number of items -> a dataset with only its items, whose raw IDs are `raw-<item>`."""
     root = tmp_path_factory.mktemp("folders")
 
     def make(num_items: int) -> DatasetFolder:
@@ -64,7 +66,7 @@ def make_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_config(index_file):
-    """name, key=value, ... -> Config, small wherever the quantizer's YAML has a key of `SMALL`."""
+    """name, key=value, ... -> Config with the small sizes of `SMALL` for the keys in the quantizer's YAML."""
     plain_of = functools.cache(lambda name: resolve(name, config_path(name), CONFIGS / "defaults.yaml", []))
 
     def make(name: str, **own: object) -> Config:
@@ -82,7 +84,7 @@ def make_config(index_file):
 
 @pytest.fixture(scope="session")
 def make_model(make_folder):
-    """Config -> its seeded model; each embedding that it reads is `WIDTH` wide."""
+    """Config -> its seeded model; each of its embeddings is `WIDTH` wide."""
     def make(config: Config, num_items: int = NUM_ITEMS):
         if config.name == "opq":
             pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
@@ -98,7 +100,7 @@ def make_model(make_folder):
 
 @pytest.fixture(scope="session")
 def make_rqvae(make_config, make_model):
-    """key=value, ... -> a small RQVAE, by Euclidean distance and on the input as it is unless told otherwise."""
+    """key=value, ... -> a small RQVAE; by default with Euclidean distance and an input that is not standardized."""
     def make(num_items: int = NUM_ITEMS, **own: object):
         plain = {"distance": "euclidean", "standardize": "false"}
         return make_model(make_config("rqvae", **plain | own), num_items)
@@ -122,5 +124,15 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def codebook_options(**own: object) -> dict:
-    """What `codebook:` holds by default, but for `own`."""
+    """The defaults of `codebook:`, updated with `own`."""
     return load_yaml(CONFIGS / "defaults.yaml")[0]["codebook"] | own
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers and percentages in a text, in their order."""
+    return re.findall(r"(?<!\w)-?\d+(?:\.\d+)?%?", text)
+
+
+def shown(value: object) -> str:
+    """A value of the command line as an error shows it."""
+    return repr(yaml.safe_load(str(value)))

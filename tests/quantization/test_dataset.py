@@ -8,11 +8,12 @@ from common.artifacts import DatasetFolder, save_array
 from common.errors import DataError
 from common.publishing import file_sha256, publish
 from quantization.dataset import Batches, Embeddings
+from tests.errors import refused
 
 
 @pytest.fixture
 def folder(tmp_path) -> DatasetFolder:
-    """A data set of three items with the embeddings td (2 wide) and image (1 wide)."""
+    """A dataset of three items with the embeddings td (2 wide) and image (1 wide)."""
     folder = DatasetFolder(tmp_path, "Tiny")
     items = publish(folder.items, lambda path: path.write_bytes(b"items"),
                     {"inputs": {}, "num_items": 3, "items_sha256": "abc"})
@@ -31,22 +32,23 @@ def test_one_embedding_is_read_with_its_hash(folder):
     assert embeddings.items_sha256 == "abc"
 
 
-def test_several_embeddings_lie_side_by_side_in_the_order_asked_for(folder):
+def test_several_embeddings_are_joined_in_the_given_order(folder):
     embeddings = Embeddings.load(folder, ["image", "td"])
     assert embeddings.xs.tolist() == [[7, 1, 2], [8, 3, 4], [9, 5, 6]]
     assert list(embeddings.inputs.items()) == [("image", 1), ("td", 2)]
     assert set(embeddings.hashes) == {"Tiny.emb-td.npy", "Tiny.emb-image.npy"}
 
 
-def test_no_embedding_still_has_a_row_an_item_and_the_items_hash(folder):
+def test_no_embedding_gives_item_numbers_and_the_items_hash(folder):
     embeddings = Embeddings.load(folder, [])
     assert embeddings.xs.tolist() == [[0], [1], [2]]
     assert embeddings.inputs == {}
     assert embeddings.hashes == {"items.parquet": file_sha256(folder.items)}
 
 
-def test_an_embedding_that_is_not_there_is_an_error_with_the_command_that_makes_it(folder):
-    with pytest.raises(DataError, match="Tiny.emb-cf.npy.*Fix: bash"):
+def test_a_missing_embedding_names_the_command_that_makes_it(folder):
+    with refused(DataError, folder.embeddings("cf"),
+                 fix=["bash dataloader/run_pipeline.sh --dataset Tiny --suffix cf"]):
         Embeddings.load(folder, ["cf"])
 
 

@@ -1,4 +1,4 @@
-"""Semantic IDs made distinct."""
+"""Disambiguation of semantic IDs."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 
 from common.errors import ConfigError
 from quantization.disambiguation import SemanticIDs, disambiguate, estimated_distances, ranks, reassign, sharing
+from tests.errors import refused
 
 code_arrays = arrays.arrays(
     st.sampled_from([np.int64, np.int32, np.uint8]), st.tuples(st.integers(1, 40), st.integers(1, 4)),
@@ -16,7 +17,7 @@ code_arrays = arrays.arrays(
 
 
 class Plugin:
-    """A quantizer of which nothing is known but, perhaps, the distances of its last level (N, K)."""
+    """A quantizer that can only return the distances of its last level (N, K), or None."""
 
     def __init__(self, distances=None):
         self.distances = distances
@@ -32,7 +33,7 @@ def made_distinct(method, codes, sizes=None, model=None, content=None) -> Semant
     return disambiguate(method, codes, sizes, model or Plugin(), torch.arange(len(codes)).unsqueeze(1), content)
 
 
-def test_the_extra_level_counts_items_of_equal_codes_in_their_order():
+def test_the_extra_level_numbers_items_with_equal_codes():
     ids = made_distinct("extra_level", [[1, 2], [0, 0], [1, 2], [3, 3], [1, 2], [0, 0]], [4, 5])
     assert ids.codes.tolist() == [[1, 2, 0], [0, 0, 0], [1, 2, 1], [3, 3, 0], [1, 2, 2], [0, 0, 1]]
     assert (ids.codebook_sizes, ids.level) == ([4, 5, 3], 2)
@@ -45,12 +46,12 @@ def test_distinct_codes_stay_as_they_are(method):
     assert (ids.codes.tolist(), ids.codebook_sizes, ids.level) == (codes, [4, 4, 5], None)
 
 
-def test_none_leaves_codes_that_items_share():
+def test_none_keeps_shared_codes():
     ids = made_distinct("none", [[1, 2], [1, 2]], [2, 3])
     assert (ids.codes.tolist(), ids.codebook_sizes, ids.level) == ([[1, 2], [1, 2]], [2, 3], None)
 
 
-def test_the_extra_level_is_larger_than_any_codebook_where_it_must_be():
+def test_the_extra_level_may_exceed_every_codebook():
     ids = made_distinct("extra_level", np.zeros((1000, 2), dtype=np.int64))
     assert ids.codes[:, -1].tolist() == list(range(1000))
     assert ids.codebook_sizes[-1] == 1000
@@ -61,14 +62,14 @@ def test_a_bucket_may_outgrow_the_integers_that_hold_the_codes():
 
 
 @given(code_arrays)
-def test_with_an_extra_level_codes_are_distinct_and_keep_the_given_levels(codes):
+def test_the_extra_level_makes_codes_distinct_and_keeps_the_others(codes):
     result = made_distinct("extra_level", codes).codes
     assert len({tuple(row) for row in result.tolist()}) == len(codes)
     assert result[:, :codes.shape[1]].tolist() == codes.tolist()
 
 
 @given(code_arrays)
-def test_the_extra_level_is_exactly_as_large_as_the_largest_bucket(codes):
+def test_the_extra_level_has_the_size_of_the_largest_bucket(codes):
     rows = [tuple(row) for row in codes.tolist()]
     largest = max(rows.count(row) for row in rows)
     ids = made_distinct("extra_level", codes)
@@ -95,20 +96,20 @@ def test_items_share_if_another_one_has_their_codes(codes):
 
 
 def reassigned(codes, distances) -> list[list[int]]:
-    """By distances (N, K) of all items."""
+    """Codes reassigned by the distances (N, K) of all items."""
     codes = np.asarray(codes)
     shared = sharing(codes)
     return reassign(codes, shared, np.asarray(distances, dtype=np.float32)[shared]).tolist()
 
 
-def test_the_nearest_item_stays_and_the_other_moves_to_its_nearest_free_code():
+def test_the_nearest_item_stays_and_the_other_moves():
     # Both are nearest to code 0; its second choice, code 1, belongs to the third item, so the first takes code 3.
     codes = [[5, 0], [5, 0], [5, 1]]
     distances = [[0.2, 0.3, 0.9, 0.4], [0.1, 0.2, 0.3, 0.4], [9, 0, 9, 9]]
     assert reassigned(codes, distances) == [[5, 3], [5, 0], [5, 1]]
 
 
-def test_of_two_that_ask_for_the_same_free_code_the_nearer_gets_it():
+def test_the_nearer_of_two_gets_the_free_code():
     codes = [[0], [0], [0]]
     distances = [[0.0, 0.5, 0.7], [0.1, 0.4, 0.9], [0.2, 0.3, 0.5]]
     # Item 0 stays; 1 and 2 ask for code 1, which goes to item 2.
@@ -119,7 +120,7 @@ def test_equally_near_items_stay_and_go_in_their_order():
     assert reassigned([[0], [0], [0]], np.zeros((3, 3))) == [[0], [1], [2]]
 
 
-def test_a_code_that_is_taken_under_one_prefix_is_free_under_another():
+def test_a_code_is_taken_under_one_prefix_only():
     codes = [[0, 0], [0, 0], [1, 0], [1, 0], [1, 1]]
     distances = [[0.0, 0.1, 0.2], [0.1, 0.2, 0.3]] * 2 + [[9, 0, 9]]
     assert reassigned(codes, distances) == [[0, 0], [0, 1], [1, 0], [1, 2], [1, 1]]
@@ -127,7 +128,7 @@ def test_a_code_that_is_taken_under_one_prefix_is_free_under_another():
 
 @st.composite
 def crowded(draw) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (N, L), of which at least two are alike, and distances (N, K) to enough codes, many of them equal."""
+    """Codes (N, L) with at least two equal rows, and distances (N, K) to enough codes, many of them equal."""
     codes = draw(arrays.arrays(np.int64, st.tuples(st.integers(2, 14), st.integers(1, 3)), elements=st.integers(0, 2))
                  .filter(lambda codes: sharing(codes).any()))
     num_codes = max(3, len(codes))
@@ -135,7 +136,7 @@ def crowded(draw) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(crowded())
-def test_reassigned_codes_are_distinct_and_only_last_codes_of_sharing_items_change(drawn):
+def test_reassign_changes_only_last_codes_of_sharing_items(drawn):
     codes, distances = drawn
     result = np.array(reassigned(codes, distances))
     assert len({tuple(row) for row in result.tolist()}) == len(codes)
@@ -146,7 +147,7 @@ def test_reassigned_codes_are_distinct_and_only_last_codes_of_sharing_items_chan
 
 
 @given(crowded())
-def test_of_the_items_of_one_id_the_nearest_keeps_it(drawn):
+def test_the_nearest_item_keeps_a_shared_id(drawn):
     codes, distances = drawn
     result = reassigned(codes, distances)
     buckets: dict[tuple, list[int]] = {}
@@ -170,11 +171,10 @@ def test_a_moved_item_left_no_free_code_that_is_nearer(drawn):
 
 @pytest.mark.parametrize("codes", [[[7, 0], [7, 0], [7, 1], [7, 1], [2, 0]], [[0], [0], [1], [1]]],
                          ids=["several levels", "single level"])
-def test_more_items_under_a_prefix_than_codes_are_an_error_with_both_numbers_and_a_way_out(codes):
-    with pytest.raises(ConfigError, match="needs 4 codes in the last level, and it has 3") as raised:
+def test_too_many_items_under_a_prefix_are_refused(codes):
+    with refused(ConfigError, "common.disambiguation", names=[4, 3],
+                 fix=["--codebook_size 4", "--disambiguation extra_level"]):
         reassigned(codes, np.zeros((len(codes), 3)))
-    assert "--codebook_size 4" in raised.value.fix
-    assert "--disambiguation extra_level" in raised.value.fix
 
 
 def test_as_many_items_under_a_prefix_as_codes_fit():
@@ -182,7 +182,7 @@ def test_as_many_items_under_a_prefix_as_codes_fit():
     assert sorted(result) == [[7, 0], [7, 1], [7, 2], [7, 3]]
 
 
-def test_reassignment_asks_the_quantizer_for_the_distances_of_the_sharing_items():
+def test_reassign_uses_the_distances_of_the_quantizer():
     told = np.array([[9.0, 9, 9, 9], [0, 3, 2, 1], [0, 1, 2, 3], [9, 9, 9, 9]])
     ids = made_distinct("reassign", [[0, 1], [1, 0], [1, 0], [1, 2]], [2, 4], Plugin(told))
     # Item 2 asks for code 1; its distance of 0 is no smaller than that of item 1, which comes first and stays.
@@ -195,12 +195,12 @@ LINE = np.array([[0.0], [0.0], [10.0], [10.0], [20.0], [30.0]])
 LINE_CODES = np.array([[0], [0], [1], [1], [2], [3]])
 
 
-def test_the_estimate_finds_the_codewords_that_the_items_lie_around():
+def test_the_estimate_finds_the_codewords_near_the_items():
     distances = estimated_distances(LINE_CODES, LINE, 5)
     assert distances[:, :4] == pytest.approx((LINE - [[0, 10, 20, 30]]) ** 2, abs=1e-3)
 
 
-def test_the_estimate_sees_through_several_levels():
+def test_the_estimate_works_with_several_levels():
     # A coarse codeword of 0 or 100 and a fine one of 0, 1 or 3 add up to the content.
     codes = np.array([[coarse, fine] for coarse in (0, 1) for fine in (0, 1, 2)])
     content = (np.array([[0.0], [100.0]])[codes[:, 0]] + np.array([[0.0], [1.0], [3.0]])[codes[:, 1]])
@@ -210,14 +210,14 @@ def test_the_estimate_sees_through_several_levels():
     assert np.argsort(distances[2]).tolist() == [2, 1, 0]
 
 
-def test_a_plug_in_that_tells_no_distances_gets_the_obvious_nearest_free_code():
-    # Prefix 0 has two items at code 1 (10), of which the second leans towards 20; codes 0 to 3 are known from prefix 1.
+def test_reassign_estimates_distances_that_a_quantizer_lacks():
+    # Prefix 0 has two items with code 1 (10), the second nearer to 20; prefix 1 tells the positions of codes 0 to 3.
     codes = [[1, 0], [1, 1], [1, 2], [1, 3], [0, 1], [0, 1]]
     content = np.array([[0.0], [10.0], [20.0], [30.0], [10.0], [14.0]])
     ids = made_distinct("reassign", codes, [2, 4], Plugin(), content)
     assert ids.codes.tolist() == [[1, 0], [1, 1], [1, 2], [1, 3], [0, 1], [0, 2]]
 
 
-def test_without_any_content_a_free_code_is_as_good_as_another():
+def test_reassign_works_without_distances_or_content():
     ids = made_distinct("reassign", [[1, 1], [1, 1], [1, 0]], [2, 3])
     assert ids.codes.tolist() == [[1, 1], [1, 2], [1, 0]]

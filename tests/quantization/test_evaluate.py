@@ -1,4 +1,4 @@
-"""Figures of codes by hand, and the judge of codes."""
+"""Metrics of codes worked out by hand, and the reference data for them."""
 
 import math
 
@@ -28,10 +28,10 @@ from quantization.models.abstract_vq import AbstractVQ
 
 from .tiny_data import save_embedding, save_interactions, save_items
 
-NOBODY = Judge(None, None)
+NO_REFERENCE = Judge(None, None)
 
 
-def test_collision_rate_counts_items_lacking_an_id_of_their_own():
+def test_collision_rate_counts_items_without_their_own_id():
     codes = np.array([[0, 1], [0, 1], [2, 3], [4, 5]])
     assert collision_rate(codes) == 0.25  # 4 items, 3 distinct IDs
 
@@ -50,7 +50,7 @@ def test_bucket_sizes_are_the_items_of_each_id():
     ([0, 3], 1.0),
     ([2, 1, 1], 2**1.5),         # shares 1/2, 1/4, 1/4 have an entropy of 1.5 bits
 ])
-def test_perplexity_is_the_number_of_codes_that_even_use_would_need(counts, value):
+def test_perplexity_is_the_number_of_evenly_used_codes(counts, value):
     assert perplexity(np.array(counts)) == pytest.approx(value)
 
 
@@ -59,19 +59,19 @@ def test_perplexity_is_the_number_of_codes_that_even_use_would_need(counts, valu
     ([1, 3], 0.25),              # the mean difference of all pairs is 1, twice the mean is 4
     ([3, 1], 0.25),
     ([1, 2, 3, 4], 0.25),        # 20 / 16 over twice 2.5
-    ([0, 0, 0, 8], 0.75),        # one code has all: 1 - 1/K
+    ([0, 0, 0, 8], 0.75),        # one code has all items: 1 - 1/K
 ])
 def test_gini_by_hand(counts, value):
     assert gini(np.array(counts)) == pytest.approx(value)
 
 
 @given(arrays.arrays(np.int64, st.integers(1, 12), elements=st.integers(0, 9)).filter(lambda counts: counts.any()))
-def test_gini_is_half_the_mean_difference_of_all_pairs_over_the_mean(counts):
+def test_gini_is_half_the_relative_mean_difference(counts):
     difference = sum(abs(int(a) - int(b)) for a in counts for b in counts) / len(counts)**2
     assert gini(counts) == pytest.approx(difference / 2 / counts.mean())
 
 
-def test_code_figures_by_hand():
+def test_code_metrics_by_hand():
     codes = np.array([[0, 0], [0, 0], [1, 3], [2, 3]])
     assert code_figures(codes, [4, 8]) == {
         "collision_rate": 0.25, "largest_bucket": 2, "utilization": [3 / 4, 2 / 8], "dead_codes": [1, 6],
@@ -79,20 +79,20 @@ def test_code_figures_by_hand():
         "gini": [pytest.approx(6 / 16), pytest.approx(6 / 8)]}  # counts 0, 1, 1, 2; and 2, 2 of eight
 
 
-def test_sizes_that_a_model_does_not_state_are_read_off_the_codes():
+def test_unknown_codebook_sizes_are_inferred_from_the_codes():
     assert code_figures(np.array([[0, 5], [3, 5]]), None)["utilization"] == [2 / 4, 1 / 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
-def test_evaluation_weighs_a_short_last_batch_by_its_items(make_rqvae, xs, batch_size):
+def test_a_short_last_batch_is_weighted_by_its_items(make_rqvae, xs, batch_size):
     model = make_rqvae().eval()
     with torch.no_grad():
-        figures, codes = evaluate(model, xs, batch_size, NOBODY)
+        metrics, codes = evaluate(model, xs, batch_size, NO_REFERENCE)
         whole = model.compute_loss(model(xs), xs)
-    assert figures["loss_total"] == pytest.approx(whole["loss_total"].item(), rel=1e-5)
-    assert figures["reconstruction_error"] == pytest.approx(whole["recon_loss"].item(), rel=1e-5)
+    assert metrics["loss_total"] == pytest.approx(whole["loss_total"].item(), rel=1e-5)
+    assert metrics["reconstruction_error"] == pytest.approx(whole["recon_loss"].item(), rel=1e-5)
     assert codes.tolist() == model.get_codes(xs).tolist()
-    assert all(math.isfinite(value) for value in figures["perplexity"])
+    assert all(math.isfinite(value) for value in metrics["perplexity"])
 
 
 class Halves(AbstractVQ):
@@ -112,7 +112,7 @@ class Halves(AbstractVQ):
 
 
 class Numbers(Halves):
-    """Reads the items' numbers, of which there is nothing to reconstruct."""
+    """Reads only item numbers, and therefore has no reconstruction."""
 
     def forward(self, xs):
         return xs, torch.zeros(()), self.get_codes(xs)
@@ -122,22 +122,22 @@ class Numbers(Halves):
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 4])
-def test_explained_variance_is_the_share_that_the_reconstruction_keeps(batch_size):
+def test_explained_variance_is_the_share_kept_by_the_reconstruction(batch_size):
     # Variance of -3, -1, 1, 3 is 5; every reconstruction is off by 1: 1 - 1/5.
-    figures, _ = evaluate(Halves(), torch.tensor([[-3.0], [-1.0], [1.0], [3.0]]), batch_size, NOBODY)
-    assert figures["reconstruction_error"] == 1.0
-    assert figures["explained_variance"] == pytest.approx(0.8)
+    metrics, _ = evaluate(Halves(), torch.tensor([[-3.0], [-1.0], [1.0], [3.0]]), batch_size, NO_REFERENCE)
+    assert metrics["reconstruction_error"] == 1.0
+    assert metrics["explained_variance"] == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("value", [1.0, 0.1, 0.7])
-def test_where_nothing_varies_no_variance_is_explained(value):
-    figures, _ = evaluate(Halves(), torch.full((1000, 1), value), 300, NOBODY)
-    assert figures["explained_variance"] is None
+def test_without_variance_no_variance_is_explained(value):
+    metrics, _ = evaluate(Halves(), torch.full((1000, 1), value), 300, NO_REFERENCE)
+    assert metrics["explained_variance"] is None
 
 
-def test_a_model_without_a_reconstruction_has_no_figure_of_it():
-    figures, codes = evaluate(Numbers(), torch.arange(4).unsqueeze(1), 3, NOBODY)
-    assert not {"reconstruction_error", "explained_variance"} & set(figures)
+def test_a_model_without_reconstruction_has_no_reconstruction_metrics():
+    metrics, codes = evaluate(Numbers(), torch.arange(4).unsqueeze(1), 3, NO_REFERENCE)
+    assert not {"reconstruction_error", "explained_variance"} & set(metrics)
     assert codes.tolist() == [[0], [1], [1], [1]]
 
 
@@ -150,18 +150,18 @@ def test_similarity_within_groups_by_hand():
     assert group_similarity(np.array([0, 2, 2, 0, 1, 2]), directions) == pytest.approx((1 + 0 + 0 + 1) / 4)
 
 
-def test_a_zero_vector_is_like_nothing():
+def test_a_zero_vector_has_similarity_0():
     directions = np.array([EAST, EAST, [0.0, 0.0]], dtype=np.float32)
     assert group_similarity(np.zeros(3, dtype=np.int64), directions) == pytest.approx(1 / 3)
 
 
-def test_without_two_items_in_a_group_there_is_no_similarity():
+def test_groups_of_one_item_have_no_similarity():
     assert group_similarity(np.arange(3), np.eye(3, dtype=np.float32)) is None
 
 
 @st.composite
 def coded_directions(draw) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (N, L) and unit vectors (N, D); D may take more than one pass over the columns."""
+    """Codes (N, L) and unit vectors (N, D); the largest D takes several passes over the columns."""
     count, width = draw(st.integers(1, 14)), draw(st.sampled_from([1, 3, 40]))
     codes = draw(arrays.arrays(np.int64, (count, draw(st.integers(1, 3))), elements=st.integers(0, 2)))
     vectors = np.random.default_rng(draw(st.integers(0, 99))).normal(size=(count, width))
@@ -169,7 +169,7 @@ def coded_directions(draw) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(coded_directions())
-def test_prefix_similarity_is_the_mean_over_all_pairs_that_share_a_prefix(drawn):
+def test_prefix_similarity_is_the_mean_over_pairs_with_equal_prefixes(drawn):
     codes, directions = drawn
     means = []
     for length in range(1, codes.shape[1] + 1):
@@ -179,26 +179,26 @@ def test_prefix_similarity_is_the_mean_over_all_pairs_that_share_a_prefix(drawn)
     assert prefix_similarity(codes, directions) == means
 
 
-def test_coherence_is_similarity_over_that_of_random_pairs():
-    # Of six pairs two point the same way: 1/3 of them by chance, and all of those that share a code.
+def test_coherence_is_the_similarity_ratio_to_random_pairs():
+    # Two of six pairs have equal directions, 1/3; all pairs that share a code have.
     codes = np.array([[0, 0], [0, 1], [1, 0], [1, 0]])
-    figures = judged(codes, Judge(np.array([EAST, EAST, NORTH, NORTH], dtype=np.float32), None))
-    assert figures == {"random_pairs_similarity": pytest.approx(1 / 3), "prefix_similarity": [1.0, 1.0],
+    metrics = judged(codes, Judge(np.array([EAST, EAST, NORTH, NORTH], dtype=np.float32), None))
+    assert metrics == {"random_pairs_similarity": pytest.approx(1 / 3), "prefix_similarity": [1.0, 1.0],
                        "prefix_coherence": [pytest.approx(3.0), pytest.approx(3.0)]}
 
 
-def test_of_lengths_that_no_two_items_share_there_is_no_coherence():
-    figures = judged(np.array([[0, 0], [0, 1]]), Judge(np.array([EAST, EAST], dtype=np.float32), None))
-    assert figures["prefix_similarity"] == [1.0, None]
-    assert figures["prefix_coherence"] == [1.0, None]
+def test_a_prefix_length_without_pairs_has_no_coherence():
+    metrics = judged(np.array([[0, 0], [0, 1]]), Judge(np.array([EAST, EAST], dtype=np.float32), None))
+    assert metrics["prefix_similarity"] == [1.0, None]
+    assert metrics["prefix_coherence"] == [1.0, None]
 
 
-def test_over_a_mean_near_0_or_below_it_there_is_no_ratio():
+def test_a_random_similarity_near_0_gives_no_ratio():
     for vectors in ([EAST, NORTH, WEST, NORTH], [EAST, WEST, EAST, WEST]):  # 0 and below
-        figures = judged(np.array([[0], [1], [0], [1]]), Judge(np.array(vectors, dtype=np.float32), None))
-        assert figures["random_pairs_similarity"] < 0.01
-        assert figures["prefix_similarity"][0] is not None
-        assert figures["prefix_coherence"] == [None]
+        metrics = judged(np.array([[0], [1], [0], [1]]), Judge(np.array(vectors, dtype=np.float32), None))
+        assert metrics["random_pairs_similarity"] < 0.01
+        assert metrics["prefix_similarity"][0] is not None
+        assert metrics["prefix_coherence"] == [None]
 
 
 PAIRS = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
@@ -211,27 +211,27 @@ def test_same_first_code_by_hand():
     assert same_first_code(np.array([5, 5, 3, 3]), PAIRS[[0, 1, 2]]) == (pytest.approx(2 / 3), pytest.approx(4 / 9))
 
 
-def test_behavioural_coherence_is_that_over_chance():
-    figures = judged(np.array([[5, 9], [5, 9], [3, 9], [3, 9]]), Judge(None, PAIRS[[0, 1, 2]]))
-    assert figures == {"same_first_code": pytest.approx(2 / 3), "same_first_code_by_chance": pytest.approx(4 / 9),
+def test_behavioural_coherence_is_the_ratio_to_chance():
+    metrics = judged(np.array([[5, 9], [5, 9], [3, 9], [3, 9]]), Judge(None, PAIRS[[0, 1, 2]]))
+    assert metrics == {"same_first_code": pytest.approx(2 / 3), "same_first_code_by_chance": pytest.approx(4 / 9),
                        "behavioural_coherence": pytest.approx(1.5)}
 
 
-def test_pairs_that_never_share_a_code_have_no_coherence_and_none_is_made_up():
-    # The items that come first have code 0, those that follow code 1: chance is 0, too.
-    figures = judged(np.array([[0], [0], [1], [1]]), Judge(None, np.array([[0, 2], [1, 3]])))
-    assert figures["same_first_code"] == 0.0
-    assert figures["behavioural_coherence"] is None
+def test_pairs_without_equal_codes_have_no_behavioural_coherence():
+    # The first item of every pair has code 0, the second code 1: chance is 0, too.
+    metrics = judged(np.array([[0], [0], [1], [1]]), Judge(None, np.array([[0, 2], [1, 3]])))
+    assert metrics["same_first_code"] == 0.0
+    assert metrics["behavioural_coherence"] is None
 
 
-def test_without_a_judge_there_are_no_judgements():
-    assert judged(np.array([[0], [1]]), NOBODY) == {}
+def test_without_reference_data_there_are_no_further_metrics():
+    assert judged(np.array([[0], [1]]), NO_REFERENCE) == {}
     assert judged(np.array([[0], [1]]), Judge(None, np.zeros((0, 2), dtype=np.int64))) == {}
 
 
 @pytest.fixture
 def folder(tmp_path) -> DatasetFolder:
-    """Four items, without any embedding."""
+    """Four items without embeddings."""
     return save_items(DatasetFolder(tmp_path, "Tiny"), num_items=4)
 
 
@@ -245,7 +245,7 @@ def test_consecutive_items_are_neighbours_in_one_users_training_events(folder):
     assert consecutive(folder).tolist() == [[0, 1], [1, 2], [3, 2]]  # neither 1-1 nor 2-3 across the users
 
 
-def test_events_held_out_for_validation_and_test_do_not_move_the_pairs(folder):
+def test_held_out_events_do_not_change_the_pairs(folder):
     save_interactions(folder, EVENTS)
     before = consecutive(folder)
     save_interactions(folder, [(user, item if split == "train" else 3 - item, split) for user, item, split in EVENTS])
@@ -257,7 +257,7 @@ def test_events_held_out_for_validation_and_test_do_not_move_the_pairs(folder):
 ROWS = np.array([[3, 4], [0, 2], [0, 0], [1, 0]], dtype=np.float32)
 
 
-def test_codes_are_judged_by_td_where_it_is_there(folder):
+def test_similarity_uses_td_if_it_exists(folder):
     save_interactions(folder, EVENTS)
     save_embedding(folder, "image", np.ones((4, 1), dtype=np.float32))
     save_embedding(folder, "td", ROWS)
@@ -266,14 +266,14 @@ def test_codes_are_judged_by_td_where_it_is_there(folder):
     assert judge.pairs.tolist() == [[0, 1], [1, 2], [3, 2]]
 
 
-def test_without_td_they_are_judged_by_the_embedding_that_is_quantized(folder):
+def test_without_td_similarity_uses_the_quantized_embedding(folder):
     save_embedding(folder, "image", 2 * np.ones((4, 1), dtype=np.float32))
     judge = Judge.load(folder, "image")
     assert judge.directions.tolist() == [[1], [1], [1], [1]]
     assert judge.pairs is None
 
 
-def test_without_any_embedding_they_are_judged_by_no_text(folder):
+def test_without_embeddings_only_pairs_are_loaded(folder):
     save_interactions(folder, EVENTS)
     judge = Judge.load(folder, "image")
     assert judge.directions is None

@@ -1,4 +1,4 @@
-"""Semantic IDs for other systems, and back again."""
+"""Export of semantic IDs to other systems, and their import."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ from common.artifacts import DatasetFolder
 from common.errors import ArtifactError, DataError
 from quantization.export import export, tokens
 from quantization.models.imported import IMPORTED, read_codes
+from tests.errors import refused
 
 from .tiny_data import save_codes, save_items
 
@@ -54,7 +55,7 @@ def test_the_table_survives_commas_quotes_and_line_breaks_in_titles(tmp_path, fo
     assert rows[3]["semantic_id"] == "<a_255><b_7><c_0>"
 
 
-def test_what_was_exported_is_imported_as_the_same_codes(tmp_path, folder, make_config):
+def test_exported_codes_are_imported_as_the_same_codes(tmp_path, folder, make_config):
     index, _ = export(folder, "q", "td", None, tmp_path / "out")
     assert list(read_codes(index).values()) == CODES.tolist()
     config = make_config("imported", file=index)
@@ -63,25 +64,27 @@ def test_what_was_exported_is_imported_as_the_same_codes(tmp_path, folder, make_
     assert model.codebook_sizes == [256, 13, 2]
 
 
-def test_codes_that_items_share_are_exported_as_they_are(tmp_path, folder):
+def test_shared_codes_are_exported_unchanged(tmp_path, folder):
     save_codes(folder, np.array([[1], [1], [0], [2]]), [3])
     index, _ = export(folder, "q", "td", None, tmp_path / "out")
     assert json.loads(index.read_text())["raw 1"] == json.loads(index.read_text())["raw 0"] == ["<a_1>"]
 
 
-def test_an_export_replaces_the_one_before(tmp_path, folder):
+def test_an_export_replaces_the_previous_one(tmp_path, folder):
     first = [path.read_bytes() for path in export(folder, "q", "td", None, tmp_path / "out")]
     assert [path.read_bytes() for path in export(folder, "q", "td", None, tmp_path / "out")] == first
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_codes_that_are_not_there_are_an_error_with_the_command_that_makes_them(tmp_path, folder):
-    with pytest.raises(DataError, match="python quantization/main.py --quantizer_name rkmeans --dataset_name Tiny"):
+def test_missing_codes_name_the_command_that_makes_them(tmp_path, folder):
+    with refused(DataError, folder.codes("rkmeans", "td", None),
+                 fix=["python quantization/main.py --quantizer_name rkmeans --dataset_name Tiny"]):
         export(folder, "rkmeans", "td", None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_codes_of_another_list_of_items_are_refused(tmp_path, folder):
+def test_codes_of_other_items_are_refused(tmp_path, folder):
     save_items(folder, 5)
-    with pytest.raises(ArtifactError, match="stale"):
+    with refused(ArtifactError, folder.codes("q", "td", None), names=["items.parquet"],
+                 fix=["python quantization/main.py --quantizer_name q --dataset_name Tiny"]):
         export(folder, "q", "td", None, tmp_path / "out")

@@ -1,6 +1,6 @@
-"""What only a GPU can show: the same codes as on the CPU, steps without a synchronization, captured and compiled steps.
+"""Checks that need a GPU: equal codes on CPU and GPU; steps without synchronization, captured steps, compiled steps.
 
-benchmarks/gpu.md lists what is measured there beside.
+benchmarks/gpu.md lists the measurements on a GPU.
 """
 
 import pytest
@@ -14,7 +14,7 @@ from quantization.utils import checked_codes
 from .conftest import DOCUMENTED, WIDTH
 
 pytestmark = [pytest.mark.gpu,
-              pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+              pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 ITEMS, STEPS = 512, 6
 
@@ -32,7 +32,7 @@ def items() -> torch.Tensor:
 
 @pytest.fixture
 def make_task(make_config, make_model, items, device):
-    """key=value, ... -> a small RQVAE on the GPU, started from the items, ready for its first step."""
+    """key=value, ... -> a small RQVAE on the GPU, initialized from the items, before its first step."""
     def make(**own: object) -> QuantizerTask:
         config = make_config("rqvae", codebook_size=32, batch_size=64, **own)
         model, xs = make_model(config, ITEMS).to(device), items.to(device)
@@ -50,7 +50,7 @@ def no_synchronization():
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
-def test_a_checkpoint_gives_the_same_codes_on_the_cpu_and_on_the_gpu(name, make_config, make_model, device, tmp_path):
+def test_a_checkpoint_gives_equal_codes_on_cpu_and_gpu(name, make_config, make_model, device, tmp_path):
     trained = make_model(make_config(name, codebook_size=16), ITEMS)
     width, generator = WIDTH * len(trained.embedding_suffixes(trained.config, "td")), torch.Generator()
     xs = torch.randn(ITEMS, width, generator=generator.manual_seed(1)) if width else torch.arange(ITEMS).unsqueeze(1)
@@ -69,9 +69,9 @@ def test_a_checkpoint_gives_the_same_codes_on_the_cpu_and_on_the_gpu(name, make_
 
 @pytest.mark.parametrize("own", [{}, {"update": "ema"}, {"distance": "cosine"}, {"gradient": "rotation"},
                                  {"sinkhorn_levels": "[-1]"}, {"clip_norm": 1.0}, {"lr_schedule": "cosine"}])
-def test_a_step_waits_for_nothing(make_task, no_synchronization, own):
+def test_a_training_step_does_not_synchronize(make_task, no_synchronization, own):
     task = make_task(**own)
-    for index in range(task.num_steps):  # cuBLAS and the optimizer set themselves up
+    for index in range(task.num_steps):  # initializes cuBLAS and the optimizer
         task.step(0, index)
     no_synchronization()
     losses = [task.step(1, index)["loss_total"] for index in range(task.num_steps)]
@@ -80,7 +80,7 @@ def test_a_step_waits_for_nothing(make_task, no_synchronization, own):
     assert torch.stack(losses).isfinite().all()
 
 
-def test_a_captured_step_has_the_losses_of_a_step(make_task):
+def test_a_captured_step_has_the_same_losses(make_task):
     task, other = make_task(lr=0.001), make_task(lr=0.001)
     expected = [task.step(0, index)["loss_total"].item() for index in range(STEPS)]
     parameters = [parameter for parameter in other.model.parameters() if parameter.requires_grad]
@@ -112,7 +112,7 @@ def test_a_captured_step_has_the_losses_of_a_step(make_task):
     assert losses == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_compiled_step_has_the_losses_of_a_step(make_task):
+def test_a_compiled_step_has_the_same_losses(make_task):
     task, other = make_task(lr=0.001), make_task(lr=0.001)
     other.model.forward = torch.compile(other.model.forward)
     expected = [task.step(0, index)["loss_total"].item() for index in range(STEPS)]

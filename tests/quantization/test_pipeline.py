@@ -1,6 +1,7 @@
-"""The whole job on a tiny data set: embeddings, codes, report, what a second run reuses."""
+"""The whole job on a tiny dataset: embeddings, codes, report, and reuse by a second run."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from common.run import latest_run
 from quantization import pipeline
 from quantization.export import export
 from quantization.models import find_class
+from tests.errors import Outcome, refused
 
-from .conftest import NUM_ITEMS, WIDTH
+from .conftest import NUM_ITEMS, WIDTH, numbers
 from .tiny_data import save_embedding, save_interactions, save_items
 
 
@@ -34,7 +36,7 @@ def folder(tmp_path, xs) -> DatasetFolder:
 
 @pytest.fixture
 def quantize(tmp_path, folder, make_config):
-    """name, key=value, ... -> the finished run; `common` holds keys of that section, the rest are small sizes."""
+    """name, key=value, ... -> the finished run; `common` updates that section, `own` the small sizes."""
     def quantize(name, strict=False, force=False, suffix="td", tag=None, common=None, **own):
         config = make_config(name, **own)
         config["common"].update({"device": "cpu"} | (common or {}))
@@ -45,10 +47,10 @@ def quantize(tmp_path, folder, make_config):
     return quantize
 
 
-def test_a_model_key_that_nobody_reads_is_an_error_before_training(tmp_path, folder, make_config):
+def test_an_unused_model_key_is_refused_before_training(tmp_path, folder, make_config):
     config = make_config("rqvae")
     config["rqvae"]["model_params"]["hiden_sizes"] = 3
-    with pytest.raises(ConfigError, match="unused key rqvae.model_params.hiden_sizes. did you mean 'hidden_sizes'"):
+    with refused(ConfigError, "rqvae.model_params.hiden_sizes", names=["'hidden_sizes'"]):
         pipeline.train(config, folder, pipeline.Options(tmp_path / "runs", "td", None, False, False), "a command")
     assert not (tmp_path / "runs").exists()
 
@@ -62,16 +64,15 @@ def test_an_exception_in_training_names_its_line_and_method(quantize, tmp_path, 
 
     monkeypatch.setattr(pipeline, "find_class", lambda name: Failing)
     monkeypatch.setattr("common.command.plug_in_files", {__file__})
-    assert run_command(lambda argv: quantize("rqvae"), []) == 2
-    said, line = capsys.readouterr().err, Failing.compute_loss.__code__.co_firstlineno + 2
-    assert f"error: {__file__}:{line}: " in said
-    assert "Failing.compute_loss raised ValueError. two widths." in said
-    assert "Traceback" not in said
+    outcome = Outcome(run_command(lambda argv: quantize("rqvae"), []), *capsys.readouterr())
+    line = Failing.compute_loss.__code__.co_firstlineno + 2
+    outcome.check_error(ConfigError, f"{__file__}:{line}", names=["Failing.compute_loss", "ValueError", "two widths"],
+                        fix=["--debug"])
     [log] = tmp_path.glob("runs/quantization/Tiny/rqvae-td/*/run.log")
     assert "Traceback" in log.read_text()
 
 
-def test_a_run_leaves_codes_figures_verdicts_and_a_summary(quantize, folder, capsys):
+def test_a_run_writes_codes_metrics_diagnostics_and_a_summary(quantize, folder, capsys):
     run = quantize("rkmeans")
     codes, meta = load_codes(folder, "rkmeans", "td", None)
     summary = json.loads((run / "finished.json").read_text())
@@ -84,27 +85,32 @@ def test_a_run_leaves_codes_figures_verdicts_and_a_summary(quantize, folder, cap
     assert summary["collision_rate_after"] == 0.0
     assert summary["num_parameters"] == 0
     out = capsys.readouterr().out
-    assert all(f"  {line}" in out for line in evaluation["verdicts"])
+    assert all(line in out for line in evaluation["verdicts"])
     assert len(codes) == NUM_ITEMS
 
 
 @pytest.mark.slow
-def test_what_is_published_is_reused_until_it_is_forced_or_gone(quantize, folder, capsys):
-    quantize("pq")
-    path = folder.codes("pq", "td", None)
-    published, written = path.read_bytes(), path.stat().st_mtime_ns
-    quantize("pq")
-    assert "reusing" in capsys.readouterr().out
-    assert path.stat().st_mtime_ns == written
-    path.unlink()
-    quantize("pq")
-    assert path.read_bytes() == published
-    quantize("pq", force=True)
-    assert "reusing" not in capsys.readouterr().out
-    assert path.read_bytes() == published
+def test_published_codes_are_reused_until_forced_or_removed(quantize, folder):
+    run = quantize("pq")
+    paths = [folder.codes("pq", "td", None), run / "finished.json"]
+    published = paths[0].read_bytes()
+
+    def written() -> list[int]:
+        return [path.stat().st_mtime_ns for path in paths]
+
+    first = written()
+    assert quantize("pq") == run
+    assert written() == first
+    paths[0].unlink()
+    assert quantize("pq") == run
+    assert paths[0].read_bytes() == published
+    again = written()
+    assert quantize("pq", force=True) == run
+    assert all(new > old for new, old in zip(written(), again, strict=True))
+    assert paths[0].read_bytes() == published
 
 
-def test_another_option_is_another_run_and_a_tag_keeps_both(quantize, folder):
+def test_a_tag_keeps_the_codes_of_another_run(quantize, folder):
     plain, tagged = quantize("pq"), quantize("pq", tag="two", num_levels=2)
     assert plain.name != tagged.name
     assert load_codes(folder, "pq", "td", None)[1]["codebook_sizes"][:3] == [4, 4, 4]
@@ -114,60 +120,75 @@ def test_another_option_is_another_run_and_a_tag_keeps_both(quantize, folder):
 EQUAL = np.full((NUM_ITEMS, WIDTH), 0.1)  # leaves one code of four in use
 
 
-def test_a_collapse_is_a_warning_with_three_keys_to_try_and_codes_are_written(quantize, folder, capsys):
+def warnings(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def advice(run) -> list[str]:
+    """The diagnostics of a run that suggest flags for levels with 25% of their codes in use."""
+    lines = json.loads((run / "evaluation.json").read_text())["verdicts"]
+    return [line for line in lines if "25%" in numbers(line) and "--" in line]
+
+
+def test_a_collapse_is_a_warning_with_three_suggestions(quantize, folder, capsys, caplog):
     save_embedding(folder, "td", EQUAL)
-    quantize("rvq")
+    run = quantize("rvq")
+    [warning] = warnings(caplog)
     captured = capsys.readouterr()
-    assert "WARNING: the codebooks have collapsed: level 1 uses 25% of its codes" in captured.err
-    assert captured.err.count("--") == 3
-    assert "likely collapse" in captured.out
-    assert load_codes(folder, "rvq", "td", None)[0][:, -1].tolist() == list(range(NUM_ITEMS))
+    assert captured.err == f"{warning}\n"
+    assert {"1", "25%"} <= set(numbers(warning))
+    assert warning.count("--") == 3
+    assert advice(run)[0] in captured.out
+    codes, meta = load_codes(folder, "rvq", "td", None)
+    assert meta["collapse"] in warning
+    assert codes[:, -1].tolist() == list(range(NUM_ITEMS))
 
 
 @pytest.mark.slow
-def test_a_collapse_is_an_error_where_it_is_taken_strictly_and_no_codes_are_written(quantize, folder, tmp_path):
+def test_a_strict_collapse_publishes_no_codes(quantize, folder, tmp_path):
     save_embedding(folder, "td", EQUAL)
-    with pytest.raises(TrainingError, match="level 1 uses 25% of its codes.* no --strict") as raised:
+    with refused(TrainingError, names=["1", "25%"], fix=["--strict"]) as raised:
         quantize("rvq", strict=True)
-    assert raised.value.exit_code == 6
     assert not folder.codes("rvq", "td", None).exists()
     assert not list(tmp_path.rglob("finished.json"))
-    assert "likely collapse" in next(tmp_path.rglob("evaluation.json")).read_text()  # to look into
-    quantize("rvq")  # the same run without the flag
+    assert advice(raised.value.where)  # it shows the cause
+    assert quantize("rvq") == raised.value.where  # the same run without the flag
     assert folder.codes("rvq", "td", None).exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changed", ["td", "interactions"])
-def test_figures_are_made_again_where_what_the_codes_are_judged_by_has_changed(quantize, folder, xs, capsys, changed):
+def test_changed_reference_data_updates_the_metrics(quantize, folder, xs, changed):
     save_embedding(folder, "other", xs.numpy())
-    before = json.loads((quantize("rkmeans", suffix="other") / "evaluation.json").read_text())["figures"]
+    first = quantize("rkmeans", suffix="other")
+    before = json.loads((first / "evaluation.json").read_text())["figures"]
     if changed == "td":
         save_embedding(folder, "td", xs.numpy() ** 2)
     else:
         save_interactions(folder, [(user, item, "train") for user in range(5) for item in (user, user + 7)])
-    after = json.loads((quantize("rkmeans", suffix="other") / "evaluation.json").read_text())["figures"]
-    assert "reusing" not in capsys.readouterr().out
+    second = quantize("rkmeans", suffix="other")
+    after = json.loads((second / "evaluation.json").read_text())["figures"]
+    assert second != first
     assert after["collision_rate"] == before["collision_rate"]
-    figure = {"td": "prefix_similarity", "interactions": "behavioural_coherence"}[changed]
-    assert after[figure] != before[figure]
+    metric = {"td": "prefix_similarity", "interactions": "behavioural_coherence"}[changed]
+    assert after[metric] != before[metric]
 
 
 @pytest.mark.slow
-def test_a_collapsed_run_that_is_reused_is_an_error_too_where_it_is_taken_strictly(quantize, folder):
+def test_a_reused_collapsed_run_is_refused_if_strict(quantize, folder):
     save_embedding(folder, "td", EQUAL)
-    quantize("rvq")
-    with pytest.raises(TrainingError, match="level 1 uses 25% of its codes"):
+    run = quantize("rvq")
+    with refused(TrainingError, run, names=["1", "25%"], fix=["--strict"]):
         quantize("rvq", strict=True)
 
 
-def test_what_counts_as_a_collapse_may_be_set(quantize, folder, capsys):
+def test_min_utilization_sets_the_limit_of_a_collapse(quantize, folder, caplog):
     save_embedding(folder, "td", EQUAL)
     quantize("rvq", strict=True, common={"min_utilization": 0.25})
-    assert "WARNING" not in capsys.readouterr().err
+    assert not warnings(caplog)
 
 
-def test_no_collapse_is_no_error_where_it_is_taken_strictly(quantize, folder):
+def test_strict_accepts_a_run_without_collapse(quantize, folder):
     quantize("pq", strict=True)
     assert folder.codes("pq", "td", None).exists()
 
@@ -175,20 +196,21 @@ def test_no_collapse_is_no_error_where_it_is_taken_strictly(quantize, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [lambda xs: xs[:, :1] * torch.ones(WIDTH), lambda xs: xs[torch.arange(len(xs)) // 30]],
                          ids=["rank 1", "two vectors"])
-def test_degenerate_embeddings_go_through_the_whole_job(quantize, folder, xs, rows):
+def test_degenerate_embeddings_pass_the_whole_job(quantize, folder, xs, rows):
     save_embedding(folder, "td", rows(xs).numpy())
     run = quantize("fsq", epochs=1)
     assert load_codes(folder, "fsq", "td", None)[1]["collision_rate_after"] == 0
     assert "NaN" not in (run / "finished.json").read_text()
 
 
-def test_codes_that_items_share_come_with_a_warning_of_what_they_are_not_good_for(quantize, capsys):
+def test_shared_codes_are_a_warning_with_a_flag(quantize, capsys):
     quantize("pq", num_levels=1, common={"disambiguation": "none"})
-    assert "no recommender takes these codes" in capsys.readouterr().err
+    [warning] = capsys.readouterr().err.splitlines()
+    assert "--disambiguation extra_level" in warning
 
 
 @pytest.mark.slow
-def test_what_was_exported_and_imported_again_gives_the_same_codes(quantize, folder, tmp_path):
+def test_exported_and_imported_codes_are_the_same(quantize, folder, tmp_path):
     quantize("rkmeans")
     codes, meta = load_codes(folder, "rkmeans", "td", None)
     index, _ = export(folder, "rkmeans", "td", None, tmp_path / "out")
@@ -198,16 +220,18 @@ def test_what_was_exported_and_imported_again_gives_the_same_codes(quantize, fol
     assert again["disambiguation_level"] is None
     assert list(again["made_from"]) == [str(index)]
     index.write_text(index.read_text().replace("\n", "\n\n"))
-    assert quantize("imported", file=index).name != first.name  # another content is another run
+    assert quantize("imported", file=index).name != first.name  # other content gives another run
 
 
-def test_an_embedding_that_cannot_be_cut_is_an_error_with_both_numbers_before_a_run_is_made(quantize, tmp_path):
-    with pytest.raises(ConfigError, match=f"pq.model_params.num_levels: is 4. .* {WIDTH} columns") as raised:
+def test_an_embedding_that_cannot_be_split_is_refused(quantize, tmp_path):
+    with refused(ConfigError, "pq.model_params.num_levels") as raised:
         quantize("pq", num_levels=4)
-    assert raised.value.fix == "one of 1, 2, 3, 6"
+    assert {"4", str(WIDTH)} <= set(numbers(f"{raised.value.what} {raised.value.why}"))
+    assert numbers(raised.value.fix) == ["1", "2", "3", "6"]
     assert not (tmp_path / "runs").exists()
 
 
-def test_more_codewords_than_items_are_an_error_with_both_numbers(quantize):
-    with pytest.raises(ConfigError, match=f"codebook_size: is 41. there are only {NUM_ITEMS} items"):
+def test_more_codewords_than_items_are_refused(quantize):
+    with refused(ConfigError, "pq.model_params.codebook_size", names=[NUM_ITEMS + 1, NUM_ITEMS],
+                 fix=["--codebook_size auto"]):
         quantize("pq", codebook_size=NUM_ITEMS + 1)

@@ -12,7 +12,7 @@ from common.artifacts import DatasetFolder, load_codes
 from common.checkpoint import Checkpoints
 from common.command import stop_request
 from common.config import resolve
-from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, UserError
+from common.errors import ArtifactError, ConfigError, DataError, Interrupted, TrainingError
 from common.publishing import publish
 from common.run import Run
 from quantization.dataset import Embeddings
@@ -21,12 +21,13 @@ from quantization.models import CONFIGS
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.models.rqvae import RQVAE
 from quantization.trainer import QuantizerTask, Trainer, is_published
+from tests.errors import refused
 
-from .conftest import NUM_ITEMS, WIDTH
+from .conftest import NUM_ITEMS, WIDTH, numbers
 
 
 class Signs(AbstractVQ):
-    """Fits in one call: a level for each column, 1 where it lies above the column's median."""
+    """Fits in one call: one level per column, with code 1 above the median of the column."""
 
     def __init__(self, config, input_size):
         super().__init__(config)
@@ -48,7 +49,7 @@ class Signs(AbstractVQ):
 
 
 class Atomic(Signs):
-    """Reads no embedding: neighbours by number share a code, and disambiguation does the rest."""
+    """Reads no embedding: two neighbouring item numbers share a code until disambiguation."""
 
     @classmethod
     def embedding_suffixes(cls, config, suffix):
@@ -63,7 +64,7 @@ class Atomic(Signs):
 
 
 class Spacious(Atomic):
-    """With codes left over."""
+    """Has unused codes."""
 
     @property
     def codebook_sizes(self):
@@ -92,35 +93,35 @@ def embeddings_of(folder: DatasetFolder, xs: torch.Tensor) -> Embeddings:
 
 @pytest.fixture
 def train(tmp_path, folder):
-    """model, config, embeddings -> the run, the figures and the meta of what was published as `codes-q-td`."""
+    """model, config, embeddings -> the run, the metrics, and the meta of the published codes `q-td`."""
     def train(model, config, embeddings, command="a command", judge=Judge(None, None)):  # noqa: B008 (immutable)
         run = Run(tmp_path / "runs", config.values, embeddings.hashes, command)
         with run.open(force=False):
             trainer = Trainer(model, embeddings, config, run, torch.device("cpu"), judge)
-            figures = trainer.train()
+            metrics = trainer.train()
             meta = trainer.publish(folder.codes("q", "td", None), command, {"quantizer": "q"})
-        return run, figures, meta
+        return run, metrics, meta
 
     return train
 
 
 @pytest.fixture
 def plain_config(tmp_path):
-    """The config of a quantizer whose YAML has nothing but its name."""
+    """The config of a quantizer without keys of its own."""
     (tmp_path / "plain.yaml").write_text("plain:\n  training_params:\n    eval_batch_size: 7\n")
     return resolve("plain", tmp_path / "plain.yaml", CONFIGS / "defaults.yaml", [])
 
 
 def test_a_trained_quantizer_publishes_distinct_codes_with_their_meta(make_config, make_model, train, folder, xs):
     config = make_config("rqvae", num_levels=1, codebook_size=4)
-    run, figures, _ = train(make_model(config), config, embeddings_of(folder, xs))
-    codes, meta = load_codes(folder, "q", "td", None)  # checks the ranges and that no two are alike
+    run, metrics, _ = train(make_model(config), config, embeddings_of(folder, xs))
+    codes, meta = load_codes(folder, "q", "td", None)  # checks ranges and distinctness
     sizes = np.unique(codes[:, 0], return_counts=True)[1]
     assert codes.dtype == np.int32
     assert codes.shape == (NUM_ITEMS, 2)
     assert meta["codebook_sizes"] == [4, sizes.max()]
     assert meta["disambiguation_level"] == 1
-    assert meta["collision_rate_before"] == figures["collision_rate"] == 1 - len(sizes) / NUM_ITEMS
+    assert meta["collision_rate_before"] == metrics["collision_rate"] == 1 - len(sizes) / NUM_ITEMS
     assert meta["collision_rate_after"] == 0.0
     assert meta["items_sha256"] == "abc"
     assert set(meta["inputs"]) == {"items.parquet"}
@@ -131,15 +132,15 @@ def test_a_trained_quantizer_publishes_distinct_codes_with_their_meta(make_confi
 def test_codes_that_are_distinct_get_no_extra_level(make_config, make_model, train, folder):
     far_apart = torch.eye(WIDTH)[torch.arange(NUM_ITEMS) % WIDTH] * torch.arange(1, NUM_ITEMS + 1).unsqueeze(1)
     config = make_config("rqvae", codebook_size=NUM_ITEMS, epochs=1, lr=1e-6)
-    _, figures, meta = train(make_model(config), config, embeddings_of(folder, far_apart))
-    assert figures["collision_rate"] == 0.0
+    _, metrics, meta = train(make_model(config), config, embeddings_of(folder, far_apart))
+    assert metrics["collision_rate"] == 0.0
     assert meta["codebook_sizes"] == [NUM_ITEMS] * 3
     assert meta["disambiguation_level"] is None
 
 
 def test_the_published_codes_are_those_of_the_best_checkpoint(make_config, make_model, train, folder, xs):
     config = make_config("rqvae", epochs=6, lr=0.05, select_mode="max")  # the worst loss is an early one
-    run, figures, _ = train(make_model(config), config, embeddings_of(folder, xs))
+    run, metrics, _ = train(make_model(config), config, embeddings_of(folder, xs))
     checkpoints = Checkpoints(run.checkpoints, run.command)
     best, last = make_model(config).eval(), make_model(config).eval()
     best.load_state_dict(checkpoints.load_best()["model"])
@@ -147,7 +148,7 @@ def test_the_published_codes_are_those_of_the_best_checkpoint(make_config, make_
     codes, _ = load_codes(folder, "q", "td", None)
     records = [json.loads(line)["metrics"]["loss_total"] for line in run.metrics.read_text().splitlines()]
     assert records.index(max(records)) < 5
-    assert figures["loss_total"] == pytest.approx(max(records))
+    assert metrics["loss_total"] == pytest.approx(max(records))
     assert codes[:, :3].tolist() == best.get_codes(xs).tolist() != last.get_codes(xs).tolist()
 
 
@@ -163,8 +164,7 @@ def test_training_is_a_function_of_the_seed(make_config, make_model, train, fold
 
 
 @pytest.mark.slow
-def test_a_run_whose_checkpoints_are_all_damaged_starts_from_the_data_again(make_config, make_model, train, folder, xs,
-                                                                           tmp_path):
+def test_a_run_with_damaged_checkpoints_starts_again(make_config, make_model, train, folder, xs, tmp_path):
     config = make_config("rqvae")
     run, first, _ = train(make_model(config), config, embeddings_of(folder, xs))
     for path in run.checkpoints.glob("step-*.safetensors"):
@@ -173,40 +173,39 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_from_the_data_again(make
     assert second == first
 
 
-def test_a_quantizer_that_fits_in_one_call_goes_through_the_trainer(plain_config, train, folder, xs):
+def test_the_trainer_accepts_a_fitted_quantizer(plain_config, train, folder, xs):
     model = Signs(plain_config.for_model(), input_size=WIDTH)
-    run, figures, meta = train(model, plain_config, embeddings_of(folder, xs))
+    run, metrics, meta = train(model, plain_config, embeddings_of(folder, xs))
     codes, _ = load_codes(folder, "q", "td", None)
     assert codes[:, :WIDTH].tolist() == (xs.numpy() > np.median(np.sort(xs, axis=0)[:-1], axis=0)).astype(int).tolist()
-    assert meta["codebook_sizes"][:WIDTH] == [2] * WIDTH  # read off the codes
-    assert figures["utilization"] == [1.0] * WIDTH
-    assert figures["reconstruction_error"] == 0.0
+    assert meta["codebook_sizes"][:WIDTH] == [2] * WIDTH  # inferred from the codes
+    assert metrics["utilization"] == [1.0] * WIDTH
+    assert metrics["reconstruction_error"] == 0.0
     assert (run.checkpoints / "best.safetensors").exists()
 
 
-def test_a_quantizer_that_reads_no_embedding_goes_through_the_trainer(plain_config, train, folder):
+def test_the_trainer_accepts_a_quantizer_without_embedding(plain_config, train, folder):
     embeddings = Embeddings.load(folder, Atomic.embedding_suffixes({}, "td"))
-    _, figures, meta = train(Atomic(plain_config.for_model(), input_size=1), plain_config, embeddings)
+    _, metrics, meta = train(Atomic(plain_config.for_model(), input_size=1), plain_config, embeddings)
     codes, _ = load_codes(folder, "q", "td", None)
     assert codes.tolist() == [[item // 2, item % 2] for item in range(NUM_ITEMS)]
     assert meta["codebook_sizes"] == [NUM_ITEMS // 2 + 1, 2]
-    assert figures["largest_bucket"] == 2
+    assert metrics["largest_bucket"] == 2
 
 
 def ids(folder: DatasetFolder) -> tuple[np.ndarray, dict]:
     return load_codes(folder, "q", "td", None, distinct=False)
 
 
-def test_codes_that_no_method_may_change_are_published_as_they_are_and_refused_by_a_recommender(
-        make_config, make_model, train, folder, xs):
+def test_shared_codes_are_published_but_refused_by_recommenders(make_config, make_model, train, folder, xs):
     config = make_config("rqvae", num_levels=1)
     config["common"]["disambiguation"] = "none"
-    _, figures, meta = train(make_model(config), config, embeddings_of(folder, xs), "a command --disambiguation none")
+    _, metrics, meta = train(make_model(config), config, embeddings_of(folder, xs), "a command --disambiguation none")
     assert ids(folder)[0].shape == (NUM_ITEMS, 1)
     assert (meta["disambiguation"], meta["disambiguation_level"], meta["codebook_sizes"]) == ("none", None, [4])
     shared = 1 - len(np.unique(ids(folder)[0])) / NUM_ITEMS
-    assert meta["collision_rate_before"] == meta["collision_rate_after"] == figures["collision_rate"] == shared
-    with pytest.raises(ArtifactError, match="several items the same semantic ID") as raised:
+    assert meta["collision_rate_before"] == meta["collision_rate_after"] == metrics["collision_rate"] == shared
+    with refused(ArtifactError, folder.codes("q", "td", None)) as raised:
         load_codes(folder, "q", "td", None)
     assert raised.value.fix == "a command --disambiguation extra_level"
 
@@ -219,16 +218,16 @@ def test_reassigned_codes_are_distinct_without_an_extra_level(name, make_config,
     config["common"]["disambiguation"] = "reassign"
     rows = xs.repeat(2, 1)[:NUM_ITEMS] if name != "pq" else xs
     rows[1::2] = rows[::2]  # each vector belongs to two items
-    _, figures, meta = train(make_model(config), config, embeddings_of(folder, rows))
+    _, metrics, meta = train(make_model(config), config, embeddings_of(folder, rows))
     codes, _ = load_codes(folder, "q", "td", None)
     assert codes.shape == (NUM_ITEMS, levels)
-    assert figures["collision_rate"] >= 0.5
+    assert metrics["collision_rate"] >= 0.5
     assert (meta["disambiguation"], meta["disambiguation_level"]) == ("reassign", None)
     assert meta["codebook_sizes"] == [NUM_ITEMS] * levels
-    assert (meta["collision_rate_before"], meta["collision_rate_after"]) == (figures["collision_rate"], 0.0)
+    assert (meta["collision_rate_before"], meta["collision_rate_after"]) == (metrics["collision_rate"], 0.0)
 
 
-def test_a_plug_in_that_tells_no_distances_is_reassigned_by_the_judges_directions(plain_config, train, folder, xs):
+def test_without_distances_reassign_uses_the_embedding_directions(plain_config, train, folder, xs):
     plain_config["common"]["disambiguation"] = "reassign"
     model = Spacious(plain_config.for_model(), input_size=1)
     directions = torch.nn.functional.normalize(xs).numpy()
@@ -239,17 +238,17 @@ def test_a_plug_in_that_tells_no_distances_is_reassigned_by_the_judges_direction
     assert (kept[::2] ^ kept[1::2]).all()  # one of each two
 
 
-def test_a_single_level_that_is_too_small_to_reassign_is_an_error_with_both_numbers(make_config, make_model, train,
-                                                                                   folder, xs):
+def test_a_level_too_small_to_reassign_is_refused(make_config, make_model, train, folder, xs):
     config = make_config("vqvae", codebook_size=16, epochs=1)
     config["common"]["disambiguation"] = "reassign"
-    with pytest.raises(ConfigError, match=f"needs {NUM_ITEMS} codes in the last level, and it has 16"):
+    with refused(ConfigError, "common.disambiguation", names=[NUM_ITEMS, 16],
+                 fix=[f"--codebook_size {NUM_ITEMS}", "--disambiguation extra_level"]):
         train(make_model(config), config, embeddings_of(folder, xs))
     assert not folder.codes("q", "td", None).exists()
 
 
 class Poisoned(RQVAE):
-    """Its loss is not a number at the given training step; it remembers the last batch that it was trained on."""
+    """Its loss is not a number at the given training step; it remembers that batch."""
 
     bad_step, num_steps = 5, 0
 
@@ -264,14 +263,14 @@ class Poisoned(RQVAE):
 
 
 @pytest.mark.parametrize("seconds", [0, 3600], ids=["saving at every step", "saving at the end"])
-def test_a_loss_that_is_not_finite_names_its_batch_and_publishes_nothing(make_config, train, folder, xs, tmp_path,
-                                                                         seconds):
+def test_a_nonfinite_loss_names_its_batch_and_publishes_nothing(make_config, train, folder, xs, tmp_path, seconds):
     config = make_config("rqvae", checkpoint_seconds=seconds)  # three steps an epoch
     model = Poisoned(config.for_model(num_items=NUM_ITEMS), input_size=WIDTH)
-    with pytest.raises(TrainingError, match="epoch 2, step 2 is not finite.*not_finite.json has the batch") as raised:
+    with refused(TrainingError, names=["loss_total", "nan", "not_finite.json"], fix=["--lr"]) as raised:
         train(model, config, embeddings_of(folder, xs))
-    assert raised.value.exit_code == 6
+    assert numbers(raised.value.what) == ["2", "2"]  # epoch and step
     [path] = tmp_path.glob("runs/*/not_finite.json")
+    assert path.parent == raised.value.where
     content = json.loads(path.read_text())
     assert (content["epoch"], content["step"]) == (2, 2)
     assert torch.equal(xs[content["batch"]], model.batch)
@@ -285,11 +284,12 @@ def test_a_loss_that_is_not_finite_names_its_batch_and_publishes_nothing(make_co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"\0" * 100)],
-                         ids=["removed", "overwritten"])
+@pytest.mark.parametrize(("damage", "kind"), [
+    (lambda path: path.unlink(), DataError), (lambda path: path.write_bytes(b"\0" * 100), ArtifactError)],
+    ids=["removed", "overwritten"])
 @pytest.mark.parametrize("name", ["rqvae", "pq"])
-def test_without_its_best_checkpoint_a_run_exports_nothing_and_no_other_model(name, make_config, make_model, train,
-                                                                              folder, xs, monkeypatch, damage):
+def test_without_its_best_checkpoint_a_run_publishes_nothing(name, make_config, make_model, train, folder, xs,
+                                                             monkeypatch, damage, kind, tmp_path):
     save_best = Checkpoints.save_best
 
     def save_and_damage(checkpoints, state):
@@ -298,32 +298,31 @@ def test_without_its_best_checkpoint_a_run_exports_nothing_and_no_other_model(na
 
     monkeypatch.setattr(Checkpoints, "save_best", save_and_damage)
     config = make_config(name)
-    with pytest.raises(UserError, match="best.safetensors") as raised:
+    with refused(kind) as raised:
         train(make_model(config), config, embeddings_of(folder, xs))
-    assert raised.value.exit_code in (3, 4)
+    [checkpoints] = tmp_path.glob("runs/*/checkpoints")
+    assert raised.value.where == checkpoints / "best.safetensors"
     assert raised.value.fix == "a command --force"
     assert not folder.codes("q", "td", None).exists()
 
 
 @pytest.mark.parametrize("metric", ["reconstruction_eror", "utilization", "largest_bucket", ""])
-def test_a_wrong_select_by_is_an_error_before_the_first_step(make_config, make_model, train, folder, xs, monkeypatch,
-                                                             metric):
+def test_a_wrong_select_by_is_refused_before_training(make_config, make_model, train, folder, xs, monkeypatch, metric):
     monkeypatch.setattr(QuantizerTask, "step", lambda *args: pytest.fail("a step was taken"))
     config = make_config("rqvae", select_by=repr(metric))
-    with pytest.raises(ConfigError, match=f"'{metric}' is no metric of this model") as raised:
+    suggested = ["'reconstruction_error'"] if metric == "reconstruction_eror" else []
+    with refused(ConfigError, "--rqvae.training_params.select_by", names=[repr(metric), *suggested]):
         train(make_model(config), config, embeddings_of(folder, xs))
-    assert raised.value.exit_code == 2
-    assert "select_by" in str(raised.value.where)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", ["recon_loss", "collision_rate", "behavioural_coherence"])
-def test_every_figure_that_is_one_number_may_select(make_config, make_model, train, folder, xs, metric):
+def test_every_scalar_metric_may_select(make_config, make_model, train, folder, xs, metric):
     config = make_config("rqvae", select_by=metric, epochs=2)
     pairs = np.column_stack([np.arange(NUM_ITEMS - 1), np.arange(1, NUM_ITEMS)])
-    run, figures, _ = train(make_model(config), config, embeddings_of(folder, xs), judge=Judge(None, pairs))
+    run, metrics, _ = train(make_model(config), config, embeddings_of(folder, xs), judge=Judge(None, pairs))
     records = [json.loads(line)["metrics"][metric] for line in run.metrics.read_text().splitlines()]
-    assert figures[metric] == pytest.approx(min(records))
+    assert metrics[metric] == pytest.approx(min(records))
 
 
 def outcome(folder: DatasetFolder, run: Run) -> tuple[bytes, ...]:
@@ -331,7 +330,7 @@ def outcome(folder: DatasetFolder, run: Run) -> tuple[bytes, ...]:
             run.metrics.read_bytes())
 
 
-def test_codebooks_that_are_moving_averages_train_without_an_optimizer(make_config, make_model, train, folder, xs):
+def test_moving_average_codebooks_train_without_an_optimizer(make_config, make_model, train, folder, xs):
     config = make_config("rvq", epochs=6, start="random", restart_dead="false")
     assert QuantizerTask(make_model(config), xs, config.training_params, 0, "rvq", Judge(None, None)).optimizer is None
     run, _, _ = train(make_model(config), config, embeddings_of(folder, xs))
@@ -341,8 +340,8 @@ def test_codebooks_that_are_moving_averages_train_without_an_optimizer(make_conf
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "stop"), [("rvq", 1), ("rvq", 5), ("rqvae", 5), ("fsq", 9), ("rqvae", "evaluation")])
-def test_an_interrupted_quantizer_goes_on_and_ends_with_the_same_bytes(make_config, make_model, train, folder, xs,
-                                                                       tmp_path, monkeypatch, name, stop):
+def test_an_interrupted_run_ends_with_the_same_bytes(make_config, make_model, train, folder, xs, tmp_path, monkeypatch,
+                                                     name, stop):
     config = make_config(name)  # nine steps
     run, _, _ = train(make_model(config), config, embeddings_of(folder, xs))
     undisturbed = outcome(folder, run)
@@ -355,7 +354,7 @@ def test_an_interrupted_quantizer_goes_on_and_ends_with_the_same_bytes(make_conf
         return take_step(task, epoch, index)
 
     def evaluate_and_stop(task):
-        if stop == "evaluation":  # saved behind it, before the first epoch's dead codewords restart
+        if stop == "evaluation":  # the state is saved before dead codewords restart
             stop_request.signal_number = signal.SIGTERM
         return measure(task)
 
@@ -379,30 +378,30 @@ def rank_one(xs: torch.Tensor) -> torch.Tensor:
 
 
 def mostly_duplicates(xs: torch.Tensor) -> torch.Tensor:
-    return xs[torch.arange(len(xs)).clamp(max=9)]  # ten vectors, of which one belongs to 31 items
+    return xs[torch.arange(len(xs)).clamp(max=9)]  # ten vectors; 31 items share one of them
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [identical, rank_one, mostly_duplicates])
 @pytest.mark.parametrize(("name", "standardize"), [
     ("rqvae", "false"), ("rvq", "true"), ("rkmeans", "false"), ("pq", "false"), ("fsq", "true")])
-def test_degenerate_embeddings_give_finite_figures_and_distinct_ids(make_config, make_model, train, folder, xs, name,
+def test_degenerate_embeddings_give_finite_metrics_and_distinct_ids(make_config, make_model, train, folder, xs, name,
                                                                     rows, standardize):
     config = make_config(name, standardize=standardize, epochs=2)
-    run, figures, _ = train(make_model(config), config, embeddings_of(folder, rows(xs)))
+    run, metrics, _ = train(make_model(config), config, embeddings_of(folder, rows(xs)))
     codes, meta = load_codes(folder, "q", "td", None)  # refuses IDs that are not distinct
     assert len(codes) == NUM_ITEMS
     assert meta["collision_rate_after"] == 0
-    assert all(math.isfinite(value) for value in figures.values() if isinstance(value, float))
-    assert "NaN" not in json.dumps([figures, meta, run.metrics.read_text() if run.metrics.exists() else ""])
+    assert all(math.isfinite(value) for value in metrics.values() if isinstance(value, float))
+    assert "NaN" not in json.dumps([metrics, meta, run.metrics.read_text() if run.metrics.exists() else ""])
     if rows is identical:
-        assert figures["largest_bucket"] == NUM_ITEMS
-        assert figures["explained_variance"] is None
-        assert max(figures["utilization"]) <= 0.25
+        assert metrics["largest_bucket"] == NUM_ITEMS
+        assert metrics["explained_variance"] is None
+        assert max(metrics["utilization"]) <= 0.25
         assert codes[:, -1].tolist() == list(range(NUM_ITEMS))
     if rows is mostly_duplicates:
-        assert figures["largest_bucket"] >= 31
-        assert meta["codebook_sizes"][-1] == figures["largest_bucket"]
+        assert metrics["largest_bucket"] >= 31
+        assert meta["codebook_sizes"][-1] == metrics["largest_bucket"]
 
 
 def test_codes_are_published_if_their_meta_names_the_run(make_config, make_model, train, folder, xs):
@@ -415,7 +414,7 @@ def test_codes_are_published_if_their_meta_names_the_run(make_config, make_model
 
 
 @pytest.mark.parametrize(("num_items", "steps_of_epoch"), [(40, 2), (3, 2), (4097, 3)])
-def test_batches_are_smaller_where_a_catalogue_would_be_one_or_less(make_config, make_model, num_items, steps_of_epoch):
+def test_a_small_catalogue_has_smaller_batches(make_config, make_model, num_items, steps_of_epoch):
     config = make_config("rqvae", batch_size=2048, min_steps_per_epoch=2, codebook_size=2)
     xs = torch.randn(num_items, WIDTH)
     task = QuantizerTask(make_model(config, num_items), xs, config.training_params, 0, "q", Judge(None, None))
@@ -451,13 +450,13 @@ def test_a_live_codeword_missing_from_the_last_batch_stays(make_config, make_mod
         maintain(xs, generator)
 
     monkeypatch.setattr(model, "maintain", maintain_and_note)
-    _, figures, _ = train(model, config, embeddings_of(folder, three_kinds))
+    _, metrics, _ = train(model, config, embeddings_of(folder, three_kinds))
     assert torch.allclose(torch.stack([*codewords, codebook.codewords.detach()]), codewords[0], atol=1e-4)
-    assert figures["utilization"] == [1.0]
+    assert metrics["utilization"] == [1.0]
 
 
 def test_a_dead_codeword_restarts_after_the_evaluation(make_config, make_model, train, folder, xs, monkeypatch):
-    """Of the two models the published one is the first, with its dead codeword: it was evaluated so."""
+    """The published model is the first one with its dead codeword, as it was evaluated."""
     config = make_config("rqvae", num_levels=1, codebook_size=4, lr=1e-9, epochs=2, select_by="collision_rate",
                          select_mode="max")
     model, evaluated = make_model(config), []

@@ -1,4 +1,4 @@
-"""Writes the artifacts of data sets that fit on a screen."""
+"""Write the artifacts of datasets that fit on a screen."""
 
 import duckdb
 import numpy as np
@@ -9,7 +9,7 @@ from common.publishing import publish
 
 
 def save_items(folder: DatasetFolder, num_items: int, titles: list[str] | None = None) -> DatasetFolder:
-    """Items with the raw ids `raw 0`, `raw 1`, ..."""
+    """Items with the raw IDs `raw 0`, `raw 1`, ..."""
     raw_ids = [f"raw {item}" for item in range(num_items)]
     titles = titles or [f"title {item}" for item in range(num_items)]
     frame = pd.DataFrame({"item": range(num_items), "raw_id": raw_ids, "title": titles, "text": titles})

@@ -33,13 +33,13 @@ SMALL = {
 
 
 def random_codes(num_items: int, sizes: list[int], seed: int = 0) -> torch.Tensor:
-    """Distinct codes (N, L), spread at random over all that there could be."""
+    """Distinct codes (N, L), drawn at random from all possible ones."""
     numbers = np.random.default_rng(seed).permutation(int(np.prod(sizes)))[:num_items]
     return torch.from_numpy(np.stack(np.unravel_index(numbers, sizes), axis=1))
 
 
 def leave_one_out(histories: list[list[int]]) -> Sequences:
-    """Each user's last item is test, the one before it valid; a user with fewer than three has training items alone."""
+    """Each user's last item is test, the one before it valid; users with fewer than three items have only train."""
     split = [([0] * (len(items) - 2) + [1, 2]) if len(items) > 2 else [0] * len(items) for items in histories]
     assert SPLITS == ("train", "valid", "test")
     user = np.repeat(np.arange(len(histories)), [len(items) for items in histories])
@@ -47,14 +47,14 @@ def leave_one_out(histories: list[list[int]]) -> Sequences:
 
 
 def windows_of(*rows: list[int], width: int = 0) -> Windows:
-    """Rows of items, padded behind to the longest or to `width`."""
+    """Rows of items, padded at the end to the longest row or to `width`."""
     width = max(width, *map(len, rows))
     return Windows(torch.tensor([row + [PADDING] * (width - len(row)) for row in rows]),
                    torch.tensor([len(row) for row in rows]))
 
 
 def padded(*rows: list[int]) -> torch.Tensor:
-    """Rows of items (B, S), PADDING behind."""
+    """Rows of items (B, S), padded at the end."""
     width = max(1, *map(len, rows))
     return torch.tensor([row + [PADDING] * (width - len(row)) for row in rows])
 
@@ -73,7 +73,7 @@ def sequences() -> Sequences:
 
 @pytest.fixture
 def make_config():
-    """name, key=value, ... -> Config, small wherever the recommender's YAML or the defaults have a key of `SMALL`."""
+    """name, key=value, ... -> Config, with each key of `SMALL` that the recommender's YAML or the defaults have."""
     def make(name: str, **own: object) -> Config:
         return small_config(name, config_path(name), DEFAULTS, SMALL | own)
 
@@ -82,7 +82,7 @@ def make_config():
 
 @pytest.fixture
 def make_model(make_config, catalogue):
-    """name, key=value, ... -> a seeded recommender of the catalogue."""
+    """name, key=value, ... -> a seeded recommender for the catalogue."""
     def make(name: str, of: Catalogue = catalogue, **own: object):
         model_class = find_class(name)
         torch.manual_seed(0)
@@ -93,22 +93,22 @@ def make_model(make_config, catalogue):
 
 
 class Trained(NamedTuple):
-    """A data set with a finished run."""
+    """A dataset with a finished run."""
 
     folder: DatasetFolder
     run_root: Path
     run: Path
 
     def argv(self, *words: str) -> list[str]:
-        """For a command that reads the data set."""
+        """The arguments of a command that reads the dataset."""
         return [f"--dataset={self.folder.name}", f"--data_root={self.folder.data_root}", f"--run_root={self.run_root}",
                 *words]
 
 
 @pytest.fixture
 def train(tmp_path, make_config):
-    """name, histories, key=value, ... -> the data set of these histories with a finished run; its log is closed."""
-    from .test_pipeline import HISTORIES, write_data  # which imports this file
+    """name, histories, key=value, ... -> the dataset of these histories with a finished run."""
+    from .test_pipeline import HISTORIES, write_data  # it imports this file
 
     def run(name: str, histories: list[list[int]] = HISTORIES, *, force: bool = False, **own: object) -> Trained:
         folder, run_root = write_data(tmp_path, histories), tmp_path / "runs"
@@ -120,7 +120,7 @@ def train(tmp_path, make_config):
     return run
 
 
-# What a step of training may compute: every model, and those that have it also by probabilities over existing IDs.
+# The losses of all models. Models that can normalize over the existing IDs have a second one.
 LOSSES = [*((name, "codebook") for name in names()),
           *((name, "existing") for name in ("encoder_decoder", "decoder_only", "encoder_retrieve"))]
 GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
@@ -130,7 +130,7 @@ GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
 
 @pytest.fixture(params=GENERATORS)
 def model(request, make_model):
-    """A generator in evaluation; its biases large enough to matter."""
+    """A generator in evaluation mode, with biases large enough to matter."""
     name, own = GENERATORS[request.param]
     model = make_model(name, **own).eval()
     randomize(model)
@@ -139,7 +139,7 @@ def model(request, make_model):
 
 @pytest.fixture(params=itertools.product(["every_position", "decoder_only"], ["codebook", "existing"]), ids="-".join)
 def everywhere(request, make_model):
-    """Those that learn every item of a window at once, by both kinds of probability."""
+    """Generators that learn every item of a window at once, with each of the two normalizations."""
     generator, normalize_over = request.param
     name, own = GENERATORS[generator]
     model = make_model(name, **own, normalize_over=normalize_over).eval()
@@ -149,7 +149,7 @@ def everywhere(request, make_model):
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module) -> None:
-    """Norms that are not all one, and position biases as large as the other scores."""
+    """Set norms to other values than one, and position biases to values as large as the other scores."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "norm" in name:
@@ -159,7 +159,7 @@ def randomize(model: torch.nn.Module) -> None:
 
 
 def logits_of(model, windows) -> list[torch.Tensor]:
-    """What `compute_loss` feeds the cross-entropy for the P targets that are no padding: (P, C) of each level."""
+    """The logits (P, C) of each level that `compute_loss` computes for the P targets, without padding."""
     logits: list[torch.Tensor] = []
     hooks = [head.register_forward_hook(lambda _, __, output: logits.append(output.detach())) for head in model.heads]
     model.compute_loss(windows)
@@ -172,7 +172,7 @@ def logits_of(model, windows) -> list[torch.Tensor]:
 
 
 def teacher_forced(model, history: list[int], items: list[int]) -> list[torch.Tensor]:
-    """Log-probabilities of each level (items, C) where each of the items follows the history, without a cache."""
+    """Log-probabilities (items, C) of each level for each item after the history, computed without a cache."""
     logits = logits_of(model, windows_of(*([*history, item] for item in items)))
-    num_targets = len(logits[0]) // len(items)  # of a row; the one behind the whole history is its last
+    num_targets = len(logits[0]) // len(items)  # of each row; the last one follows the whole history
     return [level[num_targets - 1::num_targets].log_softmax(dim=-1) for level in logits]

@@ -9,13 +9,14 @@ import torch
 from common.errors import TrainingError
 from recommendation.evaluator import by_popularity, metrics, predict
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations, top_items
+from tests.errors import refused
 
 from .conftest import leave_one_out
 from .test_metrics import predictions
 
 
 class Successor(AbstractRecommender):
-    """Recommends the items that follow the last one in the order of their ids."""
+    """Recommends the items whose numbers follow the last item's."""
 
     needs_codes = False
 
@@ -31,7 +32,7 @@ def successor():
 
 
 @pytest.mark.parametrize("eval_batch_size", [1, 3, 4, 100])
-def test_a_short_last_batch_weighs_by_its_users(successor, eval_batch_size):
+def test_a_short_last_batch_is_weighted_by_its_users(successor, eval_batch_size):
     # Of seven users one is found at rank 1 and one at rank 2; their histories differ in length.
     histories = [[0, 1, 2, 3], [0, 1, 2, 9, 4, 6], *([8, 8, 8, 8 - step] for step in range(5))]
     params = {"max_history": 3, "top_k": 20, "eval_batch_size": eval_batch_size,
@@ -39,13 +40,13 @@ def test_a_short_last_batch_weighs_by_its_users(successor, eval_batch_size):
     found = predict(successor, leave_one_out(histories), "test", params)
     assert found.targets.tolist() == [3, 6, 8, 7, 6, 5, 4]
     assert found.items[:, 0].tolist() == [3, 5, 9, 9, 9, 9, 9]
-    figures = metrics(found, 30)
-    assert figures["num_targets"] == 7
-    assert figures["recall@5"] == pytest.approx(2 / 7)
-    assert figures["ndcg@5"] == pytest.approx((1 + 1 / math.log2(3)) / 7)
+    values = metrics(found, 30)
+    assert values["num_targets"] == 7
+    assert values["recall@5"] == pytest.approx(2 / 7)
+    assert values["ndcg@5"] == pytest.approx((1 + 1 / math.log2(3)) / 7)
 
 
-def test_predictions_stand_in_the_order_of_the_file(successor):
+def test_predictions_have_the_order_of_the_file(successor):
     histories = [[0, 1, 2, 3], [5, 5, 5, 5, 5, 5, 5], [9, 9, 9]]
     found = predict(successor, leave_one_out(histories), "test",
                     {"max_history": 10, "top_k": 20, "eval_batch_size": 2, "filter_seen": False})
@@ -62,23 +63,23 @@ def test_the_valid_split_is_predicted_without_the_test_event(successor):
     assert found.items[0, 0] == 5
 
 
-def test_figures_by_popularity_by_hand():
+def test_metrics_by_popularity_by_hand():
     # 12 training events: items 3 and 4 have none; 0, 1 and 2 have one each, 5 three, 6 six.
     counts = np.array([1, 1, 1, 0, 0, 3, 6])
     found = predictions([[6, 5, 0], [6, 5, 1], [6, 5, 0], [3, 5, 0], [0, 1, 2]], [6, 6, 1, 3, 5])
-    figures = by_popularity(found, counts)
-    # The least popular first: 0, 1 and 2 begin within the first four events, 5 at the third, 6 at the sixth.
-    assert {name: bucket["num_items"] for name, bucket in figures.items()} == {
+    values = by_popularity(found, counts)
+    # Items by popularity: 0, 1 and 2 begin within the first four events, 5 at the third, 6 at the sixth.
+    assert {name: bucket["num_items"] for name, bucket in values.items()} == {
         "cold": 2, "tail": 4, "middle": 1, "head": 0}
-    assert figures["cold"] == {"num_items": 2, "num_targets": 1, "recall@10": 1.0, "ndcg@10": 1.0}
-    assert figures["tail"] == {"num_items": 4, "num_targets": 2, "recall@10": 0.0, "ndcg@10": 0.0}
-    assert figures["middle"] == {"num_items": 1, "num_targets": 2, "recall@10": 1.0, "ndcg@10": 1.0}
-    assert figures["head"] == {"num_items": 0, "num_targets": 0, "recall@10": None, "ndcg@10": None}
+    assert values["cold"] == {"num_items": 2, "num_targets": 1, "recall@10": 1.0, "ndcg@10": 1.0}
+    assert values["tail"] == {"num_items": 4, "num_targets": 2, "recall@10": 0.0, "ndcg@10": 0.0}
+    assert values["middle"] == {"num_items": 1, "num_targets": 2, "recall@10": 1.0, "ndcg@10": 1.0}
+    assert values["head"] == {"num_items": 0, "num_targets": 0, "recall@10": None, "ndcg@10": None}
 
 
 @pytest.mark.parametrize("eval_batch_size", [1, 2, 100])
-def test_filtering_leaves_out_the_whole_history_and_keeps_the_length_of_the_lists(successor, eval_batch_size):
-    # Behind 3 come 4, 5, ...; the first user has seen 4 and 6, long before the two items that the model reads.
+def test_filtering_removes_the_whole_history_and_keeps_list_lengths(successor, eval_batch_size):
+    # Items 4, 5, ... follow item 3. The first user has seen 4 and 6, long before the two items that the model reads.
     histories = [[6, 4, 9, 0, 3, 5], [9, 9, 9], [1, 2, 3]]
     found = predict(successor, leave_one_out(histories), "test",
                     {"max_history": 2, "top_k": 20, "eval_batch_size": eval_batch_size, "filter_seen": True})
@@ -94,14 +95,14 @@ def test_a_catalogue_smaller_than_the_list_counts_every_target(make_model):
     popularity.fit(sequences.training_sequences())
     found = predict(popularity, sequences, "test",
                     {"max_history": 2, "top_k": 20, "eval_batch_size": 2, "filter_seen": False})
-    figures = metrics(found, 6)
-    assert figures["recall@20"] == 1.0  # all three, in lists of six
-    assert figures["missing_share"] == pytest.approx(14 / 20)
-    assert figures["invalid_share"] == figures["duplicate_share"] == 0.0
+    values = metrics(found, 6)
+    assert values["recall@20"] == 1.0  # all three, in lists of six
+    assert values["missing_share"] == pytest.approx(14 / 20)
+    assert values["invalid_share"] == values["duplicate_share"] == 0.0
 
 
 class Scored(AbstractRecommender):
-    """The same scores for everybody."""
+    """The same scores for every user."""
 
     needs_codes = False
 
@@ -123,15 +124,15 @@ def test_among_equal_scores_the_smaller_item_comes_first():
     assert found.items[0].tolist() == [*range(10, 15), *range(10), *range(15, 20)]
 
 
-def test_scores_that_are_no_numbers_are_refused():
-    with pytest.raises(TrainingError, match="the scores of 2 of 2 histories are not numbers.*Fix: a lower --lr"):
+def test_scores_that_are_nan_are_refused():
+    with refused(TrainingError, "Scored", names=[2], fix=["--lr", "metrics.jsonl"]):
         predict(Scored([0.0] * 20 + [float("nan")] * 10), leave_one_out([[1, 2, 3], [4, 5, 29]]), "test", PARAMS)
 
 
-def test_a_model_without_gradients_is_not_told_to_lower_its_lr():
+def test_the_fix_without_gradients_names_the_method():
     class Counted(Scored):
         def fit(self, sequences):
             return True
 
-    with pytest.raises(TrainingError, match="Fix: correct the scores in Counted.recommend"):
+    with refused(TrainingError, "Counted", fix=["Counted.recommend"]):
         predict(Counted([float("nan")] * 30), leave_one_out([[1, 2, 3]]), "test", PARAMS)

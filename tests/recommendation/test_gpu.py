@@ -1,6 +1,6 @@
-"""What only a GPU can show of a recommender: the CPU's losses and lists, bfloat16, and compiled steps.
+"""Recommenders on a GPU: the same losses and lists as on the CPU, bfloat16, and compiled steps.
 
-benchmarks/gpu.md lists what is measured there beside.
+benchmarks/gpu.md lists the measurements on a GPU.
 """
 
 import pytest
@@ -46,9 +46,9 @@ def test_steps_have_the_losses_of_the_cpu(make_task, name, normalize_over):
 
 
 @STEP
-def test_a_step_waits_for_nothing(make_task, name, normalize_over):
+def test_a_step_does_not_synchronize(make_task, name, normalize_over):
     task = make_task(name, normalize_over=normalize_over)
-    losses(task)  # cuBLAS and the optimizer set themselves up
+    losses(task)  # initializes cuBLAS and the optimizer
     torch.cuda.set_sync_debug_mode("error")
     try:
         after = [task.step(2, index)["loss_total"] for index in range(task.num_steps)]
@@ -58,7 +58,7 @@ def test_a_step_waits_for_nothing(make_task, name, normalize_over):
 
 
 @STEP
-def test_steps_in_bfloat16_have_the_losses_of_float32_within_its_rounding(make_task, name, normalize_over):
+def test_bfloat16_steps_have_the_float32_losses(make_task, name, normalize_over):
     expected = losses(make_task(name, normalize_over=normalize_over))
     half = losses(make_task(name, normalize_over=normalize_over, precision="bfloat16"))
     assert half == pytest.approx(expected, rel=0.03)
@@ -66,7 +66,7 @@ def test_steps_in_bfloat16_have_the_losses_of_float32_within_its_rounding(make_t
 
 @STEP
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_compiled_steps_have_the_losses_of_steps(make_task, name, normalize_over, precision):
+def test_compiled_steps_have_the_same_losses(make_task, name, normalize_over, precision):
     own = {"normalize_over": normalize_over, "precision": precision}
     expected = losses(make_task(name, **own))
     compiled = losses(make_task(name, **own, compile="true"))
@@ -74,13 +74,13 @@ def test_compiled_steps_have_the_losses_of_steps(make_task, name, normalize_over
 
 
 @pytest.mark.parametrize("name", ["encoder_decoder", "decoder_only"])
-def test_dropout_is_compiled_too(make_task, name):
+def test_dropout_can_be_compiled(make_task, name):
     assert all(loss > 0 for loss in losses(make_task(name, dropout=0.1, compile="true", precision="bfloat16")))
 
 
 @NAMES
 @torch.no_grad()
-def test_the_lists_are_those_of_the_cpu(make_model, make_config, sequences, name):
+def test_the_lists_agree_with_the_cpu(make_model, make_config, sequences, name):
     model, params = make_model(name).eval(), make_config(name).training_params
     model.fit(sequences.training_sequences())
     expected = predict(model, sequences, "valid", params)

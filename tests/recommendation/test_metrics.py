@@ -19,41 +19,41 @@ def predictions(items: list[list[int]], targets: list[int]) -> Predictions:
 
 
 def row_with(target: int, rank: int) -> list[int]:
-    """Twenty items with 7 at the given rank (1 is the best)."""
+    """Twenty items with the target at the given rank (1 is the best)."""
     row = list(range(100, 120))
     row[rank - 1] = target
     return row
 
 
-def test_the_figures_have_their_cutoffs():
+def test_the_metrics_have_their_cutoffs():
     assert CUTOFFS == (1, 5, 10, 20)
 
 
-def test_a_model_can_be_selected_by_every_figure_that_is_better_the_higher():
+def test_models_can_be_selected_by_every_ranking_metric():
     own = [name for name, value in metrics(predictions([row_with(7, 1)], [7]), 200).items()
            if isinstance(value, float) and not name.endswith(("_stderr", "_share"))]
     assert sorted(own) == sorted(names())
 
 
 def test_metrics_by_hand():
-    figures = metrics(predictions([row_with(7, 1), row_with(7, 3), row_with(7, 6), row_with(7, 20)], [7] * 4), 200)
-    assert figures["num_targets"] == 4
-    assert figures["recall@1"] == figures["ndcg@1"] == figures["mrr@1"] == 0.25
-    assert [figures[f"recall@{k}"] for k in (1, 5, 10, 20)] == [0.25, 0.5, 0.75, 1.0]
-    assert figures["mrr@5"] == pytest.approx((1 + 1 / 3) / 4)
-    assert figures["mrr@20"] == pytest.approx((1 + 1 / 3 + 1 / 6 + 1 / 20) / 4)
-    # At rank one stand items 7 and, three times, 100; among the first five also 101 to 104.
-    assert (figures["coverage@1"], figures["coverage@5"]) == (2 / 200, 6 / 200)
-    assert figures["ndcg@5"] == pytest.approx((1 + 1 / 2) / 4)
-    assert figures["ndcg@10"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7)) / 4)
-    assert figures["ndcg@20"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7) + 1 / math.log2(21)) / 4)
+    values = metrics(predictions([row_with(7, 1), row_with(7, 3), row_with(7, 6), row_with(7, 20)], [7] * 4), 200)
+    assert values["num_targets"] == 4
+    assert values["recall@1"] == values["ndcg@1"] == values["mrr@1"] == 0.25
+    assert [values[f"recall@{k}"] for k in (1, 5, 10, 20)] == [0.25, 0.5, 0.75, 1.0]
+    assert values["mrr@5"] == pytest.approx((1 + 1 / 3) / 4)
+    assert values["mrr@20"] == pytest.approx((1 + 1 / 3 + 1 / 6 + 1 / 20) / 4)
+    # Rank one has item 7 and, three times, item 100; the first five ranks also have 101 to 104.
+    assert (values["coverage@1"], values["coverage@5"]) == (2 / 200, 6 / 200)
+    assert values["ndcg@5"] == pytest.approx((1 + 1 / 2) / 4)
+    assert values["ndcg@10"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7)) / 4)
+    assert values["ndcg@20"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(7) + 1 / math.log2(21)) / 4)
 
 
 def test_standard_errors_by_hand():
     # Three of four found: a standard deviation of sqrt(3/4 * 1/4), over sqrt(4).
-    figures = metrics(predictions([row_with(7, 1)] * 3 + [row_with(8, 1)], [7] * 4), 200)
-    assert figures["recall@10_stderr"] == pytest.approx(math.sqrt(3) / 4 / 2)
-    assert figures["ndcg@10_stderr"] == pytest.approx(math.sqrt(3) / 4 / 2)
+    values = metrics(predictions([row_with(7, 1)] * 3 + [row_with(8, 1)], [7] * 4), 200)
+    assert values["recall@10_stderr"] == pytest.approx(math.sqrt(3) / 4 / 2)
+    assert values["ndcg@10_stderr"] == pytest.approx(math.sqrt(3) / 4 / 2)
 
 
 def test_perfect_and_wrong_predictions():
@@ -72,40 +72,40 @@ def test_metrics_agree_with_a_brute_force_count(seed):
         row[rng.integers(1, 20):] = [-1] * (20 - len(row[:rng.integers(1, 20)]))
     items = [(row + [-1] * 20)[:20] for row in items]
     targets = rng.integers(40, size=57).tolist()
-    figures = metrics(predictions(items, targets), 40)
+    values = metrics(predictions(items, targets), 40)
     for name, value in brute_force(items, targets, 40).items():
-        assert figures[name] == pytest.approx(value, abs=1e-12), name
+        assert values[name] == pytest.approx(value, abs=1e-12), name
 
 
-def test_what_is_wrong_with_lists_by_hand():
-    figures = metrics(predictions([[1, 2, 3, 4], [5, 6, 5, 5], [8, 9, -1, -1], [7, 20, 21, -2]], [0] * 4), 20)
-    assert figures["missing_share"] == pytest.approx(2 / 16)
-    assert figures["duplicate_share"] == pytest.approx(2 / 16)  # 5 stands thrice, two of them too many
-    assert figures["invalid_share"] == pytest.approx(3 / 16)    # items 20 and 21 of a catalogue of 20, and -2
+def test_faults_of_lists_by_hand():
+    values = metrics(predictions([[1, 2, 3, 4], [5, 6, 5, 5], [8, 9, -1, -1], [7, 20, 21, -2]], [0] * 4), 20)
+    assert values["missing_share"] == pytest.approx(2 / 16)
+    assert values["duplicate_share"] == pytest.approx(2 / 16)  # item 5 is there three times, twice too often
+    assert values["invalid_share"] == pytest.approx(3 / 16)    # items 20 and 21 of a catalogue of 20, and -2
 
 
-def test_valid_and_distinct_results_have_none_of_either():
-    figures = metrics(predictions([list(range(20))] * 2, [0, 30]), 200)
-    assert figures["invalid_share"] == figures["duplicate_share"] == 0.0
+def test_valid_and_distinct_results_have_no_faults():
+    values = metrics(predictions([list(range(20))] * 2, [0, 30]), 200)
+    assert values["invalid_share"] == values["duplicate_share"] == 0.0
 
 
 def test_mean_and_deviation_by_hand():
-    figures = mean_and_deviation([{"recall@5": 0.1, "recall@5_stderr": 0.5, "num_targets": 3},
+    values = mean_and_deviation([{"recall@5": 0.1, "recall@5_stderr": 0.5, "num_targets": 3},
                                   {"recall@5": 0.3, "recall@5_stderr": 0.5, "num_targets": 3}])
-    assert figures == {"recall@5": {"mean": pytest.approx(0.2), "deviation": pytest.approx(0.02**0.5)}}
+    assert values == {"recall@5": {"mean": pytest.approx(0.2), "deviation": pytest.approx(0.02**0.5)}}
     assert mean_and_deviation([{"ndcg@5": 0.1}]) == {"ndcg@5": {"mean": 0.1, "deviation": None}}
 
 
-def test_a_metric_is_added_by_its_function_alone(train, monkeypatch):
+def test_one_function_adds_a_metric(train, monkeypatch):
     monkeypatch.setattr("recommendation.metrics.METRICS", METRICS.copy())
 
     @metric(10)
     def upper_half(lists, cutoff):
         return (lists.ranks <= cutoff / 2).astype(float)
 
-    figures = metrics(predictions([row_with(7, 5), row_with(7, 6)], [7, 7]), 200)
-    assert [figures[f"upper_half@{cutoff}"] for cutoff in CUTOFFS] == [0, 0, 0.5, 1]
-    assert figures["upper_half@10_stderr"] == pytest.approx(0.5 / math.sqrt(2))
+    values = metrics(predictions([row_with(7, 5), row_with(7, 6)], [7, 7]), 200)
+    assert [values[f"upper_half@{cutoff}"] for cutoff in CUTOFFS] == [0, 0, 0.5, 1]
+    assert values["upper_half@10_stderr"] == pytest.approx(0.5 / math.sqrt(2))
     assert read_flags(["--select_by=upper_half@20"])[1].training_params["select_by"] == "upper_half@20"
     trained = train("popularity")
     of_run = json.loads((trained.run / "metrics.json").read_text())
@@ -115,6 +115,6 @@ def test_a_metric_is_added_by_its_function_alone(train, monkeypatch):
         assert f"{of_run['test']['recall@5']:.4f}" in row[[word.strip() for word in heading].index("upper_half@10")]
 
 
-def test_a_run_from_before_a_metric_was_added_has_an_empty_cell():
+def test_a_metric_that_a_run_lacks_is_empty():
     row = table({"older": {"test": {"recall@5": 0.5, "recall@5_stderr": 0.1}}}).splitlines()[-1]
     assert [word.strip() for word in row.split("|")[1:-1]] == ["older", "0.5000 (±0.1000)", "", "", ""]

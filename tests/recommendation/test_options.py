@@ -1,36 +1,39 @@
-"""What the command line refuses before any data set is looked for."""
+"""Flags that are refused before any dataset is read."""
 
 import pytest
 
 from common.errors import ConfigError
 from recommendation.main import main
 from recommendation.options import parse_seeds, without_run_list
+from tests.errors import refused
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--select_by=ndcg@7"], r"--select_by: 'ndcg@7' is no metric of a recommender. did you mean 'ndcg@.*"),
-    (["--model=popularity", "--select_by=foo"], "--select_by: popularity does not use select_by"),
-    (["--select_by=ndcg@10_stderr"], "is no metric"),
-    (["--select_by=hit@10"], "--select_by: 'hit@10' is no metric"),
-    (["--seeds="], "--seeds: '' is no list of whole numbers"),
-    (["--seeds=1,99999999999"], "--seeds: .* not from 0 to 2147483647"),
-    (["--filter_seen="], "filter_seen is None"),
-    (["--seeds=1,2", "--seed=3"], "--seeds: stands beside --seed"),
-    (["--seeds=1,2", "--run_list=runs"], "--run_list"),
-    (["--compare", "--run_list=runs"], "leave out --run_list$"),
-    (["--model=popularity", "--lr=1"], "--lr: popularity does not use lr"),
-    (["--model=markov", "--max_history=5"], "--max_history: markov does not use max_history"),
-    (["--compare", "--model=sasrec"], "--compare: --model=sasrec does not go with it.*leave out --model=sasrec$"),
-    (["--compare", "--tag=small", "--quantizer_name=opq"], "leave out --quantizer_name=opq --tag=small$"),
-    (["--model=markov", "--top_k=30", "--filter_seen", "--seed=1", "--device=cpu"], "there is no such data set"),
+@pytest.mark.parametrize(("words", "where", "names", "fix"), [
+    (["--select_by=ndcg@7"], "--select_by", ["'ndcg@7'", "'ndcg@5'"], ["ndcg", "10"]),
+    (["--model=popularity", "--select_by=foo"], "--select_by", ["popularity"], []),
+    (["--select_by=ndcg@10_stderr"], "--select_by", ["'ndcg@10_stderr'", "'ndcg@10'"], []),
+    (["--select_by=hit@10"], "--select_by", ["'hit@10'"], []),
+    (["--seeds="], "--seeds", ["''"], ["--seeds 1,2,3"]),
+    (["--seeds=1,99999999999"], "--seeds", ["99999999999", 0, 2147483647], ["--seeds 1,2,3"]),
+    (["--filter_seen="], "--filter_seen", ["None", "bool"], []),
+    (["--seeds=1,2", "--seed=3"], "--seeds", [], []),
+    (["--seeds=1,2", "--common.seed=3"], "--seeds", ["--common.seed"], []),
+    (["--seeds=1,2", "--run_list=runs"], None, ["--seeds", "--run_list"], []),
+    (["--compare", "--run_list=runs"], "--compare", [], ["--run_list"]),
+    (["--model=popularity", "--lr=1"], "--lr", ["popularity"], []),
+    (["--model=markov", "--max_history=5"], "--max_history", ["markov"], []),
+    (["--compare", "--model=sasrec"], "--compare", [], ["--model=sasrec"]),
+    (["--compare", "--tag=small", "--quantizer_name=opq"], "--compare", [], ["--quantizer_name=opq --tag=small"]),
+    (["--model=markov", "--top_k=30", "--filter_seen", "--seed=1", "--device=cpu"], "--dataset NoSuchDataSet", [],
+     ["--dataset NoSuchDataSet"]),
 ])
-def test_what_can_mean_nothing_is_refused_at_once(words, message):
-    with pytest.raises(ConfigError, match=message):
+def test_flags_without_effect_are_refused_at_once(words, where, names, fix):
+    with refused(ConfigError, where, names=names, fix=fix):
         main(["--category=NoSuchDataSet", *words])
 
 
 @pytest.mark.parametrize("words", [["--run_list", "a"], ["--run_list=a"]])
-def test_a_recorded_command_names_no_list_of_runs(words):
+def test_a_recorded_command_has_no_run_list(words):
     assert without_run_list(["--model", "markov", *words, "--seed=1"]) == ["--model", "markov", "--seed=1"]
 
 
@@ -39,6 +42,6 @@ def test_seeds_by_hand():
 
 
 @pytest.mark.parametrize("text", ["", "1,,2", "one", "1,1", "-1,2", "1.5", "2147483648"])
-def test_what_is_no_list_of_seeds_is_an_error(text):
-    with pytest.raises(ConfigError, match="--seeds: .*Fix: --seeds 1,2,3"):
+def test_an_invalid_list_of_seeds_is_refused(text):
+    with refused(ConfigError, "--seeds", names=[repr(text)], fix=["--seeds 1,2,3"]):
         parse_seeds(text)

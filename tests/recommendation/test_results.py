@@ -1,11 +1,13 @@
-"""Runs side by side, seeds together, and the report of one job."""
+"""The comparison of runs, the summary of seeds, and the report of one job."""
 
 import csv
 import errno
+import json
 import logging
 import re
 import shlex
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,9 @@ from recommendation.pipeline import Pipeline, run_seeds
 from recommendation.results import cell, compare, examples, report, table
 from recommendation.results import main as report_by_command
 from recommendation.runs import Choice
+from tests.errors import refused
 from tests.small import small_config
+from tests.text import lines_with
 
 from .conftest import SMALL
 from .test_pipeline import HISTORIES, write_data, write_table
@@ -30,7 +34,7 @@ from .test_pipeline import HISTORIES, write_data, write_table
 
 @pytest.fixture
 def shop(tmp_path):
-    """A data set, and `pipeline(name, key=value)` for it."""
+    """A dataset, the folder of its runs, and `pipeline(name, key=value)`."""
     folder = write_data(tmp_path, HISTORIES)
 
     def pipeline(name: str, **own: object) -> Pipeline:
@@ -46,6 +50,16 @@ def config(name: str, **own: object):
 def rows_of(folder, runs) -> list[dict]:
     with (runs / "recommendation" / folder.name / "compare.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def headings(text: str) -> list[str]:
+    """The line above each table."""
+    return [above for above, line in pairwise(filter(None, text.splitlines())) if line.startswith("| model")]
+
+
+def training_command(name: str, folder, runs) -> str:
+    return (f"python recommendation/main.py --model={name} --category=Tiny --run_root {runs} "
+            f"--data_root {folder.data_root}")
 
 
 @pytest.mark.slow
@@ -70,12 +84,13 @@ def test_seeds_of_one_configuration_share_a_row(shop):
     assert both["ndcg@10_stderr"] == other["ndcg@10_deviation"] == ""
     assert f"{float(other['ndcg@10']):.4f} (± {float(other['ndcg@10_stderr']):.4f})" in text
     assert all(row["filter_seen"] == "false" for row in rows)
-    assert "Nothing filtered (12 targets)" in text
+    [heading] = headings(text)
+    assert lines_with(heading, 12)  # test events
     assert text.splitlines()[0] in (runs / "recommendation" / folder.name / "compare.md").read_text()
 
 
 @pytest.mark.slow
-def test_a_seed_that_was_run_on_two_devices_is_one_seed(shop):
+def test_runs_of_a_seed_on_two_devices_count_once(shop):
     folder, runs, pipeline = shop
     for device in ("auto", "cpu"):
         pipeline("sasrec", device=device).execute(False)
@@ -86,17 +101,22 @@ def test_a_seed_that_was_run_on_two_devices_is_one_seed(shop):
 
 
 @pytest.mark.slow
-def test_a_run_of_codes_that_are_no_longer_there_says_so(shop):
+def test_a_run_of_earlier_codes_is_marked(shop):
+    def settings() -> list[str]:
+        compare(folder, runs)
+        return [row["settings"] for row in rows_of(folder, runs)]
+
     folder, runs, pipeline = shop
     pipeline("decoder_only").execute(False)
+    [plain] = settings()
     path = folder.codes("rqvae", "td", None)
     meta = load_meta(path, "")
     save_array(path, np.roll(np.load(path), 1, axis=0), {key: meta[key] for key in meta if key not in (
         "sha256", "size", "schema_version")})
+    [marked] = settings()
+    assert marked.startswith(f"{plain} ")
     pipeline("decoder_only").execute(False)
-    compare(folder, runs)
-    settings = [row["settings"] for row in rows_of(folder, runs) if row["model"] == "decoder_only"]
-    assert sorted("earlier codes" in text for text in settings) == [False, True]
+    assert sorted(settings()) == [plain, marked]
 
 
 @pytest.mark.slow
@@ -114,21 +134,26 @@ def test_a_damaged_run_is_left_out_and_named(shop, caplog, name, content):
     text = compare(folder, runs)
     assert "| popularity |" in text
     assert "| sasrec" not in text
-    assert f"left out: {damaged.run.folder / name}" in caplog.text
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert str(damaged.run.folder / name) in record.getMessage()
 
 
 @pytest.mark.slow
-def test_filtered_runs_have_a_table_of_their_own(shop):
+def test_filtered_runs_have_their_own_table(shop):
     folder, runs, pipeline = shop
     pipeline("popularity", filter_seen="true").execute(False)
+    [filtered] = headings(compare(folder, runs))
+    pipeline("markov").execute(False)
     text = compare(folder, runs)
-    assert "Items of the history filtered" in text
-    assert "Nothing filtered" not in text
-    assert [row["filter_seen"] for row in rows_of(folder, runs)] == ["true"]
+    assert headings(text)[1] == filtered != headings(text)[0]
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("| ")] == [
+        "model", "markov", "model", "popularity"]
+    assert [row["filter_seen"] for row in rows_of(folder, runs)] == ["false", "true"]
 
 
 @pytest.mark.slow
-def test_comparing_trains_nothing_and_names_missing_baselines_with_their_command(shop):
+def test_comparing_gives_commands_of_missing_baselines_and_trains_nothing(shop):
     folder, runs, pipeline = shop
     pipeline("sasrec").execute(False)
     pipeline("markov").execute(False)
@@ -139,9 +164,8 @@ def test_comparing_trains_nothing_and_names_missing_baselines_with_their_command
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if "compare." not in path.name
             and path.is_file()} == before
     commands = [line.strip() for line in text.splitlines() if line.startswith("    python ")]
-    roots = f"--run_root {runs} --data_root {folder.data_root}"
-    assert commands == [f"python recommendation/main.py --model=popularity --category=Tiny {roots}",
-                        f"python recommendation/main.py --model=markov --category=Tiny {roots} --filter_seen"]
+    assert commands == [training_command("popularity", folder, runs),
+                        training_command("markov", folder, runs) + " --filter_seen"]
     for command in commands:
         main(shlex.split(command)[2:])
     text = compare(folder, runs)
@@ -150,7 +174,7 @@ def test_comparing_trains_nothing_and_names_missing_baselines_with_their_command
         "markov false", "markov true", "popularity false", "popularity true", "sasrec false"]
 
 
-def test_a_folder_that_cannot_be_written_still_shows_its_table(shop, monkeypatch):
+def test_a_folder_without_write_permission_still_shows_its_table(shop, monkeypatch):
     folder, runs, pipeline = shop
     pipeline("popularity").execute(False)
 
@@ -167,17 +191,22 @@ def test_a_folder_that_cannot_be_written_still_shows_its_table(shop, monkeypatch
 
 def test_runs_of_earlier_interactions_are_left_out_and_counted(shop):
     folder, runs, pipeline = shop
-    pipeline("popularity").execute(False)
-    content = folder.interactions.read_bytes()
-    publish(folder.interactions, lambda staged: staged.write_bytes(content + b" "), {
-        "inputs": {}, "num_items": 30, "items_sha256": "abc"})
-    with pytest.raises(DataError, match="no finished run of these interactions"):
+    for baseline in ("markov", "popularity"):
+        pipeline(baseline).execute(False)
+    write_data(folder.data_root.parent, [[*history, 7] for history in HISTORIES])
+    command = training_command("encoder_decoder", folder, runs)
+    with refused(DataError, runs / "recommendation" / "Tiny", fix=[command]):
         compare(folder, runs)
+    pipeline("popularity").execute(False)
+    text = compare(folder, runs)
+    assert [row["model"] for row in rows_of(folder, runs)] == ["popularity"]
+    assert [line for line in text.splitlines() if re.findall(r"\d+", line) == ["2"]]  # the number of earlier runs
 
 
-def test_no_run_at_all_is_an_error_with_the_command(shop):
+def test_without_any_run_the_error_has_the_command(shop):
     folder, runs, _ = shop
-    with pytest.raises(DataError, match="Fix: python recommendation/main.py .*--category=Tiny --run_root"):
+    command = training_command("encoder_decoder", folder, runs)
+    with refused(DataError, runs / "recommendation" / "Tiny", fix=[command]):
         compare(folder, runs)
 
 
@@ -197,7 +226,7 @@ def test_seeds_are_run_one_by_one_and_reused(shop, caplog):
     assert summary["runs"] == [one.run.id for one in made]
     for one, other in (made, made[::-1]):  # each run's log is its own
         text = (one.run.folder / "run.log").read_text()
-        assert f"run {one.run.id}: " in text
+        assert one.run.id in text
         assert other.run.id not in text
     singles = [pipeline("sasrec", seed=seed).execute(False)["test"]["recall@10"] for seed in (5, 6)]
     assert summary["test"]["recall@10"] == {"mean": pytest.approx(statistics.mean(singles)),
@@ -205,17 +234,17 @@ def test_seeds_are_run_one_by_one_and_reused(shop, caplog):
     assert (made[0].run.parent / "seeds.json").exists()
 
 
-def test_a_figure_that_a_seed_lacks_is_left_out_of_the_table():
+def test_a_metric_that_a_seed_lacks_is_left_out():
     older, newer = {"ndcg@10": 0.1}, {"ndcg@10": 0.3, "mrr@20": 0.2}
     assert list(mean_and_deviation([newer, older])) == ["ndcg@10"]
     assert cell([newer, older], "mrr@20") == cell([older, newer], "mrr@20") == ""
 
 
-def metrics_json(*figures: tuple[float, float]) -> dict:
+def metrics_json(*values: tuple[float, float]) -> dict:
     """Mean and standard error of the four columns."""
     names = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
     test = {"recall@20": 0.9, "recall@20_stderr": 0.9, "num_targets": 7}
-    for name, (mean, error) in zip(names, figures, strict=True):
+    for name, (mean, error) in zip(names, values, strict=True):
         test |= {name: mean, f"{name}_stderr": error}
     return {"test": test, "valid": dict.fromkeys(test, 0.5)}
 
@@ -241,34 +270,36 @@ def test_short_names_get_a_column_as_wide_as_its_heading():
 def test_a_run_of_earlier_interactions_is_refused(train):
     trained = train("markov")
     publish(trained.folder.interactions, lambda staged: staged.write_bytes(b"others"), {"inputs": {}})
-    with pytest.raises(ArtifactError, match="trained on another interactions.parquet.* Fix: python .*--model=markov"):
+    command = training_command("markov", trained.folder, trained.run_root)
+    with refused(ArtifactError, trained.run, names=["interactions.parquet"], fix=[command]):
         report(trained.folder, trained.run_root, {Choice("markov"): trained.run})
 
 
 @pytest.mark.slow
-def test_a_run_that_finishes_in_between_is_not_in_the_report(train, tmp_path):
+def test_the_report_has_only_the_listed_runs(train, tmp_path):
     trained, listed = train("markov"), tmp_path / "list"
     main(trained.argv("--model=popularity", f"--run_list={listed}"))
     main(trained.argv("--model=markov", f"--run_list={listed}"))
     main(trained.argv("--model=markov", "--filter_seen"))  # another process, before the report
     report_by_command(trained.argv(f"--run_list={listed}"))
-    text = (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
-    assert "nothing filtered" in text
-    assert all("run_list" not in (Path(run) / "finished.json").read_text() for run in listed.read_text().splitlines())
+    path = trained.run_root / "recommendation" / "Tiny" / "report.md"
+    text, runs = path.read_text(), [Path(line) for line in listed.read_text().splitlines()]
+    assert table({run.parent.parent.name: json.loads((run / "metrics.json").read_text()) for run in runs}) in text
+    assert all("run_list" not in (run / "finished.json").read_text() for run in runs)
     assert [line.split()[1] for line in text.splitlines() if line.startswith("| ")] == ["model", "popularity", "markov"]
-    report_by_command(trained.argv("--models=markov"))  # which asks for the newest run
-    assert "items of the history filtered" in (trained.run_root / "recommendation" / "Tiny" / "report.md").read_text()
+    report_by_command(trained.argv("--models=markov"))  # the newest run, which filters seen items
+    assert path.read_text().splitlines()[0] != text.splitlines()[0]
 
 
 @pytest.mark.slow
-def test_a_list_without_runs_is_an_error(train, tmp_path):
-    (tmp_path / "list").touch()
-    with pytest.raises(DataError) as caught:
-        report_by_command(train("markov").argv(f"--run_list={tmp_path / 'list'}"))
-    assert (caught.value.where, caught.value.exit_code) == (tmp_path / "list", 3)
+def test_a_list_without_runs_is_refused(train, tmp_path):
+    listed = tmp_path / "list"
+    listed.touch()
+    with refused(DataError, listed, fix=[f"python recommendation/main.py --model=M --run_list {listed}"]):
+        report_by_command(train("markov").argv(f"--run_list={listed}"))
 
 
-def test_the_history_that_is_shown_ends_before_the_test_item_of_its_line(tmp_path, make_config):
+def test_an_examples_history_ends_before_its_test_item(tmp_path, make_config):
     folder = write_data(tmp_path, [])
     splits = ["train", "train", "valid", "test", "test", "test"]
     events = [(user, user * 10 + time, time, split) for user in (0, 1) for time, split in enumerate(splits)]
@@ -277,7 +308,8 @@ def test_the_history_that_is_shown_ends_before_the_test_item_of_its_line(tmp_pat
     pipeline = Pipeline(make_config("markov", top_k=20), folder, Choice("markov"), tmp_path / "runs", "train")
     pipeline.execute(force=False)
     text = examples(folder, pipeline.run.folder, "markov")
-    # Of six test events the first, the third and the last, as three are shown.
-    assert [part.split("  markov recommends")[0].splitlines()[1:] for part in text.split("User ")[1:]] == [
-        [f"    000{item}" for item in history] for history in ([0, 1, 2], [0, 1, 2, 3, 4], [10, 11, 12, 13, 14])]
-    assert re.findall("the test item is: (.*)", text) == ["0003", "0005", "00015"]
+    # Three of the six test events are shown: the first, the third and the last. Items are alone in their lines.
+    parts = text.split("\n\n")
+    assert [re.findall(r"^ +(\d+)$", part, re.MULTILINE) for part in parts] == [
+        [f"000{item}" for item in history] for history in ([0, 1, 2], [0, 1, 2, 3, 4], [10, 11, 12, 13, 14])]
+    assert [part.split()[-1] for part in parts] == ["0003", "0005", "00015"]

@@ -1,6 +1,8 @@
 """Projections that agree, on parts that have a common cause."""
 
+import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from dataloader import options as option_module
 from dataloader.fusion import fuse
 from dataloader.options import CONFIGS, Alignment, load_section
 from tests.dataloader.fusion_parts import COMMAND, fused, random_parts, shop, unit
+from tests.dataloader.helpers import mentions
+from tests.errors import refused
 
 
 def quick(monkeypatch, **changes) -> None:
-    """Hyper-parameters with which a test trains for a second."""
+    """Hyper-parameters that make training take about a second."""
     values = {"batch_size": 64, "epochs": 25, "lr": 0.02, "eval_every": 5, **changes}
     monkeypatch.setattr(option_module, "load_section", lambda path, name, record: load_section(
         path, name, record)._replace(**(values if record is Alignment else {})))
@@ -29,10 +33,10 @@ def common_cause(num_items: int, dims: tuple[int, ...] = (24, 16), seed: int = 0
 
 
 @pytest.mark.slow
-def test_an_item_s_parts_find_each_other_although_it_was_never_trained_on(tmp_path, monkeypatch):
+def test_parts_of_unseen_items_find_each_other(tmp_path, monkeypatch):
     quick(monkeypatch)
     parts = common_cause(500)
-    # The last hundred items stand in the catalogue twice: once known by their text alone, once by their image.
+    # The last hundred items are in the catalogue twice: once with their text alone, once with their image alone.
     twice = {name: np.vstack([vectors, vectors[400:]]) for name, vectors in parts.items()}
     missing = {"image": list(range(400, 500)), "td": list(range(500, 600))}
     vectors = fused(shop(tmp_path, twice, "--fusion_dim", "8", missing=missing, suffix="fused-align"))
@@ -42,18 +46,18 @@ def test_an_item_s_parts_find_each_other_although_it_was_never_trained_on(tmp_pa
 
 
 @pytest.mark.slow
-def test_three_parts_agree_too_and_the_log_says_how_well(tmp_path, monkeypatch, caplog):
+def test_three_parts_agree_and_the_log_tells_how_well(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     quick(monkeypatch)
     options = shop(tmp_path, common_cause(300, (24, 16, 12)), "--fusion_dim", "8", "--fusion_parts", "td,image,mine",
                    suffix="fused-align")
     assert fused(options).shape == (300, 8)
-    [line] = [record.getMessage() for record in caplog.records if "nearest" in record.getMessage()]
-    assert "among 30 items" in line
-    assert float(line.split("in ")[1].split(" %")[0]) > 60
+    [share] = [message for message in caplog.messages if "%" in message]
+    assert mentions(share, 30)  # a tenth of the items is held out
+    assert float(re.search(r"([\d.]+) ?%", share)[1]) > 60
 
 
-def test_the_result_is_the_weighted_mean_of_the_unit_projections_that_an_item_has(tmp_path, monkeypatch):
+def test_vectors_are_weighted_means_of_unit_projections(tmp_path, monkeypatch):
     quick(monkeypatch, epochs=1)
     parts = common_cause(60)
     results = {}
@@ -62,7 +66,7 @@ def test_the_result_is_the_weighted_mean_of_the_unit_projections_that_an_item_ha
                        missing={"image": [7, 8], "td": [8]}, suffix="fused-align")
         results[weights] = fused(options)
         np.testing.assert_array_equal(load_mask(options.folder, "fused-align"), np.arange(60) != 8)
-    # With a and b the unit projections: (a + b) / 2 and (a + 3 b) / 4 are told apart by these two.
+    # With unit projections a and b, the results are (a + b) / 2 and (a + 3 b) / 4; solve for a and b.
     b = 2 * results["1,3"] - results["1,1"]
     a = 2 * results["1,1"] - b
     both = ~np.isin(np.arange(60), [7, 8])
@@ -72,7 +76,7 @@ def test_the_result_is_the_weighted_mean_of_the_unit_projections_that_an_item_ha
         assert np.linalg.norm(vectors[7]) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_seed_decides_the_bytes(tmp_path, monkeypatch):
+def test_the_seed_determines_the_bytes(tmp_path, monkeypatch):
     quick(monkeypatch, epochs=2)
     files = []
     for name, seed in (("one", "0"), ("same", "0"), ("other", "1")):
@@ -83,14 +87,13 @@ def test_the_seed_decides_the_bytes(tmp_path, monkeypatch):
 
 
 class Killed(BaseException):
-    """As when the process is killed: nothing may catch it."""
+    """Simulates a kill of the process: no code may catch it."""
 
 
 @pytest.mark.slow
-def test_an_alignment_that_was_killed_continues_and_ends_with_the_same_bytes(tmp_path, monkeypatch, caplog):
+def test_a_killed_alignment_continues_to_the_same_bytes(tmp_path, monkeypatch):
     from dataloader.embeddings.alignment import AlignmentTask
 
-    caplog.set_level(logging.INFO)
     quick(monkeypatch, epochs=6, checkpoint_seconds=0.0)
     undisturbed = shop(tmp_path / "undisturbed", common_cause(150), "--fusion_dim", "4", suffix="fused-align")
     fused(undisturbed)
@@ -100,8 +103,10 @@ def test_an_alignment_that_was_killed_continues_and_ends_with_the_same_bytes(tmp
         with pytest.raises(Killed):
             fuse(options, COMMAND)
     assert not options.folder.embeddings("fused-align").exists()
+    epochs = []
+    monkeypatch.setattr(AlignmentTask, "end_epoch", lambda task, epoch: epochs.append(epoch))
     fuse(options, COMMAND)
-    assert "fuse: align: continuing after epoch 3" in caplog.text
+    assert epochs == [3, 4, 5]
     files = [o.folder.embeddings("fused-align").read_bytes() for o in (undisturbed, options)]
     assert files[0] == files[1]
     assert not list(options.folder.path.glob(".fused-align*"))
@@ -112,17 +117,18 @@ def exec_kill(epoch: int) -> None:
         raise Killed
 
 
-def test_a_loss_that_is_not_finite_is_an_error_and_nothing_is_published(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_publishes_nothing(tmp_path, monkeypatch):
     quick(monkeypatch, lr=1e38, clip_norm=0.0)
     options = shop(tmp_path, common_cause(60), "--fusion_dim", "4", suffix="fused-align")
-    with pytest.raises(TrainingError, match="not finite") as error:
+    with refused(TrainingError, names=["not_finite.json"], fix=["lr", CONFIGS / "fusion.yaml"]) as raised:
         fused(options)
-    assert error.value.exit_code == 6
-    assert error.value.fix == f"a lower lr in {CONFIGS / 'fusion.yaml'}"
+    [batch] = (options.folder.path / ".fused-align").glob("*/not_finite.json")
+    assert raised.value.where == batch.parent
+    assert json.loads(batch.read_text())["epoch"] == 2
     assert not options.folder.embeddings("fused-align").exists()
 
 
 def test_items_without_all_parts_cannot_be_aligned(tmp_path):
     options = shop(tmp_path, random_parts(), missing={"td": [0, 1, 2, 3], "image": [4, 5, 6]}, suffix="fused-align")
-    with pytest.raises(DataError, match="--fusion_parts: 1 items have all parts"):
+    with refused(DataError, "--fusion_parts", names=[1], fix=["--suffix fused-concat"]):
         fused(options)

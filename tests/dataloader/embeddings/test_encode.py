@@ -1,7 +1,8 @@
-"""What is encoded, in which order, and what of it comes from the cache; the encoder is a stand-in that counts."""
+"""Which texts are encoded, in which order, and which come from the cache. The encoder is a stub that counts."""
 
 import hashlib
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -9,15 +10,17 @@ import pytest
 from common.errors import DataError, ResourceError
 from dataloader.embeddings.cache import VectorCache
 from dataloader.embeddings.encode import BatchFailed, Texts, encode_all
+from tests.dataloader.helpers import mentions
+from tests.errors import refused
 
 
 def vector_of(text: str, dim: int = 4) -> list[float]:
-    """Numbers that no other text has, and that are exact in float32."""
+    """Numbers of this text alone, exact in float32."""
     return [1.0 + byte for byte in hashlib.sha256(text.encode()).digest()[:dim]]
 
 
 class Counting:
-    """An encoder that keeps the lists of texts that it was given."""
+    """An encoder that keeps the lists of texts it received."""
 
     unit, flag = "texts", "--text_model"
 
@@ -40,6 +43,11 @@ def run(tmp_path, texts: list[str], encoder, fresh: bool = False) -> np.ndarray:
     return encode_all(encoder, items, VectorCache(tmp_path, encoder.identity), fresh)
 
 
+def ids(text: str) -> list[str]:
+    """The raw ids in a message."""
+    return re.findall(r"raw-\d+", text)
+
+
 def expected(texts: list[str]) -> np.ndarray:
     return np.array([vector_of(text) for text in texts], dtype=np.float32)
 
@@ -47,13 +55,13 @@ def expected(texts: list[str]) -> np.ndarray:
 TEXTS = ["bb", "a", "cccc", "bb", "ddd", "a", "eeeee", "", "f", "a"]  # 7 different ones
 
 
-def test_row_i_belongs_to_item_i_and_equal_texts_are_encoded_once(tmp_path):
+def test_row_i_is_item_i_and_equal_texts_encode_once(tmp_path):
     encoder = Counting()
     np.testing.assert_array_equal(run(tmp_path, TEXTS, encoder), expected(TEXTS))
     assert sorted(encoder.texts) == sorted(set(TEXTS))
 
 
-def test_long_texts_come_first_and_those_of_one_length_by_their_hash_whatever_the_order_of_the_items(tmp_path):
+def test_texts_are_encoded_by_length_then_hash(tmp_path):
     # sha256("f") begins with 25…, sha256("a") with ca….
     for name, texts in (("one", TEXTS), ("other", TEXTS[::-1])):
         encoder = Counting()
@@ -71,7 +79,7 @@ def test_a_thousand_more_items_cost_a_thousand_encodings(tmp_path):
     assert sorted(encoder.texts) == sorted(more)
 
 
-def test_everything_cached_means_that_the_encoder_is_not_asked(tmp_path):
+def test_cached_texts_do_not_reach_the_encoder(tmp_path):
     run(tmp_path, TEXTS, Counting())
     encoder = Counting()
     np.testing.assert_array_equal(run(tmp_path, TEXTS[::-1], encoder), expected(TEXTS[::-1]))
@@ -85,9 +93,9 @@ def test_another_encoder_has_a_cache_of_its_own(tmp_path):
     assert len(other.texts) == 7
 
 
-def test_a_fresh_run_encodes_all_again_and_takes_the_place_of_what_was_there(tmp_path):
+def test_a_fresh_run_replaces_the_cached_vectors(tmp_path):
     run(tmp_path, TEXTS, Counting())
-    run(tmp_path, ["of another data set"], Counting())
+    run(tmp_path, ["of another dataset"], Counting())
     num_shards = len(list(tmp_path.rglob("*.safetensors")))
 
     class Changed(Counting):
@@ -98,7 +106,7 @@ def test_a_fresh_run_encodes_all_again_and_takes_the_place_of_what_was_there(tmp
     np.testing.assert_array_equal(run(tmp_path, TEXTS, Counting()), -expected(TEXTS))
     assert len(list(tmp_path.rglob("*.safetensors"))) == num_shards
     encoder = Counting()
-    run(tmp_path, ["of another data set"], encoder)
+    run(tmp_path, ["of another dataset"], encoder)
     assert encoder.calls == []
 
 
@@ -107,7 +115,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("done", [0, 1, 2, 3])
-def test_after_a_kill_the_shards_that_are_left_are_the_same(tmp_path, done):
+def test_after_a_kill_the_remaining_shards_are_the_same(tmp_path, done):
     class Dying(Counting):
         def encode(self, texts, progress):
             if len(self.calls) == done:
@@ -132,10 +140,10 @@ def test_a_damaged_shard_is_encoded_again_and_only_that(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(run(tmp_path, TEXTS, encoder), expected(TEXTS))
     assert encoder.calls == [["bb", "f", "a"]]
-    assert "is damaged" in caplog.text
+    assert str(shards[1]) in caplog.text
 
 
-def test_vectors_that_another_process_writes_meanwhile_do_no_harm(tmp_path):
+def test_vectors_written_by_another_process_do_no_harm(tmp_path):
     class Raced(Counting):
         def encode(self, texts, done):
             run(tmp_path, TEXTS, Counting())
@@ -146,7 +154,7 @@ def test_vectors_that_another_process_writes_meanwhile_do_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
-def test_a_vector_that_is_not_usable_is_an_error_with_the_item_and_is_not_cached(tmp_path, bad):
+def test_an_invalid_vector_is_refused_and_not_cached(tmp_path, bad):
     class Faulty(Counting):
         def encode(self, texts, done):
             vectors = super().encode(texts, done)
@@ -156,46 +164,48 @@ def test_a_vector_that_is_not_usable_is_an_error_with_the_item_and_is_not_cached
                     vectors[row, 2] = bad
             return vectors
 
-    with pytest.raises(DataError) as error:
+    with refused(DataError, tmp_path / "x.npy", fix=["--text_model"]) as error:
         run(tmp_path, TEXTS, Faulty())
-    assert error.value.exit_code == 3
-    assert "no usable vector for 2 texts" in error.value.what
-    assert error.value.why == "Items: raw-0, raw-8"
+    assert mentions(error.value.what, 2)
+    assert ids(error.value.why) == ["raw-0", "raw-8"]
     encoder = Counting()
     run(tmp_path, TEXTS, encoder)
     assert encoder.calls == [["bb", "f", "a"], [""]]  # the shard before the fault was kept
 
 
 @pytest.mark.parametrize("out_of_memory", [False, True])
-def test_a_batch_that_fails_is_an_error_with_its_items(tmp_path, out_of_memory):
+def test_a_failed_batch_is_an_error_with_its_items(tmp_path, out_of_memory):
     class Failing(Counting):
         def encode(self, texts, done):
             if "bb" in texts:
                 raise BatchFailed(range(2), "RuntimeError: it broke", out_of_memory)
             return super().encode(texts, done)
 
-    with pytest.raises(ResourceError if out_of_memory else DataError) as error:
+    kind, flags = (ResourceError, ["--text_model", "--device"]) if out_of_memory else (DataError, ["--text_model"])
+    with refused(kind, tmp_path / "x.npy", fix=flags) as error:
         run(tmp_path, TEXTS, Failing())
-    assert error.value.exit_code == (5 if out_of_memory else 3)
-    assert "Items: raw-0, raw-8" in error.value.why
-    assert ("not enough memory" in error.value.what) == out_of_memory
+    assert ids(error.value.why) == ["raw-0", "raw-8"]
     assert ("it broke" in error.value.why) != out_of_memory
 
 
-def test_of_many_failed_items_ten_are_named_and_the_rest_counted(tmp_path):
+def test_ten_failed_items_are_named_and_the_rest_counted(tmp_path):
     class Failing(Counting):
         def encode(self, texts, done):
             raise BatchFailed(range(len(texts)), "it broke")
 
-    with pytest.raises(DataError) as error:
+    with refused(DataError, tmp_path / "x.npy") as error:
         run(tmp_path, [f"{n:02d}" for n in range(12)], Failing(shard_size=12))
-    assert ", ".join(f"raw-{n}" for n in range(10)) + " and 2 more" in error.value.why
+    assert mentions(error.value.what, 12)
+    assert ids(error.value.why) == [f"raw-{n}" for n in range(10)]
+    assert mentions(re.sub(r"raw-\d+", "", error.value.why), 2)  # more
 
 
-def test_a_model_that_changed_its_dimensions_under_the_same_name_is_an_error_until_it_is_forced(tmp_path):
+def test_a_change_of_dimensions_needs_force(tmp_path):
     run(tmp_path, ["a", "b", "c", "dd"], Counting(dim=4))
-    with pytest.raises(DataError, match="gives 5 dimensions"):
+    with refused(DataError, tmp_path / "x.npy", names=[".embeddings"], fix=["--force"]) as error:
         run(tmp_path, ["a", "b", "new"], Counting(dim=5))
+    assert mentions(error.value.what, 5)
+    assert mentions(error.value.why, 4)
     assert run(tmp_path, ["a", "b", "new"], Counting(dim=5), fresh=True).shape == (3, 5)
     encoder = Counting(dim=5)
     assert run(tmp_path, ["a", "dd"], encoder).shape == (2, 5)

@@ -1,4 +1,4 @@
-"""Pictures of every kind, drawn here, as the image model gets to see them."""
+"""Images of every kind, drawn here, as the image model receives them."""
 
 import functools
 import io
@@ -13,11 +13,12 @@ from common.errors import ConfigError
 from dataloader.embeddings import pictures
 from dataloader.embeddings.pictures import BadPicture, load_rgb, picture_size, set_up_pillow
 from tests.dataloader.image_server import HTML, encoded, picture
+from tests.errors import refused
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
-def check_picture(data: bytes) -> tuple[int, int]:
+def check_image(data: bytes) -> tuple[int, int]:
     return picture_size(data, check=True)
 
 
@@ -42,7 +43,7 @@ def halves(mode: str, left, right) -> Image.Image:
 
 
 def two_colours(data: bytes) -> tuple[tuple, tuple]:
-    """In the middle of each half."""
+    """The colours in the middle of each half."""
     pixels = colours(data)
     return tuple(pixels[5, 5].tolist()), tuple(pixels[5, 15].tolist())
 
@@ -50,7 +51,7 @@ def two_colours(data: bytes) -> tuple[tuple, tuple]:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
 def test_every_web_format_opens(form):
     data = encoded(picture(0), form)
-    assert check_picture(data) == picture_size(data) == load_rgb(data).size == (48, 40)
+    assert check_image(data) == picture_size(data) == load_rgb(data).size == (48, 40)
 
 
 def test_cmyk_keeps_its_colours():
@@ -63,7 +64,7 @@ def test_grey_and_black_and_white_become_grey():
     assert two_colours(encoded(halves("1", 0, 1))) == ((0,) * 3, WHITE)
 
 
-def test_sixteen_bits_a_pixel_are_scaled_and_not_cut_off():
+def test_sixteen_bits_a_pixel_are_scaled():
     image = Image.fromarray(np.array([[0x4000] * 10 + [0xFF00] * 10] * 10, dtype=np.uint16))
     assert two_colours(encoded(image)) == ((0x40,) * 3, (0xFF,) * 3)
 
@@ -72,31 +73,31 @@ def test_a_palette_is_looked_up():
     assert two_colours(encoded(halves("RGB", RED, BLUE).quantize(4))) == (RED, BLUE)
 
 
-def test_transparent_parts_lie_over_white():
+def test_transparent_parts_become_white():
     half_red = (255, 127, 127)  # half of red, half of white
     assert two_colours(encoded(halves("RGBA", (255, 0, 0, 128), (0, 0, 255, 0)))) == (half_red, WHITE)
     assert two_colours(encoded(halves("LA", (0, 255), (0, 0)))) == ((0, 0, 0), WHITE)
 
 
-def test_a_transparent_palette_entry_lies_over_white():
+def test_a_transparent_palette_entry_becomes_white():
     image = halves("P", 0, 1)
     image.putpalette([*RED, *BLUE])
     assert two_colours(encoded(image, "GIF", transparency=1)) == (RED, WHITE)
     assert two_colours(encoded(image, "PNG", transparency=0)) == (WHITE, BLUE)
 
 
-def test_a_transparent_colour_without_an_alpha_channel_lies_over_white():
+def test_a_transparent_colour_without_alpha_becomes_white():
     assert two_colours(encoded(halves("RGB", RED, BLUE), "PNG", transparency=BLUE)) == (RED, WHITE)
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_counts(form):
+def test_the_first_frame_of_an_animation_is_used(form):
     first, second = halves("RGB", RED, BLUE), halves("RGB", BLUE, RED)
     options = {"lossless": True} if form == "WEBP" else {}
     assert two_colours(encoded(first, form, save_all=True, append_images=[second], **options)) == (RED, BLUE)
 
 
-def test_a_picture_that_a_camera_turned_stands_upright():
+def test_an_image_rotated_by_a_camera_becomes_upright():
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     pixels = two_colours(encoded(halves("RGB", RED, BLUE), "JPEG", exif=exif, quality=100, subsampling=0))
@@ -122,18 +123,18 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
-@pytest.mark.parametrize("read", [check_picture, load_rgb])
-def test_what_does_not_decode_to_its_end_is_no_image(data, read):
+@pytest.mark.parametrize("read", [check_image, load_rgb])
+def test_a_file_that_does_not_decode_is_not_an_image(data, read):
     with pytest.raises(BadPicture) as error:
         read(data)
     assert error.value.status == "not an image"
     assert 0 < len(error.value.detail) <= 100
-    assert "0x" not in error.value.detail  # no address in memory: the same file gives the same words
+    assert "0x" not in error.value.detail  # no address in memory: the same file gives the same message
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("read", [picture_size, check_picture, load_rgb])
-def test_a_small_file_with_huge_dimensions_is_refused_unread(read):
+@pytest.mark.parametrize("read", [picture_size, check_image, load_rgb])
+def test_a_small_file_with_huge_dimensions_is_refused(read):
     data = bomb()
     assert len(data) < 60_000
     with pytest.raises(BadPicture) as error:
@@ -141,17 +142,18 @@ def test_a_small_file_with_huge_dimensions_is_refused_unread(read):
     assert error.value.status == "too large"
 
 
-def test_pillow_s_own_limit_holds_even_where_it_would_only_warn(monkeypatch):
+def test_the_limit_at_which_pillow_warns_is_an_error(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert check_picture(encoded(Image.new("L", (40, 25)))) == (40, 25)
-    with pytest.raises(BadPicture, match="too large"):
-        check_picture(encoded(Image.new("L", (40, 26))))
+    assert check_image(encoded(Image.new("L", (40, 25)))) == (40, 25)
+    with pytest.raises(BadPicture) as error:
+        check_image(encoded(Image.new("L", (40, 26))))
+    assert error.value.status == "too large"
 
 
-def test_whatever_bytes_are_damaged_nothing_but_a_bad_picture_is_raised():
+def test_damaged_bytes_raise_one_kind_of_error():
     rng = random.Random(0)
     samples = [encoded(picture(1), form) for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP")]
-    refused = 0
+    num_refused = 0
     for _ in range(1500):
         data = bytearray(rng.choice(samples))
         for _ in range(rng.choice((1, 3, 20))):
@@ -159,11 +161,11 @@ def test_whatever_bytes_are_damaged_nothing_but_a_bad_picture_is_raised():
         try:
             load_rgb(bytes(data))
         except BadPicture:
-            refused += 1
-    assert 100 < refused < 1500
+            num_refused += 1
+    assert 100 < num_refused < 1500
 
 
-def test_a_large_picture_is_made_smaller_by_a_whole_factor(monkeypatch):
+def test_a_large_image_shrinks_by_a_whole_factor(monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 1200)
     assert load_rgb(encoded(picture(0, 40, 30))).size == (40, 30)
     assert load_rgb(encoded(picture(0, 80, 60))).size == (40, 30)
@@ -175,7 +177,7 @@ def test_a_large_picture_is_made_smaller_by_a_whole_factor(monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "kept"), [((2000, 20), (400, 20)), ((20, 2000), (20, 400)), ((400, 20), (400, 20))])
-def test_of_a_long_strip_the_middle_is_kept(size, kept):
+def test_the_middle_of_a_long_strip_is_kept(size, kept):
     image = Image.new("RGB", size, BLUE)
     middle = (size[0] // 2 - 5, size[1] // 2 - 5, size[0] // 2 + 5, size[1] // 2 + 5)
     image.paste(RED, middle)
@@ -184,14 +186,12 @@ def test_of_a_long_strip_the_middle_is_kept(size, kept):
     assert pixels[kept[1] // 2, kept[0] // 2].tolist() == list(RED)
 
 
-def test_without_pillow_the_error_names_the_command_that_installs_it(monkeypatch):
+def test_without_pillow_the_error_names_the_install_command(monkeypatch):
     monkeypatch.setattr(pictures, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError) as error:
+    with refused(ConfigError, "pillow", fix=["pip install -r requirements-images.txt"]):
         set_up_pillow()
-    assert error.value.exit_code == 2
-    assert error.value.fix == "pip install -r requirements-images.txt"
 
 
-def test_loading_leaves_the_file_s_bytes_alone():
+def test_loading_does_not_change_the_pixels():
     data = encoded(picture(3))
     np.testing.assert_array_equal(colours(data), np.asarray(Image.open(io.BytesIO(data))))

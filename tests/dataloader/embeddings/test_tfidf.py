@@ -1,4 +1,4 @@
-"""TF-IDF vectors against scikit-learn, and for the texts that plain TF-IDF has nothing for."""
+"""TF-IDF vectors against scikit-learn, and vectors of texts without known words."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from dataloader.embeddings import tfidf
 from dataloader.embeddings.tfidf import tfidf_vectors
 
 ROOT = Path(__file__).resolve().parents[3]
-# Every word stands in two texts or more.
+# Every word is in two texts or more.
 SHARED = ["red baby bottle", "Blue baby bottle, baby!", "red warm blanket", "blue warm blanket", "red red toy a 3",
           "blue toy A 3"]
 
@@ -33,14 +33,14 @@ def cosines(vectors: np.ndarray) -> np.ndarray:
     return unit @ unit.T
 
 
-def test_where_no_word_is_rare_the_products_of_the_vectors_are_scikit_learn_s():
+def test_inner_products_match_scikit_learn_without_rare_words():
     vectors = vectors_of(SHARED)
     assert vectors.dtype == np.float32
     expected = oracle(SHARED)
     np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-5)
 
 
-def test_fewer_dimensions_are_the_strongest_directions_with_the_largest_entry_positive(monkeypatch):
+def test_fewer_dimensions_are_the_strongest_directions(monkeypatch):
     monkeypatch.setattr(tfidf, "DIM", 3)
     vectors, expected = vectors_of(SHARED), oracle(SHARED)
     _, _, directions = np.linalg.svd(expected)
@@ -54,7 +54,7 @@ def test_dimensions_without_any_spread_are_left_out():
     assert vectors_of(["red toy"]).shape == (1, 1)
 
 
-def test_a_large_catalogue_has_as_many_dimensions_as_the_default_model(monkeypatch):
+def test_a_large_catalogue_has_384_dimensions(monkeypatch):
     rng = np.random.default_rng(0)
     texts = [" ".join(f"word{n}" for n in rng.integers(0, 600, size=12)) for _ in range(500)]
     assert vectors_of(texts).shape == (500, 384)
@@ -68,11 +68,11 @@ def test_a_text_without_any_known_word_still_has_a_vector(text):
     assert norms.min() > 0.1
 
 
-def test_a_text_of_nothing_has_a_vector_of_nothing():
+def test_an_empty_text_has_a_zero_vector():
     assert not vectors_of([*SHARED, "  "])[-1].any()
 
 
-def test_a_misspelt_word_and_a_model_number_are_near_their_neighbours():
+def test_misspelt_words_and_model_numbers_are_near_similar_ones():
     texts = [*SHARED, "stroller", "strollr", "hinge kx-2041", "hinge kx-2042", "blanket wz-7733"]
     likeness = cosines(vectors_of(texts))
     assert likeness[6, 7] > 0.3
@@ -87,7 +87,7 @@ def test_slices_do_not_matter(monkeypatch):
     np.testing.assert_array_equal(vectors_of(texts), whole)
 
 
-def test_of_a_very_large_catalogue_a_part_is_learned_from_and_every_item_gets_its_vector(monkeypatch):
+def test_a_sample_suffices_to_give_every_item_a_vector(monkeypatch):
     monkeypatch.setattr(tfidf, "SAMPLE", 6)
     texts = [text for text in SHARED for _ in range(7)]
     vectors = vectors_of(texts)
@@ -97,7 +97,7 @@ def test_of_a_very_large_catalogue_a_part_is_learned_from_and_every_item_gets_it
         assert likeness[first:first + 7, first:first + 7].min() > 0.999
 
 
-def test_counting_forgets_what_was_seen_once_where_there_is_too_much_of_it(monkeypatch):
+def test_rare_terms_are_dropped_while_counting(monkeypatch):
     texts = [f"common n{number}" for number in range(50)]
     terms = tfidf._frequent_terms(texts)
     monkeypatch.setattr(tfidf, "MAX_COUNTED", 5)
@@ -114,7 +114,7 @@ def test_the_hash_seed_does_not_matter():
     script = ("import hashlib, sys, numpy as np; from dataloader.embeddings.tfidf import tfidf_vectors; "
               "from tests.dataloader.embeddings.test_tfidf import SHARED; "
               "print(hashlib.sha256(tfidf_vectors(np.array([*SHARED, 'unheardof'], dtype=object))).hexdigest())")
-    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # another than that of this process
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # not the seed of this process
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
                           env={**os.environ, "PYTHONHASHSEED": seed})
     assert done.stdout.strip() == hashlib.sha256(vectors_of([*SHARED, "unheardof"])).hexdigest()

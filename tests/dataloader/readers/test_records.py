@@ -1,4 +1,4 @@
-"""One line as a record: JSON and Python literals, which nobody runs."""
+"""One line as a record: JSON and Python literals, which are never run."""
 
 import ast
 import json
@@ -25,8 +25,8 @@ PLAIN = settings(max_examples=400, deadline=None, derandomize=True, database=Non
 @PLAIN
 @given(RECORDS)
 @example({"a": "it's \"odd\"", "b": None, "c": [True, (1, 2.5)], "d": {"e": "\ud83d\ude00"}})
-def test_what_python_writes_is_read_as_python_reads_it(record):
-    line = repr(record).encode("utf-8", "backslashreplace")  # as `repr` itself writes half a pair of surrogates
+def test_repr_of_python_is_read_as_python_reads_it(record):
+    line = repr(record).encode("utf-8", "backslashreplace")  # as `repr` writes a single surrogate
     assert same(parse_python(line), ast.literal_eval(line.decode()))
 
 
@@ -45,7 +45,7 @@ TOKENS = ["'a'", '"b"', "'it\\'s'", '"\\x41"', "'\\u00e9'", "'\\ud83d'", "'\\ude
 @example("'a':'b''c'")
 @example("'\\ud83d':'\\ud83d\\ude00'")
 @example("'a':'" + "\\" * 7 + "'")
-def test_whatever_python_takes_for_a_dict_is_read_as_python_reads_it(text):
+def test_every_dict_literal_is_read_as_python_reads_it(text):
     text = "{" + text + "}"
     try:
         expected = ast.literal_eval(text)
@@ -56,7 +56,7 @@ def test_whatever_python_takes_for_a_dict_is_read_as_python_reads_it(text):
 
 
 def same(one: object, other: object) -> bool:
-    """Equal, with tuples read as the lists that JSON has, and 1, 1.0 and True told apart."""
+    """Equal, with tuples read as the lists that JSON has, and 1, 1.0 and True kept distinct."""
     return repr(listed(one)) == repr(listed(other))
 
 
@@ -90,7 +90,7 @@ def test_code_is_refused_and_never_run(tmp_path, code, frame):
     except NO_RECORD:
         pass
     else:
-        assert code == "..."  # a literal to Python, and no more than that
+        assert code == "..."  # a literal in Python, without any effect
         assert plain_json(record, ["a"], [])
     assert not canary.exists()
 
@@ -99,29 +99,28 @@ def test_code_is_refused_and_never_run(tmp_path, code, frame):
 @pytest.mark.parametrize("line", [
     b"'" * 1_000_001, b'"\\' * 500_000, b"\\" * 1_000_001, b"{'a': '" + b"\\'" * 500_000, b"'\"" * 500_000 + b"'",
     b"[" * 1_000_000, b"-" * 1_000_000 + b"1", b"{'a': [" + b"None," * 300_000, b"{'a': " + b"('b'," * 100_000])
-def test_a_hostile_megabyte_is_refused_in_a_moment(line):
+def test_a_hostile_megabyte_is_refused_quickly(line):
     begun = time.monotonic()
     with pytest.raises(NO_RECORD):
         parse_python(line)
     assert time.monotonic() - begun < 5
 
 
-def test_a_long_literal_is_not_given_to_python_s_own_parser(monkeypatch):
+def test_a_long_literal_does_not_reach_python_s_parser(monkeypatch):
     monkeypatch.setattr(records.ast, "literal_eval", None)
     assert parse_python(b"{'a': [" + b"None," * 400_000 + b"None]}") == {"a": [None] * 400_001}
-    with pytest.raises(ValueError, match="Expecting"):
+    with pytest.raises(json.JSONDecodeError):
         parse_python(b"{'a': [" + b"1_0," * 400_000 + b"1]}")
 
 
 @pytest.mark.parametrize("parse", [parse_json, parse_python])
-@pytest.mark.parametrize(("line", "cause"), [
-    (b"[1]", "it is a list, not a record"), (b"5", "it is a int, not a record"), (b'"x"', "it is a str, not a record"),
-    (b"", ""), (b"{", ""), (b'{"a": 1} {"a": 2}', ""), (b'{"a": "\xff"}', "can't decode byte 0xff"),
-    (b'{"a": "' + b"x" * (32 << 20) + b'"}', "it is longer than 33,554,432 bytes")])
-def test_what_is_no_record_is_an_error_with_a_reason(parse, line, cause):
+@pytest.mark.parametrize(("line", "value"), [
+    (b"[1]", "list"), (b"5", "int"), (b'"x"', "str"), (b"", ""), (b"{", ""), (b'{"a": 1} {"a": 2}', ""),
+    (b'{"a": "\xff"}', "0xff"), (b'{"a": "' + b"x" * (32 << 20) + b'"}', "33,554,432")])
+def test_a_line_without_a_record_is_an_error(parse, line, value):
     with pytest.raises(NO_RECORD) as error:
         parse(line)
-    assert cause in str(error.value)
+    assert value in str(error.value)
 
 
 def test_a_byte_order_mark_does_no_harm():
@@ -130,22 +129,22 @@ def test_a_byte_order_mark_does_no_harm():
 
 
 @pytest.mark.parametrize("text", ["{'a': \"b", "{'a': 'b'} \\", "{'a': '\\a'}", "{'a': '\\u12'}", "{'a': '\\ud800'}"])
-def test_what_json_cannot_say_is_not_written_as_json(text):
-    with pytest.raises(ValueError, match="quote|escape"):
+def test_literals_that_json_cannot_express_are_refused(text):
+    with pytest.raises(ValueError):  # noqa: PT011 (any: the caller tries another parser)
         python_as_json(text.encode())
 
 
 @pytest.mark.slow
 @PLAIN
 @given(st.dictionaries(st.sampled_from("abc"), VALUES))
-def test_plain_json_has_the_wanted_fields_that_have_a_value(record):
+def test_plain_json_has_the_wanted_fields_with_a_value(record):
     line = plain_json(record, ["a", "b"], [])
     assert line.endswith(b"\n")
     assert line.count(b"\n") == 1
     assert set(json.loads(line)) == {key for key in "ab" if record.get(key) is not None}
 
 
-def test_plain_json_keeps_numbers_and_cuts_texts_and_replaces_half_a_character():
+def test_plain_json_keeps_numbers_and_shortens_texts():
     record = {"a": "x" * 1_000_001, "b": ["\ud800y", 5, 1.5, True, None, {"c": ("z",)}], "d": b"raw", "id": "\ud800"}
     line = plain_json(record, ["a", "b", "d", "id", "other"], ["id"])
     assert json.loads(line) == {"a": "x" * 1_000_000, "b": ["?y", 5, 1.5, True, None, {"c": ["z"]}], "d": "b'raw'"}

@@ -1,4 +1,4 @@
-"""A family of data sets is one file in sources/ and its YAML, and touches nothing else."""
+"""A family of datasets is one file in sources/ and its YAML; no other file changes."""
 
 import shutil
 
@@ -41,7 +41,7 @@ expected: {{}}
 
 @pytest.fixture
 def family(tmp_path, monkeypatch):
-    """Adds the family `clicks`, at this place in the search."""
+    """A function that adds the family `clicks` with this `order`."""
     def add(order: int) -> None:
         (tmp_path / "sources").mkdir()
         (tmp_path / "sources" / "clicks.py").write_text(READER)
@@ -68,7 +68,7 @@ def test_a_new_family_is_found_by_its_files_and_read(tmp_path, family):
 
 
 @pytest.mark.parametrize(("order", "source"), [(5, "clicks"), (60, "amazon14")])
-def test_the_search_goes_by_the_order_in_the_yaml(tmp_path, family, order, source):
+def test_the_search_follows_the_order_in_the_yaml(tmp_path, family, order, source):
     family(order)
     assert make_options(tmp_path / "data", "--dataset", "Baby").process.source == source
     assert make_options(tmp_path / "data", "--dataset", "Baby", "--source", "clicks").process.source == "clicks"

@@ -1,9 +1,12 @@
-"""Files of another source than they are read as, and of none."""
+"""Files that are read as those of another source, and files of no known source."""
 
 import json
+import re
 
 import pytest
 
+from common.errors import ConfigError, DataError
+from tests import errors
 from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.helpers import review, write_gz
 from tests.dataloader.reading import local, read_raw, refused
@@ -26,7 +29,7 @@ NAMES = {"amazon14": ("Beauty_5.json.gz", "meta_Beauty.json.gz"),
 
 
 def folder_of(folder, reviews: str, records: str, source: str, *flags: str):
-    """Files of these years under the names of `source`, as which they are read."""
+    """Files of these years under the names of `source`, and options to read them as such."""
     for name, lines in zip(NAMES[source], ([json.dumps(REVIEWS[reviews])] * 3, [RECORDS[records]] * 3), strict=True):
         write_gz(folder / "raw" / name, lines)
     return make_options(folder / "data", "--dataset", "Beauty", "--raw_dir", str(folder / "raw"), "--source", source,
@@ -39,66 +42,66 @@ def test_files_of_the_right_year_are_read(tmp_path, source):
     assert (len(events), records[0]["raw_id"], records[0]["image_url"]) == (3, "x", "http://a/1.jpg")
 
 
-@pytest.mark.parametrize(("source", "of", "needed", "found", "fix"), [
-    ("amazon23", "amazon18", "needed: user_id, parent_asin, rating, timestamp", "found: reviewerID, asin, overall",
-     "--source amazon14 or amazon18"),
-    ("amazon14", "amazon23", "needed: reviewerID, asin, overall, unixReviewTime", "found: rating, title, asin",
-     "--source amazon23"),
-    ("amazon18", "amazon23", "needed: reviewerID, asin, overall, unixReviewTime", "found: rating, title, asin",
-     "--source amazon23")])
-def test_interactions_of_another_year_are_refused_with_its_name(tmp_path, source, of, needed, found, fix):
-    error = refused(folder_of(tmp_path, of, source, source))
-    assert str(error.where) == f"{tmp_path}/raw/{NAMES[source][0]}"
-    assert error.what.startswith("has no ")
-    assert (needed in error.why, found in error.why, error.fix) == (True, True, fix)
+def sources_in(fix: str) -> list[str]:
+    assert "--source " in fix
+    return re.findall(r"amazon\d\d", fix)
 
 
-@pytest.mark.parametrize(("source", "of", "what", "fix"), [
-    ("amazon14", "amazon18", "has no image", "--source amazon18"), ("amazon14", "amazon23", "has no item", "amazon23"),
-    ("amazon18", "amazon14", "has no item", "--source amazon14"), ("amazon18", "amazon23", "has no item", "amazon23"),
-    ("amazon23", "amazon14", "has no item", "--source amazon14"), ("amazon23", "amazon18", "has no item", "amazon18")])
-def test_metadata_of_another_year_are_refused_with_its_name(tmp_path, source, of, what, fix):
-    error = refused(folder_of(tmp_path, source, of, source))
-    assert str(error.where) == f"{tmp_path}/raw/{NAMES[source][1]}"
-    assert error.what == what or what == "has no item"  # the first that is found may be another field
-    assert error.fix.endswith(fix)
-    assert "needed: asin" in error.why or "needed: parent_asin" in error.why
+OLD_FIELDS = ["reviewerID", "asin", "overall", "unixReviewTime"]
 
 
-def test_a_field_that_a_template_wants_is_missed_where_another_year_has_it(tmp_path):
+@pytest.mark.parametrize(("source", "of", "names", "suggested"), [
+    ("amazon23", "amazon18", ["user_id", "parent_asin", "rating", "timestamp", *OLD_FIELDS], ["amazon14", "amazon18"]),
+    ("amazon14", "amazon23", [*OLD_FIELDS, *REVIEWS["amazon23"]], ["amazon23"]),
+    ("amazon18", "amazon23", [*OLD_FIELDS, *REVIEWS["amazon23"]], ["amazon23"])])
+def test_interactions_of_another_year_are_refused(tmp_path, source, of, names, suggested):
+    error = refused(folder_of(tmp_path, of, source, source), DataError, f"{tmp_path}/raw/{NAMES[source][0]}",
+                    names=names)
+    assert sources_in(error.fix) == suggested
+
+
+@pytest.mark.parametrize(("source", "of", "missing", "needed", "found"), [
+    ("amazon14", "amazon18", "image", "imUrl", "imageURL"), ("amazon14", "amazon23", "", "asin", "parent_asin"),
+    ("amazon18", "amazon14", "", "asin", "json"), ("amazon18", "amazon23", "", "asin", "parent_asin"),
+    ("amazon23", "amazon14", "", "parent_asin", "json"), ("amazon23", "amazon18", "", "parent_asin", "imageURL")])
+def test_metadata_of_another_year_are_refused(tmp_path, source, of, missing, needed, found):
+    error = refused(folder_of(tmp_path, source, of, source), DataError, f"{tmp_path}/raw/{NAMES[source][1]}",
+                    what=[missing], names=[needed, found])
+    assert sources_in(error.fix) == [of]
+
+
+def test_a_missing_template_field_of_another_year_is_refused(tmp_path):
     options = folder_of(tmp_path, "amazon14", "amazon14", "amazon14", "--template", "{title} | {categories}")
-    write_gz(tmp_path / "raw" / "meta_Beauty.json.gz", [json.dumps({"asin": "x", "title": "t", "category": ["Baby"]})])
-    error = refused(options)
-    assert (error.what, error.fix) == ("has no categories", "--source amazon18")
-    assert "found: asin, title, category" in error.why
+    path = tmp_path / "raw" / "meta_Beauty.json.gz"
+    write_gz(path, [json.dumps({"asin": "x", "title": "t", "category": ["Baby"]})])
+    error = refused(options, DataError, path, what=["categories"], names=["asin, title, category"])
+    assert sources_in(error.fix) == ["amazon18"]
 
 
-def test_fields_that_no_record_has_and_no_other_year_either_are_no_error(tmp_path):
+def test_fields_that_no_year_has_may_be_missing(tmp_path):
     options = folder_of(tmp_path, "amazon14", "amazon14", "amazon14", "--template", "full")
     write_gz(tmp_path / "raw" / "meta_Beauty.json.gz", [repr({"asin": "x", "title": "t"})])
     assert read_raw(options)[1][0]["title"] == "t"
 
 
-def test_fields_under_names_of_no_source_are_refused_with_the_flags_to_name_them(tmp_path):
+def test_unknown_field_names_are_refused_with_the_column_flags(tmp_path):
     options = folder_of(tmp_path, "amazon14", "amazon14", "amazon14")
-    write_gz(tmp_path / "raw" / "Beauty_5.json.gz", ['{"uid": "a", "sku": "x", "when": 1}'])
-    error = refused(options)
-    assert error.what == "has no user and no item and no time and no rating"
-    assert "found: uid, sku, when" in error.why
-    assert error.fix.startswith(f"--source local --interactions {tmp_path}/raw/Beauty_5.json.gz")
+    path = tmp_path / "raw" / "Beauty_5.json.gz"
+    write_gz(path, ['{"uid": "a", "sku": "x", "when": 1}'])
+    refused(options, DataError, path, names=[*OLD_FIELDS, "uid, sku, when"],
+            fix=[f"--source local --interactions {path}", "_column NAME"])
 
 
-def test_a_field_with_useless_values_alone_is_named_by_its_line(tmp_path):
+def test_a_field_with_only_bad_values_is_refused(tmp_path):
     options = folder_of(tmp_path, "amazon14", "amazon14", "amazon14")
     write_gz(tmp_path / "raw" / "Beauty_5.json.gz", [json.dumps({**REVIEWS["amazon14"], "overall": "five"})] * 2)
-    error = refused(options)
-    assert (error.where, error.what) == (f"{tmp_path}/raw/Beauty_5.json.gz:1",
-                                         "has the rating 'five', which is no number")
+    refused(options, DataError, f"{tmp_path}/raw/Beauty_5.json.gz:1", what=["'five'"])
 
 
-def test_a_file_of_amazon_that_is_named_as_one_s_own_is_told(tmp_path):
+def test_an_amazon_file_named_as_local_is_refused(tmp_path):
     (tmp_path / "interactions.jsonl").write_text(json.dumps(REVIEWS["amazon14"]) + "\n")
-    assert "there are: asin, overall, reviewText, reviewerID, unixReviewTime" in str(refused(local(tmp_path), 2))
+    refused(local(tmp_path), ConfigError, "--user_column user_id",
+            names=["asin, overall, reviewText, reviewerID, unixReviewTime"])
 
 
 def write_files(folder, names: dict[str, list[str]]) -> None:
@@ -126,18 +129,13 @@ def write_files(folder, names: dict[str, list[str]]) -> None:
     ("shop", {"interactions.csv": []}, "local"), ("shop", {"interactions.jsonl.gz": []}, "local"),
     ("shop", {"shop.inter": []}, "local"),
 ])
-def test_a_folder_of_raw_files_tells_its_source(tmp_path, dataset, files, source):
+def test_the_source_follows_from_the_raw_files(tmp_path, dataset, files, source):
     (tmp_path / "raw").mkdir()
     write_files(tmp_path / "raw", files)
     assert make_options(tmp_path / "data", "--dataset", dataset, "--raw_dir", str(tmp_path / "raw")).source == source
 
 
-def test_a_folder_that_tells_nothing_asks_for_the_source(tmp_path):
-    error = refused_options(tmp_path, "--dataset", "shop", "--raw_dir", str(tmp_path))
-    assert "holds nothing that tells where shop is from" in str(error)
-
-
-def refused_options(tmp_path, *flags):
-    with pytest.raises(Exception, match="Fix: ") as error:
-        make_options(tmp_path / "data", *flags)
-    return error.value
+def test_an_unknown_folder_needs_the_source_flag(tmp_path):
+    with errors.refused(ConfigError, f"--raw_dir {tmp_path}", names=["shop"],
+                        fix=["--source", "--interactions FILE --items FILE"]):
+        make_options(tmp_path / "data", "--dataset", "shop", "--raw_dir", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The same interactions and items in the formats of 2014, 2018 and 2023 give the same data set."""
+"""The same interactions and items in the formats of 2014, 2018 and 2023 give the same dataset."""
 
 import gzip
 import json
@@ -21,7 +21,7 @@ YEARS = ("amazon14", "amazon18", "amazon23")
 
 
 def write(year: str, raw: Path, events: list[tuple], items: list[dict]) -> None:
-    """Events as (user, item, second, rating); items in the fields of 2018, with one address of a picture."""
+    """Events as (user, item, second, rating); items in the fields of 2018, with one image address."""
     if year == "amazon23":
         write_gz(raw / f"{NAME}.jsonl.gz", [json.dumps({
             "rating": rating, "title": "Fine", "text": "Good.", "images": [], "asin": f"variant of {item}",
@@ -30,8 +30,8 @@ def write(year: str, raw: Path, events: list[tuple], items: list[dict]) -> None:
         write_gz(raw / f"meta_{NAME}.jsonl.gz", [json.dumps({
             "main_category": "Industrial & Scientific", "title": item["title"], "features": item.get("feature", []),
             "description": item["description"], "price": None, "images": [
-                {"thumb": "http://h/small.jpg", "large": picture, "variant": "MAIN", "hi_res": None}
-                for picture in item.get("imageURLHighRes", [])],
+                {"thumb": "http://h/small.jpg", "large": image, "variant": "MAIN", "hi_res": None}
+                for image in item.get("imageURLHighRes", [])],
             "store": item.get("brand"), "categories": item.get("category", []), "details": {"Weight": "1 lb"},
             "parent_asin": item["asin"]}) for item in items])
         return
@@ -49,12 +49,12 @@ def processed(tmp_path: Path, year: str, events: list[tuple], items: list[dict],
     write(year, tmp_path / year, events, items)
     options = make_options(tmp_path / f"data of {year}", "--dataset", NAME, "--raw_dir", str(tmp_path / year), *flags)
     process(options, COMMAND)
-    assert options.source == year  # told by the files alone
+    assert options.source == year  # found from the files
     return options
 
 
 def recorded(options: ProcessOptions) -> dict[str, dict]:
-    """The metas without what names the source."""
+    """The metas without the keys that name the source."""
     folder = options.folder
     metas = {path.name: load_meta(path, "") for path in (folder.interactions, folder.items, folder.users)}
     for meta in metas.values():
@@ -76,7 +76,7 @@ def catalogue() -> tuple[list[tuple], list[dict]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("template", ["td", "{title} by {brand} | {categories} | {description}"])
-def test_the_three_formats_give_the_same_bytes_apart_from_the_recorded_source(tmp_path, template):
+def test_the_three_formats_give_the_same_bytes(tmp_path, template):
     events, items = catalogue()
     made = [processed(tmp_path, year, events, items, "--template", template) for year in YEARS]
     assert contents(made[0].folder) == contents(made[1].folder) == contents(made[2].folder)
@@ -87,8 +87,8 @@ def test_the_three_formats_give_the_same_bytes_apart_from_the_recorded_source(tm
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.exists(), reason=f"the real data set is not there: {REAL}")
-def test_so_do_the_rows_of_the_real_industrial_and_scientific_with_the_counts_that_are_known_of_it(tmp_path):
+@pytest.mark.skipif(not REAL.exists(), reason=f"the real dataset is not there: {REAL}")
+def test_the_three_formats_agree_on_the_real_dataset(tmp_path):
     flags = ("--min_user_interactions", "5", "--min_item_interactions", "1")
     real = make_options(tmp_path / "data", "--dataset", NAME, "--raw_dir", str(REAL), *flags)
     process(real, COMMAND)

@@ -16,7 +16,7 @@ def counts_at(costs, prices):
 @pytest.mark.parametrize(("num_rows", "num_clusters", "largest"), [(60, 6, 10), (60, 6, 12), (61, 7, 9), (5, 9, 1)])
 def test_exact_prices_give_the_assignment_of_least_cost(seed, num_rows, num_clusters, largest):
     costs = torch.rand(num_rows, num_clusters, generator=seeded(seed), dtype=torch.float64)
-    costs[:, 0] -= 0.5  # so that most rows want the same cluster
+    costs[:, 0] -= 0.5  # so that most rows prefer the same cluster
     codes = (costs + exact_prices(costs, torch.zeros(num_clusters, dtype=torch.float64), largest)).argmin(dim=1)
     assert torch.bincount(codes).max() <= largest
     places = costs.repeat_interleave(largest, dim=1)
@@ -30,12 +30,12 @@ def test_the_prices_are_halfway_to_the_next_assignment():
     assert float(prices[0] - prices[1]) == pytest.approx(4.0)
 
 
-def test_prices_that_fit_are_left_alone():
+def test_prices_that_fit_do_not_change():
     prices = torch.tensor([0.25, 0.0], dtype=torch.float64)
     assert torch.equal(exact_prices(torch.eye(2, dtype=torch.float64), prices, 1), prices)
 
 
-def test_raising_prices_leaves_few_rows_too_many():
+def test_raised_prices_leave_few_rows_above_the_limit():
     costs = torch.rand(2000, 10, generator=seeded(), dtype=torch.float64) - torch.arange(10) * 0.05
     raised = raise_prices(costs, torch.zeros(10, dtype=torch.float64), 210, 100)
     assert int((counts_at(costs, torch.zeros(10)) - 210).clamp(min=0).sum()) > 500

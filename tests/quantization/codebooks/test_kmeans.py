@@ -1,4 +1,4 @@
-"""k-means against scikit-learn, by angle, and with a limit to the size of clusters."""
+"""k-means against scikit-learn, by cosine distance, and with a limit to the size of clusters."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ DATA = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
-def test_kmeans_is_within_one_percent_of_scikit_learn_in_the_mean_over_starts(name):
+def test_mean_inertia_is_within_one_percent_of_scikit_learn(name):
     rows, num_clusters = DATA[name][0].astype(np.float32), DATA[name][1]
     oracle = [KMeans(num_clusters, n_init=1, max_iter=100, random_state=seed).fit(rows).inertia_ for seed in range(8)]
     rows = torch.from_numpy(rows)
@@ -72,7 +72,7 @@ def test_kmeans_works_with_fewer_rows_than_clusters(num_rows, largest):
 
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
-def test_kmeans_works_where_all_rows_are_equal(value, cosine):
+def test_kmeans_works_if_all_rows_are_equal(value, cosine):
     rows = torch.full((50, 3), value)
     centroids = centroids_of(rows, 8, 10, seeded(), cosine=cosine)
     assert centroids.isfinite().all()
@@ -92,13 +92,13 @@ def test_without_a_limit_there_are_no_offsets():
     assert torch.equal(clusters.assign(rows), nearest_exactly(rows, clusters.centroids))
 
 
-def test_kmeans_by_angle_groups_the_rows_of_a_direction_whatever_their_length():
+def test_cosine_kmeans_groups_directions_regardless_of_length():
     rows = torch.tensor([[1.0, 0.1], [50.0, 4.0], [9.0, 1.0], [0.1, 1.0], [4.0, 50.0], [1.0, 9.0]])
     centroids = centroids_of(rows, 2, 10, seeded(), cosine=True)
     assert sorted(centroids.tolist()) == [pytest.approx([5.1 / 3, 20.0]), pytest.approx([20.0, 5.1 / 3])]
 
 
-def test_the_row_that_leaves_a_full_cluster_is_the_one_that_loses_least():
+def test_the_row_with_the_least_loss_leaves_a_full_cluster():
     rows = torch.tensor([[0.0], [0.1], [0.2], [10.0]])
     alone = kmeans(rows, 2, 10, seeded()).assign(rows)
     assert (alone == alone[3]).tolist() == [False, False, False, True]
@@ -119,7 +119,7 @@ def test_no_cluster_is_above_the_limit(seed, num_rows, num_clusters, largest, sh
 
 
 @pytest.mark.slow
-def test_the_limit_holds_where_most_rows_are_crowded_in_one_place():
+def test_the_limit_holds_if_most_rows_are_crowded():
     lengths = torch.exp(2 * torch.randn(3000, 1, generator=seeded()))
     rows = torch.randn(3000, 8, generator=seeded(1)) * lengths
     assert torch.bincount(kmeans(rows, 64, 5, seeded(), largest=71).assign(rows)).max() <= 71

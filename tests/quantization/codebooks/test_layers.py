@@ -8,7 +8,7 @@ from quantization.codebooks.layers import MLP, Standardizer, exactly
 from tests.quantization.conftest import seeded
 
 
-def test_mlp_has_relu_between_its_layers_and_none_behind_the_last():
+def test_mlp_has_relu_only_between_its_layers():
     mlp = MLP([1, 2, 1])
     with torch.no_grad():
         mlp[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
@@ -22,7 +22,7 @@ def test_mlp_of_one_layer_is_linear():
     assert len(MLP([3, 2])) == 1
 
 
-def test_standardized_columns_have_mean_0_and_deviation_1_and_a_constant_one_only_loses_its_mean():
+def test_standardized_columns_have_mean_0_and_deviation_1():
     standardizer = Standardizer(3, active=True)
     xs = torch.tensor([[1.0, 5.0, -100.1], [3.0, 5.0, -100.1], [1.0, 5.0, -100.1], [3.0, 5.0, -100.1]])
     assert torch.equal(standardizer(xs), xs)  # not measured yet
@@ -32,7 +32,7 @@ def test_standardized_columns_have_mean_0_and_deviation_1_and_a_constant_one_onl
     assert standardizer(torch.tensor([[5.0, 6.0, -100.1]])).tolist() == [[3.0, 1.0, 0.0]]
 
 
-def test_a_standardizer_that_is_switched_off_changes_nothing():
+def test_an_inactive_standardizer_changes_nothing():
     standardizer = Standardizer(2, active=False)
     xs = torch.tensor([[1.0, 5.0], [3.0, 7.0]])
     standardizer.measure(xs)
@@ -40,7 +40,7 @@ def test_a_standardizer_that_is_switched_off_changes_nothing():
     assert torch.equal(standardizer.undo(xs), xs)
 
 
-def test_an_exact_pass_is_that_of_the_same_layers_in_float64():
+def test_exactly_runs_the_same_layers_in_float64():
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
     xs = torch.randn(5, 3, generator=seeded())
     exact = exactly(module, xs)
@@ -51,7 +51,7 @@ def test_an_exact_pass_is_that_of_the_same_layers_in_float64():
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_an_exact_pass_depends_on_the_batch_in_no_digit_that_matters(offset):
+def test_an_exact_pass_does_not_depend_on_the_batch(offset):
     mlp = MLP([16, 32, 8])
     xs = torch.randn(300, 16, generator=seeded()) + offset
     together, alone = exactly(mlp, xs), torch.cat([exactly(mlp, row) for row in xs.split(1)])

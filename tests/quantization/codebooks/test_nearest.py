@@ -1,4 +1,4 @@
-"""The nearest codeword: fast, and exactly."""
+"""The nearest codeword, fast and exact."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_a_difference_beyond_rounding_counts():
 @pytest.mark.parametrize("scale", [1e-25, 1e-19, 1e-3, 1.0, 1e6, 1e19, 1e25])  # the squares under- and overflow
 @pytest.mark.parametrize("apart", [1e-9, 1e-6, 1e-4, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_float32_answers_only_where_float64_says_the_same(scale, apart, dtype):
+def test_clear_float32_answers_equal_those_of_float64(scale, apart, dtype):
     middle = torch.randn(1, 48, generator=seeded(0), dtype=torch.float64)
     codewords = scale * (middle + apart * torch.randn(40, 48, generator=seeded(1), dtype=torch.float64)).to(dtype)
     rows = scale * (middle + apart * torch.randn(500, 48, generator=seeded(2), dtype=torch.float64)).to(dtype)
@@ -53,7 +53,7 @@ def test_float32_answers_only_where_float64_says_the_same(scale, apart, dtype):
         assert torch.equal(codes[clear], exact[clear])
         assert torch.equal(nearest_exactly(rows, codewords, offsets), exact)
     if (scale, apart) == (1.0, 1.0):
-        assert clear.float().mean() > 0.95  # else nothing would be won
+        assert clear.float().mean() > 0.95  # or float32 would save no time
 
 
 def test_rows_are_compared_in_chunks(monkeypatch):
@@ -78,6 +78,6 @@ def test_distances_agree_with_scikit_learn():
                           distances + offsets)
 
 
-def test_directions_have_length_1_and_that_of_nothing_is_nothing():
+def test_directions_have_length_1_and_zero_stays_zero():
     assert directions(torch.tensor([[3.0, 4.0], [0.0, -2.0], [0.0, 0.0]])).tolist() == [
         [pytest.approx(0.6), pytest.approx(0.8)], [0.0, -1.0], [0.0, 0.0]]

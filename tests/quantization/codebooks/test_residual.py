@@ -1,4 +1,4 @@
-"""Residual quantization: codes against vector-quantize-pytorch, losses by hand, what gradient passes."""
+"""Residual quantization: codes against vector-quantize-pytorch, losses worked out by hand, gradients."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ WIDTH = 4
 
 
 def quantizer_of(*codebooks: list[list[float]], **options: object) -> ResidualQuantizer:
-    """With the given codewords at every level."""
+    """A quantizer with the given codewords at each level."""
     quantizer = ResidualQuantizer(len(codebooks), len(codebooks[0]), len(codebooks[0][0]),
                                   codebook_options(**options), "here")
     with torch.no_grad():
@@ -21,7 +21,7 @@ def quantizer_of(*codebooks: list[list[float]], **options: object) -> ResidualQu
 
 
 def random_quantizer(num_levels: int = 3, size: int = 16, **options: object) -> ResidualQuantizer:
-    """Codewords as large as the residuals that they code, so that every level has several in use."""
+    """Random codewords as long as the residuals, so that every level uses several."""
     return quantizer_of(*((torch.randn(size, WIDTH, generator=seeded(level)) * 0.6**level).tolist()
                           for level in range(num_levels)), **options)
 
@@ -45,7 +45,7 @@ def test_residual_quantization_agrees_with_vector_quantize_pytorch(latent):
     assert torch.allclose(ours(latent).latent, quantized, atol=1e-5)
 
 
-def test_residual_quantization_by_angle_agrees_with_vector_quantize_pytorch(latent):
+def test_cosine_residual_quantization_agrees_with_vector_quantize_pytorch(latent):
     from vector_quantize_pytorch import ResidualVQ
 
     ours = quantizer_of(torch.nn.functional.normalize(torch.randn(16, WIDTH, generator=seeded(5))).tolist(),
@@ -64,7 +64,7 @@ def test_quantization_and_its_losses_by_hand():
     assert quantized.codebook_loss.item() == quantized.commitment_loss.item() == (2 + 4) / 2 + (1 + 1) / 2
 
 
-def test_the_last_distances_are_those_of_the_residual_that_reaches_the_last_level():
+def test_last_distances_are_those_of_the_last_levels_residual():
     quantizer = quantizer_of([[0.0, 0.0], [4.0, 4.0]], [[1.0, 0.0], [0.0, -1.0]])
     assert quantizer.last_distances(torch.tensor([[5.0, 3.0], [0.0, -2.0]])).tolist() == [[1.0, 1.0], [5.0, 1.0]]
 
@@ -75,13 +75,13 @@ def gradient_of(quantizer: ResidualQuantizer, latent: Tensor, weight: Tensor) ->
     return latent.grad
 
 
-def test_straight_through_the_latent_gets_the_gradient_unchanged(latent):
+def test_straight_through_passes_the_gradient_unchanged(latent):
     quantizer, weight = random_quantizer(), torch.randn_like(latent)
     assert torch.equal(gradient_of(quantizer, latent, weight), weight)
     assert all(codebook.codewords.grad is None for codebook in quantizer.codebooks)
 
 
-def test_a_rotated_gradient_is_that_of_vector_quantize_pytorch(latent):
+def test_a_rotated_gradient_agrees_with_vector_quantize_pytorch(latent):
     from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
     quantizer, weight = random_quantizer(1, gradient="rotation"), torch.randn_like(latent)
@@ -93,7 +93,7 @@ def test_a_rotated_gradient_is_that_of_vector_quantize_pytorch(latent):
 
 
 def test_a_rotated_gradient_by_hand():
-    # (1, 0) becomes (0, 2): a quarter turn to the left and twice the length, so (3, 5) is turned back and doubled.
+    # (1, 0) becomes (0, 2): a quarter turn to the left and twice the length; so (3, 5) is turned back and doubled.
     latent = torch.tensor([[1.0, 0.0]], requires_grad=True)
     rotated = rotate(latent, torch.tensor([[0.0, 2.0]]))
     (rotated * torch.tensor([[3.0, 5.0]])).sum().backward()
@@ -103,14 +103,14 @@ def test_a_rotated_gradient_by_hand():
 
 @pytest.mark.parametrize("num_levels", [1, 3])
 @pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
-def test_the_value_is_the_sum_of_the_codewords_whatever_gradient_passes(latent, gradient, num_levels):
+def test_every_gradient_option_returns_the_sum_of_the_codewords(latent, gradient, num_levels):
     quantizer = random_quantizer(num_levels, gradient=gradient)
     quantized = quantizer(latent)
     codewords = [codebook.lookup(code) for codebook, code in zip(quantizer.codebooks, quantized.codes.T, strict=True)]
     assert torch.allclose(quantized.latent, sum(codewords), atol=1e-5)
 
 
-def test_the_opposite_direction_and_nothing_are_reached_by_rotation_too():
+def test_rotation_reaches_the_opposite_direction_and_zero():
     latent = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
     wanted = torch.tensor([[-2.0, -4.0], [0.0, 0.0]])
     rotated = rotate(latent, wanted)
@@ -128,7 +128,7 @@ def test_gumbel_passes_a_gradient_to_the_latent_and_the_codewords(latent):
     assert all(codebook.codewords.grad.abs().sum() > 0 for codebook in quantizer.codebooks)
 
 
-def test_the_two_losses_move_either_side(latent):
+def test_each_loss_moves_its_own_side(latent):
     for name, moved in (("codebook_loss", "codewords"), ("commitment_loss", "latent")):
         quantizer, source = random_quantizer(), latent.clone().requires_grad_()
         getattr(quantizer(source), name).backward()
@@ -136,7 +136,7 @@ def test_the_two_losses_move_either_side(latent):
         assert all((codebook.codewords.grad is not None) == (moved == "codewords") for codebook in quantizer.codebooks)
 
 
-def test_codewords_that_are_averages_have_no_loss_and_no_gradient_and_move(latent):
+def test_averaged_codewords_move_without_loss_or_gradient(latent):
     quantizer = random_quantizer(update="ema")
     before = [codebook.codewords.clone() for codebook in quantizer.codebooks]
     source = latent.clone().requires_grad_()
@@ -164,7 +164,7 @@ def test_sinkhorn_levels_count_from_either_end(levels, uniform):
     assert [codebook.uniform for codebook in quantizer.codebooks] == uniform
 
 
-def test_the_start_codes_each_level_on_what_is_left_over(latent):
+def test_each_level_starts_on_the_residual(latent):
     quantizer = ResidualQuantizer(3, 16, WIDTH, codebook_options(), "here")
     quantizer.start(latent, seeded())
     lengths = []

@@ -1,4 +1,4 @@
-"""The page as a string: what it holds, and that nothing in it can get out."""
+"""The page as a string: its data, and no way for the data to act as markup."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def test_hostile_titles_come_back_exactly_and_add_no_markup():
     html.encode("utf-8")
 
 
-def test_the_page_asks_for_nothing_outside():
+def test_the_page_loads_nothing_from_outside():
     html = make_page(*make([[0], [1]], ["lamp", "cable"]))
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     assert f'content="{policy}"' in html
@@ -61,7 +61,7 @@ def test_items_are_flat_codes_titles_and_raw_ids():
     assert data["collisions"] == [0.25, 0.0]
 
 
-def test_prefixes_of_two_items_have_size_words_and_examples_and_the_counter_is_none():
+def test_a_node_has_its_size_words_and_examples():
     data = page_data(*make([[0, 1, 0], [0, 1, 1], [2, 0, 0], [2, 1, 0]], ["lamp", "lamp", "cable", "hose"], counter=2))
     assert set(data["nodes"]) == {"0", "0.1", "2"}
     size, words, examples = data["nodes"]["0"]
@@ -75,26 +75,26 @@ def test_titles_are_cut():
 
 @pytest.mark.parametrize(("codes", "titles"), [
     ([[0]], ["one"]), ([[3, 3]] * 4, ["same"] * 4), ([[0], [0]], ["", None]), ([[0, 0], [0, 1]], ["运动鞋", "运动裤"])])
-def test_edge_catalogues_make_a_page(codes, titles):
+def test_small_catalogues_make_a_page(codes, titles):
     tree, about = make(codes, titles)
     assert embedded(make_page(tree, about))["titles"] == about.names
 
 
-def test_too_many_items_keep_examples_of_every_first_code_and_the_largest(monkeypatch):
+def test_a_large_catalogue_keeps_examples_of_every_first_code(monkeypatch):
     monkeypatch.setattr(page, "MAX_ITEMS", 6)
     codes = [[0]] * 2 + [[1]] * 6 + [[2]]
     tree, about = make(codes, [f"title {i}" for i in range(9)])
     data = page_data(tree, about)
-    # The examples: 0 and 1 of the first code, 2 to 4 of the second, 8 of the third. They fill the page.
+    # The examples fill the page: 0 and 1 of the first code, 2 to 4 of the second, 8 of the third.
     assert data["ids"] == ["raw0", "raw1", "raw2", "raw3", "raw4", "raw8"]
     assert data["num_items"] == 9
     assert data["nodes"]["1"][0] == 6  # of the whole catalogue
-    monkeypatch.setattr(page, "MAX_ITEMS", 7)  # one more, of the largest code
+    monkeypatch.setattr(page, "MAX_ITEMS", 7)  # room for one more item, of the largest code
     assert page_data(tree, about)["ids"] == ["raw0", "raw1", "raw2", "raw3", "raw4", "raw5", "raw8"]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not there to read the script")
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_script_is_valid_javascript(tmp_path):
     (tmp_path / "page.js").write_text(script(), encoding="utf-8")
     done = subprocess.run(["node", "--check", str(tmp_path / "page.js")], capture_output=True, text=True, timeout=30)

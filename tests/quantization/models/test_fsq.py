@@ -1,4 +1,4 @@
-"""Finite scalar quantization, its digits worked out by hand."""
+"""Finite scalar quantization, with digits worked out by hand."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from quantization.models.fsq import ResidualFSQ
-from tests.quantization.conftest import seeded
+from tests.errors import refused
+from tests.quantization.conftest import seeded, shown
 
 
 def quantizer_of(num_levels: int, num_values: list[int]) -> ResidualFSQ:
@@ -14,15 +15,15 @@ def quantizer_of(num_levels: int, num_values: list[int]) -> ResidualFSQ:
 
 
 def latent_of(squashed: list[list[float]]) -> Tensor:
-    """What is squashed to these numbers by a quantizer that has not been started."""
+    """The latent that a quantizer squashes to these numbers before its start."""
     return torch.erfinv(torch.tensor(squashed, dtype=torch.float64)) * 2**0.5
 
 
-def test_each_level_rounds_what_is_left_over_of_one_number():
+def test_each_level_rounds_the_residual_of_one_number():
     quantizer = quantizer_of(3, [4])
     # The four parts of (-1, 1) have the middles -.75, -.25, .25, .75.
-    # .9 lies in the last, .75; what is left over is 4 * .15 = .6, again in the last; 4 * (.6 - .75) = -.6 in the first.
-    # -.3 lies in the second; 4 * -.05 = -.2 in the second; 4 * .05 = .2 in the third.
+    # .9 is in the last part, .75; the residual 4 * .15 = .6 too; its residual 4 * (.6 - .75) = -.6 is in the first.
+    # -.3 is in the second part; its residual 4 * -.05 = -.2 in the second; the next, 4 * .05 = .2, in the third.
     latent = latent_of([[0.9], [-0.3]])
     assert quantizer.get_codes(latent).tolist() == [[3, 3, 0], [1, 1, 2]]
     quantized = quantizer(latent).latent
@@ -30,7 +31,7 @@ def test_each_level_rounds_what_is_left_over_of_one_number():
                                                                      -0.25 - 0.25 / 4 + 0.25 / 16]))
 
 
-def test_a_code_counts_through_the_numbers_values_the_first_one_fastest():
+def test_the_first_number_of_a_code_counts_fastest():
     quantizer = quantizer_of(1, [3, 2])
     # Three parts end at -1/3 and 1/3; two at 0.
     assert quantizer.get_codes(latent_of([[-0.9, -0.5], [0.0, -0.5], [0.9, -0.5], [-0.9, 0.5], [0.0, 0.5],
@@ -38,20 +39,20 @@ def test_a_code_counts_through_the_numbers_values_the_first_one_fastest():
     assert quantizer.sizes == [6]
 
 
-def test_values_far_outside_are_those_at_the_ends():
+def test_values_far_outside_get_the_outermost_codes():
     quantizer = quantizer_of(2, [4, 4])
     assert quantizer.get_codes(torch.tensor([[100.0, 100.0], [-100.0, -100.0]])).tolist() == [[15, 15], [0, 0]]
 
 
 def test_the_distances_to_the_last_levels_codes_by_hand():
     quantizer = quantizer_of(2, [2])
-    # .75 lies in the upper half, whose middle is .5; 2 * .25 = .5 reaches the last level with its values -.5 and .5.
+    # .75 is in the upper half with the middle .5; the residual 2 * .25 = .5 reaches the last level, values -.5 and .5.
     distances = quantizer.last_distances(latent_of([[0.75]]))
     assert torch.allclose(distances, torch.tensor([[1.0, 0.0]], dtype=torch.float64), atol=1e-6)
 
 
 @pytest.mark.parametrize("num_values", [[4], [4, 4, 4, 4]])
-def test_the_error_falls_by_the_number_of_values_with_every_level(num_values):
+def test_every_level_divides_the_error_by_num_values(num_values):
     squashed = torch.rand(5000, len(num_values), generator=seeded(), dtype=torch.float64) * 2 - 1
     latent = latent_of(squashed.tolist())
     for level in range(1, 4):
@@ -85,6 +86,6 @@ def test_there_is_no_quantization_loss(make_config, make_model, xs):
 
 
 @pytest.mark.parametrize("values", ["[]", "[4, 1]", "[4.0]", "[true, 4]", "4", "null", "[many]"])
-def test_values_that_make_no_grid_are_an_error(make_config, make_model, values):
-    with pytest.raises(ConfigError, match="fsq.model_params.num_values: is .* list of numbers of at least 2"):
+def test_invalid_num_values_are_refused(make_config, make_model, values):
+    with refused(ConfigError, "fsq.model_params.num_values", names=[shown(values), 2], fix=["--num_values ["]):
         make_model(make_config("fsq", num_values=values))

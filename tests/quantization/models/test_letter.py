@@ -1,4 +1,4 @@
-"""LETTER: its two losses by hand, groups and partners."""
+"""LETTER: its two losses worked out by hand, groups and partners."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 
 from common.errors import ConfigError
 from quantization.models.letter import LETTER, _partners
+from tests.errors import refused
 from tests.quantization.conftest import WIDTH, seeded
 
 
@@ -20,14 +21,14 @@ def make(make_config, make_model):
 
 @pytest.fixture
 def tiny(make):
-    """Latents that are the collaborative vectors themselves, two wide."""
+    """A model that compares its latents, two wide, with the collaborative vectors directly."""
     model = make(latent_size=2)
     model.to_collaborative = torch.nn.Identity()
     return model
 
 
 def softmax_loss(*logits: float) -> float:
-    """Of the first."""
+    """The cross-entropy of the first logit."""
     return -math.log(math.exp(logits[0]) / sum(map(math.exp, logits)))
 
 
@@ -84,7 +85,7 @@ def test_diversity_prefers_the_partner(grouped):
     assert losses[0] < losses[1]
 
 
-def test_a_codeword_that_is_alone_in_its_group_has_no_partner_and_no_loss(grouped):
+def test_a_codeword_alone_in_its_group_has_no_loss(grouped):
     grouped.groups.copy_(torch.tensor([[0, 1, 1, 1]]))
     loss = grouped.diversity_loss(torch.tensor([[0]]))
     loss.backward()
@@ -92,7 +93,7 @@ def test_a_codeword_that_is_alone_in_its_group_has_no_partner_and_no_loss(groupe
     assert grouped.quantizer.codebooks[0].codewords.grad.isfinite().all()
 
 
-def test_partners_are_others_of_the_same_group_and_all_of_them_in_turn():
+def test_partners_are_all_others_of_the_same_group():
     groups = torch.tensor([2, 0, 1, 0, 2, 0, 2, 2, 0])
     torch.manual_seed(0)
     found = [set() for _ in groups]
@@ -103,7 +104,7 @@ def test_partners_are_others_of_the_same_group_and_all_of_them_in_turn():
             found[codeword].add(other)
     for codeword, others in enumerate(found):
         same = {other for other in range(9) if groups[other] == groups[codeword]}
-        assert others == (same - {codeword} or {codeword})  # whoever is alone is told apart by `alone`
+        assert others == (same - {codeword} or {codeword})  # `alone` marks a codeword without others
 
 
 @pytest.mark.parametrize(("num_items", "size", "num_groups"), [(40, 40, 4), (100, 64, 8), (40, 6, 2), (40, 5, 1)])
@@ -114,7 +115,7 @@ def test_groups_are_equally_large(make, num_items, size, num_groups):
     assert torch.bincount(model.groups[0]).max() <= -(-size // num_groups)
 
 
-def test_codewords_are_grouped_anew_at_the_end_of_an_epoch(make):
+def test_codewords_are_regrouped_after_every_epoch(make):
     model = make(num_levels=1, codebook_size=4, num_groups=2, restart_dead="false")
     items = torch.randn(40, 2 * WIDTH, generator=seeded(1))
     with torch.no_grad():
@@ -126,7 +127,7 @@ def test_codewords_are_grouped_anew_at_the_end_of_an_epoch(make):
     assert model.groups[0].tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
 
 
-def test_the_quantization_loss_holds_both_in_their_weights(make):
+def test_the_quantization_loss_weighs_alignment_and_diversity(make):
     items = torch.randn(40, 2 * WIDTH, generator=seeded(1))
     losses = {}
     for weights in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
@@ -152,8 +153,8 @@ def test_only_the_content_is_reconstructed_and_coded(make):
     assert torch.equal(model.target(items), items[:, :WIDTH])
 
 
-def test_more_groups_than_codewords_are_an_error_with_both_numbers(make):
-    with pytest.raises(ConfigError, match=r"letter.model_params.num_groups: is 5\. .*only 4 codewords"):
+def test_more_groups_than_codewords_are_refused(make):
+    with refused(ConfigError, "letter.model_params.num_groups", names=[5, 4], fix=["--num_groups auto", 4]):
         make(codebook_size=4, num_groups=5)
 
 
@@ -163,8 +164,8 @@ def test_the_number_of_groups_follows_the_number_of_codewords(make, size, num_gr
 
 
 @pytest.mark.parametrize("key", ["num_groups", "group_iterations"])
-def test_a_count_of_nothing_is_an_error(make, key):
-    with pytest.raises(ConfigError, match=f"letter.model_params.{key}: is 0"):
+def test_a_count_of_zero_is_refused(make, key):
+    with refused(ConfigError, f"letter.model_params.{key}", names=[0]):
         make(**{key: 0})
 
 
@@ -172,14 +173,15 @@ def with_collaborative(*suffix: str) -> dict:
     return {"letter": {"model_params": dict(zip(["collaborative"], suffix, strict=False))}}
 
 
-def test_the_collaborative_vectors_are_read_beside_what_was_asked_for():
+def test_the_collaborative_embedding_is_read_too():
     assert LETTER.embedding_suffixes(with_collaborative("cf"), "td") == ["td", "cf"]
     assert LETTER.embedding_suffixes(with_collaborative("sasrec"), "td") == ["td", "sasrec"]
-    with pytest.raises(ConfigError, match="--embedding_suffix cf"):
+    with refused(ConfigError, "--embedding_suffix cf", names=["letter"], fix=["--embedding_suffix td"]):
         LETTER.embedding_suffixes(with_collaborative("cf"), "cf")
 
 
-@pytest.mark.parametrize(("suffix", "message"), [(["../cf"], "'../cf' is not a name"), ([], "needs 'collaborative'")])
-def test_a_collaborative_embedding_that_cannot_be_one_is_an_error(suffix, message):
-    with pytest.raises(ConfigError, match=message):
+@pytest.mark.parametrize(("suffix", "where", "name"), [
+    (["../cf"], "letter.model_params.collaborative", "'../cf'"), ([], "letter.model_params", "'collaborative'")])
+def test_an_invalid_collaborative_suffix_is_refused(suffix, where, name):
+    with refused(ConfigError, where, names=[name]):
         LETTER.embedding_suffixes(with_collaborative(*suffix), "td")

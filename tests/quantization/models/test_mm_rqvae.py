@@ -6,6 +6,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from quantization.models.mm_rqvae import MMRQVAE
+from tests.errors import refused
 from tests.quantization.conftest import WIDTH, seeded
 
 
@@ -26,7 +27,7 @@ def both() -> Tensor:
     return xs
 
 
-def test_the_latent_is_the_mean_of_the_parts_that_an_item_has(make, both):
+def test_the_latent_is_the_mean_of_available_modalities(make, both):
     model = make()
     text, image = model.encoders[0](both[:, :WIDTH]), model.encoders[1](both[:, WIDTH:])
     latent = model.latent(both)
@@ -36,7 +37,7 @@ def test_the_latent_is_the_mean_of_the_parts_that_an_item_has(make, both):
     assert torch.allclose(model.latent(both.double()).float(), latent, atol=1e-6)
 
 
-def test_what_an_item_lacks_adds_nothing_to_the_loss(make, both):
+def test_missing_modalities_add_nothing_to_the_loss(make, both):
     model = make()
     made = torch.zeros_like(both)
     made[[1, 3], WIDTH:] = 100.0
@@ -48,7 +49,7 @@ def test_what_an_item_lacks_adds_nothing_to_the_loss(make, both):
     assert losses["loss_total"].item() == pytest.approx(text / 39 + image / 38 + 0.5, rel=1e-5)
 
 
-def test_what_an_item_lacks_has_no_gradient(make, both):
+def test_missing_modalities_have_no_gradient(make, both):
     model = make()
     lacking = both[[1, 3]]
     model.compute_loss(model(lacking), lacking)["loss_total"].backward()
@@ -58,7 +59,7 @@ def test_what_an_item_lacks_has_no_gradient(make, both):
 
 
 @pytest.mark.parametrize("standardize", ["true", "false"])
-def test_a_batch_or_a_catalogue_without_any_image_is_no_trouble(make, both, generator, standardize):
+def test_a_catalogue_without_images_has_finite_losses_and_gradients(make, both, generator, standardize):
     model = make(standardize=standardize)
     both[:, WIDTH:] = 0.0
     model.initialize(both, generator)
@@ -85,7 +86,7 @@ def test_the_reconstruction_has_the_columns_of_both(make, both):
     assert codes.shape == (40, 3)
 
 
-def test_the_image_is_read_beside_what_was_asked_for():
+def test_the_image_embedding_is_read_too():
     assert MMRQVAE.embedding_suffixes({}, "td") == ["td", "image"]
-    with pytest.raises(ConfigError, match="--embedding_suffix image"):
+    with refused(ConfigError, "--embedding_suffix image", names=["mm_rqvae"], fix=["--embedding_suffix td"]):
         MMRQVAE.embedding_suffixes({}, "image")

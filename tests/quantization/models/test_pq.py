@@ -9,14 +9,15 @@ from torch import Tensor
 from common.errors import ConfigError
 from quantization.models.opq import OPQ
 from quantization.models.pq import PQ
-from tests.quantization.conftest import seeded
+from tests.errors import refused
+from tests.quantization.conftest import numbers, seeded
 
 WIDTH, NUM_PARTS, SIZE = 32, 4, 32
 
 
 @pytest.fixture(scope="module")
 def correlated() -> Tensor:
-    """(3000, 32) whose columns vary together, more in some directions than in others, so that a rotation helps."""
+    """(3000, 32) with correlated columns of different variance, so that a rotation helps."""
     mix = torch.randn(WIDTH, WIDTH, generator=seeded(1)) * torch.logspace(0, -1, WIDTH).unsqueeze(1)
     return torch.randn(3000, WIDTH, generator=seeded(2)) @ mix
 
@@ -62,7 +63,7 @@ def test_each_part_is_coded_by_a_codebook_of_its_own(fitted):
     assert torch.equal(model.join(codes), xs)
 
 
-def test_pqs_distortion_is_that_of_faiss(pq, correlated):
+def test_the_distortion_of_pq_equals_that_of_faiss(pq, correlated):
     faiss = pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
     oracle = faiss.ProductQuantizer(WIDTH, NUM_PARTS, 5)
     oracle.train(correlated.numpy())
@@ -70,9 +71,9 @@ def test_pqs_distortion_is_that_of_faiss(pq, correlated):
     assert distortion(pq, correlated) == pytest.approx(float((errors**2).sum(axis=1).mean()), rel=0.02)
 
 
-def test_pqs_codes_are_those_of_faiss_with_the_same_codewords(pq, correlated):
+def test_pq_and_faiss_give_equal_codes_for_equal_codewords(pq, correlated):
     faiss = pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
-    oracle = faiss.ProductQuantizer(WIDTH, NUM_PARTS, 8)  # a byte a code, so that they can be read as they are
+    oracle = faiss.ProductQuantizer(WIDTH, NUM_PARTS, 8)  # one byte per code, which needs no unpacking
     padded = torch.full((NUM_PARTS, 256, WIDTH // NUM_PARTS), 1e6)
     padded[:, :SIZE] = pq.codewords
     faiss.copy_array_to_vector(padded.numpy().ravel(), oracle.centroids)
@@ -80,7 +81,7 @@ def test_pqs_codes_are_those_of_faiss_with_the_same_codewords(pq, correlated):
 
 
 @pytest.mark.slow
-def test_opqs_distortion_is_that_of_faiss(opq, correlated):
+def test_the_distortion_of_opq_equals_that_of_faiss(opq, correlated):
     import faiss
 
     rotation = faiss.OPQMatrix(WIDTH, NUM_PARTS)
@@ -98,7 +99,7 @@ def test_the_rotation_lowers_the_distortion(pq, opq, correlated):
     assert distortion(opq, correlated) < 0.95 * distortion(pq, correlated)
 
 
-def test_the_rotation_is_one_and_is_undone(opq, correlated):
+def test_the_rotation_is_orthogonal_and_is_undone(opq, correlated):
     assert torch.allclose(opq.rotation @ opq.rotation.T, torch.eye(WIDTH), atol=1e-4)
     rotated = opq.parts(correlated).transpose(0, 1).reshape(len(correlated), WIDTH)
     assert torch.allclose(rotated.float() @ opq.rotation, correlated, atol=1e-3)
@@ -112,24 +113,26 @@ def test_opq_takes_codebooks_of_any_size(fitted, correlated, size):
     assert int(model.get_codes(correlated[:40]).max()) < size
 
 
-def test_all_items_are_coded_though_k_means_looks_at_some(fitted, correlated):
+def test_all_items_are_coded_if_kmeans_samples_rows(fitted, correlated):
     model = fitted(PQ, correlated, max_rows=100, iterations=2)
     assert model.get_codes(correlated).shape == (3000, NUM_PARTS)
     assert distortion(model, correlated) > 1.1 * distortion(fitted(PQ, correlated, iterations=2), correlated)
 
 
-def test_the_codes_of_columns_that_lie_apart_in_memory_are_the_same(pq, correlated):
+def test_noncontiguous_embeddings_have_the_same_codes(pq, correlated):
     assert torch.equal(pq.get_codes(correlated), pq.get_codes(correlated.T.contiguous().T))
 
 
 @pytest.mark.parametrize("model_class", [PQ, OPQ])
-def test_parts_that_do_not_divide_the_width_are_an_error_with_both_numbers(fitted, model_class):
-    with pytest.raises(ConfigError, match=rf"{model_class.section}.model_params.num_levels: is 5\. .* 32 columns .*"
-                                          "one of 1, 2, 4, 8, 16, 32"):
+def test_a_width_that_levels_do_not_divide_is_refused(fitted, model_class):
+    with refused(ConfigError, f"{model_class.section}.model_params.num_levels") as raised:
         fitted(model_class, torch.zeros(70, WIDTH), num_levels=5)
+    assert {"5", "32"} <= set(numbers(f"{raised.value.what} {raised.value.why}"))
+    assert numbers(raised.value.fix) == ["1", "2", "4", "8", "16", "32"]
 
 
-def test_opq_without_faiss_is_an_error_that_says_what_to_install(fitted, monkeypatch):
+def test_opq_without_faiss_names_the_command_that_installs_it(fitted, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="opq: needs faiss.* requirements-faiss.txt"):
+    with refused(ConfigError, "opq", names=["faiss"],
+                 fix=["pip install -r requirements-faiss.txt", "--quantizer_name pq"]):
         fitted(OPQ, torch.zeros(70, WIDTH))

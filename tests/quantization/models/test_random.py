@@ -1,10 +1,11 @@
-"""The floor: distinct random codes."""
+"""The baseline: distinct random codes."""
 
 import pytest
 import torch
 
 from common.errors import ConfigError
-from tests.quantization.conftest import seeded
+from tests.errors import refused
+from tests.quantization.conftest import numbers, seeded
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def codes_of(make_config, make_model):
 
 
 @pytest.mark.parametrize(("num_items", "size", "num_levels"), [
-    (16, 4, 2), (15, 4, 2), (27, 3, 3), (7, 2, 3),  # hardly enough IDs
+    (16, 4, 2), (15, 4, 2), (27, 3, 3), (7, 2, 3),  # just enough IDs
     (100, 8, 3), (1000, 32, 3), (60, 16, 2),
     (1, 1, 1), (40, 40, 1)])
 def test_no_two_items_share_an_id(codes_of, num_items, size, num_levels):
@@ -37,7 +38,7 @@ def test_codes_are_a_function_of_the_seed(codes_of):
 
 
 @pytest.mark.parametrize(("size", "num_levels"), [(16, 3), (11, 3)])
-def test_all_codes_are_about_equally_frequent_and_neighbours_have_nothing_in_common(codes_of, size, num_levels):
+def test_codes_are_equally_frequent_and_independent_of_their_neighbours(codes_of, size, num_levels):
     codes = codes_of(1000, codebook_size=size, num_levels=num_levels)
     for level in codes.T:
         assert torch.bincount(level, minlength=size).max() < 1.5 * 1000 / size
@@ -47,13 +48,14 @@ def test_all_codes_are_about_equally_frequent_and_neighbours_have_nothing_in_com
 
 @pytest.mark.parametrize(("num_items", "size", "num_levels", "needed"), [
     (17, 4, 2, 3), (65, 4, 2, 4), (125, 5, 2, 3), (1000, 10, 2, 3), (243, 3, 1, 5)])
-def test_too_few_ids_are_an_error_with_all_numbers_and_how_many_levels_would_do(codes_of, num_items, size, num_levels,
-                                                                               needed):
-    with pytest.raises(ConfigError, match=rf"num_levels: is {num_levels}\. {num_levels} levels of {size} codes make "
-                                          rf"{size**num_levels} IDs for {num_items} items.*--num_levels {needed}$"):
+def test_too_few_ids_are_refused_with_the_needed_levels(codes_of, num_items, size, num_levels, needed):
+    with refused(ConfigError, "random.model_params.num_levels", fix=["--num_levels"]) as raised:
         codes_of(num_items, codebook_size=size, num_levels=num_levels)
+    told = {num_levels, size, size**num_levels, num_items}
+    assert set(map(str, told)) <= set(numbers(f"{raised.value.what} {raised.value.why}"))
+    assert numbers(raised.value.fix) == [str(needed)]
 
 
-def test_no_number_of_levels_helps_codebooks_of_one_code(codes_of):
-    with pytest.raises(ConfigError, match="3 levels of 1 codes make 1 IDs for 40 items.*codebook_size"):
+def test_levels_are_not_suggested_for_codebooks_of_one_code(codes_of):
+    with refused(ConfigError, "random.model_params.num_levels", names=[3, 1, 40], fix=["--codebook_size auto"]):
         codes_of(40, codebook_size=1)

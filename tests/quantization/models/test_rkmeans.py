@@ -1,10 +1,11 @@
-"""Residual k-means: levels, lengths, standardization and the limit to clusters."""
+"""Residual k-means: levels, lengths, standardization and the limit to the size of clusters."""
 
 import pytest
 import torch
 
 from common.errors import ConfigError
-from tests.quantization.conftest import seeded
+from tests.errors import refused
+from tests.quantization.conftest import seeded, shown
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def fitted(make_config, make_model):
     return fit
 
 
-def test_the_second_level_codes_what_the_first_one_leaves(fitted):
-    # Two far groups around (-10, 0) and (10, 0); what is left over is (0, -1) or (0, 1).
+def test_the_second_level_codes_the_residual_of_the_first(fitted):
+    # Two distant groups around (-10, 0) and (10, 0); the residuals are (0, -1) and (0, 1).
     xs = torch.tensor([[-10.0, -1.0], [-10.0, 1.0], [10.0, -1.0], [10.0, 1.0]])
     model = fitted(xs, num_levels=2, codebook_size=2)
     assert sorted(model.codewords[0].tolist()) == [[-10.0, 0.0], [10.0, 0.0]]
@@ -34,9 +35,9 @@ def test_the_second_level_codes_what_the_first_one_leaves(fitted):
     assert torch.allclose(model(xs)[0], xs)
 
 
-def test_normalized_levels_see_directions_and_the_reconstruction_has_mean_lengths(fitted):
+def test_normalized_levels_code_directions_and_reconstruct_mean_lengths(fitted):
     # Directions (.96, +-.28) and (-.96, +-.28) with lengths 1 to 7, 4 in the mean. The first level's codewords are
-    # (+-.96, 0), the second's are the directions (0, +-1) of what is left over, whose length is .28.
+    # (+-.96, 0), those of the second the directions (0, +-1) of the residuals, whose length is .28.
     directions = torch.tensor([[0.96, 0.28], [0.96, -0.28], [-0.96, 0.28], [-0.96, -0.28]])
     xs = directions * torch.tensor([[1.0], [3.0], [5.0], [7.0]])
     model = fitted(xs, num_levels=2, codebook_size=2, normalize_residuals="true")
@@ -48,7 +49,7 @@ def test_normalized_levels_see_directions_and_the_reconstruction_has_mean_length
 
 
 def test_a_standardized_column_counts_as_much_as_the_others(fitted):
-    # The items' two groups differ in the first column; the second one is wider, and says nothing about them.
+    # The two groups of items differ in the first column; the second column is wider, but unrelated to the groups.
     xs = torch.tensor([[side, 100.0 * place] for place in range(5) for side in (-1.0, 1.0)])
     model = fitted(xs, num_levels=1, codebook_size=2)
     assert (model.codewords[0, 0, 1] - model.codewords[0, 1, 1]).abs() > 200
@@ -72,7 +73,7 @@ def test_every_level_lowers_the_error(make_config, make_model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("normalized", ["true", "false"])
-def test_the_limit_to_clusters_holds_for_codes_looked_up_one_by_one(make_config, make_model, normalized):
+def test_the_cluster_limit_holds_for_single_lookups(make_config, make_model, normalized):
     xs = torch.randn(320, 6, generator=seeded(1)) + torch.tensor([3.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     model = make_model(make_config("rkmeans", num_levels=2, codebook_size=16, normalize_residuals=normalized,
                                    largest_cluster=1.5), 320)
@@ -92,7 +93,7 @@ def test_one_codeword_with_a_limit(fitted):
     assert fitted(xs, codebook_size=1, largest_cluster=1).get_codes(xs).unique().tolist() == [0]
 
 
-def test_all_items_are_coded_though_k_means_looks_at_some(fitted):
+def test_all_items_are_coded_if_kmeans_samples_rows(fitted):
     xs = torch.randn(100, 2, generator=seeded())
     model = fitted(xs, codebook_size=4, max_rows=4, num_levels=1)
     assert all(codeword in xs.tolist() for codeword in model.codewords[0].tolist())
@@ -100,12 +101,12 @@ def test_all_items_are_coded_though_k_means_looks_at_some(fitted):
 
 
 @pytest.mark.parametrize("value", ["0.5", "0", "-1", "much", "[2]"])
-def test_a_limit_below_the_equal_share_is_an_error(make_config, make_model, value):
-    with pytest.raises(ConfigError, match="rkmeans.model_params.largest_cluster: is .* at least 1"):
+def test_a_limit_below_the_equal_share_is_refused(make_config, make_model, value):
+    with refused(ConfigError, "rkmeans.model_params.largest_cluster", names=[shown(value), 1]):
         make_model(make_config("rkmeans", largest_cluster=value))
 
 
 @pytest.mark.parametrize("key", ["iterations", "max_rows"])
-def test_a_count_of_nothing_is_an_error(make_config, make_model, key):
-    with pytest.raises(ConfigError, match=f"rkmeans.model_params.{key}: is 0"):
+def test_a_count_of_zero_is_refused(make_config, make_model, key):
+    with refused(ConfigError, f"rkmeans.model_params.{key}", names=[0]):
         make_model(make_config("rkmeans", **{key: 0}))

@@ -1,11 +1,12 @@
-"""RQ-VAE and VQ-VAE: losses by hand, gradients, the start, the care for the codebooks, sizes."""
+"""RQ-VAE and VQ-VAE: losses worked out by hand, gradients, initialization, maintenance of codebooks, sizes."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from tests.quantization.conftest import codebook_options
+from tests.errors import refused
+from tests.quantization.conftest import codebook_options, shown
 
 LATENT = 4
 
@@ -97,14 +98,14 @@ def test_the_start_from_kmeans_lowers_the_quantization_error(make_rqvae, xs, gen
     assert error_of(model, xs) < 0.2 * before
 
 
-def test_the_start_puts_every_codeword_to_use(make_rqvae, xs, generator):
+def test_the_start_uses_every_codeword(make_rqvae, xs, generator):
     model = make_rqvae(codebook_size=8)
     model.initialize(xs, generator)
     codes = model.get_codes(xs)
     assert [len(level.unique()) for level in codes.T] == [8, 8, 8]
 
 
-def test_a_random_start_takes_the_first_levels_codewords_from_the_latents(make_rqvae, xs, generator):
+def test_a_random_start_takes_codewords_from_the_latents(make_rqvae, xs, generator):
     model = make_rqvae(start="random", codebook_size=8)
     model.initialize(xs, generator)
     with torch.no_grad():
@@ -114,7 +115,7 @@ def test_a_random_start_takes_the_first_levels_codewords_from_the_latents(make_r
     assert matches.any(dim=0).sum() == 8
 
 
-def test_codewords_that_an_epoch_did_not_use_restart_at_residuals(make_rqvae, xs, generator):
+def test_unused_codewords_restart_at_residuals(make_rqvae, xs, generator):
     model = make_rqvae(num_levels=2, codebook_size=8).train()
     codebooks = model.quantizer.codebooks
     with torch.no_grad():
@@ -143,7 +144,7 @@ def test_without_restarts_the_end_of_an_epoch_moves_nothing(make_rqvae, xs, gene
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def test_an_epochs_use_is_counted_in_training_alone(make_rqvae, xs):
+def test_the_usage_of_an_epoch_is_counted_only_in_training(make_rqvae, xs):
     model = make_rqvae().eval()
     model(xs)
     model.get_codes(xs)
@@ -173,7 +174,7 @@ def test_sinkhorn_spreads_the_last_levels_codes_in_training(make_rqvae, xs, gene
     assert counts["[-1]"].min() >= 8
 
 
-def test_standardized_columns_count_equally_whatever_their_unit(make_rqvae, xs, generator):
+def test_standardized_columns_count_equally_in_any_unit(make_rqvae, xs, generator):
     scale, shift = torch.tensor([1.0, 1000.0, 0.01, 1.0, 1.0, 1.0]), torch.tensor([0.0, 500.0, 0.0, -3.0, 0.0, 0.0])
     plain, scaled = (make_rqvae(standardize="true").eval() for _ in range(2))
     plain.initialize(xs, generator)
@@ -187,7 +188,7 @@ def test_standardized_columns_count_equally_whatever_their_unit(make_rqvae, xs, 
 
 @pytest.mark.parametrize(("num_items", "size"), [
     (1, 2), (7, 2), (8, 2), (15, 2), (16, 4), (31, 4), (100, 16), (1023, 128), (1024, 256), (1_000_000, 256)])
-def test_codebook_size_auto_is_the_power_of_two_up_to_a_quarter_of_the_items(make_rqvae, num_items, size):
+def test_auto_codebook_size_is_about_a_quarter_of_the_items(make_rqvae, num_items, size):
     assert make_rqvae(num_items, codebook_size="auto").codebook_sizes == [size] * 3
 
 
@@ -198,19 +199,19 @@ def test_the_one_codebook_of_a_vqvae_may_be_larger(make_config, make_model, num_
 
 
 @pytest.mark.parametrize("size", [-4, 2.5, "null", "[4]"])
-def test_a_codebook_size_that_is_no_count_is_an_error(make_rqvae, size):
-    with pytest.raises(ConfigError, match="rqvae.model_params.codebook_size: is .* auto or at least 1"):
+def test_an_invalid_codebook_size_is_refused(make_rqvae, size):
+    with refused(ConfigError, "rqvae.model_params.codebook_size", names=[shown(size), 1], fix=["--codebook_size auto"]):
         make_rqvae(codebook_size=size)
 
 
 @pytest.mark.parametrize(("key", "value"), [("num_levels", -1), ("num_levels", "auto"), ("num_levels", 1.5),
                                             ("latent_size", -1), ("latent_size", 1.5)])
-def test_levels_and_latents_that_are_no_count_are_errors(make_rqvae, key, value):
-    with pytest.raises(ConfigError, match=f"rqvae.model_params.{key}: is '?{value}"):
+def test_invalid_levels_and_latent_sizes_are_refused(make_rqvae, key, value):
+    with refused(ConfigError, f"rqvae.model_params.{key}", names=[shown(value)]):
         make_rqvae(**{key: value})
 
 
-def test_a_codebook_as_large_as_the_catalogue_is_none(make_rqvae):
+def test_a_codebook_may_be_as_large_as_the_catalogue(make_rqvae):
     assert make_rqvae(13, codebook_size=13).codebook_sizes == [13] * 3
 
 

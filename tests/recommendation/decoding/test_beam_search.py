@@ -1,4 +1,4 @@
-"""The trie by hand; beam search against scoring every item."""
+"""The trie by hand; beam search against scores of every item."""
 
 import numpy as np
 import pytest
@@ -33,14 +33,14 @@ def test_the_trie_leads_from_code_to_code_to_the_item():
     assert items == [{1: 1}, {0: 2, 2: 0}, {0: 3}]
 
 
-def test_the_trie_knows_prefixes_of_one_item():
+def test_the_trie_finds_prefixes_with_one_item():
     trie = Trie(CODES, SIZES)
-    # Below the root four items; code 0 leads to one of them, code 1 to three; (0, 3) and (1, 2) to one each.
+    # The root has four items, code 0 has one of them, code 1 has three; (0, 3) and (1, 2) have one each.
     alone = [trie.alone(level, torch.arange(size)).tolist() for level, size in enumerate((1, 2, 3))]
     assert alone == [[False], [True, False], [True, False, True]]
 
 
-def test_the_trie_knows_prefixes_all_of_whose_items_are_seen():
+def test_the_trie_finds_prefixes_with_only_seen_items():
     trie = Trie(CODES, SIZES)
     leaves = trie.leaves_of(padded([3, 1], [2, 0, 3], []))
     # Nodes of level 1: (0), (1); of level 2: (0, 3), (1, 0), (1, 2); the items in the order of their IDs: 1, 2, 0, 3.
@@ -59,7 +59,7 @@ def test_a_trie_of_one_level_leads_straight_to_the_items():
 
 def search(codes: torch.Tensor, sizes: list[int], log_probs: list[np.ndarray], num_beams: int, top_k: int,
            existing_only: bool = False, seen: torch.Tensor | None = None):
-    """Beam search of users whose log-probabilities (B, C) of a level do not depend on the codes before it."""
+    """Beam search where the log-probabilities (B, C) of a level do not depend on the earlier codes."""
     return beam_search(unconditional(log_probs), Trie(codes, sizes), len(log_probs[0]), num_beams, top_k, existing_only,
                        seen)
 
@@ -86,7 +86,7 @@ def test_a_code_without_items_is_never_chosen():
     assert result.scores[0, 0].isfinite()
 
 
-def test_where_fewer_items_exist_the_tail_says_so():
+def test_results_longer_than_the_catalogue_are_padded():
     log_probs = [np.zeros((2, size)) for size in SIZES]
     result = search(CODES, SIZES, log_probs, num_beams=10, top_k=10)
     assert result.items.shape == result.scores.shape == (2, 10)
@@ -97,7 +97,7 @@ def test_where_fewer_items_exist_the_tail_says_so():
         assert (scores[4:] == float("-inf")).all()
 
 
-def test_the_tail_is_the_same_when_the_last_level_is_narrower_than_the_result():
+def test_results_wider_than_the_last_level_are_padded():
     result = search(torch.tensor([[0], [1]]), [2], [np.log([[0.1, 0.9]])], num_beams=5, top_k=5)
     assert result.items.tolist() == [[1, 0, -1, -1, -1]]
     assert result.scores[0, 2:].tolist() == [float("-inf")] * 3
@@ -105,7 +105,7 @@ def test_the_tail_is_the_same_when_the_last_level_is_narrower_than_the_result():
 
 @st.composite
 def searches(draw):
-    """Codes, their sizes, and log-probabilities of two users that are all different."""
+    """Codes, the codebook sizes, and two users' log-probabilities, all different."""
     sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     num_items = draw(st.integers(1, int(np.prod(sizes))))
     seed = draw(st.integers(0, 1000))
@@ -124,7 +124,7 @@ def test_with_a_beam_for_every_item_the_search_is_exact(case):
         assert np.allclose([exact[item] for item in result.items[user].tolist()], result.scores[user])
 
 
-def test_of_equally_likely_items_the_smaller_id_comes_first():
+def test_equally_likely_items_have_the_order_of_their_ids():
     codes = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
     even = [np.log(np.full((1, 2), 0.5))] * 2
     for existing_only in (False, True):
@@ -134,7 +134,7 @@ def test_of_equally_likely_items_the_smaller_id_comes_first():
 
 
 @given(searches(), st.integers(1, 6))
-def test_k_beams_find_k_different_items_if_there_are_as_many(case, num_beams):
+def test_k_beams_find_k_different_items(case, num_beams):
     codes, sizes, log_probs = case
     result = search(codes, sizes, log_probs, num_beams=num_beams, top_k=num_beams)
     for items, scores in zip(result.items.tolist(), result.scores.tolist(), strict=True):
@@ -146,7 +146,7 @@ def test_k_beams_find_k_different_items_if_there_are_as_many(case, num_beams):
 
 
 def existing_by_hand(codes: list[list[int]], log_probs: list[np.ndarray], user: int) -> list[float]:
-    """Of each item: the product over its levels of its code's share among the codes that continue its prefix."""
+    """Score of each item: the sum over levels of the log of its code's share among all codes after its prefix."""
     scores = []
     for ours in codes:
         score = 0.0
@@ -159,7 +159,7 @@ def existing_by_hand(codes: list[list[int]], log_probs: list[np.ndarray], user: 
 
 
 @given(searches())
-def test_over_existing_codes_the_search_is_exact_with_a_beam_for_every_item(case):
+def test_over_existing_codes_a_full_search_is_exact(case):
     codes, sizes, log_probs = case
     result = search(codes, sizes, log_probs, len(codes), len(codes), existing_only=True)
     for user in range(2):
@@ -172,7 +172,7 @@ def test_over_existing_codes_the_search_is_exact_with_a_beam_for_every_item(case
 
 @pytest.mark.slow
 @given(searches())
-def test_exact_scores_are_those_of_every_item(case):
+def test_exact_search_agrees_with_a_full_beam_search(case):
     codes, sizes, log_probs = case
     for existing_only in (False, True):
         result = exact_search(unconditional(log_probs), Trie(codes, sizes), 2, len(codes), existing_only)
@@ -186,14 +186,14 @@ def test_exact_scores_are_those_of_every_item(case):
 
 @st.composite
 def seen_by_two(draw, num_items: int):
-    """Different items of two users: any, all of a run of them, or all."""
+    """Two users' seen items: any set of them, or all."""
     any_items = st.lists(st.integers(0, num_items - 1), unique=True)
     return padded(*(draw(st.one_of(any_items, st.permutations(range(num_items)))) for _ in range(2)))
 
 
 @pytest.mark.slow
 @given(st.data(), searches(), st.booleans())
-def test_without_seen_items_the_others_keep_their_exact_scores(data, case, existing_only):
+def test_unseen_items_keep_their_exact_scores(data, case, existing_only):
     codes, sizes, log_probs = case
     num_items, seen = len(codes), data.draw(seen_by_two(len(codes)))
     exact = exact_search(unconditional(log_probs), Trie(codes, sizes), 2, num_items, existing_only)
@@ -208,7 +208,7 @@ def test_without_seen_items_the_others_keep_their_exact_scores(data, case, exist
 
 
 @given(st.data(), searches(), st.integers(1, 6), st.booleans())
-def test_k_beams_find_k_unseen_items_if_there_are_as_many(data, case, num_beams, existing_only):
+def test_k_beams_find_k_unseen_items(data, case, num_beams, existing_only):
     codes, sizes, log_probs = case
     seen = data.draw(seen_by_two(len(codes)))
     result = search(codes, sizes, log_probs, num_beams, num_beams, existing_only, seen)
@@ -218,7 +218,7 @@ def test_k_beams_find_k_unseen_items_if_there_are_as_many(data, case, num_beams,
         assert len(found) == len(set(found) & unseen) == min(num_beams, len(unseen))
 
 
-def test_of_equally_likely_unseen_items_the_smaller_id_comes_first():
+def test_equally_likely_unseen_items_have_the_order_of_their_ids():
     codes = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
     even, seen = [np.log(np.full((1, 2), 0.5))] * 2, padded([1])
     for existing_only in (False, True):
@@ -229,7 +229,7 @@ def test_of_equally_likely_unseen_items_the_smaller_id_comes_first():
             assert np.allclose(result.scores.exp(), [[0.25, 0.25, 0.25, 0]])
 
 
-def test_a_prefix_of_one_item_is_not_decoded_over_existing_codes():
+def test_a_prefix_with_one_item_is_not_decoded():
     calls = []
     log_probs = [np.log([[0.5, 0.5]]), np.log([[0.5, 0.1, 0.1, 0.3]]), np.log([[0.2, 0.7, 0.1]])]
 
@@ -238,8 +238,8 @@ def test_a_prefix_of_one_item_is_not_decoded_over_existing_codes():
         return unconditional(log_probs)(level, codes, parents)
 
     result = beam_search(step, Trie(CODES, SIZES), 1, 4, 4, existing_only=True)
-    # Code 0 leads to item 1 alone, and (1, 2) to item 3 alone: only (1) and (1, 0) have a choice left.
+    # Code 0 has only item 1, and (1, 2) has only item 3: decoding continues only from (1) and (1, 0).
     assert calls == [(0, [[0]]), (1, [[1]]), (2, [[0]])]
-    # Item 1: .5. Codes 0 and 2 behind code 1: .5 / .6 and .1 / .6; codes 0 and 2 behind (1, 0): 2 / 3 and 1 / 3.
+    # Item 1: .5. Codes 0 and 2 after code 1: .5 / .6 and .1 / .6; codes 0 and 2 after (1, 0): 2 / 3 and 1 / 3.
     assert result.items.tolist() == [[1, 2, 0, 3]]
     assert np.allclose(result.scores.exp(), [[1 / 2, 5 / 18, 5 / 36, 1 / 12]])

@@ -1,4 +1,4 @@
-"""A recommender's item vectors as an embedding."""
+"""Export of a recommender's item embeddings."""
 
 import json
 
@@ -10,8 +10,9 @@ from common.errors import ConfigError, DataError
 from common.publishing import meta_path
 from recommendation.main import main
 from recommendation.runs import Choice, load_recommender
+from tests.errors import refused
 
-# Items 0 to 28 stand in training, item 29 in a test event alone.
+# Items 0 to 28 have training events, item 29 only a test event.
 HISTORIES = [[*range(start, 29), 0, 29] for start in (0, 5)]
 
 
@@ -25,7 +26,7 @@ def export(trained, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_embedding_holds_the_models_vectors_and_marks_items_without_a_training_event(sasrec):
+def test_the_embedding_has_the_models_vectors_and_a_mask(sasrec):
     export(sasrec, "--model=sasrec")
     vectors, present = load_embeddings(sasrec.folder, "mine"), load_mask(sasrec.folder, "mine")
     own = load_recommender(sasrec.folder, sasrec.run_root, Choice("sasrec")).model.items.weight.detach().numpy()
@@ -40,33 +41,36 @@ def test_the_embedding_holds_the_models_vectors_and_marks_items_without_a_traini
 
 
 @pytest.mark.slow
-def test_its_own_embedding_is_written_again_and_anothers_is_not_lost(sasrec):
+def test_only_its_own_embedding_is_overwritten_without_force(sasrec):
     export(sasrec, "--model=sasrec")
     export(sasrec, "--model=sasrec")
     path = sasrec.folder.embeddings("mine")
     save_array(path, np.ones((30, 2), dtype=np.float32), {"inputs": {}, "items_sha256": "abc", "command": "a command"})
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="Tiny.emb-mine.npy: is there already. it was made by a command.*--force"):
+    with refused(ConfigError, path, names=["a command"], fix=["--export_item_embeddings", "--force"]):
         export(sasrec, "--model=sasrec")
     assert path.read_bytes() == before
     export(sasrec, "--model=sasrec", "--force")
     assert load_embeddings(sasrec.folder, "mine").shape == (30, 8)
 
 
-def test_a_model_without_item_embeddings_is_an_error_that_names_those_that_have(sasrec):
-    with pytest.raises(ConfigError, match="--model markov: has no item embeddings.*Fix: --model sasrec"):
+def test_a_model_without_item_embeddings_is_refused(sasrec):
+    with refused(ConfigError, "--model markov", fix=["--model sasrec"]):
         export(sasrec, "--model=markov")
 
 
-def test_where_no_run_is_finished_the_error_has_the_command(train):
-    with pytest.raises(DataError, match="has no finished run. Fix: python recommendation/main.py --model=sasrec"):
-        export(train("markov", HISTORIES), "--model=sasrec")
+def test_a_missing_run_gives_the_training_command(train):
+    trained = train("markov", HISTORIES)
+    command = (f"python recommendation/main.py --model=sasrec --category=Tiny --run_root {trained.run_root} "
+               f"--data_root {trained.folder.data_root}")
+    with refused(DataError, trained.run_root / "recommendation/Tiny/sasrec/no-codes", fix=[command]):
+        export(trained, "--model=sasrec")
 
 
 @pytest.mark.slow
-def test_what_would_change_the_run_is_an_error_and_a_device_is_none(sasrec):
-    with pytest.raises(ConfigError, match="--export_item_embeddings: --epochs does not go with it"):
+def test_flags_that_change_the_run_are_refused_except_device(sasrec):
+    with refused(ConfigError, "--export_item_embeddings", fix=["--epochs"]):
         export(sasrec, "--model=sasrec", "--epochs=3")
-    with pytest.raises(ConfigError, match="--seeds does not go with it.*leave out --seeds --export_t5"):
+    with refused(ConfigError, "--export_item_embeddings", fix=["--seeds --export_t5"]):
         export(sasrec, "--model=encoder_decoder", "--seeds=1,2", "--export_t5=t5")
     export(sasrec, "--model=sasrec", "--device=cpu")

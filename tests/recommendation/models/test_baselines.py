@@ -22,7 +22,7 @@ def fitted(model_class, histories: list[list[int]], num_items: int):
     return model
 
 
-# Training events: [0, 1, 0], [2, 1], [0]; items 3, 4 and 5 stand in valid and test alone.
+# Training events: [0, 1, 0], [2, 1], [0]; items 3, 4 and 5 have only valid and test events.
 HISTORIES = [[0, 1, 0, 3, 4], [2, 1, 4, 4], [0, 4, 5]]
 
 
@@ -32,7 +32,7 @@ def test_popularity_counts_training_events():
     assert result.scores.tolist() == [[3, 2, 1]] * 2
 
 
-def test_equally_popular_items_come_in_the_order_of_their_ids():
+def test_equally_popular_items_have_the_order_of_their_ids():
     model = fitted(Popularity, [[4, 2, 0, 9, 9], [2, 4, 9, 9]], 10)
     assert model.recommend(windows_of([0]), 6).items.tolist() == [[2, 4, 0, 1, 3, 5]]
 
@@ -61,15 +61,15 @@ def test_markov_falls_back_to_popularity():
         assert model.recommend(windows_of([0, last]), 4).items.tolist() == [[0, 1, 2, 3]]
 
 
-def test_markov_looks_behind_no_user_border():
-    # In the file 1 is followed by the next user's 2; within users only 0 -> 1 and 2 -> 3 happen.
+def test_markov_has_no_transitions_between_users():
+    # In the file, item 2 of the next user follows item 1; within users there are only 0 -> 1 and 2 -> 3.
     model = fitted(Markov, [[0, 1], [2, 3], [4], [4]], 5)
     assert model.recommend(windows_of([1]), 1).items.tolist() == [[4]]  # the most popular
     assert model.recommend(windows_of([3]), 1).items.tolist() == [[4]]
     assert model.counts.tolist() == [1, 1]
 
 
-def test_markov_counts_training_transitions_alone():
+def test_markov_counts_only_training_transitions():
     # 1 -> 3 leads to the valid event, 3 -> 2 to the test event.
     model = fitted(Markov, [[0, 1, 3, 2], [4, 4, 0, 0]], 5)
     assert sorted(model.followers.tolist()) == [1, 4]
@@ -82,7 +82,7 @@ def test_markov_reads_the_last_item_of_a_padded_history():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_floors_agree_with_a_brute_force_count(seed):
+def test_baselines_agree_with_a_brute_force_count(seed):
     rng = np.random.default_rng(seed)
     num_items = 15
     histories = [rng.integers(num_items, size=size).tolist() for size in rng.integers(1, 9, size=40)]
@@ -106,7 +106,7 @@ def test_top_items_by_hand():
     assert result.scores.tolist() == [[0.5, 0.5], [3.0, 2.0]]
 
 
-def test_top_items_of_a_small_catalogue_have_a_tail():
+def test_top_items_of_a_small_catalogue_are_padded():
     result = top_items(torch.tensor([[1.0, 2.0]]), 4)
     assert result.items.tolist() == [[1, 0, -1, -1]]
     assert result.scores.tolist() == [[2.0, 1.0, float("-inf"), float("-inf")]]
@@ -114,7 +114,7 @@ def test_top_items_of_a_small_catalogue_have_a_tail():
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.5, float("-inf")]), min_size=7, max_size=7), min_size=1,
                 max_size=4), st.integers(1, 9))
-def test_top_items_agree_with_sorting_everything(scores, top_k):
+def test_top_items_agree_with_sorting_all_items(scores, top_k):
     result = top_items(torch.tensor(scores), top_k)
     for items, values, row in zip(result.items.tolist(), result.scores.tolist(), scores, strict=True):
         expected = sorted(range(7), key=lambda item: (-row[item], item))[:top_k]

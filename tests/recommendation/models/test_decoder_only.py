@@ -9,7 +9,7 @@ HISTORY, TARGET = [3, 8, 0, 29, 11], 17
 
 
 @torch.no_grad()
-def test_each_levels_logits_are_those_of_a_t5_decoder_over_the_tokens(make_model):
+def test_each_levels_logits_agree_with_a_t5_decoder(make_model):
     model = make_model("decoder_only").eval()
     randomize(model)
     tokens = model.tokens[torch.tensor([*HISTORY, TARGET])].view(1, -1)
@@ -17,12 +17,12 @@ def test_each_levels_logits_are_those_of_a_t5_decoder_over_the_tokens(make_model
     logits = logits_of(model, windows_of([*HISTORY, TARGET]))
     num_levels = len(SIZES)
     for level, head in enumerate(model.heads):
-        # Token t predicts token t + 1; the first item's own codes are not learned.
+        # Token t predicts token t + 1. The first item's own codes are not targets.
         expected = head(hidden[num_levels - 1 + level::num_levels])
         assert torch.allclose(logits[level], expected, atol=1e-4)
 
 
-def test_the_first_item_of_a_window_is_read_and_not_learned(make_model):
+def test_the_first_item_of_a_window_is_not_a_target(make_model):
     model = make_model("decoder_only").eval()
     with torch.no_grad():
         [short], [long] = (logits_of(model, windows_of(row))[:1] for row in ([3, 8], [5, 3, 8]))

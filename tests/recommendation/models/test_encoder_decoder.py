@@ -1,4 +1,4 @@
-"""The encoder-decoder against transformers' T5, and what its windows may see."""
+"""The encoder-decoder against transformers' T5, and the masks of its windows."""
 
 import pytest
 import torch
@@ -7,16 +7,17 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from recommendation.models.encoder_decoder.t5 import to_t5, weight_pairs
+from tests.errors import refused
 
 from ..conftest import SIZES, logits_of, randomize, teacher_forced, windows_of
 from .test_generator import HISTORIES, TARGETS, loss_alone, training_windows
 
-TOKEN_OFFSETS = [1, 5, 10]  # 0 is padding and start; then 4, 5 and 3 codes
+TOKEN_OFFSETS = [1, 5, 10]  # token 0 is padding and start; the levels have 4, 5 and 3 codes
 
 
 @pytest.fixture
 def tiger(make_model):
-    """The encoder-decoder as T5 is: one target, the encoder sees the whole history."""
+    """The encoder-decoder like T5: one target, and the encoder sees the whole history."""
     model = make_model("encoder_decoder", train_on="target").eval()
     randomize(model)
     return model
@@ -27,14 +28,14 @@ def t5(tiger):
     return to_t5(tiger)
 
 
-def test_all_weights_have_a_partner_in_t5(tiger, t5):
+def test_all_weights_have_a_counterpart_in_t5(tiger, t5):
     paired = sum(ours.numel() for ours, _ in weight_pairs(tiger, t5)) + sum(h.weight.numel() for h in tiger.heads)
     assert paired == sum(p.numel() for p in tiger.parameters())
 
 
 @pytest.fixture
 def t5_output(t5, catalogue):
-    """T5 on the histories' tokens and the targets' as labels."""
+    """The output of T5 for the tokens of the histories, with the targets as labels."""
     tokens = catalogue.codes + torch.tensor(TOKEN_OFFSETS)
     rows = [tokens[history].flatten() for history in HISTORIES]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -55,18 +56,18 @@ def test_the_memory_agrees_with_t5(tiger, t5_output):
                               atol=1e-4)
 
 
-def test_each_levels_logits_agree_with_its_slice_of_t5s(tiger, t5_output):
+def test_each_levels_logits_agree_with_t5(tiger, t5_output):
     logits = logits_of(tiger, training_windows())
     for level, (offset, size) in enumerate(zip(TOKEN_OFFSETS, SIZES, strict=True)):
         assert torch.allclose(logits[level], t5_output.logits[:, level, offset:offset + size], atol=1e-4)
 
 
-def test_the_loss_agrees_with_t5s_over_each_levels_slice(tiger, t5_output, catalogue):
+def test_the_loss_agrees_with_t5(tiger, t5_output, catalogue):
     loss = tiger.compute_loss(training_windows())["loss_total"]
     assert loss.item() == pytest.approx(torch.stack(t5_losses(t5_output, catalogue)).mean().item(), abs=1e-4)
 
 
-def test_the_gradients_of_all_weights_agree_with_t5s(tiger, t5, t5_output, catalogue):
+def test_the_gradients_of_all_weights_agree_with_t5(tiger, t5, t5_output, catalogue):
     tiger.compute_loss(training_windows())["loss_total"].backward()
     torch.stack(t5_losses(t5_output, catalogue)).mean().backward()
     for ours, theirs in weight_pairs(tiger, t5):
@@ -75,7 +76,7 @@ def test_the_gradients_of_all_weights_agree_with_t5s(tiger, t5, t5_output, catal
     assert torch.allclose(torch.cat([head.weight.grad for head in tiger.heads]), t5.lm_head.weight.grad[1:], atol=1e-3)
 
 
-def test_every_position_is_a_t5_whose_tokens_see_the_items_up_to_their_own(make_model, catalogue):
+def test_every_position_is_a_causally_masked_t5(make_model, catalogue):
     everywhere = make_model("encoder_decoder", train_on="every_position").eval()
     randomize(everywhere)
     with torch.no_grad():
@@ -93,14 +94,15 @@ def test_every_position_is_a_t5_whose_tokens_see_the_items_up_to_their_own(make_
         assert torch.allclose(ours, theirs.log_softmax(dim=-1), atol=1e-4)
 
 
-def test_a_targets_loss_is_that_of_its_history(tiger):
+def test_a_target_has_the_loss_of_its_history(tiger):
     losses = [loss_alone(tiger, history, target) for history, target in zip(HISTORIES, TARGETS, strict=True)]
     loss = tiger.compute_loss(training_windows())["loss_total"]
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
 
-def test_what_to_train_on_is_target_or_every_position(make_model):
-    with pytest.raises(ConfigError, match="train_on: is 'last'"):
+def test_train_on_is_target_or_every_position(make_model):
+    with refused(ConfigError, "encoder_decoder.model_params.train_on", names=["'last'"],
+                 fix=["target", "every_position"]):
         make_model("encoder_decoder", train_on="last")
 
 

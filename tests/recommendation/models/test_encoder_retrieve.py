@@ -1,4 +1,4 @@
-"""Parallel codes against a T5 decoder and scores by hand; the graph against scoring everything."""
+"""Parallel codes against a T5 decoder and scores by hand; the graph search against exact scores."""
 
 import pytest
 import torch
@@ -32,12 +32,12 @@ def log_probs(model, row: list[int]) -> list[torch.Tensor]:
 
 
 def scores(model, row: list[int]) -> torch.Tensor:
-    """(N,) of what follows the row: the sum of the log-probabilities of each item's codes."""
+    """(N,) score of each item after the row: the sum of the log-probabilities of its codes."""
     codes = model.catalogue.codes
     return sum(level[-1][codes[:, number]] for number, level in enumerate(log_probs(model, row)))
 
 
-def test_the_loss_is_the_mean_over_all_codes_of_every_next_item(model):
+def test_the_loss_is_the_mean_over_all_next_codes(model):
     codes = model.catalogue.codes
     losses = [-level[place - 1, codes[row[place], number]] for row in ROWS
               for number, level in enumerate(log_probs(model, row)) for place in range(1, len(row))]
@@ -45,7 +45,7 @@ def test_the_loss_is_the_mean_over_all_codes_of_every_next_item(model):
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-4)
 
 
-def test_label_smoothing_mixes_in_the_mean_of_the_codes_that_exist(model):
+def test_label_smoothing_uses_the_codes_of_each_level(model):
     plain = model.compute_loss(windows_of(*ROWS))["loss_total"].item()
     uniform = torch.stack([-level[place - 1].mean() for row in ROWS for level in log_probs(model, row)
                            for place in range(1, len(row))]).mean().item()
@@ -55,14 +55,14 @@ def test_label_smoothing_mixes_in_the_mean_of_the_codes_that_exist(model):
 
 
 def over_items(model, row: list[int]) -> list[torch.Tensor]:
-    """(N,) at each place of a row: the log-probability of each item among all, by the sum of its logits."""
+    """(N,) log-probability of each item among all items, at each place of a row, from the sum of its logits."""
     codes = model.catalogue.codes
-    levels = log_probs(model, row)  # a constant a level away from the logits, which no softmax over the items sees
+    levels = log_probs(model, row)  # differ from the logits by a constant for each level, which softmax cancels
     return [sum(level[place][codes[:, number]] for number, level in enumerate(levels)).log_softmax(dim=0)
             for place in range(len(row))]
 
 
-def test_over_existing_ids_the_loss_is_that_of_the_items(model):
+def test_over_existing_ids_the_loss_is_over_items(model):
     model.normalize_over = "existing"
     rows = [over_items(model, row) for row in ROWS]
     losses = [-of_row[place - 1][row[place]] for row, of_row in zip(ROWS, rows, strict=True)
@@ -91,21 +91,21 @@ def test_exact_scores_are_sums_over_the_codes_of_every_item(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
-def test_a_walk_that_meets_everything_is_exact(model, normalize_over):
+def test_a_walk_that_visits_every_item_is_exact(model, normalize_over):
     model.normalize_over = normalize_over
     exact = model.recommend(windows_of(*ROWS), 20)
     model.scoring, model.num_beams, model.num_neighbours = "graph", NUM_ITEMS, 3
     model.prepare()
     walked = model.recommend(windows_of(*ROWS), 20)
     assert torch.equal(walked.items, exact.items)
-    # Over existing IDs an item's score lacks the normalization, one number a history.
-    apart = walked.scores - exact.scores
-    assert torch.allclose(apart, apart[:, :1] if normalize_over == "existing" else torch.zeros(1), atol=1e-5)
+    # Over existing IDs the scores are not normalized; they differ by one constant for each history.
+    difference = walked.scores - exact.scores
+    assert torch.allclose(difference, difference[:, :1] if normalize_over == "existing" else torch.zeros(1), atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("num_beams", [2, NUM_ITEMS])
-def test_a_walk_leaves_out_what_was_seen_and_finds_enough(model, num_beams):
+def test_a_walk_finds_enough_unseen_items(model, num_beams):
     seen = [[item for item in range(NUM_ITEMS) if item % 3], list(range(NUM_ITEMS - 2))]
     exact = model.recommend_unseen(windows_of(*ROWS), padded(*seen), 6)
     model.scoring, model.num_beams, model.num_neighbours = "graph", num_beams, 3
@@ -119,30 +119,30 @@ def test_a_walk_leaves_out_what_was_seen_and_finds_enough(model, num_beams):
 
 
 @torch.no_grad()
-def test_a_walk_leads_on_from_seen_items(model):
+def test_a_walk_continues_from_seen_items(model):
     model.scoring, model.num_beams, model.num_neighbours, model.num_hops = "graph", 3, 3, 2
     model.prepare()
     history = windows_of(ROWS[0])
     model.graph = Watched(model.graph)
     walked = model.recommend(history, 3)
-    met = set(model.graph.met)
-    model.graph.met.clear()
+    visited = set(model.graph.visited)
+    model.graph.visited.clear()
     others = model.recommend_unseen(history, walked.items, 3)
-    assert met <= model.graph.met
+    assert visited <= model.graph.visited
     assert not set(others.items[0].tolist()) & set(walked.items[0].tolist())
 
 
 @torch.no_grad()
-def test_a_walk_keeps_the_unseen_items_that_it_met_behind_seen_ones(model):
+def test_a_walk_keeps_unseen_items_ranked_after_seen_ones(model):
     history = windows_of(ROWS[0])
     starts = model._starts(history, 2)[0].unique().tolist()
     best = sorted(starts, key=lambda item: -scores(model, ROWS[0])[item])
-    model.num_beams, model.graph = 2, torch.arange(NUM_ITEMS).unsqueeze(1)  # each item leads to itself alone
+    model.num_beams, model.graph = 2, torch.arange(NUM_ITEMS).unsqueeze(1)  # each item is its only neighbour
     assert model.recommend_unseen(history, padded(best[:2]), 1).items.tolist() == [[best[2]]]
 
 
 @torch.no_grad()
-def test_a_walk_begins_at_the_newest_items_and_at_random_ones(model):
+def test_a_walk_starts_at_the_newest_and_random_items(model):
     model.num_beams = 3
     starts = model._starts(windows_of(*ROWS), 3)
     random = starts[0, 3:].tolist()
@@ -151,7 +151,7 @@ def test_a_walk_begins_at_the_newest_items_and_at_random_ones(model):
 
 
 @torch.no_grad()
-def test_the_graph_joins_each_item_to_those_of_the_most_similar_codewords(model, monkeypatch):
+def test_the_graph_joins_items_with_the_most_similar_codewords(model, monkeypatch):
     model.num_neighbours = 4
     words = F.normalize(model.codewords.weight, dim=1).view(len(SIZES), max(SIZES), -1)
     vectors = torch.cat([words[level][model.catalogue.codes[:, level]] for level in range(len(SIZES))], dim=1)
@@ -164,20 +164,20 @@ def test_the_graph_joins_each_item_to_those_of_the_most_similar_codewords(model,
 
 
 class Watched:
-    """A graph that notes which items it leads to."""
+    """A graph that records the items it leads to."""
 
     def __init__(self, graph: torch.Tensor):
-        self.graph, self.met = graph, set()
+        self.graph, self.visited = graph, set()
 
     def index_select(self, dim: int, beams: torch.Tensor) -> torch.Tensor:
         neighbours = self.graph.index_select(dim, beams)
-        self.met.update(neighbours.flatten().tolist())
+        self.visited.update(neighbours.flatten().tolist())
         return neighbours
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_walk_finds_most_of_a_large_catalogue_and_scores_little_of_it(make_model):
+def test_a_walk_finds_the_best_and_scores_few_items(make_model):
     num_items = 8000
     codes = random_codes(num_items, [20, 20, 20])
     model = make_model("encoder_retrieve", of=Catalogue(num_items, codes, [20, 20, 20]), scoring="graph", num_beams=30,
@@ -187,13 +187,13 @@ def test_a_walk_finds_most_of_a_large_catalogue_and_scores_little_of_it(make_mod
     for row, history in enumerate(ROWS):
         model.graph = Watched(getattr(model.graph, "graph", model.graph))
         walked = model.recommend(windows_of(history), 10)
-        assert len(model.graph.met) < num_items / 4
+        assert len(model.graph.visited) < num_items / 4
         assert len(set(walked.items[0].tolist()) & set(exact.items[row].tolist())) >= 8
         assert len(set(walked.items[0].tolist())) == 10
 
 
 @torch.no_grad()
-def test_everything_is_scored_until_the_weights_are_final(model):
+def test_scores_are_exact_until_the_graph_is_built(model):
     exact = model.recommend(windows_of(*ROWS), 5)
     model.scoring, model.num_beams, model.num_neighbours, model.num_hops = "graph", 5, 1, 1
     assert torch.equal(model.recommend(windows_of(*ROWS), 5).items, exact.items)

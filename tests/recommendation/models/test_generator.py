@@ -1,4 +1,4 @@
-"""What every generator promises: what its windows may see, and that its search finds the likeliest items."""
+"""The contract of every generator: the masks of its windows, and a search that finds the likeliest items."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from recommendation.models.abstract_model import PADDING
+from tests.errors import refused
 
 from ..conftest import NUM_ITEMS, SIZES, logits_of, padded, teacher_forced, windows_of
 
@@ -18,14 +19,14 @@ def training_windows():
 
 
 def loss_alone(model, history: list[int], target: int) -> Tensor:
-    """The loss of one target by the recommending path: a beam for every item, no other target, no padding."""
+    """The loss of one target from `recommend`, with a beam for every item and no other target or padding."""
     model.num_beams = NUM_ITEMS
     result = model.recommend(windows_of(history), NUM_ITEMS)
     return -result.scores[result.items == target].squeeze() / len(SIZES)
 
 
 @pytest.mark.slow
-def test_every_positions_loss_is_the_mean_of_its_targets_one_at_a_time(everywhere):
+def test_every_positions_loss_is_the_mean_over_single_targets(everywhere):
     rows = [[3, 8, 0, 29, 11, 3], [0, 17], [5, 21, 2]]
     one_at_a_time = [loss_alone(everywhere, row[:place], row[place])
                      for row in rows for place in range(1, len(row))]
@@ -34,7 +35,7 @@ def test_every_positions_loss_is_the_mean_of_its_targets_one_at_a_time(everywher
 
 
 @pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
-def test_one_targets_loss_is_the_score_that_its_item_gets(make_model, normalize_over):
+def test_one_targets_loss_is_its_items_negative_score(make_model, normalize_over):
     model = make_model("encoder_decoder", train_on="target", normalize_over=normalize_over).eval()
     losses = [loss_alone(model, history, target) for history, target in zip(HISTORIES, TARGETS, strict=True)]
     together = model.compute_loss(training_windows())["loss_total"]
@@ -42,7 +43,7 @@ def test_one_targets_loss_is_the_score_that_its_item_gets(make_model, normalize_
 
 
 @pytest.mark.slow
-def test_every_positions_gradient_is_the_mean_of_its_targets_one_at_a_time(everywhere):
+def test_every_positions_gradient_is_the_mean_over_single_targets(everywhere):
     row = [3, 8, 0, 29, 11]
     losses = torch.stack([loss_alone(everywhere, row[:place], row[place]) for place in range(1, len(row))])
     expected = torch.autograd.grad(losses.mean(), list(everywhere.parameters()))
@@ -60,14 +61,14 @@ def test_later_items_do_not_change_earlier_predictions(everywhere):
             assert torch.equal(after[level][:place - 1], before[level][:place - 1])
 
 
-def test_a_target_does_not_change_the_prediction_of_its_first_code(model):
+def test_a_target_does_not_change_its_first_codes_logits(model):
     before = logits_of(model, windows_of([3, 8, 0], [5, 21, 2]))[0]
     after = logits_of(model, windows_of([3, 8, 14], [5, 21, 9]))[0]
     assert torch.equal(before, after)
 
 
-def test_a_code_is_predicted_from_the_ones_before_it_alone(model, catalogue):
-    """Two targets that agree in their first code have the same logits for the second, but not for the third."""
+def test_a_code_is_predicted_only_from_earlier_codes(model, catalogue):
+    """Two targets with the same first code have the same logits for the second code, but not for the third."""
     first = catalogue.codes[:, 0]
     one, other = next((a, b) for a in range(NUM_ITEMS) for b in range(a)
                       if first[a] == first[b] and catalogue.codes[a, 1] != catalogue.codes[b, 1])
@@ -146,7 +147,7 @@ def test_narrow_beams_still_score_their_items_exactly(model, num_beams):
 
 
 @torch.no_grad()
-def test_a_batch_of_users_gets_what_each_gets_alone(model):
+def test_users_get_the_same_items_in_a_batch_and_alone(model):
     together = model.recommend(windows_of(*HISTORIES), 10)
     for row, history in enumerate(HISTORIES):
         alone = model.recommend(windows_of(history), 10)
@@ -158,7 +159,7 @@ def test_a_batch_of_users_gets_what_each_gets_alone(model):
 def test_decoding_with_the_cache_agrees_with_decoding_without_it(model, catalogue):
     step = model.start_decoding(windows_of(*HISTORIES))
     num_users = len(HISTORIES)
-    # Level 1 continues with all four first codes, out of order; level 2 with six items, whose beams these are.
+    # Level 1 has a beam for each of the four first codes, out of order. Level 2 has a beam for each of six items.
     first = torch.tensor([2, 0, 3, 1])
     items = torch.tensor([7, 0, 29, 12, 7, 18])
     parents = torch.stack([(first == code).nonzero()[0, 0] for code in catalogue.codes[items, 0]])
@@ -175,12 +176,12 @@ def test_decoding_with_the_cache_agrees_with_decoding_without_it(model, catalogu
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
-def test_exact_scoring_finds_what_a_beam_for_every_item_finds(model, normalize_over, monkeypatch):
+def test_exact_scoring_agrees_with_a_beam_for_every_item(model, normalize_over, monkeypatch):
     model.num_beams, model.normalize_over = NUM_ITEMS, normalize_over
     histories, seen = windows_of(*HISTORIES), padded(*HISTORIES[1:], HISTORIES[0][:5])
     searched = [model.recommend(histories, 20), model.recommend_unseen(histories, seen, 20)]
     model.scoring = "exact"
-    for num_bytes in (2**28, 1):  # all histories at a time, and one
+    for num_bytes in (2**28, 1):  # all histories at a time, and one at a time
         monkeypatch.setattr("recommendation.models.generator.EXACT_BYTES", num_bytes)
         exact = [model.recommend(histories, 20), model.recommend_unseen(histories, seen, 20)]
         for ours, theirs in zip(exact, searched, strict=True):
@@ -189,10 +190,10 @@ def test_exact_scoring_finds_what_a_beam_for_every_item_finds(model, normalize_o
 
 
 @torch.no_grad()
-def test_over_existing_codes_the_scores_are_the_codebooks_shared_among_the_existing(model, catalogue):
+def test_over_existing_codes_the_scores_are_normalized_among_existing_codes(model, catalogue):
     model.num_beams, model.normalize_over = NUM_ITEMS, "existing"
     result = model.recommend(windows_of(*HISTORIES), NUM_ITEMS)
-    model.normalize_over = "codebook"  # what `teacher_forced` reads
+    model.normalize_over = "codebook"  # for `teacher_forced`
     assert torch.allclose(result.scores.exp().sum(dim=1), torch.ones(len(HISTORIES)), atol=1e-5)
     codes = catalogue.codes
     for row, history in enumerate(HISTORIES):
@@ -209,7 +210,7 @@ NAMES = pytest.mark.parametrize("name", ["encoder_decoder", "decoder_only"])
 
 
 @NAMES
-def test_label_smoothing_mixes_in_the_mean_of_all_codes(make_model, name):
+def test_label_smoothing_uses_all_codes(make_model, name):
     windows = training_windows()
     plain = make_model(name, label_smoothing=0.0).eval()
     smoothed = make_model(name, label_smoothing=0.3).eval()
@@ -219,7 +220,7 @@ def test_label_smoothing_mixes_in_the_mean_of_all_codes(make_model, name):
 
 
 @NAMES
-def test_label_smoothing_over_existing_codes_mixes_in_the_mean_of_the_existing(make_model, name, catalogue):
+def test_label_smoothing_over_existing_codes_uses_only_existing_codes(make_model, name, catalogue):
     windows = training_windows()
     plain = make_model(name, normalize_over="existing", label_smoothing=0.0).eval()
     smoothed = make_model(name, normalize_over="existing", label_smoothing=0.3).eval()
@@ -243,8 +244,11 @@ def test_dropout_acts_in_training_and_follows_the_seed(make_model, name):
         torch.manual_seed(seed)
         losses.append(model.compute_loss(training_windows())["loss_total"].item())
     assert losses[0] == losses[1] != losses[2]
-@pytest.mark.parametrize(("key", "options"), [("scoring", "beam or exact"), ("normalize_over", "codebook or existing")])
+
+
+@pytest.mark.parametrize(("key", "choices"), [("scoring", ["beam", "exact"]),
+                                              ("normalize_over", ["codebook", "existing"])])
 @NAMES
-def test_a_word_that_is_no_choice_is_an_error(make_model, name, key, options):
-    with pytest.raises(ConfigError, match=f"{name}.model_params.{key}: is 'all'.*Fix: {options}"):
+def test_an_unknown_choice_is_refused(make_model, name, key, choices):
+    with refused(ConfigError, f"{name}.model_params.{key}", names=["'all'"], fix=choices):
         make_model(name, **{key: "all"})

@@ -63,7 +63,7 @@ def test_dropout_zeroes_its_share_and_scales_up_the_rest():
     torch.manual_seed(0)
     x = dropout(torch.ones(1000, 1000), 0.2, training=True)
     share = (x == 0).float().mean().item()
-    assert share == pytest.approx(0.2, abs=1 / 512 + 5 * math.sqrt(0.2 * 0.8 / 1e6))  # the rate is one in 256 steps
+    assert share == pytest.approx(0.2, abs=1 / 512 + 5 * math.sqrt(0.2 * 0.8 / 1e6))  # the rate has 256 possible values
     assert x.mean().item() == pytest.approx(1.0, abs=5 * math.sqrt(0.2 / 0.8 / 1e6))
     assert len(x.unique()) == 2
 
@@ -100,13 +100,13 @@ def test_dropout_outside_training_and_at_rate_zero_is_the_identity():
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (8,), (9,), (3, 5, 7), (0, 4)])
-def test_dropout_takes_sizes_that_are_no_multiple_of_eight(shape):
+def test_dropout_supports_sizes_that_are_not_multiples_of_eight(shape):
     torch.manual_seed(0)
     x = torch.ones(shape)
     assert dropout(x, 0.5, training=True).shape == shape
 
 
-def test_dropouts_gradient_has_its_mask():
+def test_the_gradient_of_dropout_has_the_same_mask():
     torch.manual_seed(0)
     x = torch.ones(100, requires_grad=True)
     y = dropout(x, 0.5, training=True)
@@ -117,7 +117,7 @@ def test_dropouts_gradient_has_its_mask():
 @pytest.mark.parametrize("block", [
     lambda rate: SelfAttention(8, 2, 4, rate), lambda rate: CrossAttention(8, 2, 4, rate),
     lambda rate: FeedForward(8, 16, rate)], ids=["self", "cross", "feed forward"])
-def test_a_block_drops_out_in_training_alone(block):
+def test_a_block_has_dropout_only_in_training(block):
     layer, x = block(0.5), torch.randn(2, 3, 8)
     initialize(layer, width=8, head_width=4)
     arguments = {SelfAttention: lambda: (x, torch.zeros(1, 1, 3, 3)), FeedForward: lambda: (x,),

@@ -19,7 +19,7 @@ def model(make_model):
 
 @pytest.fixture
 def logits(model):
-    """Of each row's positions, by the oracle: (row length, N)."""
+    """The oracle's logits at each row's positions: (row length, N)."""
     with torch.no_grad():
         found = []
         for row in ROWS:
@@ -28,7 +28,7 @@ def logits(model):
         return found
 
 
-def test_the_loss_is_the_cross_entropy_of_every_next_item_over_all_items(model, logits):
+def test_the_loss_is_the_cross_entropy_over_all_items(model, logits):
     losses = [F.cross_entropy(of_row[:-1], torch.tensor(row[1:]), reduction="none")
               for of_row, row in zip(logits, ROWS, strict=True)]
     loss = model.compute_loss(windows_of(*ROWS))["loss_total"]
