@@ -62,15 +62,15 @@ def main() -> None:
         generate(folder, *sizes)
         if args.what == "generate":
             return
-        figures = {"what": args.what, "events": sizes[0], "users": sizes[1], "items": sizes[2], **machine()}
-        figures |= CASES[args.what](folder, Path(scratch), args.rounds)
-        tell(figures, args.out)
+        metrics = {"what": args.what, "events": sizes[0], "users": sizes[1], "items": sizes[2], **machine()}
+        metrics |= CASES[args.what](folder, Path(scratch), args.rounds)
+        tell(metrics, args.out)
 
 
-def tell(figures: dict, out: Path | None) -> None:
-    print(json.dumps(figures, indent=2))
+def tell(metrics: dict, out: Path | None) -> None:
+    print(json.dumps(metrics, indent=2))
     if out:
-        out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> dict:

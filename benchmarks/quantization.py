@@ -56,14 +56,14 @@ def main() -> None:
     args = parser.parse_args()
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     equal_threads(args.threads)
-    figures = {"what": args.what, **machine(args.threads, args.device, PEERS[args.what])}
-    print(json.dumps(figures), flush=True)
-    figures |= {"epochs": epochs, "collisions": collisions, "kmeans": kmeans, "large": large}[args.what](args)
-    print(json.dumps(figures, indent=2))
+    metrics = {"what": args.what, **machine(args.threads, args.device, PEERS[args.what])}
+    print(json.dumps(metrics), flush=True)
+    metrics |= {"epochs": epochs, "collisions": collisions, "kmeans": kmeans, "large": large}[args.what](args)
+    print(json.dumps(metrics, indent=2))
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if args.what == "large" and max(figures["peak_gb"].values()) > LIMIT_GB:
-        raise SystemExit(f"error: more than {LIMIT_GB:g} GB: {figures['peak_gb']}")
+        args.out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if args.what == "large" and max(metrics["peak_gb"].values()) > LIMIT_GB:
+        raise SystemExit(f"error: more than {LIMIT_GB:g} GB: {metrics['peak_gb']}")
 
 
 def equal_threads(threads: int) -> None:
@@ -155,7 +155,7 @@ def train_ours(xs, seed: int, device: str, watch: Callable, **keys: object) -> N
     from common.config import resolve
     from common.run import Run
     from quantization.dataset import Embeddings
-    from quantization.evaluate import Judge
+    from quantization.evaluate import EvaluationData
     from quantization.models import CONFIGS, config_path
     from quantization.models.rqvae import RQVAE
     from quantization.trainer import Trainer
@@ -176,7 +176,7 @@ def train_ours(xs, seed: int, device: str, watch: Callable, **keys: object) -> N
     with tempfile.TemporaryDirectory(prefix="quantization-benchmark-") as scratch:
         run = Run(Path(scratch), config.values, {}, "python benchmarks/quantization.py")
         with run.open(force=False), contextlib.suppress(Enough):
-            Trainer(model, embeddings, config, run, torch.device(device), Judge(xs, None)).train()
+            Trainer(model, embeddings, config, run, torch.device(device), EvaluationData(xs, None)).train()
         for handler in set(root.handlers) - set(before):
             root.removeHandler(handler)
             handler.close()
@@ -403,8 +403,8 @@ def write_dataset(folder, num_items: int, width: int) -> None:
     publish(folder.embeddings("td"), write_vectors, made_from)
 
 
-def rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in figures.items()}
+def rounded(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in metrics.items()}
 
 
 if __name__ == "__main__":

@@ -66,15 +66,15 @@ def main() -> None:
     if args.codes:
         print(json.dumps(build_and_search(args.codes)))
         return
-    figures = {"what": args.what, **machine(args.threads, "cpu", PEERS[args.what])}
-    print(json.dumps(figures), flush=True)
-    figures |= {"train": train, "decode": decode, "normalize": normalize, "trie": trie, "graph": graph,
+    metrics = {"what": args.what, **machine(args.threads, "cpu", PEERS[args.what])}
+    print(json.dumps(metrics), flush=True)
+    metrics |= {"train": train, "decode": decode, "normalize": normalize, "trie": trie, "graph": graph,
                 "seen": seen}[args.what](args)
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(metrics, indent=2))
     if args.out:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if args.what == "trie" and figures["peak_gb"] > LIMIT_GB:
-        raise SystemExit(f"error: more than {LIMIT_GB:g} GB: {figures['peak_gb']}")
+        args.out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if args.what == "trie" and metrics["peak_gb"] > LIMIT_GB:
+        raise SystemExit(f"error: more than {LIMIT_GB:g} GB: {metrics['peak_gb']}")
 
 
 class Data(NamedTuple):
@@ -85,7 +85,7 @@ class Data(NamedTuple):
     disambiguation_level: int | None
 
     @property
-    def figures(self) -> dict:
+    def metrics(self) -> dict:
         return {"dataset": DATASET, "items": self.catalogue.num_items, "sizes": SIZES,
                 "codebook_sizes": self.catalogue.codebook_sizes}
 
@@ -136,7 +136,7 @@ def train(args: argparse.Namespace) -> dict:
                                        for train_on in ("every_position", "target")}
     contenders |= {who: lambda _turn, peer=peer: peer.train(args.peer_batches)
                    for who, peer in (("cornac", cornac), ("transformers", t5))}
-    return {**data.figures, **in_turns(contenders, args.rounds, "targets_per_second")}
+    return {**data.metrics, **in_turns(contenders, args.rounds, "targets_per_second")}
 
 
 def our_turns(data: Data, train_on: str, args: argparse.Namespace) -> Callable[[int], tuple[int, float]]:
@@ -199,13 +199,13 @@ def decode(args: argparse.Namespace) -> dict:
     task = make_task(data, train_on="target")
     steps = train_for(task, 30.0 if args.seconds is None else args.seconds)
     cornac, t5 = Cornac(*data, SIZES), T5(*data[:2], SIZES)
-    figures = {**data.figures, "steps_of_training": steps}
+    metrics = {**data.metrics, "steps_of_training": steps}
     with torch.inference_mode():
         cornac.take_weights(task.model)
         t5.take_weights(task.model)
         for num_beams in BEAMS:
-            figures[f"beam_{num_beams}"] = decode_with(task.model, cornac, t5, data, num_beams, args.rounds)
-    return figures
+            metrics[f"beam_{num_beams}"] = decode_with(task.model, cornac, t5, data, num_beams, args.rounds)
+    return metrics
 
 
 def decode_with(model, cornac, t5, data: Data, num_beams: int, rounds: int) -> dict:
@@ -274,7 +274,7 @@ def normalize(args: argparse.Namespace) -> dict:
 
     data = load(args)
     model, origin = trained(data, args)
-    variants = [(over, num_beams) for num_beams in BEAMS for over in ("codebook", "existing")]
+    variants = [(over, num_beams) for num_beams in BEAMS for over in ("codebook", "valid_items")]
     seconds, found = {variant: [] for variant in variants}, {variant: [] for variant in variants}
     for number in range(args.rounds):
         sample = users_of(data.sequences, "valid", number, args.users)
@@ -282,16 +282,16 @@ def normalize(args: argparse.Namespace) -> dict:
             model.normalize_over, begun = over, time.perf_counter()
             found[over, num_beams].append(recommended(model, sample, "valid", num_beams))
             seconds[over, num_beams].append(time.perf_counter() - begun)
-    figures = {}
+    results = {}
     for (over, num_beams), parts in found.items():
         result = metrics(Predictions(*map(np.concatenate, zip(*parts, strict=True))), model.catalogue.num_items)
-        figures[f"{over}, beam {num_beams}"] = {
+        results[f"{over}, beam {num_beams}"] = {
             "users_per_second": round(args.users / statistics.median(seconds[over, num_beams]), 1),
             **{name: round(result[name], 4) for name in ("recall@10", "recall@10_stderr", "ndcg@10", "ndcg@10_stderr")}}
-    faster = {f"beam {n}": statistics.median(seconds["codebook", n]) / statistics.median(seconds["existing", n])
+    faster = {f"beam {n}": statistics.median(seconds["codebook", n]) / statistics.median(seconds["valid_items", n])
               for n in BEAMS}
-    return {**data.figures, "weights": origin, "users": args.rounds * args.users, "figures": figures,
-            "existing_times_as_fast": rounded(faster)}
+    return {**data.metrics, "weights": origin, "users": args.rounds * args.users, "metrics": results,
+            "valid_items_times_as_fast": rounded(faster)}
 
 
 def trained(data: Data, args: argparse.Namespace):
@@ -421,9 +421,9 @@ def seen(args: argparse.Namespace) -> dict:
     rng, codes = np.random.default_rng(0), generated_codes(args.items)
     catalogue = Catalogue(args.items, torch.from_numpy(codes).long(), [256, 256, 256, int(codes[:, 3].max()) + 1])
     rows = torch.from_numpy(np.stack([rng.permutation(args.items)[:NUM_SEEN] for _ in range(BATCH["ours"])]))
-    figures = {}
+    metrics = {}
     for name in ("encoder_decoder", "decoder_only"):
-        for over in ("codebook", "existing"):
+        for over in ("codebook", "valid_items"):
             config = resolve(name, config_path(name), DEFAULTS, [("normalize_over", over)])
             torch.manual_seed(0)
             model = find_class(name)(config.for_model(), catalogue).eval()
@@ -431,8 +431,8 @@ def seen(args: argparse.Namespace) -> dict:
             histories = Windows(rows[:, :width], torch.full((len(rows),), width))
             ways = {"all": lambda: model.recommend(histories, top_k),                 # noqa: B023 (called at once)
                     "unseen": lambda: model.recommend_unseen(histories, rows, top_k)}  # noqa: B023
-            figures[f"{name}, {over}"] = in_pairs(ways, args.rounds)
-    return {"items": args.items, "histories": len(rows), "seen": NUM_SEEN, "figures": figures}
+            metrics[f"{name}, {over}"] = in_pairs(ways, args.rounds)
+    return {"items": args.items, "histories": len(rows), "seen": NUM_SEEN, "metrics": metrics}
 
 
 def in_pairs(ways: dict[str, Callable], rounds: int) -> dict:

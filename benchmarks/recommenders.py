@@ -53,8 +53,8 @@ def main() -> None:
                 continue
             run = measure(key, args.data_root, args.run_root)
             add(args.out, run)
-            figures = run["valid"] if args.trial else run["test"]
-            print(f"{words}, seed {seed}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in SHOWN), flush=True)
+            metrics = run["valid"] if args.trial else run["test"]
+            print(f"{words}, seed {seed}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN), flush=True)
     if args.table:
         print(table(read(args.out)))
 

@@ -53,10 +53,10 @@ def measure(words: str, dataset: str, data_root: Path, seed: str) -> dict:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seconds = time.monotonic() - begun
         [path] = Path(folder).rglob("evaluation.json")
-        figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
-    alike = [*figures.get("prefix_coherence", []), None, None]
-    return {**figures, "least_utilization": min(figures["utilization"]), "alike_1": alike[0], "alike_2": alike[1],
-            "explained_variance": figures.get("explained_variance"), "seconds": seconds}
+        metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+    alike = [*metrics.get("prefix_coherence", []), None, None]
+    return {**metrics, "least_utilization": min(metrics["utilization"]), "alike_1": alike[0], "alike_2": alike[1],
+            "explained_variance": metrics.get("explained_variance"), "seconds": seconds}
 
 
 def summary(values: list[float | None]) -> dict | None:

@@ -92,8 +92,8 @@ class DatasetFolder:
         return self.path / f"{self.name}.mask-{suffix}.npy"
 
     @property
-    def figures(self) -> Path:
-        return self.path / "figures.parquet"
+    def image_table(self) -> Path:
+        return self.path / "images.parquet"
 
     @property
     def images(self) -> Path:

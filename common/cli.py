@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from common.errors import ConfigError, closest, without_secrets
+from common.errors import ConfigError, closest, mask_secrets
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -108,7 +108,7 @@ def given_flags(parser: Parser, args: argparse.Namespace, destinations: Iterable
     return given
 
 
-def refuse_ignored(args: argparse.Namespace, flag: str, others: Iterable[str], reason: str,
+def reject_ignored(args: argparse.Namespace, flag: str, others: Iterable[str], reason: str,
                    keys: Iterable[str] = ()) -> None:
     """Raise ConfigError for what a flag that trains nothing would not read.
 
@@ -155,7 +155,7 @@ def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
 
 def command_line(script: str, argv: list[str]) -> str:
     """How the user would type this command from the root, for `Fix:` lines and manifests; without any secret."""
-    line = shlex.join(script.split() + [without_secrets(a) for a in argv if a not in ("--force", "--debug")])
+    line = shlex.join(script.split() + [mask_secrets(a) for a in argv if a not in ("--force", "--debug")])
     # In an ASCII locale Python leaves the bytes of an UTF-8 path undecoded.
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from common.distributed import connection_lost, end_process, has_process_group, is_main, rank
-from common.errors import ConfigError, Interrupted, UserError, out_of_memory, without_secrets
+from common.errors import ConfigError, Interrupted, UserError, mask_secrets, out_of_memory
 from common.registry import plug_in_files
 
 log = logging.getLogger(__name__)
@@ -199,14 +199,14 @@ def environment_hint() -> str:
 
 def _report(message: str, code: int, argv: list[str], shared: bool = False) -> int:
     """`shared`: of several processes the first one has the same to say."""
-    message = without_secrets(message)
+    message = mask_secrets(message)
     log.error("error: %s", message)
     log.debug("%s", traceback.format_exc())
     if shared and not is_main():
         return code
     _leave_to_first()
     if "--debug" in argv:
-        print(without_secrets(traceback.format_exc()), end="", file=sys.stderr)
+        print(mask_secrets(traceback.format_exc()), end="", file=sys.stderr)
     print(f"error: {_prefix()}{_one_line(message)}", file=sys.stderr, flush=True)
     return code
 
@@ -233,7 +233,7 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     _leave_to_first()
     fix = "run again with --debug and report the traceback"
     if "--debug" in sys.argv:
-        print(without_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+        print(mask_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
         fix = "report the traceback above"
-    print(f"error: {_prefix()}internal: {kind.__name__}: {_one_line(without_secrets(str(error)))}. Fix: {fix}",
+    print(f"error: {_prefix()}internal: {kind.__name__}: {_one_line(mask_secrets(str(error)))}. Fix: {fix}",
           file=sys.stderr, flush=True)

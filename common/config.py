@@ -132,14 +132,14 @@ class Config:
         keys = set(self.training_params)
         used = self.rules.uses if self.rules.uses is not None else keys - self.rules.if_read if by_gradient else set()
         used = used | self.rules.always | model_config[self.name]["training_params"].read
-        refuse_unused(self, used)
+        reject_unused(self, used)
         for key in sorted(keys - used):
             where = self.origins[f"{self.name}.training_params.{key}"]
             if not where.startswith(f"{self.defaults}:"):
                 log.warning("%s: unused key %s: %s does not use it", where, key, self.name)
 
 
-def refuse_unused(config: Config, used: set[str]) -> None:
+def reject_unused(config: Config, used: set[str]) -> None:
     """Raise ConfigError for a training parameter of the command line that is not among the used ones."""
     for key in config.training_params:
         where = config.origins[f"{config.name}.training_params.{key}"]
@@ -251,7 +251,7 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
         _check_value(origins.get(path, path), path, key, params[key], rules)
     found = Config(name, config, origins, rules, defaults_yaml)
     if rules.uses is not None:
-        refuse_unused(found, rules.always | rules.uses)
+        reject_unused(found, rules.always | rules.uses)
     return found
 
 

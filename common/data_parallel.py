@@ -2,7 +2,7 @@
 
 The gradients are those of the whole batch, so that the number of processes changes a run's speed and its roundings,
 nothing else. The averaging is PyTorch's DistributedDataParallel. What a model does with a batch beside a mean over
-its rows, such as counting the codes that were chosen, it does through `batch_sum` and `batch_rows`.
+its rows, such as counting the codes that were chosen, it does through `all_reduce_sum` and `all_gather`.
 """
 
 import hashlib
@@ -15,17 +15,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.distributed import largest, rank, world_size
+from common.distributed import all_reduce_max, rank, world_size
 from common.errors import ConfigError
 
 # B rows of a batch, P rows of this process's part of it, W processes
 
 
-class Part(NamedTuple):
+class Shard(NamedTuple):
     """What one process computes of a batch."""
 
     rows: slice     # of the batch
-    num_parts: int  # 1: the whole batch
+    num_shards: int  # 1: the whole batch
     num_rows: int   # of the whole batch, B
 
     def weighted(self, losses: dict[str, Tensor], own: int, whole: int) -> dict[str, Tensor]:
@@ -33,25 +33,25 @@ class Part(NamedTuple):
 
         DistributedDataParallel averages gradients over the processes, and their parts are not equally large.
         """
-        if self.num_parts == 1:
+        if self.num_shards == 1:
             return losses
-        return {name: loss * (own * self.num_parts / whole) for name, loss in losses.items()}
+        return {name: loss * (own * self.num_shards / whole) for name, loss in losses.items()}
 
 
-WHOLE = Part(slice(None), 1, 0)
+WHOLE = Shard(slice(None), 1, 0)
 _current = WHOLE
 
 
 @contextmanager
-def part_of_batch(num_rows: int) -> Iterator[Part]:
-    """This process's part of a batch, which `batch_sum` and the others know of inside.
+def shard_batch(num_rows: int) -> Iterator[Shard]:
+    """This process's part of a batch, which `all_reduce_sum` and the others know of inside.
 
     Every W-th row, so that rows sorted by length are shared evenly. Of fewer rows than processes nobody could get
     none, as a mean over no rows is no number: everybody computes them all then.
     """
     global _current
     split = 1 < world_size() <= num_rows
-    _current = Part(slice(rank(), None, world_size()), world_size(), num_rows) if split else WHOLE
+    _current = Shard(slice(rank(), None, world_size()), world_size(), num_rows) if split else WHOLE
     try:
         yield _current
     finally:
@@ -59,9 +59,9 @@ def part_of_batch(num_rows: int) -> Iterator[Part]:
 
 
 @torch.no_grad()
-def batch_sum(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The parts' values summed up; has no gradient."""
-    if _current.num_parts == 1:
+    if _current.num_shards == 1:
         return values
     values = values.clone()
     dist.all_reduce(values)
@@ -69,19 +69,19 @@ def batch_sum(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def batch_rows(rows: Tensor) -> Tensor:
-    """(P, ...) -> (B, ...) all rows of the batch in their order; has no gradient. Own ones are at `own_rows()`."""
-    if _current.num_parts == 1:
+def all_gather(rows: Tensor) -> Tensor:
+    """(P, ...) -> (B, ...) all rows of the batch in their order; has no gradient. Own ones are at `shard_rows()`."""
+    if _current.num_shards == 1:
         return rows
-    longest = -(-_current.num_rows // _current.num_parts)
+    longest = -(-_current.num_rows // _current.num_shards)
     padded = rows.new_zeros(longest, *rows.shape[1:])
     padded[:len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in range(_current.num_parts)]
+    parts = [torch.empty_like(padded) for _ in range(_current.num_shards)]
     dist.all_gather(parts, padded)
     return torch.stack(parts, dim=1).flatten(0, 1)[:_current.num_rows]
 
 
-def own_rows() -> slice:
+def shard_rows() -> slice:
     """Where this process's rows are among those of the batch."""
     return _current.rows
 
@@ -91,8 +91,8 @@ def mean_of_present(values: Tensor, present: Tensor) -> Tensor:
 
     A part's share in it, to be averaged by the part's number of rows as the means over all rows are.
     """
-    total = values.sum() / batch_sum(present.sum()).clamp(min=1)
-    return total if _current.num_parts == 1 else total * (_current.num_rows / len(values))
+    total = values.sum() / all_reduce_sum(present.sum()).clamp(min=1)
+    return total if _current.num_shards == 1 else total * (_current.num_rows / len(values))
 
 
 class _Losses(nn.Module):
@@ -134,14 +134,14 @@ def sync(model: nn.Module) -> None:
             value.copy_(shared)
 
 
-def check_alike(model: nn.Module) -> None:
+def check_same_model(model: nn.Module) -> None:
     """Raise ConfigError if the processes' models have come apart, as by batch normalization or own moving averages."""
     if world_size() == 1:
         return
     state = _state(model)
     digests = [int.from_bytes(hashlib.sha256(_as_bytes(value.cpu().contiguous()).numpy().data).digest()[:4], "little")
                for value in state.values()]
-    highest, lowest = largest(*digests), largest(*(-digest for digest in digests))
+    highest, lowest = all_reduce_max(*digests), all_reduce_max(*(-digest for digest in digests))
     apart = [name for name, one, other in zip(state, highest, lowest, strict=True) if one != -other]
     if apart:
         raise ConfigError(type(model).__name__, f"{', '.join(apart[:3])} {'is' if len(apart) == 1 else 'are'} not the "

@@ -46,7 +46,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def own_seed_parts() -> tuple[int, ...]:
+def rank_seed_parts() -> tuple[int, ...]:
     """What a seed depends on beside the step, so that processes drop out different units; nothing for one process."""
     return (rank(),) if world_size() > 1 else ()
 
@@ -100,10 +100,10 @@ def end_process(code: int) -> NoReturn:
 
 def barrier() -> None:
     """Return when every process has come here."""
-    largest(0)
+    all_reduce_max(0)
 
 
-def largest(*values: float) -> tuple[float, ...]:
+def all_reduce_max(*values: float) -> tuple[float, ...]:
     """The largest of all processes' values, one by one."""
     if world_size() == 1:
         return values
@@ -127,7 +127,7 @@ def mean(values: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
     return dict(zip(values, (shared / world_size()).unbind(), strict=True))
 
 
-def fill_in(*arrays: "np.ndarray") -> None:
+def all_gather_rows(*arrays: "np.ndarray") -> None:
     """Give every process all rows of arrays that start as zeros, each row written by one process."""
     if world_size() == 1:
         return

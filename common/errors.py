@@ -64,7 +64,7 @@ URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]*://|\burl: /)(?P<user>[^\s/?#'\"]*@
                  r"(?P<query>\?[^\s#'\"]*)?")
 
 
-def without_secrets(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """The text with `***` for the user's name and password, and for the values of the query, in every URL."""
     def masked(url: re.Match) -> str:
         query = re.sub(r"=[^&]*", "=***", url["query"] or "")

@@ -11,7 +11,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Counts `total` units of work; `update` may carry figures to show (such as the best metric so far).
+    """Counts `total` units of work; `update` may pass values to show (such as the best metric so far).
 
     On a terminal its bar stays when it is done, or is wiped out if not `kept`: for what comes again and again.
     """
@@ -21,20 +21,21 @@ class Progress:
         self.done = self.initial = initial
         self.start = time.monotonic()
         self.next_line = self.start + SECONDS_BETWEEN_LINES
-        self.figures = ""
+        self.values_text = ""
         self.bar = None
         self.shown = is_main()  # one process of several shows it
         if self.shown and sys.stderr.isatty():
             self.bar = tqdm(desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True, leave=kept,
                             unit_scale=unit == "B")
 
-    def update(self, count: int = 1, **figures: object) -> None:
+    def update(self, count: int = 1, **values: object) -> None:
         self.done += count
-        if figures:
-            self.figures = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in figures.items())
+        if values:
+            self.values_text = ", ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+                                         for name, value in values.items())
         if self.bar is not None:
-            if figures:
-                self.bar.set_postfix_str(self.figures, refresh=False)
+            if values:
+                self.bar.set_postfix_str(self.values_text, refresh=False)
             self.bar.update(count)
         elif self.shown and (now := time.monotonic()) >= self.next_line:
             self.next_line = now + SECONDS_BETWEEN_LINES
@@ -44,7 +45,7 @@ class Progress:
         rate = (self.done - self.initial) / max(now - self.start, 1e-9)
         left = (self.total - self.done) / rate if rate else float("inf")
         eta = f"{int(left) // 60}:{int(left) % 60:02d}" if left != float("inf") else "?"
-        tail = f", {self.figures}" if self.figures else ""
+        tail = f", {self.values_text}" if self.values_text else ""
         counts, unit = f"{self.done}/{self.total}", self.unit
         if unit == "B":
             counts, rate, unit = f"{self.done / 1e6:.1f}/{self.total / 1e6:.1f}", rate / 1e6, "MB"

@@ -19,7 +19,7 @@ from pathlib import Path
 from common.distributed import is_main
 from common.lock import lock
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SECONDS_TO_ABANDON = 86_400  # without a change, after which a staged file counts as left over where there are no locks
 
 

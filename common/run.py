@@ -17,9 +17,9 @@ import yaml
 
 from common.cli import ROOT
 from common.distributed import barrier, is_main
-from common.errors import ArtifactError, without_secrets
+from common.errors import ArtifactError, mask_secrets
 from common.lock import FolderLock
-from common.publishing import write_text
+from common.publishing import SCHEMA_VERSION, write_text
 
 log = logging.getLogger(__name__)
 
@@ -105,15 +105,15 @@ class Run:
     def finish(self, summary: dict) -> None:
         """Mark the run finished and make it the `latest` beside its siblings."""
         write_text(self.folder / "finished.json", json.dumps(
-            {"command": self.command, "inputs": self.inputs, "code": self.code, **_surroundings(), **summary},
-            indent=2) + "\n")
+            {"schema_version": SCHEMA_VERSION, "command": self.command, "inputs": self.inputs, "code": self.code,
+             **_surroundings(), **summary}, indent=2) + "\n")
         self.make_latest()
 
     def make_latest(self) -> None:
         write_text(self.parent / "latest", self.id + "\n")
 
     def summary(self) -> dict:
-        return read_json(self.folder / "finished.json", f"{self.command} --force")
+        return read_finished(self.folder, f"{self.command} --force")
 
 
 def _surroundings() -> dict:
@@ -162,11 +162,21 @@ def read_json(path: Path, fix: str, *keys: str) -> dict:
     return content
 
 
+def read_finished(run: Path, fix: str) -> dict:
+    """The content of `finished.json`. Raises ArtifactError if it is damaged or has another schema version."""
+    path = run / "finished.json"
+    content = read_json(path, fix, "inputs", "command")
+    if (version := content.get("schema_version")) != SCHEMA_VERSION:
+        raise ArtifactError(path, f"has schema version {version}", f"this code reads {SCHEMA_VERSION}",
+                            f"{content['command']} --force")
+    return content
+
+
 class Formatter(logging.Formatter):
     """Leaves out secrets, also those in a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return without_secrets(super().format(record))
+        return mask_secrets(super().format(record))
 
 
 def log_to_console() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from common.checkpoint import Checkpoints, restore
 from common.command import stop_request
-from common.data_parallel import check_alike
-from common.distributed import largest, mean, own_seed_parts, world_size
+from common.data_parallel import check_same_model
+from common.distributed import all_reduce_max, mean, rank_seed_parts, world_size
 from common.errors import ConfigError, Interrupted, TrainingError, nearest
 from common.progress import Progress
 from common.publishing import write_text
@@ -141,7 +141,7 @@ class TrainingLoop:
         self.task.model.train()
         num_steps = min(self.task.num_steps, self.total_steps - self.epoch * self.task.num_steps)
         while self.index < num_steps:
-            torch.manual_seed(derive_seed(self.seed, self.epoch, self.index, *own_seed_parts()))
+            torch.manual_seed(derive_seed(self.seed, self.epoch, self.index, *rank_seed_parts()))
             losses = {name: loss.detach() for name, loss in self.task.step(self.epoch, self.index).items()}
             for name, loss in losses.items():
                 self.totals[name] = self.totals[name] + loss if name in self.totals else loss
@@ -150,7 +150,7 @@ class TrainingLoop:
             progress.update()
             self._save_if_due()
         means = {name: total.item() / num_steps for name, total in self._finite_totals().items()}
-        check_alike(self.task.model)
+        check_same_model(self.task.model)
         torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may begin here
         self.task.end_epoch(self.epoch)
         self.epoch, self.index, self.totals, self.first_bad = self.epoch + 1, 0, {}, None
@@ -182,7 +182,7 @@ class TrainingLoop:
         if not math.isfinite(metrics[name]):
             raise TrainingError(self.run.folder, f"{name} is not finite after epoch {self.epoch}",
                                 fix="a lower --lr; the last good checkpoint is kept")
-        [value] = largest(metrics[name])  # which is the same in all processes, but for roundings on GPUs
+        [value] = all_reduce_max(metrics[name])  # which is the same in all processes, but for roundings on GPUs
         if self.best is None or sign * value > sign * self.best.value:
             self.best = Best(self.epoch, value, metrics)
             self.checkpoints.save_best({"model": self.task.model.state_dict(), "best": list(self.best)})
@@ -212,7 +212,7 @@ class TrainingLoop:
         if all(map(math.isfinite, totals.values())):
             return shared
         bad = int(self.first_bad) if self.first_bad is not None else -1
-        [before_end] = largest(self.task.num_steps - bad if bad >= 0 else 0)  # of the first process to see it
+        [before_end] = all_reduce_max(self.task.num_steps - bad if bad >= 0 else 0)  # of the first process to see it
         step = self.task.num_steps - int(before_end) if before_end else 0
         path = self.run.folder / "not_finite.json"
         write_text(path, json.dumps({"epoch": self.epoch + 1, "step": step + 1,
@@ -224,7 +224,7 @@ class TrainingLoop:
 
     def _save_if_due(self) -> None:
         due = time.monotonic() - self.last_save >= self.params["checkpoint_seconds"]
-        signal_number, due = largest(stop_request.signal_number, due)
+        signal_number, due = all_reduce_max(stop_request.signal_number, due)
         if signal_number:
             stop_request.signal_number = int(signal_number)  # which another process may have got
             self._save()

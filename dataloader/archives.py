@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from common.errors import DataError
 from common.publishing import publish_folder
-from dataloader.http import Refused
+from dataloader.http import PermanentFailure
 
 LIMIT = 8 << 30    # bytes that what is asked for may unpack to
 MAX_RATIO = 200    # how many times its packed size a member may unpack to …
@@ -37,14 +37,14 @@ AGAIN = "fetch it again"
 def check_head(head: bytes, suffix: str) -> None:
     """Refuse what begins like no file of this kind, such as a page that says that something is missing."""
     if not head:
-        raise Refused("an empty file")
+        raise PermanentFailure("an empty file")
     kind, beginnings = BEGINNINGS.get(suffix, ("a data file", (b"",)))
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.lower().startswith(PAGES) or not (text if kind == "JSON" else head).startswith(beginnings):
-        raise Refused(f"not {kind}; first bytes {head[:HEAD]!r}")
+        raise PermanentFailure(f"not {kind}; first bytes {head[:HEAD]!r}")
 
 
-def read_to_the_end(path: Path, suffix: str) -> None:
+def check_archive(path: Path, suffix: str) -> None:
     """Refuse an archive that is hostile or not whole, also if the server named a wrong length or none."""
     try:
         if suffix == ".gz":
@@ -54,10 +54,10 @@ def read_to_the_end(path: Path, suffix: str) -> None:
         elif suffix in (".zip", ".whl"):
             check(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise Refused(f"a damaged or shortened {suffix[1:]} file ({error})") from error
+        raise PermanentFailure(f"a damaged or shortened {suffix[1:]} file ({error})") from error
     except DataError as error:
         member = str(error.where).removeprefix(str(path)).lstrip(":")
-        raise Refused(f"an archive not to be used: {' '.join(filter(None, (member, error.what)))}"
+        raise PermanentFailure(f"an archive not to be used: {' '.join(filter(None, (member, error.what)))}"
                       + (f" ({error.why})" if error.why else "")) from error
 
 

@@ -85,7 +85,7 @@ def _arrays(folder: DatasetFolder) -> list[Path]:
 
 
 def _files(folder: DatasetFolder) -> list[Path]:
-    return [path for path in (*_tables(folder), *_arrays(folder), folder.figures) if path.exists()]
+    return [path for path in (*_tables(folder), *_arrays(folder), folder.image_table) if path.exists()]
 
 
 def _kind(folder: DatasetFolder, path: Path) -> tuple[str, str]:

@@ -23,16 +23,26 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from common.artifacts import load_meta
-from common.errors import ResourceError, UserError, without_secrets
+from common.errors import ResourceError, UserError, mask_secrets
 from common.progress import Progress
 from common.publishing import file_sha256, publish
-from dataloader.archives import HEAD, check_head, read_to_the_end
-from dataloader.http import CutOff, Failed, NoSuchHost, Patience, Refused, Stopped, answered, may_pass, persist
+from dataloader.archives import HEAD, check_archive, check_head
+from dataloader.http import (
+    CutOff,
+    NoSuchHost,
+    PermanentFailure,
+    RetryPolicy,
+    Stopped,
+    TemporaryFailure,
+    answered,
+    is_retryable,
+    retry,
+)
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4             # files
-PATIENCE = Patience(attempts=4, first=0.5, longest=60.0)  # with one address
+PATIENCE = RetryPolicy(attempts=4, first=0.5, longest=60.0)  # with one address
 WORTHWHILE = 16 << 20   # bytes; after an attempt that brought so many the count of attempts begins anew
 CONNECT_TIMEOUT = 10.0  # seconds
 STALL_TIMEOUT = 30.0    # seconds without a byte
@@ -135,8 +145,8 @@ class Transfer:
         for address in self.file.addresses:
             try:
                 self._fetch_from(address)
-            except Refused as refused:
-                tried.append(without_secrets(f"{address}: {refused}"))
+            except PermanentFailure as refused:
+                tried.append(mask_secrets(f"{address}: {refused}"))
                 log.info("download: %s", tried[-1])
             else:
                 log.info("download: %s, %.1f MB, from %s", self.file.target.name, self.got / 1e6, address)
@@ -158,15 +168,15 @@ class Transfer:
             if self.stop.is_set():
                 raise Stopped
 
-        def tell(failed: Failed, pause: float) -> bool:
+        def tell(failed: TemporaryFailure, pause: float) -> bool:
             nonlocal before
             if isinstance(failed, NoSuchHost) and self.received == begun_with:
-                raise Refused(str(failed)) from failed  # without a network every name is unknown; waiting does not help
+                raise PermanentFailure(str(failed)) from failed  # no network: retrying does not help
             log.info("download: %s: %s; again in %.1f s", address, failed, pause)
             self.doing, brought, before = "waiting", self.received - before, self.received
             return brought >= WORTHWHILE
 
-        persist(attempt, PATIENCE, self.stop, tell)
+        retry(attempt, PATIENCE, self.stop, tell)
 
         def put(staged: Path) -> None:
             try:
@@ -174,7 +184,7 @@ class Transfer:
             except OSError:                 # a file system without such links
                 os.replace(self.part, staged)
 
-        publish(self.file.target, put, {"inputs": {}, "address": without_secrets(address)})
+        publish(self.file.target, put, {"inputs": {}, "address": mask_secrets(address)})
         self._discard()
         self.doing = "done"
 
@@ -183,7 +193,7 @@ class Transfer:
         start, validator, headers = self._size(), "", {"Accept-Encoding": "identity"}
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or a half-written one
             tag = json.loads(self.tag.read_text(encoding="utf-8"))
-            validator = tag["validator"] if tag["address"] == without_secrets(address) else ""
+            validator = tag["validator"] if tag["address"] == mask_secrets(address) else ""
         if start and validator:
             headers |= {"Range": f"bytes={start}-", "If-Range": validator}
         timeout = (CONNECT_TIMEOUT, STALL_TIMEOUT)
@@ -192,13 +202,13 @@ class Transfer:
                 code = response.status_code
                 if code not in (200, 206, 416):
                     what = f"answered {code} {response.reason or ''}".rstrip()
-                    raise Failed(what, response) if may_pass(code) else Refused(what)
+                    raise TemporaryFailure(what, response) if is_retryable(code) else PermanentFailure(what)
                 # A 206 begins, or a 416 says that the file ends, where the part does; some servers ignore If-Range.
                 span = response.headers.get("Content-Range", "")
                 fits = span.startswith(f"bytes {start}-") if code == 206 else span == f"bytes */{start}"
                 if code != 200 and not (fits and validator and (_validator_of(response) or validator) == validator):
                     self._discard()
-                    raise Failed("the server no longer has the file that was being continued")
+                    raise TemporaryFailure("the server no longer has the file that was being continued")
                 self.got = start = 0 if code == 200 else start
                 self.total = start if code == 416 else _total(response, start, self.file.size)
                 self.resumed, self.doing = start > 0, ""
@@ -207,7 +217,7 @@ class Transfer:
                 if self.total and self.got != self.total:
                     raise CutOff("cut off")
         except CutOff as cut:
-            raise Failed(f"{cut} after {self.got} of {self.total or 'unknown'} bytes") from cut
+            raise TemporaryFailure(f"{cut} after {self.got} of {self.total or 'unknown'} bytes") from cut
 
     def _ask_pip(self, command: str) -> None:
         """Download a package's file through the user's own package client."""
@@ -221,7 +231,7 @@ class Transfer:
             file = Path(scratch) / self.file.target.name
             if done.returncode or not file.exists():
                 lines = done.stderr.strip().splitlines() or ["no output"]
-                raise Refused(([line for line in lines if line.startswith("ERROR:")] or lines)[-1])
+                raise PermanentFailure(([line for line in lines if line.startswith("ERROR:")] or lines)[-1])
             os.replace(file, self.part)
         self.got = self._size()
 
@@ -240,7 +250,7 @@ class Transfer:
             check_head(first, self.file.target.suffix)
             # Emptied first, so that at no moment a tag stands beside the bytes of another version.
             self.part.write_bytes(b"")
-            tag = {"address": without_secrets(address), "validator": _validator_of(response)}
+            tag = {"address": mask_secrets(address), "validator": _validator_of(response)}
             self.tag.write_text(json.dumps(tag), encoding="utf-8")
             chunks = itertools.chain([first], chunks)
         try:
@@ -253,7 +263,7 @@ class Transfer:
                     self.received += len(chunk)
                     if self.total and self.got > self.total:
                         self._discard()
-                        raise Refused(f"sends more than the {self.total} bytes that are expected")
+                        raise PermanentFailure(f"sends more than the {self.total} bytes that are expected")
         except OSError as error:  # a full disk does not say of which file
             error.filename = error.filename or str(self.part)
             raise
@@ -263,16 +273,16 @@ class Transfer:
         size, sha256 = self.file.size, self.file.sha256
         try:
             if size not in (None, self._size()):
-                raise Refused(f"has {self._size()} bytes, {size} are expected")
+                raise PermanentFailure(f"has {self._size()} bytes, {size} are expected")
             if sha256 is None:
-                read_to_the_end(self.part, self.file.target.suffix)
+                check_archive(self.part, self.file.target.suffix)
             elif (found := file_sha256(self.part)) != sha256:
                 os.replace(self.part, self.bad)
-                raise Refused(f"sha256 {found} is not the expected {sha256}; kept as {self.bad.name}")
-        except Refused as refused:
+                raise PermanentFailure(f"sha256 {found} is not the expected {sha256}; kept as {self.bad.name}")
+        except PermanentFailure as refused:
             self._discard()
             if self.resumed:
-                raise Failed(str(refused)) from refused
+                raise TemporaryFailure(str(refused)) from refused
             raise
 
     def _size(self) -> int:
@@ -294,7 +304,7 @@ def _total(response: requests.Response, start: int, expected: int | None) -> int
     """The size of the whole file, as it is known or as the server tells it; 0 if neither. They must not differ."""
     length = response.raw.length_remaining
     if None not in (length, expected) and start + length != expected:
-        raise Refused(f"has {start + length} bytes, {expected} are expected")
+        raise PermanentFailure(f"has {start + length} bytes, {expected} are expected")
     return (expected or 0) if length is None else start + length
 
 

@@ -130,7 +130,7 @@ def _load_part(folder: DatasetFolder, name: str, weight: float) -> Part:
     """Raises ArtifactError where it belongs to another list of items, and DataError where a row is all zero."""
     vectors, present = load_embeddings(folder, name), load_mask(folder, name)
     transform.refuse_bad_rows(folder, name, vectors, present)
-    transform.shorten_to_1(vectors)
+    transform.normalize_rows(vectors)
     if not present.all():
         vectors[~present] = transform.mean_of(vectors, present)
     return Part(vectors, present, weight)

@@ -30,7 +30,7 @@ SILENT_ATTEMPTS = 20    # in a row; a host that answers none of them is left alo
 MAX_REDIRECTS = 5
 
 
-class Refused(Exception):
+class PermanentFailure(Exception):
     """An address will not serve what is asked for; to ask it again would be useless."""
 
     def __init__(self, what: str, status: str = "unreachable"):
@@ -38,7 +38,7 @@ class Refused(Exception):
         self.status = status  # of an Answer
 
 
-class Failed(Exception):
+class TemporaryFailure(Exception):
     """A fault that may pass. `wait`: for how many seconds the server asks to be left alone, 0 if it does not say."""
 
     def __init__(self, what: str, response: requests.Response | None = None, heard: bool = True):
@@ -51,11 +51,11 @@ class Failed(Exception):
                 self.wait = float(urllib3.Retry().get_retry_after(response.raw) or 0)
 
 
-class NoSuchHost(Failed):
+class NoSuchHost(TemporaryFailure):
     """A name that could not be looked up, which passes only if it has been found before."""
 
 
-class CutOff(Failed):
+class CutOff(TemporaryFailure):
     """The connection ended, or fell silent, in the middle of an answer."""
 
 
@@ -63,7 +63,7 @@ class Stopped(Exception):
     """The run is to end; what has come so far is kept."""
 
 
-class Patience(NamedTuple):
+class RetryPolicy(NamedTuple):
     """How often something is tried, and with which pauses."""
 
     attempts: int
@@ -71,8 +71,8 @@ class Patience(NamedTuple):
     longest: float  # a server that asks for more is left alone
 
 
-def persist(attempt: Callable[[], Result], patience: Patience, stop: threading.Event,
-            tell: Callable[[Failed, float], bool] = lambda failed, pause: False) -> Result:
+def retry(attempt: Callable[[], Result], retry_policy: RetryPolicy, stop: threading.Event,
+            tell: Callable[[TemporaryFailure, float], bool] = lambda failed, pause: False) -> Result:
     """What `attempt` gives once it succeeds. Raises Refused when patience is lost, and Stopped once `stop` is set.
 
     `tell` gets every fault with the pause that follows, and returns whether the count of attempts begins anew.
@@ -81,18 +81,18 @@ def persist(attempt: Callable[[], Result], patience: Patience, stop: threading.E
     while True:
         try:
             return attempt()
-        except Failed as failed:
-            if failed.wait > patience.longest:
-                raise Refused(f"{failed}, and asks to wait for {failed.wait:.0f} s") from failed
-            if number >= patience.attempts:
-                raise Refused(f"{failed} ({number} attempts)") from failed
-            pause = failed.wait or min(patience.first * 2 ** (number - 1), patience.longest)
+        except TemporaryFailure as failed:
+            if failed.wait > retry_policy.longest:
+                raise PermanentFailure(f"{failed}, and asks to wait for {failed.wait:.0f} s") from failed
+            if number >= retry_policy.attempts:
+                raise PermanentFailure(f"{failed} ({number} attempts)") from failed
+            pause = failed.wait or min(retry_policy.first * 2 ** (number - 1), retry_policy.longest)
             number = 1 if tell(failed, pause) else number + 1
         if stop.wait(pause):
             raise Stopped
 
 
-def may_pass(status: int) -> bool:
+def is_retryable(status: int) -> bool:
     """Whether another attempt may get a better answer."""
     return status >= 500 or status in (408, 409, 425, 429)
 
@@ -104,16 +104,16 @@ def answered(session: requests.Session, method: str, url: str, timeout: tuple[fl
     try:
         response = session.request(method, url, timeout=timeout, stream=True, **more)
     except requests.exceptions.SSLError as error:
-        raise Refused(f"no secure connection: {_innermost(error)}") from error
+        raise PermanentFailure(f"no secure connection: {_innermost(error)}") from error
     except requests.ReadTimeout as error:
-        raise Failed(f"no answer within {timeout[1]:g} s", heard=False) from error
+        raise TemporaryFailure(f"no answer within {timeout[1]:g} s", heard=False) from error
     except requests.ConnectionError as error:
         cause = _innermost(error)
         proxy = " to the proxy" if isinstance(error, requests.exceptions.ProxyError) else ""
-        raise (NoSuchHost if isinstance(cause, gaierror) else Failed)(
+        raise (NoSuchHost if isinstance(cause, gaierror) else TemporaryFailure)(
             f"cannot connect{proxy}: {getattr(cause, 'strerror', None) or cause}", heard=False) from error
     except (requests.RequestException, ValueError) as error:  # an address that is none, too many redirects
-        raise Refused(str(error), "bad address" if isinstance(error, ValueError) else "unreachable") from error
+        raise PermanentFailure(str(error), "bad address" if isinstance(error, ValueError) else "unreachable") from error
     with response:
         try:
             yield response
@@ -173,19 +173,20 @@ def ask(session: requests.Session, url: str) -> Answer | str:
             if response.is_redirect:
                 return urljoin(url, response.headers["Location"])
             if (code := response.status_code) != 200:
-                raise Failed(f"HTTP {code}", response) if may_pass(code) else Refused(f"HTTP {code}")
+                message = f"HTTP {code}"
+                raise TemporaryFailure(message, response) if is_retryable(code) else PermanentFailure(message)
             if (length := response.raw.length_remaining or 0) > MAX_BYTES:
-                raise Refused(f"{length} bytes", "too large")
+                raise PermanentFailure(f"{length} bytes", "too large")
             body, deadline = bytearray(), time.monotonic() + MAX_SECONDS
             # read1 gives what has come; read would wait for a full chunk, however slowly it drips.
             while chunk := response.raw.read1(CHUNK, decode_content=True):
                 body += chunk
                 if len(body) > MAX_BYTES:
-                    raise Refused(f"more than {MAX_BYTES} bytes", "too large")
+                    raise PermanentFailure(f"more than {MAX_BYTES} bytes", "too large")
                 if time.monotonic() > deadline:
-                    raise Refused(f"not done after {MAX_SECONDS} s")
+                    raise PermanentFailure(f"not done after {MAX_SECONDS} s")
             return Answer("fetched", body=bytes(body))
-    except Refused as refused:
+    except PermanentFailure as refused:
         return Answer(refused.status, str(refused)[:200])
     except ValueError as error:  # of urljoin
         return Answer("bad address", str(error)[:200])
@@ -200,14 +201,14 @@ class Host:
         self.silent = 0   # attempts in a row without any answer
         self.closed = ""  # why it is not asked any more
 
-    def learn(self, name: str, failed: Failed, patience: Patience) -> None:
+    def learn(self, name: str, failed: TemporaryFailure, retry_policy: RetryPolicy) -> None:
         """Pause, or close, the host if its fault says so."""
         self.silent = 0 if failed.heard else self.silent + 1
         if failed.overloaded:
             self.overloaded = True
-            pause = min(failed.wait or patience.first, patience.longest)
+            pause = min(failed.wait or retry_policy.first, retry_policy.longest)
             self.not_before = max(self.not_before, time.monotonic() + pause)
-        if failed.wait > patience.longest:
+        if failed.wait > retry_policy.longest:
             self.closed, self.not_before = f"{name} asks for a pause of {failed.wait:.0f} s ({failed})", 0.0
         elif self.silent >= SILENT_ATTEMPTS:
             self.closed = f"{name} does not answer ({failed})"
@@ -220,7 +221,7 @@ class Fetcher:
     second are made in all. The pool's threads are daemons, so that an interrupted command ends at once.
     """
 
-    patience = Patience(attempts=4, first=1.0, longest=120.0)
+    retry_policy = RetryPolicy(attempts=4, first=1.0, longest=120.0)
 
     def __init__(self, addresses: list[str], rate: float):
         by_host: dict[str | None, list[str]] = defaultdict(list)
@@ -255,8 +256,8 @@ class Fetcher:
             if name is None:
                 return address, Answer("bad address", f"{url[:200]!r} is no http or https address")
             try:
-                answer = persist(partial(self._ask, name, url), self.patience, self.stop)
-            except Refused as refused:
+                answer = retry(partial(self._ask, name, url), self.retry_policy, self.stop)
+            except PermanentFailure as refused:
                 return address, Answer("unreachable", str(refused.__cause__ or refused))
             if isinstance(answer, Answer):
                 return address, answer
@@ -273,12 +274,12 @@ class Fetcher:
                 if not host.closed:
                     self.limit.wait()
                 if host.closed:
-                    raise Refused(host.closed)
+                    raise PermanentFailure(host.closed)
                 try:
                     answer = ask(self.session, url)
-                except Failed as failed:
-                    host.learn(name, failed, self.patience)
-                    raise (Refused(host.closed) if host.closed else failed) from None
+                except TemporaryFailure as failed:
+                    host.learn(name, failed, self.retry_policy)
+                    raise (PermanentFailure(host.closed) if host.closed else failed) from None
                 host.silent = 0
                 if isinstance(answer, Answer) and answer.body:
                     self.uncollected.acquire()

@@ -11,12 +11,12 @@ from common.command import run_command
 from common.errors import DataError
 from common.lock import FolderLock
 from common.run import log_to_console
-from dataloader.embeddings.clip import ClipEncoder, Source
+from dataloader.embeddings.clip import ClipEncoder, ImageFile
 from dataloader.embeddings.encode import Texts, encode_once
+from dataloader.embeddings.image_decoding import set_up_pillow
 from dataloader.embeddings.models import find_model, model_settings
-from dataloader.embeddings.pictures import set_up_pillow
 from dataloader.embeddings.transform import is_current, publish_embedding
-from dataloader.figures import Figures, load_figures, make_command, refuse_missing
+from dataloader.images import ImageTable, load_image_table, make_command, refuse_missing
 from dataloader.options import ImageOptions, parse_options
 
 log = logging.getLogger(__name__)
@@ -33,37 +33,37 @@ def embed(options: ImageOptions, command: str) -> None:
     set_up_pillow()
     target, folder = options.target, options.folder
     folder.require()
-    figures, fetched = load_figures(folder), load_meta(folder.figures, make_command(folder))
+    table, fetched = load_image_table(folder), load_meta(folder.image_table, make_command(folder))
     if options.missing == "error":
         refuse_missing(folder)
-    if not figures.present.any():
-        raise DataError(folder.figures, "no item has an image", "all that were fetched are placeholders",
+    if not table.present.any():
+        raise DataError(folder.image_table, "no item has an image", "all that were fetched are placeholders",
                         "a smaller --min_image_side for step 1, or leave the modality image out")
-    inputs = {folder.figures.name: fetched["sha256"]}
+    inputs = {folder.image_table.name: fetched["sha256"]}
     settings, files = model_settings("image_model", options.model, target.path)
     if not options.force and is_current(target, settings, inputs):
         log.info("embed: reusing %s", target.path)
         return
     with FolderLock(folder.path):
-        found, encoder = _make_vectors(options, figures)
-        vectors = np.zeros((len(figures.present), found.shape[1]), dtype=np.float32)
-        vectors[figures.present] = found
-        publish_embedding(target, vectors, settings, command, inputs, figures.present, encoder=encoder,
+        found, encoder = _make_vectors(options, table)
+        vectors = np.zeros((len(table.present), found.shape[1]), dtype=np.float32)
+        vectors[table.present] = found
+        publish_embedding(target, vectors, settings, command, inputs, table.present, encoder=encoder,
                           model_files=files)
 
 
-def _make_vectors(options: ImageOptions, figures: Figures) -> tuple[np.ndarray, dict]:
+def _make_vectors(options: ImageOptions, table: ImageTable) -> tuple[np.ndarray, dict]:
     """float32 (items with an image, D); and what made them, for the artifact to tell."""
     from common.device import resolve_device
 
-    folder, present = options.folder, figures.present
+    folder, present = options.folder, table.present
     device = resolve_device(options.device, "--device")
     model = find_model(options.model, folder.data_root, options.mirror, "--image_model")
     log.info("embed: %s from %s, on %s", options.model, model, device)
-    hashes, raw_ids = figures.sha256[present], figures.raw_id[present]
+    hashes, raw_ids = table.sha256[present], table.raw_id[present]
     fix = f"{make_command(folder)} --force, which checks all images and fetches what is damaged"
-    sources = {sha256: Source(folder.images / file, raw_id, fix)
-               for sha256, file, raw_id in zip(hashes, figures.file[present], raw_ids, strict=True)}
+    sources = {sha256: ImageFile(folder.images / file, raw_id, fix)
+               for sha256, file, raw_id in zip(hashes, table.file[present], raw_ids, strict=True)}
     texts = Texts(hashes, raw_ids, options.target.path)
     return encode_once(ClipEncoder(model, str(device), sources), texts, folder.data_root, options.force)
 

@@ -37,8 +37,8 @@ class Flag(NamedTuple):
     help: str
     takes: str | tuple | Callable | None = None  # the metavar, which also tells the type; the choices; bool: nothing
     default: object = None
-    good: Callable | None = None  # holds of every good value; one that is not given is not looked at
-    wanted: str = ""              # how an error says what is good
+    is_valid: Callable | None = None  # holds of every good value; one that is not given is not looked at
+    expected: str = ""              # how an error says what is good
 
     dest = property(lambda self: self.names.split()[0].removeprefix("--"))
 
@@ -198,7 +198,7 @@ class ProcessOptions(NamedTuple):
     force: bool
 
 
-class FigureOptions(NamedTuple):
+class ImageFetchOptions(NamedTuple):
     """Of step 1."""
 
     folder: DatasetFolder
@@ -305,7 +305,7 @@ class Options(NamedTuple):
     modalities: tuple[str, ...]
     suffix: str          # the embedding that the next stage reads
     process: ProcessOptions
-    figures: FigureOptions
+    images: ImageFetchOptions
     text: TextOptions
     image: ImageOptions
     fusion: FusionOptions
@@ -321,8 +321,8 @@ def parse_options(argv: list[str], description: str, suffix: str | None = None) 
 def resolve_options(args: argparse.Namespace) -> Options:
     """Raises ConfigError for a value that cannot be, and for a flag that the others leave without a meaning."""
     for flag in (*RUN_FLAGS, *chain(*FLAGS.values())):
-        if flag.good and (value := getattr(args, flag.dest)) is not None:
-            _check(flag.names, value, flag.good(value), flag.wanted)
+        if flag.is_valid and (value := getattr(args, flag.dest)) is not None:
+            _check(flag.names, value, flag.is_valid(value), flag.expected)
     _refuse_useless(args)
     folder = DatasetFolder(args.data_root, args.dataset)
     process = _process(args, folder)
@@ -344,7 +344,7 @@ def resolve_options(args: argparse.Namespace) -> Options:
               for name in (text_suffix, "image", suffix)}
     return Options(
         folder, args.check, modalities, suffix, process,
-        FigureOptions(folder, args.image_rate, args.min_image_side, args.missing_images, args.force),
+        ImageFetchOptions(folder, args.image_rate, args.min_image_side, args.missing_images, args.force),
         TextOptions(target[text_suffix], args.text_model, args.api_url, args.api_rate, args.mirror, args.device,
                     args.force),
         ImageOptions(target["image"], args.image_model, args.missing_images, args.mirror, args.device, args.force),
@@ -353,10 +353,10 @@ def resolve_options(args: argparse.Namespace) -> Options:
                       load_section(fusion_yaml, "fused-align", Alignment), args.seed, args.device, args.force))
 
 
-def _check(flag: str, value: object, good: object, wanted: str) -> None:
-    """`wanted` is a sentence that begins with "it", or the description of a good value."""
-    if not good:
-        raise ConfigError(flag, f"is {value}", wanted if wanted.startswith("it ") else f"wanted: {wanted}",
+def _check(flag: str, value: object, is_valid: object, expected: str) -> None:
+    """`expected` is a sentence that begins with "it", or the description of a good value."""
+    if not is_valid:
+        raise ConfigError(flag, f"is {value}", expected if expected.startswith("it ") else f"wanted: {expected}",
                           "correct the value")
 
 
@@ -368,7 +368,7 @@ def _numbers(flag: str, text: str, count: int) -> tuple[float, ...]:
     raise ConfigError(flag, f"is {text}", f"wanted: {count} numbers with commas between them", "correct the value")
 
 
-def moment(date: str) -> int | None:
+def timestamp_of(date: str) -> int | None:
     """The second at which an ISO 8601 date begins, in UTC where it names no zone; None if it is no date."""
     with suppress(ValueError):
         found = datetime.fromisoformat(date)
@@ -466,7 +466,7 @@ def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]
     _check("--split_ratios", args.split_ratios, min(ratios) > 0 and abs(sum(ratios) - 1) < 1e-6,
            "three shares above 0 that sum to 1")
     dates = () if args.split_dates is None else tuple(args.split_dates.split(","))
-    moments = list(map(moment, dates))
+    moments = list(map(timestamp_of, dates))
     _check("--split_dates", args.split_dates,
            not dates or (len(dates) == 2 and None not in moments and moments[0] < moments[1]),
            "two dates, the earlier first, such as 2014-01-01,2014-03-01")

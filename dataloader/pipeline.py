@@ -20,7 +20,7 @@ def plan(options: Options, flags: list[str]) -> list[Step]:
         return [Step("data: check", module("dataloader.process", *flags))]
     steps = [("download", "download"), ("interactions and item text", "process")]
     if "image" in options.modalities:
-        steps.append(("images", "figures"))
+        steps.append(("images", "images"))
     if "text" in options.modalities:
         steps.append(("text embeddings", "text_embedding"))
     if "image" in options.modalities:

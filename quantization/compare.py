@@ -1,13 +1,16 @@
 """All finished tokenizers of a data set in one table."""
 
+import logging
 from pathlib import Path
 
 from common.artifacts import DatasetFolder, load_meta
 from common.cli import ROOT, folder_flag
-from common.errors import DataError, UserError
+from common.errors import ArtifactError, DataError, UserError
 from common.publishing import write_text
-from common.run import latest_run, read_json
+from common.run import latest_run, read_finished
 from common.tables import csv_text, markdown
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ("tokenizer", "seed", "codes", "collisions", "after", "largest bucket", "least used level", "perplexity",
            "Gini", "variance kept", "alike (1 code)", "alike (2 codes)", "behaviour")
@@ -26,14 +29,13 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     """
     parent = run_root / "quantization" / folder.name
     runs = {path.name: run for path in sorted(parent.glob("*/")) if (run := latest_run(path)) is not None}
-    found = {name: read_json(run / "finished.json", "run the quantizer again with --force")
-             for name, run in runs.items()}
+    found = _readable(runs)
     summaries = {name: summary for name, summary in found.items() if _is_of(summary.get("inputs", {}), folder)}
     if not summaries:
         root = folder.root_flag + folder_flag("--run_root", run_root, ROOT / "runs")
         raise DataError(parent, "has no finished tokenizer" + (" of the present inputs" if found else ""),
                         fix=f"python quantization/main.py --dataset_name {folder.name}{root}")
-    best_first = sorted(summaries, key=lambda name: summaries[name]["figures"]["collision_rate"])
+    best_first = sorted(summaries, key=lambda name: summaries[name]["metrics"]["collision_rate"])
     rows = [row(name, runs[name], summaries[name]) for name in best_first]
     table = markdown(COLUMNS, rows)
     left_out = len(found) - len(rows)
@@ -45,6 +47,17 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     except OSError as error:
         written = f"{parent / 'compare.md'} and .csv could not be written: {error.strerror}"
     return f"{folder.name}: {len(rows)} tokenizers\n\n{table}\n\n{notes}\n{written}"
+
+
+def _readable(runs: dict[str, Path]) -> dict[str, dict]:
+    """The summaries of all runs that can be read; a warning names each of the others."""
+    summaries = {}
+    for name, run in runs.items():
+        try:
+            summaries[name] = read_finished(run, "run the quantizer again with --force")
+        except ArtifactError as error:
+            log.warning("left out: %s", error)
+    return summaries
 
 
 def _is_of(recorded: dict[str, str], folder: DatasetFolder) -> bool:
@@ -68,13 +81,13 @@ def _sha256(path: Path) -> str | None:
 
 def row(name: str, run: Path, summary: dict) -> list[str]:
     """One tokenizer's cells, from what its run wrote down; empty where an earlier version did not measure it."""
-    figures, sizes = summary["figures"], summary["codebook_sizes"]
-    alike, used = figures.get("prefix_coherence", []), figures["utilization"]
-    return [name, _seed(run), shape(sizes, len(used)), f"{figures['collision_rate']:.2%}",
-            _cell(summary.get("collision_rate_after"), ".2%"), str(figures["largest_bucket"]), f"{min(used):.0%}",
-            f"{_mean(figures['perplexity']):.0f}", _cell(_mean(figures.get("gini")), ".2f"),
-            _cell(figures.get("explained_variance"), ".0%"), _cell(alike[0] if alike else None, ".1f"),
-            _cell(alike[1] if len(alike) > 1 else None, ".1f"), _cell(figures.get("behavioural_coherence"), ".1f")]
+    metrics, sizes = summary["metrics"], summary["codebook_sizes"]
+    alike, used = metrics.get("prefix_coherence", []), metrics["utilization"]
+    return [name, _seed(run), shape(sizes, len(used)), f"{metrics['collision_rate']:.2%}",
+            _cell(summary.get("collision_rate_after"), ".2%"), str(metrics["largest_bucket"]), f"{min(used):.0%}",
+            f"{_mean(metrics['perplexity']):.0f}", _cell(_mean(metrics.get("gini")), ".2f"),
+            _cell(metrics.get("explained_variance"), ".0%"), _cell(alike[0] if alike else None, ".1f"),
+            _cell(alike[1] if len(alike) > 1 else None, ".1f"), _cell(metrics.get("behavioural_coherence"), ".1f")]
 
 
 def shape(sizes: list[int], num_levels: int) -> str:

@@ -14,7 +14,7 @@ SWEEPS = 5    # over the levels, when their codewords are estimated
 BATCH = 8192  # items whose distances are asked for at once
 
 
-class SemanticIDs(NamedTuple):
+class DistinctIDs(NamedTuple):
     """Codes as they are published."""
 
     codes: np.ndarray           # int64 (N, L)
@@ -23,23 +23,23 @@ class SemanticIDs(NamedTuple):
 
 
 def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: AbstractVQ, xs: torch.Tensor,
-                 content: np.ndarray | None) -> SemanticIDs:
+                 content: np.ndarray | None) -> DistinctIDs:
     """Codes (N, L) made distinct by `extra_level`, by `reassign`, or left as they are by `none`.
 
     `xs` (N, D) is what the model reads, `content` (N, D) an embedding to estimate distances from where the model
     does not tell them.
     """
-    if method == "none" or not (shared := sharing(codes)).any():
-        return SemanticIDs(codes, sizes, None)
+    if method == "none" or not (shared := has_shared_id(codes)).any():
+        return DistinctIDs(codes, sizes, None)
     if method == "extra_level":
         rank = ranks(codes)
-        return SemanticIDs(np.column_stack([codes, rank]), [*sizes, int(rank.max()) + 1], codes.shape[1])
-    told = _told_distances(model, xs[torch.from_numpy(shared).to(xs.device)])
+        return DistinctIDs(np.column_stack([codes, rank]), [*sizes, int(rank.max()) + 1], codes.shape[1])
+    told = _model_distances(model, xs[torch.from_numpy(shared).to(xs.device)])
     distances = estimated_distances(codes, content, sizes[-1])[shared] if told is None else told
-    return SemanticIDs(reassign(codes, shared, distances), sizes, None)
+    return DistinctIDs(reassign(codes, shared, distances), sizes, None)
 
 
-def sharing(codes: np.ndarray) -> np.ndarray:
+def has_shared_id(codes: np.ndarray) -> np.ndarray:
     """(N, L) -> bool (N,): which items share their ID with another one."""
     bucket, counts = _buckets(codes)
     return counts[bucket] > 1
@@ -87,7 +87,7 @@ def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np
 
 
 @torch.no_grad()
-def _told_distances(model: AbstractVQ, xs: torch.Tensor) -> np.ndarray | None:
+def _model_distances(model: AbstractVQ, xs: torch.Tensor) -> np.ndarray | None:
     """What the model says of items (M, D): float32 (M, K), or None."""
     parts = [part.float().cpu() for part in map(model.last_distances, xs.split(BATCH)) if part is not None]
     return torch.cat(parts).numpy() if parts else None

@@ -13,20 +13,20 @@ from quantization.utils import checked_codes
 
 # N items, L levels, K codebook size, D width, M pairs
 
-JUDGING_SUFFIX = "td"  # all tokenizers of a data set are judged by the same embedding, where it is there
+REFERENCE_SUFFIX = "td"  # all tokenizers of a data set are judged by the same embedding, where it is there
 COLUMNS = 32           # of the embedding that are summed at once
 
 
-class Judge(NamedTuple):
+class EvaluationData(NamedTuple):
     """What codes are judged by beside themselves; each part may be absent."""
 
     directions: np.ndarray | None  # float32 (N, D) item texts' embeddings, scaled to length 1
     pairs: np.ndarray | None       # int64 (M, 2) items that follow each other in a user's training events
 
     @classmethod
-    def load(cls, folder: DatasetFolder, suffix: str) -> "Judge":
+    def load(cls, folder: DatasetFolder, suffix: str) -> "EvaluationData":
         """By `td`, else by the embedding `suffix`; and by the training split alone."""
-        named, directions = _judging_suffix(folder, suffix), None
+        named, directions = _reference_suffix(folder, suffix), None
         if named is not None:
             vectors = load_embeddings(folder, named)
             lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))  # no copy of what may be large
@@ -36,14 +36,14 @@ class Judge(NamedTuple):
     @staticmethod
     def inputs(folder: DatasetFolder, suffix: str) -> dict[str, str]:
         """The files that `load` reads, and the hashes of their content."""
-        named = _judging_suffix(folder, suffix)
+        named = _reference_suffix(folder, suffix)
         paths = [] if named is None else [folder.embeddings(named)]
         paths += [folder.interactions] if folder.interactions.exists() else []
         return {path.name: load_meta(path, folder.make_command)["sha256"] for path in paths}
 
 
-def _judging_suffix(folder: DatasetFolder, suffix: str) -> str | None:
-    return next((s for s in (JUDGING_SUFFIX, suffix) if folder.embeddings(s).exists()), None)
+def _reference_suffix(folder: DatasetFolder, suffix: str) -> str | None:
+    return next((s for s in (REFERENCE_SUFFIX, suffix) if folder.embeddings(s).exists()), None)
 
 
 def consecutive(folder: DatasetFolder) -> np.ndarray:
@@ -55,7 +55,7 @@ def consecutive(folder: DatasetFolder) -> np.ndarray:
     return pairs[(user[:-1] == user[1:]) & (pairs[:, 0] != pairs[:, 1])]
 
 
-def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, judge: Judge) -> tuple[dict, np.ndarray]:
+def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, reference: EvaluationData) -> tuple[dict, np.ndarray]:
     """The figures of a model over all items (N, D), and the codes (N, L) that it gives them."""
     losses: dict[str, Tensor] = {}
     codes, errors = [], []
@@ -67,16 +67,16 @@ def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, judge: Judge) -> tu
         if target.is_floating_point() and outputs[0].shape == target.shape:
             errors.append((outputs[0] - target).square().sum(dim=1))
     table = torch.cat(codes).cpu().numpy()
-    figures: dict = {name: float(total) / len(xs) for name, total in losses.items()}
+    metrics: dict = {name: float(total) / len(xs) for name, total in losses.items()}
     if errors:
-        figures["reconstruction_error"] = float(torch.cat(errors).mean())
+        metrics["reconstruction_error"] = float(torch.cat(errors).mean())
         variances, means = torch.var_mean(model.target(xs), dim=0, correction=0)
         variance, rounding = float(variances.sum()), 1e-12 * float(means.square().sum())  # equal rows have some, too
-        figures["explained_variance"] = 1 - figures["reconstruction_error"] / variance if variance > rounding else None
-    return figures | code_figures(table, model.codebook_sizes) | judged(table, judge), table
+        metrics["explained_variance"] = 1 - metrics["reconstruction_error"] / variance if variance > rounding else None
+    return metrics | code_metrics(table, model.codebook_sizes) | similarity_metrics(table, reference), table
 
 
-def code_figures(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
+def code_metrics(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
     """Figures of codes (N, L) alone. Sizes that a model does not state are read off the codes."""
     sizes = codebook_sizes or [int(level.max()) + 1 for level in codes.T]
     counts = [np.bincount(level, minlength=size) for level, size in zip(codes.T, sizes, strict=True)]
@@ -84,27 +84,27 @@ def code_figures(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
         "collision_rate": collision_rate(codes),
         "largest_bucket": int(bucket_sizes(codes).max()),
         "utilization": [float((count > 0).mean()) for count in counts],
-        "dead_codes": [int((count == 0).sum()) for count in counts],
+        "num_dead_codes": [int((count == 0).sum()) for count in counts],
         "perplexity": [perplexity(count) for count in counts],
         "gini": [gini(count) for count in counts],
     }
 
 
-def judged(codes: np.ndarray, judge: Judge) -> dict:
+def similarity_metrics(codes: np.ndarray, reference: EvaluationData) -> dict:
     """How alike items are that share codes (N, L), and how often users go on to an item of the same first code."""
-    figures: dict = {}
-    if judge.directions is not None:
-        figures["random_pairs_similarity"] = group_similarity(np.zeros(len(codes), dtype=np.int64), judge.directions)
-        figures["prefix_similarity"] = prefix_similarity(codes, judge.directions)
-        base = figures["random_pairs_similarity"]
+    metrics: dict = {}
+    if reference.directions is not None:
+        metrics["random_pairs_similarity"] = group_similarity(np.zeros(len(codes), np.int64), reference.directions)
+        metrics["prefix_similarity"] = prefix_similarity(codes, reference.directions)
+        base = metrics["random_pairs_similarity"]
         # Over a mean near 0 or below it, as centred embeddings have it, a ratio would say nothing.
-        figures["prefix_coherence"] = [mean / base if mean is not None and base and base > 0.01 else None
-                                       for mean in figures["prefix_similarity"]]
-    if judge.pairs is not None and len(judge.pairs):
-        same, chance = same_first_code(codes[:, 0], judge.pairs)
-        figures |= {"same_first_code": same, "same_first_code_by_chance": chance,
+        metrics["prefix_coherence"] = [mean / base if mean is not None and base and base > 0.01 else None
+                                       for mean in metrics["prefix_similarity"]]
+    if reference.pairs is not None and len(reference.pairs):
+        same, chance = same_first_code(codes[:, 0], reference.pairs)
+        metrics |= {"same_first_code": same, "same_first_code_by_chance": chance,
                     "behavioural_coherence": same / chance if chance else None}
-    return figures
+    return metrics
 
 
 def collision_rate(codes: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from common.command import run_command  # noqa: E402 (the path comes first)
 
 def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
-    from common.cli import command_line, parse, refuse_ignored
+    from common.cli import command_line, parse, reject_ignored
     from common.config import resolve
     from quantization.models import DEFAULTS, config_path
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
     if args.compare or args.explain or args.export:
-        refuse_ignored(args, "--compare, --explain, --export", ("config", "strict", "force"),
+        reject_ignored(args, "--compare, --explain, --export", ("config", "strict", "force"),
                        "they show what is finished")
         show(args, folder, name)
     else:

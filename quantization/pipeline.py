@@ -16,8 +16,8 @@ from common.errors import TrainingError
 from common.publishing import file_sha256, write_text
 from common.run import Run, log_to_console
 from quantization.dataset import Embeddings
-from quantization.evaluate import Judge
-from quantization.inspection.diagnostics import collapse_warning, collapsed_levels, settings_of, verdicts
+from quantization.evaluate import EvaluationData
+from quantization.inspection.diagnostics import collapse_warning, collapsed_levels, diagnose, settings_of
 from quantization.models import find_class, model_path
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.trainer import Trainer, is_published
@@ -51,27 +51,27 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
     config.check_all_read(model_config)
     config.check_training_keys(model_config, by_gradient=model.trained_by_gradient())
     settings = settings_of(config, model, len(embeddings.xs))
-    judged_by = Judge.inputs(folder, suffix)
+    evaluation_inputs = EvaluationData.inputs(folder, suffix)
     run = Run(run_root / "quantization" / folder.name / variant(config.name, suffix, tag), config.values,
-              judged_by | embeddings.hashes | others, command,
+              evaluation_inputs | embeddings.hashes | others, command,
               code_digest(model_path(config.name), Path(__file__).parent))
     codes = folder.codes(config.name, suffix, tag)
     if run.finished and not force and is_published(codes, run.id):
         log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)
         run.make_latest()
         if strict:
-            report(run.folder, run.summary()["figures"], config, settings, strict=True)
+            report(run.folder, run.summary()["metrics"], config, settings, strict=True)
         return
     with process_group(device), run.open(force):
-        trainer = Trainer(model, embeddings, config, run, device, Judge.load(folder, suffix))
-        figures = trainer.train()
-        judgement, collapse = report(run.folder, figures, config, settings, strict)
+        trainer = Trainer(model, embeddings, config, run, device, EvaluationData.load(folder, suffix))
+        metrics = trainer.train()
+        text, collapse = report(run.folder, metrics, config, settings, strict)
         info = {"run": run.id, "quantizer": config.name, "collapse": collapse}
         meta = trainer.publish(codes, command, info | ({"made_from": others} if others else {}))
-        run.finish({"figures": figures, "codebook_sizes": meta["codebook_sizes"],
+        run.finish({"metrics": metrics, "codebook_sizes": meta["codebook_sizes"],
                     "num_parameters": sum(p.numel() for p in model.parameters()),
                     **{key: meta[key] for key in ("disambiguation", "collision_rate_before", "collision_rate_after")}})
-    log.info("%s", judgement)
+    log.info("%s", text)
     log.info("quantization: %s on %s: collision rate %.4f, after disambiguation %.4f", config.name, folder.name,
              meta["collision_rate_before"], meta["collision_rate_after"])
     log.info("quantization: wrote %s; codebook sizes %s", codes, meta["codebook_sizes"])
@@ -80,16 +80,16 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
                     "makes them distinct")
 
 
-def report(folder: Path, figures: dict, config: Config, settings: dict, strict: bool) -> tuple[str, str | None]:
+def report(folder: Path, metrics: dict, config: Config, settings: dict, strict: bool) -> tuple[str, str | None]:
     """The verdicts as lines, also written next to the figures; and a warning if the codebooks have collapsed.
 
     With `strict` a collapse is a TrainingError.
     """
-    lines = verdicts(figures, settings)
-    write_text(folder / EVALUATION, json.dumps({"figures": figures, "verdicts": lines}, indent=2) + "\n")
-    collapsed, warning = collapsed_levels(figures, config["common"]["min_utilization"]), None
+    lines = diagnose(metrics, settings)
+    write_text(folder / EVALUATION, json.dumps({"metrics": metrics, "diagnostics": lines}, indent=2) + "\n")
+    collapsed, warning = collapsed_levels(metrics, config["common"]["min_utilization"]), None
     if collapsed:
-        warning = collapse_warning(figures, collapsed, settings)
+        warning = collapse_warning(metrics, collapsed, settings)
         if strict:
             raise TrainingError(folder, warning, fix="one of these, or no --strict")
         log.warning("quantization: WARNING: %s", warning)

@@ -10,13 +10,13 @@ from torch import Tensor
 from common.artifacts import load_meta, save_array
 from common.checkpoint import Checkpoints
 from common.config import Config
-from common.data_parallel import data_parallel, part_of_batch, sync
+from common.data_parallel import data_parallel, shard_batch, sync
 from common.errors import ConfigError, UserError, nearest
 from common.run import Run
 from common.training import TrainingLoop, derive_seed, make_optimizer, optimize
 from quantization.dataset import Batches, Embeddings
 from quantization.disambiguation import disambiguate
-from quantization.evaluate import Judge, collision_rate, evaluate
+from quantization.evaluate import EvaluationData, collision_rate, evaluate
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.utils import check_contract
 
@@ -28,9 +28,9 @@ MAINTAIN_EVERY = 100  # steps, or an epoch if it is shorter: in a long epoch a c
 class QuantizerTask:
     """What `common.training.TrainingLoop` needs to know about training a quantizer."""
 
-    def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, judge: Judge):
+    def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, reference: EvaluationData):
         self.model, self.xs, self.params, self.seed, self.name = model, xs, params, seed, name
-        self.judge = judge
+        self.reference = reference
         self.batches = Batches(xs, min(params["batch_size"], -(-len(xs) // params["min_steps_per_epoch"])), seed)
         self.optimizer = make_optimizer(model, params)
         self.losses = data_parallel(model, self._compute_losses)
@@ -43,7 +43,7 @@ class QuantizerTask:
             self.model.maintain(self.xs, self._generator("maintain", number))
             sync(self.model)
         num_rows = len(self.batches.numbers(epoch, index))
-        with part_of_batch(num_rows) as part:
+        with shard_batch(num_rows) as part:
             own = self.batches.get(epoch, index, part.rows)
             losses = part.weighted(self.losses(own), len(own), num_rows)
         optimize(self, losses["loss_total"], number, self.params)
@@ -61,11 +61,11 @@ class QuantizerTask:
         return torch.Generator().manual_seed(derive_seed(self.seed, *use))
 
     def evaluate(self) -> dict:
-        figures, _ = evaluate(self.model, self.xs, self.params["eval_batch_size"], self.judge)
+        metrics, _ = evaluate(self.model, self.xs, self.params["eval_batch_size"], self.reference)
         log.info("%s: collision rate %.2f %%, largest bucket %d, use of the codebooks %s", self.name,
-                 100 * figures["collision_rate"], figures["largest_bucket"],
-                 " ".join(f"{share:.0%}" for share in figures["utilization"]))
-        return figures
+                 100 * metrics["collision_rate"], metrics["largest_bucket"],
+                 " ".join(f"{share:.0%}" for share in metrics["utilization"]))
+        return metrics
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
         """The items of the batch."""
@@ -76,10 +76,10 @@ class Trainer:
     """Fits one quantizer in its run folder and publishes the codes of the selected model."""
 
     def __init__(self, model: AbstractVQ, embeddings: Embeddings, config: Config, run: Run, device: torch.device,
-                 judge: Judge):
+                 reference: EvaluationData):
         self.model, self.embeddings, self.config, self.run = model.to(device), embeddings, config, run
         self.xs = torch.from_numpy(embeddings.xs).to(device)
-        self.seed, self.judge = config["common"]["seed"], judge
+        self.seed, self.reference = config["common"]["seed"], reference
 
     def train(self) -> dict:
         """Fit in one call or by gradient, whichever the model does; returns the selected model's figures."""
@@ -94,19 +94,19 @@ class Trainer:
             self._check_selection(params["select_by"])
             if checkpoints.load_newest() is None:
                 self.model.initialize(self.xs, generator)
-            task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name, self.judge)
+            task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name, self.reference)
             TrainingLoop(task, self.run, params, self.seed).train()
         self.model.load_state_dict(checkpoints.load_best()["model"])  # what is published is what lies on the disk
         self.model.eval()
         with torch.no_grad():
-            figures, self.codes = evaluate(self.model, self.xs, params["eval_batch_size"], self.judge)
-        return figures
+            metrics, self.codes = evaluate(self.model, self.xs, params["eval_batch_size"], self.reference)
+        return metrics
 
     def publish(self, path: Path, command: str, info: dict) -> dict:
         """Disambiguate the selected model's codes and write them with all that the next stage must know."""
         sizes = list(self.model.codebook_sizes or (self.codes.max(axis=0) + 1).tolist())
         ids = disambiguate(self.config["common"]["disambiguation"], self.codes, sizes, self.model, self.xs,
-                           self.judge.directions)
+                           self.reference.directions)
         meta = {
             "inputs": self.embeddings.hashes, "items_sha256": self.embeddings.items_sha256, "command": command,
             "codebook_sizes": ids.codebook_sizes, "disambiguation_level": ids.level,
@@ -119,8 +119,8 @@ class Trainer:
     def _check_selection(self, select_by: str) -> None:
         """Refuse a metric that does not exist before anything is trained for it."""
         with torch.no_grad():
-            figures = evaluate(self.model, self.xs[:256], 256, Judge(None, None))[0]
-        known = sorted(name for name, value in figures.items() if isinstance(value, float)) + ["behavioural_coherence"]
+            metrics = evaluate(self.model, self.xs[:256], 256, EvaluationData(None, None))[0]
+        known = sorted(name for name, value in metrics.items() if isinstance(value, float)) + ["behavioural_coherence"]
         if select_by not in known:
             raise ConfigError(self.config.origins[f"{self.config.name}.training_params.select_by"],
                               f"{select_by!r} is no metric of this model", nearest(select_by, known),

@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.distributed import fill_in, world_size
+from common.distributed import all_gather_rows, world_size
 from common.distributed import rank as process_number
 from common.errors import TrainingError
 from common.progress import Progress
 from recommendation.dataset import Sequences, Spans
 from recommendation.decoding.top_k import PADDING, top_items
 from recommendation.histories import Histories
-from recommendation.metrics import Lists, measure, ndcg, recall
+from recommendation.metrics import RankedLists, measure, ndcg, recall
 from recommendation.models.abstract_model import AbstractRecommender
 
 # H histories, B targets or batch, N items, k results, S most seen items of a history
@@ -55,7 +55,7 @@ def metrics(predictions: Predictions, num_items: int) -> dict:
     Each event has one relevant item. Of all places in the lists, `missing_share` have no item, `duplicate_share` one
     that stands there already, `invalid_share` one that is not in the catalogue.
     """
-    lists = _lists(predictions, num_items)
+    lists = _ranked_lists(predictions, num_items)
     listed = np.sort(lists.items, axis=1)
     repeated = (listed[:, 1:] == listed[:, :-1]) & (listed[:, 1:] >= 0)
     return {"num_targets": len(lists.ranks), **measure(lists),
@@ -64,9 +64,9 @@ def metrics(predictions: Predictions, num_items: int) -> dict:
             "duplicate_share": float(repeated.sum() / lists.items.size)}
 
 
-def _lists(predictions: Predictions, num_items: int) -> Lists:
+def _ranked_lists(predictions: Predictions, num_items: int) -> RankedLists:
     hit = predictions.items == predictions.targets[:, None]                       # (B, k)
-    return Lists(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, np.inf), predictions.items, num_items)
+    return RankedLists(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, np.inf), predictions.items, num_items)
 
 
 def by_popularity(predictions: Predictions, counts: np.ndarray) -> dict[str, dict]:
@@ -80,15 +80,15 @@ def by_popularity(predictions: Predictions, counts: np.ndarray) -> dict[str, dic
     before = np.cumsum(counts[order]) - counts[order]
     bucket_of[order] = 1 + np.minimum(3 * before // max(counts.sum(), 1), 2)
     bucket_of[counts == 0] = 0
-    lists, bucket = _lists(predictions, len(counts)), bucket_of[predictions.targets]
+    lists, bucket = _ranked_lists(predictions, len(counts)), bucket_of[predictions.targets]
     values = {"recall": recall(lists, 10), "ndcg": ndcg(lists, 10)}
-    figures = {}
+    buckets = {}
     for number, name in enumerate(BUCKETS):
         inside = bucket == number
-        figures[name] = {"num_items": int((bucket_of == number).sum()), "num_targets": int(inside.sum()),
+        buckets[name] = {"num_items": int((bucket_of == number).sum()), "num_targets": int(inside.sum()),
                          **{f"{key}@10": float(value[inside].mean()) if inside.any() else None
                             for key, value in values.items()}}
-    return figures
+    return buckets
 
 
 class Ranking(NamedTuple):
@@ -146,7 +146,7 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Sp
         items[batch], scores[batch] = result.items.cpu().numpy(), result.scores.cpu().numpy()
         if progress is not None:
             progress.update(len(batch) * world_size())
-    fill_in(items, scores)
+    all_gather_rows(items, scores)
     return items, scores
 
 

@@ -20,7 +20,7 @@ KEYS = ("user", "history")
 FIX = 'lines like ["id", "id"], {"user": "id", "history": ["id", "id"]} or {"user": "id"}, the ids in quotes'
 
 
-class Asked(NamedTuple):
+class Query(NamedTuple):
     """One question: whose next items, and after which."""
 
     user: str | None           # raw id; with a history a name that comes back, without one a user of the data set
@@ -51,10 +51,10 @@ class Lookup:
         self.item_of = {raw_id: item for item, raw_id in enumerate(self.raw_ids)}
         self._user_of: dict[str, int] | None = None
 
-    def histories(self, asked: Iterable[Asked]) -> Histories:
+    def histories(self, queries: Iterable[Query]) -> Histories:
         """Raises DataError for a user that is not there; unknown items are left out and listed."""
         users, rows, unknown = [], [], []
-        for one in asked:
+        for one in queries:
             users.append(one.user)
             known = (self._events(str(one.user), one.where) if one.history is None else
                      [self.item_of[raw_id] for raw_id in one.history if raw_id in self.item_of])
@@ -97,22 +97,22 @@ def nearest_id(raw_id: str, known: Iterable[str]) -> tuple[str, str | None]:
     return (f"there are {len(ordered)}, from {ordered[0]!r} to {ordered[-1]!r}" if ordered else "there are none"), None
 
 
-def read_histories(path: Path) -> list[Asked]:
+def read_histories(path: Path) -> list[Query]:
     """JSON lines: a list of raw ids, `{"user": ..., "history": [...]}`, or `{"user": ...}` for a user's own events.
 
     Raises DataError naming the line that is none of these, and where there is no line at all.
     """
     try:
         with path.open(encoding="utf-8") as file:
-            asked = [_parsed(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
+            queries = [_parsed(line, f"{path}:{number}") for number, line in enumerate(file, start=1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, "cannot be read", str(error), "name a file of JSON lines in UTF-8") from error
-    if not asked:
+    if not queries:
         raise DataError(path, "has no history", "it is empty", FIX)
-    return asked
+    return queries
 
 
-def _parsed(line: str, where: str) -> Asked:
+def _parsed(line: str, where: str) -> Query:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -129,4 +129,4 @@ def _parsed(line: str, where: str) -> Asked:
     if history is not None and not (isinstance(history, list) and all(isinstance(raw_id, str) for raw_id in history)):
         raise DataError(where, "the history is not a list of texts", "a raw id is text, also where it looks like a "
                         "number", FIX)
-    return Asked(user, history, where)
+    return Query(user, history, where)

@@ -10,7 +10,7 @@ import numpy as np
 CUTOFFS = (1, 5, 10, 20)
 
 
-class Lists(NamedTuple):
+class RankedLists(NamedTuple):
     """The recommended lists, and the places of the targets in them."""
 
     ranks: np.ndarray  # (B,) 1 for the best; infinity where the target is not listed
@@ -37,25 +37,25 @@ def metric(*columns: int, of_targets: bool = True) -> Callable:
 
 
 @metric(5, 10, 20)
-def recall(lists: Lists, cutoff: int) -> np.ndarray:
+def recall(lists: RankedLists, cutoff: int) -> np.ndarray:
     """Whether the target is listed: with one target it equals the hit rate."""
     return (lists.ranks <= cutoff).astype(float)
 
 
 @metric(5, 10)
-def ndcg(lists: Lists, cutoff: int) -> np.ndarray:
+def ndcg(lists: RankedLists, cutoff: int) -> np.ndarray:
     """1 / log2(1 + rank)."""
     return np.where(lists.ranks <= cutoff, 1 / np.log2(1 + lists.ranks), 0.0)
 
 
 @metric(20)
-def mrr(lists: Lists, cutoff: int) -> np.ndarray:
+def mrr(lists: RankedLists, cutoff: int) -> np.ndarray:
     """1 / rank."""
     return np.where(lists.ranks <= cutoff, 1 / lists.ranks, 0.0)
 
 
 @metric(10, of_targets=False)
-def coverage(lists: Lists, cutoff: int) -> float:
+def coverage(lists: RankedLists, cutoff: int) -> float:
     """The share of the catalogue that is in any list."""
     listed = np.unique(lists.items[:, :cutoff])
     return int((listed >= 0).sum()) / lists.num_items
@@ -72,7 +72,7 @@ def columns(cutoffs: tuple[int, ...] = CUTOFFS, kinds: tuple[bool, ...] = (True,
             if metric.of_targets is kind and cutoff in metric.columns]
 
 
-def measure(lists: Lists) -> dict[str, float]:
+def measure(lists: RankedLists) -> dict[str, float]:
     """Every metric at every cutoff; `<metric>@<cutoff>_stderr` is a mean's standard error over the targets."""
     means: dict[str, float] = {}
     shares: dict[str, float] = {}
@@ -86,9 +86,9 @@ def measure(lists: Lists) -> dict[str, float]:
     return means | shares
 
 
-def mean_and_deviation(figures: list[dict]) -> dict[str, dict[str, float | None]]:
+def mean_and_deviation(runs: list[dict]) -> dict[str, dict[str, float | None]]:
     """`metric -> {mean, deviation}` over seeds; the sample's standard deviation, None for a single seed."""
-    values = {name: np.array([run[name] for run in figures]) for name, value in figures[0].items()
-              if isinstance(value, float) and not name.endswith("_stderr") and all(name in run for run in figures)}
+    values = {name: np.array([run[name] for run in runs]) for name, value in runs[0].items()
+              if isinstance(value, float) and not name.endswith("_stderr") and all(name in run for run in runs)}
     return {name: {"mean": float(value.mean()), "deviation": float(value.std(ddof=1)) if len(value) > 1 else None}
             for name, value in values.items()}

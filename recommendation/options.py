@@ -25,7 +25,7 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     if args.seeds is not None:
         args.seeds = parse_seeds(args.seeds)
     check_t5_flags(args.model, args.export_t5, args.from_t5, args.force)
-    refuse_what_nobody_reads(args, parser)
+    reject_unused_flags(args, parser)
     return args, config
 
 
@@ -57,21 +57,21 @@ def make_parser(argv: list[str]) -> cli.Parser:
     return parser
 
 
-def refuse_what_nobody_reads(args: argparse.Namespace, parser: cli.Parser) -> None:
+def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
     """Raise ConfigError for what only training reads, or a second action, beside --compare and the exports."""
     training = ("config", "seeds", "run_list", "filter_seen", "from_t5")
     as_it_is = "it takes the newest finished run as it is"
     if args.compare:
-        cli.refuse_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
+        cli.reject_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
                        "it shows every finished run")
         if one := cli.given_flags(parser, args, ("model", "quantizer_name", "embedding_suffix", "tag")):
             raise ConfigError("--compare", f"{one[0]} does not go with it", "it shows every finished run",
                               f"leave out {' '.join(one)}")
     elif args.export_item_embeddings:
-        cli.refuse_ignored(args, "--export_item_embeddings", (*training, "export_t5"), as_it_is,
+        cli.reject_ignored(args, "--export_item_embeddings", (*training, "export_t5"), as_it_is,
                        keys=("device", "common.device"))
     elif args.export_t5:
-        cli.refuse_ignored(args, "--export_t5", training, as_it_is)
+        cli.reject_ignored(args, "--export_t5", training, as_it_is)
 
 
 def check_training(config: Config, seeds: str | None) -> None:

@@ -40,16 +40,16 @@ def main(argv: list[str]) -> None:
 
     log_to_console()
     from recommendation.dataset import Sequences
-    from recommendation.histories import Asked, Lookup, read_histories
+    from recommendation.histories import Lookup, Query, read_histories
     from recommendation.runs import Choice, load_recommender
 
-    asked = read_histories(args.histories) if args.histories else [Asked(args.user, None, "--user")]
+    queries = read_histories(args.histories) if args.histories else [Query(args.user, None, "--user")]
     choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
     run = load_recommender(folder, args.run_root, choice, args.device)
     lookup = Lookup(folder, Sequences.load(folder, "cpu"))
     if args.history is not None:
-        asked = [Asked(None, lookup.split_at_commas(args.history), "--history")]
-    histories, ranking = recommend(run, lookup, asked, args.top_k, args.filter_seen)
+        queries = [Query(None, lookup.split_at_commas(args.history), "--history")]
+    histories, ranking = recommend(run, lookup, queries, args.top_k, args.filter_seen)
     lines = (_json_lines if args.format == "jsonl" else _table_lines)(histories, ranking, lookup)
     if args.output:
         write_text(args.output, "".join(f"{line}\n" for line in lines))
@@ -77,10 +77,10 @@ def make_parser():
     parser = Parser(prog="recommendation/recommend.py", description=__doc__)
     parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs it was trained on")
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--user", metavar="U", help="the raw id of a user: all events of the data set are the history")
-    asked.add_argument("--history", nargs="*", action="extend", metavar="ID", help="raw ids, oldest first")
-    asked.add_argument("--histories", type=Path, metavar="FILE", help="a file of JSON lines, each a history")
+    queries = parser.add_mutually_exclusive_group(required=True)
+    queries.add_argument("--user", metavar="U", help="the raw id of a user: all events of the data set are the history")
+    queries.add_argument("--history", nargs="*", action="extend", metavar="ID", help="raw ids, oldest first")
+    queries.add_argument("--histories", type=Path, metavar="FILE", help="a file of JSON lines, each a history")
     parser.add_argument("--top_k", type=int, default=10, metavar="K", help="items for each history")
     parser.add_argument("--filter_seen", action="store_true", help="leave out the items of the history")
     parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="for people, or for programs")
@@ -92,12 +92,12 @@ def make_parser():
     return parser
 
 
-def recommend(run, lookup, asked, top_k: int, filter_seen: bool):
+def recommend(run, lookup, queries, top_k: int, filter_seen: bool):
     """LoadedRun, Lookup, list[Asked] -> Histories and their Ranking; odd input is logged as warnings."""
     from recommendation.evaluator import rank
 
-    histories, sequences, num_items = lookup.histories(asked), lookup.sequences, len(lookup.raw_ids)
-    if len(asked) > num_items:
+    histories, sequences, num_items = lookup.histories(queries), lookup.sequences, len(lookup.raw_ids)
+    if len(queries) > num_items:
         run.model.prepare()
     params = run.config.training_params
     ranking = rank(run.model, histories, sequences.training_counts(num_items), params, top_k, filter_seen, run.device)

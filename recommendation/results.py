@@ -77,7 +77,7 @@ def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
         except ArtifactError as error:
             log.warning("left out: %s", error)
     there = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
-    return [run._replace(of_these_codes=run.variant == NO_CODES or there[run.variant] in run.inputs.values())
+    return [run._replace(has_current_codes=run.variant == NO_CODES or there[run.variant] in run.inputs.values())
             for run in runs]
 
 
@@ -120,9 +120,9 @@ def row(runs: list[FinishedRun]) -> list[str]:
 def csv_row(runs: list[FinishedRun]) -> list[str]:
     """A configuration's values for programs: plain numbers, nothing where there is none."""
     run, tests = runs[0], [run.metrics["test"] for run in runs]
-    figures = mean_and_deviation(tests)
+    metrics = mean_and_deviation(tests)
     values = [value for name in columns() for value in (
-        figures.get(name, {}).get("mean"), figures.get(name, {}).get("deviation"),
+        metrics.get(name, {}).get("mean"), metrics.get(name, {}).get("deviation"),
         tests[0].get(f"{name}_stderr") if len(tests) == 1 else None)]
     values += [run.metrics["num_parameters"], _mean([run.seconds for run in runs]),
                _mean([run.users_per_second for run in runs])]
@@ -151,7 +151,7 @@ def settings(run: FinishedRun) -> str:
     changed = [f"{key.split('.')[-1]}={own[key]}" for key in own
                if own[key] != defaults.get(key) and not key.endswith(".filter_seen")]  # which has tables of its own
     from_t5 = any(name.startswith("from_t5/") for name in run.inputs)
-    origin = [word for word, holds in (("from_t5", from_t5), ("earlier codes", not run.of_these_codes)) if holds]
+    origin = [word for word, holds in (("from_t5", from_t5), ("earlier codes", not run.has_current_codes)) if holds]
     return " ".join(changed + origin)
 
 
@@ -239,10 +239,10 @@ def seeds_table(model: str, summary: dict) -> str:
         _mean_cell(summary["test"].get(name)) for name in names)]])
 
 
-def _mean_cell(figure: dict | None) -> str:
-    if figure is None:
+def _mean_cell(value: dict | None) -> str:
+    if value is None:
         return ""
-    return f"{figure['mean']:.4f}" + ("" if figure["deviation"] is None else f" ± {figure['deviation']:.4f}")
+    return f"{value['mean']:.4f}" + ("" if value["deviation"] is None else f" ± {value['deviation']:.4f}")
 
 
 def examples(folder: DatasetFolder, run: Path, model: str) -> str:

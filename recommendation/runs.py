@@ -15,7 +15,7 @@ from common.cli import ROOT
 from common.config import Config, resolve
 from common.device import resolve_device
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
-from common.run import latest_run, read_json
+from common.run import latest_run, read_finished, read_json
 from recommendation.models import DEFAULTS, code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 
@@ -95,7 +95,7 @@ class FinishedRun(NamedTuple):
     metrics: dict
     seconds: float
     users_per_second: float | None
-    of_these_codes: bool = True  # whether the semantic IDs that it has read are those on the disk, if it reads any
+    has_current_codes: bool = True  # whether the semantic IDs that it has read are those on the disk, if it reads any
 
     @property
     def seed(self) -> int:
@@ -110,7 +110,7 @@ class FinishedRun(NamedTuple):
 def read_run(folder: Path) -> FinishedRun:
     """A run folder's files. Raises ArtifactError for one that cannot be read."""
     fix = f"delete {folder}, and run the model again"
-    finished = read_json(folder / "finished.json", fix, "inputs", "command")
+    finished = read_finished(folder, fix)
     fix, model, times = f"{finished['command']} --force", folder.parent.parent.name, folder / "times.json"
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     was trained, or where its configuration or checkpoint is of another version of the model.
     """
     run, command = newest_run(folder, run_root, choice), choice.training_command(folder, run_root)
-    summary = read_json(run / "finished.json", f"{command} --force", "inputs", "command")
+    summary = read_finished(run, f"{command} --force")
     command, source = summary["command"], load_source(folder, choice)
     if summary.get("code") != code_of(choice.model):
         log.warning("recommendation: %s was trained by other code: its model, the files that the model imports, or the "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import Checkpoints
 from common.config import Config
-from common.data_parallel import data_parallel, part_of_batch
+from common.data_parallel import data_parallel, shard_batch
 from common.errors import ConfigError, out_of_memory
 from common.run import Run
 from common.training import Best, TrainingLoop, make_optimizer, optimize
@@ -40,7 +40,7 @@ class RecommenderTask:
         self.num_steps = self.batches.num_batches
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        with part_of_batch(len(self.batches.batch(epoch, index).starts)) as part:
+        with shard_batch(len(self.batches.batch(epoch, index).starts)) as part:
             losses = self.losses(self.batches.get(epoch, index, part.rows))
             losses = part.weighted(losses, self.batches.num_targets(epoch, index, part.rows),
                                    self.batches.num_targets(epoch, index))
@@ -68,9 +68,9 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
     if model.fit(sequences.training_sequences()):
         model.eval()
         check_contract(model, tried, params["top_k"], None)
-        figures = validate(model, sequences, params, config.name)
+        metrics = validate(model, sequences, params, config.name)
         Checkpoints(run.checkpoints, run.command).save_best({"model": model.state_dict()})
-        best = Best(0, figures[params["select_by"]], figures)
+        best = Best(0, metrics[params["select_by"]], metrics)
     else:
         task = RecommenderTask(model, sequences, params, seed, config.name)
         check_contract(model, tried, params["top_k"], task.batches.get(0, 0, slice(NUM_TRIED)))

@@ -13,7 +13,7 @@ import requests
 
 from common.errors import ConfigError, ResourceError
 from dataloader.embeddings.encode import BatchFailed
-from dataloader.http import Failed, Patience, RateLimit, Refused, answered, may_pass, persist
+from dataloader.http import PermanentFailure, RateLimit, RetryPolicy, TemporaryFailure, answered, is_retryable, retry
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ BATCH = 64           # texts a request
 SHARD = 1024         # texts between two writes to the disk
 IN_FLIGHT = 4        # requests
 TIMEOUT = (10, 120)  # seconds to connect, and of silence
-PATIENCE = Patience(attempts=6, first=1.0, longest=120.0)
+PATIENCE = RetryPolicy(attempts=6, first=1.0, longest=120.0)
 CONTINUE = "the same command again goes on from here; what is encoded is kept"
 
 
@@ -72,14 +72,14 @@ class ApiEncoder:
     def _encode_batch(self, batch: tuple[list[str], int]) -> tuple[int, np.ndarray]:
         texts, start = batch
 
-        def tell(failed: Failed, pause: float) -> bool:
+        def tell(failed: TemporaryFailure, pause: float) -> bool:
             log.warning("embed: %s: %s; asking again in %.1f s", self.url, failed, pause)
             return False
 
         try:
             rows = range(start, start + len(texts))
-            return start, persist(lambda: self._ask(texts, rows), PATIENCE, self._closed, tell)
-        except Refused as refused:
+            return start, retry(lambda: self._ask(texts, rows), PATIENCE, self._closed, tell)
+        except PermanentFailure as refused:
             raise ResourceError(self.url, str(refused), "The endpoint cannot be had",
                                 f"check the network and --api_url, or wait; {CONTINUE}") from refused
 
@@ -92,9 +92,9 @@ class ApiEncoder:
                 response.content  # noqa: B018 (reads it to the end)
             status = response.status_code
             said = "" if status == 200 else self._without_key(" ".join(response.text[:1000].split()))[:200]
-            if may_pass(status):
-                raise Failed(f"status {status}: {said}", response)
-        except Failed as failed:
+            if is_retryable(status):
+                raise TemporaryFailure(f"status {status}: {said}", response)
+        except TemporaryFailure as failed:
             self.limit.hold(min(failed.wait, PATIENCE.longest))  # it is meant for all requests
             raise
         if status in (401, 403):  # what it says may quote the key

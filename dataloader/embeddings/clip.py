@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common.errors import ConfigError, DataError
-from dataloader.embeddings.pictures import READING, BadPicture, load_rgb
+from dataloader.embeddings.image_decoding import READING, BadImage, load_rgb
 from dataloader.embeddings.sentence import SentenceEncoder, for_device
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SHARD = {"cpu": 256, "cuda": 2048}  # between two writes to the disk
 THREADS = 4                         # that read pictures
 
 
-class Source(NamedTuple):
+class ImageFile(NamedTuple):
     """Where a picture lies, and for errors, whose it is and which command mends it."""
 
     path: Path
@@ -40,7 +40,7 @@ class ClipEncoder(SentenceEncoder):
 
     unit, flag = "images", "--image_model"
 
-    def __init__(self, folder: Path, device: str, sources: dict[str, Source]):
+    def __init__(self, folder: Path, device: str, sources: dict[str, ImageFile]):
         super().__init__(folder, [device], half=False)
         self.sources, self.shard_size = sources, for_device(SHARD, device)
         # Transformers has an own way of resizing for either library, and takes torchvision where it is there.
@@ -79,13 +79,13 @@ class ClipEncoder(SentenceEncoder):
         return model
 
 
-def _read(sha256: str, source: Source) -> "Image":
+def _read(sha256: str, source: ImageFile) -> "Image":
     try:
         data = source.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DataError(source.path, f"is not the image that was fetched for item {source.raw_id}",
                             "its sha256 is another one", source.fix)
         return load_rgb(data)
-    except (OSError, BadPicture) as error:
+    except (OSError, BadImage) as error:
         raise DataError(source.path, f"the image of item {source.raw_id} cannot be read", str(error),
                         source.fix) from error

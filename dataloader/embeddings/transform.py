@@ -94,13 +94,13 @@ def transformed(vectors: np.ndarray, present: np.ndarray, transform: Transform) 
         for part in slices(vectors):
             vectors[part] = (vectors[part] - mean) / scale
     if transform.l2:
-        shorten_to_1(vectors)
+        normalize_rows(vectors)
     if not present.all():
         vectors[~present] = mean_of(vectors, present)
     return vectors
 
 
-def shorten_to_1(vectors: np.ndarray) -> None:
+def normalize_rows(vectors: np.ndarray) -> None:
     """Give every row that is not zero length 1, in place."""
     for part in slices(vectors):
         length = np.linalg.norm(vectors[part].astype(np.float64), axis=1, keepdims=True)  # squares may exceed a float32

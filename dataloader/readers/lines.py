@@ -141,7 +141,7 @@ def open_binary(path: Path):
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def picked(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple]:
+def select_rows(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple]:
     """The rows with these numbers (from 0, ascending)."""
     passed = 0
     for number in numbers:

@@ -12,7 +12,7 @@ from common.errors import ConfigError, DataError
 from common.tables import parquet_rows, sql_path
 from dataloader.readers import delimited
 from dataloader.readers.delimited import Layout
-from dataloader.readers.lines import MAX_LINE, NO_RECORD, PARSERS, numbered_lines, picked, plain_json, rewrite
+from dataloader.readers.lines import MAX_LINE, NO_RECORD, PARSERS, numbered_lines, plain_json, rewrite, select_rows
 from dataloader.workspace import FULL_DISK, Workspace, name, text
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _create(work: Workspace, into: str, query: str, rows: str) -> None:
     work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
 
 
-def mend(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str) -> None:
+def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str) -> None:
     """Read again the rows of lines for which `unread` (SQL) holds, by parsers that take more than DuckDB's.
 
     Such as a byte order mark, half a pair of surrogates (which becomes `?`), or literals that JSON has not. What they
@@ -86,7 +86,7 @@ def mend(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
     ids = [column for field in ("user", "item") for column in table.columns.get(field, ())]
     with work.connection.cursor() as cursor, again.open("wb") as out:
         records = iter(cursor.execute("SELECT record FROM unread ORDER BY record").fetchone, None)
-        for _number, line in picked(numbered_lines(table.path), (record for record, in records)):
+        for _number, line in select_rows(numbered_lines(table.path), (record for record, in records)):
             try:
                 out.write(plain_json(PARSERS[table.format](line), table.all_columns(), ids))
             except NO_RECORD:
@@ -105,7 +105,7 @@ def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> s
     """SQL for the rows of the raw file itself, or nothing where DuckDB cannot read such files."""
     if table.format == "json":
         return _rows_of_json(table, table.path, types, LONG_LINE)
-    there = [] if table.format == "python" else columns_there(work, table)
+    there = [] if table.format == "python" else existing_columns(work, table)
     # In a file of one column a blank line may or may not be a row to DuckDB.
     if not there or (table.format == "csv" and len(there) == 1):
         return ""
@@ -151,7 +151,7 @@ def reader(table: RawTable) -> str:
     return delimited.reader(table.path, table.layout, delimited.header(table.path, table.layout, table.origin))
 
 
-def columns_there(work: Workspace, table: RawTable) -> list[str]:
+def existing_columns(work: Workspace, table: RawTable) -> list[str]:
     """The columns of a file, by the names that they can be called by; of JSON, those of its first records."""
     if table.format == "csv":
         return delimited.header(table.path, table.layout, table.origin)

@@ -10,7 +10,7 @@ from types import ModuleType
 from common.errors import DataError
 from dataloader.options import ProcessOptions, source_configs
 from dataloader.readers.lines import PARSERS
-from dataloader.readers.raw import RawTable, columns_there
+from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.workspace import Workspace
 
 # The fields by which a file is known; not every record has the others.
@@ -29,7 +29,7 @@ def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str
     `part` is interactions or items. A file that has the columns, with useless values, is let through; and where the
     fields are `optional`, one that is of no other source.
     """
-    found = columns_there(work, table)
+    found = existing_columns(work, table)
     if all(set(table.columns[field]) & set(found) for field in absent):
         return
     others = []  # the sources of which the file may be: it has there all that a file is known by, and what was missed
@@ -37,7 +37,7 @@ def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str
         if name not in (source, "local") and "files" in config.get(part, {}):
             lines = config["item_lines"] if part == "items" else "json"
             in_its_format = table._replace(format=lines if table.format in PARSERS else table.format)
-            there, columns = set(columns_there(work, in_its_format)), config[part]["columns"]
+            there, columns = set(existing_columns(work, in_its_format)), config[part]["columns"]
             known_by = (columns.get(field, []) for field in {*KNOWN_BY[part], *absent})
             if all(there.intersection([names] if isinstance(names, str) else names) for names in known_by):
                 others.append(name)

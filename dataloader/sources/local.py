@@ -5,7 +5,7 @@ from pathlib import Path
 from common.errors import ConfigError, DataError, closest, nearest
 from dataloader.options import ProcessOptions
 from dataloader.readers.delimited import Layout
-from dataloader.readers.raw import RawTable, columns_there
+from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.workspace import Workspace
 
 ATOMIC = ("csv", Layout("\t", quote="", typed=True))  # RecBole's
@@ -56,7 +56,7 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
         raise ConfigError(f"--{part} {path}", f"its ending {''.join(path.suffixes[-2:])!r} names no format that can be "
                           "read", f"there are: {', '.join(FORMATS)}, each also with .gz but Parquet", "rename the file")
     table = RawTable(path, format_, {}, layout=layout)
-    there = columns_there(work, table)
+    there = existing_columns(work, table)
     for field, default in defaults.items():
         column = named[field] or default
         column = column.split(":")[0] if layout.typed else column

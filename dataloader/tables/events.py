@@ -4,8 +4,8 @@ from pathlib import Path
 
 from common.errors import DataError
 from dataloader.options import ProcessOptions
-from dataloader.readers.faults import bad_id, id_fault, lacking, number_fault, set_apart, value_of
-from dataloader.readers.raw import LATEST, UNITS, RawTable, load, mend, type_of
+from dataloader.readers.bad_rows import bad_id, drop_bad_rows, id_fault, missing_field, number_fault, value_of
+from dataloader.readers.raw import LATEST, UNITS, RawTable, load, repair, type_of
 from dataloader.sources import refuse_other_source
 from dataloader.workspace import Workspace
 
@@ -34,12 +34,12 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
     [counts] = work.run('SELECT count(*), count(raw_user), count(raw_item), count("time"), count(rating) FROM events')
     if absent := [field for field, count in zip(FIELDS, counts[1:], strict=True) if counts[0] and not count]:
         refuse_other_source(work, table, "interactions", options.source, absent)
-    mend(work, table, "events", query, types, "raw_user IS NULL AND raw_item IS NULL")
+    repair(work, table, "events", query, types, "raw_user IS NULL AND raw_item IS NULL")
     low, high = options.config["rating_range"]
     bad = f"""{bad_id('raw_user')} OR {bad_id('raw_item')} OR "time" IS NULL OR rating IS NULL
               OR "time" NOT BETWEEN 0 AND {LATEST * UNITS[unit]} OR NOT isfinite(rating)
               OR rating NOT BETWEEN {low} AND {high}"""
-    num_bad = set_apart(work, table, "events", bad, lambda values: _fault(
+    num_bad = drop_bad_rows(work, table, "events", bad, lambda values: _fault(
         table, values, None if dates else unit, low, high), options.processing.bad_lines, bad_lines)
     newest = work.value('SELECT coalesce(max("time"), 0) FROM events')
     if unit in ("ms", "us") and 0 < newest < EARLIEST * UNITS[unit]:
@@ -69,12 +69,12 @@ def _fault(table: RawTable, values: dict, unit: str | None, low: float, high: fl
         return fault
     time, rating = (value_of(table, values, field) for field in ("time", "rating"))
     if time is None:
-        return lacking(table, "time")
+        return missing_field(table, "time")
     fault = number_fault("time", time, 0, LATEST * UNITS[unit], _hint(time, unit)) if unit else ""
     if not fault and rating is not None:
         fault = number_fault("rating", rating, low, high)
     elif not fault and table.columns.get("rating"):
-        fault = lacking(table, "rating")
+        fault = missing_field(table, "rating")
     no_date = f"has the time {str(time)[:40]!r}, which is no date (ISO 8601) from 1970 to 2100"
     return fault or ("is no event" if unit else no_date)
 

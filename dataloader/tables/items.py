@@ -6,9 +6,9 @@ from pathlib import Path
 from string import Formatter
 
 from dataloader.options import ProcessOptions
-from dataloader.readers.faults import bad_id, id_fault, set_apart
+from dataloader.readers.bad_rows import bad_id, drop_bad_rows, id_fault
 from dataloader.readers.lines import MAX_FIELD
-from dataloader.readers.raw import RawTable, load, mend
+from dataloader.readers.raw import RawTable, load, repair
 from dataloader.sources import refuse_other_source
 from dataloader.workspace import Workspace, text
 
@@ -61,8 +61,8 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     load(work, table, "metadata", query, types)
     if work.count("metadata") and not work.value("SELECT count(raw_id) FROM metadata"):
         refuse_other_source(work, table, "items", options.source, ["item"])
-    mend(work, table, "metadata", query, types, "raw_id IS NULL")
-    return set_apart(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: id_fault(
+    repair(work, table, "metadata", query, types, "raw_id IS NULL")
+    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: id_fault(
         table, values, "item") or "has a text in lists within lists within lists",
         options.processing.bad_lines, bad_lines)
 

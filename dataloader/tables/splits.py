@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from common.artifacts import SPLITS
 from common.errors import DataError
-from dataloader.options import Processing, moment
+from dataloader.options import Processing, timestamp_of
 from dataloader.tables.filters import Report, filter_lines
 from dataloader.workspace import Workspace
 
@@ -32,7 +32,7 @@ def make_split(work: Workspace, processing: Processing, report: Report, raw: Pat
                              WHEN place = length - 2 THEN 'valid' ELSE 'test' END"""
         why, fix = "no user has three events", report.how_to_keep_more()
     else:
-        begins = list(map(moment, processing.split_dates))
+        begins = list(map(timestamp_of, processing.split_dates))
         if not begins:
             num_events, (train, valid, _test) = work.count("sorted"), processing.split_ratios
             # How many events lie before a share's end: 8 of 10 for 0.7 + 0.1, which is 0.7999… to a computer. Events of

@@ -10,7 +10,7 @@ from torch import Tensor
 FEW = 64  # rows too many, from which on the cheapest way out is looked for, row by row
 
 
-def raise_prices(costs: Tensor, prices: Tensor, largest: int, num_rounds: int) -> Tensor:
+def raise_prices(costs: Tensor, prices: Tensor, max_size: int, num_rounds: int) -> Tensor:
     """Raise the prices (K,) of full clusters until few rows are too many somewhere. costs: float64 (N, K).
 
     All clusters without room are raised alike, until as many rows have left them for others as are too many: those that
@@ -20,10 +20,10 @@ def raise_prices(costs: Tensor, prices: Tensor, largest: int, num_rounds: int) -
         priced = costs + prices
         own, codes = priced.min(dim=1)
         counts = torch.bincount(codes, minlength=len(prices))
-        surplus = int((counts - largest).clamp(min=0).sum())
+        surplus = int((counts - max_size).clamp(min=0).sum())
         if surplus <= FEW:
             break
-        full = counts >= largest
+        full = counts >= max_size
         leaving = full[codes]
         margins = (priced[leaving].masked_fill(full, torch.inf).amin(dim=1) - own[leaving]).sort().values
         stays = min(surplus, len(margins) - 1)
@@ -32,7 +32,7 @@ def raise_prices(costs: Tensor, prices: Tensor, largest: int, num_rounds: int) -
     return prices - prices.min()
 
 
-def exact_prices(costs: Tensor, prices: Tensor, largest: int) -> Tensor:
+def exact_prices(costs: Tensor, prices: Tensor, max_size: int) -> Tensor:
     """Prices (K,) with which the nearest cluster of every row has room for it, from prices that nearly do that.
 
     The assignment of least total cost under such a limit is the cheapest one at some prices (the dual of the transport
@@ -42,12 +42,12 @@ def exact_prices(costs: Tensor, prices: Tensor, largest: int) -> Tensor:
     """
     codes = (costs + prices).argmin(dim=1)
     counts = torch.bincount(codes, minlength=len(prices))
-    if not (counts > largest).any():
+    if not (counts > max_size).any():
         return prices
     costs = costs - costs.amin(dim=1, keepdim=True)  # in numbers as small as the differences that matter
     moves = torch.stack([_cheapest_moves(costs, codes, cluster) for cluster in range(len(prices))])
-    while (counts > largest).any():
-        chain, prices = _cheapest_chain(moves, prices, counts, largest)
+    while (counts > max_size).any():
+        chain, prices = _cheapest_chain(moves, prices, counts, max_size)
         rows = [_row_that_moves(costs, codes, source, target) for source, target in pairwise(chain)]
         codes[rows] = torch.tensor(chain[1:], device=codes.device)
         counts = torch.bincount(codes, minlength=len(prices))
@@ -69,14 +69,14 @@ def _row_that_moves(costs: Tensor, codes: Tensor, source: int, target: int) -> i
     return int(inside[(costs[inside, target] - costs[inside, source]).argmin()])
 
 
-def _cheapest_chain(moves: Tensor, prices: Tensor, counts: Tensor, largest: int) -> tuple[list[int], Tensor]:
+def _cheapest_chain(moves: Tensor, prices: Tensor, counts: Tensor, max_size: int) -> tuple[list[int], Tensor]:
     """Clusters from an overfull one to one with room, along moves (K, K); and the prices (K,) that make it the nearest.
 
     Bellman and Ford's algorithm on what a move costs above the difference in prices. That is never less than nothing,
     so that no circle of moves can look like a gain by rounding.
     """
     above = (moves + prices - prices.unsqueeze(1)).clamp(min=0)
-    total = torch.where(counts > largest, 0.0, torch.inf).to(moves)
+    total = torch.where(counts > max_size, 0.0, torch.inf).to(moves)
     before = torch.full_like(counts, -1)
     while True:
         shorter, source = (total.unsqueeze(1) + above).min(dim=0)
@@ -84,7 +84,7 @@ def _cheapest_chain(moves: Tensor, prices: Tensor, counts: Tensor, largest: int)
         if not better.any():
             break
         total, before = torch.where(better, shorter, total), torch.where(better, source, before)
-    least, end = total.masked_fill(counts >= largest, torch.inf).min(dim=0)
+    least, end = total.masked_fill(counts >= max_size, torch.inf).min(dim=0)
     chain = [int(end)]
     while (cluster := int(before[chain[-1]])) >= 0:
         chain.append(cluster)

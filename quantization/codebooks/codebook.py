@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data_parallel import batch_rows, batch_sum, own_rows
+from common.data_parallel import all_gather, all_reduce_sum, shard_rows
 from common.errors import ConfigError
 from quantization.codebooks.kmeans import kmeans
 from quantization.codebooks.nearest import directions, distances_exactly, nearest, nearest_exactly
@@ -43,7 +43,7 @@ class Codebook(nn.Module):
         """(N, D) -> (N,) the code of each row, the same in every batch."""
         return nearest_exactly(rows, self._compared())
 
-    def nearest_roughly(self, rows: Tensor) -> Tensor:
+    def nearest_in_float32(self, rows: Tensor) -> Tensor:
         """(N, D) -> (N,) in float32, for training: rows between two codewords may go either way."""
         return nearest(rows, self._compared())
 
@@ -54,20 +54,20 @@ class Codebook(nn.Module):
     def choose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> codes (N,) and codewords (N, D) as training sees them; counts what is chosen."""
         if not self.training:
-            codes = self.nearest_roughly(rows)
+            codes = self.nearest_in_float32(rows)
             return codes, self.lookup(codes)
         if self.options["gradient"] == "gumbel" and not self.uniform:
             codes, codewords = self._sample(rows)
         else:
             with torch.no_grad():
-                codes = self._choose_uniformly_in_batch(rows) if self.uniform else self.nearest_roughly(rows)
+                codes = self._choose_uniformly_in_batch(rows) if self.uniform else self.nearest_in_float32(rows)
             codewords = self.lookup(codes)
         with torch.no_grad():
             counts = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(codes, dtype=self.usage.dtype))
-            counts = batch_sum(counts)
+            counts = all_reduce_sum(counts)
             self.usage.add_(counts)
             if self.averaged:
-                self._average(counts, batch_sum(torch.zeros_like(self.sums).index_add_(0, codes, rows)))
+                self._average(counts, all_reduce_sum(torch.zeros_like(self.sums).index_add_(0, codes, rows)))
         return codes, codewords
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class Codebook(nn.Module):
 
     def _choose_uniformly_in_batch(self, rows: Tensor) -> Tensor:
         """Codes (N,) of this process's rows among those of the whole batch, which every process assigns alike."""
-        return self._choose_uniformly(batch_rows(rows))[own_rows()]
+        return self._choose_uniformly(all_gather(rows))[shard_rows()]
 
     def _choose_uniformly(self, rows: Tensor) -> Tensor:
         """Codes (N,) such that all are chosen about equally often: optimal transport by Sinkhorn's iterations."""

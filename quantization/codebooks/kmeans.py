@@ -29,28 +29,28 @@ class Clusters(NamedTuple):
 
 @torch.no_grad()
 def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torch.Generator, cosine: bool = False,
-           largest: int | None = None) -> Clusters:
+           max_size: int | None = None) -> Clusters:
     """Cluster (N, D) by Lloyd's algorithm, starting from rows that are spread by k-means++.
 
     A cluster that lost all its rows moves to one of the rows that are farthest from their centroids. With
-    `cosine` a row belongs to the centroid at the smallest angle. With `largest`, no cluster gets more than
+    `cosine` a row belongs to the centroid at the smallest angle. With `max_size`, no cluster gets more than
     so many of these rows, unless more than that are equal, or nearly so. The clusters are then a power diagram,
     and start from rows drawn at random, so that there are many where rows are many.
     """
     count = max(SAMPLE_ROWS, SAMPLE_PER_CLUSTER * num_clusters)
     sample = rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
-    centroids = _spread(sample, num_clusters, generator, drawn_alike=largest is not None)
+    centroids = _spread(sample, num_clusters, generator, drawn_alike=max_size is not None)
     prices = torch.zeros(num_clusters, device=rows.device, dtype=torch.float64)
     norms = rows.square().sum(dim=1)
     for _ in range(num_iterations):
-        if largest is not None:
-            prices = raise_prices(_costs(rows, centroids), prices, largest, ROUNDS)
+        if max_size is not None:
+            prices = raise_prices(_costs(rows, centroids), prices, max_size, ROUNDS)
         codes, distance = _assign(rows, norms, directions(centroids) if cosine else centroids, prices)
         centroids = _means(rows, codes, distance, num_clusters)
-    if largest is None:
+    if max_size is None:
         return Clusters(centroids, None)
     costs = _costs(rows, centroids)
-    return Clusters(centroids, exact_prices(costs, raise_prices(costs, prices, largest, LAST_ROUNDS), largest))
+    return Clusters(centroids, exact_prices(costs, raise_prices(costs, prices, max_size, LAST_ROUNDS), max_size))
 
 
 def _spread(sample: Tensor, num_clusters: int, generator: torch.Generator, drawn_alike: bool) -> Tensor:

@@ -50,7 +50,7 @@ class Standardizer(nn.Module):
 
 
 @torch.no_grad()
-def exactly(module: nn.Module, xs: Tensor) -> Tensor:
+def in_float64(module: nn.Module, xs: Tensor) -> Tensor:
     """What the module makes of (N, D), in float64.
 
     In float32 a row's result depends in its last digits on the rows beside it, and a code may flip; here it does not.

@@ -56,9 +56,9 @@ def _clearly_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -
     """
     bias = codewords.double().square().sum(dim=1) + (0.0 if offsets is None else offsets.double())
     length, longest = rows.float().norm(dim=1), codewords.float().norm(dim=1).max()
-    largest = bias.abs().max().float()
-    error = ROUNDING * (2 * (rows.shape[1] + 6) * length * longest + 3 * largest)
-    margin = 2 * error + 4 * TIE * (length + longest).square() + TIE * largest + 1e-36
+    max_size = bias.abs().max().float()
+    error = ROUNDING * (2 * (rows.shape[1] + 6) * length * longest + 3 * max_size)
+    margin = 2 * error + 4 * TIE * (length + longest).square() + TIE * max_size + 1e-36
     distances = torch.addmm(bias.float(), rows.float(), codewords.float().T, alpha=-2.0)
     smallest, codes = distances.min(dim=1)
     return codes, (distances <= (smallest + margin).unsqueeze(1)).sum(dim=1) == 1

@@ -90,7 +90,7 @@ class ResidualQuantizer(nn.Module):
         """Restart codewords that were not used since the last time at residuals of random rows of (N, H)."""
         residual = latent
         for codebook in self.codebooks:
-            after = residual - codebook.lookup(codebook.nearest_roughly(residual))
+            after = residual - codebook.lookup(codebook.nearest_in_float32(residual))
             codebook.restart_dead(residual, generator)
             residual = after
 

@@ -3,10 +3,10 @@
 from common.errors import ConfigError
 
 
-def codebook_size(size: int | str, num_items: int, where: str, largest: int = 256) -> int:
-    """`auto` is the largest power of two up to a quarter of the items, at most `largest`."""
+def codebook_size(size: int | str, num_items: int, where: str, max_size: int = 256) -> int:
+    """`auto` is the largest power of two up to a quarter of the items, at most `max_size`."""
     if size == "auto":
-        return max(2, min(largest, 1 << (max(num_items // 4, 1).bit_length() - 1)))
+        return max(2, min(max_size, 1 << (max(num_items // 4, 1).bit_length() - 1)))
     number = at_least_one(size, f"{where}.codebook_size", "--codebook_size auto", "auto or at least 1")
     if number > num_items:
         raise ConfigError(f"{where}.codebook_size", f"is {number}", f"there are only {num_items} items",

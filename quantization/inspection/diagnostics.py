@@ -11,12 +11,12 @@ GOOD_COHERENCE = 2.0  # over chance
 SHOWN_PREFIXES = 4    # lengths
 
 
-def verdicts(figures: dict, settings: dict) -> list[str]:
+def diagnose(metrics: dict, settings: dict) -> list[str]:
     """One line a figure, in the order of the report. Advice changes one of the quantizer's `settings`."""
-    lines = [*_reconstruction(figures, settings), _collisions(figures, settings), _bucket(figures)]
-    for level, share in enumerate(figures["utilization"]):
-        lines.append(_level(figures, level, share, settings))
-    return [*lines, *_prefixes(figures), *_behaviour(figures)]
+    lines = [*_reconstruction(metrics, settings), _collisions(metrics, settings), _bucket(metrics)]
+    for level, share in enumerate(metrics["utilization"]):
+        lines.append(_level(metrics, level, share, settings))
+    return [*lines, *_prefixes(metrics), *_behaviour(metrics)]
 
 
 def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
@@ -32,15 +32,15 @@ def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
     return settings
 
 
-def collapsed_levels(figures: dict, least: float) -> list[int]:
+def collapsed_levels(metrics: dict, least: float) -> list[int]:
     """The levels, from 0, that use less than this share of their codes, or have one code for all items."""
-    return [level for level, share in enumerate(figures["utilization"])
-            if share < least or share == figures["perplexity"][level] == 1]
+    return [level for level, share in enumerate(metrics["utilization"])
+            if share < least or share == metrics["perplexity"][level] == 1]
 
 
-def collapse_warning(figures: dict, levels: list[int], settings: dict) -> str:
+def collapse_warning(metrics: dict, levels: list[int], settings: dict) -> str:
     """The problem, and up to three changes of the quantizer's settings that may help."""
-    shares = [(level + 1, figures["utilization"][level]) for level in levels]
+    shares = [(level + 1, metrics["utilization"][level]) for level in levels]
     used = ", ".join(f"level {level} uses {share:.0%} of its codes" if share < 1 else
                      f"level {level} gives all items the same code" for level, share in shares)
     advice = _advice(settings, "restart_dead", "start", "smaller", "codebook_sizes", "lr", "num_levels", "iterations",
@@ -85,18 +85,18 @@ def _advice(settings: dict, *hints: str) -> str:
     return "; try " + (tries[0] if len(tries) == 1 else f"{', '.join(tries[:-1])} or {tries[-1]}")
 
 
-def _reconstruction(figures: dict, settings: dict) -> list[str]:
-    explained = figures.get("explained_variance")
+def _reconstruction(metrics: dict, settings: dict) -> list[str]:
+    explained = metrics.get("explained_variance")
     if explained is None:
         return []
     word = "most of" if explained > 0.7 else "about half of" if explained > 0.4 else "little of"
-    return [f"reconstruction error {figures['reconstruction_error']:.4g}: the codes keep {word} what tells the "
+    return [f"reconstruction error {metrics['reconstruction_error']:.4g}: the codes keep {word} what tells the "
             f"embeddings apart ({max(explained, 0):.0%} of their variance)"
             + ("" if explained > 0.4 else _advice(settings, "epochs", "more_levels", "larger"))]
 
 
-def _collisions(figures: dict, settings: dict) -> str:
-    rate = figures["collision_rate"]
+def _collisions(metrics: dict, settings: dict) -> str:
+    rate = metrics["collision_rate"]
     text = f"collision rate {rate:.2%} before disambiguation: "
     if rate == 0:
         return text + "every item has an ID of its own"
@@ -107,17 +107,17 @@ def _collisions(figures: dict, settings: dict) -> str:
     return text + "many items share an ID" + _advice(settings, "more_levels", "larger", "uniform")
 
 
-def _bucket(figures: dict) -> str:
-    largest = figures["largest_bucket"]
-    text = f"largest bucket {largest}: "
-    if largest == 1:
+def _bucket(metrics: dict) -> str:
+    largest_nodes = metrics["largest_bucket"]
+    text = f"largest bucket {largest_nodes}: "
+    if largest_nodes == 1:
         return text + "no two items share an ID"
-    return text + (f"at most {largest} items share an ID" if largest <= 10 else
-                   f"{largest} items share one ID; look for duplicates among the items' texts")
+    return text + (f"at most {largest_nodes} items share an ID" if largest_nodes <= 10 else
+                   f"{largest_nodes} items share one ID; look for duplicates among the items' texts")
 
 
-def _level(figures: dict, level: int, share: float, settings: dict) -> str:
-    perplexity, gini, dead = figures["perplexity"][level], figures["gini"][level], figures["dead_codes"][level]
+def _level(metrics: dict, level: int, share: float, settings: dict) -> str:
+    perplexity, gini, dead = metrics["perplexity"][level], metrics["gini"][level], metrics["num_dead_codes"][level]
     text = (f"level {level + 1} uses {share:.0%} of its codes "
             f"({dead} dead, perplexity {perplexity:.0f}, Gini {gini:.2f}): ")
     if share < BAD_UTILIZATION or perplexity == 1:
@@ -129,12 +129,12 @@ def _level(figures: dict, level: int, share: float, settings: dict) -> str:
     return text + ("all in use, and evenly" if gini <= EVEN_GINI else "all in use, some much more than others")
 
 
-def _prefixes(figures: dict) -> list[str]:
+def _prefixes(metrics: dict) -> list[str]:
     lines = []
-    base = figures.get("random_pairs_similarity")
-    for level, mean in enumerate(figures.get("prefix_similarity", [])[:SHOWN_PREFIXES]):
+    base = metrics.get("random_pairs_similarity")
+    for level, mean in enumerate(metrics.get("prefix_similarity", [])[:SHOWN_PREFIXES]):
         shared = f"items that share {level + 1} code{'s' if level else ''}"
-        ratio = figures["prefix_coherence"][level]
+        ratio = metrics["prefix_coherence"][level]
         if mean is None:
             lines.append(f"prefix coherence: there are no {shared}")
         elif ratio is None:
@@ -147,10 +147,10 @@ def _prefixes(figures: dict) -> list[str]:
     return lines
 
 
-def _behaviour(figures: dict) -> list[str]:
-    ratio = figures.get("behavioural_coherence")
+def _behaviour(metrics: dict) -> list[str]:
+    ratio = metrics.get("behavioural_coherence")
     if ratio is None:
         return []
     word = "much more often than" if ratio >= GOOD_COHERENCE else "more often than" if ratio >= 1.1 else "as often as"
     return [f"behavioural coherence {ratio:.1f}: users go on to an item of the same first code {word} chance has it "
-            f"({figures['same_first_code']:.1%} against {figures['same_first_code_by_chance']:.1%})"]
+            f"({metrics['same_first_code']:.1%} against {metrics['same_first_code_by_chance']:.1%})"]

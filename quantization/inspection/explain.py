@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from quantization.export import letter, token
-from quantization.inspection.keywords import Reference, best, count, typical, word_table
+from quantization.inspection.keywords import Background, best, count, typical, word_table
 
 # N items, L levels of the ID, G nodes (prefixes) at one depth, V words
 
@@ -53,14 +53,14 @@ class Tree(NamedTuple):
     def prefix(self, depth: int, node: int) -> list[int]:
         return self.codes[self.depths[depth].first[node], self.columns[:depth + 1]].tolist()
 
-    def largest(self, depth: int, parent: int | None = None) -> np.ndarray:
+    def largest_nodes(self, depth: int, parent: int | None = None) -> np.ndarray:
         """The nodes at a depth, or only those below one node, by falling size."""
         found = self.depths[depth]
         nodes = np.arange(len(found.size)) if parent is None else np.flatnonzero(found.parent == parent)
         return nodes[np.argsort(-found.size[nodes], kind="stable")]
 
 
-class About(NamedTuple):
+class PageInfo(NamedTuple):
     """What a reader must know beside the tree."""
 
     dataset: str
@@ -85,7 +85,7 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
     has_word, words = word_table(spoken)
     tree = Tree(codes, list(sizes), disambiguation_level, [])
     whole = np.zeros(len(codes), dtype=np.int64)
-    catalogue = Reference(count(whole, has_word), np.array([len(codes)]))
+    catalogue = Background(count(whole, has_word), np.array([len(codes)]))
     parent, around, described = whole, catalogue, 0
     for depth, column in enumerate(tree.columns):
         key = parent * sizes[column] + codes[:, column]
@@ -101,7 +101,7 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
             chosen = np.concatenate([chosen, others], axis=1)
             found = found._replace(words=_listed(len(size), chosen[0], [words[w] for w in chosen[1]]),
                                    examples=_examples(found, has_word, chosen))
-            around = Reference(counts, size)
+            around = Background(counts, size)
         tree.depths.append(found)
         parent = node
     return tree
@@ -123,36 +123,36 @@ def _listed(num_nodes: int, node: np.ndarray, values: list) -> list[list]:
     return lists
 
 
-def describe(tree: Tree, about: About) -> str:
+def describe(tree: Tree, info: PageInfo) -> str:
     """The tree's largest prefixes as text, below a heading that says what is shown."""
-    lines, order, num_items = _heading(tree, about), tree.largest(0), len(tree.codes)
+    lines, order, num_items = _heading(tree, info), tree.largest_nodes(0), len(tree.codes)
     for node in order[:SHOWN[0]]:
-        lines += ["", *_node_lines(tree, about, 0, node, num_items)]
+        lines += ["", *_node_lines(tree, info, 0, node, num_items)]
         size = int(tree.depths[0].size[node])
         if len(tree.depths) > 1 and size > 1:
-            below = tree.largest(1, node)
+            below = tree.largest_nodes(1, node)
             for child in below[:SHOWN[1]]:
-                lines += _node_lines(tree, about, 1, child, size)
+                lines += _node_lines(tree, info, 1, child, size)
             lines += _more(tree, 1, below[SHOWN[1]:], f"below {_id(tree, 0, node)}")
     lines += ["", *_more(tree, 0, order[SHOWN[0]:], "of one code")] * (len(order) > SHOWN[0])
-    return "\n".join(lines + _equal_codes(tree, about))
+    return "\n".join(lines + _equal_codes(tree, info))
 
 
-def _heading(tree: Tree, about: About) -> list[str]:
-    before, after = about.collisions
-    return [f"What the semantic IDs of {about.dataset} mean ({about.quantizer})",
+def _heading(tree: Tree, info: PageInfo) -> list[str]:
+    before, after = info.collisions
+    return [f"What the semantic IDs of {info.dataset} mean ({info.quantizer})",
             f"{_counted(len(tree.codes), 'item')}; {tree.shape}; collision rate {before:.4f}, "
             f"after disambiguation {after:.4f}",
             "Per prefix: its items, their share of the items one level up, the words that set their titles apart",
             "from the others there, and the most typical titles."]
 
 
-def _node_lines(tree: Tree, about: About, depth: int, node: int, out_of: int) -> list[str]:
+def _node_lines(tree: Tree, info: PageInfo, depth: int, node: int, out_of: int) -> list[str]:
     found, indent = tree.depths[depth], "    " * depth
     size, words = int(found.size[node]), ", ".join(found.words[node])
     head = f"{indent}{_id(tree, depth, node)}  {_counted(size, 'item')}, {size / out_of:.1%}"
     # Variants of one product often differ only where the line is cut off.
-    titles = dict.fromkeys(cut(about.names[i], LINE - len(indent) - 6) for i in found.examples[node])
+    titles = dict.fromkeys(cut(info.names[i], LINE - len(indent) - 6) for i in found.examples[node])
     return [head + (f":  {words}" if words else ""), *(f"{indent}    · {title}" for title in titles)]
 
 
@@ -164,10 +164,10 @@ def _more(tree: Tree, depth: int, left: np.ndarray, where: str) -> list[str]:
             f"{_counted(items, 'item')}"]
 
 
-def _equal_codes(tree: Tree, about: About) -> list[str]:
+def _equal_codes(tree: Tree, info: PageInfo) -> list[str]:
     """The largest groups of items that no level with a meaning tells apart, as lists."""
     depth = len(tree.depths) - 1
-    size, order = tree.depths[depth].size, tree.largest(depth)
+    size, order = tree.depths[depth].size, tree.largest_nodes(depth)
     shared = order[size[order] > 1]
     if not len(shared):
         return ["", "No two items have equal codes."]
@@ -177,7 +177,7 @@ def _equal_codes(tree: Tree, about: About) -> list[str]:
     for node in shared[:SHOWN[1]]:
         members = np.flatnonzero(tree.depths[depth].node == node)
         lines.append(f"    {_id(tree, depth, node)}  {_counted(len(members), 'item')}")
-        lines += [f"        · {cut(about.names[i], LINE - 10)}" for i in members[:SHOWN[0]]]
+        lines += [f"        · {cut(info.names[i], LINE - 10)}" for i in members[:SHOWN[0]]]
         lines += [f"        … and {len(members) - SHOWN[0]:,} more"] * (len(members) > SHOWN[0])
     return lines
 

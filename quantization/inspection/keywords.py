@@ -69,7 +69,7 @@ def _singular(word: str, known: dict[str, int]) -> str:
     return next((candidate for candidate in candidates if candidate in known), word)
 
 
-class Reference(NamedTuple):
+class Background(NamedTuple):
     """What nodes are compared with."""
 
     counts: sparse.csr_array  # (G, V) items with a word
@@ -84,7 +84,7 @@ def count(node: np.ndarray, has_word: sparse.csr_array) -> sparse.csr_array:
     return counts
 
 
-def typical(counts: sparse.csr_array, size: np.ndarray, around: Reference, parent: np.ndarray,
+def typical(counts: sparse.csr_array, size: np.ndarray, around: Background, parent: np.ndarray,
              asked: np.ndarray | None = None) -> np.ndarray:
     """(2, M) pairs of node and word: for each (asked) node its most typical words, the best first.
 

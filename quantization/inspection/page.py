@@ -9,7 +9,7 @@ import numpy as np
 
 from common.artifacts import DatasetFolder, load_codes, load_items, variant
 from common.publishing import write_text
-from quantization.inspection.explain import About, Tree, build_tree, describe, display_names
+from quantization.inspection.explain import PageInfo, Tree, build_tree, describe, display_names
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MAX_ITEMS = 100_000   # a browser reads some 20 MB with ease
@@ -23,16 +23,16 @@ def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
     codes, meta = load_codes(folder, quantizer, suffix, tag, distinct=False)
     items = load_items(folder)
     tree = build_tree(codes, items["title"], items["text"], meta["codebook_sizes"], meta["disambiguation_level"])
-    about = About(folder.name, variant(quantizer, suffix, tag), items["raw_id"].tolist(),
+    info = PageInfo(folder.name, variant(quantizer, suffix, tag), items["raw_id"].tolist(),
                   display_names(items["title"], items["raw_id"]),
                   (meta["collision_rate_before"], meta["collision_rate_after"]))
-    write_text(page, make_page(tree, about))
-    return f"{describe(tree, about)}\n\nTo click through it and to search, open {page} in a browser"
+    write_text(page, make_page(tree, info))
+    return f"{describe(tree, info)}\n\nTo click through it and to search, open {page} in a browser"
 
 
-def make_page(tree: Tree, about: About) -> str:
+def make_page(tree: Tree, info: PageInfo) -> str:
     """The page: `page.html` with the data of a tree in its JSON element."""
-    return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", embed(page_data(tree, about)))
+    return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", embed(page_data(tree, info)))
 
 
 def embed(data: dict) -> str:
@@ -42,7 +42,7 @@ def embed(data: dict) -> str:
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def page_data(tree: Tree, about: About) -> dict:
+def page_data(tree: Tree, info: PageInfo) -> dict:
     """All that the page shows: the items, and per described prefix what cannot be counted from them.
 
     `codes` is flat, one row of all levels after the other. `nodes` maps `"12.3"`, a prefix, to its
@@ -59,9 +59,9 @@ def page_data(tree: Tree, about: About) -> dict:
                 examples = [at[item] for item in found.examples[node] if item in at]
                 nodes[".".join(map(str, tree.prefix(depth, node)))] = [int(found.size[node]), words, examples]
     return {
-        "dataset": about.dataset, "quantizer": about.quantizer, "collisions": list(about.collisions),
+        "dataset": info.dataset, "quantizer": info.quantizer, "collisions": list(info.collisions),
         "shape": tree.shape, "sizes": tree.sizes, "counter": tree.counter, "num_items": len(tree.codes),
-        "titles": [shorten(about.names[i]) for i in kept], "ids": [about.raw_ids[i] for i in kept],
+        "titles": [shorten(info.names[i]) for i in kept], "ids": [info.raw_ids[i] for i in kept],
         "codes": list(chain.from_iterable(tree.codes[kept].tolist())),
         "vocabulary": list(vocabulary), "nodes": nodes}
 

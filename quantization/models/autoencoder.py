@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from quantization.codebooks.layers import MLP, RESTART_ROWS, Standardizer, exactly, sample
+from quantization.codebooks.layers import MLP, RESTART_ROWS, Standardizer, in_float64, sample
 from quantization.codebooks.residual import Quantized
 from quantization.codebooks.sizes import at_least_one, hidden_sizes
 
@@ -105,7 +105,7 @@ class AutoencoderVQ(LatentVQ):
 
     def latent(self, xs: Tensor) -> Tensor:
         seen = self.standardizer(xs)
-        return exactly(self.encoder, seen) if xs.dtype == torch.float64 else self.encoder(seen)
+        return in_float64(self.encoder, seen) if xs.dtype == torch.float64 else self.encoder(seen)
 
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized = self.quantizer(self.encoder(self.standardizer(xs)))
@@ -119,7 +119,7 @@ class AutoencoderVQ(LatentVQ):
                 "quantization_loss": quantization_loss}
 
 
-def beside(suffix: str, other: str, quantizer: str) -> list[str]:
+def suffixes_with(suffix: str, other: str, quantizer: str) -> list[str]:
     """The embedding suffixes of a quantizer that reads `other` beside the one of the command line."""
     if suffix == other:
         raise ConfigError(f"--embedding_suffix {suffix}", f"is what {quantizer} reads anyway", "it needs an embedding "

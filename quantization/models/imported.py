@@ -26,15 +26,15 @@ class IMPORTED(TableVQ):
         path, sizes = _file(config), config["imported"]["model_params"]["codebook_sizes"]
         raw_ids = load_items(config["data"]["folder"])["raw_id"]
         codes = table(path, read_codes(path), raw_ids)
-        largest = codes.max(axis=0).tolist()
+        max_size = codes.max(axis=0).tolist()
         if sizes == "auto":
-            sizes = [size + 1 for size in largest]
-        elif not isinstance(sizes, list) or len(sizes) != len(largest) or any(type(size) is not int for size in sizes):
-            raise ConfigError("imported.model_params.codebook_sizes", f"is {sizes!r}", f"{path} has {len(largest)} "
+            sizes = [size + 1 for size in max_size]
+        elif not isinstance(sizes, list) or len(sizes) != len(max_size) or any(type(size) is not int for size in sizes):
+            raise ConfigError("imported.model_params.codebook_sizes", f"is {sizes!r}", f"{path} has {len(max_size)} "
                               "levels", "--codebook_sizes auto, or a list with a number for each")
-        elif any(size <= code for size, code in zip(sizes, largest, strict=True)):
+        elif any(size <= code for size, code in zip(sizes, max_size, strict=True)):
             raise ConfigError("imported.model_params.codebook_sizes", f"is {sizes}",
-                              f"{path} has codes up to {largest}", "--codebook_sizes auto")
+                              f"{path} has codes up to {max_size}", "--codebook_sizes auto")
         self.sizes = sizes
         self.register_buffer("codes", torch.from_numpy(codes))
 

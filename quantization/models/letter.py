@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from common.cli import check_name
 from common.config import TrackedParams
-from common.data_parallel import batch_rows, mean_of_present, own_rows
+from common.data_parallel import all_gather, mean_of_present, shard_rows
 from common.errors import ConfigError
 from quantization.codebooks.kmeans import kmeans
 from quantization.codebooks.sizes import at_least_one
 
-from .autoencoder import beside
+from .autoencoder import suffixes_with
 from .rqvae import RQVAE
 
 # B batch, D input width, H latent size, C width of the collaborative vectors, L levels, K codebook size
@@ -43,7 +43,7 @@ class LETTER(RQVAE):
         where = f"{cls.section}.model_params"
         collaborative = str(TrackedParams(config[cls.section]["model_params"], where)["collaborative"])
         check_name(f"{where}.collaborative", collaborative)
-        return beside(suffix, collaborative, cls.section)
+        return suffixes_with(suffix, collaborative, cls.section)
 
     def target(self, xs: Tensor) -> Tensor:
         return xs[:, :self.content_size]
@@ -64,13 +64,13 @@ class LETTER(RQVAE):
 
     def alignment_loss(self, latent: Tensor, collaborative: Tensor) -> Tensor:
         """(B, H), (B, C) -> (): each item's own vector against the batch's others (the paper's equation 5)."""
-        everyone = batch_rows(collaborative)  # those of other processes, too; they are data, and have no gradient
+        everyone = all_gather(collaborative)  # those of other processes, too; they are data, and have no gradient
         present = everyone.abs().sum(dim=1) > 0
         logits = self.to_collaborative(latent) @ everyone.T
         logits = logits.masked_fill(~present, torch.finfo(logits.dtype).min)
-        losses = F.cross_entropy(logits, torch.arange(len(everyone), device=logits.device)[own_rows()],
+        losses = F.cross_entropy(logits, torch.arange(len(everyone), device=logits.device)[shard_rows()],
                                  reduction="none")
-        present = present[own_rows()]
+        present = present[shard_rows()]
         return mean_of_present(torch.where(present, losses, 0.0), present)
 
     def diversity_loss(self, codes: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class LETTER(RQVAE):
         for codebook, groups in zip(self.quantizer.codebooks, self.groups, strict=True):
             rows = codebook.codewords.detach()
             clusters = kmeans(rows, self.num_groups, self.group_iterations, generator,
-                              largest=-(-len(rows) // self.num_groups))
+                              max_size=-(-len(rows) // self.num_groups))
             groups.copy_(clusters.assign(rows))
 
 

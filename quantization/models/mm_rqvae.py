@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from common.data_parallel import mean_of_present
-from quantization.codebooks.layers import MLP, Standardizer, exactly
+from quantization.codebooks.layers import MLP, Standardizer, in_float64
 from quantization.codebooks.residual import ResidualQuantizer
 from quantization.codebooks.sizes import at_least_one, codebook_size, hidden_sizes
 
-from .autoencoder import LatentVQ, beside
+from .autoencoder import LatentVQ, suffixes_with
 
 # B batch, D_m width of modality m, H latent size, L levels
 
@@ -42,7 +42,7 @@ class MMRQVAE(LatentVQ):
 
     @classmethod
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
-        return beside(suffix, IMAGE, "mm_rqvae")
+        return suffixes_with(suffix, IMAGE, "mm_rqvae")
 
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized = self.quantizer(self.latent(xs))
@@ -66,7 +66,7 @@ class MMRQVAE(LatentVQ):
                                                strict=True):
             present = _present(part)
             seen = standardizer(part)
-            latent = exactly(encoder, seen) if xs.dtype == torch.float64 else encoder(seen)
+            latent = in_float64(encoder, seen) if xs.dtype == torch.float64 else encoder(seen)
             total, count = total + present * latent, count + present
         return total / count.clamp(min=1)
 

@@ -37,8 +37,8 @@ class RKMEANS(AbstractVQ):
         num_levels = at_least_one(self.params["num_levels"], f"{where}.num_levels")
         self.iterations = at_least_one(self.params["iterations"], f"{where}.iterations")
         self.max_rows = at_least_one(self.params["max_rows"], f"{where}.max_rows")
-        self.largest = self.params["largest_cluster"]
-        if self.largest is not None and not (isinstance(self.largest, int | float) and self.largest >= 1):
+        self.max_size = self.params["largest_cluster"]
+        if self.max_size is not None and not (isinstance(self.max_size, int | float) and self.max_size >= 1):
             raise ConfigError(f"{where}.largest_cluster", f"is {self.largest!r}", "it must be null, or at least 1: a "
                               "multiple of items / codebook_size", "correct the value")
         self.normalized = self.params["normalize_residuals"]
@@ -69,19 +69,19 @@ class RKMEANS(AbstractVQ):
     def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
         self.standardizer.measure(xs)
         rows = self.standardizer(sample(xs, generator, self.max_rows))
-        largest = None if self.largest is None else math.ceil(self.largest * len(rows) / self.size)
+        max_size = None if self.max_size is None else math.ceil(self.max_size * len(rows) / self.size)
         for level in range(len(self.codewords)):
             if self.normalized:
                 self.lengths[level] = rows.norm(dim=1).mean()
             rows = self._seen(rows)
-            clusters = kmeans(rows, self.size, self.iterations, generator, largest=largest)
+            clusters = kmeans(rows, self.size, self.iterations, generator, max_size=max_size)
             self.codewords[level] = clusters.centroids
             if clusters.offsets is not None:
                 self.offsets[level] = clusters.offsets
             codes = nearest_exactly(rows, self.codewords[level], self.offsets[level])
-            if largest is not None and (found := int(torch.bincount(codes).max())) > largest:
+            if max_size is not None and (found := int(torch.bincount(codes).max())) > max_size:
                 log.warning("rkmeans: level %d has a cluster of %d items, and %d were allowed: too many are equal, or "
-                            "nearly so", level + 1, found, largest)
+                            "nearly so", level + 1, found, max_size)
             rows = rows - self.codewords[level][codes]
         return True
 

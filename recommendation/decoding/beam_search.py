@@ -27,50 +27,50 @@ class Beams(NamedTuple):
 
 
 def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,
-                existing_only: bool = False, seen: Tensor | None = None) -> Recommendations:
+                valid_only: bool = False, seen: Tensor | None = None) -> Recommendations:
     """The likeliest items, by the sum of their codes' log-probabilities.
 
-    With `existing_only` a code's probability is the one among the codes that continue an existing ID. What
+    With `valid_only` a code's probability is the one among the codes that continue an existing ID. What
     follows a prefix of one item alone is certain then, and is not decoded. The items `seen` (B, S), and prefixes
     that lead to them alone, are left out; the scores of the others do not change.
     """
     root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
     leaves = None if seen is None else trie.leaves_of(seen)
-    beams = Beams(_without(root.float(), trie, 0, root, leaves), root, root, root)
+    beams = Beams(_mask_seen(root.float(), trie, 0, root, leaves), root, root, root)
     for level in range(trie.num_levels):
-        if existing_only:
+        if valid_only:
             beams, settled = _split(trie, level, beams)
             candidates = Beams(*(torch.cat(both, dim=1) for both in
-                                 zip(_continue(step, trie, level, beams, True, leaves), settled, strict=True)))
+                                 zip(_extend(step, trie, level, beams, True, leaves), settled, strict=True)))
         else:
-            candidates = _continue(step, trie, level, beams, False, leaves)
+            candidates = _extend(step, trie, level, beams, False, leaves)
         scores, best = candidates.scores.topk(min(num_beams, candidates.scores.shape[1]), dim=1)
         beams = Beams(scores, *(part.gather(1, best) for part in candidates[1:]))
     items = trie.items_of(beams.nodes).masked_fill(beams.scores == float("-inf"), -1)
     return in_order(items, beams.scores, top_k)
 
 
-def _without(scores: Tensor, trie: Trie, level: int, nodes: Tensor, leaves: Tensor | None) -> Tensor:
+def _mask_seen(scores: Tensor, trie: Trie, level: int, nodes: Tensor, leaves: Tensor | None) -> Tensor:
     """-inf in place of the scores of nodes whose items are all among the leaves (B, S + 1)."""
-    return scores if leaves is None else scores.masked_fill(trie.inside(level, nodes, leaves), float("-inf"))
+    return scores if leaves is None else scores.masked_fill(trie.all_masked(level, nodes, leaves), float("-inf"))
 
 
-def _continue(step: Step, trie: Trie, level: int, beams: Beams, existing_only: bool, leaves: Tensor | None) -> Beams:
+def _extend(step: Step, trie: Trie, level: int, beams: Beams, valid_only: bool, leaves: Tensor | None) -> Beams:
     """Every prefix that is one code longer, (B, K * J)."""
     if not beams.nodes.shape[1]:
         return beams
     logits = step(level, beams.codes, beams.parents)
     codes, children, exists = trie.children_of(level, beams.nodes)
     scores = logits.gather(2, codes).masked_fill(~exists, float("-inf"))
-    scores = scores.log_softmax(dim=2) if existing_only else scores - logits.logsumexp(dim=2, keepdim=True)
+    scores = scores.log_softmax(dim=2) if valid_only else scores - logits.logsumexp(dim=2, keepdim=True)
     parents = torch.arange(codes.shape[1], device=codes.device).view(1, -1, 1).expand_as(codes)
     longer = Beams(*(part.flatten(1) for part in (beams.scores.unsqueeze(2) + scores, children, codes, parents)))
-    return longer._replace(scores=_without(longer.scores, trie, level + 1, longer.nodes, leaves))
+    return longer._replace(scores=_mask_seen(longer.scores, trie, level + 1, longer.nodes, leaves))
 
 
 def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
     """The beams that have a choice left, as few columns as hold them; and all, the others one code longer."""
-    is_open = ~trie.alone(level, beams.nodes) & (beams.scores > float("-inf"))
+    is_open = ~trie.has_single_item(level, beams.nodes) & (beams.scores > float("-inf"))
     settled = Beams(beams.scores.masked_fill(is_open, float("-inf")), trie.first_child(level, beams.nodes),
                     *(torch.zeros_like(beams.nodes),) * 2)
     order = is_open.long().argsort(dim=1, descending=True, stable=True)[:, :int(is_open.sum(dim=1).max())]
@@ -78,7 +78,7 @@ def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
     return Beams(*(part.gather(1, order) for part in opened)), settled
 
 
-def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, existing_only: bool = False,
+def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, valid_only: bool = False,
                  seen: Tensor | None = None) -> Recommendations:
     """Like `beam_search` with a beam for every prefix that there is, without looking for the best in between."""
     codes = parents = torch.zeros(1, dtype=torch.int64, device=trie.items.device)
@@ -87,7 +87,7 @@ def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, existing_o
         logits = step(level, codes.expand(batch_size, -1), parents.expand(batch_size, -1))  # (B, P, C)
         codes, parents = trie.level(level)                                              # of the next level's nodes
         chosen = logits[:, parents, codes]
-        if existing_only:
+        if valid_only:
             index = parents.expand(batch_size, -1)
             top = chosen.new_full(scores.shape, float("-inf")).scatter_reduce(1, index, chosen, "amax")
             shares = (chosen - top[:, parents]).exp()

@@ -17,7 +17,7 @@ class Recommendations(NamedTuple):
     scores: Tensor  # (B, k) float
 
 
-def are_among(items: Tensor, values: Tensor) -> Tensor:
+def in_row(items: Tensor, values: Tensor) -> Tensor:
     """Which of the values (B, any number) are in their row of items (B, S)."""
     items = items.sort(dim=1).values
     place = torch.searchsorted(items, values.contiguous()).clamp(max=items.shape[1] - 1)

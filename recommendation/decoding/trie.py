@@ -63,7 +63,7 @@ class Trie(nn.Module):
         child = child.clamp(max=len(codes) - 1)
         return codes[child].long(), child, exists
 
-    def alone(self, level: int, nodes: Tensor) -> Tensor:
+    def has_single_item(self, level: int, nodes: Tensor) -> Tensor:
         """Whether there is one item only below each of the nodes of a level."""
         first = self.get_buffer(f"leaves_{level}")
         return first[nodes + 1] - first[nodes] == 1
@@ -73,7 +73,7 @@ class Trie(nn.Module):
         leaves = self.leaf[items].masked_fill(items == PADDING, len(self.leaf))
         return F.pad(leaves.sort(dim=1).values, (0, 1), value=len(self.leaf))
 
-    def inside(self, level: int, nodes: Tensor, leaves: Tensor) -> Tensor:
+    def all_masked(self, level: int, nodes: Tensor, leaves: Tensor) -> Tensor:
         """Whether all items below each of the nodes of a level, (B, any number), are among a row's `leaves_of`."""
         first = self.get_buffer(f"leaves_{level}")
         begin, end = first[nodes], first[nodes + 1]

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recommendation.decoding.top_k import PADDING, Recommendations, are_among
+from recommendation.decoding.top_k import PADDING, Recommendations, in_row
 from recommendation.decoding.top_k import top_items as top_items  # for models: lists of dense scores
 
 # B batch, W longest window, N items, L levels, k results, S most seen items of a history
@@ -61,7 +61,7 @@ class AbstractRecommender(nn.Module, ABC):
         for width in wanted.unique().tolist():
             rows = (wanted == width).nonzero()[:, 0]
             found, score = self.recommend(Windows(histories.items[rows], histories.lengths[rows]), width)
-            left_out = are_among(seen[rows], found)
+            left_out = in_row(seen[rows], found)
             order = left_out.long().argsort(dim=1, stable=True)[:, :top_k]  # what is left out goes behind the rest
             items[rows] = found.masked_fill(left_out, PADDING).gather(1, order)
             scores[rows] = score.double().masked_fill(left_out, float("-inf")).gather(1, order)

@@ -39,7 +39,7 @@ class AbstractGenerator(AbstractRecommender):
         self.label_smoothing = config[name]["training_params"]["label_smoothing"]
         self.num_beams = params.count("num_beams")
         self.scoring = params.choice("scoring", "beam", "exact")
-        self.normalize_over = params.choice("normalize_over", "codebook", "existing")
+        self.normalize_over = params.choice("normalize_over", "codebook", "valid_items")
         sizes, width = catalogue.codebook_sizes, params.count("d_model")
         self.num_levels = len(sizes)
         self.embedding = nn.Embedding(1 + sum(sizes), width)
@@ -49,7 +49,7 @@ class AbstractGenerator(AbstractRecommender):
         self.register_buffer("first_token", first_token, persistent=False)
         self.register_buffer("tokens", tokens, persistent=False)
         self.trie = Trie(catalogue.codes, sizes)
-        if self.normalize_over == "existing":  # a row of zeros serves PADDING here, too
+        if self.normalize_over == "valid_items":  # a row of zeros serves PADDING here, too
             self.register_buffer("paths", F.pad(self.trie.paths(), (0, 0, 0, 1)), persistent=False)
 
     @torch.no_grad()
@@ -64,15 +64,16 @@ class AbstractGenerator(AbstractRecommender):
         labels = (self.tokens[items] - self.first_token).masked_fill((items == PADDING).unsqueeze(-1), IGNORED)
         hidden, labels = hidden.flatten(0, -3), labels.flatten(0, -2)
         logits = [head(hidden[:, level]) for level, head in enumerate(self.heads)]
-        if self.normalize_over == "existing":
+        if self.normalize_over == "valid_items":
             paths = self.paths[items.flatten()]
-            return torch.stack([self._loss_over_existing(level, of_level, paths[:, level:level + 2], labels[:, level])
-                                for level, of_level in enumerate(logits)]).mean()
+            of_levels = [self._loss_over_valid_items(level, of_level, paths[:, level:level + 2], labels[:, level])
+                         for level, of_level in enumerate(logits)]
+            return torch.stack(of_levels).mean()
         return torch.stack([F.cross_entropy(of_level, labels[:, level], ignore_index=IGNORED,
                                             label_smoothing=self.label_smoothing)
                             for level, of_level in enumerate(logits)]).mean()
 
-    def _loss_over_existing(self, level: int, logits: Tensor, path: Tensor, labels: Tensor) -> Tensor:
+    def _loss_over_valid_items(self, level: int, logits: Tensor, path: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of a level's labels (T,) among the codes that lead on from a prefix.
 
         logits (T, C); path (T, 2) the prefix's node and the label's.
@@ -98,13 +99,13 @@ class AbstractGenerator(AbstractRecommender):
         return self._search(histories, seen, top_k)
 
     def _search(self, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
-        existing_only = self.normalize_over == "existing"
+        valid_only = self.normalize_over == "valid_items"
         if self.scoring == "beam":
             return beam_search(self.start_decoding(histories), self.trie, len(histories.items),
-                               max(self.num_beams, top_k), top_k, existing_only, seen)
+                               max(self.num_beams, top_k), top_k, valid_only, seen)
         rows = max(EXACT_BYTES // (4 * len(self.trie.items) * max(self.catalogue.codebook_sizes)), 1)
         parts = [exact_search(self.start_decoding(Windows(histories.items[part], histories.lengths[part])), self.trie,
-                              len(histories.items[part]), top_k, existing_only, None if seen is None else seen[part])
+                              len(histories.items[part]), top_k, valid_only, None if seen is None else seen[part])
                  for part in (slice(start, start + rows) for start in range(0, len(histories.items), rows))]
         return Recommendations(*map(torch.cat, zip(*parts, strict=True)))
 

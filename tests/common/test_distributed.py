@@ -10,9 +10,9 @@ import torch
 
 from common import data_parallel
 from common.command import run_command, stop_request
-from common.data_parallel import batch_rows, batch_sum, mean_of_present, own_rows, part_of_batch
+from common.data_parallel import all_gather, all_reduce_sum, mean_of_present, shard_batch, shard_rows
 from common.device import resolve_device
-from common.distributed import fill_in, is_main, largest, own_seed_parts, world_size
+from common.distributed import all_gather_rows, all_reduce_max, is_main, rank_seed_parts, world_size
 from common.errors import ConfigError, Interrupted, UserError
 from common.progress import Progress
 from common.publishing import publish, write_text
@@ -41,18 +41,18 @@ def second(process, monkeypatch):
 def test_one_process_shares_nothing(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")  # not set by torchrun
     monkeypatch.setenv("RANK", "3")
-    assert (world_size(), is_main(), own_seed_parts()) == (1, True, ())
-    assert largest(3, 0.5) == (3, 0.5)
+    assert (world_size(), is_main(), rank_seed_parts()) == (1, True, ())
+    assert all_reduce_max(3, 0.5) == (3, 0.5)
     array = np.ones(2)
-    fill_in(array)
+    all_gather_rows(array)
     assert array.tolist() == [1, 1]
     rows = torch.arange(4.0)
-    with part_of_batch(4) as part:
+    with shard_batch(4) as part:
         losses = {"loss_total": rows.sum()}
         assert part.weighted(losses, 4, 4) is losses
         assert rows[part.rows].tolist() == rows.tolist()
-        assert batch_sum(rows) is rows
-        assert batch_rows(rows) is rows
+        assert all_reduce_sum(rows) is rows
+        assert all_gather(rows) is rows
 
 
 def test_the_mean_of_all_parts_is_the_batchs(process):
@@ -60,7 +60,7 @@ def test_the_mean_of_all_parts_is_the_batchs(process):
     seen, losses = [], []
     for rank in range(3):
         process(rank)
-        with part_of_batch(7) as part:
+        with shard_batch(7) as part:
             own = rows[part.rows]
             seen.append(own.tolist())
             losses.append(part.weighted({"loss_total": own.mean()}, len(own), 7)["loss_total"])
@@ -71,10 +71,10 @@ def test_the_mean_of_all_parts_is_the_batchs(process):
 def test_each_process_computes_a_very_small_batch_whole(process):
     process(2)
     rows = torch.tensor([1.0, 3.0])
-    with part_of_batch(2) as part:
+    with shard_batch(2) as part:
         assert rows[part.rows].tolist() == [1.0, 3.0]
         assert part.weighted({"loss_total": rows.mean()}, 2, 2)["loss_total"] == 2.0
-        assert batch_sum(rows) is rows  # no other process is asked
+        assert all_reduce_sum(rows) is rows  # no other process is asked
 
 
 def test_the_parts_rows_come_back_in_their_order(process, monkeypatch):
@@ -88,10 +88,10 @@ def test_the_parts_rows_come_back_in_their_order(process, monkeypatch):
 
     monkeypatch.setattr(data_parallel.dist, "all_gather", all_gather)
     process(2)
-    with part_of_batch(5) as part:
-        gathered = batch_rows(whole[part.rows])
+    with shard_batch(5) as part:
+        gathered = all_gather(whole[part.rows])
         assert torch.equal(gathered, whole)
-        assert torch.equal(gathered[own_rows()], whole[part.rows])
+        assert torch.equal(gathered[shard_rows()], whole[part.rows])
 
 
 def test_the_mean_of_present_rows_is_the_whole_batchs(process, monkeypatch):
@@ -100,7 +100,7 @@ def test_the_mean_of_present_rows_is_the_whole_batchs(process, monkeypatch):
     losses = []
     for rank in range(2):
         process(rank, count=2)
-        with part_of_batch(5) as part:
+        with shard_batch(5) as part:
             own = mean_of_present(values[part.rows], present[part.rows])
             losses.append(part.weighted({"loss_total": own}, len(values[part.rows]), 5)["loss_total"])
     assert sum(losses) / 2 == pytest.approx(6.0)  # 18 / 3
@@ -195,11 +195,11 @@ def test_each_process_takes_its_own_gpu(process, monkeypatch):
 
 def test_models_that_differ_are_refused_by_name(process, monkeypatch):
     model = torch.nn.BatchNorm1d(2)
-    data_parallel.check_alike(model)  # one process
+    data_parallel.check_same_model(model)  # one process
     process(0, count=2)
-    monkeypatch.setattr(data_parallel, "largest", lambda *digests: digests)
-    data_parallel.check_alike(model)
-    monkeypatch.setattr(data_parallel, "largest", lambda *digests: (*digests[:2], abs(digests[2]) + 1, *digests[3:]))
+    monkeypatch.setattr(data_parallel, "all_reduce_max", lambda *digests: digests)
+    data_parallel.check_same_model(model)
+    monkeypatch.setattr(data_parallel, "all_reduce_max", lambda *digests: (*digests[:2], abs(digests[2]) + 1, *digests[3:]))
     with refused(ConfigError, "BatchNorm1d", names=["running_mean"], fix=["torchrun"]) as raised:
-        data_parallel.check_alike(model)
+        data_parallel.check_same_model(model)
     assert "running_var" not in str(raised.value)

@@ -1,6 +1,6 @@
 import pytest
 
-from common.errors import UserError, closest, nearest, without_secrets
+from common.errors import UserError, closest, mask_secrets, nearest
 
 
 @pytest.mark.parametrize(("parts", "line"), [
@@ -41,4 +41,4 @@ def test_without_a_near_name_all_are_listed_in_order():
     ("http://host/a@b/c and me@host, did you mean 'x'? a=b", "http://host/a@b/c and me@host, did you mean 'x'? a=b"),
 ])
 def test_secrets_in_addresses_are_masked(text, masked):
-    assert without_secrets(text) == masked
+    assert mask_secrets(text) == masked

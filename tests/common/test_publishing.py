@@ -8,7 +8,7 @@ from common import publishing
 from common.artifacts import load_meta
 from common.artifacts import verify as verify_artifact
 from common.errors import ArtifactError, DataError, Interrupted
-from common.publishing import publish, publish_folder, sweep
+from common.publishing import SCHEMA_VERSION, publish, publish_folder, sweep
 from tests.common.helpers import flip_a_bit, names, numbers, put
 from tests.errors import refused
 
@@ -20,8 +20,8 @@ def test_publishing_writes_only_the_file_and_its_meta(tmp_path):
     meta = put(path, b"hello", num_items=1)
     assert path.read_bytes() == b"hello"
     assert names(path.parent) == {"greeting", "greeting.meta.json"}
-    assert meta == {"schema_version": 1, "sha256": SHA256_OF_HELLO, "size": 5, "inputs": {}, "num_items": 1,
-                    "command": "make greeting"}
+    assert meta == {"schema_version": SCHEMA_VERSION, "sha256": SHA256_OF_HELLO, "size": 5, "inputs": {},
+                    "num_items": 1, "command": "make greeting"}
     assert load_meta(path, "make it") == meta
 
 
@@ -269,10 +269,10 @@ def test_a_file_without_a_meta_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", "3", '"text"', "{}", b"\xff".decode("latin-1"), '{"schema_version": 1, "size": 5}',
-    '{"schema_version": 1, "size": 5, "sha256": "x", "inputs": null}',
-    '{"schema_version": 1, "size": 5, "sha256": "x", "inputs": ["a"]}',
-    '{"schema_version": 1, "size": 5, "inputs": {}}'])
+    "", "{", "[]", "null", "3", '"text"', "{}", b"\xff".decode("latin-1"), '{"schema_version": 2, "size": 5}',
+    '{"schema_version": 2, "size": 5, "sha256": "x", "inputs": null}',
+    '{"schema_version": 2, "size": 5, "sha256": "x", "inputs": ["a"]}',
+    '{"schema_version": 2, "size": 5, "inputs": {}}'])
 def test_an_invalid_meta_is_refused(tmp_path, text):
     put(tmp_path / "file", b"hello")
     (tmp_path / "file.meta.json").write_text(text, encoding="latin-1")
@@ -288,11 +288,12 @@ def test_another_size_is_refused_with_the_recorded_command(tmp_path):
     assert numbers(raised) >= {"4", "5"}
 
 
-def test_another_schema_version_is_refused(tmp_path):
-    put(tmp_path / "file", b"hello", schema_version=2)
+@pytest.mark.parametrize("version", [1, SCHEMA_VERSION + 1])
+def test_another_schema_version_is_refused(tmp_path, version):
+    put(tmp_path / "file", b"hello", schema_version=version)
     with refused(ArtifactError, tmp_path / "file.meta.json", fix=["make file --force"]) as raised:
         load_meta(tmp_path / "file", "make it")
-    assert numbers(raised) >= {"2", "1"}
+    assert numbers(raised) >= {str(version), str(SCHEMA_VERSION)}
 
 
 def test_verify_finds_a_flipped_bit_in_the_content(tmp_path):

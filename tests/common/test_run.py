@@ -53,9 +53,9 @@ def test_other_code_is_another_run(tmp_path):
 def test_a_finished_run_records_its_date_machine_and_versions(new_run):
     run = new_run()
     with run.open(force=False):
-        run.finish({"figures": {}})
+        run.finish({"metrics": {}})
     summary = run.summary()
-    assert summary.keys() >= {"date", "commit", "python", "torch", "threads", "machine", "code", "figures"}
+    assert summary.keys() >= {"date", "commit", "python", "torch", "threads", "machine", "code", "metrics"}
     assert summary["python"] == platform.python_version()
     assert summary["threads"] >= 1
 
@@ -188,9 +188,9 @@ def test_a_finished_run_has_a_summary(new_run):
     run = new_run()
     with run.open(force=False):
         assert not run.finished
-        run.finish({"figures": {"loss": 0.5}})
+        run.finish({"metrics": {"loss": 0.5}})
     assert new_run().finished
-    wanted = {"command": "python train.py --lr 0.1", "inputs": INPUTS, "figures": {"loss": 0.5}}
+    wanted = {"command": "python train.py --lr 0.1", "inputs": INPUTS, "metrics": {"loss": 0.5}}
     assert new_run().summary().items() >= wanted.items()
 
 

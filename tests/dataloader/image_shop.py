@@ -8,8 +8,8 @@ from PIL import Image
 
 from common.artifacts import load_embeddings
 from dataloader.embeddings import clip
-from dataloader.figures import fetch_figures
 from dataloader.image_embedding import embed
+from dataloader.images import fetch_images
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.helpers import Reply
 
@@ -21,7 +21,7 @@ def shop(tmp_path, server, model: Path, bodies: list[bytes | None], *flags: str)
     urls = [body and server.serve(f"/{n}/{zlib.crc32(body)}.png", Reply(body)) for n, body in enumerate(bodies)]
     options = write_dataset(tmp_path / "data", [f"text {n}" for n in range(len(urls))], "--image_rate", "1000",
                             "--image_model", str(model), "--device", "cpu", *flags, image_urls=urls)
-    fetch_figures(options.figures, "bash dataloader/1_load_figure.sh")
+    fetch_images(options.images, "bash dataloader/1_load_figure.sh")
     return options.image
 
 

@@ -293,11 +293,11 @@ def test_a_meta_that_is_missing_or_invalid_is_found(folder, caplog, damage):
 
 
 def test_a_damaged_list_of_images_is_found(folder, caplog):
-    folder.figures.write_bytes(b"the list of step 1")
-    write_meta(folder.figures, {"inputs": {}, "items_sha256": load_meta(folder.items, "")["items_sha256"]})
+    folder.image_table.write_bytes(b"the list of step 1")
+    write_meta(folder.image_table, {"inputs": {}, "items_sha256": load_meta(folder.items, "")["items_sha256"]})
     check(folder)
-    flip(folder.figures, 0)
-    check_finds(folder, ArtifactError, caplog, (folder.figures.name,))
+    flip(folder.image_table, 0)
+    check_finds(folder, ArtifactError, caplog, (folder.image_table.name,))
 
 
 def test_all_findings_are_printed_and_content_decides_the_error(folder, caplog):

@@ -11,10 +11,10 @@ from PIL import Image
 from common.artifacts import load_mask, load_meta
 from common.errors import ArtifactError, ConfigError, DataError, ResourceError
 from common.publishing import file_sha256
-from dataloader.embeddings import clip, pictures
-from dataloader.figures import fetch_figures, load_figures
+from dataloader.embeddings import clip, image_decoding
 from dataloader.image_embedding import embed
-from dataloader.options import FigureOptions
+from dataloader.images import fetch_images, load_image_table
+from dataloader.options import ImageFetchOptions
 from tests.dataloader.dataset import add_item, write_dataset
 from tests.dataloader.helpers import closed_port, logged, mentions, table
 from tests.dataloader.image_server import ImageServer, encoded, picture, png
@@ -97,7 +97,7 @@ def test_items_without_an_image_get_the_mean_and_are_marked(tmp_path, server, mo
     expected = oracle(model, [picture(0), picture(1)])
     np.testing.assert_allclose(vectors[[0, 2]], expected, atol=2e-6)
     np.testing.assert_allclose(vectors[[1, 3, 4]], [expected.mean(axis=0)] * 3, atol=2e-6)
-    status = dict(table(options.folder.figures, "raw_id, status"))
+    status = dict(table(options.folder.image_table, "raw_id, status"))
     assert logged(caplog, "raw-3", status["raw-3"])
     assert logged(caplog, "raw-4", status["raw-4"], "2 x 2")
     assert logged(caplog, options.target.path, 3)
@@ -105,8 +105,8 @@ def test_items_without_an_image_get_the_mean_and_are_marked(tmp_path, server, mo
 
 def test_missing_images_can_be_an_error(tmp_path, server, model):
     options = shop(tmp_path, server, model, [None, b"no image", png(0)])._replace(missing="error")
-    status = [status for status, in table(options.folder.figures, "status")]
-    with refused(DataError, options.folder.figures, fix=["1_load_figure.sh", "--missing_images mask"]) as raised:
+    status = [status for status, in table(options.folder.image_table, "status")]
+    with refused(DataError, options.folder.image_table, fix=["1_load_figure.sh", "--missing_images mask"]) as raised:
         embed(options, COMMAND)
     assert mentions(f"{raised.value.what} {raised.value.why}", 2, "raw-0", status[0], "raw-1", status[1])
     assert "raw-2" not in str(raised.value)
@@ -115,13 +115,13 @@ def test_missing_images_can_be_an_error(tmp_path, server, model):
 
 def test_placeholders_do_not_count_as_images(tmp_path, server, model):
     options = shop(tmp_path, server, model, [png(0, 3, 3), None])
-    with refused(DataError, options.folder.figures, fix=["--min_image_side"]):
+    with refused(DataError, options.folder.image_table, fix=["--min_image_side"]):
         embed(options, COMMAND)
 
 
 def test_missing_step_1_is_named_by_its_command(tmp_path, model):
     options = write_dataset(tmp_path / "data", ["text"], "--image_model", str(model)).image
-    with refused(DataError, options.folder.figures) as raised:
+    with refused(DataError, options.folder.image_table) as raised:
         embed(options, COMMAND)
     assert raised.value.fix == f"bash dataloader/1_load_figure.sh --dataset Baby --data_root {tmp_path / 'data'}"
 
@@ -129,7 +129,7 @@ def test_missing_step_1_is_named_by_its_command(tmp_path, model):
 def test_images_of_an_older_catalogue_are_refused(tmp_path, server, model):
     options = shop(tmp_path, server, model, [png(0), png(1)])
     add_item(options, "one more")
-    with refused(ArtifactError, options.folder.figures, names=["items.parquet"],
+    with refused(ArtifactError, options.folder.image_table, names=["items.parquet"],
                  fix=["bash dataloader/1_load_figure.sh --force"]):
         embed(options, COMMAND)
 
@@ -139,7 +139,7 @@ def test_the_artifact_records_its_inputs_and_settings(tmp_path, server, model):
     embed(options, COMMAND)
     meta = load_meta(options.folder.embeddings("image"), "")
     assert meta["inputs"] == {path.name: file_sha256(path) for path in (
-        options.folder.items, options.folder.figures, options.folder.mask("image"))}
+        options.folder.items, options.folder.image_table, options.folder.mask("image"))}
     assert (meta["dim"], meta["num_missing"], meta["command"]) == (DIM, 1, COMMAND)
     assert meta["settings"]["image_model"] == "clip"
     assert meta["encoder"]["encoder"] == "clip"
@@ -251,7 +251,7 @@ def test_a_failed_batch_names_the_raw_ids(tmp_path, server, model, monkeypatch, 
 @pytest.mark.parametrize("damage", ["cut", "gone", "exchanged"])
 def test_a_changed_image_file_is_named_with_its_item(tmp_path, server, model, damage):
     options = shop(tmp_path, server, model, [png(0), png(1)])
-    path = options.folder.images / load_figures(options.folder).file[1]
+    path = options.folder.images / load_image_table(options.folder).file[1]
     if damage == "gone":
         path.unlink()
     else:
@@ -259,7 +259,7 @@ def test_a_changed_image_file_is_named_with_its_item(tmp_path, server, model, da
     with refused(DataError, path, names=["raw-1"], fix=["1_load_figure.sh --dataset Baby", "--force"]):
         embed(options, COMMAND)
     assert not options.target.path.exists()
-    fetch_figures(FigureOptions(options.folder, 1000, 10, "mask", force=True), "")  # the fix of the error
+    fetch_images(ImageFetchOptions(options.folder, 1000, 10, "mask", force=True), "")  # the fix of the error
     assert embedded(options).shape == (2, DIM)
 
 
@@ -319,6 +319,6 @@ def test_a_model_that_cannot_be_fetched_names_every_source(tmp_path, server, hub
 
 
 def test_without_pillow_its_command_is_named(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_decoding, "find_spec", lambda name: None)
     with refused(ConfigError, "pillow", fix=["pip install -r requirements-images.txt"]):
         embed(write_dataset(tmp_path / "data", ["text"], "--image_model", str(model)).image, COMMAND)

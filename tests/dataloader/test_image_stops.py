@@ -20,7 +20,7 @@ from tests.dataloader.dataset import write_dataset
 from tests.dataloader.image_server import ImageServer, picture, png
 from tests.dataloader.image_shop import COMMAND, count_readings, oracle, shop
 from tests.dataloader.processing import prints, version
-from tests.dataloader.test_figures import copied
+from tests.dataloader.test_images import copied
 from tests.dataloader.tiny_clip import write_clip
 
 
@@ -140,6 +140,6 @@ def run_script(script: str, cwd: Path, *flags: str) -> str:
     done = subprocess.run(["bash", script, *flags], cwd=cwd, capture_output=True, text=True, timeout=200, check=False,
                           env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    expected = re.compile(r"[\w ]+: \d+/\d+ |.*\bfigures\.parquet\b")
+    expected = re.compile(r"[\w ]+: \d+/\d+ |.*\bimages\.parquet\b")
     assert [line for line in done.stderr.splitlines() if not expected.match(line)] == []
     return done.stdout

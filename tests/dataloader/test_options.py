@@ -36,7 +36,7 @@ def command(tmp_path: Path, *words: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-STEPS = ("download", "figures", "process", "text_embedding", "image_embedding", "fusion", "pipeline")
+STEPS = ("download", "metrics", "process", "text_embedding", "image_embedding", "fusion", "pipeline")
 
 
 @pytest.mark.parametrize("step", STEPS)

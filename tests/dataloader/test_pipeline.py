@@ -32,14 +32,14 @@ def steps(tmp_path: Path, *flags: str) -> list[str]:
 
 @pytest.mark.parametrize(("flags", "expected"), [
     ((), "download process text_embedding"),
-    (("--modalities=text,image",), "download process figures text_embedding image_embedding fusion"),
-    (("--modalities=image",), "download process figures image_embedding"),
-    (("--suffix=image",), "download process figures image_embedding"),
+    (("--modalities=text,image",), "download process images text_embedding image_embedding fusion"),
+    (("--modalities=image",), "download process images image_embedding"),
+    (("--suffix=image",), "download process images image_embedding"),
     (("--suffix=cf",), "download process fusion"),
     (("--suffix=short",), "download process text_embedding"),
-    (("--suffix=fused-align",), "download process figures text_embedding image_embedding fusion"),
+    (("--suffix=fused-align",), "download process images text_embedding image_embedding fusion"),
     (("--suffix=fused-pca", "--fusion_parts=td,cf"), "download process text_embedding fusion"),
-    (("--modalities=text,image", "--suffix=td"), "download process figures text_embedding image_embedding"),
+    (("--modalities=text,image", "--suffix=td"), "download process images text_embedding image_embedding"),
     (("--check",), "process"),
     (("--check", "--modalities=text,image"), "process"),
 ])
@@ -48,7 +48,7 @@ def test_suffix_and_modalities_select_the_steps(tmp_path, flags, expected):
 
 
 def test_every_step_has_a_numbered_script():
-    modules = {"0_download_dataset.sh": "download", "1_load_figure.sh": "figures", "2_process.sh": "process",
+    modules = {"0_download_dataset.sh": "download", "1_load_figure.sh": "images", "2_process.sh": "process",
                "3_get_text_emb.sh": "text_embedding", "4_get_image_emb.sh": "image_embedding",
                "5_fusion_embeddings.sh": "fusion", "run_pipeline.sh": "pipeline"}
     for script, name in modules.items():
@@ -138,7 +138,7 @@ def test_the_next_stages_read_the_embedding_of_the_data_part(whole_job, tmp_path
     made = whole_plan(whole_job, "--data_root", str(tmp_path), "--modalities", "text,image", "--fusion_weights=1,2",
                       "--seed=3", "--device=cpu", "--force", "--run_root", str(tmp_path / "runs"), "--model=markov")
     names = [command[0] for command in made]
-    assert names[:6] == [f"dataloader.{name}" for name in ("download", "process", "figures", "text_embedding",
+    assert names[:6] == [f"dataloader.{name}" for name in ("download", "process", "metrics", "text_embedding",
                                                            "image_embedding", "fusion")]
     assert names[6:] == ["quantization/main.py", *["recommendation/main.py"] * 2, "recommendation.results",
                          "quantization/main.py"]
@@ -173,7 +173,7 @@ def test_the_whole_job_imports_semantic_ids_from_an_existing_file(whole_job, tmp
     ("letter", ["--pca=16", "--suffix=td"], [["dataloader.fusion", "--suffix=cf"]]),  # without PCA
     ("letter", ["--modalities=text,image", "--suffix=fused-pca"], [["dataloader.fusion", "--modalities=text,image",
                                                                     "--suffix=cf"]]),
-    ("mm_rqvae", [], [["dataloader.figures", "--suffix=image"], ["dataloader.image_embedding", "--suffix=image"]]),
+    ("mm_rqvae", [], [["dataloader.images", "--suffix=image"], ["dataloader.image_embedding", "--suffix=image"]]),
     ("mm_rqvae", ["--modalities=text,image", "--suffix=td"], []),
     ("random", [], [])])
 def test_the_whole_job_makes_every_embedding_of_the_quantizer(whole_job, tmp_path, quantizer, flags, others):

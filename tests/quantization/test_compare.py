@@ -18,13 +18,13 @@ from .conftest import numbers
 from .tiny_data import save_embedding, save_interactions, save_items
 
 METRICS = {
-    "collision_rate": 0.25, "largest_bucket": 7, "utilization": [1.0, 0.5], "dead_codes": [0, 2],
+    "collision_rate": 0.25, "largest_bucket": 7, "utilization": [1.0, 0.5], "num_dead_codes": [0, 2],
     "perplexity": [4.0, 2.0], "gini": [0.0, 0.5], "explained_variance": 0.81, "prefix_coherence": [2.5, None],
-    "behavioural_coherence": 1.75,
+    "behavioral_coherence": 1.75,
 }
 # The keys of the columns by position, because the headings may change.
 KEYS = ("tokenizer", "seed", "codes", "collision_rate", "collision_rate_after", "largest_bucket", "least_utilization",
-        "perplexity", "gini", "explained_variance", "prefix_coherence_1", "prefix_coherence_2", "behavioural_coherence")
+        "perplexity", "gini", "explained_variance", "prefix_coherence_1", "prefix_coherence_2", "behavioral_coherence")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def finish(tmp_path):
     def finish(name: str, seed: int = 0, metrics: dict = METRICS, inputs: dict | None = None, **own) -> Run:
         run = Run(tmp_path / "runs/quantization/Tiny" / name, {"common": {"seed": seed}}, inputs or {}, f"make {name}")
         with run.open(force=False):
-            run.finish({"figures": metrics, "codebook_sizes": [4, 4, 7], "collision_rate_before": 0.25,
+            run.finish({"metrics": metrics, "codebook_sizes": [4, 4, 7], "collision_rate_before": 0.25,
                         "collision_rate_after": 0.0, **own})
         return run
 
@@ -68,7 +68,7 @@ def test_a_row_holds_the_metrics_of_its_tokenizer(tmp_path, folder, finish):
     assert (row["tokenizer"], row["seed"]) == ("rqvae-td", "3")
     assert (row["collision_rate"], row["collision_rate_after"], row["largest_bucket"]) == ("25.00%", "0.00%", "7")
     assert (row["least_utilization"], row["perplexity"], row["gini"]) == ("50%", "3", "0.25")
-    assert (row["explained_variance"], row["behavioural_coherence"]) == ("81%", "1.8")
+    assert (row["explained_variance"], row["behavioral_coherence"]) == ("81%", "1.8")
     assert (row["prefix_coherence_1"], row["prefix_coherence_2"]) == ("2.5", "")
 
 
@@ -96,18 +96,18 @@ def test_tokenizers_are_sorted_by_collisions_as_numbers(tmp_path, folder, finish
 
 
 def test_missing_metrics_are_empty_cells(tmp_path, folder, finish):
-    own = ("explained_variance", "prefix_coherence", "behavioural_coherence")
+    own = ("explained_variance", "prefix_coherence", "behavioral_coherence")
     finish("random-td", metrics={key: value for key, value in METRICS.items() if key not in own})
     compare(folder, tmp_path / "runs")
     [row] = rows(tmp_path)
-    empty = ("explained_variance", "prefix_coherence_1", "prefix_coherence_2", "behavioural_coherence")
+    empty = ("explained_variance", "prefix_coherence_1", "prefix_coherence_2", "behavioral_coherence")
     assert {row[key] for key in empty} == {""}
 
 
 def test_a_run_of_an_earlier_version_has_empty_cells(tmp_path, folder, finish):
     earlier = ("collision_rate", "largest_bucket", "utilization", "perplexity")
     run = finish("old-td")
-    summary = {"figures": {key: METRICS[key] for key in earlier}, "codebook_sizes": [4, 4, 7]}
+    summary = {"metrics": {key: METRICS[key] for key in earlier}, "codebook_sizes": [4, 4, 7]}
     (run.folder / "finished.json").write_text(json.dumps(summary))
     compare(folder, tmp_path / "runs")
     [row] = rows(tmp_path)
@@ -191,6 +191,6 @@ def test_an_unwritable_folder_still_shows_the_table(tmp_path, folder, finish):
 
 def test_an_unreadable_summary_is_refused(tmp_path, folder, finish):
     run = finish("rqvae-td")
-    (run.folder / "finished.json").write_text('{"figures": ')
+    (run.folder / "finished.json").write_text('{"metrics": ')
     with refused(ArtifactError, run.folder / "finished.json", fix=["--force"]):
         compare(folder, tmp_path / "runs")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from common.errors import ConfigError
-from quantization.disambiguation import SemanticIDs, disambiguate, estimated_distances, ranks, reassign, sharing
+from quantization.disambiguation import DistinctIDs, disambiguate, estimated_distances, has_shared_id, ranks, reassign
 from tests.errors import refused
 
 code_arrays = arrays.arrays(
@@ -27,7 +27,7 @@ class Plugin:
         return None if self.distances is None else torch.as_tensor(self.distances)[xs[:, 0]]
 
 
-def made_distinct(method, codes, sizes=None, model=None, content=None) -> SemanticIDs:
+def made_distinct(method, codes, sizes=None, model=None, content=None) -> DistinctIDs:
     codes = np.asarray(codes)
     sizes = sizes or [int(size) + 1 for size in codes.max(axis=0)]
     return disambiguate(method, codes, sizes, model or Plugin(), torch.arange(len(codes)).unsqueeze(1), content)
@@ -92,13 +92,13 @@ def test_within_a_bucket_the_items_keep_their_order(codes):
 @given(code_arrays)
 def test_items_share_if_another_one_has_their_codes(codes):
     rows = codes.tolist()
-    assert sharing(codes).tolist() == [rows.count(row) > 1 for row in rows]
+    assert has_shared_id(codes).tolist() == [rows.count(row) > 1 for row in rows]
 
 
 def reassigned(codes, distances) -> list[list[int]]:
     """Codes reassigned by the distances (N, K) of all items."""
     codes = np.asarray(codes)
-    shared = sharing(codes)
+    shared = has_shared_id(codes)
     return reassign(codes, shared, np.asarray(distances, dtype=np.float32)[shared]).tolist()
 
 
@@ -130,7 +130,7 @@ def test_a_code_is_taken_under_one_prefix_only():
 def crowded(draw) -> tuple[np.ndarray, np.ndarray]:
     """Codes (N, L) with at least two equal rows, and distances (N, K) to enough codes, many of them equal."""
     codes = draw(arrays.arrays(np.int64, st.tuples(st.integers(2, 14), st.integers(1, 3)), elements=st.integers(0, 2))
-                 .filter(lambda codes: sharing(codes).any()))
+                 .filter(lambda codes: has_shared_id(codes).any()))
     num_codes = max(3, len(codes))
     return codes, draw(arrays.arrays(np.float32, (len(codes), num_codes), elements=st.integers(0, 5)))
 
@@ -142,7 +142,7 @@ def test_reassign_changes_only_last_codes_of_sharing_items(drawn):
     assert len({tuple(row) for row in result.tolist()}) == len(codes)
     assert result[:, :-1].tolist() == codes[:, :-1].tolist()
     assert ((result[:, -1] >= 0) & (result[:, -1] < distances.shape[1])).all()
-    shared = sharing(codes)
+    shared = has_shared_id(codes)
     assert result[~shared].tolist() == codes[~shared].tolist()
 
 

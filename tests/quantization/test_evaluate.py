@@ -11,24 +11,24 @@ from hypothesis.extra import numpy as arrays
 
 from common.artifacts import DatasetFolder
 from quantization.evaluate import (
-    Judge,
+    EvaluationData,
     bucket_sizes,
-    code_figures,
+    code_metrics,
     collision_rate,
     consecutive,
     evaluate,
     gini,
     group_similarity,
-    judged,
     perplexity,
     prefix_similarity,
     same_first_code,
+    similarity_metrics,
 )
 from quantization.models.abstract_vq import AbstractVQ
 
 from .tiny_data import save_embedding, save_interactions, save_items
 
-NO_REFERENCE = Judge(None, None)
+NO_REFERENCE = EvaluationData(None, None)
 
 
 def test_collision_rate_counts_items_without_their_own_id():
@@ -73,14 +73,14 @@ def test_gini_is_half_the_relative_mean_difference(counts):
 
 def test_code_metrics_by_hand():
     codes = np.array([[0, 0], [0, 0], [1, 3], [2, 3]])
-    assert code_figures(codes, [4, 8]) == {
-        "collision_rate": 0.25, "largest_bucket": 2, "utilization": [3 / 4, 2 / 8], "dead_codes": [1, 6],
+    assert code_metrics(codes, [4, 8]) == {
+        "collision_rate": 0.25, "largest_bucket": 2, "utilization": [3 / 4, 2 / 8], "num_dead_codes": [1, 6],
         "perplexity": [pytest.approx(2**1.5), pytest.approx(2.0)],
         "gini": [pytest.approx(6 / 16), pytest.approx(6 / 8)]}  # counts 0, 1, 1, 2; and 2, 2 of eight
 
 
 def test_unknown_codebook_sizes_are_inferred_from_the_codes():
-    assert code_figures(np.array([[0, 5], [3, 5]]), None)["utilization"] == [2 / 4, 1 / 6]
+    assert code_metrics(np.array([[0, 5], [3, 5]]), None)["utilization"] == [2 / 4, 1 / 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
@@ -182,20 +182,22 @@ def test_prefix_similarity_is_the_mean_over_pairs_with_equal_prefixes(drawn):
 def test_coherence_is_the_similarity_ratio_to_random_pairs():
     # Two of six pairs have equal directions, 1/3; all pairs that share a code have.
     codes = np.array([[0, 0], [0, 1], [1, 0], [1, 0]])
-    metrics = judged(codes, Judge(np.array([EAST, EAST, NORTH, NORTH], dtype=np.float32), None))
+    metrics = similarity_metrics(codes, EvaluationData(np.array([EAST, EAST, NORTH, NORTH], dtype=np.float32), None))
     assert metrics == {"random_pairs_similarity": pytest.approx(1 / 3), "prefix_similarity": [1.0, 1.0],
                        "prefix_coherence": [pytest.approx(3.0), pytest.approx(3.0)]}
 
 
 def test_a_prefix_length_without_pairs_has_no_coherence():
-    metrics = judged(np.array([[0, 0], [0, 1]]), Judge(np.array([EAST, EAST], dtype=np.float32), None))
+    reference = EvaluationData(np.array([EAST, EAST], dtype=np.float32), None)
+    metrics = similarity_metrics(np.array([[0, 0], [0, 1]]), reference)
     assert metrics["prefix_similarity"] == [1.0, None]
     assert metrics["prefix_coherence"] == [1.0, None]
 
 
 def test_a_random_similarity_near_0_gives_no_ratio():
     for vectors in ([EAST, NORTH, WEST, NORTH], [EAST, WEST, EAST, WEST]):  # 0 and below
-        metrics = judged(np.array([[0], [1], [0], [1]]), Judge(np.array(vectors, dtype=np.float32), None))
+        reference = EvaluationData(np.array(vectors, dtype=np.float32), None)
+        metrics = similarity_metrics(np.array([[0], [1], [0], [1]]), reference)
         assert metrics["random_pairs_similarity"] < 0.01
         assert metrics["prefix_similarity"][0] is not None
         assert metrics["prefix_coherence"] == [None]
@@ -212,21 +214,21 @@ def test_same_first_code_by_hand():
 
 
 def test_behavioural_coherence_is_the_ratio_to_chance():
-    metrics = judged(np.array([[5, 9], [5, 9], [3, 9], [3, 9]]), Judge(None, PAIRS[[0, 1, 2]]))
+    metrics = similarity_metrics(np.array([[5, 9], [5, 9], [3, 9], [3, 9]]), EvaluationData(None, PAIRS[[0, 1, 2]]))
     assert metrics == {"same_first_code": pytest.approx(2 / 3), "same_first_code_by_chance": pytest.approx(4 / 9),
-                       "behavioural_coherence": pytest.approx(1.5)}
+                       "behavioral_coherence": pytest.approx(1.5)}
 
 
 def test_pairs_without_equal_codes_have_no_behavioural_coherence():
     # The first item of every pair has code 0, the second code 1: chance is 0, too.
-    metrics = judged(np.array([[0], [0], [1], [1]]), Judge(None, np.array([[0, 2], [1, 3]])))
+    metrics = similarity_metrics(np.array([[0], [0], [1], [1]]), EvaluationData(None, np.array([[0, 2], [1, 3]])))
     assert metrics["same_first_code"] == 0.0
-    assert metrics["behavioural_coherence"] is None
+    assert metrics["behavioral_coherence"] is None
 
 
 def test_without_reference_data_there_are_no_further_metrics():
-    assert judged(np.array([[0], [1]]), NO_REFERENCE) == {}
-    assert judged(np.array([[0], [1]]), Judge(None, np.zeros((0, 2), dtype=np.int64))) == {}
+    assert similarity_metrics(np.array([[0], [1]]), NO_REFERENCE) == {}
+    assert similarity_metrics(np.array([[0], [1]]), EvaluationData(None, np.zeros((0, 2), dtype=np.int64))) == {}
 
 
 @pytest.fixture
@@ -261,20 +263,20 @@ def test_similarity_uses_td_if_it_exists(folder):
     save_interactions(folder, EVENTS)
     save_embedding(folder, "image", np.ones((4, 1), dtype=np.float32))
     save_embedding(folder, "td", ROWS)
-    judge = Judge.load(folder, "image")
-    assert judge.directions.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 1], [0, 0], [1, 0]]
-    assert judge.pairs.tolist() == [[0, 1], [1, 2], [3, 2]]
+    reference = EvaluationData.load(folder, "image")
+    assert reference.directions.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 1], [0, 0], [1, 0]]
+    assert reference.pairs.tolist() == [[0, 1], [1, 2], [3, 2]]
 
 
 def test_without_td_similarity_uses_the_quantized_embedding(folder):
     save_embedding(folder, "image", 2 * np.ones((4, 1), dtype=np.float32))
-    judge = Judge.load(folder, "image")
-    assert judge.directions.tolist() == [[1], [1], [1], [1]]
-    assert judge.pairs is None
+    reference = EvaluationData.load(folder, "image")
+    assert reference.directions.tolist() == [[1], [1], [1], [1]]
+    assert reference.pairs is None
 
 
 def test_without_embeddings_only_pairs_are_loaded(folder):
     save_interactions(folder, EVENTS)
-    judge = Judge.load(folder, "image")
-    assert judge.directions is None
-    assert len(judge.pairs) == 3
+    reference = EvaluationData.load(folder, "image")
+    assert reference.directions is None
+    assert len(reference.pairs) == 3

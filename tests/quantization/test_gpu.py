@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.checkpoint import Checkpoints
-from quantization.evaluate import Judge
+from quantization.evaluate import EvaluationData
 from quantization.trainer import QuantizerTask
 from quantization.utils import checked_codes
 
@@ -38,7 +38,7 @@ def make_task(make_config, make_model, items, device):
         model, xs = make_model(config, ITEMS).to(device), items.to(device)
         model.initialize(xs, torch.Generator().manual_seed(0))
         model.train()
-        return QuantizerTask(model, xs, config.training_params, 0, "rqvae", Judge(None, None))
+        return QuantizerTask(model, xs, config.training_params, 0, "rqvae", EvaluationData(None, None))
 
     return make
 

@@ -79,13 +79,13 @@ def test_a_run_writes_codes_metrics_diagnostics_and_a_summary(quantize, folder, 
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert (meta["run"], meta["quantizer"]) == (run.name, "rkmeans")
     assert summary["codebook_sizes"] == meta["codebook_sizes"]
-    assert summary["figures"] == evaluation["figures"]
-    assert {"collision_rate", "prefix_similarity", "behavioural_coherence"} <= set(summary["figures"])
-    assert summary["collision_rate_before"] == meta["collision_rate_before"] == summary["figures"]["collision_rate"]
+    assert summary["metrics"] == evaluation["metrics"]
+    assert {"collision_rate", "prefix_similarity", "behavioral_coherence"} <= set(summary["metrics"])
+    assert summary["collision_rate_before"] == meta["collision_rate_before"] == summary["metrics"]["collision_rate"]
     assert summary["collision_rate_after"] == 0.0
     assert summary["num_parameters"] == 0
     out = capsys.readouterr().out
-    assert all(line in out for line in evaluation["verdicts"])
+    assert all(line in out for line in evaluation["diagnostics"])
     assert len(codes) == NUM_ITEMS
 
 
@@ -126,7 +126,7 @@ def warnings(caplog) -> list[str]:
 
 def advice(run) -> list[str]:
     """The diagnostics of a run that suggest flags for levels with 25% of their codes in use."""
-    lines = json.loads((run / "evaluation.json").read_text())["verdicts"]
+    lines = json.loads((run / "evaluation.json").read_text())["diagnostics"]
     return [line for line in lines if "25%" in numbers(line) and "--" in line]
 
 
@@ -161,16 +161,16 @@ def test_a_strict_collapse_publishes_no_codes(quantize, folder, tmp_path):
 def test_changed_reference_data_updates_the_metrics(quantize, folder, xs, changed):
     save_embedding(folder, "other", xs.numpy())
     first = quantize("rkmeans", suffix="other")
-    before = json.loads((first / "evaluation.json").read_text())["figures"]
+    before = json.loads((first / "evaluation.json").read_text())["metrics"]
     if changed == "td":
         save_embedding(folder, "td", xs.numpy() ** 2)
     else:
         save_interactions(folder, [(user, item, "train") for user in range(5) for item in (user, user + 7)])
     second = quantize("rkmeans", suffix="other")
-    after = json.loads((second / "evaluation.json").read_text())["figures"]
+    after = json.loads((second / "evaluation.json").read_text())["metrics"]
     assert second != first
     assert after["collision_rate"] == before["collision_rate"]
-    metric = {"td": "prefix_similarity", "interactions": "behavioural_coherence"}[changed]
+    metric = {"td": "prefix_similarity", "interactions": "behavioral_coherence"}[changed]
     assert after[metric] != before[metric]
 
 

@@ -16,7 +16,7 @@ from common.errors import ArtifactError, ConfigError, DataError, Interrupted, Tr
 from common.publishing import publish
 from common.run import Run
 from quantization.dataset import Embeddings
-from quantization.evaluate import Judge
+from quantization.evaluate import EvaluationData
 from quantization.models import CONFIGS
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.models.rqvae import RQVAE
@@ -94,10 +94,10 @@ def embeddings_of(folder: DatasetFolder, xs: torch.Tensor) -> Embeddings:
 @pytest.fixture
 def train(tmp_path, folder):
     """model, config, embeddings -> the run, the metrics, and the meta of the published codes `q-td`."""
-    def train(model, config, embeddings, command="a command", judge=Judge(None, None)):  # noqa: B008 (immutable)
+    def train(model, config, embeddings, command="a command", reference=EvaluationData(None, None)):  # noqa: B008 (immutable)
         run = Run(tmp_path / "runs", config.values, embeddings.hashes, command)
         with run.open(force=False):
-            trainer = Trainer(model, embeddings, config, run, torch.device("cpu"), judge)
+            trainer = Trainer(model, embeddings, config, run, torch.device("cpu"), reference)
             metrics = trainer.train()
             meta = trainer.publish(folder.codes("q", "td", None), command, {"quantizer": "q"})
         return run, metrics, meta
@@ -231,7 +231,7 @@ def test_without_distances_reassign_uses_the_embedding_directions(plain_config, 
     plain_config["common"]["disambiguation"] = "reassign"
     model = Spacious(plain_config.for_model(), input_size=1)
     directions = torch.nn.functional.normalize(xs).numpy()
-    train(model, plain_config, Embeddings.load(folder, []), judge=Judge(directions, None))
+    train(model, plain_config, Embeddings.load(folder, []), reference=EvaluationData(directions, None))
     codes, _ = load_codes(folder, "q", "td", None)
     assert sorted(codes[:, 0]) == list(range(NUM_ITEMS))
     kept = codes[:, 0] == np.arange(NUM_ITEMS) // 2
@@ -316,11 +316,12 @@ def test_a_wrong_select_by_is_refused_before_training(make_config, make_model, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", ["recon_loss", "collision_rate", "behavioural_coherence"])
+@pytest.mark.parametrize("metric", ["recon_loss", "collision_rate", "behavioral_coherence"])
 def test_every_scalar_metric_may_select(make_config, make_model, train, folder, xs, metric):
     config = make_config("rqvae", select_by=metric, epochs=2)
     pairs = np.column_stack([np.arange(NUM_ITEMS - 1), np.arange(1, NUM_ITEMS)])
-    run, metrics, _ = train(make_model(config), config, embeddings_of(folder, xs), judge=Judge(None, pairs))
+    reference = EvaluationData(None, pairs)
+    run, metrics, _ = train(make_model(config), config, embeddings_of(folder, xs), reference=reference)
     records = [json.loads(line)["metrics"][metric] for line in run.metrics.read_text().splitlines()]
     assert metrics[metric] == pytest.approx(min(records))
 
@@ -332,7 +333,8 @@ def outcome(folder: DatasetFolder, run: Run) -> tuple[bytes, ...]:
 
 def test_moving_average_codebooks_train_without_an_optimizer(make_config, make_model, train, folder, xs):
     config = make_config("rvq", epochs=6, start="random", restart_dead="false")
-    assert QuantizerTask(make_model(config), xs, config.training_params, 0, "rvq", Judge(None, None)).optimizer is None
+    reference = EvaluationData(None, None)
+    assert QuantizerTask(make_model(config), xs, config.training_params, 0, "rvq", reference).optimizer is None
     run, _, _ = train(make_model(config), config, embeddings_of(folder, xs))
     losses = [json.loads(line)["metrics"]["loss_total"] for line in run.metrics.read_text().splitlines()]
     assert losses[-1] < losses[0]
@@ -417,7 +419,7 @@ def test_codes_are_published_if_their_meta_names_the_run(make_config, make_model
 def test_a_small_catalogue_has_smaller_batches(make_config, make_model, num_items, steps_of_epoch):
     config = make_config("rqvae", batch_size=2048, min_steps_per_epoch=2, codebook_size=2)
     xs = torch.randn(num_items, WIDTH)
-    task = QuantizerTask(make_model(config, num_items), xs, config.training_params, 0, "q", Judge(None, None))
+    task = QuantizerTask(make_model(config, num_items), xs, config.training_params, 0, "q", EvaluationData(None, None))
     assert task.num_steps == steps_of_epoch
     assert sorted(n for index in range(task.num_steps) for n in task.batch_numbers(0, index)) == list(range(num_items))
 
@@ -425,7 +427,7 @@ def test_a_small_catalogue_has_smaller_batches(make_config, make_model, num_item
 def test_a_model_is_maintained_every_few_steps_across_epochs(make_config, make_model, xs, monkeypatch):
     config = make_config("rqvae", batch_size=4)  # ten steps of 40 items
     model, seen = make_model(config), []
-    task = QuantizerTask(model, xs, config.training_params, 0, "q", Judge(None, None))
+    task = QuantizerTask(model, xs, config.training_params, 0, "q", EvaluationData(None, None))
     monkeypatch.setattr("quantization.trainer.MAINTAIN_EVERY", 4)
     for hook in ("maintain", "end_epoch"):
         monkeypatch.setattr(model, hook, lambda xs, generator, hook=hook: seen.append((hook, epoch, index)))

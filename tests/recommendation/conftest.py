@@ -120,9 +120,9 @@ def train(tmp_path, make_config):
     return run
 
 
-# The losses of all models. Models that can normalize over the existing IDs have a second one.
+# The losses of all models. Models that can normalize over the valid items have a second one.
 LOSSES = [*((name, "codebook") for name in names()),
-          *((name, "existing") for name in ("encoder_decoder", "decoder_only", "encoder_retrieve"))]
+          *((name, "valid_items") for name in ("encoder_decoder", "decoder_only", "encoder_retrieve"))]
 GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
               "every_position": ("encoder_decoder", {"train_on": "every_position"}),
               "decoder_only": ("decoder_only", {})}
@@ -137,7 +137,7 @@ def model(request, make_model):
     return model
 
 
-@pytest.fixture(params=itertools.product(["every_position", "decoder_only"], ["codebook", "existing"]), ids="-".join)
+@pytest.fixture(params=itertools.product(["every_position", "decoder_only"], ["codebook", "valid_items"]), ids="-".join)
 def everywhere(request, make_model):
     """Generators that learn every item of a window at once, with each of the two normalizations."""
     generator, normalize_over = request.param

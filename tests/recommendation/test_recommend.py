@@ -128,10 +128,10 @@ def test_a_file_of_histories_is_answered_line_by_line(ask, markov, tmp_path):
 def test_a_model_is_prepared_for_more_histories_than_items(ask, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(AbstractRecommender, "prepare", lambda model: calls.append(1))
-    asked = tmp_path / "asked.jsonl"
+    queries = tmp_path / "asked.jsonl"
     for num_histories in (NUM_ITEMS, NUM_ITEMS + 1):
-        asked.write_text('["0001"]\n' * num_histories)
-        assert len(ask("--histories", str(asked))[0]) == num_histories
+        queries.write_text('["0001"]\n' * num_histories)
+        assert len(ask("--histories", str(queries))[0]) == num_histories
     assert calls == [1]
 
 
@@ -247,10 +247,10 @@ def test_unseen_items_do_not_depend_on_the_batch(model):
 
 
 def test_output_never_replaces_histories_artifacts_or_folders(markov, tmp_path):
-    asked = tmp_path / "asked.jsonl"
-    asked.write_text('["0000"]\n')
-    for output in (asked, tmp_path, markov.folder.items):
+    queries = tmp_path / "asked.jsonl"
+    queries.write_text('["0000"]\n')
+    for output in (queries, tmp_path, markov.folder.items):
         content = output.read_bytes() if output.is_file() else None
         with refused(ConfigError, f"--output {output}"):
-            main(markov.argv("--model=markov", "--histories", str(asked), f"--output={output}"))
+            main(markov.argv("--model=markov", "--histories", str(queries), f"--output={output}"))
         assert content is None or output.read_bytes() == content

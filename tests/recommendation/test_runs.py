@@ -140,6 +140,6 @@ def test_a_configuration_of_another_version_is_refused(train, old, new, line, ke
 def test_a_checkpoint_of_another_schema_version_is_refused(train):
     trained = train("markov")
     path = trained.run / "checkpoints/best.safetensors.meta.json"
-    replace_in(path, '"schema_version": 1', '"schema_version": 907')
+    replace_in(path, '"schema_version": 2', '"schema_version": 907')
     with refused(ArtifactError, path, names=[907], fix=[AGAIN]):
         load(trained, "markov")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.progress import Progress
-from recommendation.decoding.top_k import are_among, in_order
+from recommendation.decoding.top_k import in_order, in_row
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
 from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize, stack
@@ -43,7 +43,7 @@ class EncoderRetrieve(AbstractRecommender):
         self.label_smoothing, self.dropout = training["label_smoothing"], params.share("dropout")
         self.temperature = params.positive("temperature")
         self.scoring = params.choice("scoring", "exact", "graph")
-        self.normalize_over = params.choice("normalize_over", "codebook", "existing")
+        self.normalize_over = params.choice("normalize_over", "codebook", "valid_items")
         self.num_beams, self.num_hops = params.count("num_beams"), params.count("num_hops")
         self.num_neighbours = min(params.count("num_neighbours"), catalogue.num_items)
         (width, num_heads), sizes = params.heads(), catalogue.codebook_sizes
@@ -71,7 +71,7 @@ class EncoderRetrieve(AbstractRecommender):
         """Mean cross-entropy of every item behind a window's first, or of all of its codes."""
         targets = windows.items[:, 1:]
         logits = self._logits(self._read(windows.items[:, :-1]))                  # (B, W - 1, L, C)
-        if self.normalize_over == "existing":
+        if self.normalize_over == "valid_items":
             scores = self._sum_over_codes(logits.float().flatten(0, 1).flatten(1))  # a sum of many: not in bfloat16
             return {"loss_total": F.cross_entropy(scores, targets.flatten(), ignore_index=PADDING,
                                                   label_smoothing=self.label_smoothing)}
@@ -115,7 +115,7 @@ class EncoderRetrieve(AbstractRecommender):
     def _best(self, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
         hidden = self._read(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
-        logits, of_items = self._logits(last), self.normalize_over == "existing"
+        logits, of_items = self._logits(last), self.normalize_over == "valid_items"
         values = (logits if of_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
         if self.graph is not None:
             return self._walk(self.graph, values, histories, seen, top_k)
@@ -144,7 +144,7 @@ class EncoderRetrieve(AbstractRecommender):
             best = scores.topk(min(num_beams, met.shape[1]), dim=1)
             beams = met.gather(1, best.indices)
             if seen is not None:
-                best = scores.masked_fill(are_among(seen, met), float("-inf")).topk(best.values.shape[1], dim=1)
+                best = scores.masked_fill(in_row(seen, met), float("-inf")).topk(best.values.shape[1], dim=1)
                 found = met.gather(1, best.indices)
         items = (beams if seen is None else found).masked_fill(best.values == float("-inf"), PADDING)
         items, scores = in_order(items, best.values, top_k)

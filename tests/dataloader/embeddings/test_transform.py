@@ -175,7 +175,7 @@ def test_an_embedding_is_current_until_settings_or_inputs_change(tmp_path):
     assert is_current(options.target, SETTINGS, inputs)
     assert not is_current(options.target, {"text_model": "another"}, inputs)
     assert not is_current(options.target._replace(transform=NONE._replace(l2=True)), SETTINGS, inputs)
-    assert not is_current(options.target, SETTINGS, {**inputs, "figures.parquet": "0"})
+    assert not is_current(options.target, SETTINGS, {**inputs, "images.parquet": "0"})
     add_item(options, "e")
     assert not is_current(options.target, SETTINGS, {"items.parquet": load_meta(options.folder.items, "")["sha256"]})
 

@@ -13,7 +13,7 @@ from common.errors import DataError
 from dataloader.readers import raw as tables
 from dataloader.readers.delimited import Layout
 from dataloader.readers.lines import NO_RECORD, parse_json, parse_python
-from dataloader.readers.raw import RawTable, columns_there, load, mend, type_of
+from dataloader.readers.raw import RawTable, existing_columns, load, repair, type_of
 from dataloader.workspace import Workspace
 from tests.dataloader.helpers import mentions
 from tests.errors import refused
@@ -39,7 +39,7 @@ def loaded(work: Workspace, table: RawTable) -> list[tuple]:
     """Item and title of every row, in order."""
     work.run("DROP TABLE IF EXISTS found")
     load(work, table, "found", QUERY, TYPES)
-    mend(work, table, "found", QUERY, TYPES, "item IS NULL")
+    repair(work, table, "found", QUERY, TYPES, "item IS NULL")
     return work.run("SELECT * FROM found ORDER BY rowid")
 
 
@@ -181,7 +181,7 @@ def test_a_path_may_hold_anything(tmp_path, work, name):
     duckdb.sql("SELECT '1' AS a, 'one' AS t").write_parquet(str(path))
     table = RawTable(path, "parquet", COLUMNS)
     assert loaded(work, table) == [("1", "one")]
-    assert columns_there(work, table) == ["a", "t"]
+    assert existing_columns(work, table) == ["a", "t"]
 
 
 def test_a_link_to_a_file_of_another_name_is_followed(tmp_path, work):
@@ -266,7 +266,7 @@ def test_a_full_disk_is_not_reported_as_a_bad_file(tmp_path, work, monkeypatch):
 
 def test_the_columns_of_json_are_those_of_its_first_records(tmp_path, work):
     lines = [b"no record", b'{"a": 1}', b'{"b": 1, "a": 2}', *[b"{}"] * 997, b'{"late": 1}']
-    assert columns_there(work, RawTable(write(tmp_path / "x.jsonl", b"\n".join(lines)), "json", {})) == ["a", "b"]
+    assert existing_columns(work, RawTable(write(tmp_path / "x.jsonl", b"\n".join(lines)), "json", {})) == ["a", "b"]
 
 
 def test_only_parquet_has_types(tmp_path, work):

@@ -13,13 +13,13 @@ def counts_at(costs, prices):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("num_rows", "num_clusters", "largest"), [(60, 6, 10), (60, 6, 12), (61, 7, 9), (5, 9, 1)])
-def test_exact_prices_give_the_assignment_of_least_cost(seed, num_rows, num_clusters, largest):
+@pytest.mark.parametrize(("num_rows", "num_clusters", "max_size"), [(60, 6, 10), (60, 6, 12), (61, 7, 9), (5, 9, 1)])
+def test_exact_prices_give_the_assignment_of_least_cost(seed, num_rows, num_clusters, max_size):
     costs = torch.rand(num_rows, num_clusters, generator=seeded(seed), dtype=torch.float64)
     costs[:, 0] -= 0.5  # so that most rows prefer the same cluster
-    codes = (costs + exact_prices(costs, torch.zeros(num_clusters, dtype=torch.float64), largest)).argmin(dim=1)
-    assert torch.bincount(codes).max() <= largest
-    places = costs.repeat_interleave(largest, dim=1)
+    codes = (costs + exact_prices(costs, torch.zeros(num_clusters, dtype=torch.float64), max_size)).argmin(dim=1)
+    assert torch.bincount(codes).max() <= max_size
+    places = costs.repeat_interleave(max_size, dim=1)
     rows, columns = linear_sum_assignment(places.numpy())
     assert float(costs[range(num_rows), codes].sum()) == pytest.approx(float(places[rows, columns].sum()), rel=1e-9)
 

@@ -61,10 +61,10 @@ def test_kmeans_finds_the_few_rows_that_differ(seed):
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 5])
-@pytest.mark.parametrize("largest", [None, 1])
-def test_kmeans_works_with_fewer_rows_than_clusters(num_rows, largest):
+@pytest.mark.parametrize("max_size", [None, 1])
+def test_kmeans_works_with_fewer_rows_than_clusters(num_rows, max_size):
     rows = torch.randn(num_rows, 3, generator=seeded())
-    centroids = centroids_of(rows, 8, 10, seeded(), largest=largest)
+    centroids = centroids_of(rows, 8, 10, seeded(), max_size=max_size)
     assert centroids.shape == (8, 3)
     assert centroids.isfinite().all()
     assert inertia(rows, centroids) == pytest.approx(0.0, abs=1e-10)
@@ -102,34 +102,34 @@ def test_the_row_with_the_least_loss_leaves_a_full_cluster():
     rows = torch.tensor([[0.0], [0.1], [0.2], [10.0]])
     alone = kmeans(rows, 2, 10, seeded()).assign(rows)
     assert (alone == alone[3]).tolist() == [False, False, False, True]
-    limited = kmeans(rows, 2, 10, seeded(), largest=2).assign(rows)
+    limited = kmeans(rows, 2, 10, seeded(), max_size=2).assign(rows)
     assert (limited == limited[3]).tolist() == [False, False, True, True]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("num_rows", "num_clusters", "largest", "shift"), [
+@pytest.mark.parametrize(("num_rows", "num_clusters", "max_size", "shift"), [
     (400, 8, 75, 0.0), (400, 8, 75, 100.0), (320, 16, 30, 0.0), (1000, 32, 47, 1.0),  # 1.5 times the equal share
     (320, 16, 20, 0.0), (50, 50, 1, 0.0), (40, 1, 40, 0.0)])
-def test_no_cluster_is_above_the_limit(seed, num_rows, num_clusters, largest, shift):
+def test_no_cluster_is_above_the_limit(seed, num_rows, num_clusters, max_size, shift):
     rows = torch.randn(num_rows, 5, generator=seeded(100 + seed)) + shift
-    clusters = kmeans(rows, num_clusters, 5, seeded(seed), largest=largest)
+    clusters = kmeans(rows, num_clusters, 5, seeded(seed), max_size=max_size)
     for codes in (clusters.assign(rows), nearest_exactly(rows, clusters.centroids, clusters.offsets)):
-        assert torch.bincount(codes).max() <= largest
+        assert torch.bincount(codes).max() <= max_size
 
 
 @pytest.mark.slow
 def test_the_limit_holds_if_most_rows_are_crowded():
     lengths = torch.exp(2 * torch.randn(3000, 1, generator=seeded()))
     rows = torch.randn(3000, 8, generator=seeded(1)) * lengths
-    assert torch.bincount(kmeans(rows, 64, 5, seeded(), largest=71).assign(rows)).max() <= 71
+    assert torch.bincount(kmeans(rows, 64, 5, seeded(), max_size=71).assign(rows)).max() <= 71
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_rows_stay_together_even_above_the_limit(seed):
     rows = torch.randn(60, 3, generator=seeded(seed))
     rows[:40] = rows[0]
-    clusters = kmeans(rows, 6, 5, seeded(seed), largest=10)
+    clusters = kmeans(rows, 6, 5, seeded(seed), max_size=10)
     codes = nearest_exactly(rows, clusters.centroids, clusters.offsets)
     assert len(codes[:40].unique()) == 1
     assert clusters.centroids.isfinite().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantization.codebooks.layers import MLP, Standardizer, exactly
+from quantization.codebooks.layers import MLP, Standardizer, in_float64
 from tests.quantization.conftest import seeded
 
 
@@ -43,7 +43,7 @@ def test_an_inactive_standardizer_changes_nothing():
 def test_exactly_runs_the_same_layers_in_float64():
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
     xs = torch.randn(5, 3, generator=seeded())
-    exact = exactly(module, xs)
+    exact = in_float64(module, xs)
     assert exact.dtype == torch.float64
     assert torch.allclose(exact.float(), module(xs), atol=1e-6)
     assert module[0].weight.dtype == torch.float32
@@ -54,5 +54,5 @@ def test_exactly_runs_the_same_layers_in_float64():
 def test_an_exact_pass_does_not_depend_on_the_batch(offset):
     mlp = MLP([16, 32, 8])
     xs = torch.randn(300, 16, generator=seeded()) + offset
-    together, alone = exactly(mlp, xs), torch.cat([exactly(mlp, row) for row in xs.split(1)])
+    together, alone = in_float64(mlp, xs), torch.cat([in_float64(mlp, row) for row in xs.split(1)])
     assert torch.allclose(together, alone, rtol=1e-12, atol=1e-12 * (1 + offset))

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from quantization.inspection.diagnostics import collapse_warning, collapsed_levels, settings_of, verdicts
+from quantization.inspection.diagnostics import collapse_warning, collapsed_levels, diagnose, settings_of
 from quantization.models import names
 from tests.quantization.conftest import numbers
 
@@ -13,10 +13,10 @@ SETTINGS = {"num_levels": 3, "codebook_size": 64, "epochs": 10, "max_steps": Non
 
 GOOD = {
     "loss_total": 1.0, "reconstruction_error": 0.2, "explained_variance": 0.8, "collision_rate": 0.01,
-    "largest_bucket": 3, "utilization": [1.0, 0.97], "dead_codes": [0, 4], "perplexity": [60.4, 58.0],
+    "largest_bucket": 3, "utilization": [1.0, 0.97], "num_dead_codes": [0, 4], "perplexity": [60.4, 58.0],
     "gini": [0.1, 0.3], "random_pairs_similarity": 0.2, "prefix_similarity": [0.5, 0.6],
     "prefix_coherence": [2.5, 3.0], "same_first_code": 0.3, "same_first_code_by_chance": 0.1,
-    "behavioural_coherence": 3.0,
+    "behavioral_coherence": 3.0,
 }
 
 
@@ -26,7 +26,7 @@ RECONSTRUCTION, COLLISIONS, LARGEST_BUCKET, LEVEL_1, LEVEL_2, PREFIX_1, PREFIX_2
 
 def line_of(number: int, settings: dict = SETTINGS, **metrics) -> str:
     """One line of the report on GOOD with these metrics."""
-    return verdicts(GOOD | metrics, settings)[number]
+    return diagnose(GOOD | metrics, settings)[number]
 
 
 def flags(text: str) -> set[str]:
@@ -42,7 +42,7 @@ def check_grades(number: int, grades: list[list[dict]]) -> None:
 
 
 def test_good_metrics_are_reported_in_order_without_advice():
-    lines = verdicts(GOOD, SETTINGS)
+    lines = diagnose(GOOD, SETTINGS)
     assert [sorted(set(numbers(line))) for line in lines] == [sorted(told) for told in (
         {"0.2", "80%"}, {"1.00%"}, {"3"}, {"1", "100%", "0", "60", "0.10"}, {"2", "97%", "4", "58", "0.30"},
         {"2.5", "1", "0.50", "0.20"}, {"3.0", "2", "0.60", "0.20"}, {"3.0", "30.0%", "10.0%"})]
@@ -109,28 +109,28 @@ def test_without_a_ratio_both_similarities_are_reported():
 
 
 def test_grades_of_behavioural_coherence():
-    check_grades(BEHAVIOUR, [[{"behavioural_coherence": ratio} for ratio in grade]
+    check_grades(BEHAVIOUR, [[{"behavioral_coherence": ratio} for ratio in grade]
                              for grade in ([2.0, 9.0], [1.9, 1.1], [1.0, 0.2])])
 
 
-CODES_ALONE = {key: GOOD[key] for key in ("collision_rate", "largest_bucket", "utilization", "dead_codes",
+CODES_ALONE = {key: GOOD[key] for key in ("collision_rate", "largest_bucket", "utilization", "num_dead_codes",
                                           "perplexity", "gini")}
 MEASURED_TOGETHER = [
     ("reconstruction_error", "explained_variance"), ("explained_variance",),
     ("random_pairs_similarity", "prefix_similarity", "prefix_coherence"),
-    ("same_first_code", "same_first_code_by_chance", "behavioural_coherence"),
+    ("same_first_code", "same_first_code_by_chance", "behavioral_coherence"),
 ]
 
 
 @pytest.mark.parametrize("metrics", [
     CODES_ALONE,
-    GOOD | {"explained_variance": None, "behavioural_coherence": None},
+    GOOD | {"explained_variance": None, "behavioral_coherence": None},
     GOOD | {"random_pairs_similarity": None, "prefix_similarity": [None, None], "prefix_coherence": [None, None]},
     *({key: value for key, value in GOOD.items() if key not in group} for group in MEASURED_TOGETHER),
 ])
 def test_missing_metrics_are_not_reported(metrics):
-    lines = verdicts(metrics, SETTINGS)
-    assert len(lines) >= len(verdicts(CODES_ALONE, SETTINGS))
+    lines = diagnose(metrics, SETTINGS)
+    assert len(lines) >= len(diagnose(CODES_ALONE, SETTINGS))
     assert not any("None" in line for line in lines)
 
 
@@ -174,7 +174,7 @@ def test_settings_hold_resolved_values(make_config, make_model):
     assert not {"epochs", "lr"} & set(settings_of(config, make_model(config), 40))
 
 
-BAD = {"utilization": [0.1, 0.9, 1.0], "dead_codes": [9, 1, 0], "perplexity": [1.0] * 3, "gini": [0.9] * 3,
+BAD = {"utilization": [0.1, 0.9, 1.0], "num_dead_codes": [9, 1, 0], "perplexity": [1.0] * 3, "gini": [0.9] * 3,
        "collision_rate": 0.9, "explained_variance": 0.0}
 
 
@@ -184,6 +184,6 @@ def test_advice_names_only_keys_of_the_quantizer(name, make_config, make_model):
     settings = settings_of(config, make_model(config), 40)
     warning = collapse_warning(BAD, [0, 1], settings)
     assert {"1", "10%", "2", "90%"} <= set(numbers(warning))
-    advised = flags("\n".join([warning, *verdicts(GOOD | BAD, settings)]))
+    advised = flags("\n".join([warning, *diagnose(GOOD | BAD, settings)]))
     assert advised <= set(settings)
     assert len(advised) >= 2 or not {"codebook", "num_values", "iterations"} & set(settings)

@@ -7,7 +7,7 @@ import pytest
 
 from common.artifacts import DatasetFolder, ids_sha256, save_array
 from common.publishing import publish
-from quantization.inspection.explain import About, build_tree, cut, describe, display_names
+from quantization.inspection.explain import PageInfo, build_tree, cut, describe, display_names
 from quantization.inspection.keywords import words_of
 from quantization.inspection.page import explain
 from tests.quantization.conftest import numbers
@@ -24,7 +24,7 @@ def make(rows, sizes, counter=None, texts=None):
     codes = np.array([code for code, _ in rows], dtype=np.int32)
     tree = build_tree(codes, titles, titles if texts is None else np.array(texts, dtype=object), sizes, counter)
     raw_ids = np.array([f"raw{i}" for i in range(len(rows))], dtype=object)
-    return tree, About("Shop", "rqvae-td", raw_ids.tolist(), display_names(titles, raw_ids), (0.5, 0.0))
+    return tree, PageInfo("Shop", "rqvae-td", raw_ids.tolist(), display_names(titles, raw_ids), (0.5, 0.0))
 
 
 def text_of(rows, sizes, counter=None):
@@ -147,8 +147,8 @@ def test_the_text_is_limited_and_counts_the_rest():
 
 def test_the_disambiguation_level_is_not_part_of_the_tree():
     rows = [([0, 1, 0], "one"), ([0, 1, 1], "two"), ([0, 2, 0], "three")]
-    tree, about = make(rows, [3, 3, 2], counter=2)
-    text = describe(tree, about)
+    tree, info = make(rows, [3, 3, 2], counter=2)
+    text = describe(tree, info)
     assert len(tree.depths) == 2
     assert numbers(tree.shape) == ["2", "3"]
     assert tree.shape in heading(text)
@@ -175,10 +175,10 @@ def test_one_item_without_words_is_described():
 
 
 def test_an_item_without_title_uses_raw_id_and_text():
-    tree, about = make([([0], ""), ([0], None), ([1], "lamp"), ([1], "lamp")], [2],
+    tree, info = make([([0], ""), ([0], None), ([1], "lamp"), ([1], "lamp")], [2],
                        texts=["garden hose", "hose", "", ""])
     assert tree.depths[0].words == [["hose"], ["lamp"]]
-    assert "    · raw0\n    · raw1" in describe(tree, about)
+    assert "    · raw0\n    · raw1" in describe(tree, info)
 
 
 def test_a_title_is_cut_and_loses_its_control_characters():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantization.inspection import page
-from quantization.inspection.explain import About, build_tree, display_names
+from quantization.inspection.explain import PageInfo, build_tree, display_names
 from quantization.inspection.page import TEMPLATE, make_page, page_data
 
 HOSTILE = ["</script><img src=x onerror=alert(1)>", "<!-- <script>", "a\u2028b\u2029c", "\"quotes\" 'and' \\ `${x}`",
@@ -20,7 +20,7 @@ def make(codes, titles, counter=None, sizes=None):
     codes, titles = np.array(codes, dtype=np.int32), np.array(titles, dtype=object)
     raw_ids = np.array([f"raw{i}" for i in range(len(titles))], dtype=object)
     tree = build_tree(codes, titles, titles, sizes or (codes.max(axis=0) + 1).tolist(), counter)
-    return tree, About("Shop", "rqvae-td", raw_ids.tolist(), display_names(titles, raw_ids), (0.25, 0.0))
+    return tree, PageInfo("Shop", "rqvae-td", raw_ids.tolist(), display_names(titles, raw_ids), (0.25, 0.0))
 
 
 def embedded(html: str) -> dict:
@@ -52,8 +52,8 @@ def test_the_script_never_reads_text_as_markup():
 
 
 def test_items_are_flat_codes_titles_and_raw_ids():
-    tree, about = make([[0, 1, 0], [0, 1, 1], [2, 0, 0]], ["red lamp", "blue lamp", ""], counter=2, sizes=[3, 4, 2])
-    data = page_data(tree, about)
+    tree, info = make([[0, 1, 0], [0, 1, 1], [2, 0, 0]], ["red lamp", "blue lamp", ""], counter=2, sizes=[3, 4, 2])
+    data = page_data(tree, info)
     assert data["codes"] == [0, 1, 0, 0, 1, 1, 2, 0, 0]
     assert data["titles"] == ["red lamp", "blue lamp", "raw2"]
     assert data["ids"] == ["raw0", "raw1", "raw2"]
@@ -76,21 +76,21 @@ def test_titles_are_cut():
 @pytest.mark.parametrize(("codes", "titles"), [
     ([[0]], ["one"]), ([[3, 3]] * 4, ["same"] * 4), ([[0], [0]], ["", None]), ([[0, 0], [0, 1]], ["运动鞋", "运动裤"])])
 def test_small_catalogues_make_a_page(codes, titles):
-    tree, about = make(codes, titles)
-    assert embedded(make_page(tree, about))["titles"] == about.names
+    tree, info = make(codes, titles)
+    assert embedded(make_page(tree, info))["titles"] == info.names
 
 
 def test_a_large_catalogue_keeps_examples_of_every_first_code(monkeypatch):
     monkeypatch.setattr(page, "MAX_ITEMS", 6)
     codes = [[0]] * 2 + [[1]] * 6 + [[2]]
-    tree, about = make(codes, [f"title {i}" for i in range(9)])
-    data = page_data(tree, about)
+    tree, info = make(codes, [f"title {i}" for i in range(9)])
+    data = page_data(tree, info)
     # The examples fill the page: 0 and 1 of the first code, 2 to 4 of the second, 8 of the third.
     assert data["ids"] == ["raw0", "raw1", "raw2", "raw3", "raw4", "raw8"]
     assert data["num_items"] == 9
     assert data["nodes"]["1"][0] == 6  # of the whole catalogue
     monkeypatch.setattr(page, "MAX_ITEMS", 7)  # room for one more item, of the largest code
-    assert page_data(tree, about)["ids"] == ["raw0", "raw1", "raw2", "raw3", "raw4", "raw5", "raw8"]
+    assert page_data(tree, info)["ids"] == ["raw0", "raw1", "raw2", "raw3", "raw4", "raw5", "raw8"]
 
 
 @pytest.mark.slow

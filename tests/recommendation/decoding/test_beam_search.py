@@ -36,17 +36,17 @@ def test_the_trie_leads_from_code_to_code_to_the_item():
 def test_the_trie_finds_prefixes_with_one_item():
     trie = Trie(CODES, SIZES)
     # The root has four items, code 0 has one of them, code 1 has three; (0, 3) and (1, 2) have one each.
-    alone = [trie.alone(level, torch.arange(size)).tolist() for level, size in enumerate((1, 2, 3))]
-    assert alone == [[False], [True, False], [True, False, True]]
+    has_single_item = [trie.has_single_item(level, torch.arange(size)).tolist() for level, size in enumerate((1, 2, 3))]
+    assert has_single_item == [[False], [True, False], [True, False, True]]
 
 
 def test_the_trie_finds_prefixes_with_only_seen_items():
     trie = Trie(CODES, SIZES)
     leaves = trie.leaves_of(padded([3, 1], [2, 0, 3], []))
     # Nodes of level 1: (0), (1); of level 2: (0, 3), (1, 0), (1, 2); the items in the order of their IDs: 1, 2, 0, 3.
-    inside = [trie.inside(level, torch.arange(size).expand(3, -1), leaves).tolist()
+    all_masked = [trie.all_masked(level, torch.arange(size).expand(3, -1), leaves).tolist()
               for level, size in enumerate((1, 2, 3, 4))]
-    assert inside == [[[False]] * 3,
+    assert all_masked == [[[False]] * 3,
                       [[True, False], [False, True], [False, False]],
                       [[True, False, True], [False, True, True], [False] * 3],
                       [[True, False, False, True], [False, True, True, True], [False] * 4]]
@@ -58,9 +58,9 @@ def test_a_trie_of_one_level_leads_straight_to_the_items():
 
 
 def search(codes: torch.Tensor, sizes: list[int], log_probs: list[np.ndarray], num_beams: int, top_k: int,
-           existing_only: bool = False, seen: torch.Tensor | None = None):
+           valid_only: bool = False, seen: torch.Tensor | None = None):
     """Beam search where the log-probabilities (B, C) of a level do not depend on the earlier codes."""
-    return beam_search(unconditional(log_probs), Trie(codes, sizes), len(log_probs[0]), num_beams, top_k, existing_only,
+    return beam_search(unconditional(log_probs), Trie(codes, sizes), len(log_probs[0]), num_beams, top_k, valid_only,
                        seen)
 
 
@@ -127,9 +127,9 @@ def test_with_a_beam_for_every_item_the_search_is_exact(case):
 def test_equally_likely_items_have_the_order_of_their_ids():
     codes = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
     even = [np.log(np.full((1, 2), 0.5))] * 2
-    for existing_only in (False, True):
-        assert search(codes, [2, 2], even, 4, 4, existing_only).items.tolist() == [[0, 1, 2, 3]]
-        assert exact_search(unconditional(even), Trie(codes, [2, 2]), 1, 4, existing_only).items.tolist() == [
+    for valid_only in (False, True):
+        assert search(codes, [2, 2], even, 4, 4, valid_only).items.tolist() == [[0, 1, 2, 3]]
+        assert exact_search(unconditional(even), Trie(codes, [2, 2]), 1, 4, valid_only).items.tolist() == [
             [0, 1, 2, 3]]
 
 
@@ -161,7 +161,7 @@ def existing_by_hand(codes: list[list[int]], log_probs: list[np.ndarray], user: 
 @given(searches())
 def test_over_existing_codes_a_full_search_is_exact(case):
     codes, sizes, log_probs = case
-    result = search(codes, sizes, log_probs, len(codes), len(codes), existing_only=True)
+    result = search(codes, sizes, log_probs, len(codes), len(codes), valid_only=True)
     for user in range(2):
         exact = existing_by_hand(codes.tolist(), log_probs, user)
         assert np.isclose(np.exp(exact).sum(), 1)
@@ -174,9 +174,9 @@ def test_over_existing_codes_a_full_search_is_exact(case):
 @given(searches())
 def test_exact_search_agrees_with_a_full_beam_search(case):
     codes, sizes, log_probs = case
-    for existing_only in (False, True):
-        result = exact_search(unconditional(log_probs), Trie(codes, sizes), 2, len(codes), existing_only)
-        searched = search(codes, sizes, log_probs, len(codes), len(codes), existing_only)
+    for valid_only in (False, True):
+        result = exact_search(unconditional(log_probs), Trie(codes, sizes), 2, len(codes), valid_only)
+        searched = search(codes, sizes, log_probs, len(codes), len(codes), valid_only)
         for user in range(2):
             ours, theirs = (dict(zip(r.items[user].tolist(), r.scores[user].tolist(), strict=True))
                             for r in (result, searched))
@@ -193,12 +193,12 @@ def seen_by_two(draw, num_items: int):
 
 @pytest.mark.slow
 @given(st.data(), searches(), st.booleans())
-def test_unseen_items_keep_their_exact_scores(data, case, existing_only):
+def test_unseen_items_keep_their_exact_scores(data, case, valid_only):
     codes, sizes, log_probs = case
     num_items, seen = len(codes), data.draw(seen_by_two(len(codes)))
-    exact = exact_search(unconditional(log_probs), Trie(codes, sizes), 2, num_items, existing_only)
-    results = [search(codes, sizes, log_probs, num_items, num_items, existing_only, seen),
-               exact_search(unconditional(log_probs), Trie(codes, sizes), 2, num_items, existing_only, seen)]
+    exact = exact_search(unconditional(log_probs), Trie(codes, sizes), 2, num_items, valid_only)
+    results = [search(codes, sizes, log_probs, num_items, num_items, valid_only, seen),
+               exact_search(unconditional(log_probs), Trie(codes, sizes), 2, num_items, valid_only, seen)]
     for user in range(2):
         scores = dict(zip(exact.items[user].tolist(), exact.scores[user].tolist(), strict=True))
         items, expected = best_unseen(scores, seen[user].tolist(), num_items)
@@ -208,10 +208,10 @@ def test_unseen_items_keep_their_exact_scores(data, case, existing_only):
 
 
 @given(st.data(), searches(), st.integers(1, 6), st.booleans())
-def test_k_beams_find_k_unseen_items(data, case, num_beams, existing_only):
+def test_k_beams_find_k_unseen_items(data, case, num_beams, valid_only):
     codes, sizes, log_probs = case
     seen = data.draw(seen_by_two(len(codes)))
-    result = search(codes, sizes, log_probs, num_beams, num_beams, existing_only, seen)
+    result = search(codes, sizes, log_probs, num_beams, num_beams, valid_only, seen)
     for items, of_user in zip(result.items.tolist(), seen.tolist(), strict=True):
         unseen = set(range(len(codes))) - set(of_user)
         found = [item for item in items if item >= 0]
@@ -221,9 +221,9 @@ def test_k_beams_find_k_unseen_items(data, case, num_beams, existing_only):
 def test_equally_likely_unseen_items_have_the_order_of_their_ids():
     codes = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0]])
     even, seen = [np.log(np.full((1, 2), 0.5))] * 2, padded([1])
-    for existing_only in (False, True):
-        results = [search(codes, [2, 2], even, 4, 4, existing_only, seen),
-                   exact_search(unconditional(even), Trie(codes, [2, 2]), 1, 4, existing_only, seen)]
+    for valid_only in (False, True):
+        results = [search(codes, [2, 2], even, 4, 4, valid_only, seen),
+                   exact_search(unconditional(even), Trie(codes, [2, 2]), 1, 4, valid_only, seen)]
         for result in results:
             assert result.items.tolist() == [[0, 2, 3, -1]]
             assert np.allclose(result.scores.exp(), [[0.25, 0.25, 0.25, 0]])
@@ -237,7 +237,7 @@ def test_a_prefix_with_one_item_is_not_decoded():
         calls.append((level, codes.tolist()))
         return unconditional(log_probs)(level, codes, parents)
 
-    result = beam_search(step, Trie(CODES, SIZES), 1, 4, 4, existing_only=True)
+    result = beam_search(step, Trie(CODES, SIZES), 1, 4, 4, valid_only=True)
     # Code 0 has only item 1, and (1, 2) has only item 3: decoding continues only from (1) and (1, 0).
     assert calls == [(0, [[0]]), (1, [[1]]), (2, [[0]])]
     # Item 1: .5. Codes 0 and 2 after code 1: .5 / .6 and .1 / .6; codes 0 and 2 after (1, 0): 2 / 3 and 1 / 3.

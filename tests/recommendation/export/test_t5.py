@@ -96,7 +96,7 @@ def test_transformers_search_ranks_and_scores_the_items_equally(make, catalogue)
 
 @torch.no_grad()
 def test_with_only_the_constraint_transformers_agrees_over_existing_codes(make, catalogue):
-    model = make(num_beams=NUM_ITEMS, normalize_over="existing")
+    model = make(num_beams=NUM_ITEMS, normalize_over="valid_items")
     t5 = to_t5(model)
     for history in HISTORIES:
         ours = model.recommend(windows_of(history), NUM_ITEMS)
@@ -145,7 +145,7 @@ def test_a_t5_built_by_transformers_is_loaded(make, catalogue):
     del config["semantic_ids"]
     t5 = transformers.T5ForConditionalGeneration(transformers.T5Config(**config)).eval()
     t5.lm_head.weight = torch.nn.Parameter(torch.randn(13, 16))
-    model = make(num_beams=NUM_ITEMS, normalize_over="existing")
+    model = make(num_beams=NUM_ITEMS, normalize_over="valid_items")
     load_t5(model, t5)
     items, _ = search(t5, catalogue, HISTORIES[0], prefix_allowed_tokens_fn=allowed_tokens(catalogue),
                       renormalize_logits=True)
@@ -246,7 +246,7 @@ def test_the_exports_readme_program_recommends_as_the_run(export, train, monkeyp
     (tmp_path / "program.py").write_text(program)
     runpy.run_path(str(tmp_path / "program.py"))
     shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    run = train("target", normalize_over="existing", from_t5=target, lr=0.0)
+    run = train("target", normalize_over="valid_items", from_t5=target, lr=0.0)
     assert shown == lists(run)[0][:10]
 
 

@@ -80,11 +80,11 @@ class Noisy(Kept):
 
 
 class Counting(Kept):
-    asked = 0
+    queries = 0
 
     def recommend(self, histories, top_k):
-        self.asked += 1
-        scores = torch.arange(NUM_ITEMS).double().roll(self.asked)
+        self.queries += 1
+        scores = torch.arange(NUM_ITEMS).double().roll(self.queries)
         return top_items(scores.repeat(len(histories.items), 1), top_k)
 
 

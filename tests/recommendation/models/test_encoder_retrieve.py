@@ -63,7 +63,7 @@ def over_items(model, row: list[int]) -> list[torch.Tensor]:
 
 
 def test_over_existing_ids_the_loss_is_over_items(model):
-    model.normalize_over = "existing"
+    model.normalize_over = "valid_items"
     rows = [over_items(model, row) for row in ROWS]
     losses = [-of_row[place - 1][row[place]] for row, of_row in zip(ROWS, rows, strict=True)
               for place in range(1, len(row))]
@@ -90,7 +90,7 @@ def test_exact_scores_are_sums_over_the_codes_of_every_item(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
+@pytest.mark.parametrize("normalize_over", ["codebook", "valid_items"])
 def test_a_walk_that_visits_every_item_is_exact(model, normalize_over):
     model.normalize_over = normalize_over
     exact = model.recommend(windows_of(*ROWS), 20)
@@ -100,7 +100,8 @@ def test_a_walk_that_visits_every_item_is_exact(model, normalize_over):
     assert torch.equal(walked.items, exact.items)
     # Over existing IDs the scores are not normalized; they differ by one constant for each history.
     difference = walked.scores - exact.scores
-    assert torch.allclose(difference, difference[:, :1] if normalize_over == "existing" else torch.zeros(1), atol=1e-5)
+    constant = difference[:, :1] if normalize_over == "valid_items" else torch.zeros(1)
+    assert torch.allclose(difference, constant, atol=1e-5)
 
 
 @torch.no_grad()

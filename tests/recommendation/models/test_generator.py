@@ -34,7 +34,7 @@ def test_every_positions_loss_is_the_mean_over_single_targets(everywhere):
     assert together.item() == pytest.approx(torch.stack(one_at_a_time).mean().item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
+@pytest.mark.parametrize("normalize_over", ["codebook", "valid_items"])
 def test_one_targets_loss_is_its_items_negative_score(make_model, normalize_over):
     model = make_model("encoder_decoder", train_on="target", normalize_over=normalize_over).eval()
     losses = [loss_alone(model, history, target) for history, target in zip(HISTORIES, TARGETS, strict=True)]
@@ -175,7 +175,7 @@ def test_decoding_with_the_cache_agrees_with_decoding_without_it(model, catalogu
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("normalize_over", ["codebook", "existing"])
+@pytest.mark.parametrize("normalize_over", ["codebook", "valid_items"])
 def test_exact_scoring_agrees_with_a_beam_for_every_item(model, normalize_over, monkeypatch):
     model.num_beams, model.normalize_over = NUM_ITEMS, normalize_over
     histories, seen = windows_of(*HISTORIES), padded(*HISTORIES[1:], HISTORIES[0][:5])
@@ -191,7 +191,7 @@ def test_exact_scoring_agrees_with_a_beam_for_every_item(model, normalize_over, 
 
 @torch.no_grad()
 def test_over_existing_codes_the_scores_are_normalized_among_existing_codes(model, catalogue):
-    model.num_beams, model.normalize_over = NUM_ITEMS, "existing"
+    model.num_beams, model.normalize_over = NUM_ITEMS, "valid_items"
     result = model.recommend(windows_of(*HISTORIES), NUM_ITEMS)
     model.normalize_over = "codebook"  # for `teacher_forced`
     assert torch.allclose(result.scores.exp().sum(dim=1), torch.ones(len(HISTORIES)), atol=1e-5)
@@ -222,8 +222,8 @@ def test_label_smoothing_uses_all_codes(make_model, name):
 @NAMES
 def test_label_smoothing_over_existing_codes_uses_only_existing_codes(make_model, name, catalogue):
     windows = training_windows()
-    plain = make_model(name, normalize_over="existing", label_smoothing=0.0).eval()
-    smoothed = make_model(name, normalize_over="existing", label_smoothing=0.3).eval()
+    plain = make_model(name, normalize_over="valid_items", label_smoothing=0.0).eval()
+    smoothed = make_model(name, normalize_over="valid_items", label_smoothing=0.3).eval()
     targets = torch.tensor(TARGETS)
     if plain.training_unit == "sequence":
         targets = windows.items[:, 1:][windows.items[:, 1:] != PADDING]
@@ -247,7 +247,7 @@ def test_dropout_acts_in_training_and_follows_the_seed(make_model, name):
 
 
 @pytest.mark.parametrize(("key", "choices"), [("scoring", ["beam", "exact"]),
-                                              ("normalize_over", ["codebook", "existing"])])
+                                              ("normalize_over", ["codebook", "valid_items"])])
 @NAMES
 def test_an_unknown_choice_is_refused(make_model, name, key, choices):
     with refused(ConfigError, f"{name}.model_params.{key}", names=["'all'"], fix=choices):

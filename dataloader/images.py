@@ -1,4 +1,4 @@
-"""Step 1: fetch the images of the items, check each, and list in figures.parquet which item has one."""
+"""Step 1: fetch the images of the items, check each, and list in images.parquet which item has one."""
 
 import hashlib
 import logging
@@ -21,9 +21,9 @@ from common.progress import Progress
 from common.publishing import publish, sweep, write_bytes
 from common.run import log_to_console
 from common.tables import parquet_rows
-from dataloader.embeddings.pictures import BadPicture, picture_size, set_up_pillow
+from dataloader.embeddings.image_decoding import BadImage, image_size, set_up_pillow
 from dataloader.http import Fetcher, host_of
-from dataloader.options import FigureOptions, parse_options
+from dataloader.options import ImageFetchOptions, parse_options
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ FINAL = {"ok", "placeholder", "no address", "bad address"}  # another run would 
 NUM_LISTED = 10
 
 
-class Figure(NamedTuple):
+class ImageRecord(NamedTuple):
     """An address and what lies in `images/` for it; `ok` and `placeholder` have a file, the others have none."""
 
     url: str
@@ -44,7 +44,7 @@ class Figure(NamedTuple):
     sha256: str = ""
 
 
-class Figures(NamedTuple):
+class ImageTable(NamedTuple):
     """The table as arrays with one entry an item, in item order; file and sha256 are None where there is no file."""
 
     raw_id: np.ndarray   # object
@@ -54,16 +54,16 @@ class Figures(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Fetch the images of the items.").figures
+    options = parse_options(argv, "Fetch the images of the items.").images
     log_to_console()
-    fetch_figures(options, command_line("bash dataloader/1_load_figure.sh", argv))
+    fetch_images(options, command_line("bash dataloader/1_load_figure.sh", argv))
 
 
-def fetch_figures(options: FigureOptions, command: str) -> None:
-    """Fill `images/` with what is not there yet, and publish figures.parquet, one row an item.
+def fetch_images(options: ImageFetchOptions, command: str) -> None:
+    """Fill `images/` with what is not there yet, and publish images.parquet, one row an item.
 
     --force checks images that are there to the last pixel. Raises ResourceError if no image could be had, and, after
-    figures.parquet has been written, DataError if one is missing under --missing_images error.
+    images.parquet has been written, DataError if one is missing under --missing_images error.
     """
     set_up_pillow()
     folder = options.folder
@@ -71,24 +71,25 @@ def fetch_figures(options: FigureOptions, command: str) -> None:
     # Whether nothing is left to fetch: all files lie there, and no failure may be better next time.
     current, recorded = False, _recorded_files(folder).keys()
     with suppress(UserError):
-        meta = load_meta(folder.figures, "")
+        meta = load_meta(folder.image_table, "")
         current = (meta["settings"] == {"min_image_side": options.min_side} and set(meta["counts"]) <= FINAL
                    and len(recorded) > 0 and recorded <= _files(folder))
     if options.force or not current:
         with FolderLock(folder.images):
             _fetch_and_publish(options, command)
     else:
-        log.info("figures: reusing %s (%s)", folder.figures, _counts_text(load_meta(folder.figures, command)["counts"]))
+        counts = load_meta(folder.image_table, command)["counts"]
+        log.info("images: reusing %s (%s)", folder.image_table, _counts_text(counts))
     if options.missing == "error":
         refuse_missing(folder)
     num_missing, rows = _missing(folder)
     for raw_id, status, detail in rows:
-        log.info("figures:   %s: %s%s", raw_id, status, f" ({detail})" if detail else "")
+        log.info("images:   %s: %s%s", raw_id, status, f" ({detail})" if detail else "")
     if num_missing:
-        log.warning("figures: %d items have no image; %s lists them all", num_missing, folder.figures.name)
+        log.warning("images: %d items have no image; %s lists them all", num_missing, folder.image_table.name)
 
 
-def _fetch_and_publish(options: FigureOptions, command: str) -> None:
+def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
     """Publish the table: item, raw_id, url, file, status, detail, width, height, sha256, one row an item."""
     folder = options.folder
     items = load_meta(folder.items, folder.make_command)
@@ -96,11 +97,11 @@ def _fetch_and_publish(options: FigureOptions, command: str) -> None:
     if not urls:
         raise DataError(folder.items, "no item has the address of an image", f"{items['num_items']} items",
                         "leave the modality image out, or take a --source whose items have images")
-    figures = _fetch(options, urls)
-    if not any(figure.file for figure in figures):
+    records = _fetch(options, urls)
+    if not any(record.file for record in records):
         found: dict[str, list[str]] = {}
-        for figure in figures:
-            found.setdefault(f"{figure.status} ({figure.detail})", []).append(figure.url)
+        for record in records:
+            found.setdefault(f"{record.status} ({record.detail})", []).append(record.url)
         commonest = sorted(found.items(), key=lambda reason: -len(reason[1]))[:3]
         raise ResourceError(folder.images, f"not one of {len(urls)} images could be fetched", "; ".join(
             f"{len(some)} {reason}, such as {some[0]}" for reason, some in commonest),
@@ -108,54 +109,54 @@ def _fetch_and_publish(options: FigureOptions, command: str) -> None:
     import pandas as pd  # takes a second, which a wrong flag shall not
 
     with duckdb.connect() as connection:
-        connection.register("figures", pd.DataFrame(figures, columns=Figure._fields))
+        connection.register("images", pd.DataFrame(records, columns=ImageRecord._fields))
         table = connection.sql(f"""
             SELECT item, raw_id, image_url AS url, nullif(file, '') AS file,
                    coalesce(status, 'no address') AS status, nullif(detail, '') AS detail,
                    nullif(width, 0)::INTEGER AS width, nullif(height, 0)::INTEGER AS height,
                    nullif(sha256, '') AS sha256
-            FROM {parquet_rows(folder.items)} LEFT JOIN figures ON image_url = url ORDER BY item""")
+            FROM {parquet_rows(folder.items)} LEFT JOIN images ON image_url = url ORDER BY item""")
         counts = dict(table.aggregate("status, count(*)", "status").order("2 DESC, 1").fetchall())
-        publish(folder.figures, lambda staged: table.write_parquet(str(staged)), {
+        publish(folder.image_table, lambda staged: table.write_parquet(str(staged)), {
             "inputs": {folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"],
             "num_items": items["num_items"], "command": command,
             "settings": {"min_image_side": options.min_side}, "counts": counts})
-    log.info("figures: wrote %s (%s)", folder.figures, _counts_text(counts))
+    log.info("images: wrote %s (%s)", folder.image_table, _counts_text(counts))
 
 
-def _fetch(options: FigureOptions, urls: list[str]) -> list[Figure]:
+def _fetch(options: ImageFetchOptions, urls: list[str]) -> list[ImageRecord]:
     """What lies in `images/` for every address, after all that is not there was asked for."""
     folder = options.folder
     for shelf in folder.images.glob("*/"):  # of a killed run
         sweep(shelf, "*")
     # Each was checked before it got its name, and is again with --force.
-    there, recorded, figures = _files(folder), {} if options.force else _recorded_files(folder), {}
+    there, recorded, records = _files(folder), {} if options.force else _recorded_files(folder), {}
     for url in urls:
         file = file_name(url)
         if file in there and file in recorded:
-            figures[url] = Figure(url, "ok", "", file, *recorded[file])
+            records[url] = ImageRecord(url, "ok", "", file, *recorded[file])
         elif file in there:  # a run was stopped before it could write down what it had, or a check is wanted
             try:
-                figures[url] = _figure(url, file, (folder.images / file).read_bytes(), options.force)
-            except BadPicture as error:
-                log.warning("figures: %s is no image any more, and is fetched again (%s)", file, error.detail)
-    wanted = [url for url in urls if url not in figures]
-    log.info("figures: %d of %d images are there already", len(figures), len(urls))
+                records[url] = _image_record(url, file, (folder.images / file).read_bytes(), options.force)
+            except BadImage as error:
+                log.warning("images: %s is no image any more, and is fetched again (%s)", file, error.detail)
+    wanted = [url for url in urls if url not in records]
+    log.info("images: %d of %d images are there already", len(records), len(urls))
     failed = 0
-    with Progress("figures", len(wanted), "images") as progress:
+    with Progress("images", len(wanted), "images") as progress:
         for url, answer in Fetcher(wanted, options.rate).results():
-            figures[url] = Figure(url, answer.status, answer.detail)
+            records[url] = ImageRecord(url, answer.status, answer.detail)
             if answer.status == "fetched":
                 try:
-                    figures[url] = _figure(url, file_name(url), answer.body, check=True)
-                    write_bytes(folder.images / figures[url].file, answer.body)
-                except BadPicture as error:
-                    figures[url] = Figure(url, error.status, error.detail)
-            failed += not figures[url].file
+                    records[url] = _image_record(url, file_name(url), answer.body, check=True)
+                    write_bytes(folder.images / records[url].file, answer.body)
+                except BadImage as error:
+                    records[url] = ImageRecord(url, error.status, error.detail)
+            failed += not records[url].file
             progress.update(1, failed=failed)
-    return [figure if not figure.file or min(figure.width, figure.height) >= options.min_side else
-            figure._replace(status="placeholder", detail=f"{figure.width} x {figure.height} pixels")
-            for figure in map(figures.__getitem__, urls)]
+    return [record if not record.file or min(record.width, record.height) >= options.min_side else
+            record._replace(status="placeholder", detail=f"{record.width} x {record.height} pixels")
+            for record in map(records.__getitem__, urls)]
 
 
 def file_name(url: str) -> str:
@@ -165,8 +166,8 @@ def file_name(url: str) -> str:
     return f"{name[:2]}/{name}{ending if ending in ENDINGS else ''}"
 
 
-def _figure(url: str, file: str, data: bytes, check: bool) -> Figure:
-    return Figure(url, "ok", "", file, *picture_size(data, check), hashlib.sha256(data).hexdigest())
+def _image_record(url: str, file: str, data: bytes, check: bool) -> ImageRecord:
+    return ImageRecord(url, "ok", "", file, *image_size(data, check), hashlib.sha256(data).hexdigest())
 
 
 def _files(folder: DatasetFolder) -> set[str]:
@@ -177,19 +178,19 @@ def make_command(folder: DatasetFolder) -> str:
     return f"bash dataloader/1_load_figure.sh --dataset {folder.name}{folder.root_flag}"
 
 
-def load_figures(folder: DatasetFolder) -> Figures:
-    load_meta(folder.figures, make_command(folder))
+def load_image_table(folder: DatasetFolder) -> ImageTable:
+    load_meta(folder.image_table, make_command(folder))
     rows = duckdb.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
-                          FROM {parquet_rows(folder.figures)} ORDER BY item""").fetchall()
+                          FROM {parquet_rows(folder.image_table)} ORDER BY item""").fetchall()
     raw_id, file, sha256, present = (np.array([row[i] for row in rows], dtype=object) for i in range(4))
-    return Figures(raw_id, file, sha256, present.astype(bool))
+    return ImageTable(raw_id, file, sha256, present.astype(bool))
 
 
 def _recorded_files(folder: DatasetFolder) -> dict[str, tuple[int, int, str]]:
     """file -> width, height, sha256, as the last run wrote them down, even if the items have changed since."""
     try:
         return {row[0]: row[1:] for row in duckdb.sql(f"""SELECT file, width, height, sha256
-            FROM {parquet_rows(folder.figures)} WHERE file IS NOT NULL""").fetchall()}
+            FROM {parquet_rows(folder.image_table)} WHERE file IS NOT NULL""").fetchall()}
     except duckdb.Error:  # not there, or not readable: the files speak for themselves
         return {}
 
@@ -202,15 +203,15 @@ def refuse_missing(folder: DatasetFolder) -> None:
     """Raise DataError naming the first items without an image, if there are any."""
     num_missing, rows = _missing(folder)
     if num_missing:
-        raise DataError(folder.figures, f"{num_missing} items have no image",
+        raise DataError(folder.image_table, f"{num_missing} items have no image",
                         ", ".join(f"{raw_id} ({status})" for raw_id, status, _ in rows),
                         f"{make_command(folder)} again, or go on without them: --missing_images mask")
 
 
 def _missing(folder: DatasetFolder) -> tuple[int, list[tuple]]:
     """How many items have no image, and the raw id, status and detail of the first ones."""
-    counts = load_meta(folder.figures, make_command(folder))["counts"]
-    rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.figures)}
+    counts = load_meta(folder.image_table, make_command(folder))["counts"]
+    rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.image_table)}
                           WHERE status <> 'ok' ORDER BY item LIMIT {NUM_LISTED}""").fetchall()
     return sum(counts.values()) - counts.get("ok", 0), rows
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from common.errors import ConfigError
-from dataloader.embeddings import pictures
-from dataloader.embeddings.pictures import BadPicture, load_rgb, picture_size, set_up_pillow
+from dataloader.embeddings import image_decoding
+from dataloader.embeddings.image_decoding import BadImage, image_size, load_rgb, set_up_pillow
 from tests.dataloader.image_server import HTML, encoded, picture
 from tests.errors import refused
 
@@ -19,7 +19,7 @@ RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
 def check_image(data: bytes) -> tuple[int, int]:
-    return picture_size(data, check=True)
+    return image_size(data, check=True)
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def two_colours(data: bytes) -> tuple[tuple, tuple]:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
 def test_every_web_format_opens(form):
     data = encoded(picture(0), form)
-    assert check_image(data) == picture_size(data) == load_rgb(data).size == (48, 40)
+    assert check_image(data) == image_size(data) == load_rgb(data).size == (48, 40)
 
 
 def test_cmyk_keeps_its_colours():
@@ -125,7 +125,7 @@ DAMAGED = {
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize("read", [check_image, load_rgb])
 def test_a_file_that_does_not_decode_is_not_an_image(data, read):
-    with pytest.raises(BadPicture) as error:
+    with pytest.raises(BadImage) as error:
         read(data)
     assert error.value.status == "not an image"
     assert 0 < len(error.value.detail) <= 100
@@ -133,11 +133,11 @@ def test_a_file_that_does_not_decode_is_not_an_image(data, read):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("read", [picture_size, check_image, load_rgb])
+@pytest.mark.parametrize("read", [image_size, check_image, load_rgb])
 def test_a_small_file_with_huge_dimensions_is_refused(read):
     data = bomb()
     assert len(data) < 60_000
-    with pytest.raises(BadPicture) as error:
+    with pytest.raises(BadImage) as error:
         read(data)
     assert error.value.status == "too large"
 
@@ -145,7 +145,7 @@ def test_a_small_file_with_huge_dimensions_is_refused(read):
 def test_the_limit_at_which_pillow_warns_is_an_error(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert check_image(encoded(Image.new("L", (40, 25)))) == (40, 25)
-    with pytest.raises(BadPicture) as error:
+    with pytest.raises(BadImage) as error:
         check_image(encoded(Image.new("L", (40, 26))))
     assert error.value.status == "too large"
 
@@ -160,13 +160,13 @@ def test_damaged_bytes_raise_one_kind_of_error():
             data[rng.randrange(rng.choice((64, len(data))))] = rng.randrange(256)
         try:
             load_rgb(bytes(data))
-        except BadPicture:
+        except BadImage:
             num_refused += 1
     assert 100 < num_refused < 1500
 
 
 def test_a_large_image_shrinks_by_a_whole_factor(monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 1200)
+    monkeypatch.setattr(image_decoding, "MAX_PIXELS", 1200)
     assert load_rgb(encoded(picture(0, 40, 30))).size == (40, 30)
     assert load_rgb(encoded(picture(0, 80, 60))).size == (40, 30)
     assert two_colours(encoded(halves("RGBA", (*RED, 255), (*BLUE, 0)).resize((60, 30), 0))) == (RED, WHITE)
@@ -187,7 +187,7 @@ def test_the_middle_of_a_long_strip_is_kept(size, kept):
 
 
 def test_without_pillow_the_error_names_the_install_command(monkeypatch):
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_decoding, "find_spec", lambda name: None)
     with refused(ConfigError, "pillow", fix=["pip install -r requirements-images.txt"]):
         set_up_pillow()
 

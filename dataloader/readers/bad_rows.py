@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import DataError
 from dataloader.readers import delimited
-from dataloader.readers.lines import NAMES, NO_RECORD, PARSERS, encodable, numbered_lines, picked
+from dataloader.readers.lines import NAMES, NO_RECORD, PARSERS, encodable, numbered_lines, select_rows
 from dataloader.readers.raw import RawTable, reader
 from dataloader.workspace import Workspace
 
@@ -21,7 +21,7 @@ EXCERPT = 80
 AT_ONCE = 1000  # records that one query looks up
 
 
-def set_apart(work: Workspace, table: RawTable, into: str, bad: str, explain: Callable[[dict], str], policy: str,
+def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain: Callable[[dict], str], policy: str,
               log_path: Path) -> int:
     """Leave out the rows of `into` that are `bad` (SQL), and count them. Raises DataError by the policy."""
     num_bad, num_rows = work.value(f"SELECT count(*) FROM {into} WHERE {bad}"), work.count(into)
@@ -50,7 +50,7 @@ def set_apart(work: Workspace, table: RawTable, into: str, bad: str, explain: Ca
 def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterator[tuple[str, dict | str, str]]:
     """Of the raw rows with these numbers where they are, their values by column (or why they have none), their text."""
     if table.format == "csv":
-        for line, values, text in picked(delimited.rows(table.path, table.layout), records):
+        for line, values, text in select_rows(delimited.rows(table.path, table.layout), records):
             yield f"{table.origin}:{line}", values, text
     elif table.format == "parquet":
         while some := list(itertools.islice(records, AT_ONCE)):
@@ -62,7 +62,7 @@ def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterat
                     row = dict(zip(names, values, strict=True))
                     yield f"{table.origin}: row {row.pop('file_row_number') + 1}", row, str(row)
     else:
-        for number, line in picked(numbered_lines(table.path), records):
+        for number, line in select_rows(numbered_lines(table.path), records):
             try:
                 values = PARSERS[table.format](line)
             except NO_RECORD as error:
@@ -86,7 +86,7 @@ def bad_id(column: str) -> str:
 def id_fault(table: RawTable, values: dict, field: str) -> str:
     """Why a row has no useful raw id, or nothing."""
     if value_of(table, values, field) is None:
-        return lacking(table, field)
+        return missing_field(table, field)
     value = str(value_of(table, values, field))
     length = len(value.encode("utf-8", "surrogatepass"))
     if length > MAX_ID:
@@ -94,7 +94,7 @@ def id_fault(table: RawTable, values: dict, field: str) -> str:
     return "" if encodable(value) else f"has the {field} {value[:40]!r}, which holds half a character"
 
 
-def lacking(table: RawTable, field: str) -> str:
+def missing_field(table: RawTable, field: str) -> str:
     return f"lacks the {field} ({' or '.join(table.columns.get(field, ('?',)))})"
 
 

@@ -24,7 +24,7 @@ MAX_PIXELS = 4_000_000  # of a picture that is kept in memory; more than any ima
 MAX_RATIO = 20          # of its sides
 
 
-class BadPicture(Exception):
+class BadImage(Exception):
     """Bytes that are no usable picture; `status` says in two or three words why."""
 
     def __init__(self, status: str, detail: str):
@@ -44,13 +44,13 @@ def set_up_pillow() -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def picture_size(data: bytes, check: bool = False) -> tuple[int, int]:
-    """Width and height in pixels; with `check` of a picture that decodes to its last pixel. Raises BadPicture."""
+def image_size(data: bytes, check: bool = False) -> tuple[int, int]:
+    """Width and height in pixels; with `check` of a picture that decodes to its last pixel. Raises BadImage."""
     return _guarded(_decode if check else _open, data).size
 
 
 def load_rgb(data: bytes) -> "Image":
-    """The first frame, upright, in RGB, transparent parts over white. Raises BadPicture.
+    """The first frame, upright, in RGB, transparent parts over white. Raises BadImage.
 
     One above MAX_PIXELS is made smaller by a whole factor, so that a batch fits into memory; and of a long strip the
     middle is kept, since an image model cuts out the middle square, after it has enlarged the strip as a whole.
@@ -65,7 +65,7 @@ def _guarded(read, data: bytes):
         return read(data)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError, *DAMAGED) as error:
         status = "too large" if type(error).__name__.startswith("DecompressionBomb") else "not an image"
-        raise BadPicture(status, " ".join(str(error).split())[:100] or type(error).__name__) from error
+        raise BadImage(status, " ".join(str(error).split())[:100] or type(error).__name__) from error
 
 
 def _open(data: bytes) -> "Image":

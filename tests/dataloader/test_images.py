@@ -19,9 +19,10 @@ from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError, LockedError, ResourceError
 from common.lock import FolderLock
 from common.publishing import file_sha256
-from dataloader import figures, http
-from dataloader.embeddings import pictures
-from dataloader.figures import fetch_figures, file_name
+from dataloader import http
+from dataloader import images as images_step
+from dataloader.embeddings import image_decoding
+from dataloader.images import fetch_images, file_name
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.helpers import Reply, closed_port, logged, mentions, table
 from tests.dataloader.image_server import HTML, ImageServer, encoded, picture, png
@@ -34,7 +35,7 @@ COMMAND = "bash dataloader/1_load_figure.sh"
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(http.Fetcher, "patience", http.Fetcher.patience._replace(first=0.01))
+    monkeypatch.setattr(http.Fetcher, "retry_policy", http.Fetcher.retry_policy._replace(first=0.01))
 
 
 @pytest.fixture
@@ -47,13 +48,13 @@ def server():
 def shop(tmp_path, urls: list[str | None], *flags: str):
     """Return the options for a dataset with one item for each of these addresses."""
     return write_dataset(tmp_path / "data", [f"text {n}" for n in range(len(urls))], "--image_rate", "500", *flags,
-                         image_urls=urls).figures
+                         image_urls=urls).images
 
 
 def fetch(options) -> list[tuple]:
     """Run the step; returns (raw_id, status) of every item."""
-    fetch_figures(options, COMMAND)
-    return table(options.folder.figures, "raw_id, status")
+    fetch_images(options, COMMAND)
+    return table(options.folder.image_table, "raw_id, status")
 
 
 def images(options) -> dict[str, bytes]:
@@ -65,16 +66,16 @@ def images(options) -> dict[str, bytes]:
 def test_every_item_is_listed_with_the_facts_of_its_image(tmp_path, server):
     urls = [server.serve("/a.png", Reply(png(1, 48, 40))), None, server.serve("/b.jpg", Reply(png(2, 30, 20)))]
     options = shop(tmp_path, urls)
-    fetch_figures(options, COMMAND)
+    fetch_images(options, COMMAND)
     a, b = png(1, 48, 40), png(2, 30, 20)
     first, second = (hashlib.sha256(url.encode()).hexdigest()[:32] for url in (urls[0], urls[2]))
     files = [f"{first[:2]}/{first}.png", f"{second[:2]}/{second}.jpg"]
-    assert table(options.folder.figures) == [
+    assert table(options.folder.image_table) == [
         (0, "raw-0", urls[0], files[0], "ok", None, 48, 40, hashlib.sha256(a).hexdigest()),
         (1, "raw-1", None, None, "no address", None, None, None, None),
         (2, "raw-2", urls[2], files[1], "ok", None, 30, 20, hashlib.sha256(b).hexdigest())]
     assert images(options) == {files[0]: a, files[1]: b}
-    meta, items = load_meta(options.folder.figures, ""), load_meta(options.folder.items, "")
+    meta, items = load_meta(options.folder.image_table, ""), load_meta(options.folder.items, "")
     assert meta["counts"] == {"ok": 2, "no address": 1}
     assert meta["inputs"] == {"items.parquet": file_sha256(options.folder.items)}
     assert (meta["items_sha256"], meta["num_items"], meta["command"]) == (items["items_sha256"], 3, COMMAND)
@@ -85,7 +86,7 @@ def test_items_with_one_address_share_request_and_file(tmp_path, server):
     options = shop(tmp_path, [url, other, url, url])
     assert [status for _, status in fetch(options)] == ["ok"] * 4
     assert server.paths() == ["/0.png", "/1.png"]
-    assert len({file for (file,) in table(options.folder.figures, "file")}) == len(images(options)) == 2
+    assert len({file for (file,) in table(options.folder.image_table, "file")}) == len(images(options)) == 2
 
 
 def faults(server) -> list[tuple[str, str]]:
@@ -125,7 +126,7 @@ def test_every_fault_has_its_status_and_leaves_no_file(tmp_path, server, monkeyp
     monkeypatch.setattr(http, "MAX_BYTES", 100_000)
     urls, expected = zip(*faults(server), strict=True)
     options = shop(tmp_path, list(urls))
-    found = table(options.folder.figures, "status, file, detail") if fetch(options) else []
+    found = table(options.folder.image_table, "status, file, detail") if fetch(options) else []
     assert [status for status, _, _ in found] == list(expected)
     kept = [file for status, file, _ in found if status in ("ok", "placeholder")]
     assert None not in kept
@@ -139,10 +140,10 @@ def test_missing_images_are_counted_and_ten_are_named(tmp_path, server, caplog):
     caplog.set_level(logging.INFO)
     options = shop(tmp_path, [*server.serve_images(3), *[f"{server.url}/none-{n}" for n in range(11)], None])
     fetch(options)
-    assert logged(caplog, options.folder.figures, 15, 11, "unreachable", 3, "ok", 1, "no address")
+    assert logged(caplog, options.folder.image_table, 15, 11, "unreachable", 3, "ok", 1, "no address")
     assert all(logged(caplog, f"raw-{n}", "unreachable", 404) for n in range(3, 13))
     assert "raw-13" not in caplog.text
-    assert logged(caplog, 12, options.folder.figures.name, level=logging.WARNING)
+    assert logged(caplog, 12, options.folder.image_table.name, level=logging.WARNING)
 
 
 def test_a_second_run_requests_only_deleted_images(tmp_path, server):
@@ -150,15 +151,15 @@ def test_a_second_run_requests_only_deleted_images(tmp_path, server):
     options = shop(tmp_path, urls)
     fetch(options)
     server.paths()
-    before = options.folder.figures.read_bytes(), images(options)
-    written = options.folder.figures.stat().st_mtime_ns
+    before = options.folder.image_table.read_bytes(), images(options)
+    written = options.folder.image_table.stat().st_mtime_ns
     fetch(options)
     assert server.paths() == []
-    assert options.folder.figures.stat().st_mtime_ns == written
+    assert options.folder.image_table.stat().st_mtime_ns == written
     (options.folder.images / file_name(urls[2])).unlink()
     fetch(options)
     assert server.paths() == ["/2.png"]
-    assert (options.folder.figures.read_bytes(), images(options)) == before
+    assert (options.folder.image_table.read_bytes(), images(options)) == before
 
 
 def test_the_next_run_retries_failed_images_but_no_placeholders(tmp_path, server):
@@ -188,8 +189,8 @@ def test_only_images_of_new_items_are_requested(tmp_path, server):
     fetch(shop(tmp_path, urls[:3]))
     server.paths()
     options = shop(tmp_path, [urls[3], *urls[:3]])
-    with refused(ArtifactError, options.folder.figures, names=["items.parquet"], fix=[f"{COMMAND} --force"]):
-        load_meta(options.folder.figures, COMMAND)
+    with refused(ArtifactError, options.folder.image_table, names=["items.parquet"], fix=[f"{COMMAND} --force"]):
+        load_meta(options.folder.image_table, COMMAND)
     assert [s for _, s in fetch(options)] == ["ok"] * 4
     assert server.paths() == ["/3.png"]
 
@@ -199,11 +200,11 @@ def test_force_checks_every_pixel_and_fetches_damaged_images(tmp_path, server):
     options = shop(tmp_path, urls)
     fetch(options)
     server.paths()
-    before = options.folder.figures.read_bytes()
+    before = options.folder.image_table.read_bytes()
     (options.folder.images / file_name(urls[1])).write_bytes(png(1)[:-60])  # with the head of an image
     fetch(options._replace(force=True))
     assert server.paths() == ["/1.png"]
-    assert options.folder.figures.read_bytes() == before
+    assert options.folder.image_table.read_bytes() == before
     assert images(options)[file_name(urls[1])] == png(1)
 
 
@@ -212,12 +213,12 @@ def test_a_missing_list_is_made_from_the_files(tmp_path, server, damage):
     options = shop(tmp_path, server.serve_images(3))
     fetch(options)
     server.paths()
-    before = options.folder.figures.read_bytes()
-    options.folder.figures.unlink()
+    before = options.folder.image_table.read_bytes()
+    options.folder.image_table.unlink()
     if damage is not None:
-        options.folder.figures.write_bytes(damage)
+        options.folder.image_table.write_bytes(damage)
     fetch(options)
-    assert options.folder.figures.read_bytes() == before
+    assert options.folder.image_table.read_bytes() == before
     assert server.paths() == []
 
 
@@ -226,7 +227,7 @@ def test_a_damaged_image_is_fetched_again(tmp_path, server):
     options = shop(tmp_path, urls)
     fetch(options)
     server.paths()
-    options.folder.figures.unlink()
+    options.folder.image_table.unlink()
     (options.folder.images / file_name(urls[1])).write_bytes(b"gone")
     assert [s for _, s in fetch(options)] == ["ok", "ok"]
     assert server.paths() == ["/1.png"]
@@ -237,11 +238,11 @@ def test_missing_images_can_be_an_error_at_the_end(tmp_path, server):
     options = shop(tmp_path, urls, "--missing_images", "error")
     fix = [f"{COMMAND} --dataset Baby --data_root {options.folder.data_root}", "--missing_images mask"]
     for _ in range(2):
-        with refused(DataError, options.folder.figures, fix=fix) as raised:
-            fetch_figures(options, COMMAND)
+        with refused(DataError, options.folder.image_table, fix=fix) as raised:
+            fetch_images(options, COMMAND)
         assert mentions(raised.value.what, 2)
         assert mentions(raised.value.why, "raw-2", "no address", "raw-3", "unreachable")
-        assert [s for (s,) in table(options.folder.figures, "status")] == ["ok", "ok", "no address", "unreachable"]
+        assert [s for (s,) in table(options.folder.image_table, "status")] == ["ok", "ok", "no address", "unreachable"]
     server.serve("/none", Reply(png(5)))
     repaired = shop(tmp_path, [*urls[:2], urls[0], urls[3]], "--missing_images", "error")
     assert [s for _, s in fetch(repaired)] == ["ok"] * 4
@@ -250,34 +251,34 @@ def test_missing_images_can_be_an_error_at_the_end(tmp_path, server):
 def test_without_any_image_the_old_list_stays(tmp_path, server):
     options = shop(tmp_path, server.serve_images(1))
     fetch(options)
-    before = options.folder.figures.read_bytes()
+    before = options.folder.image_table.read_bytes()
     dead = closed_port()
     urls = [*[f"{server.url}/none-{n}" for n in range(3)], server.serve("/page", Reply(HTML)), f"{dead}/a.png"]
     with refused(ResourceError, options.folder.images) as raised:
-        fetch_figures(shop(tmp_path, urls), COMMAND)
+        fetch_images(shop(tmp_path, urls), COMMAND)
     assert mentions(raised.value.what, 5)
     assert mentions(raised.value.why, 3, "unreachable", 404, f"{server.url}/none-0", 1, "not an image", repr(HTML[:20]),
                     os.strerror(errno.ECONNREFUSED), f"{dead}/a.png")
-    assert options.folder.figures.read_bytes() == before
+    assert options.folder.image_table.read_bytes() == before
 
 
 def test_items_without_any_address_are_an_error(tmp_path):
     options = shop(tmp_path, [None, None])
     with refused(DataError, options.folder.items, fix=["--source"]):
-        fetch_figures(options, COMMAND)
+        fetch_images(options, COMMAND)
 
 
 def test_without_pillow_nothing_is_requested(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_decoding, "find_spec", lambda name: None)
     with refused(ConfigError, "pillow", fix=["pip install -r requirements-images.txt"]):
-        fetch_figures(shop(tmp_path, server.serve_images(1)), COMMAND)
+        fetch_images(shop(tmp_path, server.serve_images(1)), COMMAND)
     assert server.paths() == []
 
 
 def test_a_second_process_is_refused(tmp_path, server):
     options = shop(tmp_path, server.serve_images(1))
     with FolderLock(options.folder.images), refused(LockedError, options.folder.images, names=[os.getpid()]):
-        fetch_figures(options, COMMAND)
+        fetch_images(options, COMMAND)
 
 
 def test_a_failed_write_leaves_no_partial_file(tmp_path, server, monkeypatch):
@@ -287,9 +288,9 @@ def test_a_failed_write_leaves_no_partial_file(tmp_path, server, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(figures.os, "fsync", full)
+        patched.setattr(images_step.os, "fsync", full)
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            fetch_figures(options, COMMAND)
+            fetch_images(options, COMMAND)
     assert images(options) == {}
     assert [s for _, s in fetch(options)] == ["ok"] * 3
 
@@ -325,7 +326,7 @@ def test_the_run_after_a_stop_fetches_only_missing_images(tmp_path, server, numb
     if number == signal.SIGTERM:
         [line] = [line for line in err.splitlines() if line.startswith("error: ")]
         assert "Fix: " in line
-    assert not options.folder.figures.exists()
+    assert not options.folder.image_table.exists()
     there = {name for name in images(options) if ".tmp-" not in name}
     missing = sorted(f"/{n}.png" for n, url in enumerate(urls) if file_name(url) not in there)
     assert 0 < len(missing) <= 35
@@ -357,9 +358,9 @@ def test_the_script_runs_from_any_folder(tmp_path, server, where):
         process = start(options, script=root / "dataloader" / "1_load_figure.sh", cwd=tmp_path / "elsewhere")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert any(mentions(line, options.folder.figures, 3, 2, "ok", 1, "no address") for line in out.splitlines())
+    assert any(mentions(line, options.folder.image_table, 3, 2, "ok", 1, "no address") for line in out.splitlines())
     assert any(mentions(line, "raw-2", "no address") for line in out.splitlines())
-    assert [s for (s,) in table(options.folder.figures, "status")] == ["ok", "ok", "no address"]
+    assert [s for (s,) in table(options.folder.image_table, "status")] == ["ok", "ok", "no address"]
 
 
 def test_the_command_fails_with_one_line(tmp_path, server):

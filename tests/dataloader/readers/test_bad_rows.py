@@ -39,9 +39,9 @@ class Shop:
     def __init__(self, folder: Path):
         self.folder, self.raw, self.data = folder, folder / "raw", folder / "data"
         self.raw.mkdir(parents=True)
-        self.mend()
+        self.repair()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         for path in self.raw.iterdir():
             path.unlink()
         self.write(REVIEWS, RECORDS)
@@ -164,7 +164,7 @@ def test_a_fault_is_named_and_changes_no_artifact(shop, whole, row):
     assert mentions(error.what, *counts)
     assert sum(map(len, error)) < 1000
     assert shop.artifacts() == before
-    shop.mend()
+    shop.repair()
     if " " not in row or row.endswith("reviews"):  # once for each of the faults
         assert shop.run("--force").code == 0
         assert shop.tables() == whole.tables()
@@ -196,7 +196,7 @@ def test_f11_the_flag_alone_sets_the_time_unit(shop, whole):
     assert shop.run().code == 3
     assert shop.run("--time_unit", "ms").code == 0
     assert shop.tables() == whole.tables()
-    shop.mend()
+    shop.repair()
     newest = max(time for _user, _item, time, _rating in EVENTS)
     shop.run("--time_unit", "ms", "--force").check_error(DataError, shop.raw / NAMES[0], names=[newest],
                                                          fix=["--time_unit s"])
