@@ -1,7 +1,7 @@
-"""The whole job: data, semantic IDs, a recommender and the baselines; a table of results, and a page of the IDs.
+"""Run all stages: data, semantic IDs, a recommender and the baselines; then show the results and explain the IDs.
 
-Configuration keys of the two stages are also flags: --quantization.KEY value, --recommendation.KEY value, or --KEY
-value if only one of the stages has the key. Baselines get the keys that they use."""
+Configuration keys of the two trained stages are also flags: --quantization.KEY value, --recommendation.KEY value, or
+--KEY value if only one of the two stages has the key. A baseline gets only the keys that it uses."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent)
 
-# The path comes first.
+# The import path must be set before these imports.
 from common.cli import ROOT, Parser, add_shared_flags, check_name, given_flags, parse  # noqa: E402
 from common.command import run_command  # noqa: E402
 from common.errors import ConfigError, nearest  # noqa: E402
@@ -36,22 +36,23 @@ def make_parser() -> Parser:
     parser = Parser(prog="run_pipeline.sh", description=__doc__)
     add_shared_flags(parser)
     add_data_flags(parser)
-    parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="where runs are written")
+    parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="the folder with the runs")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
                         help=f"one of {', '.join(quantizers.names())}")
     baselines = " and ".join(recommenders.baselines())
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
-                        help=f"one of {', '.join(recommenders.names())}; {baselines} run as well")
-    parser.add_argument("--filter_seen", action="store_true", help="leave the items of the history out of every list")
+                        help=f"one of {', '.join(recommenders.names())}; the baselines {baselines} also run")
+    parser.add_argument("--filter_seen", action="store_true", help="do not recommend the items of the user's history")
     parser.add_argument("--device", default="auto", metavar="DEV", help="auto, cpu, cuda, cuda:<n>")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of whatever is drawn at random")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of all random numbers")
     return parser
 
 
 def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]:
-    """Every step of the job; the recommenders name their runs to the report in the file `run_list`.
+    """Return all steps of the job.
 
-    Raises ConfigError for any wrong name, before the first step writes anything.
+    The recommenders write the folders of their runs to the file `run_list`, from which the results step reads them.
+    Raises ConfigError for an unknown name or key, before the first step starts.
     """
     from dataloader.options import make_parser as make_data_parser
     from dataloader.options import resolve_options
@@ -66,12 +67,12 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     if options.check:
         return steps
     for suffix in _other_suffixes(args.quantizer_name, options.suffix, keys["quantization"]):
-        # The transformations belong to the embedding of --suffix.
+        # The flags for transformations apply only to the embedding of --suffix.
         other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
                                       "l2": False})
-        there = {step.title for step in steps}
+        titles = {step.title for step in steps}
         steps += [step for step in plan_data(resolve_options(other), given_flags(parser, other, data_flags))
-                  if step.title not in there]
+                  if step.title not in titles]
     shared = given_flags(parser, args, {"dataset", "data_root", "debug", "run_root"})
     codes = ["--quantizer_name", args.quantizer_name, "--embedding_suffix", options.suffix]
     training = [*codes, *shared, *given_flags(parser, args, {"force", "seed", "device"})]
@@ -85,14 +86,14 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
                                                   *given_flags(parser, args, {"filter_seen"}), *as_flags(keys[model])))
           for model in models),
         Step("results", module("recommendation.results", *listed, *codes, *shared)),
-        Step("what the semantic IDs mean", script("quantization/main.py", "--explain", *codes, *shared)),
+        Step("explain the semantic IDs", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
 
 
 def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
-    """The configuration keys on the command line by step: those of `quantization`, and those of every recommender.
+    """Return the configuration keys of the command line by step: for `quantization`, and for each recommender.
 
-    Raises ConfigError for a key that no stage has, or both, and for a wrong value.
+    Raises ConfigError for an unknown key, for a key that both stages have, and for a wrong value.
     """
     from common.config import resolve
     from quantization import models as quantizers
@@ -109,11 +110,11 @@ def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
         if stage not in stages:
             found, own = [stage for stage, config in configs.items() if config.has_key(key)], key
             if len(found) > 1:
-                raise ConfigError(f"--{key}", "both stages have this key",
-                                  fix=" or ".join(f"--{stage}.{key}" for stage in found))
+                raise ConfigError(f"--{key}", "is a key of both stages",
+                                  fix="use " + " or ".join(f"--{stage}.{key}" for stage in found))
             if not found:
                 known = {name for config in configs.values() for name in config.leaf_names()} | set(args.flags)
-                raise ConfigError(f"--{key}", "no such flag or configuration key", nearest(key, sorted(known)))
+                raise ConfigError(f"--{key}", "unknown flag or configuration key", nearest(key, sorted(known)))
             [stage] = found
         keys[stage].append((own, text))
     for stage, of_stage in stages.items():
@@ -129,7 +130,10 @@ def as_flags(keys: list[tuple[str, str]]) -> list[str]:
 
 
 def _other_suffixes(quantizer_name: str, suffix: str, keys: list[tuple[str, str]]) -> list[str]:
-    """The embeddings that the quantizer reads in addition to the named one. Its files have to exist by now."""
+    """Return the suffixes of the embeddings that the quantizer reads in addition to `suffix`.
+
+    Raises if one of the quantizer's other input files does not exist.
+    """
     from common.config import resolve
     from quantization.models import DEFAULTS, config_path, find_class
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole job: set-up -> data -> semantic IDs -> recommender -> table.  bash run_pipeline.sh --dataset ml-100k
+# Run all stages: setup -> data -> semantic IDs -> recommender -> results.  bash run_pipeline.sh --dataset ml-100k
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$root/setup.sh"

@@ -1,5 +1,6 @@
-# Sourced by the other scripts (or by you): sets PYTHON to a Python that has what requirements.txt names, and with
-# DEVELOPMENT=1 also requirements-dev.txt. The active Python is used if it has it all; else .venv is made and filled.
+# Source this file to set PYTHON to a Python with all packages of requirements.txt, and with DEVELOPMENT=1 also of
+# requirements-dev.txt. The other scripts also source it. It uses the active Python if all packages are installed there;
+# otherwise it creates .venv and installs the packages in it.
 set_up_python() {
     local root python base="" pip=()
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,17 +18,17 @@ set_up_python() {
         if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then base=$python; break; fi
     done
     if [ -z "$base" ]; then
-        echo "error: set-up: no Python 3.11 or newer was found. Fix: install one, or name it: PYTHON=... bash ..." >&2
+        echo "error: set-up: Python 3.11 or newer not found. Fix: install it, or set its path: PYTHON=... bash ..." >&2
         return 2
     fi
     PYTHON="$root/.venv/bin/python"
     [ -x "$PYTHON" ] || "$base" -m venv "$root/.venv" || return 5
-    # Where torch is there already, its version is the user's choice.
+    # If torch is already installed, keep the version that the user has chosen.
     "$PYTHON" -c 'import torch' 2>/dev/null || pip=(--constraint "$root/constraints.txt")
     for python in "${requirements[@]}"; do pip+=(--requirement "$python"); done
     if ! "$PYTHON" -m pip install --quiet --disable-pip-version-check "${pip[@]}"; then
-        echo "error: set-up: the packages could not be installed. Fix: make a Python package index reachable," \
-             "or activate a Python that has them (requirements.txt)" >&2
+        echo "error: set-up: cannot install the packages. Fix: make a Python package index reachable," \
+             "or activate a Python with all packages of requirements.txt" >&2
         return 5
     fi
     export PYTHON

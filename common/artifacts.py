@@ -1,6 +1,6 @@
-"""Every file that crosses a stage: its name, reader, writer and checks.
+"""Names, readers, writers and checks of artifacts, the files that one stage writes and another one reads.
 
-The next stage reads these files and their metas, and nothing else of the stage before.
+A stage reads only the artifacts of an earlier stage and their meta files, nothing else.
 """
 
 import hashlib
@@ -26,45 +26,46 @@ SPLITS = ("train", "valid", "test")
 
 
 def load_meta(path: Path, fix: str) -> dict:
-    """The meta of an artifact whose recorded inputs are still what lies beside it.
+    """Return the meta of an artifact after checking that the artifact is up to date.
 
-    `fix` is the command that makes the artifact. Raises DataError where there is none, and
-    ArtifactError where it is damaged, of another schema, or made from inputs that changed since.
+    `fix` is the command that makes the artifact. Raises DataError if the artifact is missing, and ArtifactError if it
+    is damaged, has another schema version, or was made from inputs that have changed since.
     """
     finish_publishing(path)
     if not path.exists():
-        raise DataError(path, "not there", fix=fix)
+        raise DataError(path, "not found", fix=fix)
     if not meta_path(path).exists():
-        raise ArtifactError(path, "has no meta", f"{meta_path(path).name} is missing beside it", fix)
+        raise ArtifactError(path, "has no meta file", f"{meta_path(path).name} is missing in the same folder", fix)
     try:
         meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
         version, size, inputs, _ = meta["schema_version"], meta["size"], dict(meta["inputs"]), meta["sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(meta_path(path), "is not a valid meta", repr(error), fix) from error
+        raise ArtifactError(meta_path(path), "is not a valid meta file", repr(error), fix) from error
     fix = f"{meta['command']} --force" if meta.get("command") else fix
     if version != SCHEMA_VERSION:
-        raise ArtifactError(meta_path(path), f"has schema version {version}", f"this code reads {SCHEMA_VERSION}", fix)
+        raise ArtifactError(meta_path(path), f"has schema version {version}",
+                            f"This code reads schema version {SCHEMA_VERSION}", fix)
     if path.stat().st_size != size:
-        raise ArtifactError(path, f"has {path.stat().st_size} bytes", f"its meta says {size}", fix)
+        raise ArtifactError(path, f"has {path.stat().st_size} bytes", f"Its meta file says {size}", fix)
     for name, sha256 in inputs.items():
-        # The input's own rebuild command is in its own meta, which is read (and checked) first.
+        # If the input itself has a problem, this call raises first and names the command that rebuilds the input.
         if load_meta(path.with_name(name), fix)["sha256"] != sha256:
-            raise ArtifactError(path, "is stale", f"{name} has changed since it was made", fix)
+            raise ArtifactError(path, f"is stale: {name} has changed since", fix=fix)
     return meta
 
 
 def verify(path: Path, fix: str) -> dict:
-    """Like `load_meta`, and the content is hashed again."""
+    """Return the meta of an artifact like `load_meta`, and also check the sha256 of the content."""
     meta = load_meta(path, fix)
     fix = f"{meta['command']} --force" if meta.get("command") else fix
     if file_sha256(path) != meta["sha256"]:
-        raise ArtifactError(path, "does not match the sha256 in its meta", "it was changed or damaged", fix)
+        raise ArtifactError(path, "does not match the sha256 in its meta file", "The file was changed or damaged", fix)
     return meta
 
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """Names of a data set's artifacts under `data_root/<name>/`."""
+    """Paths of a dataset's artifacts under `data_root/<name>/`."""
 
     data_root: Path
     name: str
@@ -108,52 +109,56 @@ class DatasetFolder:
 
     @property
     def root_flag(self) -> str:
-        """` --data_root DIR` for commands that would not look there by themselves, else nothing."""
+        """The text ` --data_root DIR` for other commands, or "" if `data_root` is the default."""
         return folder_flag("--data_root", self.data_root, ROOT / "data")
 
     def require(self) -> None:
-        """Raise ConfigError unless the data part has been run for this name."""
+        """Raise ConfigError if the dataset does not exist, that is, if the data stage has not made it."""
         if self.interactions.exists():
             return
-        there = sorted(p.parent.name for p in self.data_root.glob("*/interactions.parquet"))
-        known = f"in {self.data_root} there are" + (f": {', '.join(there)}" if there else " no data sets yet")
-        guess, fix = _nearest_or_made(self.name, there, lambda close: f"--dataset {close}", self.make_command)
-        raise ConfigError(f"--dataset {self.name}", "there is no such data set",
+        names = sorted(p.parent.name for p in self.data_root.glob("*/interactions.parquet"))
+        known = f"Datasets in {self.data_root}: {', '.join(names)}" if names else f"{self.data_root} has no datasets"
+        guess, fix = _suggest(self.name, names, lambda close: f"--dataset {close}", self.make_command)
+        raise ConfigError(f"--dataset {self.name}", "unknown dataset",
                           f"{guess} {known}" if guess.endswith("?") else known, fix)
 
     def suffixes(self) -> list[str]:
-        """Of the embeddings that are there."""
-        return self._between("emb")
+        """Return the suffixes of all embeddings in the folder, sorted."""
+        return self._variable_parts("emb")
 
     def variants(self) -> list[str]:
-        """Of the codes that are there."""
-        return self._between("codes")
+        """Return the variants (see `variant`) of all semantic IDs in the folder, sorted."""
+        return self._variable_parts("codes")
 
-    def _between(self, kind: str) -> list[str]:
+    def _variable_parts(self, kind: str) -> list[str]:
+        """Return what varies in the names of the files of this kind, sorted."""
         prefix = f"{self.name}.{kind}-"
         return sorted(path.name.removeprefix(prefix).removesuffix(".npy")
                       for path in self.path.glob(f"{escape(prefix)}*.npy"))
 
 
 def variant(quantizer: str, suffix: str, tag: str | None) -> str:
-    """`<quantizer>-<suffix>[-<tag>]`, as in file and folder names."""
+    """Return `<quantizer>-<suffix>[-<tag>]`, a part of file and folder names."""
     return "-".join(filter(None, (quantizer, suffix, tag)))
 
 
-def _nearest_or_made(name: str, there: list[str], flags: Callable[[str], str], make: str) -> tuple[str, str]:
-    """Why, and the fix, where there is nothing of this name: `flags` for the nearest one, and the command `make`."""
-    if (close := closest(name, there)) is None:
-        return nearest(name, there), make
-    return f"did you mean {close!r}?", f"{flags(close)}, or to make {name}: {make}"
+def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str) -> tuple[str, str]:
+    """Return the `why` and the `fix` of an error about a missing artifact.
+
+    The fix is the command `make`, preceded by `flags(close)` if one of the known names is similar to `name`.
+    """
+    if (close := closest(name, known)) is None:
+        return nearest(name, known), make
+    return f"Did you mean {close!r}?", f"use {flags(close)}, or make {name} with: {make}"
 
 
-def _again(meta: dict, fix: str) -> str:
-    """The command that makes an artifact again; without --force it would be taken for current."""
+def _rebuild_command(meta: dict, fix: str) -> str:
+    """Return the command that makes an artifact again. Without --force, the command would reuse the artifact."""
     return f"{meta.get('command') or fix} --force"
 
 
 class Interactions(NamedTuple):
-    """All events, sorted by user, then time, then input line; each array has one entry an event."""
+    """All events, sorted by user, then time, then input line; each array has one entry per event."""
 
     user: np.ndarray       # int64
     item: np.ndarray       # int64
@@ -162,7 +167,7 @@ class Interactions(NamedTuple):
 
 
 def ids_sha256(raw_ids: Iterable[str]) -> str:
-    """A hash of raw ids in their order, so that files about other items are told apart."""
+    """Return a hash of the raw ids in this order, which detects files that were made for other items."""
     digest = hashlib.sha256()
     for raw_id in raw_ids:
         encoded = raw_id.encode("utf-8", "surrogatepass")
@@ -171,15 +176,18 @@ def ids_sha256(raw_ids: Iterable[str]) -> str:
 
 
 def _rows(path: Path) -> "DuckDBPyRelation":
-    """The rows of a Parquet file."""
     import duckdb
 
     rows = duckdb.sql(f"FROM {parquet_rows(path)}")
-    assert rows is not None  # a query has rows, maybe none
+    assert rows is not None  # for mypy: only statements without a result give None
     return rows
 
 
 def load_interactions(folder: DatasetFolder) -> Interactions:
+    """Load all events of a dataset.
+
+    Raises DataError if the file is missing, and ArtifactError if it is damaged or stale, or has invalid values.
+    """
     load_meta(folder.interactions, folder.make_command)
     columns = _rows(folder.interactions).project(
         f"""user::BIGINT AS "user", item::BIGINT AS item, timestamp::BIGINT AS "timestamp",
@@ -192,24 +200,24 @@ def load_interactions(folder: DatasetFolder) -> Interactions:
 
 
 def load_items(folder: DatasetFolder) -> dict[str, np.ndarray]:
-    """`raw_id`, `title` and `text` of every item, as object arrays in item order."""
+    """Load `raw_id`, `title` and `text` of every item: object arrays (num_items,) in item order."""
     return _load_table(folder, folder.items, "item", ("raw_id", "title", "text"))
 
 
 def load_image_urls(folder: DatasetFolder) -> np.ndarray:
-    """The address of every item's image, an object array in item order; None where an item has none.
+    """Load the URL of every item's image: an object array (num_items,) in item order, None for items without an image.
 
-    Raises DataError if the items were made elsewhere, without that column.
+    Raises DataError if `items.parquet` comes from another program and has no column `image_url`.
     """
     load_meta(folder.items, folder.make_command)
     if "image_url" not in _rows(folder.items).columns:
-        raise DataError(folder.items, "has no column image_url", "it says where the images are",
-                        "add the column, empty where an item has no image")
+        raise DataError(folder.items, "has no column image_url", "The column holds the URL of each item's image",
+                        "add the column; leave it empty for items without an image")
     return _load_table(folder, folder.items, "item", ("image_url",))["image_url"]
 
 
 def load_users(folder: DatasetFolder) -> dict[str, np.ndarray]:
-    """`raw_id` of every user, in user order."""
+    """Load the `raw_id` of every user: an object array (num_users,) in user order."""
     return _load_table(folder, folder.users, '"user"', ("raw_id",))
 
 
@@ -220,22 +228,25 @@ def _load_table(folder: DatasetFolder, path: Path, order: str, names: tuple[str,
 
 
 def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
-    """float32 (num_items, dim), finite, one row an item of `items.parquet`."""
+    """Load an embedding: float32 (num_items, dim), all values finite, one row per item of `items.parquet`."""
     fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     path = folder.embeddings(suffix)
     if not path.exists():
-        raise DataError(path, "not there", *_nearest_or_made(
+        raise DataError(path, "not found", *_suggest(
             suffix, folder.suffixes(), lambda close: f"--embedding_suffix {close}", fix))
     array = _load_array(folder, path, np.float32, fix)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
         raise DataError(path, f"rows {np.flatnonzero(~finite)[:10].tolist()} are not finite",
-                        fix=_again(load_meta(path, fix), fix))
+                        fix=_rebuild_command(load_meta(path, fix), fix))
     return np.ascontiguousarray(array)
 
 
 def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
-    """bool (num_items,): which items have a vector of their own in this embedding."""
+    """Load the mask of an embedding: bool (num_items,), True for items that have a vector of their own.
+
+    Without a mask file, it is True for all items.
+    """
     fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     meta = load_meta(folder.embeddings(suffix), fix)
     if folder.mask(suffix).name not in meta["inputs"]:
@@ -245,31 +256,33 @@ def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
 
 def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
                distinct: bool = True) -> tuple[np.ndarray, dict]:
-    """int32 (num_items, num_levels) semantic IDs, no two alike if they must be `distinct`, and their meta.
+    """Load the semantic IDs, int32 (num_items, num_levels), and their meta.
 
-    The meta holds `codebook_sizes` (one a level), `disambiguation_level` (or null), and the
-    collision rates before and after it.
+    The meta holds `codebook_sizes` (one per level), `disambiguation_level` (or null), and the collision rates before
+    and after disambiguation. With `distinct`, raises ArtifactError if two items have the same semantic ID.
     """
     fix = f"python quantization/main.py --quantizer_name {quantizer} --dataset_name {folder.name}"
     fix += f" --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "") + folder.root_flag
     path = folder.codes(quantizer, suffix, tag)
     if not path.exists():
-        raise DataError(path, "not there", *_nearest_or_made(
+        raise DataError(path, "not found", *_suggest(
             variant(quantizer, suffix, tag), folder.variants(), lambda close: _codes_flags(folder, close), fix))
     codes, meta = _load_array(folder, path, np.int32, fix), load_meta(path, fix)
     sizes = np.array(meta.get("codebook_sizes", []))
     if len(sizes) != codes.shape[1] or (codes < 0).any() or (codes >= sizes).any():
-        raise ArtifactError(path, "has codes outside its codebooks", f"sizes {sizes.tolist()}", _again(meta, fix))
+        raise ArtifactError(path, "has codes outside its codebooks", f"The codebook sizes are {sizes.tolist()}",
+                            _rebuild_command(meta, fix))
     if distinct and len(np.unique(codes, axis=0)) != len(codes):
         command = re.sub(r" --disambiguation[ =]\S+", "", meta.get("command") or fix)
         raise ArtifactError(path, "gives several items the same semantic ID",
-                            "a recommender could not tell them apart", f"{command} --disambiguation extra_level")
+                            "A recommender cannot tell these items apart", f"{command} --disambiguation extra_level")
     return codes, meta
 
 
 def _codes_flags(folder: DatasetFolder, name: str) -> str:
-    """The flags that choose codes by their `variant`, whose suffix may have a '-' of its own."""
+    """Return the flags that select the semantic IDs with this `variant`."""
     quantizer, _, rest = name.partition("-")
+    # A suffix may contain '-' itself: take the longest one that matches.
     suffix = max((known for known in folder.suffixes() if f"{rest}-".startswith(f"{known}-")), key=len, default=rest)
     tag = rest[len(suffix) + 1:]
     return f"--quantizer_name {quantizer} --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "")
@@ -277,21 +290,22 @@ def _codes_flags(folder: DatasetFolder, name: str) -> str:
 
 def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str, ndim: int = 2) -> np.ndarray:
     meta = load_meta(path, fix)
-    items, fix = load_meta(folder.items, folder.make_command), _again(meta, fix)
+    items, fix = load_meta(folder.items, folder.make_command), _rebuild_command(meta, fix)
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ArtifactError(path, "is not a numpy array file", str(error), fix) from error
+        raise ArtifactError(path, "is not a NumPy array file", str(error), fix) from error
     if array.dtype != dtype or array.ndim != ndim:
         raise ArtifactError(path, f"holds {array.dtype} {array.shape}",
-                            f"wanted {np.dtype(dtype)} {'(items, columns)' if ndim == 2 else '(items,)'}", fix)
+                            f"Expected {np.dtype(dtype)} {'(items, columns)' if ndim == 2 else '(items,)'}", fix)
     if len(array) != items["num_items"] or meta.get("items_sha256") != items["items_sha256"]:
-        raise ArtifactError(path, f"belongs to another list of items ({len(array)} rows)",
-                            f"{folder.items.name} has {items['num_items']}", fix)
+        raise ArtifactError(path, f"was made for another list of items ({len(array)} rows)",
+                            f"{folder.items.name} has {items['num_items']} items", fix)
     return array
 
 
 def save_array(path: Path, array: np.ndarray, meta: dict) -> dict:
+    """Publish an array as an .npy file with its meta file; return the complete meta."""
     def write(staged: Path) -> None:
         with staged.open("wb") as file:
             np.save(file, array, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Checkpoints without pickle: tensors in safetensors, everything else as JSON in the same file."""
+"""Checkpoints without pickle: a safetensors file that holds the tensors, and everything else as JSON."""
 
 import json
 import logging
@@ -17,14 +17,15 @@ from common.publishing import publish, sweep
 
 log = logging.getLogger(__name__)
 
-NUM_KEPT = 2   # the newest, and the one before it in case the newest cannot be read
-NUM_NAMED = 5  # keys in an error
+NUM_KEPT = 2   # the newest checkpoint, and the previous one in case the newest cannot be read
+NUM_NAMED = 5  # keys named in an error message
 
 
 class Checkpoints:
-    """The checkpoints of one run: numbered ones to continue from, and the best one.
+    """The checkpoints of one run: numbered ones from which training continues, and the best one.
 
-    Several processes save and load together; the first one writes, and none goes on before it is on the disk.
+    With several processes, all of them call each method together. The first process writes; the others wait until the
+    file is on the disk.
     """
 
     def __init__(self, folder: Path, command: str):
@@ -35,7 +36,7 @@ class Checkpoints:
         return self.folder / "best.safetensors"
 
     def numbered(self) -> list[Path]:
-        """Newest first."""
+        """Return the numbered checkpoints, newest first."""
         return sorted(self.folder.glob("step-*.safetensors"), reverse=True)
 
     def save(self, step: int, state: dict) -> None:
@@ -53,28 +54,31 @@ class Checkpoints:
         barrier()
 
     def load_newest(self) -> dict | None:
-        """The newest state whose bytes match their recorded sha256; None where there is none."""
+        """Load the newest checkpoint that is not damaged; return None if there is none."""
         for path in self.numbered():
             try:
                 return load_state(path, f"{self.command} --force")
             except UserError as error:
-                log.warning("%s: skipped, taking the one before it", error)
+                log.warning("%s: skipped; trying the previous checkpoint", error)
         return None
 
     def load_best(self) -> dict:
-        """The best state; never another one in its place."""
+        """Load the best checkpoint. Raises if it is missing or damaged; no other checkpoint can replace it."""
         return load_state(self.best, f"{self.command} --force")
 
 
 def save_state(path: Path, state: dict, command: str) -> None:
-    """A checkpoint lies in `<run>/checkpoints/`, and names its run: one that was moved into another is refused."""
+    """Write a state (nested dicts, lists, tensors and JSON values) to `<run>/checkpoints/<file>`.
+
+    The meta file records the run's name, so that `load_state` can reject a checkpoint copied from another run.
+    """
     tensors: dict[str, torch.Tensor] = {}
     skeleton = json.dumps(_split(state, "", tensors))
 
     def write(staged: Path) -> None:
         try:
             save_file(tensors, staged, metadata={"state": skeleton})
-        except SafetensorError as error:  # which hides the OSError that it was
+        except SafetensorError as error:  # it hides the original OSError; raise that one again
             if number := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
             raise
@@ -83,9 +87,13 @@ def save_state(path: Path, state: dict, command: str) -> None:
 
 
 def load_state(path: Path, fix: str) -> dict:
+    """Load a state written by `save_state`.
+
+    Raises DataError if the file is missing, and ArtifactError if it is damaged or belongs to another run.
+    """
     run = verify(path, fix).get("run", path.parent.parent.name)
     if run != path.parent.parent.name:
-        raise ArtifactError(path, f"is a checkpoint of run {run}", "it was put here from another run's folder", fix)
+        raise ArtifactError(path, f"is a checkpoint of run {run}", "It was copied from the folder of another run", fix)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -96,10 +104,11 @@ def load_state(path: Path, fix: str) -> dict:
 
 
 def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, fix: str) -> None:
-    """Give a model the tensors of its checkpoint, which was read from `path`.
+    """Load the tensors of a checkpoint, which was read from `path`, into a model.
 
-    Buffers that a model fills when it fits take the checkpoint's type, and its shape where they are empty as yet.
-    Raises ArtifactError naming the keys where the checkpoint is of another model, configuration or catalogue.
+    A buffer whose dtype differs, or which is still empty because the model fills it during fitting, first takes the
+    dtype and shape of the checkpoint. Raises ArtifactError, which names the keys, if the checkpoint belongs to another
+    model, configuration or set of items.
     """
     for name, buffer in list(model.named_buffers()):
         if name in state and (buffer.dtype != state[name].dtype or not buffer.numel()):
@@ -109,12 +118,12 @@ def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, 
     wanted = model.state_dict()
     missing, unexpected = ([name for name in one if name not in other] for one, other in
                            ((wanted, state), (state, wanted)))
-    shapes = [f"{name} is {_shape(state[name])} where the model has {_shape(tensor)}"
+    shapes = [f"{name} is {_shape(state[name])}, the model has {_shape(tensor)}"
               for name, tensor in wanted.items() if name in state and state[name].shape != tensor.shape]
     found = [f"{what} {_some(names)}" for what, names in
-             (("it lacks", missing), ("it also has", unexpected), ("shapes differ:", shapes)) if names]
+             (("Missing keys:", missing), ("Unexpected keys:", unexpected), ("Different shapes:", shapes)) if names]
     if found:
-        raise ArtifactError(path, "does not fit the model", "; ".join(found), fix)
+        raise ArtifactError(path, "does not match the model", "; ".join(found), fix)
     model.load_state_dict(state)
 
 
@@ -128,11 +137,14 @@ def _some(names: list[str]) -> str:
 
 
 def _split(value, path: str, tensors: dict[str, torch.Tensor]):
-    """Move tensors out into `tensors`; what stays is JSON. Mappings become pair lists, as their keys may be ints."""
+    """Move the tensors of a state to `tensors`, and return the rest as a JSON value.
+
+    A dict becomes a list of pairs, because JSON would turn keys that are integers into text.
+    """
     if isinstance(value, torch.Tensor):
-        while path in tensors:  # the keys 1 and "1", or "a/b" and "b" under "a"
+        while path in tensors:  # two keys can give the same path: 1 and "1", or "a/b" and "b" under "a"
             path += "'"
-        # A clone, because safetensors refuses tensors that share memory, as tied weights do.
+        # Clone, because safetensors rejects tensors that share memory, such as tied weights.
         tensors[path] = value.detach().cpu().clone().contiguous()
         return {"tensor": path}
     if isinstance(value, dict):
@@ -143,6 +155,7 @@ def _split(value, path: str, tensors: dict[str, torch.Tensor]):
 
 
 def _join(skeleton: dict, tensors: dict[str, torch.Tensor]):
+    """Undo `_split`."""
     [(kind, content)] = skeleton.items()
     if kind == "tensor":
         return tensors[content]

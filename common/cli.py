@@ -1,4 +1,4 @@
-"""The flags that every stage shares, parsed the same way everywhere."""
+"""Command-line parsing, and the flags that all stages share."""
 
 import argparse
 import re
@@ -15,7 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are user errors; no abbreviations, defaults in the help."""
+    """An argument parser that raises ConfigError, does not accept abbreviated flags, and shows defaults in its help."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
@@ -27,18 +27,22 @@ class Parser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
 
     def guess(self, flag: str) -> tuple[str, str | None]:
-        """`did you mean '--x'?` or the list of all flags; and that flag, or None. Dashes do not make flags alike."""
+        """Return a hint for an unknown flag, and the most similar flag or None.
+
+        The hint is "Did you mean '--x'?" or the list of all flags.
+        """
+        # Compare without the leading dashes, which would make any two short flags look similar.
         close = closest(flag.lstrip("-"), [known.lstrip("-") for known in self.flags()])
         if close is None:
-            return f"there are: {', '.join(sorted(self.flags()))}", None
-        return f"did you mean '--{close}'?", f"--{close}"
+            return f"Known: {', '.join(sorted(self.flags()))}", None
+        return f"Did you mean '--{close}'?", f"--{close}"
 
     def destinations(self) -> set[str]:
         return {action.dest for action in self._actions if action.option_strings and action.dest != "help"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows each flag's default if it has one, and leaves the epilog's lines as they are."""
+    """Shows the default of each flag that has one, and does not wrap the lines of the description and the epilog."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -46,40 +50,47 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def add_shared_flags(parser: Parser) -> None:
     parser.add_argument("--dataset", "--dataset_name", "--category", dest="dataset", default="Baby", metavar="D",
-                        help="the data set")
+                        help="the dataset")
     parser.add_argument("--data_root", type=Path, default=ROOT / "data", metavar="DIR",
-                        help="where data sets and their artifacts live")
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
+                        help="the folder with the datasets and their artifacts")
+    parser.add_argument("--debug", action="store_true", help="print the traceback if an error occurs")
 
 
 def add_force_flag(parser: Parser) -> None:
-    parser.add_argument("--force", action="store_true", help="repeat what is finished already")
+    parser.add_argument("--force", action="store_true", help="run again even if the results exist")
 
 
 def add_variant_flags(parser: Parser) -> None:
-    """Which semantic IDs, and where runs lie."""
-    parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="where runs are written")
-    parser.add_argument("--embedding_suffix", default="td", metavar="S", help="the embedding that is quantized")
-    parser.add_argument("--tag", default=None, metavar="T", help="keeps variants of the semantic IDs apart")
+    """Add the flags that select the semantic IDs, and the folder of the runs."""
+    parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="the folder with the runs")
+    parser.add_argument("--embedding_suffix", default="td", metavar="S",
+                        help="the suffix of the embedding that is quantized")
+    parser.add_argument("--tag", default=None, metavar="T",
+                        help="a name for a variant of the semantic IDs, part of their file name")
 
 
 def add_config_flags(parser: Parser) -> None:
-    """What a trainer takes beside the keys of its YAML."""
+    """Add the flags that change the configuration of a training run, and --force."""
     add_force_flag(parser)
-    parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="a YAML in place of the model's own")
+    parser.add_argument("--config", type=Path, default=None, metavar="FILE",
+                        help="a YAML file to use instead of the model's own")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value",
-                        help="override a configuration key (so does --b=value)")
+                        help="override a configuration key; --b=value does the same")
 
 
 def parse(parser: Parser, argv: list[str], open_ended: bool = False):
-    """The parsed flags; with `open_ended` also `overrides`: `(key, text)` from --set and unknown --key value."""
+    """Parse the flags. Raises ConfigError for an unknown flag or a wrong value.
+
+    With `open_ended`, unknown flags `--key value` are accepted as overrides of configuration keys. The result then has
+    `overrides`, the list of `(key, text)` from --set and from unknown flags, and `flags`, the names of the known flags.
+    """
     args, rest = parser.parse_known_args(argv)
     for flag in ("dataset", "embedding_suffix", "tag"):
         check_name(f"--{flag}", getattr(args, flag, None))
     if rest and not open_ended:
         flag, sign, value = rest[0].partition("=")
         guess, close = parser.guess(flag)
-        raise ConfigError(flag, "no such flag", guess, f"{close}{sign}{value}" if close else "see --help")
+        raise ConfigError(flag, "unknown flag", guess, f"use {close}{sign}{value}" if close else "see --help")
     if open_ended:
         args.flags = [flag.removeprefix("--") for flag in parser.flags()]
         args.overrides = [_split_set(text) for text in getattr(args, "set", [])] + _split_rest(rest, parser)
@@ -87,21 +98,22 @@ def parse(parser: Parser, argv: list[str], open_ended: bool = False):
 
 
 def folder_flag(flag: str, folder: Path, default: Path) -> str:
-    """` --flag FOLDER` for commands that would look in the default folder otherwise, else nothing."""
+    """Return the text ` --flag FOLDER` for another command, or "" if the folder is the default."""
     return "" if folder.resolve() == default else f" {flag} {shlex.quote(str(folder))}"
 
 
 def check_name(where: str, name: str | None) -> None:
-    """Names become folder and file names, so they may not climb or hide."""
+    """Raise ConfigError if a name is unsafe as a part of file names, such as `../x` or `.x`."""
     if name is not None and (not NAME.fullmatch(name) or name.startswith(".")):
-        raise ConfigError(where, f"{name!r} is not a name", "letters, digits, '.', '_' and '-', at most 100, "
-                          "no '.' in front", "choose another name")
+        raise ConfigError(where, f"{name!r} is not a valid name",
+                          "A name has at most 100 letters, digits, '.', '_' and '-', and does not begin with '.'",
+                          "choose another name")
 
 
 def given_flags(parser: Parser, args: argparse.Namespace, destinations: Iterable[str]) -> list[str]:
-    """The flags, of these destinations, that are set to something else than their default, for another command."""
+    """Return the flags of these destinations whose values differ from their defaults, as arguments for a command."""
     given = []
-    for action in parser._actions:  # argparse has no public name for them
+    for action in parser._actions:  # argparse has no public attribute for its actions
         value = getattr(args, action.dest, None)
         if action.dest in destinations and value != action.default:
             given += [action.option_strings[0]] if value is True else [f"{action.option_strings[0]}={value}"]
@@ -110,20 +122,20 @@ def given_flags(parser: Parser, args: argparse.Namespace, destinations: Iterable
 
 def reject_ignored(args: argparse.Namespace, flag: str, others: Iterable[str], reason: str,
                    keys: Iterable[str] = ()) -> None:
-    """Raise ConfigError for what a flag that trains nothing would not read.
+    """Raise ConfigError for options that have no effect together with `flag`, which trains nothing.
 
-    That is any of the `others`, and every configuration key but `keys`.
+    These are the flags in `others`, and all configuration keys except `keys`.
     """
     ignored = [f"--{key}" for key, _ in args.overrides if key not in keys]
     ignored += [f"--{other}" for other in others if getattr(args, other) not in (None, False)]
     if ignored:
-        raise ConfigError(flag, f"{ignored[0]} does not go with it", reason, f"leave out {' '.join(ignored)}")
+        raise ConfigError(flag, f"cannot be combined with {ignored[0]}", reason, f"leave out {' '.join(ignored)}")
 
 
 def _split_set(text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
     if not sign:
-        raise ConfigError("--set", f"{text!r} has no '='", fix="--set a.b=value")
+        raise ConfigError("--set", f"{text!r} has no '='", fix="write --set a.b=value")
     return key, value
 
 
@@ -131,21 +143,21 @@ def _split_rest(rest: list[str], parser: Parser) -> list[tuple[str, str]]:
     overrides, words = [], iter(rest)
     for word in words:
         if not word.startswith("--"):
-            raise ConfigError(word, "stands alone", "every value belongs to a --flag", "see --help")
+            raise ConfigError(word, "is a value without a flag", "Every value must follow a --flag", "see --help")
         key, sign, value = word[2:].partition("=")
         if not sign:
             value = next(words, "--")
             if value.startswith("--"):
                 guess, close = parser.guess(word)
-                raise ConfigError(word, "no such flag, or its value is missing", guess,
-                                  f"{close}, or {word}=<value> if it is a configuration key" if close
-                                  else f"{word}=<value>")
+                raise ConfigError(word, "unknown flag, or its value is missing", guess,
+                                  f"use {close}, or {word}=<value> if it is a configuration key" if close
+                                  else f"write {word}=<value>")
         overrides.append((key, value))
     return overrides
 
 
 def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
-    """What one of these flags is set to, before anything is parsed; for a --help that depends on it."""
+    """Return the value of one of these flags without parsing the others; for a --help text that depends on it."""
     for word, following in pairwise([*argv, default]):
         flag, sign, value = word.partition("=")
         if flag in flags:
@@ -154,13 +166,14 @@ def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
 
 
 def command_line(script: str, argv: list[str]) -> str:
-    """How the user would type this command from the root, for `Fix:` lines and manifests; without any secret."""
+    """Return the command as typed in the project's root, with secrets masked; for `Fix:` lines and meta files."""
     line = shlex.join(script.split() + [mask_secrets(a) for a in argv if a not in ("--force", "--debug")])
-    # In an ASCII locale Python leaves the bytes of an UTF-8 path undecoded.
+    # In an ASCII locale, Python does not decode the bytes of a UTF-8 path.
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def help_with_keys(parser: Parser, yamls: list[Path]) -> None:
-    """Let --help end with the configuration keys, their defaults and their meaning, as the YAMLs have them."""
+    """Append the text of these YAML files to --help: the configuration keys, their defaults and comments."""
     texts = (f"{path.relative_to(ROOT)}:\n{path.read_text(encoding='utf-8')}" for path in yamls)
-    parser.epilog = "Configuration keys, each also a flag (--epochs 100, --set common.seed=1):\n\n" + "\n".join(texts)
+    parser.epilog = ("Configuration keys. Each one is also a flag (--epochs 100, --set common.seed=1):\n\n"
+                     + "\n".join(texts))

@@ -1,4 +1,4 @@
-"""The frame that every command runs in: signals, exit codes, and errors as one line."""
+"""The entry point that all commands share: signals, exit codes, and errors printed as one line."""
 
 import codecs
 import errno
@@ -21,17 +21,17 @@ from common.errors import ConfigError, Interrupted, UserError, mask_secrets, out
 from common.registry import plug_in_files
 
 log = logging.getLogger(__name__)
-# Before a command sends its log anywhere, logging would print errors to stderr itself, a second time.
+# Without a handler, logging itself would print errors to stderr, in addition to `_report`.
 log.addHandler(logging.NullHandler())
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WATCHED = "STEP_WATCHES"  # the environment variable with the pipe that a job holds open for its step
-SECONDS_OF_ONE_REQUEST = 0.5  # GNU timeout sends its signal twice: to its child, and to the group
-SECONDS_FOR_FIRST = 5.0  # in which torchrun ends the other processes, if the first one has failed
+WATCHED = "STEP_WATCHES"  # environment variable with the descriptor of a pipe; it closes when the parent process ends
+SECONDS_OF_ONE_REQUEST = 0.5  # GNU timeout sends its signal twice: to its child and to the process group
+SECONDS_FOR_FIRST = 5.0  # if the first process fails, torchrun ends the other processes within this time
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Write a character that the user's encoding lacks as \\u00b1, which is also valid in JSON."""
+    """Write a character that the user's encoding does not have as \\u00b1, which is also valid JSON."""
     assert isinstance(error, UnicodeEncodeError)
     return json.dumps(error.object[error.start:error.end])[1:-1], error.end
 
@@ -40,10 +40,10 @@ codecs.register_error("json_escape", _escape)
 
 
 class StopRequest:
-    """SIGINT and SIGTERM: at once, or, inside `with stop_request:`, when the loop in there asks.
+    """Handles SIGINT and SIGTERM by raising Interrupted: immediately, or deferred inside `with stop_request:`.
 
-    A loop that defers a stop must ask `requested` regularly, save its state and raise Interrupted.
-    A second signal does not wait for it, unless it repeats the first within a moment.
+    Code inside the `with` block must check `requested` regularly; if it is True, the code saves its state and raises
+    Interrupted. A second signal raises Interrupted immediately, unless it is the same signal within half a second.
     """
 
     def __init__(self):
@@ -63,7 +63,10 @@ class StopRequest:
 
     @contextmanager
     def at_once(self):
-        """For what takes long in such a loop and may be left in the middle. A stop from before raises Interrupted."""
+        """Stop immediately again, for a long operation inside `with stop_request:` that may be interrupted.
+
+        Raises Interrupted if a stop is already requested.
+        """
         deferred, self._deferred = self._deferred, False
         try:
             if self.requested:
@@ -90,29 +93,33 @@ stop_request = StopRequest()
 
 
 def _stop_when_closed(pipe: int) -> None:
-    """Stop this process when the one that holds the pipe open has ended."""
+    """Stop this process when the process that holds the other end of the pipe has ended."""
     os.read(pipe, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
 def errors_of_models() -> Iterator[None]:
-    """What a model raises, in whatever it is asked to do, becomes a ConfigError that names its line and method."""
+    """Convert an exception raised by a model into a ConfigError that names the line and the method."""
     try:
         yield
     except (UserError, BrokenPipeError, ModuleNotFoundError):
         raise
     except Exception as error:
-        place = _place_in_model(error)
-        if place is None or out_of_memory(error) or connection_lost(error) or getattr(error, "errno", 0) in FULL_DISK:
+        location = _location_in_model(error)
+        if (location is None or out_of_memory(error) or connection_lost(error)
+                or getattr(error, "errno", 0) in FULL_DISK):
             raise
-        where, method = place
+        where, method = location
         raise ConfigError(where, f"{method} raised {type(error).__name__}", _one_line(str(error)),
                           "correct the model; --debug shows the traceback") from error
 
 
-def _place_in_model(error: Exception) -> tuple[str, str] | None:
-    """`file:line` and `Class.method` of the innermost frame in a model's own file, else of one of its objects."""
+def _location_in_model(error: Exception) -> tuple[str, str] | None:
+    """Return `file:line` and `Class.method` of the innermost frame of the traceback that belongs to a model.
+
+    These are the frames in a model's own file; if there are none, the frames of methods of a model's objects.
+    """
     if isinstance(error, SyntaxError) and error.filename in plug_in_files:
         return f"{error.filename}:{error.lineno}", "its import"
     frames = [(frame.f_code.co_filename, frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
@@ -126,14 +133,14 @@ def _place_in_model(error: Exception) -> tuple[str, str] | None:
 
 
 def _file_of(value: object) -> str | None:
-    """The file of an object's class."""
+    """Return the file that defines an object's class, if it is known."""
     return getattr(sys.modules.get(type(value).__module__), "__file__", None)
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Run a command's `main(argv)` and turn what it raises into one line on stderr and an exit code.
+    """Run a command's `main(argv)` and return the exit code; print an exception as one line on stderr.
 
-    A process that is in a process group ends here, with that code.
+    If this process is in a torch.distributed process group, it ends here with the exit code.
     """
     argv = sys.argv[1:] if argv is None else argv
     stop_request.install()
@@ -157,16 +164,16 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
     try:
         with errors_of_models():
             main(argv)
-        sys.stdout.flush()  # here, where a full disk and a reader that has left are reported
+        sys.stdout.flush()  # flush inside the `try`: a full disk or a closed pipe raises here
         return 0
     except UserError as error:
         return _report(str(error), error.exit_code, argv)
     except Interrupted:
-        again = "the same command without --force" if "--force" in argv else "the same command again"
-        return _report(f"interrupted. Fix: {again} continues from here",
+        command = "the same command without --force" if "--force" in argv else "the same command again"
+        return _report(f"interrupted. Fix: run {command} to continue from here",
                        128 + stop_request.signal_number, argv, shared=True)
     except BrokenPipeError:
-        # The reader of our output (head, less) has left; nobody is there to be told.
+        # The program that reads our output (such as head) has ended, so a message is of no use.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ModuleNotFoundError as error:
@@ -174,45 +181,49 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
                        f"Fix: {environment_hint()}", 2, argv)
     except (MemoryError, RuntimeError) as error:
         if connection_lost(error):
-            return _report("torchrun: another process of this job has ended or hangs. Its own message says why, or "
-                           "torchrun's. Fix: the same command again continues from the last checkpoint", 5, argv,
-                           shared=True)
+            return _report("torchrun: another process of this job has ended or hangs. The error message of that "
+                           "process or of torchrun gives the reason. Fix: run the same command again to continue from "
+                           "the last checkpoint", 5, argv, shared=True)
         if not out_of_memory(error):
             raise
-        return _report("memory: there is not enough of it. Fix: a smaller batch_size or a larger machine", 5, argv)
+        return _report("memory: not enough memory. Fix: use a smaller batch_size or a machine with more memory", 5,
+                       argv)
     except OSError as error:
         if error.errno in FULL_DISK:
-            return _report(f"{error.filename or 'disk'}: {error.strerror}. Fix: free space there, then run the "
+            return _report(f"{error.filename or 'disk'}: {error.strerror}. Fix: free some disk space and run the "
                            "same command again", 5, argv)
         return _report(f"{error.filename or 'system'}: {error.strerror or error}. Fix: check the path and its "
                        "permissions", 2, argv)
 
 
 def environment_hint() -> str:
-    """The command that gives this checkout a Python with all its packages."""
+    """Return the command that activates a Python with all packages that this project needs."""
     root = Path(__file__).resolve().parents[1]
     activate = root / ".venv" / "bin" / "activate"
-    # In an environment that is active already, it is the set-up that adds what is missing.
+    # If .venv is already active, packages are missing in it: setup.sh installs them.
     found = activate.exists() and Path(sys.prefix).resolve() != (root / ".venv").resolve()
     return f"source {activate if found else root / 'setup.sh'}"
 
 
 def _report(message: str, code: int, argv: list[str], shared: bool = False) -> int:
-    """`shared`: of several processes the first one has the same to say."""
+    """Log and print an error and return its exit code. `shared`: all processes have this error; the first prints it."""
     message = mask_secrets(message)
     log.error("error: %s", message)
     log.debug("%s", traceback.format_exc())
     if shared and not is_main():
         return code
-    _leave_to_first()
+    _wait_for_first()
     if "--debug" in argv:
         print(mask_secrets(traceback.format_exc()), end="", file=sys.stderr)
     print(f"error: {_prefix()}{_one_line(message)}", file=sys.stderr, flush=True)
     return code
 
 
-def _leave_to_first() -> None:
-    """Wait before another process than the first speaks: a fault of all ends that one, and then torchrun this one."""
+def _wait_for_first() -> None:
+    """Delay the output of every process except the first.
+
+    If all processes fail with the same error, the first one prints it, and torchrun ends the others while they wait.
+    """
     if not is_main():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -228,9 +239,9 @@ def _one_line(text: str) -> str:
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What no one foresaw (Python then exits with 1): the traceback to run.log, and with --debug to stderr."""
+    """Report an unexpected exception (exit code 1): the traceback goes to run.log, and with --debug also to stderr."""
     log.error("internal error", exc_info=(kind, error, trace))
-    _leave_to_first()
+    _wait_for_first()
     fix = "run again with --debug and report the traceback"
     if "--debug" in sys.argv:
         print(mask_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

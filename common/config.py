@@ -1,4 +1,4 @@
-"""Configuration: strict YAML, defaults, overrides, and the checks that come before any heavy import."""
+"""Configuration: strict YAML files, defaults, overrides and checks. Importing this module is cheap."""
 
 import copy
 import logging
@@ -14,8 +14,9 @@ from common.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
-# What the keys of `common` and of the training loop (common/training.py) may hold. A bound is (smallest, largest);
-# None is open. A stage adds its own keys in defaults.yaml, and a model in its YAML, under `bounds` and `choices`.
+# Allowed values of the keys of `common` and of the training loop (common/training.py). A bound is (smallest, largest);
+# None means no limit. A stage adds rules for its own keys in defaults.yaml, and a model in its YAML, under `bounds`
+# and `choices`.
 BOUNDS: dict[str, tuple] = {
     "seed": (0, 2**31 - 1), "epochs": (1, None), "max_steps": (1, None), "batch_size": (1, None), "lr": (0, None),
     "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "eval_every": (1, None),
@@ -26,11 +27,11 @@ CHOICES: dict[str, tuple] = {
 }
 NULLABLE = {"patience": int, "max_steps": int}
 SECTIONS = ("model_params", "training_params")
-DECLARED = {"baseline": bool, "uses": list, "bounds": dict, "choices": dict}  # what a model's YAML may also say of it
+DECLARED = {"baseline": bool, "uses": list, "bounds": dict, "choices": dict}  # properties of a model in its YAML
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML without surprises: `1e-4` is a float, a duplicate key is an error."""
+    """A safe YAML loader that reads `1e-4` as a float; PyYAML reads it as text."""
 
 
 StrictLoader.add_implicit_resolver(
@@ -38,7 +39,7 @@ StrictLoader.add_implicit_resolver(
 
 
 class TrackedParams(dict):
-    """A `model_params` mapping that knows which of its keys were read (also by `**` or a loop)."""
+    """A dict of parameters that records which of its keys were read, also by `**` or a loop."""
 
     def __init__(self, values: dict, where: str = "model_params"):
         super().__init__(values)
@@ -50,7 +51,8 @@ class TrackedParams(dict):
         return super().__getitem__(key)
 
     def __missing__(self, key):
-        raise ConfigError(self.where, f"the model needs {key!r}", nearest(key, self.unread()), f"add {key}: <value>")
+        raise ConfigError(self.where, f"missing key {key!r}", "Keys that the model has not read: "
+                          + (", ".join(map(repr, self.unread())) or "none"), f"add {key}: <value>")
 
     def get(self, key, default=None):
         self.read.add(key)
@@ -60,7 +62,7 @@ class TrackedParams(dict):
         self.read.add(key)
         return super().setdefault(key, default)
 
-    def __iter__(self):  # overridden, so that `**params` takes the slow path through __getitem__
+    def __iter__(self):  # overridden so that `**params` calls __getitem__
         return iter(list(super().keys()))
 
     def items(self):
@@ -76,17 +78,17 @@ class TrackedParams(dict):
 
 
 class Rules(NamedTuple):
-    """What keys may hold, and which training parameters are used."""
+    """Allowed values of the keys, and the training parameters that the model uses."""
 
     bounds: dict[str, tuple]  # key -> (smallest, largest)
-    choices: dict[str, tuple]  # key -> its words
+    choices: dict[str, tuple]  # key -> allowed values
     always: set[str]          # training parameters that every model uses
-    if_read: set[str]         # those that only a model which reads them uses
-    uses: set[str] | None     # what the model declares to use besides `always`; None: it declares nothing
+    if_read: set[str]         # training parameters that a model uses only if it reads them
+    uses: set[str] | None     # training parameters that the model lists under `uses`; None: its YAML has no `uses`
 
 
 class Config:
-    """A resolved configuration: `values` as nested dicts, and where each key came from."""
+    """A resolved configuration: `values` as nested dicts, and `origins`, the place where each key was set."""
 
     def __init__(self, name: str, values: dict, origins: dict[str, str], rules: Rules, defaults: Path):
         self.name, self.values, self.origins, self.rules, self.defaults = name, values, origins, rules, defaults
@@ -99,25 +101,25 @@ class Config:
         return self.values[self.name]["training_params"]
 
     def has_key(self, key: str) -> bool:
-        """Whether `key`, a leaf or a path to it, names a key that the model uses as far as its YAML says."""
+        """Return whether `key`, a name or a dotted path, is a key that the model uses according to its YAML."""
         paths = [path for path in _leaves(self.values) if path == key or path.endswith(f".{key}")]
         uses = self.rules.uses
         return any(uses is None or not path.startswith(f"{self.name}.training_params.")
                    or path.rpartition(".")[2] in self.rules.always | uses for path in paths)
 
     def leaf_names(self) -> list[str]:
-        """The last part of every key."""
+        """Return the last part of every dotted key."""
         return [path.rpartition(".")[2] for path in _leaves(self.values)]
 
     def for_model(self, **data) -> dict:
-        """What a model's constructor gets: the same nested dicts plus `data`; which of its keys it reads is tracked."""
+        """Return the nested dicts plus `data`, for a model's constructor; they record which keys the model reads."""
         paths = {section: f"{self.name}.{section}" for section in SECTIONS}
         own = {section: TrackedParams(self.values[self.name][section], self.origins.get(path, path))
                for section, path in paths.items()}
         return {**self.values, self.name: own, "data": data}
 
     def check_all_read(self, model_config: dict) -> None:
-        """Raise ConfigError for a model parameter that the built model never looked at."""
+        """Raise ConfigError for a model parameter that the model has not read."""
         params = model_config[self.name]["model_params"]
         for key in params.unread():
             path = f"{self.name}.model_params.{key}"
@@ -125,9 +127,9 @@ class Config:
                               "remove the key or correct its name")
 
     def check_training_keys(self, model_config: dict, by_gradient: bool) -> None:
-        """Find training parameters that have no effect on the built model.
+        """Report training parameters that have no effect on the model.
 
-        On the command line such a key is a ConfigError, in a YAML of the model's a warning.
+        An unused key from the command line raises ConfigError; an unused key from the model's YAML gives a warning.
         """
         keys = set(self.training_params)
         used = self.rules.uses if self.rules.uses is not None else keys - self.rules.if_read if by_gradient else set()
@@ -136,20 +138,23 @@ class Config:
         for key in sorted(keys - used):
             where = self.origins[f"{self.name}.training_params.{key}"]
             if not where.startswith(f"{self.defaults}:"):
-                log.warning("%s: unused key %s: %s does not use it", where, key, self.name)
+                log.warning("%s: unused key %s: it has no effect with %s", where, key, self.name)
 
 
 def reject_unused(config: Config, used: set[str]) -> None:
-    """Raise ConfigError for a training parameter of the command line that is not among the used ones."""
+    """Raise ConfigError for a training parameter on the command line that is not in `used`."""
     for key in config.training_params:
         where = config.origins[f"{config.name}.training_params.{key}"]
         if key not in used and where.startswith("--"):
-            raise ConfigError(where, f"{config.name} does not use {key}", f"of training_params it uses "
+            raise ConfigError(where, f"has no effect with {config.name}", f"{config.name} uses these training_params: "
                               f"{', '.join(sorted(used))}", "leave it out")
 
 
 def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
-    """The mapping in a YAML file, and `dotted.key -> file:line` for each of its keys."""
+    """Return the content of a YAML file, a dict, and a dict from each dotted key to its `file:line`.
+
+    Raises ConfigError if the file cannot be read, is not valid YAML, or has a duplicate key.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -158,7 +163,7 @@ def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     return copy.deepcopy(values), dict(origins)
 
 
-@cache  # a command asks for the same YAML several times
+@cache  # a command loads the same YAML several times
 def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
     loader = StrictLoader(text)
     try:
@@ -170,17 +175,17 @@ def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
-        raise ConfigError(where, "not valid YAML", str(getattr(error, "problem", error)),
+        raise ConfigError(where, "is not valid YAML", str(getattr(error, "problem", error)),
                           "correct that line (indent with spaces)") from error
     finally:
         loader.dispose()
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}:1", "not a mapping of keys to values", fix="start with `common:`")
+        raise ConfigError(f"{path}:1", "is not a mapping of keys to values", fix="begin the file with `common:`")
     return values, origins
 
 
 def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> None:
-    """Record every key's line, and refuse a key that stands twice or is no text."""
+    """Record the line of every key. Raises ConfigError for a key that is a duplicate or is not text."""
     if isinstance(node, yaml.SequenceNode):
         for index, entry in enumerate(node.value):
             _walk(entry, path, f"{prefix}{index}.", origins)
@@ -189,26 +194,30 @@ def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> 
     for key_node, value_node in node.value:
         key, line = prefix + str(key_node.value), key_node.start_mark.line + 1
         if key_node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            raise ConfigError(f"{path}:{line}", f"the key {key_node.value!r} is no text",
-                              f"YAML takes it for a {key_node.tag.rsplit(':', 1)[-1]}", "quote it")
+            raise ConfigError(f"{path}:{line}", f"the key {key_node.value!r} is not text",
+                              f"YAML reads it as {key_node.tag.rsplit(':', 1)[-1]}", "put it in quotes")
         if key in origins:
             raise ConfigError(f"{path}:{line}", f"duplicate key {key!r}",
-                              f"it stands already at line {origins[key].rsplit(':', 1)[1]}", "remove one of the two")
+                              f"The key is already in line {origins[key].rsplit(':', 1)[1]}", "remove one of the two")
         origins[key] = f"{path}:{line}"
         _walk(value_node, path, key + ".", origins)
 
 
 def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tuple[str, str]],
             flags: Sequence[str] = (), declared_yaml: Path | None = None) -> Config:
-    """Defaults, then the model's YAML, then the command line's `(key, text)` overrides; checked.
+    """Return the checked configuration of the model `name`.
 
-    `flags` are the command's own, which a misspelt key may have been meant to be. `declared_yaml` is the model's own
-    YAML if `model_yaml` is another one: what a model declares (`DECLARED`) is read there.
+    Values come from the defaults, then the model's YAML, then the command line's `overrides` `(key, text)`; later ones
+    win. `flags` are the command's own flags, which are suggested for a misspelled key. If `model_yaml` replaces the
+    model's own YAML, pass the model's own as `declared_yaml`: the declarations about the model (`DECLARED`) are read
+    from there.
 
-    `common` and `training_params` may only hold keys that the defaults know, and values of their kind.
-    `model_params` belongs to the model; its unread keys are found by `Config.check_all_read`. Any other
-    section of the defaults is a group of options that models share: a key of that name in `model_params`
-    takes the group, filled up from the defaults and checked against them.
+    `common` and `training_params` may contain only keys of the defaults, with values of the same type. `model_params`
+    may contain any key; `Config.check_all_read` finds the unused ones. Any other section of the defaults is a group of
+    options that several models share. If `model_params` has a key with the group's name, its value is completed from
+    the defaults and checked like a section.
+
+    Raises ConfigError for an unknown section or key, and for a wrong value.
     """
     defaults, default_origins = load_yaml(defaults_yaml)
     own, own_origins = load_yaml(model_yaml)
@@ -256,28 +265,28 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
 
 
 def declared(name: str, model_yaml: Path) -> dict:
-    """What a model's YAML says of the model, besides its parameters: the keys of `DECLARED` that it has."""
+    """Return the declarations about a model in its YAML: the keys of `DECLARED` that are present."""
     values, origins = load_yaml(model_yaml)
     section = _mapping(values, name, origins, model_yaml)
     for key in section.keys() & DECLARED.keys():
         if type(section[key]) is not DECLARED[key]:
-            raise ConfigError(origins[f"{name}.{key}"], f"{name}.{key} is {section[key]!r}",
-                              f"it must be of type {DECLARED[key].__name__}", "correct the value")
+            raise ConfigError(origins[f"{name}.{key}"], f"{name}.{key} must be of type {DECLARED[key].__name__}, "
+                              f"got {section[key]!r}", fix="correct the value")
     return {key: section[key] for key in DECLARED if key in section}
 
 
 def _rules(name: str, defaults: dict, declared_yaml: Path) -> Rules:
-    """The rules of the training loop, of the stage and of the model, the later ones first."""
+    """Merge the rules of the training loop, of the stage and of the model; later ones win."""
     model, stage = declared(name, declared_yaml), defaults.get("uses", {})
     for key in model.get("uses", []):
         if key not in defaults["training_params"]:
-            raise ConfigError(declared_yaml, f"{name}.uses names {key!r}", nearest(str(key), list(
-                defaults["training_params"])), "name keys of training_params")
+            raise ConfigError(declared_yaml, f"unknown key {key!r} in {name}.uses", nearest(str(key), list(
+                defaults["training_params"])), "use keys of training_params")
     bounds = {**defaults.get("bounds", {}), **model.get("bounds", {})}
     for key, bound in bounds.items():
         if type(bound) is not list or len(bound) != 2:
-            raise ConfigError(declared_yaml, f"the bounds of {key} are {bound!r}", "bounds are [smallest, largest], "
-                              "where null is open", "correct the value")
+            raise ConfigError(declared_yaml, f"the bounds of {key} must be [smallest, largest], got {bound!r}",
+                              "The value null means no limit", "correct the value")
     return Rules(BOUNDS | {key: tuple(bound) for key, bound in bounds.items()},
                  CHOICES | {key: tuple(words) for key, words in
                             {**defaults.get("choices", {}), **model.get("choices", {})}.items()},
@@ -296,7 +305,7 @@ def _mapping(values: dict, key: str, origins: dict[str, str], path: Path) -> dic
 
 
 def _leaves(config: dict, prefix: str = "") -> dict[str, tuple[dict, str]]:
-    """`dotted.path -> (the dict that holds it, its key)` for every value that is not a mapping."""
+    """Return `dotted.path -> (the dict that contains it, its key)` for every value that is not a mapping."""
     found: dict[str, tuple[dict, str]] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
@@ -312,28 +321,33 @@ def _override(config: dict, origins: dict[str, str], key: str, text: str, flags:
     matches = [key] if key in leaves else [path for path in leaves if path.endswith("." + key)]
     if not matches:
         names = leaves if "." in key else {path.split(".")[-1] for path in leaves} | set(flags)
-        raise ConfigError(f"--{key}", "no such flag or configuration key", nearest(key, sorted(names)),
+        raise ConfigError(f"--{key}", "unknown flag or configuration key", nearest(key, sorted(names)),
                           "see --help for the keys")
     if len(matches) > 1:
-        raise ConfigError(f"--{key}", "names more than one key", ", ".join(matches), "--set <whole.path>=<value>")
+        raise ConfigError(f"--{key}", "is ambiguous", f"It matches {', '.join(matches)}",
+                          "write --set <whole.path>=<value>")
     holder, leaf = leaves[matches[0]]
     holder[leaf] = _value(f"--{key}", text, holder[leaf])
     origins[matches[0]] = f"--{key}"
 
 
 def _value(where: str, text: str, before: object) -> object:
-    """An override as YAML; text that replaces text is taken as it is, so that `codes #2.json` is not cut short."""
-    if before == "":  # a key that has to be given, such as a path
+    """Return the value of an override.
+
+    The text is parsed as YAML. Text that replaces text is used unchanged, because YAML would cut `codes #2.json` at the
+    comment sign.
+    """
+    if before == "":  # the user has to set this key, for example to a path
         return text
     try:
         value = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (StrictLoader is a SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(where, f"{text!r} is not a YAML value", fix="quote it") from error
+        raise ConfigError(where, f"{text!r} is not a valid YAML value", fix="put it in quotes") from error
     return text if isinstance(value, str) and isinstance(before, str) and text[0] not in "'\"" else value
 
 
 def check_section(values: dict, defaults: dict, section: str, origins: dict[str, str], rules: Rules) -> None:
-    """Raise ConfigError for a key that `defaults` lacks, for a value of another kind, and for one against the rules."""
+    """Raise ConfigError for a key that is not in `defaults`, and for a value of a wrong type or against the rules."""
     for key, value in values.items():
         where = origins.get(f"{section}.{key}", section)
         if key not in defaults:
@@ -342,8 +356,8 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
         if kind is float and type(value) is int:
             values[key] = value = float(value)
         if type(value) is not kind and not (value is None and key in NULLABLE):
-            raise ConfigError(where, f"{section}.{key} is {value!r}", f"it must be of type {kind.__name__}",
-                              "correct the value")
+            raise ConfigError(where, f"{section}.{key} must be of type {kind.__name__}, got {value!r}",
+                              fix="correct the value")
         if value is not None:
             _check_value(where, f"{section}.{key}", key, value, rules)
 
@@ -354,8 +368,8 @@ def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -
         low, high = rules.bounds[key]
         fits = type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)
         if not fits:
-            raise ConfigError(where, f"{path} is {value!r}", "it must be "
-                              + (f"at least {low}" if high is None else f"from {low} to {high}"), "correct the value")
+            raise ConfigError(where, f"{path} must be " + (f"at least {low}" if high is None else
+                              f"from {low} to {high}") + f", got {value!r}", fix="correct the value")
     if key in rules.choices and value not in rules.choices[key]:
-        raise ConfigError(where, f"{path} is {value!r}", nearest(str(value), list(rules.choices[key])),
-                          "one of " + ", ".join(map(str, rules.choices[key])))
+        raise ConfigError(where, f"unknown value {value!r} for {path}", nearest(str(value), list(rules.choices[key])),
+                          "use one of " + ", ".join(map(str, rules.choices[key])))

@@ -1,8 +1,8 @@
-"""One model trained by several processes: each computes a part of every batch, and the gradients are averaged.
+"""Data-parallel training: each process computes a shard of every batch, and the gradients are averaged.
 
-The gradients are those of the whole batch, so that the number of processes changes a run's speed and its roundings,
-nothing else. The averaging is PyTorch's DistributedDataParallel. What a model does with a batch beside a mean over
-its rows, such as counting the codes that were chosen, it does through `all_reduce_sum` and `all_gather`.
+The averaged gradients equal those of the whole batch, so the number of processes changes only the speed and the
+rounding errors of a run. PyTorch's DistributedDataParallel averages the gradients. If a model computes more from a
+batch than a mean over its rows, such as how often each code is used, it calls `all_reduce_sum` or `all_gather`.
 """
 
 import hashlib
@@ -18,20 +18,23 @@ from torch.nn.parallel import DistributedDataParallel
 from common.distributed import all_reduce_max, rank, world_size
 from common.errors import ConfigError
 
-# B rows of a batch, P rows of this process's part of it, W processes
+# B rows in the batch, P rows in this process's shard, W processes
 
 
 class Shard(NamedTuple):
-    """What one process computes of a batch."""
+    """The part of a batch that one process computes."""
 
-    rows: slice     # of the batch
-    num_shards: int  # 1: the whole batch
-    num_rows: int   # of the whole batch, B
+    rows: slice      # rows of the batch in this shard
+    num_shards: int  # 1: the shard is the whole batch
+    num_rows: int    # rows in the whole batch, B
 
     def weighted(self, losses: dict[str, Tensor], own: int, whole: int) -> dict[str, Tensor]:
-        """Means over `own` things, scaled such that the processes' mean of them is the one over `whole`.
+        """Scale the shard's mean losses so that their mean over all processes is the mean over the whole batch.
 
-        DistributedDataParallel averages gradients over the processes, and their parts are not equally large.
+        own: number of elements (such as rows) that the shard's means are taken over
+        whole: the same number for the whole batch
+
+        The scaling is necessary because shards differ in size, and DistributedDataParallel averages over processes.
         """
         if self.num_shards == 1:
             return losses
@@ -44,10 +47,10 @@ _current = WHOLE
 
 @contextmanager
 def shard_batch(num_rows: int) -> Iterator[Shard]:
-    """This process's part of a batch, which `all_reduce_sum` and the others know of inside.
+    """Split a batch of `num_rows` rows; inside the `with` block, the functions of this module use this process's shard.
 
-    Every W-th row, so that rows sorted by length are shared evenly. Of fewer rows than processes nobody could get
-    none, as a mean over no rows is no number: everybody computes them all then.
+    A shard has every W-th row, so that rows sorted by length are distributed evenly. If there are fewer rows than
+    processes, every process computes the whole batch; an empty shard would give NaN.
     """
     global _current
     split = 1 < world_size() <= num_rows
@@ -60,7 +63,7 @@ def shard_batch(num_rows: int) -> Iterator[Shard]:
 
 @torch.no_grad()
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The parts' values summed up; has no gradient."""
+    """Return the sum of the values of all shards. No gradient flows through it."""
     if _current.num_shards == 1:
         return values
     values = values.clone()
@@ -70,7 +73,10 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_gather(rows: Tensor) -> Tensor:
-    """(P, ...) -> (B, ...) all rows of the batch in their order; has no gradient. Own ones are at `shard_rows()`."""
+    """Return all rows of the batch in their order: (P, ...) -> (B, ...). No gradient flows through it.
+
+    The rows of this process's shard are at `shard_rows()`.
+    """
     if _current.num_shards == 1:
         return rows
     longest = -(-_current.num_rows // _current.num_shards)
@@ -82,24 +88,28 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def shard_rows() -> slice:
-    """Where this process's rows are among those of the batch."""
+    """Return the slice of the batch that is this process's shard."""
     return _current.rows
 
 
 def mean_of_present(values: Tensor, present: Tensor) -> Tensor:
-    """(P,), which is 0 for rows that are not present, -> (): the mean over the batch's present rows.
+    """Return the mean of `values` over the present rows of the batch: (P,) -> ().
 
-    A part's share in it, to be averaged by the part's number of rows as the means over all rows are.
+    values: (P,), 0 for rows that are not present
+    present: (P,) bool
+
+    With several shards, it is this shard's contribution: after `Shard.weighted` with the numbers of rows, the mean over
+    all processes is the mean over the batch's present rows.
     """
     total = values.sum() / all_reduce_sum(present.sum()).clamp(min=1)
     return total if _current.num_shards == 1 else total * (_current.num_rows / len(values))
 
 
 class _Losses(nn.Module):
-    """The trainable parameters, and a forward that calls what computes losses from them.
+    """A module with the trainable parameters, whose forward pass calls `compute` to get the losses.
 
-    DistributedDataParallel averages the gradients of a module's parameters, and sends its buffers around before each
-    step. Recommenders have large ones that never change, so it gets to see the parameters alone.
+    DistributedDataParallel averages the gradients of a module's parameters, and broadcasts its buffers before each
+    step. Recommenders have large constant buffers; this module leaves them out.
     """
 
     def __init__(self, parameters: list[nn.Parameter], compute: Callable[..., dict[str, Tensor]]):
@@ -107,26 +117,27 @@ class _Losses(nn.Module):
         self.trainable, self.compute = nn.ParameterList(parameters), compute
 
     def forward(self, *batch) -> dict[str, Tensor]:
-        # Only the total is differentiated; what another loss alone depended on would be waited for in vain.
+        # The backward pass starts from the total alone. Detach the other losses: DistributedDataParallel would wait for
+        # the gradients of parameters that only they depend on.
         return {name: loss if name == "loss_total" else loss.detach() for name, loss in self.compute(*batch).items()}
 
 
 def data_parallel(model: nn.Module, compute: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """`compute`, which returns a dict of losses; the processes then average the gradient of `loss_total`."""
+    """Wrap `compute`, which returns a dict of losses, so that the processes average the gradients of `loss_total`."""
     if world_size() == 1:
         return compute
     sync(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         return compute
-    # A model need not use all of its parameters. With a static graph, which ones is found out in the first step, where
-    # `find_unused_parameters` would look for them in each; one that uses others from step to step ends in an error.
+    # Some models do not use all of their parameters. With a static graph, PyTorch finds the unused ones once, in the
+    # first step; `find_unused_parameters` would search in every step. If they change from step to step, PyTorch raises.
     return DistributedDataParallel(_Losses(trainable, compute), static_graph=True)
 
 
 @torch.no_grad()
 def sync(model: nn.Module) -> None:
-    """Give every process the first one's model. On GPUs the same sums need not round alike."""
+    """Copy the first process's model to all others. On GPUs, equal computations may give different rounding errors."""
     if world_size() > 1:
         for value in _state(model).values():
             shared = value.contiguous()
@@ -135,7 +146,10 @@ def sync(model: nn.Module) -> None:
 
 
 def check_same_model(model: nn.Module) -> None:
-    """Raise ConfigError if the processes' models have come apart, as by batch normalization or own moving averages."""
+    """Raise ConfigError if the models of the processes differ.
+
+    Typical causes are batch normalization and moving averages, which each process computes from its own shard.
+    """
     if world_size() == 1:
         return
     state = _state(model)
@@ -145,9 +159,9 @@ def check_same_model(model: nn.Module) -> None:
     apart = [name for name, one, other in zip(state, highest, lowest, strict=True) if one != -other]
     if apart:
         raise ConfigError(type(model).__name__, f"{', '.join(apart[:3])} {'is' if len(apart) == 1 else 'are'} not the "
-                          "same in all processes", "it was computed from a part of the batch; a model that does more "
-                          "with a batch than a mean over its rows uses common/data_parallel.py for it",
-                          "one process: python instead of torchrun")
+                          "same in all processes", "Each process used only its own shard of the batch. A model that "
+                          "computes more than a mean over the rows must use the functions of common/data_parallel.py",
+                          "use one process (python instead of torchrun)")
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -156,5 +170,5 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _as_bytes(value: Tensor) -> Tensor:
-    """A contiguous tensor's own memory as uint8, which every backend can send."""
+    """Return a view of a contiguous tensor as uint8, which every backend can send."""
     return value.flatten().view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Which device a run computes on."""
+"""Selection of the device on which a run computes."""
 
 import logging
 
@@ -11,36 +11,35 @@ log = logging.getLogger(__name__)
 
 
 def resolve_device(name: str, origin: str) -> torch.device:
-    """`auto` takes CUDA where there is one.
+    """Return the device with this name. `auto` selects CUDA if it is available, else the CPU.
 
-    Where there is none, a YAML's `cuda` falls back to the CPU with one line that says so; the same
-    name on the command line (`origin` begins with `--`) is the user's explicit wish, and an error.
-    Of several processes on a machine each takes a GPU of its own.
+    If CUDA is not available, `cuda` in a YAML file falls back to the CPU with a warning. On the command line (`origin`
+    begins with `--`), it raises ConfigError instead. Each of several processes on a machine gets its own GPU.
     """
     if name == "auto":
-        return _own(torch.device("cuda" if torch.cuda.is_available() else "cpu"), origin)
+        return _for_this_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"), origin)
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(origin, f"{name!r} is no device", fix="auto, cpu, cuda or cuda:<n>") from error
+        raise ConfigError(origin, f"unknown device {name!r}", fix="use auto, cpu, cuda or cuda:<n>") from error
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         if origin.startswith("--"):
-            raise ConfigError(origin, f"{name!r} is not there", f"{torch.cuda.device_count()} CUDA devices are visible",
-                              "--device auto or --device cpu")
-        log.warning("%s asks for %s, which is not there: running on the CPU", origin, name)
+            raise ConfigError(origin, f"{name!r} is not available", f"{torch.cuda.device_count()} CUDA devices are "
+                              "visible", "use --device auto or --device cpu")
+        log.warning("%s: device %s is not available; running on the CPU", origin, name)
         return torch.device("cpu")
-    return _own(device, origin)
+    return _for_this_process(device, origin)
 
 
-def _own(device: torch.device, origin: str) -> torch.device:
-    """This process's GPU, if there are several processes."""
+def _for_this_process(device: torch.device, origin: str) -> torch.device:
+    """Return this process's own GPU if there are several processes, else `device`."""
     if world_size() == 1 or device.type != "cuda":
         return device
     if device.index is not None:
-        raise ConfigError(origin, f"names one GPU, {device}, for {world_size()} processes", "each takes its own",
-                          "--device cuda or --device auto")
+        raise ConfigError(origin, f"selects one GPU, {device}, for {world_size()} processes",
+                          "Each process needs its own GPU", "use --device cuda or --device auto")
     if local_world_size() > torch.cuda.device_count():
         raise ConfigError("torchrun", f"started {local_world_size()} processes on a machine with "
-                          f"{torch.cuda.device_count()} GPUs", "each takes its own",
-                          f"--nproc_per_node {torch.cuda.device_count()}, or --device cpu")
+                          f"{torch.cuda.device_count()} GPUs", "Each process needs its own GPU",
+                          f"use --nproc_per_node {torch.cuda.device_count()}, or --device cpu")
     return torch.device("cuda", local_rank())

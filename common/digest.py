@@ -1,4 +1,4 @@
-"""A digest of the code that trains a model, so that a run knows whether it would still be trained that way."""
+"""A digest of the code that trains a model, which detects that the code has changed since a run was trained."""
 
 import ast
 import hashlib
@@ -12,10 +12,14 @@ from common.cli import ROOT
 
 
 def code_digest(model: Path, stage: Path) -> str:
-    """The digest of a model's file, the files of its stage that it imports, the stage's trainer and dataset, the loop.
+    """Return a digest (16 hexadecimal digits) of the code that trains a model.
 
-    It is taken from the syntax trees without docstrings: comments and layout do not count. Files that an imported file
-    imports count as well.
+    model: the model's file
+    stage: the folder of the stage
+
+    It covers the model's file, the files of the stage that it imports directly or indirectly, the stage's `trainer.py`
+    and `dataset.py`, and the training loop. It is computed from the syntax trees without docstrings, so comments and
+    layout do not change it.
     """
     parsed = {path: _parse(path.read_text(encoding="utf-8"))
               for path in (stage / "trainer.py", stage / "dataset.py", ROOT / "common/training.py")}
@@ -30,13 +34,13 @@ def code_digest(model: Path, stage: Path) -> str:
 
 
 class _Parsed(NamedTuple):
-    """What counts of a file, and which other files may count with it."""
+    """The part of a file that enters the digest, and its imports."""
 
-    tree: str                             # the plain syntax tree as JSON
-    imports: list[tuple[int, list[str]]]  # the dots before each import's names, and the names
+    tree: str                             # the syntax tree as JSON, see `_as_lists`
+    imports: list[tuple[int, list[str]]]  # of each import: the number of leading dots, and the imported names
 
 
-@cache  # a table of many runs asks for the same files again and again
+@cache  # a table of many runs parses the same files many times
 def _parse(text: str) -> _Parsed:
     tree, imports = ast.parse(text), []
     for node in ast.walk(tree):
@@ -45,11 +49,11 @@ def _parse(text: str) -> _Parsed:
             imports.append((node.level, [".".join(filter(None, (node.module, *tail))) for tail in tails]))
         elif isinstance(node, ast.Import):
             imports.append((0, [alias.name for alias in node.names]))
-    return _Parsed(json.dumps(_plain(tree)), imports)
+    return _Parsed(json.dumps(_as_lists(tree)), imports)
 
 
 def _files(imports: list[tuple[int, list[str]]], path: Path, stage: Path) -> Iterable[Path]:
-    """The files of a stage that one of its files imports, wherever the import stands."""
+    """Yield the files of a stage that the file `path` imports, including imports inside functions."""
     for level, names in imports:
         folder = path.parents[level - 1] if level else ROOT
         for name in names:
@@ -59,14 +63,15 @@ def _files(imports: list[tuple[int, list[str]]], path: Path, stage: Path) -> Ite
                     yield file
 
 
-def _plain(node: object) -> object:
-    """A syntax tree as nested lists, without docstrings and places, and alike in every version of Python."""
+def _as_lists(node: object) -> object:
+    """Return a syntax tree as nested lists, without docstrings and positions; the same for all versions of Python."""
     if isinstance(node, list):
-        return [_plain(part) for part in node]
+        return [_as_lists(part) for part in node]
     if not isinstance(node, ast.AST):
         return node if isinstance(node, str | int | float | bool | None) else repr(node)
     fields = dict(ast.iter_fields(node))
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node, clean=False) is not None:
         fields["body"] = fields["body"][1:]
-    return [type(node).__name__, *([name, _plain(value)] for name, value in fields.items() if value not in (None, []))]
+    return [type(node).__name__, *([name, _as_lists(value)] for name, value in fields.items()
+                                   if value not in (None, []))]

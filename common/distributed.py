@@ -1,7 +1,7 @@
-"""Several processes that do one job, as torchrun starts them. With one process nothing here does anything.
+"""Helpers for several processes started by torchrun. With a single process, they do not communicate.
 
-All of them read the same files and run the same program; the first alone writes and speaks. Importing this is cheap:
-torch is loaded by those functions that need it.
+All processes run the same program and read the same files; only the first one (rank 0) writes files and prints.
+Importing this module is cheap, because torch is imported inside the functions that need it.
 """
 
 import logging
@@ -16,46 +16,48 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# How long a process waits for the others in a collective. One that died is noticed at once, by its closed connection;
-# this is for one that hangs, and has to outlast what the first does alone, such as writing the predictions.
+# How long a process waits for the others in a collective operation. A process that has ended is noticed immediately,
+# because its connection closes; the timeout is for a process that hangs. It must be longer than everything that the
+# first process does alone, such as writing the predictions.
 PATIENCE = timedelta(minutes=10)
 
 
 def world_size() -> int:
-    """The number of processes. A WORLD_SIZE that something else than torchrun has set does not count."""
+    """Return the number of processes. WORLD_SIZE is ignored if it was not set by torchrun."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return the number of this process, from 0."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """This process's number among those of its machine, which is also its GPU's."""
+    """Return the number of this process on its machine, from 0; it is also the number of its GPU."""
     return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
 def local_world_size() -> int:
-    """The number of processes on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if world_size() > 1 else 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Return whether this is the first process, which writes files and prints."""
     return rank() == 0
 
 
 def rank_seed_parts() -> tuple[int, ...]:
-    """What a seed depends on beside the step, so that processes drop out different units; nothing for one process."""
+    """Return the parts to add to a step's seed so that each process has its own dropout; () for a single process."""
     return (rank(),) if world_size() > 1 else ()
 
 
 @contextmanager
 def process_group(device: "torch.device") -> Iterator[None]:
-    """The processes can talk to each other inside, and come out together; `end_process` takes them apart.
+    """Create the process group, and wait for all processes at the end of the `with` block.
 
-    One that is there already is used again: made anew, it would find the addresses of the last one, and hang.
+    The group is not destroyed here but in `end_process`, and a second call reuses it. A new group would find the
+    addresses of the old one and hang.
     """
     if world_size() == 1:
         yield
@@ -67,14 +69,14 @@ def process_group(device: "torch.device") -> Iterator[None]:
             import torch
 
             torch.cuda.set_device(device)
-        # Flags and figures go as CPU tensors, which gloo sends without waiting for the GPU.
+        # Flags and metrics are CPU tensors: gloo sends them without waiting for the GPU.
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    yield  # not in a `try`: after an error the others may be in a collective, and waiting for them would hang
+    yield  # not in a `try`: after an error the others may be in a collective operation, and the barrier would hang
     barrier()
 
 
 def has_process_group() -> bool:
-    """Whether this process is in a process group."""
+    """Return whether this process is in a process group."""
     if world_size() == 1 or "torch.distributed" not in sys.modules:
         return False
     import torch.distributed as dist
@@ -83,28 +85,28 @@ def has_process_group() -> bool:
 
 
 def end_process(code: int) -> NoReturn:
-    """Leave the process group and end this process without the interpreter's own exit.
+    """Leave the process group and end this process without Python's normal shutdown.
 
-    In that one gloo aborts about a third of the processes that used DistributedDataParallel.
+    During the normal shutdown, gloo aborts about a third of the processes that used DistributedDataParallel.
     """
     import torch.distributed as dist
 
-    if code == 0:  # after an error the others may be in a collective, and waiting for them would hang
+    if code == 0:  # after an error the others may be in a collective operation, and this call would hang
         dist.destroy_process_group()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # its reader has left, or it is closed
+        with suppress(OSError, ValueError):  # a broken pipe, or a closed stream
             stream.flush()
     os._exit(code)
 
 
 def barrier() -> None:
-    """Return when every process has come here."""
+    """Wait until every process has called this function."""
     all_reduce_max(0)
 
 
 def all_reduce_max(*values: float) -> tuple[float, ...]:
-    """The largest of all processes' values, one by one."""
+    """Return the maximum over all processes, separately for each value."""
     if world_size() == 1:
         return values
     import torch
@@ -116,7 +118,7 @@ def all_reduce_max(*values: float) -> tuple[float, ...]:
 
 
 def mean(values: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """The processes' mean of each of these scalars."""
+    """Return the mean of each scalar over all processes."""
     if world_size() == 1 or not values:
         return values
     import torch
@@ -128,7 +130,10 @@ def mean(values: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
 
 
 def all_gather_rows(*arrays: "np.ndarray") -> None:
-    """Give every process all rows of arrays that start as zeros, each row written by one process."""
+    """Fill in, in place, the rows that other processes have written.
+
+    The arrays must be zero except for the rows of this process, and each row belongs to exactly one process.
+    """
     if world_size() == 1:
         return
     import torch
@@ -139,5 +144,5 @@ def all_gather_rows(*arrays: "np.ndarray") -> None:
 
 
 def connection_lost(error: Exception) -> bool:
-    """Whether a collective failed because another process has ended or hangs."""
+    """Return whether a collective operation failed because another process has ended or hangs."""
     return world_size() > 1 and (type(error).__name__.startswith("Dist") or "gloo" in str(error))

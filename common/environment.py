@@ -1,6 +1,8 @@
-"""Does this Python satisfy a requirements file? Runs on a bare Python, so it imports nothing else.
+"""A check whether the running Python satisfies a requirements file. Needs only the standard library.
 
-    python common/environment.py requirements.txt     exits 0 if it does, else 1 and says what is missing
+    python common/environment.py requirements.txt
+
+exits with 0 if it does; otherwise it prints the missing requirements and exits with 1.
 """
 
 import re
@@ -13,7 +15,7 @@ OPERATORS = {">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, "==": lambda 
 
 
 def missing(lines: list[str]) -> list[str]:
-    """The requirements (`name>=1.2,<3`) that the running Python does not satisfy."""
+    """Return the requirements, such as `name>=1.2,<3`, that the running Python does not satisfy."""
     unmet = [] if sys.version_info >= (3, 11) else ["python>=3.11"]
     for line in lines:
         requirement = line.split("#")[0].strip()
@@ -28,13 +30,13 @@ def missing(lines: list[str]) -> list[str]:
         for operator, bound in re.findall(r"(>=|<=|==|<|>)\s*([0-9.]+)", requirement):
             wanted = _release(bound)
             if not OPERATORS[operator](installed, wanted):
-                unmet.append(f"{requirement} (there is {version(name)})")
+                unmet.append(f"{requirement} (installed: {version(name)})")
                 break
     return unmet
 
 
 def _release(text: str) -> list[int]:
-    """`2.13.0+cpu` -> [2, 13]; trailing zeros do not count."""
+    """Return the release number without trailing zeros: `2.13.0+cpu` -> [2, 13]."""
     numbers = [int(n) for n in re.split(r"[^0-9.]", text)[0].strip(".").split(".")]
     while numbers and numbers[-1] == 0:
         numbers.pop()

@@ -1,4 +1,4 @@
-"""User errors and what they name: the nearest name that exists, and no secret."""
+"""Exceptions for user errors, suggestions for misspelled names, and masking of secrets."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,11 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A fault that the user can mend, printed as `error: where: what. why. Fix: fix`."""
+    """An error that the user can fix, printed as `error: where: what. why. Fix: fix`.
+
+    `where` is a flag, a file or `file:line`. `what` continues after it in lower case, `why` is a full sentence, and
+    `fix` is an imperative clause or a command. Both `what` and `why` may end with a question mark.
+    """
 
     exit_code = 2
 
@@ -18,7 +22,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A wrong flag, key or name."""
+    """A wrong flag, configuration key or name."""
 
     exit_code = 2
 
@@ -30,33 +34,33 @@ class DataError(UserError):
 
 
 class ArtifactError(UserError):
-    """An artifact that is stale, foreign or damaged."""
+    """An artifact that is stale, damaged or made for other data."""
 
     exit_code = 4
 
 
 class ResourceError(UserError):
-    """Disk, memory or network ran out."""
+    """Not enough disk space or memory, or the network failed."""
 
     exit_code = 5
 
 
 class TrainingError(UserError):
-    """Training left the finite numbers."""
+    """A loss or metric became NaN or infinite during training."""
 
     exit_code = 6
 
 
 class LockedError(UserError):
-    """Another process works in the same folder."""
+    """Another process is using the same folder."""
 
     exit_code = 7
 
 
 class Interrupted(BaseException):
-    """Raised by whoever honoured a request to stop; exits with 128 + the signal's number.
+    """Raised to stop the command after SIGINT or SIGTERM; the exit code is 128 + the signal number.
 
-    Like KeyboardInterrupt no Exception, which a library that it passes through might swallow.
+    Like KeyboardInterrupt, it does not derive from Exception, so that a library's `except Exception` cannot catch it.
     """
 
 
@@ -65,7 +69,7 @@ URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]*://|\burl: /)(?P<user>[^\s/?#'\"]*@
 
 
 def mask_secrets(text: str) -> str:
-    """The text with `***` for the user's name and password, and for the values of the query, in every URL."""
+    """Return the text with user name, password and query values in every URL replaced by `***`."""
     def masked(url: re.Match) -> str:
         query = re.sub(r"=[^&]*", "=***", url["query"] or "")
         return f"{url['begin']}{'***@' if url['user'] else ''}{url['path']}{query}"
@@ -74,8 +78,8 @@ def mask_secrets(text: str) -> str:
 
 
 def closest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that was probably meant; None if none is like it."""
-    # A case or punctuation slip scores low on short names; compare those by letters alone.
+    """Return the known name that is most similar to `name`, or None if none is similar."""
+    # In a short name a wrong case or punctuation mark lowers the score a lot; compare letters and digits first.
     letters, plain = _letters(name), {_letters(k): k for k in known}
     close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.5)
     close = close or [plain[p] for p in get_close_matches(letters, plain, n=1)]
@@ -83,10 +87,13 @@ def closest(name: str, known: Sequence[str]) -> str | None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`did you mean 'x'?` or the list of what there is."""
+    """Return "Did you mean 'x'?" for the most similar known name, or else the list "Known: a, b, c".
+
+    It is a sentence of its own: pass it to `UserError` as `why`.
+    """
     if (close := closest(name, known)) is not None:
-        return f"did you mean {close!r}?"
-    return "there are: " + (", ".join(sorted(known)) or "none")
+        return f"Did you mean {close!r}?"
+    return "Known: " + (", ".join(sorted(known)) or "none")
 
 
 def _letters(name: str) -> str:
@@ -94,6 +101,7 @@ def _letters(name: str) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Torch raises its OutOfMemoryError on a GPU, and a bare RuntimeError on the CPU."""
+    """Return whether the error means that memory ran out."""
+    # PyTorch raises OutOfMemoryError on a GPU, but a plain RuntimeError on the CPU.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
         "can't allocate memory" in str(error))

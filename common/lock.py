@@ -1,4 +1,4 @@
-"""Locks that end with their process: of an open file, and of a folder."""
+"""Locks for files and folders, which the operating system releases when the process ends."""
 
 import logging
 import os
@@ -9,27 +9,34 @@ from common.errors import LockedError
 
 try:
     import fcntl
-except ImportError:  # not on this system
+except ImportError:  # not available on this system, such as Windows
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
 
 def lock(descriptor: int, wait: bool = False) -> bool | None:
-    """Lock an open file until it is closed: False if another holds it, None where there are no locks."""
+    """Lock an open file until it is closed.
+
+    Returns True if the file is locked, False if another process holds the lock, and None if the operating system or
+    the file system does not support locks. With `wait`, waits for the other process.
+    """
     if fcntl is None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError:  # this file system has none
+    except OSError:  # the file system does not support locks
         return None
     return True
 
 
 class FolderLock:
-    """Holds a folder for this process; a second one gets LockedError naming the holder, or waits (`wait`)."""
+    """Locks a folder until it is closed or the process ends.
+
+    If another process holds the lock, raises LockedError, which names that process, or waits for it (`wait`).
+    """
 
     def __init__(self, folder: Path, wait: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,12 +44,13 @@ class FolderLock:
         self.file = self.path.open("a+")
         locked = lock(self.file.fileno(), wait)
         if locked is None:
-            log.warning("%s: there are no locks here; do not run two commands at once in this folder", folder)
+            log.warning("%s: locks are not supported here; do not run two commands in this folder at the same time",
+                        folder)
         elif not locked:
             self.file.seek(0)
             holder = self.file.read().strip() or "an unknown process"
             self.file.close()
-            raise LockedError(folder, f"is in use by {holder}", fix="wait for it, or stop it")
+            raise LockedError(folder, f"is in use by {holder}", fix="wait until that process ends, or stop it")
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self.file.flush()

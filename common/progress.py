@@ -1,4 +1,4 @@
-"""Progress with an ETA: a bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress with an ETA: a bar on a terminal, otherwise a plain line every few seconds."""
 
 import sys
 import time
@@ -11,9 +11,9 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Counts `total` units of work; `update` may pass values to show (such as the best metric so far).
+    """Shows how many of `total` units of work are done, and values passed to `update`, such as the best metric so far.
 
-    On a terminal its bar stays when it is done, or is wiped out if not `kept`: for what comes again and again.
+    On a terminal, the bar stays after the work is done; with `kept=False` it is erased, which suits repeated work.
     """
 
     def __init__(self, description: str, total: int, unit: str = "it", initial: int = 0, kept: bool = True):
@@ -23,7 +23,7 @@ class Progress:
         self.next_line = self.start + SECONDS_BETWEEN_LINES
         self.values_text = ""
         self.bar = None
-        self.shown = is_main()  # one process of several shows it
+        self.shown = is_main()  # only the first of several processes shows progress
         if self.shown and sys.stderr.isatty():
             self.bar = tqdm(desc=description, total=total, unit=unit, initial=initial, dynamic_ncols=True, leave=kept,
                             unit_scale=unit == "B")

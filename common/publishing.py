@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all.
+"""Atomic writes: a file or folder appears completely or not at all.
 
-A file that crosses a stage is published together with `<file>.meta.json`. Everything is staged next to its target, as
-`.<name>.tmp-<token>`. A writer holds a lock while it works, so that others can tell its staged files from leftovers.
+An artifact is published together with its meta file `<file>.meta.json`. Everything is first written to
+`.<name>.tmp-<token>` in the target's folder (staged) and then renamed. A writer locks its staged file while it works,
+so that other processes can distinguish it from the leftovers of a killed writer.
 """
 
 import hashlib
@@ -20,38 +21,38 @@ from common.distributed import is_main
 from common.lock import lock
 
 SCHEMA_VERSION = 2
-SECONDS_TO_ABANDON = 86_400  # without a change, after which a staged file counts as left over where there are no locks
+SECONDS_TO_ABANDON = 86_400  # without file locks, a staged file counts as a leftover after this time without a change
 
 
 def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
-    """Write `path` through `write(staged path)` with its meta beside it; returns the completed meta.
+    """Write `path` through `write(staged path)`, together with its meta file; return the complete meta.
 
-    Both are staged and synced before either gets its name. If the process dies between the two
-    renames, the staged meta still lies there and describes the new content: the next reader
-    finishes the publishing (`finish_publishing`). So the old pair or the new pair can always be read.
-    Of several processes the first one writes.
+    Both files are staged and synced to the disk before the first rename. If the process dies between the two renames,
+    the staged meta file still exists and describes the new content; the next reader completes the publishing
+    (`finish_publishing`). A reader therefore always gets the old pair of files or the new one. If there are several
+    processes, only the first one writes.
     """
     if not is_main():
         return {"schema_version": SCHEMA_VERSION, **meta}
     path.parent.mkdir(parents=True, exist_ok=True)
     token, described = secrets.token_hex(8), False
     staged, staged_meta = _staged(path, token), _staged(meta_path(path), token)
-    with _held(staged_meta):  # and not `staged`, in whose place `write` may put another file
+    with _locked_stage(staged_meta):  # lock the meta file, because `write` may replace the file `staged`
         try:
             write(staged)
-            meta = _described(staged, meta)
+            meta = _complete_meta(staged, meta)
             staged_meta.write_bytes(_json(meta))
             described = True
-            staged.chmod(staged_meta.stat().st_mode)  # safetensors makes its files readable by their owner alone
+            staged.chmod(staged_meta.stat().st_mode)  # safetensors makes its files readable only by their owner
             for file in (staged, staged_meta):
                 _sync(file)
             os.replace(staged, path)
         except BaseException:
-            if staged.exists() or not described:  # else the content has its name, and a reader needs the staged meta
+            if staged.exists() or not described:  # else the content has its name, and readers need the staged meta file
                 staged.unlink(missing_ok=True)
                 staged_meta.unlink(missing_ok=True)
             raise
-        with suppress(FileNotFoundError):  # a reader has finished the publishing already
+        with suppress(FileNotFoundError):  # a reader has already completed the publishing
             os.replace(staged_meta, meta_path(path))
     _sync(path.parent)
     for name in (path.name, meta_path(path).name):
@@ -60,9 +61,9 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
 
 
 def finish_publishing(path: Path) -> None:
-    """Give the meta its name if a writer died after it had replaced the content."""
+    """Rename the staged meta file if a writer died after it had replaced the content."""
     prefix = f".{meta_path(path).name}.tmp-"
-    # As long as the content is staged, too, its writer is not that far.
+    # If the content is still staged as well, its writer has not replaced the content yet.
     staged = [file for file in path.parent.glob(f"{escape(prefix)}*")
               if not _staged(path, file.name.removeprefix(prefix)).exists()]
     if not staged or not path.exists():
@@ -72,32 +73,32 @@ def finish_publishing(path: Path) -> None:
         try:
             complete = json.loads(candidate.read_text(encoding="utf-8"))["sha256"] == sha256
         except (OSError, ValueError, KeyError):
-            continue  # another writer's half-written or just renamed stage
+            continue  # another writer is still writing this file, or has just renamed it
         if complete:
-            with suppress(FileNotFoundError):  # its writer or another reader was faster
+            with suppress(FileNotFoundError):  # its writer or another reader has just renamed it
                 os.replace(candidate, meta_path(path))
 
 
 def write_meta(path: Path, meta: dict) -> None:
-    """Give a file that is there already, made elsewhere, the meta that other stages ask for."""
-    write_bytes(meta_path(path), _json(_described(path, meta)))
+    """Write the meta file of an existing file that another program has made."""
+    write_bytes(meta_path(path), _json(_complete_meta(path, meta)))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small text file that has no meta, whole or not at all."""
+    """Write or replace a text file without a meta file, atomically."""
     write_bytes(path, _utf8(text))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file that has no meta, whole or not at all; when this returns it is on the disk.
+    """Write or replace a file without a meta file, atomically, and sync it to the disk.
 
-    Of several processes the first one writes.
+    If there are several processes, only the first one writes.
     """
     if not is_main():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = _staged(path, secrets.token_hex(8))
-    with _held(staged):
+    with _locked_stage(staged):
         try:
             staged.write_bytes(content)
             _sync(staged)
@@ -109,14 +110,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Make the folder `path` through `write(staged folder)`, whole or not at all.
+    """Write the folder `path` through `write(staged folder)`, completely or not at all.
 
-    A folder that is there is moved aside first and removed when its successor has the name.
+    An existing folder is first renamed, and removed after the new folder has taken its name.
     """
     token = secrets.token_hex(8)
     staged, old = _staged(path, token), path.with_name(f".{path.name}.old-{token}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _held(staged, Path.mkdir):
+    with _locked_stage(staged, Path.mkdir):
         try:
             write(staged)
             for part in staged.rglob("*"):
@@ -138,24 +139,24 @@ def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def sweep(folder: Path, pattern: str) -> None:
-    """Remove what writers of files or folders with such names left in `folder` when they were killed."""
+    """Remove from `folder` the leftovers of killed writers of files or folders whose names match `pattern`."""
     for kind in ("tmp", "old"):
-        for left in folder.glob(f".{pattern}.{kind}-*"):
-            with _abandoned(left) as abandoned:
-                if abandoned and left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
+        for leftover in folder.glob(f".{pattern}.{kind}-*"):
+            with _abandoned(leftover) as abandoned:
+                if abandoned and leftover.is_dir():
+                    shutil.rmtree(leftover, ignore_errors=True)
                 elif abandoned:
-                    left.unlink(missing_ok=True)
+                    leftover.unlink(missing_ok=True)
 
 
 @contextmanager
-def _held(staged: Path, make: Callable[[Path], None] = Path.touch) -> Iterator[None]:
-    """Make a staged file or folder and hold its lock."""
+def _locked_stage(staged: Path, make: Callable[[Path], None] = Path.touch) -> Iterator[None]:
+    """Create a staged file or folder and hold its lock inside the `with` block."""
     while True:
         make(staged)
         try:
             descriptor = os.open(staged, os.O_RDONLY if staged.is_dir() else os.O_RDWR)
-        except FileNotFoundError:  # a sweeper came before the lock
+        except FileNotFoundError:  # `sweep` in another process removed it before it was locked
             continue
         lock(descriptor, wait=True)
         if _is_at(descriptor, staged):
@@ -168,15 +169,15 @@ def _held(staged: Path, make: Callable[[Path], None] = Path.touch) -> Iterator[N
 
 
 @contextmanager
-def _abandoned(left: Path) -> Iterator[bool]:
-    """Whether no writer holds this staged file or folder; none can take it while the block runs."""
-    name, token = left.name[1:].rsplit("-", 1)
-    target = left.with_name(name.rsplit(".", 1)[0])
-    holders = (_staged(meta_path(target), token), _staged(target, token))
+def _abandoned(leftover: Path) -> Iterator[bool]:
+    """Yield True if no writer holds the lock of a staged file or folder. No writer can take it inside the block."""
+    name, token = leftover.name[1:].rsplit("-", 1)
+    target = leftover.with_name(name.rsplit(".", 1)[0])
+    locked_files = (_staged(meta_path(target), token), _staged(target, token))
     try:
-        changed = left.stat().st_mtime
-        descriptor = os.open(next(filter(Path.exists, holders), left), os.O_RDONLY)
-    except OSError:  # its writer was faster, or is another user
+        changed = leftover.stat().st_mtime
+        descriptor = os.open(next(filter(Path.exists, locked_files), leftover), os.O_RDONLY)
+    except OSError:  # its writer has just renamed it, or it belongs to another user
         yield False
         return
     try:
@@ -198,10 +199,12 @@ def _staged(path: Path, token: str) -> Path:
 
 
 def meta_path(path: Path) -> Path:
+    """Return the path of an artifact's meta file."""
     return path.with_name(path.name + ".meta.json")
 
 
-def _described(path: Path, meta: dict) -> dict:
+def _complete_meta(path: Path, meta: dict) -> dict:
+    """Return the meta with the schema version, and the sha256 and size of the file `path`."""
     return {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(path), "size": path.stat().st_size, **meta}
 
 
@@ -210,18 +213,20 @@ def _json(meta: dict) -> bytes:
 
 
 def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # bytes of a path that are not in the user's encoding
+    return text.encode("utf-8", "backslashreplace")  # a path may contain bytes outside the user's encoding
 
 
 def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's content as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(path: Path, known: dict | None = None) -> dict:
-    """Name, size, modification time and sha256 of a file. Only if one of the others differs from `known` is it hashed.
+    """Return the name, size, modification time and sha256 of a file.
 
-    Within a process a file is hashed once while it stays the same.
+    If the name, size and time equal those in `known`, the sha256 is taken from there without reading the file. A
+    process hashes an unchanged file only once.
     """
     status = path.stat()
     found = {"file": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}

@@ -1,4 +1,4 @@
-"""A run's folder: its id, lock, log, metrics and the mark that it is finished."""
+"""The folder of a run: its id, lock, log, metrics and result; and the logging of all commands."""
 
 import hashlib
 import json
@@ -25,10 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """`parent/<run id>/`; the id is a hash of the resolved config (seed included), the inputs and the training code.
+    """A training run in the folder `parent/<run id>/`.
 
-    The same command therefore finds its own folder again: it continues there, or finds it finished. `code` is the
-    digest of the code (common/digest.py).
+    The id is a hash of the resolved configuration (seed included), the inputs, and `code`, the digest of the training
+    code (common/digest.py). The same command therefore finds the same folder again, and continues the run there or
+    reuses its results.
     """
 
     def __init__(self, parent: Path, config: dict, inputs: dict[str, str], command: str, code: str = ""):
@@ -51,9 +52,10 @@ class Run:
         return (self.folder / "finished.json").exists()
 
     def open(self, force: bool) -> AbstractContextManager:
-        """Lock the folder, write config.yaml, and send the log to run.log; `force` forgets what was there.
+        """Lock the folder, write config.yaml, and send the log to run.log. With `force`, delete earlier results.
 
-        Of several processes the first one does, while the others wait for it.
+        If there are several processes, the first one does this while the others wait. Returns the lock as a context
+        manager.
         """
         if not is_main():
             barrier()
@@ -73,21 +75,21 @@ class Run:
         return lock
 
     @contextmanager
-    def clock(self, what: str) -> Iterator[None]:
-        """Add the seconds that a part of the run takes to its times.json, over all the times that it is continued."""
-        begun = time.monotonic()
+    def clock(self, part: str) -> Iterator[None]:
+        """Measure the time of a part of the run, and add it in times.json to the time before an interruption."""
+        start = time.monotonic()
         try:
             yield
         finally:
             path = self.folder / "times.json"
             times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            # At least a millisecond, so that a rate can be taken.
-            times[what] = self._seconds[what] = round(times.get(what, 0.0) + max(time.monotonic() - begun, 0.001), 3)
+            # At least a millisecond, because callers divide by it.
+            times[part] = self._seconds[part] = round(times.get(part, 0.0) + max(time.monotonic() - start, 0.001), 3)
             write_text(path, json.dumps(times) + "\n")
 
-    def seconds(self, what: str) -> float:
-        """What `clock` has counted; a process that was killed outright has not."""
-        return self._seconds[what]
+    def seconds(self, part: str) -> float:
+        """Return the seconds measured by `clock`. The time of a process that was killed with SIGKILL is missing."""
+        return self._seconds[part]
 
     def append_metrics(self, record: dict) -> None:
         if not is_main():
@@ -96,17 +98,17 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def truncate_metrics(self, num_lines: int) -> None:
-        """Drop what was written after the checkpoint that training continues from."""
+        """Keep the first `num_lines` lines; the rest is newer than the checkpoint from which training continues."""
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             if len(lines) > num_lines:
                 write_text(self.metrics, "".join(lines[:num_lines]))
 
     def finish(self, summary: dict) -> None:
-        """Mark the run finished and make it the `latest` beside its siblings."""
+        """Write finished.json, which marks the run as finished, and make it the latest run of its parent folder."""
         write_text(self.folder / "finished.json", json.dumps(
             {"schema_version": SCHEMA_VERSION, "command": self.command, "inputs": self.inputs, "code": self.code,
-             **_surroundings(), **summary}, indent=2) + "\n")
+             **_environment(), **summary}, indent=2) + "\n")
         self.make_latest()
 
     def make_latest(self) -> None:
@@ -116,8 +118,8 @@ class Run:
         return read_finished(self.folder, f"{self.command} --force")
 
 
-def _surroundings() -> dict:
-    """When and where a run ended, and with which versions."""
+def _environment() -> dict:
+    """Return the date, the machine, the commit and the versions of Python and PyTorch."""
     import torch
 
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -125,7 +127,7 @@ def _surroundings() -> dict:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
         commit = None
-    # platform.platform() would start a process
+    # platform.platform() would start another process.
     machine = f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
@@ -135,9 +137,10 @@ def _surroundings() -> dict:
 
 
 def latest_run(parent: Path) -> Path | None:
-    """The folder of the newest finished run under `parent`, or None.
+    """Return the folder of the newest finished run under `parent`, or None.
 
-    That is the one in `latest`, or where it is gone or being repeated the one that finished last of those left.
+    This is the run named in the file `latest`. If that run was deleted or is being repeated, it is the one of the other
+    runs that finished last.
     """
     pointer = parent / "latest"
     name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
@@ -146,41 +149,44 @@ def latest_run(parent: Path) -> Path | None:
     finished = sorted(parent.glob("*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     if not finished:
         return None
-    log.warning("%s: latest names %s, which is not a finished run; taking %s, the newest of %d that are", parent,
-                name or "nothing", finished[-1].parent.name, len(finished))
+    log.warning("%s: the file latest names %s, which is not a finished run; using %s, the newest of %d finished runs",
+                parent, name or "no run", finished[-1].parent.name, len(finished))
     return finished[-1].parent
 
 
 def read_json(path: Path, fix: str, *keys: str) -> dict:
-    """A file of a run that has at least these keys."""
+    """Load a JSON file of a run. Raises ArtifactError if it cannot be read or lacks one of the keys."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(path, "cannot be read", str(error), fix) from error
-    if lacking := [key for key in keys if not isinstance(content, dict) or key not in content]:
-        raise ArtifactError(path, f"has no {lacking[0]!r}", "it is damaged, or of another version", fix)
+    if missing := [key for key in keys if not isinstance(content, dict) or key not in content]:
+        raise ArtifactError(path, f"has no key {missing[0]!r}", "It is damaged, or another version has written it", fix)
     return content
 
 
 def read_finished(run: Path, fix: str) -> dict:
-    """The content of `finished.json`. Raises ArtifactError if it is damaged or has another schema version."""
+    """Load `finished.json` of a run. Raises ArtifactError if it is damaged or has another schema version."""
     path = run / "finished.json"
     content = read_json(path, fix, "inputs", "command")
     if (version := content.get("schema_version")) != SCHEMA_VERSION:
-        raise ArtifactError(path, f"has schema version {version}", f"this code reads {SCHEMA_VERSION}",
+        raise ArtifactError(path, f"has schema version {version}", f"This code reads schema version {SCHEMA_VERSION}",
                             f"{content['command']} --force")
     return content
 
 
 class Formatter(logging.Formatter):
-    """Leaves out secrets, also those in a traceback."""
+    """Masks secrets in log records, including their tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask_secrets(super().format(record))
 
 
 def log_to_console() -> None:
-    """Plain messages on stdout, warnings on stderr; detail goes to run.log alone. One process of several speaks."""
+    """Print info messages on stdout and warnings on stderr. Debug messages go only to run.log.
+
+    If there are several processes, only the first one prints.
+    """
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
     if not is_main():
@@ -202,15 +208,15 @@ def _ours(record: logging.LogRecord) -> bool:
 
 
 class RunLog(logging.FileHandler):
-    """Where the log of the run that is at work goes."""
+    """Writes the log of the current run to its run.log."""
 
 
 def log_to(path: Path) -> None:
-    """Send the log to a run's file, and no longer to that of the run before it in this process, if there was one."""
+    """Write the log to this file, and close the log file of an earlier run in the same process."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
         root.removeHandler(handler)
         handler.close()
-    handler = RunLog(path, encoding="utf-8", errors="backslashreplace")  # bytes of a path that are not UTF-8
+    handler = RunLog(path, encoding="utf-8", errors="backslashreplace")  # a path may not be UTF-8
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)

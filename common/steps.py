@@ -1,4 +1,4 @@
-"""Commands that run one after another, each a process of its own."""
+"""Runs a sequence of commands, each in its own process."""
 
 import logging
 import os
@@ -26,30 +26,33 @@ class Step(NamedTuple):
 
 
 def module(name: str, *flags: str) -> list[str]:
-    # -P keeps the caller's folder, which may be another checkout, off the import path.
+    """Return the command that runs a Python module of this project."""
+    # -P keeps the current folder, which may be another checkout, off the import path.
     return [sys.executable, "-P", "-m", name, *flags]
 
 
 def script(path: str, *flags: str) -> list[str]:
+    """Return the command that runs a Python file of this project; `path` is relative to the root."""
     return [sys.executable, str(ROOT / path), *flags]
 
 
 def run_steps(steps: list[Step]) -> None:
-    """Run them in order and say how long each took; leave with the exit code of the first that fails."""
-    started = time.monotonic()
+    """Run the steps in order and log how long each one takes. If a step fails, exit with its exit code."""
+    start = time.monotonic()
     for number, step in enumerate(steps, start=1):
         log.info("[%d/%d] %s", number, len(steps), step.title)
-        begun = time.monotonic()
+        step_start = time.monotonic()
         _run(step.command)
-        log.info("[%d/%d] took %.0f s\n", number, len(steps), time.monotonic() - begun)
-    log.info("all done in %.0f s", time.monotonic() - started)
+        log.info("[%d/%d] took %.0f s\n", number, len(steps), time.monotonic() - step_start)
+    log.info("all steps done in %.0f s", time.monotonic() - start)
 
 
 def _run(command: list[str]) -> None:
-    """Wait for a step, and leave with its exit code if it fails.
+    """Run a step and wait for it. If it fails, exit with its exit code.
 
-    A step has its own process group and receives each signal once, from here: no matter whether the signal was sent
-    to this process alone, to its group, or by a key of the terminal. It ends with this process, even a killed one.
+    The step has its own process group, and this function forwards each signal to it once, no matter whether the signal
+    was sent to this process, to its process group, or from the keyboard. If this process ends, even when it is killed,
+    the step ends as well.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])}
     watched, held = os.pipe()
@@ -70,23 +73,28 @@ def _run(command: list[str]) -> None:
 
 @contextmanager
 def _collected_signals() -> Iterator[deque[int]]:
-    """The signals that arrive inside, which have no effect there; those still in it at the end have theirs then."""
+    """Collect the signals that arrive inside the `with` block, where they have no other effect.
+
+    Signals that are still in the queue at the end are raised again after the block.
+    """
     signals: deque[int] = deque()
-    before = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGTTOU)}
+    previous = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGTTOU)}
     for number in FORWARDED:
-        if before[number] != signal.SIG_IGN:  # as by nohup
+        if previous[number] != signal.SIG_IGN:  # nohup ignores SIGHUP; keep that
             signal.signal(number, lambda number, frame: signals.append(number))
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # the steps inherit this: `stty tostop` would stop their output
+    # The steps inherit this. Otherwise the terminal setting `stty tostop` would stop a step that prints.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
     while signals:
         signal.raise_signal(signals.popleft())
 
 
 def _forward(number: int, child: subprocess.Popen) -> None:
+    """Send a signal to a step. For SIGTSTP (Ctrl-Z), suspend the step and this process until both are continued."""
     if number != signal.SIGTSTP:
         if number in (signal.SIGINT, signal.SIGTERM):
             stop_request.signal_number = number

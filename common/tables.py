@@ -1,4 +1,4 @@
-"""Tables for people, as aligned Markdown or as CSV; and the Parquet files of the stages as DuckDB reads them."""
+"""Tables as Markdown or CSV, and SQL expressions to read Parquet files with DuckDB."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """One line a row, every column as wide as its widest cell."""
+    """Return a Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
              for line in (columns, *rows)]
@@ -22,14 +22,15 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def sql_path(path: Path) -> str:
-    """A path as an SQL string for DuckDB's readers, which would otherwise take `*`, `?` and `[` as a pattern."""
-    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in str(path.resolve()))  # resolved: `~` stays a name
+    """Return a path as an SQL string for DuckDB. It escapes `*`, `?` and `[`, which DuckDB would read as a pattern."""
+    # An absolute path, so that DuckDB does not expand `~`.
+    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in str(path.resolve()))
     return "'" + escaped.replace("'", "''") + "'"
 
 
 def parquet_rows(path: Path, *options: str) -> str:
-    """SQL for the rows of exactly this Parquet file: `duckdb.sql(f"FROM {parquet_rows(path)}")`.
+    """Return SQL for the rows of this Parquet file: `duckdb.sql(f"FROM {parquet_rows(path)}")`.
 
-    Without the option, a parent folder that is named like `item=3` would give every row a column `item`.
+    Hive partitioning is off, because DuckDB would add a column `item` for a parent folder with a name like `item=3`.
     """
     return f"read_parquet({', '.join([sql_path(path), 'hive_partitioning = false', *options])})"

@@ -1,4 +1,4 @@
-"""The training loop that both stages share: steps, checkpoints, resume, selection of the best model."""
+"""The training loop of both stages: steps, checkpoints, continuation, and selection of the best model."""
 
 import hashlib
 import json
@@ -25,47 +25,47 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """What a stage's trainer brings to the loop."""
+    """The interface between the training loop and the trainer of a stage."""
 
-    optimizer: torch.optim.Optimizer | None  # None: the model has nothing that a gradient would move
-    num_steps: int  # in an epoch
-    name: str       # for the progress line
+    optimizer: torch.optim.Optimizer | None  # None if the model has no trainable parameters
+    num_steps: int  # steps per epoch
+    name: str       # shown in the progress line
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The model to train."""
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """One optimizer step on batch `index` of the epoch; its losses, left on the device.
+        """Take one optimizer step on batch `index` of the epoch; return the losses, scalars on the device.
 
-        Of several processes each has its own, and their mean is that of the batch.
+        With several processes, each returns its own losses; their mean over the processes is the loss of the batch.
         """
 
     def end_epoch(self, epoch: int) -> None:
-        """What the model does between epochs."""
+        """Do the work that the model needs between two epochs."""
 
     def evaluate(self) -> dict:
-        """The metrics of the model as it stands."""
+        """Return the metrics of the current model."""
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """The numbers of the items or users in that batch, to look into what went wrong there."""
+        """Return the numbers of the items or users in a batch, to help the user to find a problem in it."""
 
 
 class Best(NamedTuple):
-    """The selected model: after which epoch (0 = before the first), its metric and all its figures."""
+    """The best model so far."""
 
-    epoch: int
-    value: float
-    metrics: dict
+    epoch: int     # the model after this epoch; 0 is the model before the first epoch
+    value: float   # the metric `select_by`
+    metrics: dict  # all metrics
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed that depends on every part, such as (seed, epoch, step)."""
+    """Return a seed (32 bits) that depends on all parts, such as (seed, epoch, step)."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
 def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | None:
-    """The optimizer of whatever a gradient moves; None where that is nothing."""
+    """Return the optimizer of the trainable parameters, or None if there are none."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         return None
@@ -74,12 +74,18 @@ def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | No
 
 
 def total_steps(num_steps: int, params: dict) -> int:
-    """Those of `epochs`, of `num_steps` each, or `max_steps`, if that is fewer; the last epoch then ends early."""
+    """Return the number of training steps: `epochs` times `num_steps`, but at most `max_steps`.
+
+    If `max_steps` is the limit, the last epoch may end early.
+    """
     return min(params["epochs"] * num_steps, params["max_steps"] or params["epochs"] * num_steps)
 
 
 def learning_rate(step: int, num_steps: int, params: dict) -> float:
-    """Linear warm-up over `warmup_steps`, then constant, or a cosine down to 0 at `num_steps`."""
+    """Return the learning rate of a step: linear warm-up over `warmup_steps`, then the schedule.
+
+    The schedule is constant, or a cosine that decays to 0 at `num_steps`, the total number of steps.
+    """
     warmup = params["warmup_steps"]
     if step < warmup:
         return params["lr"] * (step + 1) / warmup
@@ -90,7 +96,7 @@ def learning_rate(step: int, num_steps: int, params: dict) -> float:
 
 
 def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
-    """Backward pass, clipping, and an optimizer step at the schedule's learning rate."""
+    """Run the backward pass, clip the gradients, and take an optimizer step with the scheduled learning rate."""
     if task.optimizer is None:
         return
     for group in task.optimizer.param_groups:
@@ -103,12 +109,11 @@ def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
 
 
 class TrainingLoop:
-    """Trains `task`, continuing from the run's newest checkpoint.
+    """Trains `task`, continuing from the run's newest checkpoint if there is one.
 
-    Everything random is a function of (seed, epoch, step), so a continued run takes the steps
-    that the undisturbed one would have taken, and ends with the same bytes. Several processes
-    take the same steps and decide alike; a checkpoint is of the one model that they all have, so
-    that another number of them can continue from it.
+    All random numbers depend only on (seed, epoch, step). A run that was interrupted and continued therefore takes the
+    same steps as an uninterrupted run, and ends with the same bytes. Several processes take the same steps and the same
+    decisions. Since all of them have the same model, a different number of processes can continue from a checkpoint.
     """
 
     def __init__(self, task: Task, run: Run, params: dict, seed: int):
@@ -118,13 +123,16 @@ class TrainingLoop:
         self.num_epochs = -(-self.total_steps // task.num_steps)
         self.epoch, self.index, self.num_lines = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
-        self.first_bad: Tensor | None = None  # the epoch's first step whose loss is not finite, or -1; on the device
+        self.first_bad: Tensor | None = None  # first step of the epoch whose loss is not finite, or -1; on the device
         self.best: Best | None = None
         self.done = False
         self.last_save = time.monotonic()
 
     def train(self) -> Best:
-        """Run to the last epoch or until patience is lost; the task's model ends as the best one."""
+        """Train until the last epoch, or until `patience` stops it; then load the best model into the task.
+
+        Raises ConfigError if `select_by` is not a metric, and TrainingError if a loss or that metric is not finite.
+        """
         self._resume()
         with stop_request, Progress(self.task.name, self.total_steps, "steps",
                                     self.epoch * self.task.num_steps + self.index) as progress:
@@ -134,7 +142,7 @@ class TrainingLoop:
             self.done = True
             self._save()
         self.task.model.load_state_dict(self.checkpoints.load_best()["model"])
-        assert self.best is not None  # the last epoch is evaluated
+        assert self.best is not None  # the last epoch is always evaluated
         return self.best
 
     def _run_epoch(self, progress: Progress) -> None:
@@ -145,13 +153,13 @@ class TrainingLoop:
             losses = {name: loss.detach() for name, loss in self.task.step(self.epoch, self.index).items()}
             for name, loss in losses.items():
                 self.totals[name] = self.totals[name] + loss if name in self.totals else loss
-            self._note_if_bad(losses)
+            self._track_first_bad(losses)
             self.index += 1
             progress.update()
             self._save_if_due()
         means = {name: total.item() / num_steps for name, total in self._finite_totals().items()}
         check_same_model(self.task.model)
-        torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may begin here
+        torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may start here
         self.task.end_epoch(self.epoch)
         self.epoch, self.index, self.totals, self.first_bad = self.epoch + 1, 0, {}, None
         record: dict[str, object] = {"epoch": self.epoch, **means}
@@ -168,33 +176,34 @@ class TrainingLoop:
         self._save_if_due()
 
     def _evaluate(self) -> tuple[dict, Best]:
-        """Measure, and keep the model if it is the best so far; lose patience if it has not been for long."""
+        """Evaluate the model, and save it if it is the best so far. Set `done` if `patience` is exhausted."""
         self.task.model.eval()
-        # It may take minutes, in which a stop would have to wait. What a run so left repeats are the steps since its
-        # last checkpoint, some seconds. Of several processes none may leave the others alone in what they do together.
+        # The evaluation may take minutes, so a single process stops in the middle of it; a continued run then repeats
+        # the few seconds of training since the last checkpoint. Several processes evaluate together, and none of them
+        # may stop alone.
         with torch.no_grad(), stop_request.at_once() if world_size() == 1 else nullcontext():
             metrics = self.task.evaluate()
         name, sign = self.params["select_by"], -1 if self.params["select_mode"] == "min" else 1
         if not isinstance(metrics.get(name), float):
             known = [k for k, v in metrics.items() if isinstance(v, float)]
-            raise ConfigError("training_params.select_by", f"{name!r} is no metric of this model",
+            raise ConfigError("training_params.select_by", f"unknown metric {name!r}",
                               nearest(name, known), "correct the name")
         if not math.isfinite(metrics[name]):
             raise TrainingError(self.run.folder, f"{name} is not finite after epoch {self.epoch}",
-                                fix="a lower --lr; the last good checkpoint is kept")
-        [value] = all_reduce_max(metrics[name])  # which is the same in all processes, but for roundings on GPUs
+                                fix="use a lower --lr; the last good checkpoint is kept")
+        [value] = all_reduce_max(metrics[name])  # on GPUs, the rounding errors of the processes may differ
         if self.best is None or sign * value > sign * self.best.value:
             self.best = Best(self.epoch, value, metrics)
             self.checkpoints.save_best({"model": self.task.model.state_dict(), "best": list(self.best)})
         patience = self.params["patience"]
         if patience and self.epoch - self.best.epoch >= patience * self.params["eval_every"]:
-            log.info("%s: no better %s for %d evaluations; stopping after epoch %d", self.task.name, name, patience,
-                     self.epoch)
+            log.info("%s: %s has not improved for %d evaluations; stopping after epoch %d", self.task.name, name,
+                     patience, self.epoch)
             self.done = True
         return metrics, self.best
 
-    def _note_if_bad(self, losses: dict[str, Tensor]) -> None:
-        """Without waiting for the device, which is asked at the epoch's end and before a checkpoint."""
+    def _track_first_bad(self, losses: dict[str, Tensor]) -> None:
+        """Update `first_bad` without synchronizing with the device; `_finite_totals` reads it later."""
         first, *others = losses.values()
         loss = sum(others, first)
         if self.first_bad is None:
@@ -203,30 +212,31 @@ class TrainingLoop:
         self.first_bad = torch.where(new, self.index, self.first_bad)
 
     def _finite_totals(self) -> dict[str, Tensor]:
-        """The epoch's sums of losses so far, of all processes.
+        """Return the sums of the losses of this epoch, averaged over the processes.
 
-        Raises TrainingError if a loss was not finite, and leaves the numbers of that step's batch in the run.
+        Raises TrainingError if a loss was not finite, and writes the step and its `batch_numbers` to not_finite.json.
         """
         shared = mean(self.totals)
         totals = {name: total.item() for name, total in shared.items()}
         if all(map(math.isfinite, totals.values())):
             return shared
         bad = int(self.first_bad) if self.first_bad is not None else -1
-        [before_end] = all_reduce_max(self.task.num_steps - bad if bad >= 0 else 0)  # of the first process to see it
+        # The maximum of the steps before the end of the epoch gives the first bad step of all processes.
+        [before_end] = all_reduce_max(self.task.num_steps - bad if bad >= 0 else 0)
         step = self.task.num_steps - int(before_end) if before_end else 0
         path = self.run.folder / "not_finite.json"
         write_text(path, json.dumps({"epoch": self.epoch + 1, "step": step + 1,
                                      "batch": self.task.batch_numbers(self.epoch, step)}) + "\n")
         raise TrainingError(self.run.folder, f"the loss of epoch {self.epoch + 1}, step {step + 1} is not finite",
                             ", ".join(f"{name} {total:g}" for name, total in totals.items())
-                            + f"; {path.name} has the batch",
-                            "a lower --lr; the last good checkpoint is kept")
+                            + f"; {path.name} lists the batch",
+                            "use a lower --lr; the last good checkpoint is kept")
 
     def _save_if_due(self) -> None:
         due = time.monotonic() - self.last_save >= self.params["checkpoint_seconds"]
         signal_number, due = all_reduce_max(stop_request.signal_number, due)
         if signal_number:
-            stop_request.signal_number = int(signal_number)  # which another process may have got
+            stop_request.signal_number = int(signal_number)  # another process may have received the signal
             self._save()
             log.info("saved after epoch %d, step %d", self.epoch, self.index)
             raise Interrupted()
@@ -234,7 +244,7 @@ class TrainingLoop:
             self._save()
 
     def _save(self) -> None:
-        totals = self._finite_totals()  # refuses others, which would push out the last good checkpoint
+        totals = self._finite_totals()  # raises before a bad state can replace the last good checkpoint
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
             "model": self.task.model.state_dict(),
             "optimizer": self.task.optimizer.state_dict() if self.task.optimizer else {},
@@ -252,8 +262,8 @@ class TrainingLoop:
         self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]
         device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
         self.totals = {name: total.to(device) for name, total in state["totals"].items()}
-        # The best model may be newer than this checkpoint. Where the steps between are not repeated to the bit (by
-        # another number of processes, on a GPU), what is said of it has to be what was measured of it.
+        # The best model may be newer than this checkpoint, and the steps in between may give other bits (on a GPU, or
+        # with another number of processes). Load its metrics together with it, so that both match.
         self.best = Best(*self.checkpoints.load_best()["best"]) if self.checkpoints.best.exists() else None
         self.done = state["done"]
         self.run.truncate_metrics(self.num_lines)

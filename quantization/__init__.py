@@ -1,1 +1,1 @@
-"""Embeddings become semantic IDs."""
+"""Quantizers that turn item embeddings into semantic IDs."""

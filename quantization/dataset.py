@@ -1,4 +1,4 @@
-"""The items' embeddings on the device, and the order in which an epoch visits them."""
+"""Item embeddings, and the batches of an epoch."""
 
 from typing import NamedTuple
 
@@ -11,18 +11,19 @@ from common.training import derive_seed
 
 
 class Embeddings(NamedTuple):
-    """What a quantizer reads, and where it came from."""
+    """The input of a quantizer, and the files it comes from."""
 
-    xs: np.ndarray          # float32 (num_items, total width), or the items' numbers
+    xs: np.ndarray          # float32 (num_items, total width), or int64 (num_items, 1) item numbers
     inputs: dict[str, int]  # suffix -> width, in column order
     hashes: dict[str, str]  # file name -> sha256
     items_sha256: str
 
     @classmethod
     def load(cls, folder: DatasetFolder, suffixes: list[str]) -> "Embeddings":
-        """Each suffix's vectors side by side; without a suffix, the items' numbers, int64 (num_items, 1).
+        """Load the embeddings of all `suffixes`, concatenated by column; without a suffix, the item numbers.
 
-        Of several, one that an item has no vector of is zeros: another one stands for the item.
+        If an item has no vector in one of several embeddings, it gets zeros there, because the other embeddings
+        represent it. A single embedding is loaded as it is.
         """
         items = load_meta(folder.items, folder.make_command)
         parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}
@@ -32,14 +33,14 @@ class Embeddings(NamedTuple):
         paths = [folder.embeddings(suffix) for suffix in suffixes] or [folder.items]
         hashes = {path.name: load_meta(path, "")["sha256"] for path in paths}
         if len(parts) == 1:
-            [xs] = parts.values()  # may be large: no copy
+            [xs] = parts.values()  # no copy: the array may be large
         else:
             xs = np.concatenate(list(parts.values()), axis=1) if parts else np.arange(items["num_items"])[:, None]
         return cls(xs, {s: p.shape[1] for s, p in parts.items()}, hashes, items["items_sha256"])
 
 
 class Batches:
-    """Index slices of one seeded permutation an epoch; the data never leave the device."""
+    """Batches of a tensor on its device. The order of an epoch depends only on the seed and the epoch."""
 
     def __init__(self, xs: Tensor, batch_size: int, seed: int):
         self.xs, self.batch_size, self.seed = xs, batch_size, seed
@@ -47,11 +48,11 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0)
 
     def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Tensor:
-        """Batch `index` of the epoch, (B, D), or some of its rows."""
+        """Return batch `index` of the epoch, (B, D), or the given rows of it."""
         return self.xs[self.numbers(epoch, index)[rows]]
 
     def numbers(self, epoch: int, index: int) -> Tensor:
-        """The items of batch `index` of the epoch, (B,)."""
+        """Return the item numbers of batch `index` of the epoch, (B,)."""
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             self._order = torch.randperm(len(self.xs), generator=generator).to(self.xs.device, non_blocking=True)

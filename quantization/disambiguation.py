@@ -1,4 +1,4 @@
-"""Making semantic IDs distinct: an extra level that counts, or the nearest code that is free."""
+"""Disambiguation: make semantic IDs distinct by an extra level, or by changing codes of the last level."""
 
 from typing import NamedTuple
 
@@ -10,43 +10,43 @@ from quantization.models.abstract_vq import AbstractVQ
 
 # N items, M items that share an ID with others, L levels, K codes of the last level, G prefixes, D width
 
-SWEEPS = 5    # over the levels, when their codewords are estimated
-BATCH = 8192  # items whose distances are asked for at once
+SWEEPS = 5    # passes over the levels when codewords are estimated
+BATCH = 8192  # items per call of `last_distances`
 
 
 class DistinctIDs(NamedTuple):
-    """Codes as they are published."""
+    """The result of `disambiguate`."""
 
     codes: np.ndarray           # int64 (N, L)
     codebook_sizes: list[int]
-    level: int | None           # the one that disambiguates
+    level: int | None           # index of the extra level, or None
 
 
 def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: AbstractVQ, xs: torch.Tensor,
                  content: np.ndarray | None) -> DistinctIDs:
-    """Codes (N, L) made distinct by `extra_level`, by `reassign`, or left as they are by `none`.
+    """Make codes (N, L) distinct with the method `extra_level` or `reassign`, or return them unchanged for `none`.
 
-    `xs` (N, D) is what the model reads, `content` (N, D) an embedding to estimate distances from where the model
-    does not tell them.
+    `xs` (N, D) is the input of the model. `content` (N, D) is an embedding from which distances are estimated if the
+    model does not provide them. Raises ConfigError if the last level has too few codes for `reassign`.
     """
     if method == "none" or not (shared := has_shared_id(codes)).any():
         return DistinctIDs(codes, sizes, None)
     if method == "extra_level":
         rank = ranks(codes)
         return DistinctIDs(np.column_stack([codes, rank]), [*sizes, int(rank.max()) + 1], codes.shape[1])
-    told = _model_distances(model, xs[torch.from_numpy(shared).to(xs.device)])
-    distances = estimated_distances(codes, content, sizes[-1])[shared] if told is None else told
+    exact = _model_distances(model, xs[torch.from_numpy(shared).to(xs.device)])
+    distances = estimated_distances(codes, content, sizes[-1])[shared] if exact is None else exact
     return DistinctIDs(reassign(codes, shared, distances), sizes, None)
 
 
 def has_shared_id(codes: np.ndarray) -> np.ndarray:
-    """(N, L) -> bool (N,): which items share their ID with another one."""
+    """Return which items share their ID with another item: (N, L) -> bool (N,)."""
     bucket, counts = _buckets(codes)
     return counts[bucket] > 1
 
 
 def ranks(codes: np.ndarray) -> np.ndarray:
-    """(N, L) -> (N,) each item's number among those of equal codes, in item order, from 0."""
+    """Number the items that have the same codes from 0, in item order: (N, L) -> (N,)."""
     bucket, counts = _buckets(codes)
     order = np.argsort(bucket, kind="stable")
     rank = np.empty(len(codes), dtype=np.int64)
@@ -55,25 +55,25 @@ def ranks(codes: np.ndarray) -> np.ndarray:
 
 
 def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Codes (N, L) of which all but one of each ID's items have moved to the nearest free last code.
+    """Return codes (N, L) in which all but one of the items of each ID have moved to the nearest free last code.
 
-    `shared` (N,) marks the M items that share an ID, `distances` (M, K) are theirs. In each round every item asks for
-    its nearest free code, and the nearest of those that ask for the same one gets it. Raises ConfigError where more
-    items share a prefix than the last level has codes.
+    `shared` (N,) marks the M items that share an ID; `distances` (M, K) are their distances to the last level's codes.
+    In each round, every item that has no code yet requests its nearest free code. If several items request the same
+    code, the nearest one gets it. Raises ConfigError if more items share a prefix than the last level has codes.
     """
     codes, num_codes = codes.copy(), distances.shape[1]
     prefix, counts = _buckets(codes[:, :-1])
     if counts.max() > num_codes:
-        raise ConfigError("common.disambiguation", f"reassign needs {counts.max()} codes in the last level, and it has "
-                          f"{num_codes}", "so many items share all codes before it" if codes.shape[1] > 1 else
-                          "there is no other level",
-                          f"--codebook_size {counts.max()} or more, or --disambiguation extra_level")
+        raise ConfigError("common.disambiguation", f"reassign needs {counts.max()} codes in the last level, but it has "
+                          f"only {num_codes}", "That many items share the codes of all other levels"
+                          if codes.shape[1] > 1 else "The codes have only one level",
+                          f"use --codebook_size {counts.max()} or more, or --disambiguation extra_level")
     _, group = np.unique(prefix[shared], return_inverse=True)                                     # (M,) of G
     taken = np.zeros((group.max() + 1, num_codes), dtype=bool)
     group_of_prefix = np.full(len(counts), -1)
     group_of_prefix[prefix[shared]] = group
-    lone = np.flatnonzero(~shared & (group_of_prefix[prefix] >= 0))
-    taken[group_of_prefix[prefix[lone]], codes[lone, -1]] = True
+    fixed = np.flatnonzero(~shared & (group_of_prefix[prefix] >= 0))  # items that keep their code
+    taken[group_of_prefix[prefix[fixed]], codes[fixed, -1]] = True
     wanted, waiting = codes[shared, -1], np.arange(len(group))
     while True:
         keeps = waiting[_nearest_of_each(group[waiting], wanted[waiting], distances[waiting, wanted[waiting]])]
@@ -88,34 +88,35 @@ def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np
 
 @torch.no_grad()
 def _model_distances(model: AbstractVQ, xs: torch.Tensor) -> np.ndarray | None:
-    """What the model says of items (M, D): float32 (M, K), or None."""
+    """Return the model's distances from items (M, D) to the last level's codes, float32 (M, K), or None."""
     parts = [part.float().cpu() for part in map(model.last_distances, xs.split(BATCH)) if part is not None]
     return torch.cat(parts).numpy() if parts else None
 
 
 def estimated_distances(codes: np.ndarray, content: np.ndarray | None, num_codes: int) -> np.ndarray:
-    """(N, K) squared distances to last codewords, the sum of all levels' codewords being fitted to `content` (N, D).
+    """Estimate the squared distances (N, K) from each item to the codewords of the last level.
 
-    Without content every code is equally near.
+    The codewords of all levels are fitted so that their sum approximates `content` (N, D). Without content, all
+    distances are 0.
     """
     if content is None:
         return np.zeros((len(codes), num_codes), dtype=np.float32)
     fitted = [np.zeros((int(level.max()) + 1, content.shape[1]), dtype=np.float32) for level in codes.T]
     fitted[-1] = np.zeros((num_codes, content.shape[1]), dtype=np.float32)
-    left = content.astype(np.float32)
+    residual = content.astype(np.float32)
     for _ in range(SWEEPS):
         for codewords, level in zip(fitted, codes.T, strict=True):
-            left += codewords[level]
+            residual += codewords[level]
             sums, counts = np.zeros_like(codewords), np.bincount(level, minlength=len(codewords))
-            np.add.at(sums, level, left)
+            np.add.at(sums, level, residual)
             codewords[:] = sums / np.maximum(counts, 1)[:, None]
-            left -= codewords[level]
-    left += fitted[-1][codes[:, -1]]
-    return (left ** 2).sum(1, keepdims=True) - 2 * left @ fitted[-1].T + (fitted[-1] ** 2).sum(1)
+            residual -= codewords[level]
+    residual += fitted[-1][codes[:, -1]]
+    return (residual ** 2).sum(1, keepdims=True) - 2 * residual @ fitted[-1].T + (fitted[-1] ** 2).sum(1)
 
 
 def _nearest_of_each(group: np.ndarray, code: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Positions of the nearest, then the first, row of every (group, code)."""
+    """Return the position of the nearest row of every (group, code); ties go to the first row."""
     order = np.lexsort((np.arange(len(group)), distance, code, group))
     first = np.ones(len(order), dtype=bool)
     first[1:] = (np.diff(group[order]) != 0) | (np.diff(code[order]) != 0)
@@ -123,7 +124,7 @@ def _nearest_of_each(group: np.ndarray, code: np.ndarray, distance: np.ndarray) 
 
 
 def _buckets(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, L) -> the number of each row's bucket of equal rows (N,), and the buckets' sizes."""
+    """Group equal rows of (N, L): return each row's bucket number (N,), and the bucket sizes."""
     if not codes.shape[1]:
         return np.zeros(len(codes), dtype=np.int64), np.array([len(codes)])
     _, bucket, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)

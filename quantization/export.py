@@ -1,4 +1,4 @@
-"""Semantic IDs for other systems: tokens and an `index.json` as in the LC-Rec family, and a table with titles."""
+"""Export of semantic IDs for other systems: an `index.json` in the format of LC-Rec, and a CSV table with titles."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from common.publishing import write_text
 
 
 def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, target: Path) -> list[Path]:
-    """Write `<D>.index.json` and `<D>.ids.csv` into the folder `target`; returns their paths."""
+    """Write `<D>.index.json` and `<D>.ids.csv` into the folder `target`, and return their paths."""
     codes, _ = load_codes(folder, quantizer, suffix, tag, distinct=False)
     items = load_items(folder)
     rows = tokens(codes)
@@ -31,14 +31,15 @@ def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, 
 
 
 def tokens(codes: np.ndarray) -> list[list[str]]:
-    """(N, L) -> each item's tokens, `<a_12>` for the first level's code 12, `<b_3>` for the second's 3, ..."""
+    """Return the tokens of every item: (N, L) -> N lists such as `["<a_12>", "<b_3>"]`."""
     return [[token(level, code) for level, code in enumerate(row)] for row in codes.tolist()]
 
 
 def token(level: int, code: int) -> str:
-    """`<a_12>`: the letter names the level."""
+    """Return the token of a code: `<a_12>` is code 12 of the first level."""
     return f"<{letter(level)}_{code}>"
 
 
 def letter(level: int) -> str:
+    """Return the letters of a level: a, b, ..., z, aa, ab, ..."""
     return (letter(level // 26 - 1) if level >= 26 else "") + chr(ord("a") + level % 26)

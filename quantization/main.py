@@ -1,11 +1,11 @@
-"""Train a quantizer on a data set's embeddings and write every item's semantic ID; compare, explain, export them."""
+"""Train a quantizer on the item embeddings of a dataset and write the semantic IDs; compare, explain or export them."""
 
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.command import run_command  # noqa: E402 (the path comes first)
+from common.command import run_command  # noqa: E402 (needs the path above)
 
 
 def main(argv: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     folder.require()
     if args.compare or args.explain or args.export:
         reject_ignored(args, "--compare, --explain, --export", ("config", "strict", "force"),
-                       "they show what is finished")
+                       "These flags only report on existing semantic IDs")
         show(args, folder, name)
     else:
         from quantization.pipeline import Options, train
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_parser(argv: list[str]):
-    """The flags; with --help, the keys of the chosen quantizer's YAML stand below them."""
+    """Return the argument parser. Its --help also lists the keys of the chosen quantizer's YAML."""
     from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys, value_of
     from quantization.models import CONFIGS, DEFAULTS, names
 
@@ -42,11 +42,11 @@ def make_parser(argv: list[str]):
     add_shared_flags(parser)
     add_variant_flags(parser)
     add_config_flags(parser)
-    parser.add_argument("--strict", action="store_true", help="a collapsed codebook is an error")
-    parser.add_argument("--compare", action="store_true", help="show all finished tokenizers of the data set, and stop")
-    parser.add_argument("--explain", action="store_true", help="show what the codes mean, as text and as a page")
+    parser.add_argument("--strict", action="store_true", help="fail if a codebook has collapsed")
+    parser.add_argument("--compare", action="store_true", help="print a table of all finished runs of the dataset")
+    parser.add_argument("--explain", action="store_true", help="print what the codes mean, and write an HTML page")
     parser.add_argument("--export", type=Path, default=None, metavar="DIR",
-                        help="write the semantic IDs as index.json and as a table with titles into DIR")
+                        help="write the semantic IDs into DIR, as index.json and as a CSV table with titles")
     name = value_of(argv, ("--quantizer_name", "--model_name"), "rqvae").lower()
     help_with_keys(parser, [DEFAULTS,
                             CONFIGS / f"{name if name in names() else 'rqvae'}_config.yaml"])
@@ -54,7 +54,7 @@ def make_parser(argv: list[str]):
 
 
 def show(args, folder, name: str) -> None:
-    """What needs no training."""
+    """Run --compare, --explain and --export, which need no training."""
     if args.compare:
         from quantization.compare import compare
 

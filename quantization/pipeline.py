@@ -1,4 +1,4 @@
-"""The quantization job: embeddings, training, the report, the published semantic IDs."""
+"""The quantization pipeline: load the embeddings, train, report, and publish the semantic IDs."""
 
 import json
 import logging
@@ -28,23 +28,23 @@ EVALUATION = "evaluation.json"
 
 
 class Options(NamedTuple):
-    """What the command line says of a run besides its configuration."""
+    """Command-line options of a run that are not part of its configuration."""
 
     run_root: Path
     suffix: str
     tag: str | None
     force: bool   # repeat a finished run
-    strict: bool  # a collapsed codebook is an error
+    strict: bool  # raise an error if a codebook has collapsed
 
 
 def train(config: Config, folder: DatasetFolder, options: Options, command: str) -> None:
-    """Train one quantizer, or reuse the run of the same command, and publish its codes."""
+    """Train one quantizer and publish its codes; reuse a finished run with the same configuration and inputs."""
     run_root, suffix, tag, force, strict = options
     log_to_console()
     device = resolve_device(config["common"]["device"], config.origins["common.device"])
     model_class = find_class(config.name)
     embeddings = Embeddings.load(folder, model_class.embedding_suffixes(config.values, suffix))
-    others = {str(path): file_sha256(path) for path in model_class.other_files(config.values)}
+    other_files = {str(path): file_sha256(path) for path in model_class.other_files(config.values)}
     model_config = config.for_model(num_items=len(embeddings.xs), inputs=embeddings.inputs, folder=folder)
     torch.manual_seed(config["common"]["seed"])
     model: AbstractVQ = model_class(model_config, input_size=embeddings.xs.shape[1])
@@ -53,11 +53,11 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
     settings = settings_of(config, model, len(embeddings.xs))
     evaluation_inputs = EvaluationData.inputs(folder, suffix)
     run = Run(run_root / "quantization" / folder.name / variant(config.name, suffix, tag), config.values,
-              evaluation_inputs | embeddings.hashes | others, command,
+              evaluation_inputs | embeddings.hashes | other_files, command,
               code_digest(model_path(config.name), Path(__file__).parent))
     codes = folder.codes(config.name, suffix, tag)
     if run.finished and not force and is_published(codes, run.id):
-        log.info("quantization: reusing %s (run %s is finished; --force repeats it)", codes, run.id)
+        log.info("quantization: reusing %s (run %s is finished; use --force to repeat it)", codes, run.id)
         run.make_latest()
         if strict:
             report(run.folder, run.summary()["metrics"], config, settings, strict=True)
@@ -67,7 +67,7 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
         metrics = trainer.train()
         text, collapse = report(run.folder, metrics, config, settings, strict)
         info = {"run": run.id, "quantizer": config.name, "collapse": collapse}
-        meta = trainer.publish(codes, command, info | ({"made_from": others} if others else {}))
+        meta = trainer.publish(codes, command, info | ({"made_from": other_files} if other_files else {}))
         run.finish({"metrics": metrics, "codebook_sizes": meta["codebook_sizes"],
                     "num_parameters": sum(p.numel() for p in model.parameters()),
                     **{key: meta[key] for key in ("disambiguation", "collision_rate_before", "collision_rate_after")}})
@@ -76,14 +76,15 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
              meta["collision_rate_before"], meta["collision_rate_after"])
     log.info("quantization: wrote %s; codebook sizes %s", codes, meta["codebook_sizes"])
     if meta["collision_rate_after"]:
-        log.warning("quantization: no recommender takes these codes, as items share IDs; --disambiguation extra_level "
-                    "makes them distinct")
+        log.warning("quantization: recommenders cannot use these codes because some items share an ID; use "
+                    "--disambiguation extra_level to make the IDs distinct")
 
 
 def report(folder: Path, metrics: dict, config: Config, settings: dict, strict: bool) -> tuple[str, str | None]:
-    """The verdicts as lines, also written next to the figures; and a warning if the codebooks have collapsed.
+    """Return the diagnostics as text, and a warning if codebooks have collapsed, else None.
 
-    With `strict` a collapse is a TrainingError.
+    Writes the metrics and the diagnostics to evaluation.json in `folder`. Raises TrainingError if codebooks have
+    collapsed and `strict` is set.
     """
     lines = diagnose(metrics, settings)
     write_text(folder / EVALUATION, json.dumps({"metrics": metrics, "diagnostics": lines}, indent=2) + "\n")
@@ -91,6 +92,6 @@ def report(folder: Path, metrics: dict, config: Config, settings: dict, strict: 
     if collapsed:
         warning = collapse_warning(metrics, collapsed, settings)
         if strict:
-            raise TrainingError(folder, warning, fix="one of these, or no --strict")
+            raise TrainingError(folder, warning, fix="change the settings, or leave out --strict")
         log.warning("quantization: WARNING: %s", warning)
-    return "\n".join(["", "What the semantic IDs are worth", *(f"  {line}" for line in lines), ""]), warning
+    return "\n".join(["", "Quality of the semantic IDs", *(f"  {line}" for line in lines), ""]), warning

@@ -1,4 +1,4 @@
-"""Trains any quantizer, and turns its codes into the artifact of semantic IDs."""
+"""Training of a quantizer, and publication of its semantic IDs."""
 
 import logging
 from pathlib import Path
@@ -22,11 +22,11 @@ from quantization.utils import check_contract
 
 log = logging.getLogger(__name__)
 
-MAINTAIN_EVERY = 100  # steps, or an epoch if it is shorter: in a long epoch a codebook could collapse before its end
+MAINTAIN_EVERY = 100  # steps, or one epoch if it is shorter; in a long epoch a codebook could collapse before the end
 
 
 class QuantizerTask:
-    """What `common.training.TrainingLoop` needs to know about training a quantizer."""
+    """The `common.training.Task` that trains a quantizer by gradient."""
 
     def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, reference: EvaluationData):
         self.model, self.xs, self.params, self.seed, self.name = model, xs, params, seed, name
@@ -39,7 +39,7 @@ class QuantizerTask:
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
         number = epoch * self.num_steps + index
         if number and number % min(MAINTAIN_EVERY, self.num_steps) == 0:
-            # At the start of the next step, so that an evaluation in between measures the model that is published.
+            # At the start of a step, so that an evaluation at the end of the previous epoch comes first.
             self.model.maintain(self.xs, self._generator("maintain", number))
             sync(self.model)
         num_rows = len(self.batches.numbers(epoch, index))
@@ -53,7 +53,7 @@ class QuantizerTask:
         return self.model.compute_loss(self.model(batch), batch)
 
     def end_epoch(self, epoch: int) -> None:
-        """Every process does the same with the same generator."""
+        """Update the model at the end of an epoch. All processes use the same seed and make the same update."""
         self.model.end_epoch(self.xs, self._generator("end", epoch))
         sync(self.model)
 
@@ -62,13 +62,13 @@ class QuantizerTask:
 
     def evaluate(self) -> dict:
         metrics, _ = evaluate(self.model, self.xs, self.params["eval_batch_size"], self.reference)
-        log.info("%s: collision rate %.2f %%, largest bucket %d, use of the codebooks %s", self.name,
+        log.info("%s: collision rate %.2f %%, largest bucket %d, codebook utilization %s", self.name,
                  100 * metrics["collision_rate"], metrics["largest_bucket"],
                  " ".join(f"{share:.0%}" for share in metrics["utilization"]))
         return metrics
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """The items of the batch."""
+        """Return the item numbers of the batch."""
         return self.batches.numbers(epoch, index).tolist()
 
 
@@ -82,7 +82,7 @@ class Trainer:
         self.seed, self.reference = config["common"]["seed"], reference
 
     def train(self) -> dict:
-        """Fit in one call or by gradient, whichever the model does; returns the selected model's figures."""
+        """Train the model by its `fit` method or by gradient, and return the metrics of the selected model."""
         params = self.config.training_params
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "start"))
         checkpoints = Checkpoints(self.run.checkpoints, self.run.command)
@@ -96,14 +96,14 @@ class Trainer:
                 self.model.initialize(self.xs, generator)
             task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name, self.reference)
             TrainingLoop(task, self.run, params, self.seed).train()
-        self.model.load_state_dict(checkpoints.load_best()["model"])  # what is published is what lies on the disk
+        self.model.load_state_dict(checkpoints.load_best()["model"])  # publish exactly the saved model
         self.model.eval()
         with torch.no_grad():
             metrics, self.codes = evaluate(self.model, self.xs, params["eval_batch_size"], self.reference)
         return metrics
 
     def publish(self, path: Path, command: str, info: dict) -> dict:
-        """Disambiguate the selected model's codes and write them with all that the next stage must know."""
+        """Disambiguate the codes of the selected model, write them with their meta file, and return the meta data."""
         sizes = list(self.model.codebook_sizes or (self.codes.max(axis=0) + 1).tolist())
         ids = disambiguate(self.config["common"]["disambiguation"], self.codes, sizes, self.model, self.xs,
                            self.reference.directions)
@@ -117,18 +117,17 @@ class Trainer:
         return meta
 
     def _check_selection(self, select_by: str) -> None:
-        """Refuse a metric that does not exist before anything is trained for it."""
+        """Raise ConfigError if `select_by` is not a metric of this model, before any training."""
         with torch.no_grad():
             metrics = evaluate(self.model, self.xs[:256], 256, EvaluationData(None, None))[0]
-        known = sorted(name for name, value in metrics.items() if isinstance(value, float)) + ["behavioural_coherence"]
+        known = sorted(name for name, value in metrics.items() if isinstance(value, float)) + ["behavioral_coherence"]
         if select_by not in known:
             raise ConfigError(self.config.origins[f"{self.config.name}.training_params.select_by"],
-                              f"{select_by!r} is no metric of this model", nearest(select_by, known),
-                              "correct the name")
+                              f"unknown metric {select_by!r}", nearest(select_by, known), "correct the name")
 
 
 def is_published(codes: Path, run_id: str) -> bool:
-    """Whether the codes that lie there are those of this run."""
+    """Whether the run `run_id` wrote this codes file, and the file is not stale."""
     try:
         return load_meta(codes, "").get("run") == run_id
     except UserError:

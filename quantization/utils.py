@@ -1,4 +1,4 @@
-"""The contract with a quantizer: what it must return, checked, so that an error names the method that broke it."""
+"""Checks that a quantizer returns what `AbstractVQ` requires. An error names the method at fault."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,16 @@ from quantization.models.abstract_vq import AbstractVQ
 
 # N items, B batch, L levels
 
-NUM_TRIED = 64    # items that the contract is tried on
-MAX_MOVED = 0.05  # of them may get other codes alone than in a batch
+NUM_CHECKED = 64  # items that are used for the check
+MAX_MOVED = 0.05  # share of them that may get different codes alone and in a batch
 
 
 def check_contract(model: AbstractVQ, xs: Tensor) -> None:
-    """Try the quantizer on the first items of (N, D). A ConfigError names the method that breaks a promise."""
-    batch = xs[:NUM_TRIED]
+    """Check the methods of the quantizer on the first items of (N, D), and leave it in eval mode.
+
+    Raises ConfigError with the name of the method at fault.
+    """
+    batch = xs[:NUM_CHECKED]
     model.eval()
     with torch.no_grad():
         outputs = model(batch)
@@ -24,37 +27,37 @@ def check_contract(model: AbstractVQ, xs: Tensor) -> None:
         losses = model.compute_loss(outputs, batch)
         if not isinstance(losses, dict) or "loss_total" not in losses:
             raise ConfigError(_place(model, "compute_loss"), f"returned {_described(losses)}",
-                              fix='return {"loss_total": what is minimized, ...}')
+                              fix='return {"loss_total": <the loss to minimize>, ...}')
         for name, loss in losses.items():
             if not isinstance(loss, Tensor) or loss.ndim:
                 raise ConfigError(_place(model, "compute_loss"), f"{name} is {_described(loss)}",
                                   fix="return scalar tensors")
         codes = checked_codes(model, batch)
         alone = torch.cat([checked_codes(model, row) for row in batch.split(1)])
-        moved = (codes != alone).any(dim=1).sum()  # in float32 a row that lies between two codewords may move
+        moved = (codes != alone).any(dim=1).sum()  # rounding may move a row between two codewords
         if moved > MAX_MOVED * len(batch) or not torch.equal(codes, checked_codes(model, batch)):
             raise ConfigError(_place(model, "get_codes"), "returned different codes for the same items",
-                              "an item's codes may depend neither on chance nor on the batch",
-                              "leave noise, dropout and batch statistics out of get_codes")
+                              "The codes of an item must not depend on randomness or on the rest of the batch",
+                              "remove noise, dropout and batch statistics from get_codes")
 
 
 def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
-    """The model's codes for (B, D) as integers (B, L). Raises ConfigError that names the broken promise."""
+    """Return the model's codes for (B, D) as int64 (B, L). Raises ConfigError if dtype, shape or range is wrong."""
     where = _place(model, "get_codes")
     codes = model.get_codes(xs)
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
         raise ConfigError(where, f"returned {getattr(codes, 'dtype', type(codes).__name__)}",
-                          "codes are a tensor of integers", "return codes of shape (batch, levels)")
+                          "Codes must be a tensor of integers", "return integer codes of shape (batch, levels)")
     if codes.ndim == 1:
         codes = codes.unsqueeze(1)
     if codes.ndim != 2 or len(codes) != len(xs):
         raise ConfigError(where, f"returned shape {tuple(codes.shape)} for {len(xs)} items",
                           fix="return codes of shape (batch, levels)")
-    codes, sizes = codes.long(), model.codebook_sizes  # short integers would overflow where codes are counted
+    codes, sizes = codes.long(), model.codebook_sizes  # shorter integers would overflow when codes are counted
     limits = torch.tensor(sizes or [torch.iinfo(torch.int32).max] * codes.shape[1], device=codes.device)
     if len(limits) != codes.shape[1] or (codes < 0).any() or (codes >= limits).any():
         raise ConfigError(where, f"returned codes from {codes.amin(dim=0).tolist()} to {codes.amax(dim=0).tolist()}",
-                          f"the sizes of the codebooks are {sizes}", "return codes from 0 to the codebook's size - 1")
+                          f"The codebook sizes are {sizes}", "return one code per level, from 0 to codebook size - 1")
     return codes
 
 
@@ -66,5 +69,5 @@ def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, dict):
-        return f"a dict with {', '.join(map(repr, value)) or 'nothing in it'}"
+        return f"a dict with {', '.join(map(repr, value)) or 'no keys'}"
     return f"{len(value)} values" if isinstance(value, tuple) else f"a {type(value).__name__}"

@@ -1,1 +1,1 @@
-"""Histories become recommended items."""
+"""The recommendation stage: recommenders, their training and evaluation, and the results."""

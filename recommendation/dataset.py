@@ -1,4 +1,4 @@
-"""Users' sequences, and the windows of them that a model trains on or is asked about."""
+"""Sequences of the users' events, and the windows of them that models read."""
 
 from typing import NamedTuple
 
@@ -11,42 +11,46 @@ from common.errors import DataError
 from common.training import derive_seed
 from recommendation.models.abstract_model import PADDING, Windows
 
-# E events, U users, B batch, W longest window
+# E events, U users, B batch, W length of the longest window
 
-SORT_AHEAD = 32  # batches whose windows are sorted by length together
+SORT_AHEAD = 32  # number of batches whose windows are sorted by length together
 
 
 class Sequences:
-    """All events of all users, one after another; an event's history is what lies before it."""
+    """All events of all users, one user after another. The history of an event is the user's earlier events."""
 
     def __init__(self, item: np.ndarray, user: np.ndarray, split: np.ndarray, device: torch.device | str = "cpu"):
-        """`user` sorted, and each user's events in their order; `split` indexes `SPLITS`."""
+        """Store the events of all users.
+
+        item, user: (E,), sorted by user; the events of a user are in the order of time
+        split: (E,) indices into `SPLITS`
+        """
         self.item, self.user, self.split = item, user, split
         new_user = np.r_[True, user[1:] != user[:-1]]
-        self.first = np.maximum.accumulate(np.where(new_user, np.arange(len(user)), 0))  # (E,) of the event's user
+        self.first = np.maximum.accumulate(np.where(new_user, np.arange(len(user)), 0))  # (E,) first event of the user
         self.device_items = torch.from_numpy(item).to(device)
 
     @classmethod
     def load(cls, folder: DatasetFolder, device: torch.device | str) -> "Sequences":
-        """Raises DataError if what is tested could have been learned from: the splits would leak."""
+        """Load the sequences of a dataset. Raises DataError if test events could leak into the training."""
         events = load_interactions(folder)
         split_name = load_meta(folder.interactions, folder.make_command).get("split_name")
         if problem := find_leak(events, split_name):
-            raise DataError(folder.interactions, problem, "the test split would leak",
+            raise DataError(folder.interactions, problem, "Test events would leak into the training",
                             f"{folder.make_command} --force")
         return cls(events.item, events.user, events.split, device)
 
     def positions(self, split: str) -> np.ndarray:
-        """The events of a split that have a history, as indices into all events."""
+        """Return the events of a split that have a history, as indices into all events."""
         of_split = self.split == SPLITS.index(split)
         return np.flatnonzero(of_split & (self.first < np.arange(len(self.item))))
 
     def num_without_history(self, split: str) -> int:
-        """The events of a split that nothing lies before, about which no recommender is asked."""
+        """Return the number of events of a split that have no history; recommenders are not tested on them."""
         return int((self.split == SPLITS.index(split)).sum()) - len(self.positions(split))
 
     def training_sequences(self) -> list[Tensor]:
-        """`[items, offsets]` of the training events alone, for models that fit in one call."""
+        """Return `[items (E,), offsets (U + 1,)]` of the training events, for `AbstractRecommender.fit`."""
         train = self.split == SPLITS.index("train")
         counts = np.bincount(self.user[train], minlength=int(self.user[-1]) + 1)
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
@@ -54,17 +58,17 @@ class Sequences:
         return [self.device_items[torch.from_numpy(train).to(device)], offsets.to(device)]
 
     def training_counts(self, num_items: int) -> np.ndarray:
-        """(N,) training events of each item."""
+        """Return the number of training events of each item, (num_items,)."""
         return np.bincount(self.item[self.split == SPLITS.index("train")], minlength=num_items)
 
     def histories(self, positions: np.ndarray, max_history: int) -> Windows:
-        """The newest `max_history` items before each of the events."""
+        """Return the newest `max_history` items before each of the events `positions`."""
         return self.windows(np.maximum(self.first[positions], positions - max_history), positions)
 
     def windows(self, starts: np.ndarray, ends: np.ndarray) -> Windows:
-        """Events `starts[i]` up to, not including, `ends[i]`, as rows."""
+        """Return the items of the events from `starts[i]` to `ends[i] - 1` as row i, with padding."""
         device = self.device_items.device
-        # Else a GPU's queue would be waited for twice a step.
+        # A blocking copy would wait for the GPU twice in each step.
         start, length = (torch.from_numpy(a).to(device, non_blocking=True) for a in (starts, ends - starts))
         offset = torch.arange(int((ends - starts).max()), device=device)
         index = (start.unsqueeze(1) + offset).clamp(max=len(self.item) - 1)
@@ -73,90 +77,98 @@ class Sequences:
 
 
 def find_leak(events: Interactions, split_name: str | None) -> str | None:
-    """What breaks the promise of the split, in words, or None."""
+    """Return an error message if the split could leak test events into the training, else None."""
     train, valid, test = (events.split == SPLITS.index(name) for name in SPLITS)
     within = events.user[1:] == events.user[:-1]
     if (events.user[1:] < events.user[:-1]).any() or (events.timestamp[1:] < events.timestamp[:-1])[within].any():
         return "is not sorted by user and time"
     if (events.split[1:] < events.split[:-1])[within].any():
-        return "has a training event behind a test event of the same user"
+        return "has a user whose events are not in the order train, valid, test"
     if split_name == "leave_one_out":
         for name, held_out in (("valid", valid), ("test", test)):
             if np.bincount(events.user[held_out], minlength=1).max() > 1:
-                return f"has several {name} events of one user, and names its split leave_one_out"
+                return f"has several {name} events of one user, but its split is leave_one_out"
     held_out = valid | test
     if (split_name == "temporal" and train.any() and held_out.any()
             and events.timestamp[train].max() >= events.timestamp[held_out].min()):
-        return "has a training event that is no earlier than a held-out one, and names its split temporal"
+        return "has a training event that is not earlier than all valid and test events, but its split is temporal"
     return None
 
 
 class Spans(NamedTuple):
-    """Events `starts[i]` up to, not including, `ends[i]`."""
+    """Ranges of events: range i has the events from `starts[i]` to `ends[i] - 1`."""
 
     starts: np.ndarray
     ends: np.ndarray
 
 
 class TrainingBatches:
-    """The windows of an epoch in batches of like length, a function of (seed, epoch) alone."""
+    """Batches of training windows of similar length. The batches of an epoch depend only on (seed, epoch)."""
 
     def __init__(self, sequences: Sequences, unit: str, batch_size: int, max_history: int, seed: int):
-        """`unit` is `target` or `sequence`, as `AbstractRecommender.training_unit` says; sizes in targets."""
+        """Plan the batches. Raises DataError if no training event has a history.
+
+        unit: `target` or `sequence`, see `AbstractRecommender.training_unit`
+        batch_size: number of targets in a batch
+        """
         self.sequences, self.unit, self.max_history, self.seed = sequences, unit, max_history, seed
         self.targets = sequences.positions("train")
         if not len(self.targets):
-            raise DataError("interactions.parquet", "has no training event with a history", "every user has one event",
-                            "a lower --min_user_interactions keeps no more of them; use a larger data set")
+            raise DataError("interactions.parquet", "has no training event with a history",
+                            "Every user has only one training event",
+                            "use a larger dataset (a lower --min_user_interactions does not help)")
         self.num_batches = -(-len(self.targets) // batch_size)
-        if unit == "sequence":  # a stretch is not divided, so there are no more batches than the fewest stretches
-            num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]  # (U,) of each user
+        if unit == "sequence":
+            # Every batch needs a segment, so there are no more batches than the smallest possible number of segments.
+            num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]  # (U,) targets per user
             self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
         self._epoch, self._batches = -1, list[Spans]()
 
     def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Windows:
-        """The windows of a batch, or some of them."""
+        """Return the windows of a batch, or only those at `rows`."""
         starts, ends = self.batch(epoch, index)
         return self.sequences.windows(starts[rows], ends[rows])
 
     def num_targets(self, epoch: int, index: int, rows: slice = slice(None)) -> int:
-        """What the loss of these windows is a mean over."""
+        """Return the number of targets in these windows; the loss is the mean over the targets."""
         starts, ends = self.batch(epoch, index)
         return len(starts[rows]) if self.unit == "target" else int((ends - starts - 1)[rows].sum())
 
     def batch(self, epoch: int, index: int) -> Spans:
+        """Return the spans of the windows of a batch."""
         if epoch != self._epoch:
             rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
-            self._epoch, self._batches = epoch, self._cut(rng)
+            self._epoch, self._batches = epoch, self._make_batches(rng)
         return self._batches[index]
 
-    def _cut(self, rng: np.random.Generator) -> list[Spans]:
-        starts, ends = self._single_targets() if self.unit == "target" else self._stretches(rng)
+    def _make_batches(self, rng: np.random.Generator) -> list[Spans]:
+        starts, ends = self._single_targets() if self.unit == "target" else self._segments(rng)
         order = rng.permutation(len(starts))
-        # Sorting a few batches' worth at a time brings like lengths together and keeps chance in charge. Every other
-        # time the longest come first: the batch where two sorted runs meet would else pad one's shortest windows to
-        # the other's longest, and cost as much as ten batches.
-        run = np.arange(len(order)) * self.num_batches // (len(order) * SORT_AHEAD)
-        order = order[np.lexsort(((ends - starts)[order] * np.where(run % 2, -1, 1), run))]
+        # Sort the windows by length in groups of SORT_AHEAD batches: windows of similar length share a batch, which
+        # limits the padding, and the order stays random. Every second group is sorted in descending order. Otherwise
+        # the batch between two groups would pad the short windows of one group to the long windows of the other, and
+        # cost as much as ten batches.
+        group = np.arange(len(order)) * self.num_batches // (len(order) * SORT_AHEAD)
+        order = order[np.lexsort(((ends - starts)[order] * np.where(group % 2, -1, 1), group))]
         starts, ends = starts[order], ends[order]
         num_targets = np.cumsum(np.ones(len(starts)) if self.unit == "target" else ends - starts - 1)
         batch = np.minimum((num_targets - 1) * self.num_batches / num_targets[-1], self.num_batches - 1).astype(int)
         number = np.arange(self.num_batches + 1)
         borders = np.searchsorted(batch, number)
-        # A stretch longer than a batch would leave an empty one: every border moves on by at least one.
+        # A segment that is longer than a batch would leave an empty batch, so give every batch at least one window.
         borders = np.minimum(np.maximum.accumulate(borders - number), len(starts) - self.num_batches) + number
         batches = [Spans(starts[a:b], ends[a:b]) for a, b in zip(borders[:-1], borders[1:], strict=True)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _single_targets(self) -> Spans:
-        """Each target behind its history."""
+        """Return one window per target: its history and the target."""
         return Spans(np.maximum(self.sequences.first[self.targets], self.targets - self.max_history), self.targets + 1)
 
-    def _stretches(self, rng: np.random.Generator) -> Spans:
-        """Stretches of at most `max_history` targets and the item before them, cut at other places each epoch.
+    def _segments(self, rng: np.random.Generator) -> Spans:
+        """Split the sequences at random points into segments: at most `max_history` targets and the item before them.
 
-        A user who would fit is cut as well, the seldomer the fewer targets they have: learned from whole in every
-        epoch, models have the events by heart sooner and validate worse (benchmarks/README.md has the figures).
+        The points change in every epoch. Short sequences are split at a random point too (less often the shorter they
+        are). Feeding them unsplit overfits and lowers the validation metrics; see benchmarks/README.md for the numbers.
         """
         first = self.sequences.first[self.targets]
         new_user = np.r_[True, first[1:] != first[:-1]]

@@ -1,4 +1,4 @@
-"""The evaluation: the best items for any histories, and metrics in item ids over the whole catalogue."""
+"""Evaluation: rank all items of the catalogue for histories, and compute the metrics."""
 
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -16,26 +16,26 @@ from recommendation.histories import Histories
 from recommendation.metrics import RankedLists, measure, ndcg, recall
 from recommendation.models.abstract_model import AbstractRecommender
 
-# H histories, B targets or batch, N items, k results, S most seen items of a history
+# H histories, B targets or batch, N items, k items in a list, S largest number of seen items of a history
 
-USUAL_LENGTH = 64  # of a list; longer ones get smaller batches, as a search grows with both
+USUAL_LENGTH = 64  # list length; longer lists get smaller batches, because the cost of a search grows with both
 BUCKETS = ("cold", "tail", "middle", "head")
 
 
 class Predictions(NamedTuple):
-    """What a model recommends before each event of a split."""
+    """The recommendations of a model for each event of a split."""
 
-    positions: np.ndarray  # (B,) the events, as indices into all events
-    targets: np.ndarray    # (B,) their items
-    items: np.ndarray      # (B, k) recommended, best first; -1 where there is none
+    positions: np.ndarray  # (B,) indices of the events among all events
+    targets: np.ndarray    # (B,) items of the events
+    items: np.ndarray      # (B, k) recommended items, best first; -1 is an empty position
     scores: np.ndarray     # (B, k)
 
 
 def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, title: str = "") -> Predictions:
-    """Ask the model about every event of a split, and show the progress under a title if there is one.
+    """Recommend items for every event of a split, from the events before it. With a `title`, show the progress.
 
-    With `filter_seen` the items of the whole history, however long, are left out of every list. Raises
-    TrainingError if a score is not a number.
+    The parameter `filter_seen` excludes the items of the whole history, also those before the newest `max_history`.
+    Raises TrainingError if a score is NaN.
     """
     positions = sequences.positions(split)
     with Progress(title, len(positions), "targets", kept=split == "test") if title else nullcontext() as progress:
@@ -43,17 +43,18 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
                                      params["top_k"], params["filter_seen"], progress)
     if np.isnan(scores).any():
         num_bad = int(np.isnan(scores).any(axis=1).sum())
-        raise TrainingError(type(model).__name__, f"the scores of {num_bad} of {len(scores)} histories are not numbers",
-                            fix="a lower --lr; the run's metrics.jsonl has its losses" if model.trained_by_gradient()
-                            else f"correct the scores in {type(model).__name__}.recommend, which no --lr changes")
+        raise TrainingError(type(model).__name__, f"the scores of {num_bad} of {len(scores)} histories are NaN",
+                            fix="use a lower --lr (metrics.jsonl of the run has the losses)"
+                            if model.trained_by_gradient() else
+                            f"correct the scores in {type(model).__name__}.recommend; --lr has no effect on them")
     return Predictions(positions, sequences.item[positions], items, scores)
 
 
 def metrics(predictions: Predictions, num_items: int) -> dict:
-    """Every metric of metrics.py with its standard error, and what is wrong with lists.
+    """Return every metric of metrics.py with its standard error, and the shares of faulty positions in the lists.
 
-    Each event has one relevant item. Of all places in the lists, `missing_share` have no item, `duplicate_share` one
-    that stands there already, `invalid_share` one that is not in the catalogue.
+    Each event has one relevant item. Of all positions in the lists, `missing_share` have no item, `duplicate_share`
+    repeat an item of the same list, and `invalid_share` have an item that is not in the catalogue.
     """
     lists = _ranked_lists(predictions, num_items)
     listed = np.sort(lists.items, axis=1)
@@ -70,10 +71,12 @@ def _ranked_lists(predictions: Predictions, num_items: int) -> RankedLists:
 
 
 def by_popularity(predictions: Predictions, counts: np.ndarray) -> dict[str, dict]:
-    """Recall@10 and NDCG@10 of targets of like popularity; `counts` (N,) training events of each item.
+    """Return Recall@10 and NDCG@10 for targets of different popularity.
 
-    `cold` items have none. The others are parted, the least popular first, such that the items of `tail`,
-    `middle` and `head` have about a third of the training events each.
+    counts: (N,) training events of each item
+
+    Items without training events are `cold`. The other items, sorted by popularity, are split into `tail`, `middle`
+    and `head`, so that each of the three has about a third of the training events.
     """
     bucket_of = np.zeros(len(counts), dtype=int)
     order = np.argsort(counts, kind="stable")
@@ -92,18 +95,19 @@ def by_popularity(predictions: Predictions, counts: np.ndarray) -> dict[str, dic
 
 
 class Ranking(NamedTuple):
-    """The best items of each history, best first."""
+    """The best items for each history, best first."""
 
-    items: np.ndarray     # (H, k) int64; -1 where there are no more
+    items: np.ndarray     # (H, k) int64; -1 is an empty position
     scores: np.ndarray    # (H, k)
-    fallback: np.ndarray  # (H,) bool: nothing of the history is known, so these are the most popular items
+    fallback: np.ndarray  # (H,) bool: the history has no known items, so the list has the most popular items
 
 
 def rank(model: AbstractRecommender, histories: Histories, popularity: np.ndarray, params: dict, top_k: int,
          filter_seen: bool = False, device: torch.device | str = "cpu") -> Ranking:
-    """At most `top_k` items a history, without those in it if `filter_seen`.
+    """Rank at most `top_k` items for each history; an empty history gets the most popular items.
 
-    popularity (N,): the training events of each item, what an empty history is answered by, and its scores.
+    popularity: (N,) training events of each item, which are also the scores for an empty history
+    filter_seen: exclude the items of the history
     """
     num_items, lengths = len(popularity), histories.lengths
     width = min(top_k, num_items)
@@ -111,11 +115,12 @@ def rank(model: AbstractRecommender, histories: Histories, popularity: np.ndarra
     items, scores = (part.numpy().repeat(len(lengths), axis=0) for part in best)
     row = np.repeat(np.arange(len(lengths)), lengths)
     sequences = Sequences(histories.items, row, np.zeros(len(row), dtype=np.int8), device)
-    asked = np.flatnonzero(lengths)
-    shown = Progress("recommend", len(asked), "histories") if len(asked) > params["eval_batch_size"] else nullcontext()
+    nonempty = np.flatnonzero(lengths)
+    shown = (Progress("recommend", len(nonempty), "histories") if len(nonempty) > params["eval_batch_size"]
+             else nullcontext())
     with shown as progress:
-        items[asked], scores[asked] = rank_windows(
-            model, sequences, Spans(histories.offsets[:-1][asked], histories.offsets[1:][asked]), params, width,
+        items[nonempty], scores[nonempty] = rank_windows(
+            model, sequences, Spans(histories.offsets[:-1][nonempty], histories.offsets[1:][nonempty]), params, width,
             filter_seen, progress)
     return Ranking(items, scores, lengths == 0)
 
@@ -123,11 +128,13 @@ def rank(model: AbstractRecommender, histories: Histories, popularity: np.ndarra
 @torch.no_grad()
 def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Spans, params: dict, top_k: int,
                  filter_seen: bool, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-    """(H, k) items and scores behind each history, which is a span of events; -1 and -inf for none.
+    """Return the best items for each history and their scores, (H, top_k) each; an empty position is -1 with -inf.
 
-    The newest `max_history` of them are read, all of them are left out if `filter_seen`. Batches hold like
-    lengths, so that little padding is computed; of several processes each asks about every so many of them. What
-    a history gets does not depend on the others.
+    histories: spans of events; the model reads only the newest `max_history` events of each
+    filter_seen: exclude the items of the whole history
+
+    A batch has histories of similar length, which limits the padding. With several
+    processes, each ranks a part of the batches. The result for a history does not depend on the other histories.
     """
     (starts, ends), num_items = histories, model.catalogue.num_items
     items = np.zeros((len(starts), top_k), dtype=np.int64)
@@ -151,7 +158,7 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Sp
 
 
 def _seen(item: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_items: int) -> np.ndarray:
-    """Ordered `row * N + item`, once for each item of each window."""
+    """Return `row * N + item` for each item of each window, sorted and without duplicates."""
     lengths = ends - starts
     row = np.repeat(np.arange(len(starts)), lengths)
     within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -159,7 +166,7 @@ def _seen(item: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_items: int
 
 
 def _seen_by(batch: np.ndarray, seen: np.ndarray, num_items: int) -> torch.Tensor:
-    """What each history of a batch has seen, (B, S), PADDING behind; `seen` as `_seen` returns it."""
+    """Return the items in each history of a batch, (B, S), padded at the end. `seen` is the result of `_seen`."""
     begin, end = (np.searchsorted(seen, (batch + step) * num_items)[:, None] for step in (0, 1))
     place = begin + np.arange((end - begin).max())
     return torch.from_numpy(np.where(place < end, seen[np.minimum(place, len(seen) - 1)] % num_items, PADDING))

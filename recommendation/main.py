@@ -1,4 +1,4 @@
-"""Train recommenders on a data set and measure them in item ids; compare and export what was trained."""
+"""Train and test recommenders on a dataset; compare and export finished runs."""
 
 import logging
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.command import run_command  # noqa: E402 (the path comes first)
+from common.command import run_command  # noqa: E402 (needs the path above)
 
 log = logging.getLogger("recommendation")
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
 
 
 def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None, force: bool) -> None:
-    """Train and test with the one seed or with several, and print the table."""
+    """Train and test with the configured seed, or with each of `seeds`, and print the table of results."""
     from common.distributed import is_main
     from recommendation.pipeline import run_seeds
     from recommendation.results import seeds_table, table
@@ -56,7 +56,7 @@ def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None,
         log.info("\n%s\n", seeds_table(config.name, run_seeds(config, seeds, make_pipeline, force)))
         return
     pipeline = make_pipeline()
-    if run_list and is_main():  # before training: a file that cannot be written costs no training
+    if run_list and is_main():  # before training, so that a file error is raised at once
         with run_list.open("a", encoding="utf-8") as file:
             file.write(f"{pipeline.run.folder.resolve()}\n")
     metrics = pipeline.execute(force)

@@ -1,36 +1,38 @@
-"""The metrics: each is one function, and the flags, the evaluation and the tables know it from here. Without torch."""
+"""Definitions of all metrics, for the flags, the evaluation and the tables. This module does not import torch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-# B targets, k results
+# B targets, k items in a list
 
 CUTOFFS = (1, 5, 10, 20)
 
 
 class RankedLists(NamedTuple):
-    """The recommended lists, and the places of the targets in them."""
+    """The recommended lists, and the ranks of the targets in them."""
 
-    ranks: np.ndarray  # (B,) 1 for the best; infinity where the target is not listed
-    items: np.ndarray  # (B, k) best first; -1 where there is none
-    num_items: int     # in the catalogue
+    ranks: np.ndarray  # (B,) 1 is the best; infinity if the target is not in the list
+    items: np.ndarray  # (B, k) best first; -1 is an empty position
+    num_items: int     # number of items in the catalogue
 
 
 class Metric(NamedTuple):
-    compute: Callable         # (lists, cutoff) -> a value for each target, or one of all lists
-    columns: tuple[int, ...]  # cutoffs at which tables show it
-    of_targets: bool          # whether there is one for each target, so that the mean has a standard error
+    """A metric, and how to show it."""
+
+    compute: Callable         # (lists, cutoff) -> (B,) one value per target, or a number for all lists together
+    columns: tuple[int, ...]  # cutoffs that tables show
+    per_target: bool          # whether `compute` returns one value per target; their mean has a standard error
 
 
 METRICS: dict[str, Metric] = {}
 
 
-def metric(*columns: int, of_targets: bool = True) -> Callable:
-    """Make a function a metric, which tables show at the cutoffs `columns`."""
+def metric(*columns: int, per_target: bool = True) -> Callable:
+    """Return a decorator that registers a function as a metric. Tables show it at the cutoffs `columns`."""
     def register(function: Callable) -> Callable:
-        METRICS[function.__name__] = Metric(function, columns, of_targets)
+        METRICS[function.__name__] = Metric(function, columns, per_target)
         return function
 
     return register
@@ -38,48 +40,54 @@ def metric(*columns: int, of_targets: bool = True) -> Callable:
 
 @metric(5, 10, 20)
 def recall(lists: RankedLists, cutoff: int) -> np.ndarray:
-    """Whether the target is listed: with one target it equals the hit rate."""
+    """1 if the target is in the list, else 0. With one target per list, recall equals the hit rate."""
     return (lists.ranks <= cutoff).astype(float)
 
 
 @metric(5, 10)
 def ndcg(lists: RankedLists, cutoff: int) -> np.ndarray:
-    """1 / log2(1 + rank)."""
+    """1 / log2(1 + rank) if the target is in the list, else 0."""
     return np.where(lists.ranks <= cutoff, 1 / np.log2(1 + lists.ranks), 0.0)
 
 
 @metric(20)
 def mrr(lists: RankedLists, cutoff: int) -> np.ndarray:
-    """1 / rank."""
+    """1 / rank if the target is in the list, else 0."""
     return np.where(lists.ranks <= cutoff, 1 / lists.ranks, 0.0)
 
 
-@metric(10, of_targets=False)
+@metric(10, per_target=False)
 def coverage(lists: RankedLists, cutoff: int) -> float:
-    """The share of the catalogue that is in any list."""
+    """The share of the catalogue's items that are in at least one list."""
     listed = np.unique(lists.items[:, :cutoff])
     return int((listed >= 0).sum()) / lists.num_items
 
 
 def names() -> list[str]:
-    """Every metric with its cutoff, such as `ndcg@10`."""
+    """Return the names of all metrics with all cutoffs, such as `ndcg@10`."""
     return [f"{name}@{cutoff}" for name in METRICS for cutoff in CUTOFFS]
 
 
 def columns(cutoffs: tuple[int, ...] = CUTOFFS, kinds: tuple[bool, ...] = (True, False)) -> list[str]:
-    """The metrics that a table shows, by cutoff; `kinds` are values of `Metric.of_targets`."""
+    """Return the names of the metrics that tables show, by kind and then by cutoff.
+
+    kinds: values of `Metric.per_target`; (True,) selects only the metrics with one value per target
+    """
     return [f"{name}@{cutoff}" for kind in kinds for cutoff in cutoffs for name, metric in METRICS.items()
-            if metric.of_targets is kind and cutoff in metric.columns]
+            if metric.per_target is kind and cutoff in metric.columns]
 
 
 def measure(lists: RankedLists) -> dict[str, float]:
-    """Every metric at every cutoff; `<metric>@<cutoff>_stderr` is a mean's standard error over the targets."""
+    """Return all metrics at all cutoffs, `<metric>@<cutoff> -> value`.
+
+    A metric with one value per target is averaged; `<metric>@<cutoff>_stderr` is the standard error of this mean.
+    """
     means: dict[str, float] = {}
     shares: dict[str, float] = {}
     for cutoff in CUTOFFS:
         for name, metric in METRICS.items():
             value, key = metric.compute(lists, cutoff), f"{name}@{cutoff}"
-            if metric.of_targets:
+            if metric.per_target:
                 means |= {key: float(value.mean()), f"{key}_stderr": float(value.std() / np.sqrt(len(value)))}
             else:
                 shares[key] = float(value)
@@ -87,7 +95,10 @@ def measure(lists: RankedLists) -> dict[str, float]:
 
 
 def mean_and_deviation(runs: list[dict]) -> dict[str, dict[str, float | None]]:
-    """`metric -> {mean, deviation}` over seeds; the sample's standard deviation, None for a single seed."""
+    """Return `metric -> {mean, deviation}` over the runs of several seeds, for the metrics that all runs have.
+
+    deviation: sample standard deviation, or None for a single run
+    """
     values = {name: np.array([run[name] for run in runs]) for name, value in runs[0].items()
               if isinstance(value, float) and not name.endswith("_stderr") and all(name in run for run in runs)}
     return {name: {"mean": float(value.mean()), "deviation": float(value.std(ddof=1)) if len(value) > 1 else None}

@@ -1,4 +1,4 @@
-"""The flags of recommendation/main.py, and all checks of them that need neither a data set nor torch."""
+"""The flags of recommendation/main.py, and the checks of them that need neither a dataset nor torch."""
 
 import argparse
 from itertools import pairwise
@@ -13,7 +13,10 @@ from recommendation.models import DEFAULTS, config_path, names
 
 
 def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
-    """The flags and the resolved configuration. Raises ConfigError for any that is wrong or has no effect."""
+    """Return the flags and the resolved configuration.
+
+    Raises ConfigError for a flag or key that is wrong or has no effect.
+    """
     parser = make_parser(argv)
     args = cli.parse(parser, argv, open_ended=True)
     for flag in ("quantizer_name", "export_item_embeddings"):
@@ -30,74 +33,77 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
 
 
 def make_parser(argv: list[str]) -> cli.Parser:
-    """With --help, the keys of the chosen recommender's YAML stand below the flags."""
-    parser = cli.Parser(prog="recommendation/main.py", description="Train recommenders on a data set and measure them "
-                        "in item ids; compare and export what was trained.")
+    """Return the argument parser. Its --help also lists the keys of the chosen recommender's YAML."""
+    parser = cli.Parser(prog="recommendation/main.py", description="Train and test recommenders on a dataset; "
+                        "compare and export finished runs.")
     parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
-    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
+    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
+                        help="the quantizer that made the semantic IDs")
     cli.add_shared_flags(parser)
     cli.add_variant_flags(parser)
     cli.add_config_flags(parser)
     one_or_many = parser.add_mutually_exclusive_group()
     one_or_many.add_argument("--seeds", default=None, metavar="N,N",
-                             help="run each of these, and report mean and deviation")
+                             help="train with each of these seeds, and show mean and standard deviation")
     one_or_many.add_argument("--run_list", type=Path, default=None, metavar="FILE",
-                             help="add the folder of the run to this file, for the report of several runs")
+                             help="append the folder of the run to FILE, for a report by recommendation.results")
     parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false",
-                        help="leave the items of the history out of every list")
-    parser.add_argument("--compare", action="store_true", help="show all finished runs of the data set, and stop")
+                        help="do not recommend the items of the user's history")
+    parser.add_argument("--compare", action="store_true", help="print a table of all finished runs of the dataset")
     parser.add_argument("--export_item_embeddings", default=None, metavar="S",
-                        help="write the finished run's item vectors as the embedding <D>.emb-S.npy, and stop")
+                        help="export the item vectors of the newest finished run as the embedding <D>.emb-S.npy")
     parser.add_argument("--export_t5", type=Path, default=None, metavar="DIR",
-                        help="write the newest finished encoder_decoder as a folder for transformers' T5, and stop")
+                        help="export the newest finished encoder_decoder into DIR, in the format of transformers' T5")
     parser.add_argument("--from_t5", type=Path, default=None, metavar="DIR",
-                        help="start the encoder_decoder with the weights of such a folder")
+                        help="start the training of encoder_decoder with the weights of a T5 in DIR")
     name = cli.value_of(argv, ("--model",), "encoder_decoder")
     cli.help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
     return parser
 
 
 def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
-    """Raise ConfigError for what only training reads, or a second action, beside --compare and the exports."""
+    """Reject flags that have no effect together with --compare or an export, and a second action."""
     training = ("config", "seeds", "run_list", "filter_seen", "from_t5")
-    as_it_is = "it takes the newest finished run as it is"
+    reason = "The export uses the newest finished run without any changes"
     if args.compare:
         cli.reject_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
-                       "it shows every finished run")
-        if one := cli.given_flags(parser, args, ("model", "quantizer_name", "embedding_suffix", "tag")):
-            raise ConfigError("--compare", f"{one[0]} does not go with it", "it shows every finished run",
-                              f"leave out {' '.join(one)}")
+                       "It only shows finished runs")
+        if given := cli.given_flags(parser, args, ("model", "quantizer_name", "embedding_suffix", "tag")):
+            raise ConfigError("--compare", f"cannot be combined with {given[0]}", "It shows all finished runs",
+                              f"leave out {' '.join(given)}")
     elif args.export_item_embeddings:
-        cli.reject_ignored(args, "--export_item_embeddings", (*training, "export_t5"), as_it_is,
+        cli.reject_ignored(args, "--export_item_embeddings", (*training, "export_t5"), reason,
                        keys=("device", "common.device"))
     elif args.export_t5:
-        cli.reject_ignored(args, "--export_t5", training, as_it_is)
+        cli.reject_ignored(args, "--export_t5", training, reason)
 
 
 def check_training(config: Config, seeds: str | None) -> None:
-    """Raise ConfigError for a `select_by` that is no metric, or two ways to give seeds."""
+    """Raise ConfigError if `select_by` is not a metric, or if --seeds is combined with --seed."""
     name, where = config.training_params["select_by"], config.origins[f"{config.name}.training_params.select_by"]
     if name not in metrics.names():
-        raise ConfigError(where, f"{name!r} is no metric of a recommender", nearest(name, metrics.names()),
-                          f"{', '.join(metrics.METRICS)} at {', '.join(map(str, metrics.CUTOFFS))}")
+        raise ConfigError(where, f"unknown metric {name!r}", nearest(name, metrics.names()),
+                          f"use one of {', '.join(metrics.METRICS)} with one of the cutoffs "
+                          f"{', '.join(map(str, metrics.CUTOFFS))}, such as ndcg@10")
     if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
-        raise ConfigError("--seeds", f"stands beside {seed}", fix="leave one of them out")
+        raise ConfigError("--seeds", f"cannot be combined with {seed}", fix="leave out one of them")
 
 
 def without_run_list(argv: list[str]) -> list[str]:
-    """The flags that a run records: a list of one job's runs means nothing to the next."""
+    """Return the flags without --run_list, for the command that a run records; the list is used by one job only."""
     pairs = pairwise(["", *argv])
     return [word for before, word in pairs if before != "--run_list" and word.partition("=")[0] != "--run_list"]
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`1,2,3` -> numbers. Raises ConfigError for anything else, and for one seed twice."""
+    """Return the seeds in a text such as `1,2,3`. Raises ConfigError if one is invalid or occurs twice."""
     try:
         seeds = [int(word) for word in text.split(",")]
     except ValueError as error:
-        raise ConfigError("--seeds", f"{text!r} is no list of whole numbers", fix="--seeds 1,2,3") from error
+        raise ConfigError("--seeds", f"must be integers separated by commas, got {text!r}",
+                          fix="write --seeds 1,2,3") from error
     low, high = BOUNDS["seed"]
     if len(set(seeds)) < len(seeds) or min(seeds) < low or max(seeds) > high:
-        raise ConfigError("--seeds", f"{text!r} has a seed twice, or one that is not from {low} to {high}",
-                          fix="--seeds 1,2,3")
+        raise ConfigError("--seeds", f"must be different integers from {low} to {high}, got {text!r}",
+                          fix="write --seeds 1,2,3")
     return seeds

@@ -1,4 +1,4 @@
-"""One recommender from artifacts to metrics: wiring only."""
+"""The recommendation pipeline: load the artifacts, train a recommender, test it, and write the run."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """Loads what a recommender needs, trains it, tests it once, and writes the run."""
+    """Loads the inputs of a recommender, trains it, tests it once, and writes the run."""
 
     def __init__(self, config: Config, folder: DatasetFolder, choice: Choice, run_root: Path, command: str,
                  from_t5: Path | None = None):
@@ -41,10 +41,10 @@ class Pipeline:
         self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command, code_of(config.name))
 
     def execute(self, force: bool) -> dict:
-        """Train and test, or reuse the finished run; returns the content of its metrics.json."""
+        """Train and test the model, or reuse the finished run. Return the content of its metrics.json."""
         if self.run.finished and not force:
-            log.info("recommendation: reusing run %s of %s (finished; --force repeats it)", self.run.id,
-                     self.config.name)
+            log.info("recommendation: reusing run %s of %s (it is finished; use --force to repeat it)",
+                     self.run.id, self.config.name)
             self.run.make_latest()
             return read_json(self.run.folder / "metrics.json", f"{self.run.command} --force")
         model, num_items, params = self._build(), self.catalogue.num_items, self.config.training_params
@@ -64,18 +64,18 @@ class Pipeline:
             write_text(self.run.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
             self._write_predictions(predictions, sequences)
             if test["num_without_history"]:
-                log.warning("recommendation: left out: %d test events of users of whom nothing is known before",
+                log.warning("recommendation: %d test events are skipped because their users have no earlier event",
                             test["num_without_history"])
             if test["missing_share"]:
-                log.warning("recommendation: %.2f%% of the places in the lists are empty: the catalogue has %d items, "
-                            "and the lists %d places%s", 100 * test["missing_share"], num_items, params["top_k"],
-                            ", with seen items left out" if params["filter_seen"] else "")
+                log.warning("recommendation: %.2f%% of the positions in the lists are empty: the catalogue has %d "
+                            "items, and a list has %d positions%s", 100 * test["missing_share"], num_items,
+                            params["top_k"], " and excludes the items of the history" if params["filter_seen"] else "")
             self.run.finish({"model": self.config.name, "dataset": self.folder.name,
                              "users_per_second": test["num_targets"] / self.run.seconds("test")})
         return result
 
     def _build(self) -> AbstractRecommender:
-        """The model, all of its configuration read."""
+        """Build the model, and report unused keys of its configuration."""
         model_config = self.config.for_model()
         torch.manual_seed(self.config["common"]["seed"])
         model = self.model_class(model_config, self.catalogue)
@@ -86,14 +86,14 @@ class Pipeline:
         return model.to(self.device)
 
     def _require_held_out(self, sequences: Sequences) -> None:
-        """Nothing to select or to test a model by is found out before training, not behind it."""
+        """Raise DataError, before any training, if the validation or the test has no events."""
         for split in ("valid", "test"):
             if not len(sequences.positions(split)):
-                raise DataError(self.folder.interactions, f"has no {split} event", "no user has three events",
-                                f"{self.folder.make_command} --min_user_interactions 3")
+                raise DataError(self.folder.interactions, f"has no {split} event with a history",
+                                "No user has three events", f"{self.folder.make_command} --min_user_interactions 3")
 
     def _write_predictions(self, predictions: Predictions, sequences: Sequences) -> None:
-        """predictions.jsonl, in raw ids, for outside tools."""
+        """Write predictions.jsonl, with raw ids, for other programs."""
         raw_item, raw_user = load_items(self.folder)["raw_id"], load_users(self.folder)["raw_id"]
         users = raw_user[sequences.user[predictions.positions]]
         lines = []
@@ -106,9 +106,9 @@ class Pipeline:
 
 
 def run_seeds(config: Config, seeds: list[int], make_pipeline: Callable[[], Pipeline], force: bool) -> dict:
-    """Run each seed, or reuse its finished run, and write `seeds.json` beside the runs; returns its content.
+    """Run each seed, or reuse its finished run; write `seeds.json` next to the runs, and return its content.
 
-    `make_pipeline()` gives the pipeline of `config` as it stands.
+    `make_pipeline()` must return a pipeline for the current values of `config`.
     """
     runs = {}
     for seed in seeds:

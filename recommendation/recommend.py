@@ -1,7 +1,7 @@
-"""Recommend items to users of the data set, or after any histories, by a recommender that is trained.
+"""Recommend items for a user of the dataset, or for any histories, with a trained recommender.
 
-A history is raw ids, oldest first, each a word of its own: --history A B "C, with a comma". A word that is no item is
-split at its commas, so A,B,C works too; an id that begins with a dash is given as --history=-A. A file of histories
+A history is a list of raw ids, oldest first, with one word per id: --history A B "C, with a comma". A word that is not
+an item is split at its commas, so A,B,C works too. If an id begins with a dash, write --history=-A. A file of histories
 has JSON lines: ["A", "B"], {"user": "me", "history": ["A", "B"]}, or {"user": "U"} for all events of user U.
 """
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.command import run_command  # noqa: E402 (the path comes first)
-from common.errors import ConfigError  # noqa: E402 (the path comes first)
+from common.command import run_command  # noqa: E402 (needs the path above)
+from common.errors import ConfigError  # noqa: E402 (needs the path above)
 
 log = logging.getLogger("recommendation")
 
-NUM_NAMED = 5  # unknown items in a warning
+NUM_NAMED = 5  # unknown items named in a warning
 
 
 def main(argv: list[str]) -> None:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     check_name("--quantizer_name", args.quantizer_name)
     config_path(args.model)
     if args.top_k < 1:
-        raise ConfigError(f"--top_k {args.top_k}", "is not a number of items", fix="at least 1")
+        raise ConfigError(f"--top_k {args.top_k}", "must be at least 1", fix="use --top_k 10")
     check_output(args.output, args.histories)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
@@ -60,14 +60,14 @@ def main(argv: list[str]) -> None:
 
 
 def check_output(path: Path | None, histories: Path | None) -> None:
-    """Raise ConfigError, before anything is computed, where another file would be lost or none can be."""
+    """Raise ConfigError if the output is a folder, or would replace the histories or an artifact."""
     if path is None:
         return
-    the_same = histories and histories.exists() and path.exists() and path.samefile(histories)
-    what = ("is a folder" if path.is_dir() else "is the file of the histories" if the_same else
-            "is an artifact, which other commands read" if path.with_name(f"{path.name}.meta.json").exists() else None)
+    is_input = histories and histories.exists() and path.exists() and path.samefile(histories)
+    what = ("is a folder" if path.is_dir() else "is the file with the histories" if is_input else
+            "is an artifact that other commands read" if path.with_name(f"{path.name}.meta.json").exists() else None)
     if what:
-        raise ConfigError(f"--output {path}", what, fix="the name of a new file")
+        raise ConfigError(f"--output {path}", what, fix="name a new file")
 
 
 def make_parser():
@@ -76,24 +76,31 @@ def make_parser():
 
     parser = Parser(prog="recommendation/recommend.py", description=__doc__)
     parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
-    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs it was trained on")
+    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
+                        help="the quantizer that made the semantic IDs")
     queries = parser.add_mutually_exclusive_group(required=True)
-    queries.add_argument("--user", metavar="U", help="the raw id of a user: all events of the data set are the history")
-    queries.add_argument("--history", nargs="*", action="extend", metavar="ID", help="raw ids, oldest first")
-    queries.add_argument("--histories", type=Path, metavar="FILE", help="a file of JSON lines, each a history")
-    parser.add_argument("--top_k", type=int, default=10, metavar="K", help="items for each history")
-    parser.add_argument("--filter_seen", action="store_true", help="leave out the items of the history")
-    parser.add_argument("--format", choices=("table", "jsonl"), default="table", help="for people, or for programs")
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="in place of standard output")
+    queries.add_argument("--user", metavar="U", help="raw id of a user, whose events in the dataset are the history")
+    queries.add_argument("--history", nargs="*", action="extend", metavar="ID", help="raw ids of items, oldest first")
+    queries.add_argument("--histories", type=Path, metavar="FILE", help="a file of JSON lines, one history per line")
+    parser.add_argument("--top_k", type=int, default=10, metavar="K", help="number of items per history")
+    parser.add_argument("--filter_seen", action="store_true", help="do not recommend the items of the history")
+    parser.add_argument("--format", choices=("table", "jsonl"), default="table",
+                        help="output format: table for people, jsonl for programs")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE",
+                        help="write to FILE instead of standard output")
     parser.add_argument("--device", default=None, metavar="DEV",
-                        help="auto, cpu, cuda, cuda:<n>; else that of the run's configuration")
+                        help="auto, cpu, cuda, cuda:<n> (default: as in the run's configuration)")
     add_shared_flags(parser)
     add_variant_flags(parser)
     return parser
 
 
 def recommend(run, lookup, queries, top_k: int, filter_seen: bool):
-    """LoadedRun, Lookup, list[Asked] -> Histories and their Ranking; odd input is logged as warnings."""
+    """Return the Histories of the queries (list[Query]) and their Ranking; log warnings for unusual input.
+
+    run: LoadedRun
+    lookup: Lookup
+    """
     from recommendation.evaluator import rank
 
     histories, sequences, num_items = lookup.histories(queries), lookup.sequences, len(lookup.raw_ids)
@@ -111,14 +118,14 @@ def _warn(histories, ranking, top_k: int, num_items: int, max_history: int) -> N
     num_empty, num_long = int(ranking.fallback.sum()), int((histories.lengths > max_history).sum())
     num_short = int((ranking.items < 0).any(axis=1).sum())
     for what, count, more in (
-            ("unknown items left out", len(unknown), f" ({named})"),
-            ("histories without a known item, answered by popularity", num_empty, ""),
-            (f"histories longer than {max_history} items, of which the newest are read", num_long, ""),
-            ("histories with fewer items than asked for, as no more are left", num_short, "")):
+            ("unknown items skipped", len(unknown), f" ({named})"),
+            ("histories without a known item, ranked by popularity", num_empty, ""),
+            (f"histories longer than {max_history} items, of which only the newest items are used", num_long, ""),
+            ("histories with fewer than --top_k recommendations, because no other items are left", num_short, "")):
         if count:
             log.warning("recommendation: %s: %d%s", what, count, more)
     if top_k > num_items:
-        log.warning("recommendation: --top_k is %d, and the catalogue has no more than %d items", top_k, num_items)
+        log.warning("recommendation: --top_k is %d, but the catalogue has only %d items", top_k, num_items)
 
 
 def _json_lines(histories, ranking, lookup) -> Iterator[str]:
@@ -134,8 +141,8 @@ def _table_lines(histories, ranking, lookup) -> Iterator[str]:
     for row, user in enumerate(histories.users):
         items, scores = _found(ranking, row)
         notes = [f"{histories.lengths[row]} known items"]
-        notes += [f"{len(histories.unknown[row])} unknown left out"] * bool(histories.unknown[row])
-        notes += ["nothing known, so the most popular"] * bool(ranking.fallback[row])
+        notes += [f"{len(histories.unknown[row])} unknown items skipped"] * bool(histories.unknown[row])
+        notes += ["ranked by popularity"] * bool(ranking.fallback[row])
         yield (f"User {user}" if user is not None else f"History {row + 1}") + f" ({'; '.join(notes)})"
         width = max(map(len, lookup.raw_ids[items]), default=0)
         for place, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
@@ -145,9 +152,9 @@ def _table_lines(histories, ranking, lookup) -> Iterator[str]:
 
 
 def _found(ranking, row: int):
-    """The items of a row that there are, and their scores as plain numbers."""
-    there = ranking.items[row] >= 0
-    return ranking.items[row][there], ranking.scores[row][there].astype(float).round(6).tolist()
+    """Return the items of a row without its empty positions, and their scores as a list of floats."""
+    found = ranking.items[row] >= 0
+    return ranking.items[row][found], ranking.scores[row][found].astype(float).round(6).tolist()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables of results: the runs of one job with recommendations to look at, and all finished runs of a data set."""
+"""Tables of results: a report on the runs of one job, and a comparison of all finished runs of a dataset."""
 
 import argparse
 import json
@@ -25,100 +25,100 @@ log = logging.getLogger(__name__)
 
 NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
 _NAMES = ("model", "tokenizer", "seeds")
-NOTES = ("Test split, whole catalogue, item ids; the best first, by ndcg@10. With several seeds mean ± standard "
-         "deviation over them, with one ± the standard error over the users, in brackets. training: minutes of wall "
-         "clock; users/s: lists a second while testing; both of the machine they ran on. settings: what differs "
-         "from the model's config.yaml, and whether a run has read semantic IDs that "
-         "are no longer there.")
+NOTES = ("Metrics of the test split, ranked over the whole catalogue, in item ids; sorted by ndcg@10. Several seeds: "
+         "mean ± standard deviation over the seeds; one seed: ± standard error over the users, in brackets. training: "
+         "minutes of wall-clock time. users/s: lists per second in the test. Both depend on the machine. settings: "
+         "keys that differ from the model's config.yaml; from_t5: initialized from a T5; earlier codes: the semantic "
+         "IDs have changed since the run.")
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
-    """The tables as text, also written as Markdown and CSV into `run_root/recommendation/<D>/` if that can be.
+    """Return the tables as text, and write them as Markdown and CSV into `run_root/recommendation/<D>/` if possible.
 
-    Baselines that were not run are named with their command. Runs of earlier interactions are counted and
-    left out: their figures are of other events. Raises DataError if no run is left.
+    Missing baselines are listed with their commands. Runs of earlier interactions are counted but not shown, because
+    their metrics are not comparable. Raises DataError if no run remains.
     """
     parent = run_root / "recommendation" / folder.name
     sha256 = load_meta(folder.interactions, folder.make_command)["sha256"]
     runs = _finished(parent, folder)
     current = [run for run in runs if run.inputs.get(folder.interactions.name) == sha256]
     if not current:
-        raise DataError(parent, "has no finished run of these interactions",
+        raise DataError(parent, "has no finished run for the current interactions",
                         fix=Choice("encoder_decoder").training_command(folder, run_root))
     lines, rows = [f"# Recommenders of {folder.name}", ""], []
     heads = [*_NAMES, *columns(), "parameters", "training", "users/s", "settings"]
     csv_heads = [*_NAMES, *(f"{name}{part}" for name in columns() for part in ("", "_deviation", "_stderr")),
                  "parameters", "training_seconds", "users_per_second", "settings", "filter_seen"]
-    for filtered, heading in ((False, "Nothing filtered"), (True, "Items of the history filtered")):
-        table = _configurations([run for run in current if run.filter_seen is filtered])
-        if table:
-            lines += [f"{heading} ({table[0][0].metrics['test']['num_targets']} targets)", "",
-                      markdown(heads, [row(runs_of_one) for runs_of_one in table]), ""]
-            rows += [csv_row(runs_of_one) for runs_of_one in table]
+    for filtered, heading in ((False, "No items filtered"), (True, "Items of the history filtered")):
+        groups = _group_by_configuration([run for run in current if run.filter_seen is filtered])
+        if groups:
+            lines += [f"{heading} ({groups[0][0].metrics['test']['num_targets']} targets)", "",
+                      markdown(heads, [row(group) for group in groups]), ""]
+            rows += [csv_row(group) for group in groups]
     if len(runs) > len(current):
-        lines += [f"{len(runs) - len(current)} runs of earlier interactions are left out.", ""]
+        lines += [f"Not shown: {len(runs) - len(current)} runs of earlier interactions.", ""]
     if missing := _missing_baselines(current, folder, run_root):
-        lines += ["Baselines that were not run:", "", *(f"    {command}" for command in missing), ""]
+        lines += ["Baselines without a run:", "", *(f"    {command}" for command in missing), ""]
     text = "\n".join([*lines, NOTES])
     try:
         write_text(parent / "compare.md", text + "\n")
         write_text(parent / "compare.csv", csv_text(csv_heads, rows))
     except OSError as error:
-        return f"{text}\n\ncannot write {parent / 'compare.md'} and .csv: {error.strerror}"
-    return f"{text}\n\nwrote {parent / 'compare.md'} and .csv"
+        return f"{text}\n\n{parent / 'compare.md'} and compare.csv could not be written: {error.strerror}"
+    return f"{text}\n\nwrote {parent / 'compare.md'} and compare.csv"
 
 
 def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
-    """All that can be read, in the order in which they finished."""
+    """Return all readable runs in the order in which they finished, and log a warning for each of the others."""
     runs = []
     for path in sorted(parent.glob("*/*/*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path)):
         try:
             runs.append(read_run(path.parent))
         except ArtifactError as error:
-            log.warning("left out: %s", error)
-    there = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
-    return [run._replace(has_current_codes=run.variant == NO_CODES or there[run.variant] in run.inputs.values())
+            log.warning("skipped: %s", error)
+    current = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
+    return [run._replace(has_current_codes=run.variant == NO_CODES or current[run.variant] in run.inputs.values())
             for run in runs]
 
 
 def _sha256(path: Path) -> str | None:
     try:
         return load_meta(path, "")["sha256"]
-    except UserError:  # not there, or stale: no run can be repeated with it
+    except UserError:  # missing or stale
         return None
 
 
 def _missing_baselines(runs: list[FinishedRun], folder: DatasetFolder, run_root: Path) -> list[str]:
-    """The commands of the baselines that lack a run under a protocol that other runs have."""
-    there = {(run.model, run.filter_seen) for run in runs}
+    """Return the training commands of missing baselines, for each value of `filter_seen` in the runs."""
+    present = {(run.model, run.filter_seen) for run in runs}
     return [Choice(baseline).training_command(folder, run_root) + (" --filter_seen" if filtered else "")
             for filtered in sorted({run.filter_seen for run in runs}) for baseline in baselines()
-            if (baseline, filtered) not in there]
+            if (baseline, filtered) not in present]
 
 
-def _configurations(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
-    """The runs of each configuration, which differ in their seed alone; the best by NDCG@10 first.
+def _group_by_configuration(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
+    """Return groups of runs that differ only in their seeds, sorted by NDCG@10, best first.
 
-    Of a seed's runs on several devices the last one counts.
+    If a seed has runs on several devices, the last run counts.
     """
-    found: dict[str, dict[int, FinishedRun]] = {}
+    groups: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
         common = {key: value for key, value in run.config["common"].items() if key not in ("seed", "device")}
         key = json.dumps([run.model, run.variant, run.inputs, common, run.config[run.model]], sort_keys=True)
-        found.setdefault(key, {})[run.seed] = run
-    return sorted(([by_seed[seed] for seed in sorted(by_seed)] for by_seed in found.values()),
-                  key=lambda of_one: -(_mean([run.metrics["test"]["ndcg@10"] for run in of_one]) or 0))
+        groups.setdefault(key, {})[run.seed] = run
+    return sorted(([by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups.values()),
+                  key=lambda group: -(_mean([run.metrics["test"]["ndcg@10"] for run in group]) or 0))
 
 
 def row(runs: list[FinishedRun]) -> list[str]:
-    """A configuration's cells for people."""
+    """Return the Markdown cells of a group of runs that differ only in their seeds."""
     run, tests, speed = runs[0], [run.metrics["test"] for run in runs], _mean([run.users_per_second for run in runs])
     return [*_names(runs), *(cell(tests, name) for name in columns()), f"{run.metrics['num_parameters']:,}",
             f"{(_mean([run.seconds for run in runs]) or 0) / 60:.1f}", f"{speed:,.0f}" if speed else "", settings(run)]
 
 
 def csv_row(runs: list[FinishedRun]) -> list[str]:
-    """A configuration's values for programs: plain numbers, nothing where there is none."""
+    """Return the CSV cells of a group of runs that differ only in their seeds; a missing value is empty."""
     run, tests = runs[0], [run.metrics["test"] for run in runs]
     metrics = mean_and_deviation(tests)
     values = [value for name in columns() for value in (
@@ -136,27 +136,30 @@ def _names(runs: list[FinishedRun]) -> list[str]:
 
 
 def cell(tests: list[dict], name: str) -> str:
-    """A figure with its uncertainty: over the seeds if there are several, else over the users if it is known."""
+    """Return a metric with its deviation over the seeds, or, for one seed, with its standard error over the users."""
     error = tests[0].get(f"{name}_stderr") if len(tests) == 1 else None
     return _mean_cell(mean_and_deviation(tests).get(name)) + (f" (± {error:.4f})" if error is not None else "")
 
 
 def settings(run: FinishedRun) -> str:
-    """The keys that are not as in the model's own YAML (`lr=0.003 d_model=64`), `from_t5`, and `earlier codes`."""
+    """Return the keys that differ from the model's YAML, and `from_t5` and `earlier codes` if they apply.
+
+    Example: `lr=0.003 d_model=64 from_t5`. `earlier codes` means that the semantic IDs have changed since the run.
+    """
     own = flat(run.config[run.model])
     try:
         defaults = flat(resolve(run.model, config_path(run.model), DEFAULTS, []).values[run.model])
-    except ConfigError:  # the model has been removed since
+    except ConfigError:  # the model no longer exists
         defaults = own
     changed = [f"{key.split('.')[-1]}={own[key]}" for key in own
-               if own[key] != defaults.get(key) and not key.endswith(".filter_seen")]  # which has tables of its own
+               if own[key] != defaults.get(key) and not key.endswith(".filter_seen")]  # filter_seen has separate tables
     from_t5 = any(name.startswith("from_t5/") for name in run.inputs)
     origin = [word for word, holds in (("from_t5", from_t5), ("earlier codes", not run.has_current_codes)) if holds]
     return " ".join(changed + origin)
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Nested dicts -> `dotted.key -> value`."""
+    """Flatten nested dicts to one dict `dotted.key -> value`."""
     found: dict[str, object] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -164,19 +167,20 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 
 def _mean(values: list) -> float | None:
-    """Of the values that are there."""
+    """Return the mean of the values that are not None, or None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="recommendation.results", description="Show a data set's finished runs side by side.")
+    parser = Parser(prog="recommendation.results", description="Show finished runs of a dataset in one table.")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--models", default=",".join(names()), metavar="M,M",
-                      help="the newest finished run of each, in this order")
+                      help="show the newest finished run of each model, in this order")
     rows.add_argument("--run_list", type=Path, default=None, metavar="FILE",
-                      help="the runs in a file that recommendation/main.py --run_list wrote")
-    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q", help="whose semantic IDs are used")
+                      help="show the runs in a file that recommendation/main.py --run_list wrote")
+    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
+                        help="the quantizer that made the semantic IDs")
     add_shared_flags(parser)
     add_variant_flags(parser)
     args = parse(parser, argv)
@@ -190,12 +194,12 @@ def main(argv: list[str]) -> None:
 
 
 def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice, Path]:
-    """The folders of the runs that the flags ask for. Raises DataError if a list has none."""
+    """Return the folders of the runs that the flags select. Raises DataError if the run list is empty."""
     listed = []
     if args.run_list is not None:
         listed = [Path(line) for line in args.run_list.read_text(encoding="utf-8").splitlines()]
         if not listed:
-            raise DataError(args.run_list, "names no run",
+            raise DataError(args.run_list, "has no runs",
                             fix=f"python recommendation/main.py --model=M --run_list {args.run_list}")
     models = [run.parent.parent.name for run in listed] or args.models.split(",")
     choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in models]
@@ -203,9 +207,10 @@ def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice,
 
 
 def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> str:
-    """The table of the runs, and the last one's recommendations for three users.
+    """Return a table of the runs, and the last run's recommendations for three users.
 
-    Raises ArtifactError for a run of earlier interactions or semantic IDs.
+    Raises ArtifactError if the interactions or the semantic IDs of a run have changed since, and DataError if the runs
+    differ in `filter_seen`.
     """
     finished = {}
     for choice, run in runs.items():
@@ -213,19 +218,22 @@ def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> s
         require_same_inputs(run, finished[choice.model].inputs, load_source(folder, choice).inputs,
                             choice.training_command(folder, run_root))
     if len({run.filter_seen for run in finished.values()}) > 1:
-        raise DataError(run_root, "the runs were tested by different rules", ", ".join(
+        raise DataError(run_root, "the runs differ in filter_seen", ", ".join(
             f"{model}: filter_seen {str(run.filter_seen).lower()}" for model, run in finished.items()),
-            "run them again, all with --filter_seen or all without")
+            "run them again, all with --filter_seen or all without it")
     rows = {model: run.metrics for model, run in finished.items()}
     *_, (last, run) = runs.items()
-    rule = "items of the history filtered" if finished[last.model].filter_seen else "nothing filtered"
+    rule = "items of the history filtered" if finished[last.model].filter_seen else "no items filtered"
     heading = (f"{folder.name}: test split, whole catalogue, item ids, {rule} "
-               f"({rows[last.model]['test']['num_targets']} targets; in brackets the standard error)")
+               f"({rows[last.model]['test']['num_targets']} targets; standard errors in brackets)")
     return "\n".join([heading, "", table(rows), "", examples(folder, run, last.model)])
 
 
 def table(rows: dict[str, dict]) -> str:
-    """A Markdown table of test metrics, `model -> metrics.json`; an older run lacks metrics that are new."""
+    """Return a Markdown table of test metrics.
+
+    rows: model -> content of its metrics.json; metrics that an old run does not have are left empty
+    """
     names = columns((5, 10), kinds=(True,))
     return markdown(("model", *names), [
         [model, *(f"{row['test'][name]:.4f} (±{row['test'][name + '_stderr']:.4f})" if name in row["test"] else ""
@@ -233,7 +241,7 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def seeds_table(model: str, summary: dict) -> str:
-    """The same of several seeds, mean and standard deviation over them."""
+    """Return a Markdown table of the mean and the standard deviation of test metrics over several seeds."""
     names = columns((5, 10), kinds=(True,))
     return markdown(("model", "seeds", *names), [[model, ", ".join(map(str, summary["seeds"])), *(
         _mean_cell(summary["test"].get(name)) for name in names)]])
@@ -246,11 +254,11 @@ def _mean_cell(value: dict | None) -> str:
 
 
 def examples(folder: DatasetFolder, run: Path, model: str) -> str:
-    """For three users spread over the file: the end of their history and the ten recommended titles."""
+    """Return examples for three users spread over the test events: the end of the history, and ten recommendations."""
     items = load_items(folder)
     title_of = dict(zip(items["raw_id"], items["title"], strict=True))
     sequences = Sequences.load(folder, "cpu")
-    tested = sequences.positions("test")  # a line each, in this order
+    tested = sequences.positions("test")  # predictions.jsonl has one line for each, in this order
     lines = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     parts = []
     for number in np.linspace(0, len(lines) - 1, min(NUM_USERS, len(lines))).astype(int):

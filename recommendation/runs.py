@@ -1,4 +1,4 @@
-"""Runs: what identifies one, what it reads, which one to load, and whether it still fits its data set."""
+"""Finished runs of recommenders: find them, load them, and check that their inputs have not changed."""
 
 import logging
 import shlex
@@ -21,12 +21,12 @@ from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 
 log = logging.getLogger(__name__)
 
-NO_CODES = "no-codes"  # the variant's name where a model reads no semantic IDs
-FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}  # which semantic IDs, and the defaults
+NO_CODES = "no-codes"  # the variant name of models that use no semantic IDs
+FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}  # select the semantic IDs; with defaults
 
 
 class Choice(NamedTuple):
-    """A recommender, and whose semantic IDs it reads."""
+    """A recommender and the semantic IDs that it uses."""
 
     model: str
     quantizer: str = "rqvae"
@@ -38,12 +38,12 @@ class Choice(NamedTuple):
         return find_class(self.model).needs_codes
 
     def runs(self, run_root: Path, dataset: str) -> Path:
-        """The folder of its runs on a data set."""
-        of_codes = variant(self.quantizer, self.suffix, self.tag) if self.needs_codes else NO_CODES
-        return run_root / "recommendation" / dataset / self.model / of_codes
+        """Return the folder of the runs on a dataset."""
+        variant_name = variant(self.quantizer, self.suffix, self.tag) if self.needs_codes else NO_CODES
+        return run_root / "recommendation" / dataset / self.model / variant_name
 
     def training_command(self, folder: DatasetFolder, run_root: Path) -> str:
-        """The command that trains it, with the flags that are not at their default."""
+        """Return the command that trains the recommender, with all flags that differ from their defaults."""
         flags = [f"--{name} {value}" for (name, default), value in zip(FLAGS.items(), self[1:], strict=True)
                  if value != default and self.needs_codes]
         root = [] if run_root.resolve() == ROOT / "runs" else [f"--run_root {shlex.quote(str(run_root))}"]
@@ -51,25 +51,30 @@ class Choice(NamedTuple):
                          *root]) + folder.root_flag
 
     def flags_of(self, name: str) -> str:
-        """The flags that name the semantic IDs of the variant `name` (`rqvae-td-small`) in place of these."""
+        """Return the flags to change in order to use the semantic IDs of another variant, such as `rqvae-td-small`."""
         words = name.split("-")
-        parts = [[words[:i], words[i:j], words[j:]] for i in range(1, len(words)) for j in range(i + 1, len(words) + 1)]
-        others = [tuple("-".join(part) or None for part in of_one) for of_one in parts]
-        other = max(others, key=lambda values: sum(map(eq, values, self[1:])))  # names may contain the dash
+        splits = [[words[:i], words[i:j], words[j:]]
+                  for i in range(1, len(words)) for j in range(i + 1, len(words) + 1)]
+        others = [tuple("-".join(part) or None for part in split) for split in splits]
+        # Names may contain dashes; of all ways to split, take the one that has most in common with this choice.
+        other = max(others, key=lambda values: sum(map(eq, values, self[1:])))
         return " ".join(f"--{flag} {value}" if value else f"without --{flag}"
                         for flag, value, own in zip(FLAGS, other, self[1:], strict=True) if value != own)
 
 
 class Source(NamedTuple):
-    """The catalogue as the artifacts have it."""
+    """The catalogue of a dataset, and the artifacts that it was loaded from."""
 
     catalogue: Catalogue
     inputs: dict[str, str]        # file name -> sha256
-    collisions: dict[str, float]  # rates before and after disambiguation; empty without semantic IDs
+    collisions: dict[str, float]  # rates before and after disambiguation; empty if no semantic IDs are used
 
 
 def load_source(folder: DatasetFolder, choice: Choice) -> Source:
-    """Raises DataError or ArtifactError where interactions, items or semantic IDs are missing or stale."""
+    """Load the catalogue for a recommender.
+
+    Raises DataError or ArtifactError if the interactions, items or semantic IDs are missing or stale.
+    """
     inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
     if not choice.needs_codes:
         num_items = load_meta(folder.items, folder.make_command)["num_items"]
@@ -80,22 +85,23 @@ def load_source(folder: DatasetFolder, choice: Choice) -> Source:
     if meta.get("collapse"):
         num_distinct = round((1 - meta["collision_rate_before"]) * len(codes))
         log.warning("recommendation: WARNING: %s: %d items have only %d distinct IDs before disambiguation: %s. "
-                    "They were made by: %s", path.name, len(codes), num_distinct, meta["collapse"], meta["command"])
+                    "The semantic IDs were made by: %s", path.name, len(codes), num_distinct, meta["collapse"],
+                    meta["command"])
     return Source(Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"]), inputs,
                   {key: meta[key] for key in ("collision_rate_before", "collision_rate_after")})
 
 
 class FinishedRun(NamedTuple):
-    """What is known of one run."""
+    """The configuration and the results of a finished run."""
 
     model: str
-    variant: str   # whose codes, or no-codes
+    variant: str   # variant of the semantic IDs, or no-codes
     config: dict
     inputs: dict
     metrics: dict
     seconds: float
     users_per_second: float | None
-    has_current_codes: bool = True  # whether the semantic IDs that it has read are those on the disk, if it reads any
+    has_current_codes: bool = True  # False if the semantic IDs have changed since the run
 
     @property
     def seed(self) -> int:
@@ -103,18 +109,18 @@ class FinishedRun(NamedTuple):
 
     @property
     def filter_seen(self) -> bool:
-        """Whether items of the history were left out."""
+        """Whether the items of the history were excluded from the lists."""
         return self.config[self.model]["training_params"]["filter_seen"]
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """A run folder's files. Raises ArtifactError for one that cannot be read."""
-    fix = f"delete {folder}, and run the model again"
+    """Read the files of a run folder. Raises ArtifactError if one of them cannot be read."""
+    fix = f"delete {folder} and train the model again"
     finished = read_finished(folder, fix)
     fix, model, times = f"{finished['command']} --force", folder.parent.parent.name, folder / "times.json"
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        config["common"]["seed"], config[model]["training_params"]["filter_seen"]  # what is read of it below
+        config["common"]["seed"], config[model]["training_params"]["filter_seen"]  # raise here if a key is missing
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ArtifactError(folder / "config.yaml", "cannot be read", str(error), fix) from error
     return FinishedRun(model, folder.parent.name, config, finished["inputs"],
@@ -124,27 +130,27 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 class LoadedRun(NamedTuple):
-    """A finished run, ready to recommend."""
+    """A finished run with its trained model."""
 
-    model: AbstractRecommender  # in evaluation, on its device
+    model: AbstractRecommender  # in evaluation mode, on `device`
     config: Config
-    inputs: dict[str, str]      # file name -> sha256, what it was trained on
+    inputs: dict[str, str]      # file name -> sha256 of the files that it was trained on
     folder: Path
     device: torch.device
 
 
 def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, device: str | None = None) -> LoadedRun:
-    """The newest finished run of a recommender; `device` in place of its configuration's.
+    """Load the newest finished run of a recommender; `device` overrides the device in the run's configuration.
 
-    Raises DataError where there is none, and ArtifactError where interactions or semantic IDs have changed since it
-    was trained, or where its configuration or checkpoint is of another version of the model.
+    Raises DataError if no run has finished, and ArtifactError if the interactions or semantic IDs have changed since
+    the training, or if the configuration or the checkpoint belongs to another version of the model.
     """
     run, command = newest_run(folder, run_root, choice), choice.training_command(folder, run_root)
     summary = read_finished(run, f"{command} --force")
     command, source = summary["command"], load_source(folder, choice)
     if summary.get("code") != code_of(choice.model):
-        log.warning("recommendation: %s was trained by other code: its model, the files that the model imports, or the "
-                    "trainer have changed since", run)
+        log.warning("recommendation: %s was trained by another version of the code: the model, a file that it imports, "
+                    "or the trainer has changed since", run)
     require_same_inputs(run, summary["inputs"], source.inputs, command)
     config, model = _build(run, choice.model, source, f"{command} --force")
     checkpoints = Checkpoints(run / "checkpoints", command)
@@ -154,33 +160,37 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
 
 
 def newest_run(folder: DatasetFolder, run_root: Path, choice: Choice) -> Path:
-    """The folder of the newest finished run. Raises DataError, naming the nearest other choice, where there is none."""
+    """Return the folder of the newest finished run.
+
+    Raises DataError if no run has finished; the error suggests similar semantic IDs that have a finished run.
+    """
     parent = choice.runs(run_root, folder.name)
     run = latest_run(parent)
     if run is None:
         others = sorted({path.parent.parent.name for path in parent.parent.glob("*/*/finished.json")})
         close, command = closest(parent.name, others), choice.training_command(folder, run_root)
         raise DataError(parent, "has no finished run", nearest(parent.name, others) if others else "",
-                        f"{choice.flags_of(close)}; or to train it: {command}" if close else command)
+                        f"correct the flags ({choice.flags_of(close)}), or train the model with: {command}"
+                        if close else command)
     return run
 
 
-def require_same_inputs(run: Path, recorded: dict[str, str], there: dict[str, str], command: str) -> None:
-    """Raise ArtifactError where a run has read something else than what is `there` now."""
-    for name, sha256 in there.items():
+def require_same_inputs(run: Path, recorded: dict[str, str], current: dict[str, str], command: str) -> None:
+    """Raise ArtifactError if an input of a run has changed since the run was trained."""
+    for name, sha256 in current.items():
         if recorded.get(name) != sha256:
-            raise ArtifactError(run, f"was trained on another {name}",
-                                f"its sha256 was {str(recorded.get(name))[:12]} and is {sha256[:12]} now", command)
+            raise ArtifactError(run, f"is stale: {name} has changed since",
+                                f"Its sha256 was {str(recorded.get(name))[:12]} and is now {sha256[:12]}", command)
 
 
 def _build(run: Path, name: str, source: Source, fix: str) -> tuple[Config, AbstractRecommender]:
-    """The run's configuration and the model that it describes, with no weights as yet."""
+    """Return the run's configuration and a model built from it, before the trained weights are loaded."""
     try:
         config = resolve(name, run / "config.yaml", DEFAULTS, [])
         model_config = config.for_model()
         model = find_class(name)(model_config, source.catalogue)
         config.check_all_read(model_config)
-    except ConfigError as error:  # nobody mends a run's own file: the run is what has to be made again
-        raise ArtifactError(error.where, error.what, f"{error.why} (the run is of another version of {name})".strip(),
-                            fix) from error
+    except ConfigError as error:  # users do not edit the config.yaml of a run: repeat the run
+        raise ArtifactError(error.where, error.what,
+                            f"The run belongs to another version of {name}. {error.why}".strip(), fix) from error
     return config, model

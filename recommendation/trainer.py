@@ -1,4 +1,4 @@
-"""Trains any recommender and keeps the model that validates best."""
+"""Training of a recommender, and selection of the model with the best validation metric."""
 
 import logging
 from collections.abc import Callable
@@ -23,12 +23,12 @@ Loss = Callable[[Windows], dict[str, Tensor]]
 
 
 def validate(model: AbstractRecommender, sequences: Sequences, params: dict, name: str) -> dict:
-    """The metrics of the validation events."""
+    """Return the metrics on the validation events."""
     return metrics(predict(model, sequences, "valid", params, f"validate {name}"), model.catalogue.num_items)
 
 
 class RecommenderTask:
-    """What `common.training.TrainingLoop` needs to know about training a recommender."""
+    """The `common.training.Task` that trains a recommender by gradient."""
 
     def __init__(self, model: AbstractRecommender, sequences: Sequences, params: dict, seed: int, name: str):
         self.model: nn.Module = model
@@ -48,20 +48,20 @@ class RecommenderTask:
         return losses
 
     def end_epoch(self, epoch: int) -> None:
-        """Nothing to do between epochs."""
+        """Do nothing; recommenders need no work between epochs."""
 
     def evaluate(self) -> dict:
         return validate(self.recommender, self.sequences, self.params, self.name)
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """The users of the batch."""
+        """Return the user numbers of the batch."""
         return self.sequences.user[self.batches.batch(epoch, index).starts].tolist()
 
 
 def train(model: AbstractRecommender, sequences: Sequences, config: Config, run: Run) -> Best:
-    """Fit in one call or by gradient, whichever the model does; it ends as the selected model.
+    """Train the model by its `fit` method or by gradient, and return the validation metrics of the selected model.
 
-    Test events are not read.
+    At the end, `model` has the weights of the selected model. Test events are not used.
     """
     params, seed = config.training_params, config["common"]["seed"]
     tried = sequences.histories(sequences.positions("valid")[:NUM_TRIED], params["max_history"])
@@ -81,28 +81,28 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
 
 
 def loss_function(model: AbstractRecommender, params: dict, device: torch.device) -> Loss:
-    """The model's `compute_loss` as the training parameters `precision` and `compile` ask for it.
+    """Return the model's `compute_loss` with the training parameters `precision` and `compile` applied.
 
-    Weights, optimizer and evaluation stay in float32 whatever these two say.
+    Weights, optimizer and evaluation always use float32.
     """
     compute = _compiled(model.compute_loss) if params["compile"] else model.compute_loss
     if params["precision"] == "float32":
         return compute
     if device.type != "cuda":
-        log.info("precision: bfloat16 is for CUDA; on the %s this runs in float32", device.type)
+        log.info("precision: bfloat16 needs CUDA; the training on the %s uses float32", device.type)
         return compute
     return lambda windows: _autocast(compute, windows, device.type)
 
 
 def _autocast(compute: Loss, windows: Windows, device_type: str) -> dict[str, Tensor]:
-    """bfloat16 has float32's range, so that no loss needs scaling."""
+    """Compute the losses in bfloat16. They need no scaling, because bfloat16 has the range of float32."""
     with torch.autocast(device_type, dtype=torch.bfloat16):
         return compute(windows)
 
 
 def _compiled(compute: Loss) -> Loss:
-    """Compiled at the first call, once for windows of all shapes."""
-    from torch._dynamo.exc import TorchDynamoException  # torch has no public name for what its compiler raises
+    """Return a function that compiles `compute` at its first call, once for windows of all shapes."""
+    from torch._dynamo.exc import TorchDynamoException  # PyTorch has no public name for compiler errors
 
     compiled = torch.compile(compute, dynamic=True)
 
@@ -112,8 +112,9 @@ def _compiled(compute: Loss) -> Loss:
         except TorchDynamoException as error:
             if out_of_memory(error):
                 raise
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]  # a page, the cause on top
-            raise ConfigError("training_params.compile", "the model cannot be compiled here", " ".join(lines[:2]),
-                              "--compile false") from error
+            # The message is about a page long and begins with the cause.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ConfigError("training_params.compile", "the model cannot be compiled on this machine",
+                              " ".join(lines[:2]), "use --compile false") from error
 
     return call

@@ -1,1 +1,1 @@
-"""Building blocks of quantizers: codebooks, k-means, the nearest codeword, layers."""
+"""Building blocks of quantizers: codebooks, k-means, nearest-codeword search, layers."""

@@ -1,4 +1,4 @@
-"""A codebook and everything that can be chosen about it: `codebook:` in configs/defaults.yaml."""
+"""A codebook with the options of `codebook:` in configs/defaults.yaml."""
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +13,23 @@ from quantization.codebooks.nearest import directions, distances_exactly, neares
 
 
 class Codebook(nn.Module):
-    """K codewords, learned by gradient or as moving averages of the rows that choose them.
+    """K codewords, trained by gradient or as moving averages of the rows that choose them.
 
-    A quantizer calls `start` on the data's rows once, `choose` in `forward` (which counts the use of the codewords in
-    training), `nearest` on float64 rows in `get_codes`, and `restart_dead` in `maintain`. With `update: gradient` its
-    loss has to pull the chosen codewords to their rows.
+    A quantizer calls `start` once with rows of the data, `choose` in `forward`, `nearest` with float64 rows in
+    `get_codes`, and `restart_dead` in `maintain`. With `update: gradient`, the loss of the quantizer must pull the
+    chosen codewords to their rows.
     """
 
-    usage: Tensor   # (K,) how often training chose each codeword since the last restart of dead ones
-    counts: Tensor  # (K,) moving average of the number of rows that choose each codeword
+    usage: Tensor   # (K,) how often training chose each codeword since the last call of `restart_dead`
+    counts: Tensor  # (K,) moving average of the number of rows per batch that choose each codeword
     sums: Tensor    # (K, D) moving average of the sum of these rows
 
     def __init__(self, size: int, width: int, options: dict, uniform: bool = False):
-        """`options` are the resolved `codebook:` of a quantizer's YAML; `uniform` trains with Sinkhorn's assignment."""
+        """Create a codebook.
+
+        options: the resolved `codebook:` section of the quantizer's configuration
+        uniform: in training, choose all codewords about equally often (Sinkhorn)
+        """
         super().__init__()
         self.options, self.uniform = options, uniform
         self.cosine, self.averaged = options["distance"] == "cosine", options["update"] == "ema"
@@ -40,19 +44,19 @@ class Codebook(nn.Module):
         return len(self.codewords)
 
     def nearest(self, rows: Tensor) -> Tensor:
-        """(N, D) -> (N,) the code of each row, the same in every batch."""
+        """Return the code of each row, independently of the other rows: (N, D) -> (N,)."""
         return nearest_exactly(rows, self._compared())
 
     def nearest_in_float32(self, rows: Tensor) -> Tensor:
-        """(N, D) -> (N,) in float32, for training: rows between two codewords may go either way."""
+        """Return the codes in float32, for training: (N, D) -> (N,). Near ties may depend on the other rows."""
         return nearest(rows, self._compared())
 
     def distances(self, rows: Tensor) -> Tensor:
-        """(N, D) -> (N, K) how far each row is from each codeword, float64."""
+        """Return the squared distances from each row to each codeword: (N, D) -> float64 (N, K)."""
         return distances_exactly(rows, self._compared())
 
     def choose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) -> codes (N,) and codewords (N, D) as training sees them; counts what is chosen."""
+        """Return the codes (N,) and codewords (N, D) of rows (N, D). In training, also update counts and averages."""
         if not self.training:
             codes = self.nearest_in_float32(rows)
             return codes, self.lookup(codes)
@@ -71,12 +75,12 @@ class Codebook(nn.Module):
         return codes, codewords
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """(N,) -> (N, D)."""
+        """Return the codewords of codes: (N,) -> (N, D)."""
         return F.embedding(codes, self.codewords)
 
     @torch.no_grad()
     def start(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Codewords from the data (N, D): by k-means, or random rows."""
+        """Initialize the codewords from rows (N, D) of the data: by k-means, or with random rows."""
         if self.options["start"] == "kmeans":
             clusters = kmeans(rows, len(self), self.options["kmeans_iterations"], generator, self.cosine)
             self._move(torch.ones(len(self), 1, dtype=torch.bool, device=rows.device), clusters.centroids)
@@ -86,7 +90,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def restart_dead(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Move every codeword that nothing used to a random one of `rows` (N, D); forget the counts."""
+        """Move every codeword that was unused since the last call to a random row (N, D), and reset `usage`.
+
+        With `restart_dead: false`, only reset `usage`.
+        """
         picks = _draw(len(self), len(rows), generator).to(rows.device, non_blocking=True)
         if self.options["restart_dead"]:
             self._move((self.usage == 0).unsqueeze(1), rows[picks])
@@ -102,30 +109,33 @@ class Codebook(nn.Module):
             self.sums.copy_(torch.where(moved, rows, self.sums))
 
     def _average(self, counts: Tensor, sums: Tensor) -> None:
-        """Moving averages as in van den Oord et al. 2017 (arXiv 1711.00937, appendix A).
+        """Update the moving averages and the codewords (van den Oord et al. 2017, arXiv 1711.00937, appendix A).
 
-        counts (K,) and sums (K, D) are of the rows of a batch that chose each codeword.
+        counts (K,) and sums (K, D): number and sum of the rows of a batch that chose each codeword
         """
         decay = self.options["ema_decay"]
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
-        # One that was hardly chosen stays: the quotient of two vanishing numbers would pull it to 0.
+        # Keep codewords that are hardly ever chosen: the quotient of two tiny numbers would pull them to 0.
         chosen = self.counts.unsqueeze(1) > 1e-5
         self.codewords.copy_(torch.where(chosen, self.sums / self.counts.unsqueeze(1), self.codewords))
 
     def _sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """A draw from the softmax of negative distances; its gradient is that of the softmax (arXiv 1611.01144)."""
+        """Draw codes from the softmax of the negative distances (Gumbel-softmax, arXiv 1611.01144).
+
+        Return codes (N,) and codewords (N, D); the gradient of the codewords is that of the softmax.
+        """
         compared = self._compared()
         logits = 2 * rows @ compared.T - compared.square().sum(dim=1)
         chosen = F.gumbel_softmax(logits, tau=self.options["gumbel_temperature"], hard=True)
         return chosen.argmax(dim=1), chosen @ self.codewords
 
     def _choose_uniformly_in_batch(self, rows: Tensor) -> Tensor:
-        """Codes (N,) of this process's rows among those of the whole batch, which every process assigns alike."""
+        """Return the codes (N,) of this process's shard. Every process computes the codes of the whole batch."""
         return self._choose_uniformly(all_gather(rows))[shard_rows()]
 
     def _choose_uniformly(self, rows: Tensor) -> Tensor:
-        """Codes (N,) such that all are chosen about equally often: optimal transport by Sinkhorn's iterations."""
+        """Return codes (N,) with about equal counts: optimal transport by Sinkhorn iterations."""
         costs = distances_exactly(rows, self._compared())
         costs = (costs - costs.amin(dim=1, keepdim=True)) / (costs.amax() - costs.amin()).clamp(min=1e-12)
         kernel = torch.exp(-costs / self.options["sinkhorn_epsilon"])                              # (N, K)
@@ -137,21 +147,21 @@ class Codebook(nn.Module):
 
 
 def check_options(options: dict, where: str, num_levels: int) -> None:
-    """Raise ConfigError for options that do not go together."""
+    """Raise ConfigError if an option has an invalid value, or two options cannot be combined."""
     if options["gradient"] == "gumbel" and options["update"] == "ema":
-        raise ConfigError(f"{where}.update", "is ema, and gradient is gumbel", "a Gumbel draw moves the codewords by "
-                          "gradient", "--update gradient, or --gradient straight_through")
+        raise ConfigError(f"{where}.update", "ema cannot be combined with gradient gumbel", "Gumbel sampling trains "
+                          "the codewords by gradient", "use --update gradient, or --gradient straight_through")
     for key in ("sinkhorn_epsilon", "gumbel_temperature"):
         if options[key] <= 0:
-            raise ConfigError(f"{where}.{key}", f"is {options[key]}", "it must be above 0", "correct the value")
+            raise ConfigError(f"{where}.{key}", f"must be greater than 0, got {options[key]}", fix="correct the value")
     for level in options["sinkhorn_levels"]:
         if type(level) is not int or not -num_levels <= level < num_levels:
-            raise ConfigError(f"{where}.sinkhorn_levels", f"names level {level!r}", f"there are {num_levels} levels, "
-                              "counted from 0; -1 is the last", "correct the value")
+            raise ConfigError(f"{where}.sinkhorn_levels", f"unknown level {level!r}", f"There are {num_levels} levels, "
+                              "counted from 0; -1 is the last one", "correct the value")
 
 
 def _draw(count: int, num_rows: int, generator: torch.Generator) -> Tensor:
-    """`count` row numbers, different ones while there are enough."""
+    """Return `count` random row numbers. They are distinct if there are at least `count` rows."""
     picks = torch.randperm(num_rows, generator=generator)[:count]
     return picks if len(picks) == count else torch.cat([picks, torch.randint(num_rows, (count - len(picks),),
                                                                               generator=generator)])

@@ -1,4 +1,4 @@
-"""Building blocks of quantizers: the autoencoder's layers, passes that do not depend on the batch, random rows."""
+"""Building blocks of quantizers: MLP, standardization, forward passes in float64, random rows."""
 
 import torch
 from torch import Tensor, nn
@@ -6,8 +6,8 @@ from torch.func import functional_call
 
 # N rows, D width
 
-MAX_START_ROWS = 65_536  # items that k-means looks at
-RESTART_ROWS = 2048      # items that dead codewords restart from; all of them would cost a sixth of it
+MAX_START_ROWS = 65_536  # maximum number of items that codebooks are initialized from
+RESTART_ROWS = 2048      # sample that dead codewords restart from; with all items, restarts took a sixth of an epoch
 
 
 class MLP(nn.Sequential):
@@ -21,7 +21,10 @@ class MLP(nn.Sequential):
 
 
 class Standardizer(nn.Module):
-    """Columns to mean 0 and deviation 1 as measured by `measure`; until then, and if switched off, they stay."""
+    """Scale columns to mean 0 and standard deviation 1, as measured by `measure`.
+
+    Before `measure` is called, or if `active` is false, the columns do not change.
+    """
 
     def __init__(self, width: int, active: bool):
         super().__init__()
@@ -30,19 +33,23 @@ class Standardizer(nn.Module):
         self.register_buffer("deviation", torch.ones(width))
 
     def forward(self, xs: Tensor) -> Tensor:
-        """(N, D) -> (N, D)."""
+        """Standardize the columns: (N, D) -> (N, D)."""
         return (xs - self.mean) / self.deviation if self.active else xs
 
     def undo(self, xs: Tensor) -> Tensor:
+        """Undo the standardization: (N, D) -> (N, D)."""
         return xs * self.deviation + self.mean if self.active else xs
 
     def scale(self, differences: Tensor) -> Tensor:
-        """Differences of columns (N, D) in units of their deviations."""
+        """Divide differences (N, D) by the standard deviations of the columns."""
         return differences / self.deviation if self.active else differences
 
     @torch.no_grad()
     def measure(self, xs: Tensor) -> None:
-        """A column that is constant keeps deviation 1, so that nothing is divided by 0."""
+        """Measure the mean and standard deviation of each column of xs (N, D).
+
+        A constant column gets the deviation 1, to avoid a division by 0.
+        """
         if not self.active:
             return
         deviation, self.mean = torch.std_mean(xs, dim=0, correction=0)
@@ -51,9 +58,9 @@ class Standardizer(nn.Module):
 
 @torch.no_grad()
 def in_float64(module: nn.Module, xs: Tensor) -> Tensor:
-    """What the module makes of (N, D), in float64.
+    """Return the output of the module for xs (N, D), computed in float64.
 
-    In float32 a row's result depends in its last digits on the rows beside it, and a code may flip; here it does not.
+    In float32, the last digits of a row's output depend on the other rows in the batch, which can change its code.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     doubled = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
@@ -61,7 +68,7 @@ def in_float64(module: nn.Module, xs: Tensor) -> Tensor:
 
 
 def sample(xs: Tensor, generator: torch.Generator, count: int = MAX_START_ROWS) -> Tensor:
-    """`count` random rows, or all where there are no more."""
+    """Return `count` random rows of xs, or xs itself if it has at most `count` rows."""
     if len(xs) <= count:
         return xs
     return xs[torch.randperm(len(xs), generator=generator)[:count].to(xs.device, non_blocking=True)]

@@ -1,26 +1,29 @@
-"""Which codeword is the nearest: fast for training, and the same in every batch for semantic IDs."""
+"""Search for the nearest codeword: fast for training, and independent of the batch for semantic IDs."""
 
 import torch
 from torch import Tensor
 
 # N rows, D width, K codewords
 
-CHUNK_CELLS = 1 << 22  # distances held at once
-TIE = 1e-9             # relative; codewords that are as near as makes no difference count as equally near
-ROUNDING = 2.0 ** -24  # of a float32, relative
+CHUNK_CELLS = 1 << 22  # maximum number of distances in memory at once
+TIE = 1e-9             # relative; codewords whose distances differ by less count as equally near
+ROUNDING = 2.0 ** -24  # relative rounding error of float32
 
 
 def nearest(rows: Tensor, codewords: Tensor) -> Tensor:
-    """(N, D), (K, D) -> (N,) index of the codeword at the smallest distance."""
+    """Return the index of each row's nearest codeword, in the precision of the input: (N, D), (K, D) -> (N,)."""
     # |r - c|^2 without |r|^2, which is the same for every codeword.
     return torch.addmm(codewords.square().sum(dim=1), rows, codewords.T, alpha=-2.0).argmin(dim=1)
 
 
 def nearest_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Like `nearest`, in float64, and of equally near codewords the first: no other row can change a row's answer.
+    """Return the index of each row's nearest codeword, computed in float64: (N, D), (K, D) -> (N,).
 
-    With offsets (K,) it is the smallest squared distance plus offset. On the CPU float32 answers where its error cannot
-    matter, which is faster by far and gives the same codes.
+    If several codewords are equally near, the first one is returned. The result for a row does not depend on the other
+    rows. With offsets (K,), the codeword with the smallest squared distance plus offset is returned.
+
+    On the CPU, float32 is used for all rows where its rounding error cannot change the result. This is much faster and
+    gives the same codes.
     """
     if not len(rows):
         return torch.zeros(0, dtype=torch.long, device=rows.device)
@@ -36,7 +39,7 @@ def nearest_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = No
 
 
 def distances_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """(N, D), (K, D) -> (N, K) squared distances plus offsets, float64."""
+    """Return the squared distances plus offsets (K,): (N, D), (K, D) -> float64 (N, K)."""
     rows, codewords = rows.double(), codewords.double()
     bias = codewords.square().sum(dim=1) + (0.0 if offsets is None else offsets.double())
     return torch.addmm(bias, rows, codewords.T, alpha=-2.0) + rows.square().sum(dim=1, keepdim=True)
@@ -49,21 +52,21 @@ def _first_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -> 
 
 
 def _clearly_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Codes (N,) by float32, and bool (N,): the nearest codeword is nearer than the next by more than any rounding.
+    """Return codes (N,) computed in float32, and bool (N,): True if rounding errors cannot have changed the code.
 
-    The error of an inner product of D numbers is at most D + 2 roundings of |r| |c|, in whatever order they are summed
-    (Higham 2002, section 3.1); the rest of the bound is for sums, for the tie of `_first_smallest` and for underflow.
+    The error of an inner product of D numbers is at most (D + 2) ROUNDING |r| |c|, in any order of summation (Higham
+    2002, section 3.1). The rest of the margin is for sums, for the ties of `_first_smallest` and for underflow.
     """
     bias = codewords.double().square().sum(dim=1) + (0.0 if offsets is None else offsets.double())
-    length, longest = rows.float().norm(dim=1), codewords.float().norm(dim=1).max()
-    max_size = bias.abs().max().float()
-    error = ROUNDING * (2 * (rows.shape[1] + 6) * length * longest + 3 * max_size)
-    margin = 2 * error + 4 * TIE * (length + longest).square() + TIE * max_size + 1e-36
+    norm, max_norm = rows.float().norm(dim=1), codewords.float().norm(dim=1).max()
+    max_bias = bias.abs().max().float()
+    error = ROUNDING * (2 * (rows.shape[1] + 6) * norm * max_norm + 3 * max_bias)
+    margin = 2 * error + 4 * TIE * (norm + max_norm).square() + TIE * max_bias + 1e-36
     distances = torch.addmm(bias.float(), rows.float(), codewords.float().T, alpha=-2.0)
     smallest, codes = distances.min(dim=1)
     return codes, (distances <= (smallest + margin).unsqueeze(1)).sum(dim=1) == 1
 
 
 def directions(codewords: Tensor) -> Tensor:
-    """(K, D) scaled to length 1, among which the nearest is the one at the smallest angle."""
+    """Scale codewords (K, D) to length 1, so that the nearest one is the one at the smallest angle to a row."""
     return torch.nn.functional.normalize(codewords, dim=1)

@@ -1,4 +1,4 @@
-"""Residual quantization: level by level, each level coding what is left over."""
+"""Residual quantization: each level quantizes the residual of the previous level."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
@@ -12,18 +12,19 @@ from quantization.codebooks.codebook import Codebook, check_options
 
 
 class Quantized(NamedTuple):
-    """The outcome of residual quantization of a batch."""
+    """The result of quantizing a batch of latents."""
 
-    latent: Tensor           # (B, H) sum of the codewords; its gradient is the encoder's
+    latent: Tensor           # (B, H) sum of the codewords; passes gradients on to the encoder
     codes: Tensor            # (B, L)
-    codebook_loss: Tensor    # () pulls codewords to residuals
-    commitment_loss: Tensor  # () pulls residuals to codewords
+    codebook_loss: Tensor    # () pulls the codewords to the residuals
+    commitment_loss: Tensor  # () pulls the residuals to the codewords
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks of K codewords; the gradient that passes through them is one of the shared options.
+    """L codebooks of K codewords, each of which quantizes the residual of the previous one.
 
-    `options` are the resolved `codebook:` of the YAML, and `where` is their place for error messages.
+    options: the resolved `codebook:` section of the configuration
+    where: the path of this section, for error messages
     """
 
     def __init__(self, num_levels: int, size: int, width: int, options: dict, where: str):
@@ -39,7 +40,10 @@ class ResidualQuantizer(nn.Module):
         return [len(codebook) for codebook in self.codebooks]
 
     def forward(self, latent: Tensor) -> Quantized:
-        """(B, H) -> codes (B, L); every loss is summed over the latent's width, as the reconstruction is."""
+        """Quantize latents (B, H).
+
+        Each loss is summed over H and averaged over the batch, like the reconstruction loss.
+        """
         residual, codes, quantized = latent, [], torch.zeros_like(latent)
         codebook_loss = commitment_loss = latent.new_zeros(())
         for codebook in self.codebooks:
@@ -54,21 +58,21 @@ class ResidualQuantizer(nn.Module):
                          commitment_loss)
 
     def get_codes(self, latent: Tensor) -> Tensor:
-        """(B, H) -> (B, L), in float64: the same codes whichever rows stand beside a row."""
-        return self._walk(latent.double())[0]
+        """Return the codes, computed in float64 and independent of the batch: (B, H) -> (B, L)."""
+        return self._encode(latent.double())[0]
 
     def last_distances(self, latent: Tensor) -> Tensor:
-        """(B, H) -> (B, K) how far each row's last residual is from the last level's codewords."""
-        return self.codebooks[-1].distances(self._walk(latent.double())[1])
+        """Return the squared distances from the last level's residuals to its codewords: (B, H) -> (B, K)."""
+        return self.codebooks[-1].distances(self._encode(latent.double())[1])
 
-    def _walk(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, L), and the residual (B, H) that reaches the last level."""
-        codes, reaching = [], residual
+    def _encode(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the codes (B, L), and the residuals (B, H) that the last level quantizes."""
+        codes, last_residual = [], residual
         for codebook in self.codebooks:
-            reaching = residual
+            last_residual = residual
             codes.append(codebook.nearest(residual))
             residual = residual - codebook.lookup(codes[-1])
-        return torch.stack(codes, dim=1), reaching
+        return torch.stack(codes, dim=1), last_residual
 
     def _pass_gradient(self, latent: Tensor, quantized: Tensor) -> Tensor:
         if self.gradient == "gumbel" and self.training:
@@ -79,7 +83,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Start every codebook from the residuals (N, H) that reach it."""
+        """Initialize each codebook from the residuals of the latents (N, H) at its level."""
         residual = latent
         for codebook in self.codebooks:
             codebook.start(residual, generator)
@@ -87,7 +91,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Restart codewords that were not used since the last time at residuals of random rows of (N, H)."""
+        """Move codewords that were unused since the last call to the residuals of random latents (N, H)."""
         residual = latent
         for codebook in self.codebooks:
             after = residual - codebook.lookup(codebook.nearest_in_float32(residual))
@@ -96,10 +100,10 @@ class ResidualQuantizer(nn.Module):
 
 
 def rotate(latent: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized` (B, H), as a rotation and a scaling of `latent`, through which the gradient passes.
+    """Return the values of `quantized` (B, H) as a rotation and scaling of `latent`, which receives the gradient.
 
-    The rotation trick (Fifty et al. 2024, arXiv 2410.06424): R = I - 2 r r^T + 2 q e^T with unit e = latent,
-    q = quantized and r = e + q; a constant of the backward pass.
+    The rotation trick (Fifty et al. 2024, arXiv 2410.06424): R = I - 2 r r^T + 2 q e^T with e = latent / |latent|,
+    q = quantized / |quantized| and r = (e + q) / |e + q|. R is a constant in the backward pass.
     """
     with torch.no_grad():
         length, target = latent.norm(dim=1, keepdim=True), quantized.norm(dim=1, keepdim=True)
@@ -112,5 +116,5 @@ def rotate(latent: Tensor, quantized: Tensor) -> Tensor:
 
 
 def squared(difference: Tensor) -> Tensor:
-    """(B, H) -> () squared length, mean over the batch."""
+    """Return the mean squared length of the rows: (B, H) -> ()."""
     return difference.square().sum(dim=1).mean()

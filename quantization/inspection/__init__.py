@@ -1,1 +1,1 @@
-"""Reports on semantic IDs: what their prefixes mean, and how good they are."""
+"""Reports on semantic IDs: the meaning of their prefixes, and diagnostics of their quality."""

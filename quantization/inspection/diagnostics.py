@@ -1,18 +1,18 @@
-"""Each figure of a tokenizer in words: what it means, and what to try."""
+"""Diagnostics of a tokenizer: what each metric means, and which settings to try."""
 
 from common.config import Config
 from quantization.models.abstract_vq import AbstractVQ
 
-# From which value on a figure is said to be good, or bad.
+# Thresholds of good and bad values.
 GOOD_COLLISIONS, BAD_COLLISIONS = 0.02, 0.10
 GOOD_UTILIZATION, BAD_UTILIZATION = 0.95, 0.70
 EVEN_GINI, UNEVEN_GINI = 0.35, 0.60
-GOOD_COHERENCE = 2.0  # over chance
-SHOWN_PREFIXES = 4    # lengths
+GOOD_COHERENCE = 2.0  # ratio to random pairs, or to chance
+SHOWN_PREFIXES = 4    # largest number of shared codes in the report
 
 
 def diagnose(metrics: dict, settings: dict) -> list[str]:
-    """One line a figure, in the order of the report. Advice changes one of the quantizer's `settings`."""
+    """Return one line per metric, in the order of the report. The advice names only keys of `settings`."""
     lines = [*_reconstruction(metrics, settings), _collisions(metrics, settings), _bucket(metrics)]
     for level, share in enumerate(metrics["utilization"]):
         lines.append(_level(metrics, level, share, settings))
@@ -20,11 +20,11 @@ def diagnose(metrics: dict, settings: dict) -> list[str]:
 
 
 def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
-    """The settings that change a quantizer's codes, by key: of its YAML, and of training if it is trained."""
+    """Return the settings that affect the codes: model parameters, and training parameters if the model is trained."""
     params, training = config[config.name]["model_params"], config.training_params
     settings = {**params, **(params.get("codebook") or {}), "num_items": num_items}
     if "codebook_size" in params and model.codebook_sizes:
-        settings["codebook_size"] = max(model.codebook_sizes)  # in place of auto
+        settings["codebook_size"] = max(model.codebook_sizes)  # replaces `auto`
     if type(model).fit is AbstractVQ.fit:
         settings |= {"epochs": training["epochs"], "max_steps": training["max_steps"]}
     if any(parameter.requires_grad for parameter in model.parameters()):
@@ -32,14 +32,14 @@ def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
     return settings
 
 
-def collapsed_levels(metrics: dict, least: float) -> list[int]:
-    """The levels, from 0, that use less than this share of their codes, or have one code for all items."""
+def collapsed_levels(metrics: dict, min_utilization: float) -> list[int]:
+    """Return the levels, from 0, that use less than this share of their codes, or give all items the same code."""
     return [level for level, share in enumerate(metrics["utilization"])
-            if share < least or share == metrics["perplexity"][level] == 1]
+            if share < min_utilization or share == metrics["perplexity"][level] == 1]
 
 
 def collapse_warning(metrics: dict, levels: list[int], settings: dict) -> str:
-    """The problem, and up to three changes of the quantizer's settings that may help."""
+    """Return a description of the problem, and up to three settings to try."""
     shares = [(level + 1, metrics["utilization"][level]) for level in levels]
     used = ", ".join(f"level {level} uses {share:.0%} of its codes" if share < 1 else
                      f"level {level} gives all items the same code" for level, share in shares)
@@ -52,7 +52,7 @@ def _any(settings: dict) -> bool:
     return True
 
 
-# Advice: its key, the change, and whether it would be a change of these settings.
+# Name of a hint -> the key in the settings, the advice, and whether the advice would change these settings.
 HINTS = {
     "restart_dead": ("restart_dead", "--restart_dead true", lambda settings: not settings["restart_dead"]),
     "start": ("start", "--start kmeans", lambda settings: settings["start"] != "kmeans"),
@@ -62,22 +62,22 @@ HINTS = {
     "codebook_sizes": ("codebook_sizes", "--codebook_sizes auto",
                        lambda settings: settings["codebook_sizes"] != "auto"),
     "lr": ("lr", "a lower --lr", _any),
-    "num_levels": ("num_levels", "another --num_levels", _any),
-    "more_levels": ("num_levels", "more --num_levels", _any),
-    "iterations": ("iterations", "more --iterations", _any),
-    "num_values": ("num_values", "fewer --num_values", lambda settings: any(n > 2 for n in settings["num_values"])),
-    "epochs": ("epochs", "more --epochs", lambda settings: settings["max_steps"] is None),
+    "num_levels": ("num_levels", "a different --num_levels", _any),
+    "more_levels": ("num_levels", "a larger --num_levels", _any),
+    "iterations": ("iterations", "a larger --iterations", _any),
+    "num_values": ("num_values", "smaller --num_values", lambda settings: any(n > 2 for n in settings["num_values"])),
+    "epochs": ("epochs", "a larger --epochs", lambda settings: settings["max_steps"] is None),
     "uniform": ("sinkhorn_levels", "--sinkhorn_levels [-1]", lambda settings: not settings["sinkhorn_levels"]),
 }
 
 
 def _size(settings: dict) -> int:
-    """The codebook size, or 0 if it is not known."""
+    """Return the codebook size, or 0 if it is unknown."""
     return settings["codebook_size"] if isinstance(settings["codebook_size"], int) else 0
 
 
 def _advice(settings: dict, *hints: str) -> str:
-    """`; try a, b or c`: the first three of the hints that would change the settings."""
+    """Return "; try a, b or c" with the first three hints that would change the settings, or "" if there are none."""
     chosen = [HINTS[hint] for hint in hints]
     tries = [change for key, change, changes in chosen if key in settings and changes(settings)][:3]
     if not tries:
@@ -90,8 +90,8 @@ def _reconstruction(metrics: dict, settings: dict) -> list[str]:
     if explained is None:
         return []
     word = "most of" if explained > 0.7 else "about half of" if explained > 0.4 else "little of"
-    return [f"reconstruction error {metrics['reconstruction_error']:.4g}: the codes keep {word} what tells the "
-            f"embeddings apart ({max(explained, 0):.0%} of their variance)"
+    return [f"reconstruction error {metrics['reconstruction_error']:.4g}: the codes explain {word} the variance of the "
+            f"embeddings ({max(explained, 0):.0%})"
             + ("" if explained > 0.4 else _advice(settings, "epochs", "more_levels", "larger"))]
 
 
@@ -99,21 +99,21 @@ def _collisions(metrics: dict, settings: dict) -> str:
     rate = metrics["collision_rate"]
     text = f"collision rate {rate:.2%} before disambiguation: "
     if rate == 0:
-        return text + "every item has an ID of its own"
+        return text + "every item has its own ID"
     if rate <= GOOD_COLLISIONS:
-        return text + "nearly every item has an ID of its own"
+        return text + "nearly every item has its own ID"
     if rate <= BAD_COLLISIONS:
         return text + "some items share an ID"
     return text + "many items share an ID" + _advice(settings, "more_levels", "larger", "uniform")
 
 
 def _bucket(metrics: dict) -> str:
-    largest_nodes = metrics["largest_bucket"]
-    text = f"largest bucket {largest_nodes}: "
-    if largest_nodes == 1:
+    largest = metrics["largest_bucket"]
+    text = f"largest bucket {largest}: "
+    if largest == 1:
         return text + "no two items share an ID"
-    return text + (f"at most {largest_nodes} items share an ID" if largest_nodes <= 10 else
-                   f"{largest_nodes} items share one ID; look for duplicates among the items' texts")
+    return text + (f"at most {largest} items share an ID" if largest <= 10 else
+                   f"{largest} items share one ID; check the item texts for duplicates")
 
 
 def _level(metrics: dict, level: int, share: float, settings: dict) -> str:
@@ -121,12 +121,12 @@ def _level(metrics: dict, level: int, share: float, settings: dict) -> str:
     text = (f"level {level + 1} uses {share:.0%} of its codes "
             f"({dead} dead, perplexity {perplexity:.0f}, Gini {gini:.2f}): ")
     if share < BAD_UTILIZATION or perplexity == 1:
-        return text + "likely collapse" + _advice(settings, "restart_dead", "start", "smaller", "num_values")
+        return text + "probably collapsed" + _advice(settings, "restart_dead", "start", "smaller", "num_values")
     if share < GOOD_UTILIZATION:
-        return text + "some codes are wasted" + _advice(settings, "restart_dead", "smaller", "num_values")
+        return text + "some codes are unused" + _advice(settings, "restart_dead", "smaller", "num_values")
     if gini > UNEVEN_GINI:
-        return text + "all in use, but very unevenly" + _advice(settings, "uniform")
-    return text + ("all in use, and evenly" if gini <= EVEN_GINI else "all in use, some much more than others")
+        return text + "well used, but very unevenly" + _advice(settings, "uniform")
+    return text + ("well and evenly used" if gini <= EVEN_GINI else "well used, but unevenly")
 
 
 def _prefixes(metrics: dict) -> list[str]:
@@ -140,17 +140,17 @@ def _prefixes(metrics: dict) -> list[str]:
         elif ratio is None:
             lines.append(f"prefix coherence: {shared} have similarity {mean:.2f}, random pairs {base:.2f}")
         else:
-            word = ("far more alike than" if ratio >= GOOD_COHERENCE else "somewhat more alike than" if ratio >= 1.1
-                    else "no more alike than")
-            lines.append(f"prefix coherence {ratio:.1f}: {shared} are {word} random ones "
-                         f"(similarity {mean:.2f} against {base:.2f})")
+            word = ("much more similar than" if ratio >= GOOD_COHERENCE else "somewhat more similar than"
+                    if ratio >= 1.1 else "not more similar than")
+            lines.append(f"prefix coherence {ratio:.1f}: {shared} are {word} random pairs "
+                         f"(similarity {mean:.2f}, random pairs {base:.2f})")
     return lines
 
 
 def _behaviour(metrics: dict) -> list[str]:
-    ratio = metrics.get("behavioural_coherence")
+    ratio = metrics.get("behavioral_coherence")
     if ratio is None:
         return []
-    word = "much more often than" if ratio >= GOOD_COHERENCE else "more often than" if ratio >= 1.1 else "as often as"
-    return [f"behavioural coherence {ratio:.1f}: users go on to an item of the same first code {word} chance has it "
-            f"({metrics['same_first_code']:.1%} against {metrics['same_first_code_by_chance']:.1%})"]
+    word = "much more often" if ratio >= GOOD_COHERENCE else "more often" if ratio >= 1.1 else "not more often"
+    return [f"behavioral coherence {ratio:.1f}: consecutive items of a user share their first code {word} than by "
+            f"chance ({metrics['same_first_code']:.1%}, by chance {metrics['same_first_code_by_chance']:.1%})"]

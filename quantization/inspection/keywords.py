@@ -1,4 +1,4 @@
-"""The words of titles, and which of them are typical for a prefix of semantic IDs."""
+"""The words in titles, and the words that are typical of a prefix of semantic IDs."""
 
 import re
 import unicodedata
@@ -10,29 +10,30 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 # N items, G nodes (prefixes) at one depth, V words
 
-MAX_WORDS = 5        # of a prefix
-MIN_SHARE = 0.1      # of a prefix's items have a word that is typical for it
-MIN_SCORE = 1.0      # standard deviations of the log-odds
+MAX_WORDS = 5        # typical words of a prefix
+MIN_SHARE = 0.1      # a typical word occurs in at least this share of the prefix's items
+MIN_SCORE = 1.0      # minimum z-score of a typical word
 
-# Short on purpose: what all titles say falls out by the contrast, and longer lists hold words like "fire" and "mill".
-# The last line is what shops count in.
+# This list is short on purpose. A word that occurs in all titles is never typical, and longer lists contain words such
+# as "fire" and "mill". The last line has units of goods.
 STOP_WORDS = frozenset(re.findall(r"\w+", """
     an and are as at be by for from has in into is it its of on or our out per that the their this to up use used using
     via we with without you your und der die das für mit et le la les des de du pour avec el los con para amp nbsp quot
     inch inches pack packs pc pcs piece pieces"""))
+# Characters of scripts without spaces between words.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# Everything that is no separator, so that scripts which write vowels as combining marks stay whole.
+# All characters except separators: a list of letters would split words whose vowels are combining marks.
 LETTERS = ("[^\\s\\x00-/:-@\\[-`{-\\xbf\xd7\xf7\u2000-\u2bff\u3000-\u303f\ud800-\udfff\ufe0f\U0001f000-\U0001faff"
            + CJK + "]")
 WORD = re.compile(rf"[{CJK}]+|(?:(?:\d+[.,])+|\b[^\W\d_]-)?{LETTERS}+")  # 1.75mm and t-shirt are one word
 
 
 def word_table(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
-    """Which item has which word, 0/1 (N, V), and the words (V,) in alphabetical order; each is in two items or more."""
+    """Return which item has which word, 0/1 (N, V), and the words (V,) that occur in at least two items."""
     try:
         vectorizer = CountVectorizer(analyzer=words_of, binary=True, dtype=np.int32)
         has_word = sparse.csr_array(vectorizer.fit_transform(texts))
-    except ValueError:  # scikit-learn refuses texts without any word
+    except ValueError:  # scikit-learn raises it if no text has a word
         return sparse.csr_array((len(texts), 0), dtype=np.int32), np.array([], dtype=object)
     words = vectorizer.get_feature_names_out()
     frequency = np.asarray(has_word.sum(axis=0)).ravel()
@@ -41,7 +42,7 @@ def word_table(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
     fold = sparse.csr_array((np.ones_like(stem, dtype=np.int32), (np.arange(len(stem)), stem)), shape=(len(stem),) * 2)
     has_word = sparse.csr_array(has_word @ fold)
     has_word.data[:] = 1
-    # A folded word is shown in the form that the titles use most.
+    # Singular and plural are one word, shown in the more frequent form.
     by_frequency = np.lexsort((-frequency, stem))
     stems, at = np.unique(stem[by_frequency], return_index=True)
     words[stems] = words[by_frequency[at]]
@@ -50,7 +51,7 @@ def word_table(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words with a letter in them; pairs of neighbouring characters where a script has no spaces."""
+    """Return the lower-case words with at least one letter; in scripts without spaces, pairs of adjacent characters."""
     words = []
     for found in WORD.findall(unicodedata.normalize("NFKC", text).lower()):
         if re.match(f"[{CJK}]", found):
@@ -61,7 +62,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _singular(word: str, known: dict[str, int]) -> str:
-    """The singular of an English plural if that is a word of these titles, else the word."""
+    """Return the singular of an English plural if it is a `known` word, else the word itself."""
     if len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
         return word
     candidates = [word[:-1]] + ([word[:-2]] if word.endswith("es") else [])
@@ -70,50 +71,51 @@ def _singular(word: str, known: dict[str, int]) -> str:
 
 
 class Background(NamedTuple):
-    """What nodes are compared with."""
+    """Word counts that nodes are compared with: those of their parents, or of all items."""
 
-    counts: sparse.csr_array  # (G, V) items with a word
-    size: np.ndarray          # (G,) items
+    counts: sparse.csr_array  # (G, V) number of items with each word
+    size: np.ndarray          # (G,) number of items
 
 
 def count(node: np.ndarray, has_word: sparse.csr_array) -> sparse.csr_array:
-    """How many items of each node have each word: (G, V)."""
+    """Return the number of items with each word in each node, (G, V)."""
     members = sparse.csr_array((np.ones(len(node), dtype=np.int32), (node, np.arange(len(node)))))
     counts = sparse.csr_array(members @ has_word)
     counts.sort_indices()
     return counts
 
 
-def typical(counts: sparse.csr_array, size: np.ndarray, around: Background, parent: np.ndarray,
-             asked: np.ndarray | None = None) -> np.ndarray:
-    """(2, M) pairs of node and word: for each (asked) node its most typical words, the best first.
+def typical(counts: sparse.csr_array, size: np.ndarray, background: Background, parent: np.ndarray,
+            selected: np.ndarray | None = None) -> np.ndarray:
+    """Return the most typical words of each node, best first, as (2, M) pairs of node and word.
 
-    A word's score is the z-score of its log-odds inside the node against the rest of the node's
-    parent in `around` (Monroe et al. 2008, with document frequencies and a flat prior of one half).
+    A word's score is the z-score of its log-odds inside the node against the rest of the node's parent in
+    `background` (Monroe et al. 2008, with document frequencies and a flat prior of 0.5). `selected` (G,) is an optional
+    mask of the nodes.
     """
     table = counts.tocoo()
     kept = (table.data >= 2) & (table.data >= MIN_SHARE * size[table.row])
-    kept &= True if asked is None else asked[table.row]
+    kept &= True if selected is None else selected[table.row]
     node, word, inside = table.row[kept].astype(np.int64), table.col[kept], table.data[kept].astype(np.int64)
-    whole, total = _look_up(around.counts, parent[node], word), around.size[parent[node]]
+    whole, total = _look_up(background.counts, parent[node], word), background.size[parent[node]]
     cells = np.array([inside, size[node] - inside, whole - inside, total - size[node] - whole + inside]) + 0.5
     log_odds = np.log(cells[0] / cells[1]) - np.log(cells[2] / cells[3])
     score = log_odds / np.sqrt((1 / cells).sum(axis=0))
-    # The smoothing favours the small side; the plain shares must agree.
+    # Smoothing favors small nodes, so the unsmoothed share inside the node must be higher, too.
     kept = (score >= MIN_SCORE) & (inside * total > whole * size[node])
     chosen = best(node[kept], score[kept], word[kept], MAX_WORDS)
     return np.array([node[kept][chosen], word[kept][chosen]])
 
 
 def _look_up(counts: sparse.csr_array, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """counts[row, column] for pairs that are all stored there."""
+    """Return counts[row, column] for pairs with a stored value."""
     table = counts.tocoo()
     keys = table.row.astype(np.int64) * counts.shape[1] + table.col
     return table.data[np.searchsorted(keys, row * counts.shape[1] + column)].astype(np.int64)
 
 
 def best(node: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -> np.ndarray:
-    """Indices of the `limit` highest scores of every node, node by node; ties go to the lowest `tie`."""
+    """Return the indices of the `limit` highest scores of every node, node by node; ties go to the lowest `tie`."""
     order = np.lexsort((tie, -score, node))
     _, start, count = np.unique(node[order], return_index=True, return_counts=True)
     return order[np.arange(len(order)) - np.repeat(start, count) < limit]

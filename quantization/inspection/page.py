@@ -1,4 +1,4 @@
-"""The HTML page of semantic IDs: one file that opens from disk and asks no network for anything."""
+"""An HTML page for browsing semantic IDs: one file that opens from disk and needs no network."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from common.publishing import write_text
 from quantization.inspection.explain import PageInfo, Tree, build_tree, describe, display_names
 
 TEMPLATE = Path(__file__).with_name("page.html")
-MAX_ITEMS = 100_000   # a browser reads some 20 MB with ease
+MAX_ITEMS = 100_000   # about 20 MB, which a browser opens easily
 TITLE_LENGTH = 160
-# What could end the script element, is a line end to JavaScript, or has no UTF-8 of its own.
+# Characters that could end the script element, are line ends in JavaScript, or cannot be encoded as UTF-8.
 UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, page: Path) -> str:
-    """The text that shows what the codes mean; the same, to click through, is written to `page`."""
+    """Return a text that shows what the codes mean, and write the tree as an HTML page to the file `page`."""
     codes, meta = load_codes(folder, quantizer, suffix, tag, distinct=False)
     items = load_items(folder)
     tree = build_tree(codes, items["title"], items["text"], meta["codebook_sizes"], meta["disambiguation_level"])
@@ -27,36 +27,36 @@ def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
                   display_names(items["title"], items["raw_id"]),
                   (meta["collision_rate_before"], meta["collision_rate_after"]))
     write_text(page, make_page(tree, info))
-    return f"{describe(tree, info)}\n\nTo click through it and to search, open {page} in a browser"
+    return f"{describe(tree, info)}\n\nTo browse and search the tree, open {page} in a browser"
 
 
 def make_page(tree: Tree, info: PageInfo) -> str:
-    """The page: `page.html` with the data of a tree in its JSON element."""
+    """Return the HTML: `page.html` with the data of the tree in its JSON element."""
     return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", embed(page_data(tree, info)))
 
 
 def embed(data: dict) -> str:
-    """JSON that is safe inside a script element; `json.loads` gives the data back."""
+    """Return JSON that is safe inside a script element; `json.loads` restores the data."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    # Outside its strings JSON has none of these characters, and inside a string any may be written as an escape.
+    # In JSON these characters occur only inside strings, where each of them may be escaped.
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def page_data(tree: Tree, info: PageInfo) -> dict:
-    """All that the page shows: the items, and per described prefix what cannot be counted from them.
+    """Return the data of the page: the items, and what the script cannot compute from them for each prefix.
 
-    `codes` is flat, one row of all levels after the other. `nodes` maps `"12.3"`, a prefix, to its
-    size in the whole catalogue, its words (indices into `vocabulary`) and its examples (indices of items).
+    `codes` is flat: all codes of the first item, then all codes of the second item, ... `nodes` maps a prefix such as
+    "12.3" to its size (counting all items), its words (indices into `vocabulary`) and its examples (item indices).
     """
     kept = kept_items(tree)
-    at = {item: i for i, item in enumerate(kept.tolist())}
+    index_of = {item: i for i, item in enumerate(kept.tolist())}
     vocabulary: dict[str, int] = {}
     nodes = {}
     for depth, found in enumerate(tree.depths):
         for node in np.flatnonzero(found.size > 1).tolist():
             if depth < 2 or found.words[node]:
                 words = [vocabulary.setdefault(word, len(vocabulary)) for word in found.words[node]]
-                examples = [at[item] for item in found.examples[node] if item in at]
+                examples = [index_of[item] for item in found.examples[node] if item in index_of]
                 nodes[".".join(map(str, tree.prefix(depth, node)))] = [int(found.size[node]), words, examples]
     return {
         "dataset": info.dataset, "quantizer": info.quantizer, "collisions": list(info.collisions),
@@ -67,16 +67,16 @@ def page_data(tree: Tree, info: PageInfo) -> dict:
 
 
 def kept_items(tree: Tree) -> np.ndarray:
-    """The items that the page holds, in order: all, or `MAX_ITEMS`.
+    """Return the items that are on the page, in item order: all of them, or `MAX_ITEMS` if there are more.
 
-    Of more, it holds the examples of each first code and then the items of the largest first codes.
+    The examples of each first code are kept first, then the items of the largest first codes.
     """
     num_items, first = len(tree.codes), tree.depths[0]
     if num_items <= MAX_ITEMS:
         return np.arange(num_items)
     is_example = np.zeros(num_items, dtype=bool)
     is_example[list(chain.from_iterable(first.examples))] = True
-    order = np.lexsort((first.node, -first.size[first.node], ~is_example))  # stable: items in their order
+    order = np.lexsort((first.node, -first.size[first.node], ~is_example))  # stable: ties keep the item order
     return np.sort(order[:MAX_ITEMS])
 
 

@@ -1,4 +1,4 @@
-"""Quantizers, found by name: models/<name>.py with its class, configs/<name>_config.yaml."""
+"""Find quantizers by name: the class in models/<name>.py and the configuration in configs/<name>_config.yaml."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ DEFAULTS = CONFIGS / "defaults.yaml"
 
 
 def names() -> list[str]:
-    """Every quantizer there is: the YAMLs are the list."""
+    """Return the names of all quantizers. Each has a YAML file in `CONFIGS`."""
     return sorted(path.name.removesuffix("_config.yaml") for path in CONFIGS.glob("*_config.yaml"))
 
 
 def config_path(name: str) -> Path:
-    """The quantizer's own YAML. Raises ConfigError for an unknown name."""
+    """Return the path of the quantizer's YAML file. Raises ConfigError for an unknown name."""
     if name not in names():
         raise unknown("--quantizer_name", name, "quantizer", names(), f"quantization/models/{name}.py and "
                       f"quantization/configs/{name}_config.yaml")
@@ -27,7 +27,10 @@ def model_path(name: str) -> Path:
 
 
 def find_class(name: str) -> type[Any]:
-    """The class in models/<name>.py whose name is the file's, except for case and underscores."""
+    """Return the class in models/<name>.py that has the name of the file, except for case and underscores.
+
+    Raises ConfigError if the file or the class is missing.
+    """
     from .abstract_vq import AbstractVQ
 
     return load_class(model_path(name), f"{__name__}.{name}", name, AbstractVQ)

@@ -1,4 +1,4 @@
-"""The interface of a quantizer: four methods to write, and some that may be overridden."""
+"""The interface of quantizers: abstract methods, and optional methods with defaults."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class AbstractVQ(nn.Module, ABC):
-    """A model that turns an item's embedding into a tuple of discrete codes.
+    """Base class of quantizers, which turn the embedding of an item into a tuple of discrete codes.
 
-    `config` is the resolved YAML: `config["<name>"]["model_params"]`, `config["<name>"]["training_params"]`,
-    `config["common"]`; and `config["data"]` with `num_items`, `inputs` (embedding suffix -> width) and `folder`.
+    `config` is the resolved configuration: `config["<name>"]["model_params"]`, `config["<name>"]["training_params"]`,
+    `config["common"]`, and `config["data"]` with `num_items`, `inputs` (embedding suffix -> width) and `folder`.
     """
 
     def __init__(self, config: dict):
@@ -22,71 +22,76 @@ class AbstractVQ(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D) -> `(reconstruction (B, D), quantization loss (), codes (B, L))`."""
+        """Return `(reconstruction (B, D), quantization loss (), codes (B, L))` of a batch (B, D)."""
 
     @abstractmethod
     def get_codes(self, xs: Tensor) -> Tensor:
-        """(B, D) -> integer codes (B, L), or (B,) for one level; the same whenever it is asked."""
+        """Return the integer codes of a batch: (B, D) -> (B, L), or (B,) for one level.
+
+        The codes of an item must not depend on randomness or on the other items in the batch.
+        """
 
     @abstractmethod
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
-        """`{"loss_total": what is minimized, ...}` from what `forward` returned; each a scalar.
+        """Return `{"loss_total": loss to minimize, ...}` from the outputs of `forward`; all values are scalars.
 
-        Several processes call it for a part of the batch each, and average by the number of rows, which is right for
-        means over rows. What else a quantizer does with a training batch needs common/data_parallel.py.
+        With several processes, each one computes the losses of its shard of the batch, and they are averaged with the
+        numbers of rows as weights. This is correct for means over rows. A quantizer that computes anything else from a
+        training batch must use the functions of common/data_parallel.py.
         """
 
-    # What follows has working defaults.
+    # The following methods are optional.
 
     @classmethod
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
-        """The embeddings that are read: the one on the command line, others, several, or none.
+        """Return the suffixes of the embeddings to read. The default is `suffix`, the one on the command line.
 
-        Several arrive side by side as the columns of `xs` (widths in `config["data"]["inputs"]`), zeros where an
-        item has no vector of its own; with none, `xs` holds the items' numbers, int64 (N, 1), so that a model can
-        look its codes up.
+        The columns of several embeddings are concatenated in `xs` (widths in `config["data"]["inputs"]`). If an item
+        has no vector in one of them, its columns are zeros. Without an embedding, `xs` contains the item numbers, int64
+        (N, 1), so that a model can look up the codes.
         """
         return [suffix]
 
     @classmethod
     def other_files(cls, config: dict) -> list[Path]:
-        """Files beside the data set's that the codes depend on; a change of their content is another run."""
+        """Return files outside the dataset that the codes depend on. If their content changes, a new run starts."""
         return []
 
     def target(self, xs: Tensor) -> Tensor:
-        """The part of `xs` that `forward` reconstructs."""
+        """Return the columns of `xs` that `forward` reconstructs."""
         return xs
 
     def last_distances(self, xs: Tensor) -> Tensor | None:
-        """(B, D) -> (B, K) from each item to the codes of the last level, given its codes before; None: not known.
+        """Return the distances from each item to all codes of the last level: (B, D) -> (B, K), or None if unknown.
 
-        Reassignment moves an item to the nearest free one; where it is not known, it is estimated from the codes.
+        Each item keeps its codes in the other levels. `--disambiguation reassign` moves items to the nearest free code;
+        if this method returns None, it estimates the distances from the codes.
         """
         return None
 
     @property
     def codebook_sizes(self) -> list[int] | None:
-        """The number of codes of each level; None lets it be read off the codes."""
+        """The number of codes of each level, or None to infer it from the codes."""
         return None
 
     def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
-        """Fit in one call to all items (N, D) and return True, or return False to be trained by gradient."""
+        """Fit the model to all items (N, D) and return True, or return False to train it by gradient."""
         return False
 
     @classmethod
     def trained_by_gradient(cls) -> bool:
-        """Whether the class leaves `fit` as it is here."""
+        """Return whether the class is trained by gradient, that is, does not override `fit`."""
         return cls.fit is AbstractVQ.fit
 
     def initialize(self, xs: Tensor, generator: torch.Generator) -> None:
-        """Start from the data (N, D), such as codebooks by k-means, before the first step."""
+        """Initialize the model from the data (N, D) before the first step, for example the codebooks by k-means."""
 
     def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
-        """Maintain the model, such as restarting dead codewords; xs is (N, D).
+        """Maintain the model during training, for example restart dead codewords; xs is (N, D).
 
-        Called every 100 training steps, or once an epoch if an epoch has fewer, before the next step: an evaluation
-        that is due comes first. It should not wait for the device.
+        Called every 100 training steps, or once per epoch if an epoch is shorter. The call is at the beginning of a
+        step, after the evaluation of the previous epoch (if any). The method should not wait for the device.
         """
 
     def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:
-        """Update the model at the end of an epoch, before the evaluation if one is due; xs is (N, D)."""
+        """Update the model at the end of an epoch, before the evaluation (if any); xs is (N, D)."""

@@ -1,4 +1,4 @@
-"""Bases of quantizers that code a latent, made by an autoencoder or otherwise."""
+"""Base classes of quantizers that quantize a latent, with or without an autoencoder."""
 
 from typing import Protocol
 
@@ -16,40 +16,43 @@ from .abstract_vq import AbstractVQ
 
 
 class LatentQuantizer(Protocol):
-    """A module that turns latents into codes and back; `ResidualQuantizer` is one, `Codebook`s help to build others."""
+    """A module that quantizes latents, such as `ResidualQuantizer`. Others can be built from `Codebook`s."""
 
     @property
     def sizes(self) -> list[int]:
         """The number of codes of each level."""
 
     def __call__(self, latent: Tensor) -> Quantized:
-        """(B, H) -> quantized latents (B, H) that pass a gradient on, codes (B, L), and the two losses."""
+        """Return the quantized latents (B, H), which pass gradients on, the codes (B, L), and two losses."""
 
     def get_codes(self, latent: Tensor) -> Tensor:
-        """(B, H) float64 -> (B, L), whose rows do not depend on each other."""
+        """Return the codes: float64 (B, H) -> (B, L). The codes of a row must not depend on other rows."""
 
     def last_distances(self, latent: Tensor) -> Tensor | None:
-        """(B, H) float64 -> (B, K) to the codes of the last level, given the codes before; None: not known."""
+        """Return the distances to all codes of the last level: float64 (B, H) -> (B, K), or None if unknown.
+
+        Each row keeps its codes in the other levels.
+        """
 
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Start from the latents (N, H) of the data, before the first step."""
+        """Initialize the quantizer from the latents (N, H) of the data, before the first step."""
 
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Move codewords that training did not use since the last call to latents of (N, H)."""
+        """Move codewords that training has not used since the last call to some of the latents (N, H)."""
 
 
 class LatentVQ(AbstractVQ):
-    """The base of quantizers that code a latent by `self.quantizer`. A derived class overrides `latent`."""
+    """Base class of quantizers that quantize a latent with `self.quantizer`. A derived class overrides `latent`."""
 
     standardizer: Standardizer
     quantizer: LatentQuantizer
 
     def measure(self, xs: Tensor) -> None:
-        """Measure the data (N, D) before the first latent."""
+        """Measure the mean and deviation of the data (N, D), before any latent is computed."""
         self.standardizer.measure(xs)
 
     def latent(self, xs: Tensor) -> Tensor:
-        """(B, D) -> (B, H), in the precision of xs; in float64 no row depends on the others."""
+        """Return the latents, in the precision of xs: (B, D) -> (B, H). In float64, rows must be independent."""
         raise NotImplementedError
 
     @property
@@ -73,13 +76,15 @@ class LatentVQ(AbstractVQ):
 
 
 class AutoencoderVQ(LatentVQ):
-    """Encoder, quantizer and decoder; the base of quantizers that code a latent.
+    """Base class of autoencoders whose latent is quantized.
 
-    A derived class sets `section`, its section of the YAML, and overrides `make_quantizer`. In it `self.params` are the
-    section's `model_params`, `self.where` is their place for error messages, `self.latent_size` is H, and
-    `self.config["data"]["num_items"]` is the number of items. The YAML has `hidden_sizes`, `latent_size` and
-    `standardize`, and the keys that `make_quantizer` reads. It may also override `make_latent_size`, and
-    `compute_loss`, whose `forward_outputs` are the reconstruction (B, D), the quantization loss () and codes (B, L).
+    A derived class sets `section`, the name of its section in the configuration, and overrides `make_quantizer`. That
+    method can use `self.params` (the `model_params` of the section), `self.where` (their path, for error messages),
+    `self.latent_size` (H) and `self.config["data"]["num_items"]`. The `model_params` must have the keys `hidden_sizes`,
+    `latent_size`, `standardize`, and those that `make_quantizer` reads.
+
+    A derived class may also override `make_latent_size` and `compute_loss`. The `forward_outputs` of `compute_loss` are
+    the reconstruction (B, D), the quantization loss () and the codes (B, L).
     """
 
     section: str
@@ -96,16 +101,16 @@ class AutoencoderVQ(LatentVQ):
         self.quantizer = self.make_quantizer()
 
     def make_latent_size(self) -> int:
-        """H, called before the quantizer is made."""
+        """Return the latent size H. Called before `make_quantizer`."""
         return at_least_one(self.params["latent_size"], f"{self.where}.latent_size")
 
     def make_quantizer(self) -> LatentQuantizer:
-        """The module that quantizes latents (B, `self.latent_size`)."""
+        """Return the module that quantizes latents (B, `self.latent_size`)."""
         raise NotImplementedError
 
     def latent(self, xs: Tensor) -> Tensor:
-        seen = self.standardizer(xs)
-        return in_float64(self.encoder, seen) if xs.dtype == torch.float64 else self.encoder(seen)
+        inputs = self.standardizer(xs)
+        return in_float64(self.encoder, inputs) if xs.dtype == torch.float64 else self.encoder(inputs)
 
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantized = self.quantizer(self.encoder(self.standardizer(xs)))
@@ -120,8 +125,11 @@ class AutoencoderVQ(LatentVQ):
 
 
 def suffixes_with(suffix: str, other: str, quantizer: str) -> list[str]:
-    """The embedding suffixes of a quantizer that reads `other` beside the one of the command line."""
+    """Return the embedding suffixes of a quantizer that reads `other` in addition to the one on the command line.
+
+    Raises ConfigError if the two are equal.
+    """
     if suffix == other:
-        raise ConfigError(f"--embedding_suffix {suffix}", f"is what {quantizer} reads anyway", "it needs an embedding "
-                          "of the text beside it", "--embedding_suffix td")
+        raise ConfigError(f"--embedding_suffix {suffix}", f"is already read by {quantizer}",
+                          f"{quantizer} combines it with a text embedding", "use --embedding_suffix td")
     return [suffix, other]

@@ -1,4 +1,4 @@
-"""Finite scalar quantization (Mentzer et al. 2024, arXiv 2309.15505), level by level."""
+"""Finite scalar quantization (Mentzer et al. 2024, arXiv 2309.15505) with residual levels."""
 
 import math
 
@@ -12,20 +12,21 @@ from quantization.codebooks.sizes import at_least_one
 
 from .autoencoder import AutoencoderVQ
 
-# B batch, H latent size (one number a scalar), L levels, K = product of the scalars' values
+# B batch, H latent size, L levels, K codebook size (product of the numbers of values of all latent dimensions)
 
 
 class ResidualFSQ(nn.Module):
-    """Each level rounds every number of the latent to one of its few values; the next rounds what is left over.
+    """Residual finite scalar quantization. It has no trained codebook.
 
-    A squashed number lies in (-1, 1); a scalar of V values takes the middles of V equal parts of it, so that what
-    is left over lies in (-1/V, 1/V), and V times that is the next level's number. There is no codebook to learn.
+    Each latent dimension is squashed to (-1, 1) and rounded to one of a few values, and the next level rounds the
+    residual. With V values, the interval is divided into V equal parts, and the values are their midpoints. The
+    residual is in (-1/V, 1/V), and is multiplied by V for the next level.
     """
 
-    num_values: Tensor  # (H,)
-    places: Tensor      # (H,) what one step of a number adds to the code
-    mean: Tensor        # (H,)
-    deviation: Tensor   # (H,)
+    num_values: Tensor  # (H,) number of values of each dimension
+    places: Tensor      # (H,) weight of each dimension's digit in the code
+    mean: Tensor        # (H,) of the latents
+    deviation: Tensor   # (H,) of the latents
 
     def __init__(self, num_levels: int, num_values: list[int]):
         super().__init__()
@@ -44,36 +45,36 @@ class ResidualFSQ(nn.Module):
         digits, _ = self._digits(squashed.detach())
         scale, quantized = torch.ones_like(squashed[0]), torch.zeros_like(squashed)
         for level in digits.unbind(dim=1):
-            quantized = quantized + scale * self._middles(level)
+            quantized = quantized + scale * self._midpoints(level)
             scale = scale / self.num_values
-        none = latent.new_zeros(())
-        return Quantized(squashed + (quantized - squashed).detach(), self._codes(digits), none, none)
+        zero = latent.new_zeros(())
+        return Quantized(squashed + (quantized - squashed).detach(), self._codes(digits), zero, zero)
 
     def get_codes(self, latent: Tensor) -> Tensor:
         return self._codes(self._digits(self._squash(latent.double()))[0])
 
     def last_distances(self, latent: Tensor) -> Tensor:
-        """(B, H) -> (B, K) from what reaches the last level to the K combinations of values."""
-        reaching = self._digits(self._squash(latent.double()))[1]
+        """Return the squared distances from the last level's inputs to all codes: (B, H) -> (B, K)."""
+        last_inputs = self._digits(self._squash(latent.double()))[1]
         combinations = torch.arange(self.sizes[-1], device=latent.device).unsqueeze(1) // self.places % self.num_values
-        return distances_exactly(reaching, self._middles(combinations))
+        return distances_exactly(last_inputs, self._midpoints(combinations))
 
     def _squash(self, latent: Tensor) -> Tensor:
-        """Into (-1, 1), evenly where the latent is normal with the mean and deviation that were measured last."""
+        """Map latents to (-1, 1). If they are normal with the measured mean and deviation, the results are uniform."""
         return torch.erf((latent - self.mean) / self.deviation / math.sqrt(2.0))
 
     def _digits(self, squashed: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers in [-1, 1] -> the values' indices (B, L, H), and the numbers that reach the last level (B, H)."""
-        digits, left = [], squashed
+        """Return the digits (B, L, H), which are the indices of the values, and the last level's inputs (B, H)."""
+        digits, residual = [], squashed
         for _ in range(self.num_levels):
-            reaching = left
-            parts = (left + 1) / 2 * self.num_values
+            last_inputs = residual
+            parts = (residual + 1) / 2 * self.num_values
             digit = torch.minimum(parts.floor().clamp(min=0), self.num_values - 1).long()
             digits.append(digit)
-            left = (left - self._middles(digit)) * self.num_values
-        return torch.stack(digits, dim=1), reaching
+            residual = (residual - self._midpoints(digit)) * self.num_values
+        return torch.stack(digits, dim=1), last_inputs
 
-    def _middles(self, digits: Tensor) -> Tensor:
+    def _midpoints(self, digits: Tensor) -> Tensor:
         return (2 * digits + 1) / self.num_values - 1
 
     def _codes(self, digits: Tensor) -> Tensor:
@@ -81,25 +82,25 @@ class ResidualFSQ(nn.Module):
 
     @torch.no_grad()
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Measure the latent, so that every value is used."""
+        """Measure the mean and deviation of the latents (N, H), so that all values are used."""
         deviation, self.mean = torch.std_mean(latent, dim=0, correction=0)
         self.deviation = deviation.clamp(min=1e-6)
 
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
-        """There are no codewords that could die, but a number whose spread has gone would use one value alone."""
+        """Measure the latents again. Otherwise a dimension whose deviation has shrunk would use only one value."""
         self.start(latent, generator)
 
 
 class FSQ(AutoencoderVQ):
-    """An autoencoder with a latent of a few numbers, each rounded to a few values, level by level."""
+    """An autoencoder whose latent has a few dimensions, each quantized by residual FSQ."""
 
     section = "fsq"
 
     def make_latent_size(self) -> int:
         values = self.params["num_values"]
         if not isinstance(values, list) or not values or any(type(v) is not int or v < 2 for v in values):
-            raise ConfigError(f"{self.where}.num_values", f"is {values!r}", "it must be a list of numbers of at least "
-                              "2, one for each scalar", "--num_values [4,4,4,4]")
+            raise ConfigError(f"{self.where}.num_values", "must be a list of integers of at least 2, one per latent "
+                              f"dimension, got {values!r}", fix="use a list such as --num_values [4,4,4,4]")
         return len(values)
 
     def make_quantizer(self) -> ResidualFSQ:

@@ -1,4 +1,4 @@
-"""LETTER (Wang et al. 2024, arXiv 2405.07314): an RQ-VAE whose IDs also say who buys an item."""
+"""LETTER (Wang et al. 2024, arXiv 2405.07314): an RQ-VAE whose codes also reflect which users buy an item."""
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,14 @@ from .rqvae import RQVAE
 
 
 class LETTER(RQVAE):
-    """RQ-VAE, and two losses: quantized items agree with their collaborative vectors, and codewords spread evenly.
+    """RQ-VAE with two more losses.
 
-    Items without a collaborative vector (their columns are zero) take no part in the first.
+    The alignment loss makes quantized items similar to their collaborative vectors. Items without a collaborative
+    vector (their columns are zero) have no alignment loss. The diversity loss spreads the codewords evenly.
     """
 
     section = "letter"
-    groups: Tensor  # (L, K)
+    groups: Tensor  # (L, K) group of each codeword
 
     def __init__(self, config: dict, input_size: int):
         inputs = config["data"]["inputs"]
@@ -63,18 +64,24 @@ class LETTER(RQVAE):
         return super().compute_loss(forward_outputs, self.target(original_xs))
 
     def alignment_loss(self, latent: Tensor, collaborative: Tensor) -> Tensor:
-        """(B, H), (B, C) -> (): each item's own vector against the batch's others (the paper's equation 5)."""
-        everyone = all_gather(collaborative)  # those of other processes, too; they are data, and have no gradient
-        present = everyone.abs().sum(dim=1) > 0
-        logits = self.to_collaborative(latent) @ everyone.T
+        """Return the contrastive loss of quantized latents and collaborative vectors: (B, H), (B, C) -> ().
+
+        The negatives of an item are the vectors of the other items in the batch (equation 5 of the paper).
+        """
+        whole_batch = all_gather(collaborative)  # all_gather passes no gradient, but data needs none
+        present = whole_batch.abs().sum(dim=1) > 0
+        logits = self.to_collaborative(latent) @ whole_batch.T
         logits = logits.masked_fill(~present, torch.finfo(logits.dtype).min)
-        losses = F.cross_entropy(logits, torch.arange(len(everyone), device=logits.device)[shard_rows()],
+        losses = F.cross_entropy(logits, torch.arange(len(whole_batch), device=logits.device)[shard_rows()],
                                  reduction="none")
         present = present[shard_rows()]
         return mean_of_present(torch.where(present, losses, 0.0), present)
 
     def diversity_loss(self, codes: Tensor) -> Tensor:
-        """(B, L) -> (): a codeword is nearer to one of its group than to the others (the paper's equation 6)."""
+        """Return the loss that pulls each used codeword to a random one of its group: (B, L) -> ().
+
+        Its negatives are all other codewords of the level (equation 6 of the paper).
+        """
         total = self.groups.new_zeros((), dtype=torch.float32)
         for codebook, groups, code in zip(self.quantizer.codebooks, self.groups, codes.T, strict=True):
             partner, alone = _partners(groups)
@@ -98,7 +105,7 @@ class LETTER(RQVAE):
         self._regroup(generator)
 
     def _regroup(self, generator: torch.Generator) -> None:
-        """Group each level's codewords by k-means, the groups equally large."""
+        """Divide the codewords of each level into groups of equal size by k-means."""
         for codebook, groups in zip(self.quantizer.codebooks, self.groups, strict=True):
             rows = codebook.codewords.detach()
             clusters = kmeans(rows, self.num_groups, self.group_iterations, generator,
@@ -107,18 +114,18 @@ class LETTER(RQVAE):
 
 
 def _num_groups(count: int | str, num_codewords: int, where: str) -> int:
-    """`auto` is LETTER's 10, or as many as have two codewords each."""
+    """Return the number of groups; `auto` is 10 as in the paper, but at most half the number of codewords."""
     if count == "auto":
         return max(1, min(10, num_codewords // 2))
-    number = at_least_one(count, where, wanted="auto or at least 1")
+    number = at_least_one(count, where, wanted="auto or an integer of at least 1")
     if number > num_codewords:
-        raise ConfigError(where, f"is {number}", f"there are only {num_codewords} codewords to group",
-                          f"--num_groups auto, or {num_codewords} or fewer")
+        raise ConfigError(where, f"must be at most {num_codewords} (the number of codewords), got {number}",
+                          fix=f"use --num_groups auto, or at most {num_codewords}")
     return number
 
 
 def _partners(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups (K,) -> a random other codeword of each one's group (K,), and which are alone in theirs."""
+    """Draw another codeword of each codeword's group, and return which codewords are alone: (K,) -> (K,), bool (K,)."""
     order = groups.argsort(stable=True)
     counts = torch.zeros_like(groups).index_add_(0, groups, torch.ones_like(groups))
     starts = counts.cumsum(0) - counts

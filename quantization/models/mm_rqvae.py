@@ -1,4 +1,4 @@
-"""RQ-VAE over text and image together: one latent and one set of codebooks, a reconstruction per modality."""
+"""RQ-VAE of text and image, with a common latent and common codebooks."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -19,9 +19,9 @@ IMAGE = "image"
 
 
 class MMRQVAE(LatentVQ):
-    """An encoder and a decoder per modality; the latents of those that an item has are averaged, then quantized.
+    """RQ-VAE with an encoder and a decoder per modality; the mean of the modalities' latents is quantized.
 
-    A modality that an item lacks (its columns are zero) adds nothing to its latent, and nothing to the loss.
+    If an item lacks a modality (its columns are zero), the modality is left out of its latent and its loss.
     """
 
     def __init__(self, config: dict, input_size: int):
@@ -55,8 +55,8 @@ class MMRQVAE(LatentVQ):
         reconstruction, quantization_loss, _ = forward_outputs
         parts = zip(self.config["data"]["inputs"], reconstruction.split(self.widths, dim=1),
                     original_xs.split(self.widths, dim=1), self.standardizers, strict=True)
-        losses = {f"recon_loss_{name}": self._recon_loss(made, wanted, standardizer)
-                  for name, made, wanted, standardizer in parts}
+        losses = {f"recon_loss_{name}": self._recon_loss(output, target, standardizer)
+                  for name, output, target, standardizer in parts}
         return {"loss_total": sum(losses.values()) + quantization_loss, **losses,
                 "quantization_loss": quantization_loss}
 
@@ -65,8 +65,8 @@ class MMRQVAE(LatentVQ):
         for part, standardizer, encoder in zip(xs.split(self.widths, dim=1), self.standardizers, self.encoders,
                                                strict=True):
             present = _present(part)
-            seen = standardizer(part)
-            latent = in_float64(encoder, seen) if xs.dtype == torch.float64 else encoder(seen)
+            inputs = standardizer(part)
+            latent = in_float64(encoder, inputs) if xs.dtype == torch.float64 else encoder(inputs)
             total, count = total + present * latent, count + present
         return total / count.clamp(min=1)
 
@@ -76,12 +76,12 @@ class MMRQVAE(LatentVQ):
             if len(rows):
                 standardizer.measure(rows)
 
-    def _recon_loss(self, made: Tensor, wanted: Tensor, standardizer: Standardizer) -> Tensor:
-        present = _present(wanted).squeeze(1)
-        errors = standardizer.scale(made - wanted).square().sum(dim=1)
+    def _recon_loss(self, output: Tensor, target: Tensor, standardizer: Standardizer) -> Tensor:
+        present = _present(target).squeeze(1)
+        errors = standardizer.scale(output - target).square().sum(dim=1)
         return mean_of_present(present * errors, present)
 
 
 def _present(part: Tensor) -> Tensor:
-    """(B, D_m) -> (B, 1): 1 for the items that have this modality, else 0."""
+    """Return 1 for items that have this modality, else 0: (B, D_m) -> (B, 1)."""
     return (part.abs().sum(dim=1, keepdim=True) > 0).to(part.dtype)

@@ -1,4 +1,4 @@
-"""Optimized product quantization (Ge et al. 2013, CVPR): a rotation first, learned with faiss."""
+"""Optimized product quantization (Ge et al. 2013, CVPR): PQ after a rotation that faiss learns."""
 
 import importlib.util
 
@@ -13,7 +13,7 @@ from .pq import PQ
 
 
 class OPQ(PQ):
-    """PQ of the embeddings after the rotation that makes PQ's distortion smallest. Coding needs no faiss any more."""
+    """PQ of rotated embeddings. faiss learns the rotation that minimizes the distortion of PQ."""
 
     section = "opq"
     rotation: Tensor  # (D, D)
@@ -24,8 +24,8 @@ class OPQ(PQ):
         self.rotation_iterations = at_least_one(params["rotation_iterations"], "opq.model_params.rotation_iterations")
         self.register_buffer("rotation", torch.eye(input_size))
         if importlib.util.find_spec("faiss") is None:
-            raise ConfigError("opq", "needs faiss", "the rotation is learned with it, and it is not installed",
-                              "pip install -r requirements-faiss.txt, or --quantizer_name pq")
+            raise ConfigError("opq", "needs faiss, which is not installed", "OPQ learns its rotation with faiss",
+                              "run pip install -r requirements-faiss.txt, or use --quantizer_name pq")
 
     def parts(self, xs: Tensor) -> Tensor:
         return super().parts(xs.double() @ self.rotation.double().T)
@@ -40,7 +40,7 @@ class OPQ(PQ):
         rows = sample(xs, generator, self.max_rows).cpu().numpy()
         transform = faiss.OPQMatrix(rows.shape[1], self.num_levels)
         transform.niter = self.rotation_iterations
-        # faiss takes powers of two, at least 2 and no more than there are rows.
+        # In faiss, the codebook size is a power of two, at least 2 and at most the number of rows.
         num_bits = max(1, min(self.size, len(rows)).bit_length() - 1)
         transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, num_bits)
         transform.train(rows)

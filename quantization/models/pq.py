@@ -15,7 +15,7 @@ from .abstract_vq import AbstractVQ
 
 
 class PQ(AbstractVQ):
-    """The embedding cut into as many parts as there are levels, a k-means for each; the codes have no order."""
+    """Quantizes each of L equal parts of the embedding with its own k-means. The codes have no order."""
 
     section = "pq"
     codewords: Tensor  # (L, K, P)
@@ -26,8 +26,9 @@ class PQ(AbstractVQ):
         self.num_levels = at_least_one(params["num_levels"], f"{where}.num_levels")
         if input_size % self.num_levels:
             fitting = [n for n in range(1, min(input_size, 64) + 1) if input_size % n == 0]
-            raise ConfigError(f"{where}.num_levels", f"is {self.num_levels}", f"the embedding's {input_size} columns "
-                              "cannot be cut into so many equal parts", f"one of {', '.join(map(str, fitting))}")
+            raise ConfigError(f"{where}.num_levels", f"must divide the {input_size} columns of the embedding into "
+                              f"equal parts, got {self.num_levels}",
+                              fix=f"use one of {', '.join(map(str, fitting))}")
         self.size = codebook_size(params["codebook_size"], config["data"]["num_items"], where)
         self.iterations = at_least_one(params["iterations"], f"{where}.iterations")
         self.max_rows = at_least_one(params["max_rows"], f"{where}.max_rows")
@@ -38,11 +39,11 @@ class PQ(AbstractVQ):
         return [self.size] * self.num_levels
 
     def parts(self, xs: Tensor) -> Tensor:
-        """(B, D) -> (L, B, P), float64."""
+        """Return the parts of the embeddings: (B, D) -> float64 (L, B, P)."""
         return xs.double().view(len(xs), self.num_levels, -1).transpose(0, 1)
 
     def join(self, codes: Tensor) -> Tensor:
-        """Codes (B, L) -> the vectors (B, D) that they stand for."""
+        """Return the vectors that the codes represent: (B, L) -> (B, D)."""
         return torch.cat([codewords[code] for codewords, code in zip(self.codewords, codes.T, strict=True)], dim=1)
 
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The floor: distinct codes drawn at random, which say nothing about an item."""
+"""A baseline: distinct random codes, which do not depend on the content of the items."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from .table import TableVQ
 
 
 class RANDOM(TableVQ):
-    """Every item gets one of the K^L semantic IDs, no two the same; it reads no embedding."""
+    """Gives every item a different one of the K^L semantic IDs. It reads no embedding."""
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
@@ -21,9 +21,9 @@ class RANDOM(TableVQ):
         num_levels = at_least_one(params["num_levels"], f"{where}.num_levels")
         if self.size ** num_levels < num_items:
             needed = next((n for n in range(1, 64) if self.size ** n >= num_items), None)
-            raise ConfigError(f"{where}.num_levels", f"is {num_levels}", f"{num_levels} levels of {self.size} codes "
-                              f"make {self.size ** num_levels} IDs for {num_items} items",
-                              f"--num_levels {needed}" if needed else "--codebook_size auto")
+            raise ConfigError(f"{where}.num_levels", f"{num_levels} is too small", f"{num_levels} levels of "
+                              f"{self.size} codes give {self.size ** num_levels} IDs for {num_items} items",
+                              f"use --num_levels {needed}" if needed else "use --codebook_size auto")
         self.register_buffer("codes", torch.zeros(num_items, num_levels, dtype=torch.long))
 
     @property
@@ -31,9 +31,9 @@ class RANDOM(TableVQ):
         return [self.size] * self.codes.shape[1]
 
     def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
-        """Draw rows until there are enough that differ."""
+        """Draw distinct codes (N, L)."""
         shape, codes = self.codes.shape, torch.zeros(0, self.codes.shape[1], dtype=torch.long)
-        if self.size ** shape[1] <= 4 * shape[0]:  # crowded: shuffle all the IDs there are
+        if self.size ** shape[1] <= 4 * shape[0]:  # many collisions expected: shuffle all IDs instead
             numbers = torch.randperm(self.size ** shape[1], generator=generator)[:shape[0]]
             places = torch.tensor([self.size ** level for level in range(shape[1])])
             codes = numbers.unsqueeze(1) // places % self.size

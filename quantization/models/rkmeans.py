@@ -20,15 +20,16 @@ log = logging.getLogger(__name__)
 
 
 class RKMEANS(AbstractVQ):
-    """A k-means of the embeddings, one of what is left over, and so on; nothing is trained by gradient.
+    """k-means of the embeddings, then k-means of the residuals, and so on; nothing is trained by gradient.
 
-    With `normalize_residuals` each level sees the direction of what is left over. With `largest_cluster` the
-    clusters are power diagrams, so that the limit holds for codes that are looked up item by item.
+    With `normalize_residuals`, the residuals are scaled to length 1 before the k-means of each level. With
+    `largest_cluster`, the clusters of a level form a power diagram, so that the code of an item can be computed without
+    the other items and the size limit still holds.
     """
 
     codewords: Tensor  # (L, K, D)
     offsets: Tensor    # float64 (L, K)
-    lengths: Tensor    # (L,) of what is left over; means, where it is normalized
+    lengths: Tensor    # (L,) mean length of each level's residuals if they are normalized, else 1
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
@@ -39,8 +40,8 @@ class RKMEANS(AbstractVQ):
         self.max_rows = at_least_one(self.params["max_rows"], f"{where}.max_rows")
         self.max_size = self.params["largest_cluster"]
         if self.max_size is not None and not (isinstance(self.max_size, int | float) and self.max_size >= 1):
-            raise ConfigError(f"{where}.largest_cluster", f"is {self.largest!r}", "it must be null, or at least 1: a "
-                              "multiple of items / codebook_size", "correct the value")
+            raise ConfigError(f"{where}.largest_cluster", "must be null or a number of at least 1, got "
+                              f"{self.max_size!r}", "It is a multiple of items / codebook_size", "correct the value")
         self.normalized = self.params["normalize_residuals"]
         self.standardizer = Standardizer(input_size, self.params["standardize"])
         self.register_buffer("codewords", torch.zeros(num_levels, self.size, input_size))
@@ -52,15 +53,15 @@ class RKMEANS(AbstractVQ):
         return [self.size] * len(self.codewords)
 
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        codes, reconstruction, _ = self._walk(self.standardizer(xs.double()))
+        codes, reconstruction, _ = self._encode(self.standardizer(xs.double()))
         return self.standardizer.undo(reconstruction).to(xs.dtype), xs.new_zeros(()), codes
 
     def get_codes(self, xs: Tensor) -> Tensor:
-        return self._walk(self.standardizer(xs.double()))[0]
+        return self._encode(self.standardizer(xs.double()))[0]
 
     def last_distances(self, xs: Tensor) -> Tensor:
-        residual = self._walk(self.standardizer(xs.double()))[2]
-        return distances_exactly(residual, self.codewords[-1], self.offsets[-1])
+        last_inputs = self._encode(self.standardizer(xs.double()))[2]
+        return distances_exactly(last_inputs, self.codewords[-1], self.offsets[-1])
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         return {"loss_total": (forward_outputs[0] - original_xs).square().sum(dim=1).mean()}
@@ -73,29 +74,29 @@ class RKMEANS(AbstractVQ):
         for level in range(len(self.codewords)):
             if self.normalized:
                 self.lengths[level] = rows.norm(dim=1).mean()
-            rows = self._seen(rows)
+            rows = self._level_inputs(rows)
             clusters = kmeans(rows, self.size, self.iterations, generator, max_size=max_size)
             self.codewords[level] = clusters.centroids
             if clusters.offsets is not None:
                 self.offsets[level] = clusters.offsets
             codes = nearest_exactly(rows, self.codewords[level], self.offsets[level])
             if max_size is not None and (found := int(torch.bincount(codes).max())) > max_size:
-                log.warning("rkmeans: level %d has a cluster of %d items, and %d were allowed: too many are equal, or "
-                            "nearly so", level + 1, found, max_size)
+                log.warning("rkmeans: level %d has a cluster of %d items, but the limit is %d. Too many items are "
+                            "equal or nearly equal", level + 1, found, max_size)
             rows = rows - self.codewords[level][codes]
         return True
 
-    def _walk(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """float64 (B, D) -> codes (B, L), what the codes alone say of the rows (B, D), and what the last level sees."""
+    def _encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the codes (B, L) of float64 rows, their reconstruction (B, D) and the last level's inputs (B, D)."""
         codes, reconstruction, length = [], torch.zeros_like(rows), 1.0
         for codewords, offsets, mean_length in zip(self.codewords, self.offsets, self.lengths, strict=True):
-            seen = self._seen(rows)
-            codes.append(nearest_exactly(seen, codewords, offsets))
+            inputs = self._level_inputs(rows)
+            codes.append(nearest_exactly(inputs, codewords, offsets))
             length = length * mean_length
             reconstruction = reconstruction + length * codewords[codes[-1]]
-            rows = seen - codewords[codes[-1]]
-        return torch.stack(codes, dim=1), reconstruction, seen
+            rows = inputs - codewords[codes[-1]]
+        return torch.stack(codes, dim=1), reconstruction, inputs
 
-    def _seen(self, rows: Tensor) -> Tensor:
-        """What a level sees of what is left over: the direction alone, if lengths are normalized away."""
+    def _level_inputs(self, rows: Tensor) -> Tensor:
+        """Return the residuals (B, D), scaled to length 1 if `normalize_residuals` is set."""
         return torch.nn.functional.normalize(rows, dim=1) if self.normalized else rows

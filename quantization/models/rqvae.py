@@ -7,7 +7,7 @@ from .autoencoder import AutoencoderVQ
 
 
 class RQVAE(AutoencoderVQ):
-    """An autoencoder whose latent is coded level by level, each level coding what is left over."""
+    """An autoencoder whose latent is quantized by residual quantization."""
 
     section = "rqvae"
     quantizer: ResidualQuantizer

@@ -12,7 +12,7 @@ from .autoencoder import LatentVQ
 
 
 class RVQ(LatentVQ):
-    """The embeddings themselves, coded level by level; the codewords are moving averages, nothing else is trained."""
+    """Residual quantization of the embeddings. Only the codewords are trained, by default as moving averages."""
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
@@ -30,7 +30,7 @@ class RVQ(LatentVQ):
         return self.standardizer.undo(quantized.latent), quantized.codebook_loss, quantized.codes
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
-        """With moving averages the loss only tells how far training is; with gradients it moves the codewords."""
+        """Return the losses. With `update: ema` they have no gradient and only show the progress of training."""
         reconstruction, codebook_loss, _ = forward_outputs
         recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean().detach()
         return {"loss_total": recon_loss + codebook_loss, "recon_loss": recon_loss}

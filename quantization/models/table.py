@@ -1,4 +1,4 @@
-"""Codes that stand in a table, one row an item: nothing is read of an embedding, nothing is trained."""
+"""Base class of quantizers that have a table with the codes of each item."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,12 @@ from .abstract_vq import AbstractVQ
 
 
 class TableVQ(AbstractVQ):
-    """A derived class registers the buffer `codes`, int64 (N, L); `xs` holds the items' numbers (B, 1)."""
+    """A quantizer that looks up the codes of items in a table, without reading an embedding.
 
-    codes: Tensor
+    A derived class registers the buffer `codes`. `xs` contains item numbers, int64 (B, 1).
+    """
+
+    codes: Tensor  # int64 (N, L)
 
     @classmethod
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:

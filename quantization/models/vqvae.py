@@ -5,7 +5,7 @@ from quantization.codebooks.sizes import codebook_size
 
 from .autoencoder import AutoencoderVQ
 
-LARGEST_AUTO = 4096
+LARGEST_AUTO = 4096  # maximum for `codebook_size: auto`
 
 
 class VQVAE(AutoencoderVQ):

@@ -1,1 +1,1 @@
-"""From scores to lists of items; knows no model."""
+"""Decoding of scores into lists of items, independent of the models."""

@@ -1,4 +1,4 @@
-"""Decoding over existing semantic IDs, for all users of a batch at once: beam search, and exact scores."""
+"""Beam search and exact search over the semantic IDs of the catalogue, for all users of a batch at once."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,30 +9,36 @@ from torch import Tensor
 from recommendation.decoding.top_k import Recommendations, in_order, top_items
 from recommendation.decoding.trie import Trie
 
-# B batch, K beams, C codebook size of a level, J most children of a level's nodes, P nodes of a level, N items,
-# S most seen items of a history
+# B batch, K beams, C codebook size of a level, J largest number of children of a level's nodes, P nodes of a level,
+# N items, S largest number of seen items of a history
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
-"""`step(level, codes, parents)`: the beams' last codes (B, K), and which beams of the step before they continue
-(B, K) -> the level's logits (B, K, C). The first level has one beam, as all would be alike there."""
+"""`step(level, codes, parents)` returns the logits of a level, (B, K, C).
+
+codes: (B, K) the last code of each beam
+parents: (B, K) the beam of the previous step that each beam continues
+
+The first level has only one beam, because all beams would be equal there.
+"""
 
 
 class Beams(NamedTuple):
     """Prefixes of semantic IDs, (B, K) each."""
 
-    scores: Tensor   # sums of log-probabilities; -inf where there is no such prefix
-    nodes: Tensor    # of the trie
-    codes: Tensor    # the last one
-    parents: Tensor  # which beams of the last step they continue
+    scores: Tensor   # sums of log-probabilities; -inf if the prefix does not exist
+    nodes: Tensor    # nodes of the trie
+    codes: Tensor    # last codes of the prefixes
+    parents: Tensor  # beams of the previous step that the prefixes continue
 
 
 def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,
                 valid_only: bool = False, seen: Tensor | None = None) -> Recommendations:
-    """The likeliest items, by the sum of their codes' log-probabilities.
+    """Return the `top_k` most likely items; an item's score is the sum of the log-probabilities of its codes.
 
-    With `valid_only` a code's probability is the one among the codes that continue an existing ID. What
-    follows a prefix of one item alone is certain then, and is not decoded. The items `seen` (B, S), and prefixes
-    that lead to them alone, are left out; the scores of the others do not change.
+    valid_only: normalize a code's probability over the codes that lead to valid items instead of the whole codebook.
+        The codes after a prefix of only one item then have probability 1, and are not decoded.
+    seen: (B, S) items to exclude. Prefixes that lead only to seen items are excluded as well; the scores of the other
+        items do not change.
     """
     root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
     leaves = None if seen is None else trie.leaves_of(seen)
@@ -51,12 +57,12 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
 
 
 def _mask_seen(scores: Tensor, trie: Trie, level: int, nodes: Tensor, leaves: Tensor | None) -> Tensor:
-    """-inf in place of the scores of nodes whose items are all among the leaves (B, S + 1)."""
+    """Set the scores of nodes whose items are all among `leaves` (B, S + 1) to -inf."""
     return scores if leaves is None else scores.masked_fill(trie.all_masked(level, nodes, leaves), float("-inf"))
 
 
 def _extend(step: Step, trie: Trie, level: int, beams: Beams, valid_only: bool, leaves: Tensor | None) -> Beams:
-    """Every prefix that is one code longer, (B, K * J)."""
+    """Return all prefixes that are one code longer, (B, K * J)."""
     if not beams.nodes.shape[1]:
         return beams
     logits = step(level, beams.codes, beams.parents)
@@ -69,7 +75,11 @@ def _extend(step: Step, trie: Trie, level: int, beams: Beams, valid_only: bool, 
 
 
 def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
-    """The beams that have a choice left, as few columns as hold them; and all, the others one code longer."""
+    """Separate the open beams from the settled beams, whose prefix belongs to only one item.
+
+    Returns the open beams in as few columns as possible, and the settled beams extended by their only code. In both,
+    beams of the other kind have the score -inf.
+    """
     is_open = ~trie.has_single_item(level, beams.nodes) & (beams.scores > float("-inf"))
     settled = Beams(beams.scores.masked_fill(is_open, float("-inf")), trie.first_child(level, beams.nodes),
                     *(torch.zeros_like(beams.nodes),) * 2)
@@ -80,12 +90,12 @@ def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
 
 def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, valid_only: bool = False,
                  seen: Tensor | None = None) -> Recommendations:
-    """Like `beam_search` with a beam for every prefix that there is, without looking for the best in between."""
+    """Like `beam_search`, but with a beam for every prefix of the trie, so that every item gets its exact score."""
     codes = parents = torch.zeros(1, dtype=torch.int64, device=trie.items.device)
     scores = torch.zeros(batch_size, 1, device=codes.device)                            # (B, P)
     for level in range(trie.num_levels):
         logits = step(level, codes.expand(batch_size, -1), parents.expand(batch_size, -1))  # (B, P, C)
-        codes, parents = trie.level(level)                                              # of the next level's nodes
+        codes, parents = trie.level(level)                                              # (P,) of the next level's nodes
         chosen = logits[:, parents, codes]
         if valid_only:
             index = parents.expand(batch_size, -1)

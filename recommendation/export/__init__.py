@@ -1,1 +1,1 @@
-"""Trained models in other forms: item embeddings, and a T5."""
+"""Export of trained models, as item embeddings or as a T5 model."""

@@ -1,4 +1,4 @@
-"""A recommender's item vectors as an embedding of the data set, which quantizers can read."""
+"""Export of a recommender's item vectors as an embedding of the dataset, which quantizers can use."""
 
 import json
 import logging
@@ -21,39 +21,44 @@ log = logging.getLogger(__name__)
 
 def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path, suffix: str, device: str | None,
                            command: str, force: bool) -> Path:
-    """Write `<D>.emb-<suffix>.npy`, float32 (N, D), out of the newest finished run; returns the file.
+    """Write the item vectors of the newest finished run to `<D>.emb-<suffix>.npy`, float32 (N, D); return the path.
 
-    As with every embedding of the training events, an item without one has no vector of its own: it gets the mean
-    of the others', and a mask says so. `device` replaces that of the run's configuration.
-    Raises ConfigError for a model without item vectors, and for a suffix that another command made, unless `force`.
+    An item without training events gets the mean vector of the other items, and is marked in a mask file. `device`
+    overrides the device in the run's configuration.
+
+    Raises ConfigError if the model has no item vectors, and, without `force`, if another command made an embedding with
+    this suffix.
     """
     _require_vectors(choice.model)
-    _refuse_foreign(folder.embeddings(suffix), choice.model, force)
+    _protect_other_embedding(folder.embeddings(suffix), choice.model, force)
     run = load_recommender(folder, run_root, choice, device)
     items = load_meta(folder.items, folder.make_command)
     vectors = _item_vectors(run.model, items["num_items"])
     path = _publish(folder, suffix, vectors, {
         "inputs": {folder.items.name: items["sha256"], **run.inputs}, "items_sha256": items["items_sha256"],
         "command": command, "recommender": choice.model, "run": run.folder.name, "dim": vectors.shape[1]})
-    log.info("recommendation: wrote %s, %d x %d, out of run %s", path, *vectors.shape, run.folder)
+    log.info("recommendation: wrote %s, %d x %d, from run %s", path, *vectors.shape, run.folder)
     return path
 
 
 @torch.no_grad()
 def _item_vectors(model: AbstractRecommender, num_items: int) -> np.ndarray:
-    """float32 (N, D). Raises ConfigError where the model breaks its promise, TrainingError where one is not finite."""
+    """Return the vectors of all items, float32 (N, D).
+
+    Raises ConfigError if the model returns another shape, and TrainingError if a vector is not finite.
+    """
     vectors, where = model.item_embeddings(), f"{type(model).__name__}.item_embeddings"
     if vectors is None or vectors.ndim != 2 or len(vectors) != num_items:
-        raise ConfigError(where, f"returns {None if vectors is None else tuple(vectors.shape)}",
-                          f"wanted ({num_items}, columns)", "a row for every item")
+        raise ConfigError(where, f"returned the wrong shape {None if vectors is None else tuple(vectors.shape)}",
+                          f"The shape must be ({num_items}, D)", "return one row per item")
     if not vectors.isfinite().all():
-        raise TrainingError(where, "returns what is not finite", fix="train the model again, with a lower --lr"
-                            if model.trained_by_gradient() else f"correct {where}, which no --lr changes")
+        raise TrainingError(where, "returned values that are not finite", fix="train the model again with a lower --lr"
+                            if model.trained_by_gradient() else f"correct {where}; --lr has no effect on it")
     return vectors.float().cpu().numpy()
 
 
 def _publish(folder: DatasetFolder, suffix: str, vectors: np.ndarray, meta: dict) -> Path:
-    """The vectors, and the mask if some items have no training event."""
+    """Write the vectors, and a mask if some items have no training event."""
     path, mask = folder.embeddings(suffix), folder.mask(suffix)
     events = load_interactions(folder)
     present = np.bincount(events.item[events.split == 0], minlength=len(vectors)) > 0
@@ -64,7 +69,7 @@ def _publish(folder: DatasetFolder, suffix: str, vectors: np.ndarray, meta: dict
         meta = {**meta, "inputs": {**meta["inputs"], mask.name: made["sha256"]}}
     save_array(path, vectors.astype(np.float32), {**meta, "num_missing": num_missing})
     if not num_missing:
-        for left in (mask, meta_path(mask)):  # of an earlier embedding that had gaps
+        for left in (mask, meta_path(mask)):  # left from an earlier embedding
             left.unlink(missing_ok=True)
     return path
 
@@ -74,12 +79,12 @@ def _require_vectors(model: str) -> None:
         return find_class(name).item_embeddings is not AbstractRecommender.item_embeddings
 
     if not has_vectors(model):
-        raise ConfigError(f"--model {model}", "has no item embeddings", "only a model that implements item_embeddings "
-                          "does", f"--model {' or '.join(name for name in names() if has_vectors(name))}")
+        raise ConfigError(f"--model {model}", "has no item embeddings", "Only models that implement item_embeddings "
+                          "have them", f"use --model {' or '.join(name for name in names() if has_vectors(name))}")
 
 
-def _refuse_foreign(path: Path, model: str, force: bool) -> None:
-    """An embedding that came from elsewhere is not lost by a word that was typed too fast."""
+def _protect_other_embedding(path: Path, model: str, force: bool) -> None:
+    """Raise ConfigError if the file exists and was not exported from this model, unless `force` is set."""
     if force or not path.exists():
         return
     try:
@@ -87,5 +92,5 @@ def _refuse_foreign(path: Path, model: str, force: bool) -> None:
     except (OSError, ValueError):
         meta = {}
     if meta.get("recommender") != model:
-        raise ConfigError(path, "is there already", f"it was made by {meta.get('command') or 'an unknown command'}",
-                          "another name for --export_item_embeddings, or --force to replace it")
+        raise ConfigError(path, "already exists", f"It was made by: {meta.get('command') or 'an unknown command'}",
+                          "choose another name for --export_item_embeddings, or use --force to replace the file")

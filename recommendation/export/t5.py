@@ -1,4 +1,4 @@
-"""A trained encoder-decoder as a folder that transformers' T5 loads, and such a folder as the start of another one."""
+"""Export of a trained encoder-decoder as a folder for transformers' T5, and initialization from such a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.publishing import file_sha256, publish_folder
 from common.run import read_json
 
 if TYPE_CHECKING:
-    from recommendation.runs import Choice  # imports torch, which would delay an error in a flag
+    from recommendation.runs import Choice  # it imports torch, which would delay errors about flags
 
 log = logging.getLogger(__name__)
 
@@ -21,24 +21,24 @@ MODEL = "encoder_decoder"
 WEIGHTS = ("config.json", "model.safetensors")
 FILES = (*WEIGHTS, "generation_config.json", "index.json", "README.md")
 
-NOT_THE_SAME = ("transformers' encoder is not causal and its cross-attention has no bias. This model was trained with "
-                "both (train_on: every_position), so that T5 will not give the same numbers; a model that is trained "
-                "with --train_on target does.")
+NOT_THE_SAME = ("T5 in transformers has neither a causal encoder nor a bias in its cross-attention. This model was "
+                "trained with both (train_on: every_position), so T5 does not compute the same scores. For the same "
+                "scores, train the model with --train_on target.")
 README = Path(__file__).with_name("t5_readme.md")
 
 
 def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, force: bool) -> None:
-    """Refuse --export_t5 and --from_t5 where they cannot mean anything, before anything heavy is imported."""
+    """Raise ConfigError if --export_t5 or --from_t5 cannot work, before any slow import."""
     for flag, value in (("export_t5", export_to), ("from_t5", from_t5)):
         if value is not None and model != MODEL:
-            raise ConfigError(f"--{flag}", f"the model is {model!r}", f"only {MODEL!r} has the layers of T5",
-                              f"--model {MODEL}")
+            raise ConfigError(f"--{flag}", f"does not work with the model {model!r}",
+                              f"Only {MODEL!r} has the layers of T5", f"use --model {MODEL}")
     if export_to is not None:
         _require_free(export_to.resolve(), force)
 
 
 def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Path) -> None:
-    """Write the newest finished run's model into the folder `target`; all of it or nothing."""
+    """Write the model of the newest finished run into the folder `target`, which appears completely or not at all."""
     from recommendation.models.encoder_decoder.model import EncoderDecoder
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
     from recommendation.runs import load_recommender
@@ -61,48 +61,52 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
         (staged / "README.md").write_text(readme, encoding="utf-8")
 
     publish_folder(target, write)
-    log.info("recommendation: wrote run %s as a T5 to %s (train_on: %s, encoder mask: %s)", run.name, target,
+    log.info("recommendation: wrote run %s as a T5 model to %s (train_on: %s, encoder mask: %s)", run.name, target,
              model.train_on, model.properties()["encoder_mask"])
     if note:
         log.info("recommendation: %s", NOT_THE_SAME)
 
 
 def t5_inputs(source: Path, command: str) -> dict[str, str]:
-    """The sha256 of the files that a model is initialized from, as inputs of its run; `command` trains the model."""
+    """Return the sha256 of the files that a model is initialized from, as inputs of its run.
+
+    `command` trains the model. Raises DataError if a file is missing.
+    """
     for name in WEIGHTS:
         if not (source / name).is_file():
-            raise DataError(source / name, "not there", "--from_t5 takes a folder with " + " and ".join(WEIGHTS),
-                            f"{command} --export_t5 <folder>")
+            raise DataError(source / name, "not found", "--from_t5 needs a folder with " + " and ".join(WEIGHTS),
+                            f"export a trained model with: {command} --export_t5 <folder>")
     return {f"from_t5/{name}": file_sha256(source / name) for name in WEIGHTS}
 
 
 def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
-    """Give the built model the weights of the folder `source`; says so if the items had other IDs there."""
+    """Load the weights in the folder `source` into the model; log a warning if items had other semantic IDs there."""
     from recommendation.models.encoder_decoder.t5 import load_t5, read_t5
 
     load_t5(model, read_t5(source))
     log.info("recommendation: initialized from %s", source)
     if not (source / "index.json").is_file():
         return
-    fix = "an index.json that --export_t5 wrote, or none"
+    fix = "use an index.json that --export_t5 wrote, or delete the file"
     index = read_json(source / "index.json", fix)
     if not isinstance(index, dict):
-        raise ArtifactError(source / "index.json", "is no mapping of raw ids to tokens", fix=fix)
+        raise ArtifactError(source / "index.json", "must be an object that maps raw ids to tokens", fix=fix)
     ours = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
     common = [item for item in ours if item in index]
-    others = sum(ours[item] != index[item] for item in common)
-    if others or not common:
-        log.warning("%s: %d of the %d items have the semantic IDs that they have there", source / "index.json",
-                    len(common) - others, len(ours))
+    num_changed = sum(ours[item] != index[item] for item in common)
+    if num_changed or not common:
+        log.warning("%s: only %d of the %d items have the same semantic IDs as in this file", source / "index.json",
+                    len(common) - num_changed, len(ours))
 
 
 def _require_free(target: Path, force: bool) -> None:
-    """Nothing is replaced without --force, and nothing but an export ever."""
+    """Raise ConfigError if `target` exists, unless it is an earlier export and `force` is set."""
     if not target.exists():
         return
     if not force:
-        raise ConfigError(f"--export_t5 {target}", "is there already", fix="--force, or another folder")
+        raise ConfigError(f"--export_t5 {target}", "already exists",
+                          fix="use --force to replace it, or choose another folder")
     others = sorted(path.name for path in target.iterdir() if path.name not in FILES) if target.is_dir() else ["a file"]
     if others:
-        raise ConfigError(f"--export_t5 {target}", f"holds something else than an export: {others[0]}",
-                          "--force replaces the whole folder", "another folder")
+        raise ConfigError(f"--export_t5 {target}", f"must contain only an earlier export, got {others[0]}",
+                          "--force replaces the whole folder", "choose another folder")
