@@ -8,10 +8,11 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -22,6 +23,8 @@ from common.lock import FolderLock
 from common.publishing import SCHEMA_VERSION, write_text
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Run:
@@ -173,6 +176,23 @@ def read_finished(run: Path, fix: str) -> dict:
         raise ArtifactError(path, f"has schema version {version}", f"This code reads schema version {SCHEMA_VERSION}",
                             f"{content['command']} --force")
     return content
+
+
+def read_runs(folders: Iterable[Path], read: Callable[[Path], T]) -> dict[Path, T]:
+    """Read every run that can be read, and log a warning for each of the others.
+
+    Raises the last ArtifactError if there are runs but none can be read, such as after a change of the schema version.
+    """
+    found, failure = {}, None
+    for folder in folders:
+        try:
+            found[folder] = read(folder)
+        except ArtifactError as error:
+            log.warning("skipped: %s", error)
+            failure = error
+    if failure is not None and not found:
+        raise failure
+    return found
 
 
 class Formatter(logging.Formatter):

@@ -1,16 +1,13 @@
 """A table that compares the finished tokenizers of a dataset."""
 
-import logging
 from pathlib import Path
 
 from common.artifacts import DatasetFolder, load_meta
 from common.cli import ROOT, folder_flag
-from common.errors import ArtifactError, DataError, UserError
+from common.errors import DataError, UserError
 from common.publishing import write_text
-from common.run import latest_run, read_finished
+from common.run import latest_run, read_finished, read_runs
 from common.tables import csv_text, markdown
-
-log = logging.getLogger(__name__)
 
 COLUMNS = ("tokenizer", "seed", "codes", "collisions", "collisions left", "largest bucket", "lowest utilization",
            "perplexity", "Gini", "explained variance", "coherence (1 code)", "coherence (2 codes)",
@@ -32,8 +29,9 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     """
     parent = run_root / "quantization" / folder.name
     runs = {path.name: run for path in sorted(parent.glob("*/")) if (run := latest_run(path)) is not None}
-    readable = _readable(runs)
-    summaries = {name: summary for name, summary in readable.items() if _is_current(summary.get("inputs", {}), folder)}
+    readable = read_runs(runs.values(), lambda run: read_finished(run, "run the quantizer again with --force"))
+    summaries = {name: readable[run] for name, run in runs.items()
+                 if run in readable and _is_current(readable[run]["inputs"], folder)}
     if not summaries:
         root = folder.root_flag + folder_flag("--run_root", run_root, ROOT / "runs")
         raise DataError(parent, "has no finished run" + (" for the current dataset files" if readable else ""),
@@ -50,17 +48,6 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     except OSError as error:
         written = f"{parent / 'compare.md'} and compare.csv could not be written: {error.strerror}"
     return f"{folder.name}: {len(rows)} tokenizers\n\n{table}\n\n{notes}\n{written}"
-
-
-def _readable(runs: dict[str, Path]) -> dict[str, dict]:
-    """Return the summaries of all readable runs, and log a warning for each of the others."""
-    summaries = {}
-    for name, run in runs.items():
-        try:
-            summaries[name] = read_finished(run, "run the quantizer again with --force")
-        except ArtifactError as error:
-            log.warning("skipped: %s", error)
-    return summaries
 
 
 def _is_current(recorded: dict[str, str], folder: DatasetFolder) -> bool:

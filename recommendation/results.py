@@ -12,9 +12,9 @@ from common.artifacts import DatasetFolder, load_items, load_meta
 from common.cli import Parser, add_shared_flags, add_variant_flags, parse
 from common.command import run_command
 from common.config import resolve
-from common.errors import ArtifactError, ConfigError, DataError, UserError
+from common.errors import ConfigError, DataError, UserError
 from common.publishing import write_text
-from common.run import log_to_console
+from common.run import log_to_console, read_runs
 from common.tables import csv_text, markdown
 from recommendation.dataset import Sequences
 from recommendation.metrics import columns, mean_and_deviation
@@ -69,13 +69,9 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
 
 
 def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
-    """Return all readable runs in the order in which they finished, and log a warning for each of the others."""
-    runs = []
-    for path in sorted(parent.glob("*/*/*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path)):
-        try:
-            runs.append(read_run(path.parent))
-        except ArtifactError as error:
-            log.warning("skipped: %s", error)
+    """Return all readable runs in the order in which they finished."""
+    finished = sorted(parent.glob("*/*/*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
+    runs = list(read_runs((path.parent for path in finished), read_run).values())
     current = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
     return [run._replace(has_current_codes=run.variant == NO_CODES or current[run.variant] in run.inputs.values())
             for run in runs]

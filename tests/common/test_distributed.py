@@ -80,13 +80,13 @@ def test_each_process_computes_a_very_small_batch_whole(process):
 def test_the_parts_rows_come_back_in_their_order(process, monkeypatch):
     whole = torch.arange(10.0).reshape(5, 2)
 
-    def all_gather(parts, own):
+    def fake_all_gather(parts, own):
         for rank, part in enumerate(parts):
             part.zero_()
             part[:len(whole[rank::3])] = whole[rank::3]
         assert torch.equal(own, parts[2])
 
-    monkeypatch.setattr(data_parallel.dist, "all_gather", all_gather)
+    monkeypatch.setattr(data_parallel.dist, "all_gather", fake_all_gather)
     process(2)
     with shard_batch(5) as part:
         gathered = all_gather(whole[part.rows])
@@ -199,7 +199,8 @@ def test_models_that_differ_are_refused_by_name(process, monkeypatch):
     process(0, count=2)
     monkeypatch.setattr(data_parallel, "all_reduce_max", lambda *digests: digests)
     data_parallel.check_same_model(model)
-    monkeypatch.setattr(data_parallel, "all_reduce_max", lambda *digests: (*digests[:2], abs(digests[2]) + 1, *digests[3:]))
+    monkeypatch.setattr(data_parallel, "all_reduce_max",
+                        lambda *digests: (*digests[:2], abs(digests[2]) + 1, *digests[3:]))
     with refused(ConfigError, "BatchNorm1d", names=["running_mean"], fix=["torchrun"]) as raised:
         data_parallel.check_same_model(model)
     assert "running_var" not in str(raised.value)

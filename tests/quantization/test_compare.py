@@ -10,6 +10,7 @@ import pytest
 
 from common.artifacts import DatasetFolder, load_meta
 from common.errors import ArtifactError, DataError
+from common.publishing import SCHEMA_VERSION
 from common.run import Run
 from quantization.compare import COLUMNS, compare
 from tests.errors import refused
@@ -104,15 +105,16 @@ def test_missing_metrics_are_empty_cells(tmp_path, folder, finish):
     assert {row[key] for key in empty} == {""}
 
 
-def test_a_run_of_an_earlier_version_has_empty_cells(tmp_path, folder, finish):
-    earlier = ("collision_rate", "largest_bucket", "utilization", "perplexity")
-    run = finish("old-td")
-    summary = {"metrics": {key: METRICS[key] for key in earlier}, "codebook_sizes": [4, 4, 7]}
-    (run.folder / "finished.json").write_text(json.dumps(summary))
+def test_runs_of_another_schema_version_are_skipped_or_refused(tmp_path, folder, finish, caplog):
+    finish("rqvae-td")
+    path = finish("old-td").folder / "finished.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 1}))
     compare(folder, tmp_path / "runs")
-    [row] = rows(tmp_path)
-    assert (row["collision_rate"], row["largest_bucket"], row["perplexity"]) == ("25.00%", "7", "3")
-    assert (row["collision_rate_after"], row["gini"], row["explained_variance"]) == ("", "", "")
+    assert [row["tokenizer"] for row in rows(tmp_path)] == ["rqvae-td"]
+    assert str(path) in caplog.text
+    (path.parents[2] / "rqvae-td").rename(tmp_path / "elsewhere")
+    with refused(ArtifactError, path, names=[1, SCHEMA_VERSION], fix=["--force"]):  # the only one
+        compare(folder, tmp_path / "runs")
 
 
 def test_only_the_latest_finished_run_of_a_tokenizer_counts(tmp_path, folder, finish):
