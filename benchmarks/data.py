@@ -1,15 +1,15 @@
-"""How fast, and in how much memory, raw files become tables: the data stage against the same steps in pandas.
+"""Speed and memory of the data stage, compared with the same steps in pandas.
 
-    python benchmarks/data.py compare                 # on a size that pandas can hold; both in turns, medians
+    python benchmarks/data.py compare                 # the data stage and pandas in turns, medians
     python benchmarks/data.py large                   # 20 million events, 2 million users, 1 million items, 4 GB
-    python benchmarks/data.py literals                # the catalogue as Amazon had it in 2014, items as Python literals
-    python benchmarks/data.py csv                     # the same catalogue as two CSV files
-    python benchmarks/data.py cf                      # the collaborative embedding of its interactions
-    python benchmarks/data.py embed --texts FILE      # texts, one a line, against a bare SentenceTransformer.encode
-    python benchmarks/data.py generate --folder DIR   # only the files: a catalogue in the format of Amazon 2018
+    python benchmarks/data.py literals                # metadata as Python literals, the format of Amazon 2014
+    python benchmarks/data.py csv                     # the same dataset as two CSV files
+    python benchmarks/data.py cf                      # the collaborative embedding of the interactions
+    python benchmarks/data.py embed --texts FILE      # the embedding of texts, compared with SentenceTransformer.encode
+    python benchmarks/data.py generate --folder DIR   # write a generated dataset in the format of Amazon 2018
 
---events N takes another size, --smoke a very small one, to see that everything runs.
-pandas writes Parquet through pyarrow (benchmarks/requirements.txt).
+All commands except embed use a generated dataset. --events N changes its size. --smoke uses a very small one, to test
+that everything works. pandas needs pyarrow to write Parquet (benchmarks/requirements.txt).
 """
 
 import argparse
@@ -38,13 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("generate", "compare", "large", "literals", "csv", "cf", "embed",
                                          "pandas"))
-    parser.add_argument("--folder", type=Path, default=None, help="of the generated files (default: a temporary one)")
-    parser.add_argument("--events", type=int, default=None, help="in place of the size of `what`")
-    parser.add_argument("--smoke", action="store_true", help="20,000 events and one round")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs; medians are reported")
-    parser.add_argument("--texts", type=Path, default=None, help="for embed")
-    parser.add_argument("--model", type=Path, default=None, help="for embed: a sentence-transformers folder")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures there as JSON")
+    parser.add_argument("--folder", type=Path, default=None, help="folder of the generated files (default: temporary)")
+    parser.add_argument("--events", type=int, default=None, help="number of generated events")
+    parser.add_argument("--smoke", action="store_true", help="use 20,000 events and one round")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs of each program; medians are reported")
+    parser.add_argument("--texts", type=Path, default=None, help="for embed: a file with one text per line")
+    parser.add_argument("--model", type=Path, default=None, help="for embed: folder of a sentence-transformers model")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write the results to")
     args = parser.parse_args()
     if args.smoke:
         args.events, args.rounds = 20_000, 1
@@ -83,13 +83,14 @@ def machine() -> dict:
 
 
 def generate(folder: Path, num_events: int, num_users: int, num_items: int) -> None:
-    """Reviews and metadata as gzipped JSON lines; every number follows from a hash, so that all runs have the same."""
+    """Write generated reviews and metadata as gzipped JSON lines. The values are hashes, so that all runs are equal."""
     folder.mkdir(parents=True, exist_ok=True)
     reviews, metadata = folder / f"{NAME}.json.gz", folder / f"meta_{NAME}.json.gz"
     if reviews.exists() and metadata.exists():
         return
     word = f"{WORDS}[1 + (hash(i * 64 + w) % {len(WORDS)})::INTEGER]"
-    # Half of the events go evenly to all items, so that the 5-core keeps most of them; the rest to popular ones.
+    # Half of the events are distributed evenly over all items, so that the 5-core keeps most items. The other half
+    # belongs to popular items.
     duckdb.execute(f"""
         COPY (SELECT 5.0 - (hash(i * 3) % 5)::INTEGER AS overall,
                      'A' || printf('%013d', (hash(i) % {num_users})::BIGINT) AS "reviewerID",
@@ -98,11 +99,11 @@ def generate(folder: Path, num_events: int, num_users: int, num_items: int) -> N
                      1300000000 + (hash(i * 5) % 200000000)::BIGINT AS "unixReviewTime",
                      'Works as described.' AS summary
               FROM range({num_events}) r(i)) TO '{reviews}' (FORMAT json, COMPRESSION gzip)""")
-    some = {begin: f"array_to_string(list_transform(range({begin}, {end}), lambda w: {word}), ' ')"
+    words = {begin: f"array_to_string(list_transform(range({begin}, {end}), lambda w: {word}), ' ')"
             for begin, end in ((0, 6), (8, 38), (40, 60))}
     duckdb.execute(f"""
-        COPY (SELECT 'B' || printf('%09d', i) AS asin, {some[0]} || ' no. ' || i AS title,
-                     [{some[8]} || '. <b>New</b> &amp; tested.', {some[40]}] AS description,
+        COPY (SELECT 'B' || printf('%09d', i) AS asin, {words[0]} || ' no. ' || i AS title,
+                     [{words[8]} || '. <b>New</b> &amp; tested.', {words[40]}] AS description,
                      'Brand ' || i % 977 AS brand, '$' || (i % 9000) / 100 AS price,
                      ['Industrial & Scientific', 'Group ' || i % 41] AS category,
                      ['fits ' || i % 13, 'weighs ' || i % 7 || ' lb'] AS feature
@@ -116,7 +117,7 @@ def ours(folder: Path, scratch: Path, source: str = "amazon18") -> dict:
 
 
 def literals(folder: Path, scratch: Path, rounds: int) -> dict:
-    """Reviews in JSON; metadata as Python dicts with a plain description and a list of lists of categories."""
+    """Measure the data stage on metadata as Python dicts, with text as description and a list of category lists."""
     raw = scratch / "literals"
     raw.mkdir()
     (raw / f"reviews_{NAME}_5.json.gz").symlink_to((folder / f"{NAME}.json.gz").resolve())
@@ -155,7 +156,7 @@ def medians(runs: list[dict]) -> dict:
 
 
 def measured(command: list[str]) -> dict:
-    """Seconds and the peak of resident memory of a command, in GB."""
+    """Run a command; return its seconds, its peak resident memory in GB, and the lines of its output."""
     begun = time.monotonic()
     child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
     output = child.stdout.read()
@@ -167,26 +168,26 @@ def measured(command: list[str]) -> dict:
 
 
 def large(folder: Path, scratch: Path, rounds: int) -> dict:
-    """Once: a run takes minutes."""
+    """Measure one run on a large dataset; it takes minutes."""
     raw = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
     return {"raw_gb": round(raw, 2), "ours": ours(folder, scratch)}
 
 
 def compare(folder: Path, scratch: Path, rounds: int) -> dict:
-    """Both in turns on the same files, in processes of their own; the ratio of the medians."""
+    """Run the data stage and pandas in turns on the same files, in separate processes, and compare the medians."""
     runs = {"ours": [], "pandas": []}
     for _ in range(rounds):
         runs["ours"].append(ours(folder, scratch))
         runs["pandas"].append(measured([sys.executable, __file__, "pandas", "--folder", str(folder)]))
-    seconds = {who: statistics.median(run["seconds"] for run in some) for who, some in runs.items()}
+    seconds = {name: statistics.median(run["seconds"] for run in results) for name, results in runs.items()}
     return {"median_seconds": seconds, "times_as_fast": round(seconds["pandas"] / seconds["ours"], 2),
-            "peak_gb": {who: max(run["peak_gb"] for run in some) for who, some in runs.items()},
-            "seconds": {who: [run["seconds"] for run in some] for who, some in runs.items()},
-            "counts": {who: some[0]["output"][-1 if who == "pandas" else 1:] for who, some in runs.items()}}
+            "peak_gb": {name: max(run["peak_gb"] for run in results) for name, results in runs.items()},
+            "seconds": {name: [run["seconds"] for run in results] for name, results in runs.items()},
+            "counts": {name: results[0]["output"][-1 if name == "pandas" else 1:] for name, results in runs.items()}}
 
 
 def embed(texts_file: Path, model: Path, scratch: Path, rounds: int) -> dict:
-    """All texts through our cache and shards, nothing cached yet, and through the bare library, in turns."""
+    """Embed all texts with our cache and shards, beginning with an empty cache, and with only the library, in turns."""
     sys.path[0] = str(ROOT)
     import numpy as np
 
@@ -198,22 +199,22 @@ def embed(texts_file: Path, model: Path, scratch: Path, rounds: int) -> dict:
     encoder = SentenceEncoder(model, ["cpu"], half=False)
     raw_ids = np.array([str(number) for number in range(len(texts))], dtype=object)
     items = Texts(np.array(texts, dtype=object), raw_ids, texts_file)
-    encoder.model.encode(texts[:64], show_progress_bar=False)  # the first call is slower
+    encoder.model.encode(texts[:64], show_progress_bar=False)  # warm-up
     seconds, vectors = {"bare": [], "ours": []}, {}
     for number in range(rounds):
-        for who in sorted(seconds, reverse=number % 2 == 1):
+        for name in sorted(seconds, reverse=number % 2 == 1):
             begun = time.perf_counter()
-            vectors[who] = (encoder.model.encode(texts, show_progress_bar=False) if who == "bare" else
+            vectors[name] = (encoder.model.encode(texts, show_progress_bar=False) if name == "bare" else
                             encode_all(encoder, items, VectorCache(scratch / str(number), encoder.identity)))
-            seconds[who].append(round(time.perf_counter() - begun, 2))
-    medians = {who: statistics.median(some) for who, some in seconds.items()}
+            seconds[name].append(round(time.perf_counter() - begun, 2))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {"texts": len(texts), "median_seconds": medians, "seconds": seconds,
             "ours_over_bare": round(medians["ours"] / medians["bare"], 3),
             "largest_difference": float(np.abs(vectors["bare"] - vectors["ours"]).max())}
 
 
 def pandas_steps(folder: Path, target: Path) -> None:
-    """The same steps as one would write them in pandas: read, 5-core, number, order, split, clean, write."""
+    """Run the steps of the data stage in pandas: read, 5-core, number, sort, split, clean, write."""
     import html
     import re
 

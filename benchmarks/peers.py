@@ -1,4 +1,4 @@
-"""Others' generators on our events and our semantic IDs: cornac's TIGER and transformers' T5."""
+"""Generators of other libraries, with our events and semantic IDs: cornac's TIGER and transformers' T5."""
 
 import time
 from unittest import mock
@@ -22,15 +22,15 @@ from recommendation.models.abstract_model import PADDING, Catalogue
 
 # B batch, S items of a history, K beams, L levels, V tokens
 
-WARM_UP = 8  # samples of a step that is not counted
+WARM_UP = 8  # samples in the first step, which is not measured
 
 
-class Enough(Exception):
-    """Ends a training loop from within."""
+class StopTraining(Exception):
+    """Raised to stop a training loop."""
 
 
 class Cornac:
-    """TIGER with codes that are there already; it trains and searches by its own code."""
+    """cornac's TIGER with given codes. Training and search use the code of cornac."""
 
     def __init__(self, sequences: Sequences, catalogue: Catalogue, disambiguation_level: int | None, sizes: dict):
         self.tiger = TIGER(
@@ -38,7 +38,7 @@ class Cornac:
             num_enc_layers=sizes["num_encoder_layers"], num_dec_layers=sizes["num_decoder_layers"],
             dropout=sizes["dropout"], max_len=sizes["max_history"], batch_size=sizes["batch_size"], n_epochs=1,
             device="cpu", seed=0)
-        self.tiger.device_ = "cpu"  # set by `fit`, which would make codes first
+        self.tiger.device_ = "cpu"  # usually set by `fit`, which would create codes
         train = sequences.split == 0
         events = zip(sequences.user[train], sequences.user[train], sequences.item[train],
                      np.flatnonzero(train), strict=True)
@@ -48,16 +48,16 @@ class Cornac:
         self._set_codes(catalogue.codes.numpy(), catalogue.codebook_sizes, disambiguation_level)
 
     def _set_codes(self, codes: np.ndarray, codebook_sizes: list[int], disambiguation_level: int | None) -> None:
-        """TIGER makes a level of its own that tells items apart; its LETTER takes codes as they are."""
+        """Set the codes. TIGER computes the disambiguation level itself; cornac's LETTER uses the codes as given."""
         tiger, own_level = self.tiger, disambiguation_level is not None
         tiger.rqvae_codebook_size, tiger.rqvae_num_levels = codebook_sizes[0], codes.shape[1] - own_level
         build = TIGER._build_semantic_ids if own_level else LETTER._build_semantic_ids
         build(tiger, codes[:, :tiger.rqvae_num_levels])
         if not np.array_equal(tiger.sid_table, codes) or tiger.level_sizes != codebook_sizes:
-            raise SystemExit(f"error: cornac has other codes, of sizes {tiger.level_sizes} against {codebook_sizes}")
+            raise SystemExit(f"error: cornac has other codes, with sizes {tiger.level_sizes}, not {codebook_sizes}")
 
     def train(self, num_batches: int) -> tuple[int, float]:
-        """Targets and seconds of its own fit of a fresh generator, whose batches are counted and cut off here."""
+        """Train a new generator for `num_batches` steps of cornac's `fit`; return its number of targets and seconds."""
         num_targets, seconds, own_batches = 0, 0.0, recom_tiger.session_seq_iter
 
         def batches(*args: object, **options: object):
@@ -70,17 +70,17 @@ class Cornac:
                 num_targets += len(batch[2])
                 yield batch
             seconds = time.perf_counter() - begun
-            raise Enough
+            raise StopTraining
 
         with mock.patch.object(recom_tiger, "session_seq_iter", batches):
             try:
                 self.tiger._fit_seq2seq(torch, None)
-            except Enough:
+            except StopTraining:
                 return num_targets, seconds
-        raise SystemExit("error: cornac's epoch ended early. Fix: fewer --peer_batches")
+        raise SystemExit("error: cornac's epoch ended early. Fix: use fewer --peer_batches")
 
     def take_weights(self, model) -> None:
-        """Those of our encoder-decoder with `train_on: target`, which is the same model."""
+        """Copy the weights of our encoder-decoder with `train_on: target`, which is the same model."""
         tiger = self.tiger
         own = TIGERSeq2Seq(tiger.level_sizes, tiger.d_model, tiger.d_ff, tiger.num_heads, tiger.d_kv,
                            tiger.num_enc_layers, tiger.num_dec_layers, tiger.dropout).eval()
@@ -95,14 +95,14 @@ class Cornac:
         tiger.enc_token_table[:-1] = tiger.sid_table + own.offsets.numpy()
 
     def recommend(self, histories: list[np.ndarray], num_beams: int) -> np.ndarray:
-        """(B, K) items, best first; one history after another, as its `score` and `rank` do."""
+        """Return the items (B, K), best first. Like `rank` in cornac, this handles one history at a time."""
         self.tiger.n_beams = num_beams
         scores = [self.tiger.score(user, history) for user, history in enumerate(histories)]
         return np.stack([row.argsort(kind="stable")[::-1][:num_beams] for row in scores])
 
 
 class T5:
-    """T5ForConditionalGeneration over the same tokens as ours, trained and searched as is usual."""
+    """T5ForConditionalGeneration with the same tokens as our model, and with the usual training and search."""
 
     def __init__(self, sequences: Sequences, catalogue: Catalogue, sizes: dict):
         self.sequences, self.sizes, self.codebook_sizes = sequences, sizes, catalogue.codebook_sizes
@@ -120,7 +120,7 @@ class T5:
 
     def _build(self) -> T5ForConditionalGeneration:
         vocabulary, sizes = 1 + sum(self.codebook_sizes), self.sizes
-        # No token ends an ID: all have as many levels.
+        # There is no end token, because all IDs have the same number of levels.
         return T5ForConditionalGeneration(T5Config(
             vocab_size=vocabulary, d_model=sizes["d_model"], d_kv=sizes["d_kv"], d_ff=sizes["d_ff"],
             num_layers=sizes["num_encoder_layers"], num_decoder_layers=sizes["num_decoder_layers"],
@@ -128,11 +128,14 @@ class T5:
             tie_word_embeddings=False, pad_token_id=0, decoder_start_token_id=0, eos_token_id=None))
 
     def input_ids(self, items: Tensor) -> Tensor:
-        """(B, S) items, padded behind -> (B, S * L)."""
+        """Return the tokens of items: (B, S), padded at the end -> (B, S * L)."""
         return self.with_padding[items].flatten(1)
 
     def train(self, num_batches: int) -> tuple[int, float]:
-        """Targets and seconds of as many steps of a fresh model, every history padded to the longest there may be."""
+        """Train a new model for `num_batches` steps; return the number of targets and the seconds.
+
+        Every history is padded to the maximum length.
+        """
         model, width = self._build().train(), self.sizes["max_history"]
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.sizes["lr"])
         order = np.random.default_rng(0).permutation(self.sequences.positions("train"))
@@ -153,20 +156,20 @@ class T5:
         return num_batches * size, time.perf_counter() - begun
 
     def take_weights(self, model) -> None:
-        """Those of our encoder-decoder with `train_on: target`."""
+        """Copy the weights of our encoder-decoder with `train_on: target`."""
         self.model.eval()
         with torch.no_grad():
-            # transformers 5 ties the embeddings whatever the configuration says.
+            # transformers 5 ties the head to the embedding, whatever the config says.
             self.model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(self.model.lm_head.weight))
             copy_stacks(model, self.model)
             self.model.shared.weight.copy_(model.embedding.weight)
             self.model.lm_head.weight[1:] = torch.cat([head.weight for head in model.heads])
 
     def recommend(self, items: Tensor, num_beams: int, per_level: bool = False) -> np.ndarray:
-        """(B, S) histories -> (B, K) items, best first.
+        """Return the items, best first: (B, S) histories -> (B, K).
 
-        With `per_level` a code's probability is one among its level's codes, as ours and cornac's are; T5's own is
-        one among all tokens.
+        With `per_level`, probabilities are normalized over the codes of a level, as in our model and in cornac. T5
+        itself normalizes them over all tokens.
         """
         def allowed(_row: int, prefix: Tensor) -> list[int]:
             return self.children[tuple(prefix[1:].tolist())]
@@ -183,14 +186,14 @@ class T5:
         return np.array(rows).reshape(len(items), num_beams)
 
     def _normalize(self, prefix: Tensor, scores: Tensor) -> Tensor:
-        """(B * K, V) log-probabilities over all tokens -> over those of the level that comes next."""
+        """Normalize log-probabilities (B * K, V) over the tokens of the next level instead of all tokens."""
         level = prefix.shape[1] - 1
         begin = 1 + sum(self.codebook_sizes[:level])
         return scores - scores[:, begin:begin + self.codebook_sizes[level]].logsumexp(dim=1, keepdim=True)
 
 
 def copy_stacks(model, theirs) -> None:
-    """Our encoder and decoder into two T5Stacks."""
+    """Copy our encoder and decoder into two T5Stacks."""
     for ours, bias, norm, stack in ((model.encoder, model.encoder_bias, model.encoder_norm, theirs.encoder),
                                     (model.decoder, model.decoder_bias, model.decoder_norm, theirs.decoder)):
         stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(bias.weight)
@@ -202,7 +205,7 @@ def copy_stacks(model, theirs) -> None:
 
 
 def copy_layer(ours, theirs) -> None:
-    """The matrices of a feed-forward, a self-attention or a cross-attention layer."""
+    """Copy the weight matrices of a feed-forward, a self-attention or a cross-attention layer."""
     if hasattr(ours, "wi"):
         theirs.DenseReluDense.wi.weight.copy_(ours.wi.weight)
         theirs.DenseReluDense.wo.weight.copy_(ours.wo.weight)

@@ -1,11 +1,12 @@
-"""How fast and how well items are quantized: ours, cornac's TIGER, vector-quantize-pytorch, faiss and scikit-learn.
+"""Speed and quality of quantizers: ours, cornac's TIGER, vector-quantize-pytorch, faiss and scikit-learn.
 
-    python benchmarks/quantization.py epochs       # RQ-VAE, epochs per second; all in turns, medians
+    python benchmarks/quantization.py epochs       # RQ-VAE: epochs per second, in turns, medians
     python benchmarks/quantization.py collisions   # collision rate over time: cornac's RQVAE for 60 s, ours for 30 s
-    python benchmarks/quantization.py kmeans       # residual k-means: seconds, and what is left over
-    python benchmarks/quantization.py large        # a million items through the real commands, within 8 GB
+    python benchmarks/quantization.py kmeans       # residual k-means: seconds and inertia
+    python benchmarks/quantization.py large        # the real commands with a million items, in at most 8 GB
 
-`pip install -r benchmarks/requirements.txt` adds the peers. All get the same threads, data, sizes and seeds.
+`pip install -r benchmarks/requirements.txt` installs the other libraries. All programs use the same number of threads,
+data, sizes and seeds.
 """
 
 import argparse
@@ -26,33 +27,35 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # else `quantization` would be this file
+sys.path[0] = str(ROOT)  # otherwise `import quantization` would import this file
 
 PEERS = {"epochs": ["cornac", "vector-quantize-pytorch"], "collisions": ["cornac"],
          "kmeans": ["cornac", "faiss-cpu", "scikit-learn"], "large": ["duckdb"]}
 HIDDEN, LATENT, NUM_LEVELS, CODEBOOK_SIZE, COMMITMENT = (512, 256, 128), 32, 3, 256, 0.25
-CHECK_SECONDS = 2.0  # of training between two looks at the collision rate
-WITHIN = 1.01        # what counts as equal inertia
+CHECK_SECONDS = 2.0  # seconds of training between two measurements of the collision rate
+WITHIN = 1.01        # inertias up to this factor above faiss's count as equal
 LIMIT_GB = 8.0
-EVENTS = 20          # an item has in `large`
-BLOCK = 10_000       # rows generated at once
+EVENTS = 20          # events per item in `large`
+BLOCK = 10_000       # rows that are generated at a time
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=PEERS)
-    parser.add_argument("--items", type=int, default=None, help="12,000; for large a million")
-    parser.add_argument("--width", type=int, default=384, help="of the embeddings")
-    parser.add_argument("--embeddings", type=Path, default=None, help="a float32 .npy in place of generated ones")
-    parser.add_argument("--threads", type=int, default=2, help="of everyone")
+    parser.add_argument("--items", type=int, default=None, help="generated items (default: 12,000; large: 1,000,000)")
+    parser.add_argument("--width", type=int, default=384, help="width of the generated embeddings")
+    parser.add_argument("--embeddings", type=Path, default=None, help="float32 .npy file with the embeddings")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads of each program")
     parser.add_argument("--device", default="cpu", help="for epochs and collisions: cpu or cuda")
-    parser.add_argument("--seeds", default="0,1,2", help="a run of everyone for each")
-    parser.add_argument("--epochs", type=int, default=15, help="of a run, the first not counted")
-    parser.add_argument("--batch_size", type=int, default=2048, help="of everyone in epochs")
-    parser.add_argument("--peer_batch_size", type=int, default=1024, help="of cornac in collisions; its own default")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of cornac in collisions; ours has half of it")
-    parser.add_argument("--iterations", type=int, default=10, help="of k-means")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures there as JSON")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds; each program runs once per seed")
+    parser.add_argument("--epochs", type=int, default=15, help="for epochs: epochs of a run; the first is not measured")
+    parser.add_argument("--batch_size", type=int, default=2048, help="for epochs: batch size of all programs")
+    parser.add_argument("--peer_batch_size", type=int, default=1024,
+                        help="for collisions: batch size of cornac; 1024 is its own default")
+    parser.add_argument("--seconds", type=float, default=60.0,
+                        help="for collisions: training time of cornac; ours has half of it")
+    parser.add_argument("--iterations", type=int, default=10, help="for kmeans: number of iterations")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write the results to")
     args = parser.parse_args()
     args.seeds = [int(seed) for seed in args.seeds.split(",")]
     equal_threads(args.threads)
@@ -63,20 +66,20 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if args.what == "large" and max(metrics["peak_gb"].values()) > LIMIT_GB:
-        raise SystemExit(f"error: more than {LIMIT_GB:g} GB: {metrics['peak_gb']}")
+        raise SystemExit(f"error: peak memory above {LIMIT_GB:g} GB: {metrics['peak_gb']}")
 
 
 def equal_threads(threads: int) -> None:
-    """For every library that is imported from here on, and for child processes."""
+    """Set the number of threads of all libraries that are imported later, and of child processes."""
     if {"numpy", "torch"} & set(sys.modules):
-        raise SystemExit("error: numpy is loaded already, with threads of its own. Fix: run this file by itself")
+        raise SystemExit("error: numpy or torch is already imported. Fix: run this file as a program")
     for name in [name for name in os.environ if name.startswith("OPENBLAS_")]:
         del os.environ[name]
     os.environ |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
 def machine(threads: int, device: str, peers: list[str]) -> dict:
-    """Where and with what the figures are made. Exits if a peer is missing."""
+    """Return the commit, the machine and the versions of the libraries. Exits if a library is missing."""
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True,
                             check=False).stdout.strip()
     versions = {}
@@ -84,13 +87,16 @@ def machine(threads: int, device: str, peers: list[str]) -> dict:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            raise SystemExit(f"error: {name} is missing. Fix: pip install -r benchmarks/requirements.txt") from None
+            raise SystemExit(f"error: {name} not installed. Fix: pip install -r benchmarks/requirements.txt") from None
     return {"commit": commit, "cores": len(os.sched_getaffinity(0)), "threads": threads, "device": device,
             "python": platform.python_version(), **versions}
 
 
 def generated(num_items: int, width: int) -> Iterator:
-    """Blocks of unit vectors (n, width) like those of a shop's texts: kinds within groups, few strong directions."""
+    """Yield blocks of unit vectors (n, width) that resemble the text embeddings of a shop.
+
+    They form clusters and groups of clusters, and a few directions have most of the variance.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -107,7 +113,7 @@ def generated(num_items: int, width: int) -> Iterator:
 
 
 def load(args: argparse.Namespace):
-    """The embeddings, float32 (N, D); and torch gets its threads."""
+    """Return the embeddings, float32 (N, D), and set the number of threads of torch."""
     import numpy as np
     import torch
 
@@ -117,12 +123,12 @@ def load(args: argparse.Namespace):
     return np.concatenate(list(generated(args.items or 12_000, args.width)))
 
 
-class Enough(Exception):
-    """Ends a training loop from within."""
+class StopTraining(Exception):
+    """Raised in a callback to stop a training loop."""
 
 
 def now(device: str) -> float:
-    """Seconds, once the device has done what it was told."""
+    """Return the time in seconds, after all work on the device has finished."""
     if device != "cpu":
         import torch
 
@@ -131,7 +137,7 @@ def now(device: str) -> float:
 
 
 class Clock:
-    """Looks at the collision rate about every two seconds of training; meanwhile the clock stands still."""
+    """Measures the collision rate about every two seconds of training; the measurement is not part of the time."""
 
     def __init__(self, seconds: float, get_codes: Callable):
         self.seconds, self.get_codes, self.next, self.curve = seconds, get_codes, CHECK_SECONDS, []
@@ -145,11 +151,11 @@ class Clock:
         self.curve.append((round(now, 2), 1.0 - len(codes.unique(dim=0)) / len(codes)))
         self.next, self.begun = now + CHECK_SECONDS, time.perf_counter() - now
         if now >= self.seconds:
-            raise Enough
+            raise StopTraining
 
 
 def train_ours(xs, seed: int, device: str, watch: Callable, **keys: object) -> None:
-    """The stage's own Trainer in a run folder, with its defaults but for `keys`; `watch` sees each epoch's end."""
+    """Train our RQ-VAE with the trainer of the stage, its defaults and `keys`; call `watch` after each epoch."""
     import torch
 
     from common.config import resolve
@@ -172,10 +178,10 @@ def train_ours(xs, seed: int, device: str, watch: Callable, **keys: object) -> N
     model = Watched(config.for_model(num_items=len(xs), inputs={"td": xs.shape[1]}, folder=None), xs.shape[1])
     embeddings = Embeddings(xs, {"td": xs.shape[1]}, {}, "")
     root, before = logging.getLogger(), list(logging.getLogger().handlers)
-    root.setLevel(logging.DEBUG)  # as the command has it: run.log gets every epoch
+    root.setLevel(logging.DEBUG)  # as in the real command, which writes every epoch to run.log
     with tempfile.TemporaryDirectory(prefix="quantization-benchmark-") as scratch:
         run = Run(Path(scratch), config.values, {}, "python benchmarks/quantization.py")
-        with run.open(force=False), contextlib.suppress(Enough):
+        with run.open(force=False), contextlib.suppress(StopTraining):
             Trainer(model, embeddings, config, run, torch.device(device), EvaluationData(xs, None)).train()
         for handler in set(root.handlers) - set(before):
             root.removeHandler(handler)
@@ -183,13 +189,13 @@ def train_ours(xs, seed: int, device: str, watch: Callable, **keys: object) -> N
 
 
 def train_cornac(xs, seed: int, device: str, watch: Callable, **params: object) -> None:
-    """TIGER's own training of its RQVAE; what stands in for its progress bar calls `watch`."""
+    """Train the RQVAE of cornac's TIGER. A replacement for its progress bar calls `watch` after each epoch."""
     import torch
     from cornac.models.tiger import TIGER, recom_tiger
 
     tiger = TIGER(rqvae_hidden_dims=HIDDEN, rqvae_latent_dim=LATENT, rqvae_num_levels=NUM_LEVELS, rqvae_beta=COMMITMENT,
                   rqvae_codebook_size=CODEBOOK_SIZE, device=device, seed=seed, **params)
-    tiger.device_ = device  # this and the seed are set by `fit`, which goes on to the recommender
+    tiger.device_ = device  # usually set by `fit`, which would also train the recommender
 
     class Bar:
         def __init__(self, first: int, end: int, **_options):
@@ -200,16 +206,16 @@ def train_cornac(xs, seed: int, device: str, watch: Callable, **params: object) 
                 yield number
                 watch(tiger.rqvae)
 
-        def set_postfix(self, **_figures):
+        def set_postfix(self, **_values):
             pass
 
     torch.manual_seed(seed)
-    with mock.patch.object(recom_tiger, "trange", Bar), contextlib.suppress(Enough):
+    with mock.patch.object(recom_tiger, "trange", Bar), contextlib.suppress(StopTraining):
         tiger._fit_rqvae(torch, torch.from_numpy(xs).to(device))
 
 
 def train_vqp(xs, seed: int, device: str, watch: Callable, num_epochs: int, batch_size: int, options: dict) -> None:
-    """An autoencoder around ResidualVQ as its authors have it: moving averages, a k-means of the first batch."""
+    """Train an autoencoder with ResidualVQ in its usual settings: moving averages, k-means of the first batch."""
     import torch
     from vector_quantize_pytorch import ResidualVQ
 
@@ -233,7 +239,10 @@ def train_vqp(xs, seed: int, device: str, watch: Callable, num_epochs: int, batc
 
 
 def epochs(args: argparse.Namespace) -> dict:
-    """Epochs per second of all three in turns, a run for each seed; the start by k-means lies before the first end."""
+    """Measure the epochs per second of all three in turns, one run per seed.
+
+    The first epoch, which includes the initialization by k-means, is not measured.
+    """
     xs, count, size, options = load(args), args.epochs, args.batch_size, {"lr": 1e-3, "weight_decay": 1e-4}
     ours = {"hidden_sizes": list(HIDDEN), "latent_size": LATENT, "commitment_cost": COMMITMENT, "optimizer": "AdamW",
             "distance": "euclidean", "standardize": "false", "epochs": count, "eval_every": count + 1,
@@ -242,21 +251,24 @@ def epochs(args: argparse.Namespace) -> dict:
               "rqvae_weight_decay": options["weight_decay"]}
     contenders = {"ours": lambda *run: train_ours(*run, **ours), "cornac": lambda *run: train_cornac(*run, **cornac),
                   "vector-quantize-pytorch": lambda *run: train_vqp(*run, count, size, options)}
-    seconds = {who: [] for who in contenders}
+    seconds = {name: [] for name in contenders}
     for seed in args.seeds:
-        for who, train in contenders.items():
+        for name, train in contenders.items():
             ends = []
             train(xs, seed, args.device, lambda _model, ends=ends: ends.append(now(args.device)))
-            seconds[who].append([end - begin for begin, end in zip(ends[:-1], ends[1:], strict=True)])
-    rates = {who: 1 / statistics.median(sum(runs, [])) for who, runs in seconds.items()}
+            seconds[name].append([end - begin for begin, end in zip(ends[:-1], ends[1:], strict=True)])
+    rates = {name: 1 / statistics.median(sum(runs, [])) for name, runs in seconds.items()}
     return {"items": len(xs), "width": xs.shape[1], "batch_size": size, "epochs_per_second": rounded(rates),
-            "times_as_fast_as": rounded({who: rates["ours"] / rate for who, rate in rates.items() if who != "ours"}),
-            "rates_of_runs": {who: [round(1 / statistics.median(run), 3) for run in runs]
-                              for who, runs in seconds.items()}}
+            "times_as_fast_as": rounded({name: rates["ours"] / rate for name, rate in rates.items() if name != "ours"}),
+            "rates_of_runs": {name: [round(1 / statistics.median(run), 3) for run in runs]
+                              for name, runs in seconds.items()}}
 
 
 def collisions(args: argparse.Namespace) -> dict:
-    """Collision rate after so many seconds: start and our own evaluations included, the looks at the rate not."""
+    """Measure the collision rate over the training time.
+
+    The time includes the initialization and the evaluations of our trainer, but not the measurement of the rate.
+    """
     xs = load(args)
     import torch
 
@@ -272,7 +284,7 @@ def collisions(args: argparse.Namespace) -> dict:
         return torch.cat([model.eval().encode(batch) for batch in rows.split(args.peer_batch_size)])
 
     def curve(train: Callable, seed: int, seconds: float, get_codes: Callable, **params: int) -> list:
-        train(xs[:512], seed, args.device, Clock(0.0, get_codes), **params)  # what is slow only once
+        train(xs[:512], seed, args.device, Clock(0.0, get_codes), **params)  # warm-up
         clock = Clock(seconds, get_codes)
         train(xs, seed, args.device, clock, **params)
         return clock.curve
@@ -287,20 +299,23 @@ def collisions(args: argparse.Namespace) -> dict:
                      "curves": {"cornac": theirs, "ours": ours}})
     return {"items": len(xs), "width": xs.shape[1], "seconds": {"cornac": whole, "ours": half},
             "batch_size_of_cornac": args.peer_batch_size,
-            "mean": {who: statistics.mean(run[who] for run in runs) for who in ("cornac", "ours")}, "runs": runs}
+            "mean": {name: statistics.mean(run[name] for run in runs) for name in ("cornac", "ours")}, "runs": runs}
 
 
 def kmeans(args: argparse.Namespace) -> dict:
-    """Seconds and inertia of residual k-means, in turns; then ours with as few iterations as bring it to faiss's."""
+    """Measure seconds and inertia of residual k-means, in turns.
+
+    Then measure ours with the smallest number of iterations that reaches the inertia of faiss.
+    """
     xs, given = load(args), args.iterations
     methods = clusterings(args.threads)
-    in_turns(xs[:10 * CODEBOOK_SIZE], methods, [0], dict.fromkeys(methods, 1))  # what is slow only once
+    in_turns(xs[:10 * CODEBOOK_SIZE], methods, [0], dict.fromkeys(methods, 1))  # warm-up
     seconds, inertia = in_turns(xs, methods, args.seeds, dict.fromkeys(methods, given))
-    equal, ours = 0, math.inf  # the fewest iterations that suffice
+    equal, ours = 0, math.inf  # the smallest sufficient number of iterations
     while ours > WITHIN * inertia["faiss"] and equal < 10 * given:
         equal += 1
         ours = in_turns(xs, {"ours": methods["ours"]}, args.seeds, {"ours": equal})[1]["ours"]
-    both = {who: methods[who] for who in ("ours", "faiss")}
+    both = {name: methods[name] for name in ("ours", "faiss")}
     equal_seconds, equal_inertia = in_turns(xs, both, args.seeds, {"ours": equal, "faiss": given})
     return {"items": len(xs), "width": xs.shape[1], "iterations": given, "median_seconds": rounded(seconds),
             "inertia": rounded(inertia), "at_equal_inertia": {
@@ -310,22 +325,22 @@ def kmeans(args: argparse.Namespace) -> dict:
 
 
 def in_turns(xs, methods: dict, seeds: list[int], iterations: dict[str, int]) -> tuple[dict, dict]:
-    """Median seconds of each method, and the mean of what its levels leave over; a run for each seed."""
-    seconds, inertia = {who: [] for who in methods}, {who: [] for who in methods}
+    """Return the median seconds and the mean inertia after the last level of each method; one run per seed."""
+    seconds, inertia = {name: [] for name in methods}, {name: [] for name in methods}
     for seed in seeds:
-        for who, cluster in methods.items():
+        for name, cluster in methods.items():
             begun, left = time.perf_counter(), xs
             for _ in range(NUM_LEVELS):
-                centroids, codes = cluster(left, seed, iterations[who])
+                centroids, codes = cluster(left, seed, iterations[name])
                 left = left - centroids[codes]
-            seconds[who].append(time.perf_counter() - begun)
-            inertia[who].append(float((left ** 2).sum(dtype="float64")))
-    return ({who: statistics.median(some) for who, some in seconds.items()},
-            {who: statistics.mean(some) for who, some in inertia.items()})
+            seconds[name].append(time.perf_counter() - begun)
+            inertia[name].append(float((left ** 2).sum(dtype="float64")))
+    return ({name: statistics.median(values) for name, values in seconds.items()},
+            {name: statistics.mean(values) for name, values in inertia.items()})
 
 
 def clusterings(threads: int) -> dict[str, Callable]:
-    """Each (rows (N, D), seed, iterations) -> centroids (K, D) and codes (N,)."""
+    """Return the k-means functions: rows (N, D), seed, iterations -> centroids (K, D), codes (N,)."""
     import faiss
     import torch
     from cornac.models.tiger.tiger import _kmeans
@@ -342,7 +357,7 @@ def clusterings(threads: int) -> dict[str, Callable]:
 
     def by_faiss(left, seed, iterations):
         found = faiss.Kmeans(left.shape[1], CODEBOOK_SIZE, niter=iterations, nredo=1, seed=seed,
-                             min_points_per_centroid=1, max_points_per_centroid=len(left))  # no sample
+                             min_points_per_centroid=1, max_points_per_centroid=len(left))  # use all points
         found.train(left)
         return found.centroids, found.assign(left)[1]
 
@@ -359,7 +374,10 @@ def clusterings(threads: int) -> dict[str, Callable]:
 
 
 def large(args: argparse.Namespace) -> dict:
-    """Seconds and peak memory of the real commands; this process stays small, as a child's peak begins at its size."""
+    """Measure seconds and peak memory of the real commands.
+
+    This process must stay small, because the peak memory of a child process includes the size of its parent.
+    """
     from benchmarks.data import measured
     from common.artifacts import DatasetFolder
 
@@ -376,7 +394,7 @@ def large(args: argparse.Namespace) -> dict:
 
 
 def write_dataset(folder, num_items: int, width: int) -> None:
-    """Items, interactions and `td` embeddings with their metas, as the data stage publishes them."""
+    """Write items, interactions and `td` embeddings with their meta files, as the data stage does."""
     import duckdb
     import numpy as np
 

@@ -1,15 +1,15 @@
-"""How fast a generator learns and recommends: ours, cornac's TIGER, and transformers' T5, all of the same sizes.
+"""Speed of training and recommendation: our generators, cornac's TIGER and transformers' T5, with the same sizes.
 
-    python benchmarks/recommendation.py train      # targets per second; all in turns, medians
-    python benchmarks/recommendation.py decode     # users per second at beam 20 and 50, and whether all find the same
-    python benchmarks/recommendation.py normalize  # ours: probabilities over the codebook against over existing IDs
-    python benchmarks/recommendation.py trie       # ten million IDs in a trie and one beam search, within 2 GB
-    python benchmarks/recommendation.py graph      # encoder_retrieve: walking a graph of items against scoring all
-    python benchmarks/recommendation.py seen       # generators: 2,000 seen items a history left out against none
+    python benchmarks/recommendation.py train      # targets per second, in turns, medians
+    python benchmarks/recommendation.py decode     # users per second with 20 and 50 beams, and the items in common
+    python benchmarks/recommendation.py normalize  # ours: probabilities over the codebook or over valid items
+    python benchmarks/recommendation.py trie       # ten million IDs in a trie and one beam search, in at most 2 GB
+    python benchmarks/recommendation.py graph      # encoder_retrieve: a walk through the graph, and scoring all items
+    python benchmarks/recommendation.py seen       # our generators: 2,000 seen items excluded per history, or none
 
-`pip install -r benchmarks/requirements.txt` adds the peers. All get the same threads, and but for trie, graph and seen,
-which generate IDs, the same events and codes: Beauty with LETTER's published IDs, as these two commands make them
-(`--data_root DIR` moves the data, here too):
+`pip install -r benchmarks/requirements.txt` installs the other libraries. All models use the same number of threads.
+The commands trie, graph and seen generate random IDs. The others use the dataset Beauty with LETTER's published IDs,
+which these two commands create (pass `--data_root DIR` to all commands to use another folder for the data):
 
     bash dataloader/2_process.sh --dataset Beauty --raw_dir <folder of Beauty.json.gz>
     python quantization/main.py --quantizer_name imported --file <letter_semantic_ids.json> --dataset_name Beauty
@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # else `recommendation` would be this file
+sys.path[0] = str(ROOT)  # otherwise `import recommendation` would import this file
 
-from benchmarks.quantization import equal_threads, machine, rounded  # noqa: E402 (the path comes first)
+from benchmarks.quantization import equal_threads, machine, rounded  # noqa: E402 (needs the path above)
 
 PEERS = {"train": ["cornac", "transformers"], "decode": ["cornac", "transformers"], "normalize": [], "trie": [],
          "graph": [], "seen": []}
@@ -37,29 +37,31 @@ DATASET, QUANTIZER, SUFFIX = "Beauty", "imported", "td"
 SIZES = {"num_encoder_layers": 4, "num_decoder_layers": 4, "d_model": 128, "d_ff": 1024, "d_kv": 64, "num_heads": 6,
          "dropout": 0.1, "max_history": 20, "batch_size": 256, "lr": 0.001}
 BEAMS = (20, 50)
-BATCH = {"ours": 128, "transformers": 32}             # histories that are decoded together; cornac takes one
-USERS = {"ours": 512, "transformers": 64, "cornac": 16}  # of a round
+BATCH = {"ours": 128, "transformers": 32}             # histories per batch; cornac decodes one at a time
+USERS = {"ours": 512, "transformers": 64, "cornac": 16}  # users per turn
 ITEMS = {"trie": 10_000_000, "graph": 100_000, "seen": 20_000}
 NUM_SEEN = 2000
 LIMIT_GB = 2.0
-SKEW = 1.5  # of generated codes: the smaller, the more frequent
+SKEW = 1.5  # of generated codes; smaller codes are more frequent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=PEERS)
     parser.add_argument("--data_root", type=Path, default=ROOT / "data")
-    parser.add_argument("--tag", default=None, help="of the codes")
-    parser.add_argument("--threads", type=int, default=2, help="of everyone")
-    parser.add_argument("--rounds", type=int, default=3, help="everyone's turns")
-    parser.add_argument("--batches", type=int, default=10, help="of a turn of ours in train")
-    parser.add_argument("--peer_batches", type=int, default=3, help="of a turn of the others in train; all are alike")
-    parser.add_argument("--seconds", type=float, default=None, help="of training before decode (30) and normalize (90)")
-    parser.add_argument("--checkpoint", type=Path, default=None, help="for normalize: the folder of a finished run")
-    parser.add_argument("--users", type=int, default=500, help="of a turn in normalize, other ones each turn")
-    parser.add_argument("--items", type=int, default=None, help=f"generated ones: {ITEMS}")
-    parser.add_argument("--codes", type=Path, default=None, help="for trie: a .npy; build it in this process")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures there as JSON")
+    parser.add_argument("--tag", default=None, help="tag of the codes")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads of each model")
+    parser.add_argument("--rounds", type=int, default=3, help="number of turns of each model")
+    parser.add_argument("--batches", type=int, default=10, help="for train: batches per turn of our model")
+    parser.add_argument("--peer_batches", type=int, default=3, help="for train: batches per turn of the others")
+    parser.add_argument("--seconds", type=float, default=None,
+                        help="training time before decode (default: 30) and normalize (default: 90)")
+    parser.add_argument("--checkpoint", type=Path, default=None, help="for normalize: folder of a finished run")
+    parser.add_argument("--users", type=int, default=500, help="for normalize: users per turn")
+    parser.add_argument("--items", type=int, default=None, help=f"number of generated items (default: {ITEMS})")
+    parser.add_argument("--codes", type=Path, default=None,
+                        help="for trie: build the trie of this .npy file in this process")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write the results to")
     args = parser.parse_args()
     args.items = args.items or ITEMS.get(args.what)
     equal_threads(args.threads)
@@ -74,11 +76,11 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if args.what == "trie" and metrics["peak_gb"] > LIMIT_GB:
-        raise SystemExit(f"error: more than {LIMIT_GB:g} GB: {metrics['peak_gb']}")
+        raise SystemExit(f"error: peak memory above {LIMIT_GB:g} GB: {metrics['peak_gb']}")
 
 
 class Data(NamedTuple):
-    """What everyone gets."""
+    """The data that all models use."""
 
     sequences: object                  # recommendation.dataset.Sequences
     catalogue: object                  # recommendation.models.abstract_model.Catalogue
@@ -91,7 +93,7 @@ class Data(NamedTuple):
 
 
 def load(args: argparse.Namespace) -> Data:
-    """Events and codes; and torch gets its threads."""
+    """Load events and codes, and set the number of threads of torch."""
     import torch
 
     from common.artifacts import DatasetFolder, load_codes
@@ -101,15 +103,17 @@ def load(args: argparse.Namespace) -> Data:
     torch.set_num_threads(args.threads)
     folder = DatasetFolder(args.data_root, DATASET)
     if not folder.interactions.exists() or not folder.codes(QUANTIZER, SUFFIX, args.tag).exists():
-        raise SystemExit(f"error: {folder.path} lacks the data or the codes. Fix: {__doc__[__doc__.index('bash '):]}")
+        raise SystemExit(f"error: {folder.path}: data or codes not found. Fix: {__doc__[__doc__.index('bash '):]}")
     codes, meta = load_codes(folder, QUANTIZER, SUFFIX, args.tag)
     catalogue = Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"])
     return Data(Sequences.load(folder, "cpu"), catalogue, meta["disambiguation_level"])
 
 
 def make_task(data: Data, **keys: object):
-    """Our encoder-decoder in the stage's own training task, with its defaults but for `SIZES`, `keys`, and a softmax
-    over the whole codebook, which is what the others have."""
+    """Return the training task of the stage for our encoder-decoder, with its defaults, `SIZES` and `keys`.
+
+    By default the softmax is over the whole codebook, as in the other models.
+    """
     import torch
 
     from common.config import resolve
@@ -127,60 +131,64 @@ def make_task(data: Data, **keys: object):
 
 
 def train(args: argparse.Namespace) -> dict:
-    """Targets per second of everyone in turns; a target is an event of training that has a history."""
+    """Measure the targets per second of all models in turns. A target is a training event that has a history."""
     from benchmarks.peers import T5, Cornac
 
     data = load(args)
     cornac, t5 = Cornac(*data, SIZES), T5(*data[:2], SIZES)
     contenders: dict[str, Callable] = {train_on: our_turns(data, train_on, args)
                                        for train_on in ("every_position", "target")}
-    contenders |= {who: lambda _turn, peer=peer: peer.train(args.peer_batches)
-                   for who, peer in (("cornac", cornac), ("transformers", t5))}
+    contenders |= {name: lambda _turn, peer=peer: peer.train(args.peer_batches)
+                   for name, peer in (("cornac", cornac), ("transformers", t5))}
     return {**data.metrics, **in_turns(contenders, args.rounds, "targets_per_second")}
 
 
 def our_turns(data: Data, train_on: str, args: argparse.Namespace) -> Callable[[int], tuple[int, float]]:
-    """Batches of like length cost much or little: each turn takes some from shortest to longest, others each time."""
+    """Return a function that takes some training steps and returns the number of targets and the seconds.
+
+    The time of a batch depends on the length of its windows. Therefore each turn uses batches from the shortest to the
+    longest, and different turns use different batches.
+    """
     import numpy as np
 
     task = make_task(data, train_on=train_on)
-    cuts = [task.batches.batch(0, index) for index in range(task.num_steps)]
-    lengths = [int((cut.ends - cut.starts).max()) * len(cut.starts) for cut in cuts]
+    spans = [task.batches.batch(0, index) for index in range(task.num_steps)]
+    lengths = [int((span.ends - span.starts).max()) * len(span.starts) for span in spans]
     num_picked = args.rounds * args.batches
-    picks = np.argsort(lengths)[((np.arange(num_picked) + 0.5) * len(cuts) / num_picked).astype(int)]
-    task.step(0, int(picks[0]))  # what is slow only once
+    picks = np.argsort(lengths)[((np.arange(num_picked) + 0.5) * len(spans) / num_picked).astype(int)]
+    task.step(0, int(picks[0]))  # warm-up
 
     def turn(number: int) -> tuple[int, float]:
         begun, num_targets = time.perf_counter(), 0
         for index in picks[number::args.rounds]:
             task.step(0, int(index))
-            num_targets += int((cuts[index].ends - cuts[index].starts - 1).sum() if train_on == "every_position"
-                               else len(cuts[index].ends))
+            num_targets += int((spans[index].ends - spans[index].starts - 1).sum() if train_on == "every_position"
+                               else len(spans[index].ends))
         return num_targets, time.perf_counter() - begun
 
     return turn
 
 
 def in_turns(contenders: dict[str, Callable], rounds: int, unit: str) -> dict:
-    """The median rate of each of ours and of the peers, and ours over the faster peer's.
+    """Return the median rate of each model, and the ratio of our rates to that of the faster peer.
 
-    A contender gets the turn's number, and returns how much it did and the seconds.
+    contenders: name -> function of the turn's number that returns the amount of work and the seconds
     """
-    rates = {who: [] for who in contenders}
+    rates = {name: [] for name in contenders}
     for number in range(rounds):
-        for who, turn in contenders.items():
+        for name, turn in contenders.items():
             amount, seconds = turn(number)
-            rates[who].append(amount / seconds)
-            print(f"  {who}: {rates[who][-1]:.1f} {unit}", flush=True)
-    medians = {who: statistics.median(some) for who, some in rates.items()}
-    peer = max(medians[who] for who in ("cornac", "transformers"))
+            rates[name].append(amount / seconds)
+            print(f"  {name}: {rates[name][-1]:.1f} {unit}", flush=True)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    peer = max(medians[name] for name in ("cornac", "transformers"))
     return {unit: rounded(medians), "times_as_fast_as_the_faster_peer":
-            rounded({who: rate / peer for who, rate in medians.items() if who not in ("cornac", "transformers")}),
-            "of_turns": {who: [round(rate, 1) for rate in some] for who, some in rates.items()}}
+            rounded({name: rate / peer for name, rate in medians.items() if name not in ("cornac", "transformers")}),
+            "of_turns": {name: [round(rate, 1) for rate in values] for name, values in rates.items()}}
 
 
 def train_for(task, seconds: float) -> int:
-    """Steps taken within the time."""
+    """Train for some seconds, switch to eval mode, and return the number of steps."""
     begun, step = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
         task.step(*divmod(step, task.num_steps))
@@ -190,7 +198,7 @@ def train_for(task, seconds: float) -> int:
 
 
 def decode(args: argparse.Namespace) -> dict:
-    """Users per second of everyone in turns, with the weights of a short training of ours (`train_on: target`)."""
+    """Measure the users per second of all models in turns, with weights from a short training (`train_on: target`)."""
     import torch
 
     from benchmarks.peers import T5, Cornac
@@ -209,13 +217,13 @@ def decode(args: argparse.Namespace) -> dict:
 
 
 def decode_with(model, cornac, t5, data: Data, num_beams: int, rounds: int) -> dict:
-    """Rates at one number of beams, and the share of our items that the others find too."""
+    """Return the rates with `num_beams` beams, and the share of our items that the peers also find."""
     import numpy as np
 
     sample = users_of(data.sequences, "test", 0, USERS["ours"])
     positions = sample.positions("test")
-    some = np.random.default_rng(0).permutation(len(positions))[:USERS["transformers"]]
-    histories = sample.histories(positions[some], SIZES["max_history"])
+    picks = np.random.default_rng(0).permutation(len(positions))[:USERS["transformers"]]
+    histories = sample.histories(positions[picks], SIZES["max_history"])
     rows = [items[:length].numpy() for items, length in zip(*histories, strict=True)][:USERS["cornac"]]
     parts = list(zip(histories.items.split(BATCH["transformers"]), histories.lengths.split(BATCH["transformers"]),
                      strict=True))
@@ -228,26 +236,26 @@ def decode_with(model, cornac, t5, data: Data, num_beams: int, rounds: int) -> d
         return np.concatenate([t5.recommend(items[:, :lengths.max()], num_beams, per_level)
                                for items, lengths in parts])
 
-    def turn(who: str, recommend: Callable, _number: int) -> tuple[int, float]:
+    def turn(name: str, recommend: Callable, _number: int) -> tuple[int, float]:
         begun = time.perf_counter()
-        found[who] = recommend()
-        return len(found[who]), time.perf_counter() - begun
+        found[name] = recommend()
+        return len(found[name]), time.perf_counter() - begun
 
     contenders = {"ours": ours, "transformers": by_t5, "cornac": lambda: cornac.recommend(rows, num_beams)}
-    rates = in_turns({who: lambda number, who=who, do=do: turn(who, do, number) for who, do in contenders.items()},
+    rates = in_turns({name: lambda number, name=name, do=do: turn(name, do, number) for name, do in contenders.items()},
                      rounds, "users_per_second")
     same = {"cornac": found["cornac"], "transformers, a softmax for each level": by_t5(per_level=True)}
-    return {**rates, "items_in_common": {who: round(in_common(found["ours"][some][:len(theirs)], theirs), 4)
-                                         for who, theirs in same.items()}}
+    return {**rates, "items_in_common": {name: round(in_common(found["ours"][picks][:len(theirs)], theirs), 4)
+                                         for name, theirs in same.items()}}
 
 
 def in_common(ours, theirs) -> float:
-    """Mean share of the items of a row that both have."""
+    """Return the mean share of our items in a row that are also in their row."""
     return float((ours[:, :, None] == theirs[:, None]).any(axis=2).mean())
 
 
 def users_of(sequences, split: str, turn: int, count: int):
-    """The sequences of a few users, drawn at random among those with an event in the split; others each turn."""
+    """Return the sequences of `count` random users with an event in the split; every turn has different users."""
     import numpy as np
 
     from recommendation.dataset import Sequences
@@ -258,7 +266,7 @@ def users_of(sequences, split: str, turn: int, count: int):
 
 
 def recommended(model, sequences, split: str, num_beams: int):
-    """The stage's own predictions, as many for each user as there are beams."""
+    """Return the predictions of the stage: `num_beams` items per user."""
     from recommendation.evaluator import predict
 
     model.num_beams = num_beams
@@ -267,7 +275,7 @@ def recommended(model, sequences, split: str, num_beams: int):
 
 
 def normalize(args: argparse.Namespace) -> dict:
-    """Users per second and validation metrics of the same weights with either normalization, in turns."""
+    """Measure users per second and validation metrics with both normalizations of the same weights, in turns."""
     import numpy as np
 
     from recommendation.evaluator import Predictions, metrics
@@ -295,7 +303,7 @@ def normalize(args: argparse.Namespace) -> dict:
 
 
 def trained(data: Data, args: argparse.Namespace):
-    """Our model: that of a finished run, or trained here on every position for a while."""
+    """Return our model, from a finished run or after a short training on every position, and its origin."""
     if args.checkpoint is None:
         task = make_task(data, train_on="every_position")
         steps = train_for(task, 90.0 if args.seconds is None else args.seconds)
@@ -312,7 +320,10 @@ def trained(data: Data, args: argparse.Namespace):
 
 
 def trie(args: argparse.Namespace) -> dict:
-    """Seconds and peak memory of a process that builds the trie; this one stays small, as a child's peak begins so."""
+    """Measure seconds and peak memory of a process that builds the trie.
+
+    This process must stay small, because the peak memory of a child process includes the size of its parent.
+    """
     from benchmarks.data import measured
 
     with tempfile.TemporaryDirectory(prefix="recommendation-benchmark-") as scratch:
@@ -331,7 +342,7 @@ def write_codes(path: Path, num_items: int) -> None:
 
 
 def generated_codes(num_items: int):
-    """Distinct IDs, int32 (N, 4): three skewed levels of 256, and one that counts the items alike so far."""
+    """Return distinct IDs, int32 (N, 4): three skewed levels of 256 codes, and one that numbers equal prefixes."""
     import numpy as np
 
     rng, key = np.random.default_rng(0), np.zeros(num_items, dtype=np.int64)
@@ -347,7 +358,7 @@ def generated_codes(num_items: int):
 
 
 def build_and_search(path: Path) -> dict:
-    """The trie as the stage builds it, and a beam search over random logits."""
+    """Measure the construction of the trie, and a beam search with random logits."""
     import numpy as np
     import torch
 
@@ -370,9 +381,9 @@ def build_and_search(path: Path) -> dict:
 
 
 def graph(args: argparse.Namespace) -> dict:
-    """Seconds to build the graph over generated IDs, and users per second by a walk through it and by scoring all.
+    """Measure the seconds to build the graph, and the users per second of a walk and of scoring all items.
 
-    Weights and IDs are random: they make the time, not the answers. How good those are, a trained model shows.
+    Weights and IDs are random, so the results show only the speed, not the quality of the recommendations.
     """
     import numpy as np
     import torch
@@ -406,9 +417,9 @@ def graph(args: argparse.Namespace) -> dict:
 
 
 def seen(args: argparse.Namespace) -> dict:
-    """Seconds of a batch of both generators with seen items left out over those with none left out, in pairs.
+    """Measure for both generators how much longer a batch takes if seen items are excluded.
 
-    Weights and IDs are random: they make the time, not the answers.
+    Weights and IDs are random, so the results show only the speed, not the quality of the recommendations.
     """
     import numpy as np
     import torch
@@ -436,12 +447,12 @@ def seen(args: argparse.Namespace) -> dict:
 
 
 def in_pairs(ways: dict[str, Callable], rounds: int) -> dict:
-    """Median seconds of either way, and the median of the second's over the first's."""
+    """Return the median seconds of two functions, and the median ratio of the second to the first."""
     import torch
 
     seconds = {way: [] for way in ways}
     with torch.inference_mode():
-        for number in range(-1, rounds):  # the first is slow only once
+        for number in range(-1, rounds):  # round -1 is a warm-up
             for way, do in ways.items():
                 begun = time.perf_counter()
                 do()
@@ -449,7 +460,7 @@ def in_pairs(ways: dict[str, Callable], rounds: int) -> dict:
                     seconds[way].append(time.perf_counter() - begun)
     first, second = seconds.values()
     ratio = statistics.median(b / a for a, b in zip(first, second, strict=True))
-    return {"seconds": rounded({way: statistics.median(some) for way, some in seconds.items()}),
+    return {"seconds": rounded({way: statistics.median(values) for way, values in seconds.items()}),
             "times_as_long": round(ratio, 3)}
 
 

@@ -1,11 +1,11 @@
-"""How good recommenders are on a data set that is there: each row trained by the real command, over seeds.
+"""Quality of recommenders on a local dataset: each is trained by the real command, with several seeds.
 
     python benchmarks/recommenders.py --dataset ml-100k --seeds 0,1,2 --out benchmarks/results/recommenders.json \
         sasrec "encoder_decoder --quantizer_name rqvae" "decoder_only --quantizer_name rkmeans --dropout 0.3"
     python benchmarks/recommenders.py --table --out benchmarks/results/recommenders.json
 
-Every word is a model with flags of its own. A run is written down as it finishes; one that stands in the file is not
-repeated. `--trial` is for tuning: it writes down the validation figures alone.
+Every argument is a model and its flags, in quotes. Each run is added to the file --out when it finishes. Runs
+that are already in the file are skipped. Use `--trial` for tuning: it writes only the validation metrics.
 """
 
 import argparse
@@ -23,33 +23,33 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.quantization import machine  # noqa: E402 (the path comes first)
+from benchmarks.quantization import machine  # noqa: E402 (needs the path above)
 from common.cli import ROOT  # noqa: E402
 from common.publishing import write_text  # noqa: E402
 from common.tables import markdown  # noqa: E402
 
-FIGURES = [f"{metric}@{k}" for k in (1, 5, 10, 20) for metric in ("recall", "ndcg", "mrr")] + ["coverage@10"]
+METRICS = [f"{metric}@{k}" for k in (1, 5, 10, 20) for metric in ("recall", "ndcg", "mrr")] + ["coverage@10"]
 SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
-KEY = ("dataset", "model", "flags", "seed", "trial")  # what tells a run from another
+KEY = ("dataset", "model", "flags", "seed", "trial")  # the entries that identify a run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recommenders", nargs="*", metavar="MODEL", help="a model, with flags in the same word")
+    parser.add_argument("recommenders", nargs="*", metavar="MODEL", help="a model and its flags, in quotes")
     parser.add_argument("--dataset", default="Industrial_and_Scientific")
     parser.add_argument("--data_root", type=Path, default=ROOT / "data")
-    parser.add_argument("--run_root", type=Path, default=None, help="keep the runs there; without it they are deleted")
+    parser.add_argument("--run_root", type=Path, default=None, help="folder to keep the runs in (default: delete them)")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--trial", action="store_true", help="write down the validation figures alone")
-    parser.add_argument("--out", type=Path, required=True, help="the file that gets the runs, and is read by --table")
-    parser.add_argument("--table", action="store_true", help="print the file's final runs as Markdown")
+    parser.add_argument("--trial", action="store_true", help="write only the validation metrics")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to add the runs to")
+    parser.add_argument("--table", action="store_true", help="print the runs in the file, without trials, as Markdown")
     args = parser.parse_args()
     for seed in args.seeds.split(","):
         for words in args.recommenders:
             model, _, flags = words.partition(" ")
             key = {"dataset": args.dataset, "model": model, "flags": flags, "seed": int(seed), "trial": args.trial}
             if key in [identity(run) for run in read(args.out)]:
-                print(f"{words}, seed {seed}: stands in {args.out}", flush=True)
+                print(f"{words}, seed {seed}: skipped, already in {args.out}", flush=True)
                 continue
             run = measure(key, args.data_root, args.run_root)
             add(args.out, run)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
-    """One run of the real command, in a folder of its own."""
+    """Run the real command and return its results."""
     made_with = machine(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())), "cpu", [])
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "recommendation/main.py"), "--model", key["model"], "--category",
@@ -77,12 +77,12 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
     splits = ("valid",) if key["trial"] else ("valid", "test")
     return {**key, **made_with, "seconds": round(seconds),
             "num_parameters": result["num_parameters"], "best_epoch": result["best_epoch"],
-            **{split: {name: round(result[split][name], 4) for name in FIGURES if name in result[split]}
+            **{split: {name: round(result[split][name], 4) for name in METRICS if name in result[split]}
                for split in splits}, **({"curve": by_epoch} if by_epoch else {})}
 
 
 def curve(path: Path) -> dict[str, dict[int, float]]:
-    """The validation figures by epoch: `ndcg@10 -> epoch -> value`; nothing of a model that fits in one call."""
+    """Return the validation metrics by epoch, `ndcg@10 -> epoch -> value`; empty for a model without epochs."""
     epochs = map(json.loads, path.read_text(encoding="utf-8").splitlines()) if path.exists() else []
     measured = [(line["epoch"], line["metrics"]) for line in epochs if "metrics" in line]
     return {name: {epoch: round(metrics[name], 4) for epoch, metrics in measured}
@@ -98,21 +98,21 @@ def read(path: Path) -> list[dict]:
 
 
 def add(path: Path, run: dict) -> None:
-    """Add a run to the file; several may do so at once."""
+    """Add a run to the file; several processes may do this at the same time."""
     with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs = sorted([*read(path), run], key=lambda run: [str(run[name]) for name in KEY])
-        lines = ",\n".join(map(json.dumps, runs))  # a line each, so that a commit shows which have come
+        lines = ",\n".join(map(json.dumps, runs))  # one run per line, so that a diff shows the new runs
         write_text(path, f'{{"what": "recommenders", "runs": [\n{lines}\n]}}\n')
 
 
 def table(runs: list[dict]) -> str:
-    """Mean and sample standard deviation over the seeds of each row that is no trial, by data set."""
+    """Return a Markdown table with mean and sample standard deviation over the seeds; trials are not included."""
     rows: dict[tuple, list[dict]] = {}
     for run in runs:
         if not run["trial"]:
             rows.setdefault((run["dataset"], run["model"], run["flags"]), []).append(run)
-    return markdown(("data set", "model", "flags", "seeds", *SHOWN), [
+    return markdown(("dataset", "model", "flags", "seeds", *SHOWN), [
         [*row, ", ".join(str(run["seed"]) for run in of_row), *(shown([run["test"][name] for run in of_row])
                                                                for name in SHOWN)] for row, of_row in rows.items()])
 

@@ -1,9 +1,9 @@
-"""How good tokenizers are on a data set that is there: each trained with its defaults, over seeds, judged alike.
+"""Quality of quantizers on a local dataset: each is trained by the real command, with several seeds.
 
     python benchmarks/tokenizers.py --dataset Industrial_and_Scientific --out benchmarks/results/tokenizers.json \
         rqvae rkmeans "rqvae --sinkhorn_levels [-1]" random
 
-Every word is a quantizer with flags of its own. The runs go into a folder of their own.
+Every argument is a quantizer and its flags, in quotes. The runs are deleted at the end.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.data import machine  # noqa: E402 (the path comes first)
+from benchmarks.data import machine  # noqa: E402 (needs the path above)
 from common.cli import ROOT  # noqa: E402
 
-FIGURES = ("collision_rate", "largest_bucket", "least_utilization", "explained_variance", "alike_1", "alike_2",
-           "behavioural_coherence", "seconds")
+METRICS = ("collision_rate", "largest_bucket", "least_utilization", "explained_variance", "alike_1", "alike_2",
+           "behavioral_coherence", "seconds")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tokenizers", nargs="+", metavar="QUANTIZER", help="a quantizer, with flags in the same word")
+    parser.add_argument("tokenizers", nargs="+", metavar="QUANTIZER", help="a quantizer and its flags, in quotes")
     parser.add_argument("--dataset", default="Industrial_and_Scientific")
     parser.add_argument("--data_root", type=Path, default=ROOT / "data")
     parser.add_argument("--seeds", default="0,1,2")
@@ -36,7 +36,7 @@ def main() -> None:
     report = {**machine(), "dataset": args.dataset, "seeds": args.seeds, "tokenizers": {}}
     for words in args.tokenizers:
         rows = [measure(words, args.dataset, args.data_root, seed) for seed in args.seeds.split(",")]
-        report["tokenizers"][words] = {name: summary([row[name] for row in rows]) for name in FIGURES}
+        report["tokenizers"][words] = {name: summary([row[name] for row in rows]) for name in METRICS}
         print(f"{words}: " + ", ".join(f"{name} {shown(value)}" for name, value in
                                        report["tokenizers"][words].items()), flush=True)
         if args.out:
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(words: str, dataset: str, data_root: Path, seed: str) -> dict:
-    """One run of the real command; its figures, before disambiguation."""
+    """Run the real command; return its metrics before disambiguation."""
     name, *flags = shlex.split(words)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "quantization/main.py"), "--quantizer_name", name, "--dataset", dataset,
@@ -54,13 +54,14 @@ def measure(words: str, dataset: str, data_root: Path, seed: str) -> dict:
         seconds = time.monotonic() - begun
         [path] = Path(folder).rglob("evaluation.json")
         metrics = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-    alike = [*metrics.get("prefix_coherence", []), None, None]
-    return {**metrics, "least_utilization": min(metrics["utilization"]), "alike_1": alike[0], "alike_2": alike[1],
+    coherence = [*metrics.get("prefix_coherence", []), None, None]
+    return {**metrics, "least_utilization": min(metrics["utilization"]),
+            "alike_1": coherence[0], "alike_2": coherence[1],
             "explained_variance": metrics.get("explained_variance"), "seconds": seconds}
 
 
 def summary(values: list[float | None]) -> dict | None:
-    """Mean, standard deviation and the values themselves."""
+    """Return the mean, the standard deviation and the values, or None if a value is None."""
     if None in values:
         return None
     return {"mean": statistics.mean(values), "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,

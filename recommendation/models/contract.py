@@ -1,4 +1,4 @@
-"""The contract with a recommender, tried before training, so that an error names the method that breaks it."""
+"""Checks that a recommender returns what `AbstractRecommender` requires. An error names the method at fault."""
 
 from collections.abc import Callable
 
@@ -10,16 +10,16 @@ from common.errors import ConfigError
 
 from .abstract_model import PADDING, AbstractRecommender, Recommendations, Windows
 
-NUM_TRIED = 8  # histories that the contract is tried on
+NUM_TRIED = 8  # number of histories and of training windows that are used for the check
 
 
 def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, windows: Windows | None) -> None:
-    """Ask for recommendations after a few histories, and for the loss of a few training windows if there are any.
+    """Check the recommendations for `histories` and, if `windows` is not None, the loss of these training windows.
 
-    A ConfigError names the method that breaks a promise. The model's modes and the random state stay as they were.
+    Raises ConfigError with the name of the method at fault. The training modes and the random state do not change.
     """
     modes = {module: module.training for module in model.modules()}
-    seen = histories.items.sort(dim=1, descending=True).values                 # PADDING is the smallest
+    seen = histories.items.sort(dim=1, descending=True).values                 # puts PADDING, -1, last
     seen = seen.masked_fill(F.pad(seen[:, 1:] == seen[:, :-1], (1, 0)), PADDING).sort(dim=1, descending=True).values
     device = histories.items.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -29,42 +29,45 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
             items = _check_lists(model, "recommend_unseen", lambda: model.recommend_unseen(histories, seen, top_k),
                                  histories, top_k)
         if ((items.unsqueeze(2) == seen.unsqueeze(1)) & (items != PADDING).unsqueeze(2)).any():
-            _refuse(model, "recommend_unseen", "listed an item of `seen`", "leave out the items of each row of `seen`")
+            _refuse(model, "recommend_unseen", "returned an item of `seen`", "exclude the items in each row of `seen`")
         losses = {"loss_total": torch.zeros(())} if windows is None else model.compute_loss(windows)
         loss = losses.get("loss_total") if isinstance(losses, dict) else None
         if not isinstance(loss, Tensor) or loss.ndim:
-            _refuse(model, "compute_loss", f"returned {_described(losses)}", 'return {"loss_total": a scalar tensor}')
+            _refuse(model, "compute_loss", f"returned {_described(losses)}", 'return {"loss_total": <a scalar tensor>}')
     for module, mode in modes.items():
         module.training = mode
 
 
-def _check_lists(model: AbstractRecommender, method: str, ask: Callable[[], Recommendations], histories: Windows,
+def _check_lists(model: AbstractRecommender, method: str, call: Callable[[], Recommendations], histories: Windows,
                  top_k: int) -> Tensor:
-    """The items, if the answer keeps every promise about lists and is the same with another random seed."""
-    device, answers = histories.items.device, []
+    """Return the items of the result of `call`. Raises ConfigError for a wrong or random result."""
+    device, results = histories.items.device, []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        read = torch.cuda.get_rng_state if device.type == "cuda" else torch.get_rng_state
-        before = [torch.get_rng_state(), read()]
-        answers.append(ask())
-        if not all(map(torch.equal, before, [torch.get_rng_state(), read()])):
-            _refuse(model, method, "drew random numbers", "draw none, or from a torch.Generator with a fixed seed")
-    result, num_items, shape = answers[0], model.catalogue.num_items, (len(histories.items), top_k)
+        get_state = torch.cuda.get_rng_state if device.type == "cuda" else torch.get_rng_state
+        before = [torch.get_rng_state(), get_state()]
+        results.append(call())
+        if not all(map(torch.equal, before, [torch.get_rng_state(), get_state()])):
+            _refuse(model, method, "used the global random number generator",
+                    "use no random numbers, or a torch.Generator with a fixed seed")
+    result, num_items, shape = results[0], model.catalogue.num_items, (len(histories.items), top_k)
     if not isinstance(result, Recommendations) or any(not isinstance(p, Tensor) or p.shape != shape for p in result):
         _refuse(model, method, f"returned {_described(result)}",
-                f"return Recommendations(items, scores) of shape (histories, top_k), {shape}; item -1 fills a list")
+                f"return Recommendations(items, scores) of shape (histories, top_k) = {shape} each, and fill empty "
+                "positions with item -1")
     items, scores = result
     ordered, present = items.sort(dim=1).values, items != PADDING
     for broken, what, fix in (
             (items.is_floating_point() or ((items < PADDING) | (items >= num_items)).any(), f"returned items from "
-             f"{items.min().item()} to {items.max().item()}", f"return integers from 0 to {num_items - 1}, or -1"),
-            ((~present[:, :-1] & present[:, 1:]).any(), "returned -1 before an item", "put -1 behind the last item"),
+             f"{items.min().item()} to {items.max().item()}",
+             f"return integers from 0 to {num_items - 1}, or -1 for an empty position"),
+            ((~present[:, :-1] & present[:, 1:]).any(), "returned -1 before an item", "put -1 after the last item"),
             (((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING)).any(), "listed an item twice",
              "list each item once"),
-            ((scores[:, 1:] > scores[:, :-1]).any(), "returned scores in another than descending order",
-             "put the best item first"),
-            (not torch.equal(items, answers[1].items) or not torch.allclose(scores, answers[1].scores, equal_nan=True),
-             "gave two answers to one question", "let the answer depend on the histories alone")):
+            ((scores[:, 1:] > scores[:, :-1]).any(), "returned scores that are not in descending order",
+             "put the item with the best score first"),
+            (not torch.equal(items, results[1].items) or not torch.allclose(scores, results[1].scores, equal_nan=True),
+             "returned different results for the same histories", "make the result depend only on the histories")):
         if broken:
             _refuse(model, method, what, fix)
     return items

@@ -1,4 +1,4 @@
-"""What models share that write semantic IDs code by code."""
+"""Base class of the models that generate semantic IDs code by code."""
 
 from abc import abstractmethod
 from typing import Any
@@ -13,24 +13,27 @@ from recommendation.decoding.trie import Trie
 from .abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows
 from .params import Params
 
-# B batch, K beams, L levels, M model width, C codebook size of a level
+# B batch, K beams, L levels, M model width, H heads, C codebook size of a level, J largest number of children of a node
 
-# T5 starts its embedding at 1.0, for Adafactor, whose steps grow with the parameter. AdamW's do not: from 1.0 it
-# takes thousands of steps before what was learned outweighs the random start (ml-100k: NDCG@10 .026 against .038
-# after three epochs).
+# T5 initializes its embedding with a standard deviation of 1.0. This suits Adafactor, whose steps grow with the
+# parameters. The steps of AdamW do not: from 1.0, it takes thousands of steps until the learned values outweigh the
+# random initial values (ml-100k, after three epochs: NDCG@10 .026 instead of .038).
 EMBEDDING_STD = 0.05
-IGNORED = -100  # a label that no loss counts
-START = 0       # the token that padding and a decoder's first input share, as in T5
-EXACT_BYTES = 2**28  # of logits that exact scoring holds at a time, about
+IGNORED = -100  # label of padding, which the loss ignores
+START = 0       # token of padding and of the first decoder input, as in T5
+EXACT_BYTES = 2**28  # approximate size of the logits that exact scoring has in memory
 
 
 class AbstractGenerator(AbstractRecommender):
-    """Tokens, one head a level, and the search. Level l's code c is token `first_token[l] + c`."""
+    """Base class with the token embedding, one output head per level, and the search for the best items.
 
-    heads: Any           # a Linear for each level: each softmax runs over its own codebook only
-    first_token: Tensor  # (L,)
-    tokens: Tensor       # (N + 1, L); an extra last row serves PADDING (index -1)
-    paths: Tensor        # (N + 1, L + 1) the items' nodes, if probabilities are over existing IDs
+    Code c of level l is the token `first_token[l] + c`.
+    """
+
+    heads: Any           # one Linear per level: each softmax is over the codebook of its level
+    first_token: Tensor  # (L,) token of code 0 of each level
+    tokens: Tensor       # (N + 1, L) tokens of the items; the last row is for PADDING (index -1)
+    paths: Tensor        # (N + 1, L + 1) trie nodes of the items; only with `normalize_over: valid_items`
 
     def __init__(self, config: dict, catalogue: Catalogue, name: str):
         super().__init__(config, catalogue)
@@ -49,7 +52,7 @@ class AbstractGenerator(AbstractRecommender):
         self.register_buffer("first_token", first_token, persistent=False)
         self.register_buffer("tokens", tokens, persistent=False)
         self.trie = Trie(catalogue.codes, sizes)
-        if self.normalize_over == "valid_items":  # a row of zeros serves PADDING here, too
+        if self.normalize_over == "valid_items":  # the last row, zeros, is for PADDING
             self.register_buffer("paths", F.pad(self.trie.paths(), (0, 0, 0, 1)), persistent=False)
 
     @torch.no_grad()
@@ -59,8 +62,8 @@ class AbstractGenerator(AbstractRecommender):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
 
     def code_loss(self, hidden: Tensor, items: Tensor) -> Tensor:
-        """Mean cross-entropy of the items' codes; hidden (..., L, M), items (...), some of them PADDING."""
-        # Padding is ignored by its label: picking rows instead would wait for the device.
+        """Return the mean cross-entropy of the items' codes: hidden (..., L, M), items (...) -> (). Ignores PADDING."""
+        # Padding gets the label IGNORED, because selecting the other rows would wait for the device.
         labels = (self.tokens[items] - self.first_token).masked_fill((items == PADDING).unsqueeze(-1), IGNORED)
         hidden, labels = hidden.flatten(0, -3), labels.flatten(0, -2)
         logits = [head(hidden[:, level]) for level, head in enumerate(self.heads)]
@@ -74,23 +77,25 @@ class AbstractGenerator(AbstractRecommender):
                             for level, of_level in enumerate(logits)]).mean()
 
     def _loss_over_valid_items(self, level: int, logits: Tensor, path: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of a level's labels (T,) among the codes that lead on from a prefix.
+        """Return the mean cross-entropy of the labels of a level, over the codes that can follow each prefix.
 
-        logits (T, C); path (T, 2) the prefix's node and the label's.
+        logits: (T, C) for T targets
+        path: (T, 2) trie nodes of the prefix, and of the prefix with the label
+        labels: (T,)
         """
         codes, children, exists = (part[0] for part in self.trie.children_of(level, path[None, :, 0]))  # (T, J)
-        # In float32 as F.cross_entropy is, which a step in bfloat16 casts by itself.
+        # Use float32, as autocast does for F.cross_entropy in a bfloat16 step.
         logs = logits.gather(1, codes).float().masked_fill(~exists, float("-inf")).log_softmax(dim=1)
         losses = -logs.masked_fill(~exists | (children != path[:, 1:]), 0).sum(dim=1)
         if self.label_smoothing:
-            evenly = -logs.masked_fill(~exists, 0).sum(dim=1) / exists.sum(dim=1)
-            losses = torch.lerp(losses, evenly, self.label_smoothing)
+            uniform = -logs.masked_fill(~exists, 0).sum(dim=1) / exists.sum(dim=1)
+            losses = torch.lerp(losses, uniform, self.label_smoothing)
         counted = labels != IGNORED
         return (losses * counted).sum() / counted.sum()
 
     @abstractmethod
     def start_decoding(self, histories: Windows) -> Step:
-        """Read the histories, and return what gives the logits of one level after another."""
+        """Read the histories, and return the function that computes the logits level by level."""
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         return self._search(histories, None, top_k)
@@ -111,16 +116,21 @@ class AbstractGenerator(AbstractRecommender):
 
 
 class PrefixCache:
-    """One layer's keys and values of the beams' own positions, which follow the beams.
+    """The keys and values of the tokens in the beams, for one layer.
 
-    A position's lie in a tensor of their own: so each is moved at most once a level, and in whole rows.
+    Each position has its own tensors. Reordering the beams then copies only whole rows, and never the first position,
+    which all beams share.
     """
 
     def __init__(self) -> None:
-        self.levels: list[tuple[Tensor, Tensor]] = []  # (B, K, H, head width) each; K is 1 where all beams share it
+        self.levels: list[tuple[Tensor, Tensor]] = []  # (B, K, H, head width) each; K is 1 if all beams share it
 
     def extend(self, key: Tensor, value: Tensor, parents: Tensor) -> None:
-        """Add the beams' newest position, (B, H, K, head width) each; they continue the beams `parents` (B, K)."""
+        """Add the newest position of the beams.
+
+        key, value: (B, H, K, head width)
+        parents: (B, K) the beam of the previous step that each beam continues
+        """
         if self.levels:
             num_before = self.levels[-1][0].shape[1]
             row = parents + num_before * torch.arange(len(parents), device=parents.device).unsqueeze(1)
@@ -128,12 +138,12 @@ class PrefixCache:
         self.levels.append((key.transpose(1, 2), value.transpose(1, 2)))
 
     def scores(self, query: Tensor) -> Tensor:
-        """(B, H, K, head width) -> its product with each of its own beam's positions, (B, H, K, levels so far)."""
+        """Return the product of each query with the keys of its beam: (B, H, K, head width) -> (B, H, K, positions)."""
         query = query.transpose(1, 2)
         return torch.stack([(query * key).sum(dim=-1) for key, _ in self.levels], dim=-1).transpose(1, 2)
 
     def mix(self, weights: Tensor) -> Tensor:
-        """(B, H, K, levels so far) -> the values so weighted, (B, K, H, head width)."""
+        """Return the weighted sum of the values of each beam: (B, H, K, positions) -> (B, K, H, head width)."""
         first, *others = weights.transpose(1, 2).unsqueeze(-1).unbind(dim=3)            # (B, K, H, 1) each
         mixed = first * self.levels[0][1]
         for weight, (_, value) in zip(others, self.levels[1:], strict=True):
@@ -142,7 +152,10 @@ class PrefixCache:
 
 
 def _rows(part: Tensor, row: Tensor) -> Tensor:
-    """The rows (B, K) of (B * beams, H, head width)."""
+    """Select `row` (B, K) of the flattened beams in `part` (B, beams, H, head width) -> (B, K, H, head width).
+
+    A part that all beams share is returned unchanged.
+    """
     if part.shape[1] == 1:
         return part
     return part.flatten(0, 1).index_select(0, row.flatten()).view(*row.shape, *part.shape[2:])

@@ -1,4 +1,4 @@
-"""The T5 building blocks (Raffel et al. 2020, arXiv 1910.10683): pre-norm, no biases, relative positions."""
+"""Building blocks of T5 (Raffel et al. 2020, arXiv 1910.10683): pre-norm, no bias terms, relative positions."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 
 def stack(num_blocks: int, make: Callable[[], Iterable[nn.Module]]) -> Any:
-    """Blocks of layers, as a ModuleList of ModuleLists. (Type checkers do not know the layers in it, hence Any.)"""
+    """Return a ModuleList of `num_blocks` ModuleLists; typed as Any, because type checkers do not know their layers."""
     return nn.ModuleList(nn.ModuleList(make()) for _ in range(num_blocks))
 
 
 class RMSNorm(nn.Module):
-    """Scales by the root mean square; no mean is taken off, no bias added."""
+    """Layer normalization by the root mean square, without subtracting the mean and without a bias."""
 
     def __init__(self, width: int, epsilon: float = 1e-6):
         super().__init__()
@@ -28,10 +28,10 @@ class RMSNorm(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """A learned attention bias for each head and bucket of distance.
+    """A learned attention bias for each head and each bucket of distances.
 
-    Half of the buckets hold one distance each, the rest grow logarithmically up to `max_distance`;
-    `bidirectional` gives each direction its half.
+    Half of the buckets hold one distance each; the sizes of the others grow logarithmically up to `max_distance`. With
+    `bidirectional`, each direction has half of the buckets.
     """
 
     def __init__(self, num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool):
@@ -40,19 +40,19 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_buckets, num_heads))
 
     def forward(self, num_queries: int, num_keys: int) -> Tensor:
-        """(1, H, Q, T) for positions that are counted from 0 on both sides."""
+        """Return the bias (1, H, Q, T) for queries and keys whose positions start at 0."""
         device = self.weight.device
         return self.of(torch.arange(num_keys, device=device) - torch.arange(num_queries, device=device).unsqueeze(1))
 
     def of(self, distance: Tensor) -> Tensor:
-        """(Q, T) key position less query position -> (1, H, Q, T)."""
+        """Return the bias for distances, key position minus query position: (Q, T) -> (1, H, Q, T)."""
         return self.weight[self._bucket(distance)].permute(2, 0, 1).unsqueeze(0)
 
     @torch.no_grad()
     def start_recent(self) -> None:
-        """Start as a preference for near positions before the query: a slope of 1, 1/2, 1/4, ... for each head.
+        """Initialize the bias to prefer near positions before the query, with the slopes 1, 1/2, 1/4, ... of the heads.
 
-        The idea of ALiBi (Press et al. 2022, arXiv 2108.12409), on buckets, and free to be unlearned.
+        This is ALiBi (Press et al. 2022, arXiv 2108.12409) applied to buckets; training may change the values.
         """
         num_before = self.num_buckets // (2 if self.bidirectional else 1)
         slopes = 2.0 ** -torch.arange(self.weight.shape[1])
@@ -74,10 +74,11 @@ class RelativeBias(nn.Module):
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Zeroes a share of about `rate` and scales up the rest.
+    """Apply dropout with about the given rate.
 
-    On the CPU a draw of 64 random bits serves eight elements (the rate is then a multiple of 1/256):
-    one draw an element, as in `F.dropout`, took 40 % of a training step. torch.compile cannot read that.
+    On the CPU, one draw of 64 random bits is used for eight elements, so the rate is rounded to a multiple of 1/256.
+    One draw per element, as in `F.dropout`, took 40 % of a training step. torch.compile does not support this, so
+    compiled code uses `F.dropout`.
     """
     if not training or rate == 0.0:
         return x
@@ -85,24 +86,26 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
         return F.dropout(x, rate)
     threshold = min(round(256 * rate), 255)
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    # Compared as floats: torch turns booleans into floats at a fraction of the speed.
+    # Compare as floats, because PyTorch converts booleans to floats much more slowly.
     kept = draws.view(torch.uint8)[: x.numel()].view(x.shape).float().ge_(threshold)
     return x * kept.mul_(256 / (256 - threshold))
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, T, H * K) -> (B, H, T, K)."""
+    """Split the last dimension into heads: (B, T, H * K) -> (B, H, T, K)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
            rate: float = 0.0) -> Tensor:
-    """(B, H, Q, K), (B, H, T, K) twice, bias that broadcasts to (B, H, Q, T) -> (B, Q, H * K).
+    """Return the attention output: query (B, H, Q, K), key and value (B, H, T, K) -> (B, Q, H * K).
 
-    T5 does not scale the products by the root of the width; its initialization does.
+    bias: broadcastable to (B, H, Q, T)
+
+    As in T5, the scores are not divided by the square root of the head width. The initialization includes this factor.
     """
     if not torch.is_grad_enabled() and rate == 0.0:
-        # Fused, so that the scores are never all in memory; not for dropout, nor for a bias that is learned.
+        # The fused kernel does not store all scores. It is used only without dropout and without gradients.
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         return attended.transpose(1, 2).flatten(2)
     scores = query @ key.transpose(-1, -2)
@@ -113,18 +116,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
 
 
 def as_bias(allowed: Tensor) -> Tensor:
-    """True -> 0, False -> -inf (the largest negative number, so that a row of it stays finite)."""
+    """Return the attention bias of a mask: 0 for True, the most negative float32 for False.
+
+    With -inf instead, a row of False would give NaN.
+    """
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
 def causal_bias(num_positions: int, device: torch.device) -> Tensor:
-    """(T, T): a position attends to itself and to those before it."""
+    """Return the bias (T, T) that lets a position attend only to itself and to earlier positions."""
     position = torch.arange(num_positions, device=device)
     return as_bias(position <= position.unsqueeze(1))
 
 
 class SelfAttention(nn.Module):
-    """Pre-norm self-attention with its residual connection."""
+    """Pre-norm self-attention with a residual connection."""
 
     def __init__(self, width: int, num_heads: int, head_width: int, dropout: float):
         super().__init__()
@@ -137,7 +143,7 @@ class SelfAttention(nn.Module):
         return self.attend(x, *self.project(x), bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, M) -> query, key and value, (B, H, T, K) each."""
+        """Return query, key and value: (B, T, M) -> (B, H, T, K) each."""
         query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
         return query, key, value
 
@@ -149,7 +155,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Pre-norm attention to the encoder's memory, whose keys and values are projected once a batch."""
+    """Pre-norm attention to the memory of an encoder, with a residual connection.
+
+    Call `project_memory` once per batch, and pass its result to `forward`.
+    """
 
     def __init__(self, width: int, num_heads: int, head_width: int, dropout: float):
         super().__init__()
@@ -160,19 +169,19 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(num_heads * head_width, width, bias=False)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, M) -> key and value, (B, H, T, K) each."""
+        """Return key and value of the memory: (B, T, M) -> (B, H, T, K) each."""
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, dim=-1))
         return key, value
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """x (B, Q, M); all query positions of a row share its memory."""
+        """Return the output for x (B, Q, M); all query positions of a row attend to the same memory."""
         query = split_heads(self.query(self.norm(x)), self.num_heads)
         attended = attend(query, *memory, bias, self.dropout if self.training else 0.0)
         return x + dropout(self.out(attended), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
-    """Pre-norm two-layer network with its residual connection."""
+    """Pre-norm two-layer network with a residual connection."""
 
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
@@ -188,7 +197,7 @@ class FeedForward(nn.Module):
 
 @torch.no_grad()
 def initialize(module: nn.Module, width: int, head_width: int) -> None:
-    """T5's initialization of all the layers above inside `module`."""
+    """Initialize all attention, feed-forward and bias layers inside `module` as in T5."""
     for layer in module.modules():
         if isinstance(layer, SelfAttention | CrossAttention):
             nn.init.normal_(layer.out.weight, std=layer.out.in_features**-0.5)

@@ -1,4 +1,4 @@
-"""A GPT-style generator: one causal stack over the history's tokens and those of the next item."""
+"""A GPT-style generator: one causal stack over the tokens of the history and of the next item."""
 
 from typing import Literal
 
@@ -10,14 +10,14 @@ from ..generator import AbstractGenerator, PrefixCache
 from ..layers import FeedForward, RelativeBias, RMSNorm, SelfAttention, as_bias, causal_bias, dropout, initialize, stack
 from ..params import Params
 
-# B batch, S items of a history, L levels, T = S * L tokens, K beams, H heads, M model width, C codes of a level
+# B batch, S items of a history, L levels, T = S * L tokens, K beams, H heads, M model width, C codebook size of a level
 
 
 class DecoderOnly(AbstractGenerator):
-    """Every token of a window is predicted from those before it; its items behind the first are what is learned.
+    """A decoder that predicts each token of a window from the tokens before it; the first item is not a target.
 
-    The language model's recipe (Radford et al. 2018) over semantic IDs. Positions are relative, so that a window
-    may begin anywhere in a user's sequence.
+    This is a language model (Radford et al. 2018) over semantic IDs. Positions are relative, because a window may begin
+    anywhere in a user's sequence.
     """
 
     training_unit: Literal["sequence"] = "sequence"
@@ -37,14 +37,14 @@ class DecoderOnly(AbstractGenerator):
         self.bias.start_recent()
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Mean cross-entropy of the codes of every item behind a window's first."""
+        """Return the mean cross-entropy of the codes of every item except the first of each window."""
         tokens = self.tokens[windows.items].flatten(1)[:, :-1]                 # (B, W * L - 1)
-        hidden = self._read(tokens)[:, self.num_levels - 1:]                   # from the first item's last token on
+        hidden = self._read(tokens)[:, self.num_levels - 1:]                   # from the last token of the first item
         hidden = dropout(self.norm(hidden), self.dropout, self.training)
         return {"loss_total": self.code_loss(hidden.unflatten(1, (-1, self.num_levels)), windows.items[:, 1:])}
 
     def _read(self, tokens: Tensor, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """(B, T) tokens -> hidden states (B, T, M); each layer's keys and values are appended to `keep`."""
+        """Return the hidden states of tokens: (B, T) -> (B, T, M). Append each layer's keys and values to `keep`."""
         x = dropout(self.embedding(tokens), self.dropout, self.training)
         bias = self.bias(tokens.shape[1], tokens.shape[1]) + causal_bias(tokens.shape[1], tokens.device)
         for attention, feed_forward in self.layers:
@@ -57,45 +57,55 @@ class DecoderOnly(AbstractGenerator):
     def start_decoding(self, histories: Windows) -> "_DecodingStep":
         memories: list[tuple[Tensor, Tensor]] = []
         hidden = self._read(self.tokens[histories.items].flatten(1), memories)
-        end = histories.lengths * self.num_levels                              # padding lies behind it
+        end = histories.lengths * self.num_levels                              # number of tokens
         last = hidden[torch.arange(len(end), device=end.device), end - 1].unsqueeze(1)
         return _DecodingStep(self, last, memories, end)
 
 
 class _DecodingStep:
-    """One level for all beams: they are query positions over their user's history, which was read once."""
+    """Computes the logits of one level for all beams (see `beam_search.Step`).
+
+    The beams of a user are query positions that attend to the same history, which is read only once.
+    """
 
     def __init__(self, model: DecoderOnly, last: Tensor, memories: list[tuple[Tensor, Tensor]], end: Tensor):
-        """`last` (B, 1, M) the hidden state of each history's last token; `end` (B,) the number of its tokens."""
+        """Store the results of reading the histories.
+
+        last: (B, 1, M) hidden state of the last token of each history
+        memories: keys and values of the histories, (B, H, T, width) each, per layer
+        end: (B,) number of tokens of each history
+        """
         self.model, self.last, self.memories, self.end = model, last, memories, end
         self.caches = [PrefixCache() for _ in model.layers]
 
     def __call__(self, level: int, codes: Tensor, parents: Tensor) -> Tensor:
-        """The beams' last codes (B, K) and the beams they continue (B, K) -> logits (B, K, C)."""
+        """Return the logits of a level: last codes and parents of the beams, (B, K) each -> (B, K, C)."""
         model, x = self.model, self.last
         if level:
             x = model.embedding(codes + model.first_token[level - 1])                   # (B, K, M)
-            far, near = self._biases(level)
+            history_bias, beam_bias = self._biases(level)
             for (attention, feed_forward), memory, cache in zip(model.layers, self.memories, self.caches, strict=True):
                 query, key, value = attention.project(x)                                # (B, H, K, width)
                 cache.extend(key, value, parents)
-                x = feed_forward(attention.add(x, _attend_to_both(query, *memory, far, cache, near)))
+                x = feed_forward(attention.add(x, _attend_to_both(query, *memory, history_bias, cache, beam_bias)))
         return model.heads[level](model.norm(x))
 
     def _biases(self, level: int) -> tuple[Tensor, Tensor]:
-        """The newest position's: towards the history, (B, H, 1, T), and its own beam's positions, (1, H, 1, l)."""
+        """Return the bias of the newest position for the history, (B, H, 1, T), and for its beam, (1, H, 1, level)."""
         bias, num_tokens = self.model.bias, self.memories[0][0].shape[2]
         token = torch.arange(num_tokens, device=self.end.device)
-        far = bias.of(token - (self.end + level - 1).unsqueeze(1)).permute(2, 1, 0, 3)  # (B, H, 1, T)
-        far = far + as_bias(token < self.end.unsqueeze(1))[:, None, None]
-        return far, bias(level, level)[:, :, -1:]
+        to_history = bias.of(token - (self.end + level - 1).unsqueeze(1)).permute(2, 1, 0, 3)  # (B, H, 1, T)
+        to_history = to_history + as_bias(token < self.end.unsqueeze(1))[:, None, None]
+        return to_history, bias(level, level)[:, :, -1:]
 
 
-def _attend_to_both(query: Tensor, key: Tensor, value: Tensor, far: Tensor, own: PrefixCache, near: Tensor) -> Tensor:
-    """One softmax over the history's positions and the beam's own.
+def _attend_to_both(query: Tensor, key: Tensor, value: Tensor, history_bias: Tensor, cache: PrefixCache,
+                    beam_bias: Tensor) -> Tensor:
+    """Return the attention output (B, K, H * width), with one softmax over the positions of history and beam.
 
-    query (B, H, K, width); key, value (B, H, T, width) -> (B, K, H * width).
+    query: (B, H, K, width)
+    key, value: (B, H, T, width) of the history; those of the beam are in `cache`
     """
-    scores = torch.cat([query @ key.transpose(-1, -2) + far, own.scores(query) + near], dim=3)
-    far_weights, near_weights = scores.softmax(dim=-1).tensor_split([key.shape[2]], dim=3)
-    return ((far_weights @ value).transpose(1, 2) + own.mix(near_weights)).flatten(2)
+    scores = torch.cat([query @ key.transpose(-1, -2) + history_bias, cache.scores(query) + beam_bias], dim=3)
+    history_weights, beam_weights = scores.softmax(dim=-1).tensor_split([key.shape[2]], dim=3)
+    return ((history_weights @ value).transpose(1, 2) + cache.mix(beam_weights)).flatten(2)

@@ -1,4 +1,4 @@
-"""TIGER (Rajput et al. 2023, arXiv 2305.05065): a T5 that reads semantic IDs and writes the next one."""
+"""TIGER (Rajput et al. 2023, arXiv 2305.05065): a T5 that reads semantic IDs and generates the next one."""
 
 from typing import Literal
 
@@ -20,21 +20,21 @@ from ..layers import (
 )
 from ..params import Params
 
-# B batch, S items of a history, L levels, T = S * L encoder tokens, G targets of a row, K beams,
+# B batch, S items of a history, L levels, T = S * L encoder tokens, G targets of a row, K beams, H heads,
 # M model width, C codebook size of a level
 
 
 class EncoderDecoder(AbstractGenerator):
-    """Encoder over the history's tokens; decoder over the levels of the next item's ID.
+    """An encoder over the tokens of the history, and a decoder over the levels of the next item's semantic ID.
 
-    With `train_on: target` a window has one target and the encoder sees its whole history, as in T5.
-    With `train_on: every_position` each item of a window is the target of those before it: a token
-    sees the items up to its own, and a target's decoder rows see the memory of earlier items alone.
-    One pass then learns all targets of the window. As such an encoder cannot tell how far its tokens
-    are from a target, cross-attention gets a relative bias of its own (which T5 has no need of). Mask
-    and bias are part of the model: they are the same when recommending.
+    With `train_on: target`, a window has one target, and the encoder attends to the whole history, as in T5.
 
-    `t5.py` beside this file exchanges the weights with transformers' T5, which computes the same as
+    With `train_on: every_position`, every item of a window except the first is a target, and one pass trains all of
+    them. A token of the encoder attends only to its own and earlier items, and a target's decoder attends only to the
+    memory of the items before the target. Such an encoder does not know the distance from a token to the target.
+    Therefore cross-attention has a relative bias, which T5 does not have. Recommendation uses the same mask and bias.
+
+    `t5.py` in this folder copies the weights to and from T5 in transformers, which computes the same as
     `train_on: target`.
     """
 
@@ -70,7 +70,7 @@ class EncoderDecoder(AbstractGenerator):
         return {"encoder_mask": "full" if self.train_on == "target" else "causal by item"}
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Mean cross-entropy of the targets' codes."""
+        """Return the mean cross-entropy of the codes of the targets."""
         items, lengths = windows
         if self.train_on == "target":
             targets = items.gather(1, lengths.unsqueeze(1) - 1)                         # (B, 1)
@@ -82,7 +82,7 @@ class EncoderDecoder(AbstractGenerator):
         return {"loss_total": self.code_loss(hidden, targets)}
 
     def encode(self, history: Tensor) -> Tensor:
-        """(B, S) items -> memory (B, T, M)."""
+        """Return the memory of a history: (B, S) items -> (B, T, M)."""
         x = dropout(self.embedding(self.tokens[history].flatten(1)), self.dropout, self.training)
         bias = self.encoder_bias(x.shape[1], x.shape[1]) + self._encoder_mask(history)
         for attention, feed_forward in self.encoder:
@@ -90,28 +90,31 @@ class EncoderDecoder(AbstractGenerator):
         return dropout(self.encoder_norm(x), self.dropout, self.training)
 
     def _encoder_mask(self, history: Tensor) -> Tensor:
-        """0 where a token may look, -inf elsewhere; (1, 1, T, T) by position or (B, 1, 1, T) by padding."""
+        """Return the attention bias of the encoder.
+
+        It hides later items, (1, 1, T, T), or with `train_on: target` the padding, (B, 1, 1, T).
+        """
         if self.train_on == "target":
             return self._padding_mask(history)
-        # Padding lies behind every item, so looking at earlier items alone never meets it.
+        # Padding is after all items, so this mask hides it too.
         item = torch.arange(history.shape[1], device=history.device).repeat_interleave(self.num_levels)
         return as_bias(item <= item.unsqueeze(1))[None, None]
 
     def _padding_mask(self, history: Tensor) -> Tensor:
-        """(B, 1, 1, T)."""
+        """Return the bias that hides the padding: (B, S) items -> (B, 1, 1, T)."""
         return as_bias((history != PADDING).repeat_interleave(self.num_levels, dim=1))[:, None, None]
 
     def _training_bias(self, history: Tensor, num_targets: int) -> Tensor:
-        """Cross-attention's bias for the rows of each target: (B, 1, 1, T), or (1, H, G * L, T)."""
+        """Return the cross-attention bias of the decoder rows of all targets, (B, 1, 1, T) or (1, H, G * L, T)."""
         if self.memory_bias is None:
             return self._padding_mask(history)
-        end = torch.arange(1, num_targets + 1, device=history.device) * self.num_levels  # target g follows g + 1 items
+        end = torch.arange(1, num_targets + 1, device=history.device) * self.num_levels  # target g is after g + 1 items
         token = torch.arange(history.shape[1] * self.num_levels, device=history.device)
         bias = self.memory_bias.of(token - end.unsqueeze(1)) + as_bias(token < end.unsqueeze(1))
         return bias.repeat_interleave(self.num_levels, dim=2)
 
     def _recommending_bias(self, histories: Windows) -> Tensor:
-        """Cross-attention's bias behind each whole history: (B, 1 or H, 1, T)."""
+        """Return the cross-attention bias of a target after the whole history, (B, 1 or H, 1, T)."""
         padding = self._padding_mask(histories.items)
         if self.memory_bias is None:
             return padding
@@ -120,7 +123,7 @@ class EncoderDecoder(AbstractGenerator):
         return bias.permute(2, 1, 0, 3) + padding
 
     def decode(self, memory: Tensor, memory_bias: Tensor, targets: Tensor) -> Tensor:
-        """memory (B, T, M), targets (B, G) items -> hidden states that predict their codes, (B, G, L, M)."""
+        """Return hidden states that predict the codes: memory (B, T, M), targets (B, G) items -> (B, G, L, M)."""
         num_targets = targets.shape[1]
         start = torch.full((*targets.shape, 1), START, device=targets.device)
         inputs = torch.cat([start, self.tokens[targets][..., :-1]], dim=2)               # (B, G, L)
@@ -128,9 +131,9 @@ class EncoderDecoder(AbstractGenerator):
         level = torch.arange(self.num_levels, device=x.device)
         bias = self.decoder_bias(self.num_levels, self.num_levels) + as_bias(level <= level.unsqueeze(1))
         for self_attention, cross_attention, feed_forward in self.decoder:
-            # A target's rows attend to its own prefix only: targets are batch rows here ...
+            # In self-attention every target is a batch row, so that it attends only to its own prefix.
             x = self_attention(x.view(-1, self.num_levels, x.shape[-1]), bias).view_as(x)
-            # ... and query positions over the row's one memory there.
+            # In cross-attention the targets of a window are query positions, which share its memory.
             x = feed_forward(cross_attention(x, cross_attention.project_memory(memory), memory_bias))
         x = dropout(self.decoder_norm(x), self.dropout, self.training)
         return x.unflatten(1, (num_targets, self.num_levels))
@@ -140,7 +143,10 @@ class EncoderDecoder(AbstractGenerator):
 
 
 class _DecodingStep:
-    """One level for all beams: they are query positions over their user's memory, projected once."""
+    """Computes the logits of one level for all beams (see `beam_search.Step`).
+
+    The beams of a user are query positions that attend to the same memory, which is projected only once.
+    """
 
     def __init__(self, model: EncoderDecoder, memory: Tensor, memory_bias: Tensor):
         self.model, self.memory_bias = model, memory_bias
@@ -148,7 +154,7 @@ class _DecodingStep:
         self.caches = [PrefixCache() for _ in model.decoder]
 
     def __call__(self, level: int, codes: Tensor, parents: Tensor) -> Tensor:
-        """The beams' last codes (B, K) and the beams they continue (B, K) -> logits (B, K, C)."""
+        """Return the logits of a level: last codes and parents of the beams, (B, K) each -> (B, K, C)."""
         model = self.model
         tokens = codes + model.first_token[level - 1] if level else torch.full_like(codes, START)
         x = model.embedding(tokens)                                                      # (B, K, M)
@@ -157,8 +163,8 @@ class _DecodingStep:
                                                                                   self.memories, strict=True):
             query, key, value = self_attention.project(x)                                # (B, H, K, width)
             cache.extend(key, value, parents)
-            # Each beam attends to its own positions ...
+            # In self-attention every beam attends only to its own positions.
             attended = cache.mix((cache.scores(query) + bias).softmax(dim=-1)).flatten(2)
-            # ... and, as a query position, to its user's one memory.
+            # In cross-attention the beams are query positions, which share the memory of their user.
             x = feed_forward(cross_attention(self_attention.add(x, attended), memory, self.memory_bias))
         return model.heads[level](model.decoder_norm(x))

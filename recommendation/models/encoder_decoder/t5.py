@@ -1,12 +1,12 @@
-"""The encoder-decoder's weights, to and from transformers' T5ForConditionalGeneration."""
+"""Conversion of the encoder-decoder to and from transformers' T5ForConditionalGeneration."""
 
 import json
 import logging
 from pathlib import Path
-from typing import Any  # the parts of transformers' models have no types
+from typing import Any  # the submodules of transformers' models have no types
 
 import torch
-import transformers  # which loads a model where it is named
+import transformers  # imports the code of a model at its first use
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -18,26 +18,28 @@ from .model import EncoderDecoder
 
 log = logging.getLogger(__name__)
 
-# What the two must share; `scale_decoder_outputs` is how transformers 5 says that the head was tied to the embedding.
+# Config values that both models must have in common. transformers 5 sets `scale_decoder_outputs` if the head was tied
+# to the embedding.
 SHARED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
           "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj",
           "layer_norm_epsilon", "scale_decoder_outputs", "pad_token_id", "decoder_start_token_id")
-# Each of a layer's weights, and those of T5's layer that it stacks.
+# For each weight of our layers, the weights of the T5 layer that it concatenates.
 STACKED = {"qkv": ["q", "k", "v"], "query": ["q"], "key_value": ["k", "v"], "out": ["o"], "wi": ["wi"], "wo": ["wo"]}
 
 
 def to_t5(model: EncoderDecoder) -> Any:
-    """A T5ForConditionalGeneration in evaluation with the model's weights.
+    """Return a T5ForConditionalGeneration in eval mode with the model's weights.
 
-    Token `1 + sum of the earlier codebook sizes + c` is a level's code c; token 0 is padding and the decoder's
-    start, and its row of the head, which the model lacks, is zero. `config.semantic_ids` records what T5 has no
-    place for: the sizes of the codebooks, the mask of the encoder, and the bias of cross-attention.
+    Code c of a level is the token `1 + sum of the earlier codebook sizes + c`. Token 0 is the padding token and the
+    start token of the decoder. The heads of the model have no row for it, so its row of the T5's head is zero.
+    `config.semantic_ids` has the values that T5 does not support: the codebook sizes, the mask of the encoder, and the
+    bias of cross-attention.
     """
     t5: Any = transformers.T5ForConditionalGeneration(t5_config(model)).eval()
-    # Whatever the config says, transformers 5 ties the head of a T5 to its embedding when it is built.
+    # transformers 5 ties the head of a new T5 to its embedding, whatever the config says.
     t5.lm_head.weight = nn.Parameter(torch.zeros_like(t5.shared.weight))
     t5.all_tied_weights_keys.pop("lm_head.weight", None)
-    t5.config.tie_word_embeddings = False  # for config.json: that is what other versions of transformers go by
+    t5.config.tie_word_embeddings = False  # for config.json; other versions of transformers use it
     with torch.no_grad():
         for ours, theirs in weight_pairs(model, t5):
             for part, weight in zip(ours.chunk(len(theirs)), theirs, strict=True):
@@ -51,7 +53,7 @@ def t5_config(model: EncoderDecoder) -> "transformers.T5Config":
     params = model.config["encoder_decoder"]["model_params"]
     own = {"train_on": model.train_on, **model.properties(), "codebook_sizes": model.catalogue.codebook_sizes}
     if model.memory_bias is not None:
-        own["memory_bias"] = model.memory_bias.weight.tolist()  # digits enough to come back as the same float32
+        own["memory_bias"] = model.memory_bias.weight.tolist()  # has enough digits to restore the same float32
     return transformers.T5Config(  # type: ignore[call-arg]
         vocab_size=model.embedding.num_embeddings, d_model=params["d_model"], d_kv=params["d_kv"],
         d_ff=params["d_ff"], num_layers=params["num_encoder_layers"], num_decoder_layers=params["num_decoder_layers"],
@@ -62,7 +64,7 @@ def t5_config(model: EncoderDecoder) -> "transformers.T5Config":
 
 
 def _generation_config(model: EncoderDecoder) -> "transformers.GenerationConfig":
-    """The model's search: the sum of log-probabilities, and an ID is as long as it has levels."""
+    """Return the settings of the model's search: scores are sums of log-probabilities, IDs have one token per level."""
     of_beams = {"num_beams": model.num_beams, "length_penalty": 0.0} if model.num_beams > 1 else {}
     return transformers.GenerationConfig(max_new_tokens=model.num_levels, renormalize_logits=True, pad_token_id=START,
                                          decoder_start_token_id=START, eos_token_id=None, **of_beams)
@@ -70,12 +72,12 @@ def _generation_config(model: EncoderDecoder) -> "transformers.GenerationConfig"
 
 @torch.no_grad()
 def load_t5(model: EncoderDecoder, t5: Any) -> None:
-    """Copy the weights of a T5 of the model's sizes into it.
+    """Copy the weights of `t5` into the model.
 
-    The bias of cross-attention is taken from `config.semantic_ids`; a T5 without it has, in effect, one of zero.
-    Raises ConfigError for a T5 of other sizes or of another kind.
+    The bias of cross-attention comes from `config.semantic_ids`. If it is missing there, it becomes zero, which has no
+    effect. Raises ConfigError if the T5 has other sizes or other kinds of layers than the model.
     """
-    own = _require_alike(model, t5)
+    own = _check_compatible(model, t5)
     for ours, theirs in weight_pairs(model, t5):
         ours.copy_(torch.cat(theirs))
     sizes = model.catalogue.codebook_sizes
@@ -86,12 +88,12 @@ def load_t5(model: EncoderDecoder, t5: Any) -> None:
         weight.copy_(torch.tensor(own["memory_bias"]) if "memory_bias" in own else torch.zeros_like(weight))
     mask = own.get("encoder_mask", "full")
     if mask != model.properties()["encoder_mask"]:
-        log.info("the T5 was trained with the encoder mask %r and goes on with %r", mask,
+        log.info("the T5 was trained with the encoder mask %r; the model continues with %r", mask,
                  model.properties()["encoder_mask"])
 
 
-def _require_alike(model: EncoderDecoder, t5: Any) -> dict:
-    """What the T5's config says of semantic IDs, once all that the two share has been compared."""
+def _check_compatible(model: EncoderDecoder, t5: Any) -> dict:
+    """Return `semantic_ids` of the T5's config. Raises ConfigError if a value that must be the same is different."""
     where, wanted = t5.name_or_path or "T5", t5_config(model)
     own = getattr(t5.config, "semantic_ids", None) or {}
     values = [(key, getattr(t5.config, key), getattr(wanted, key)) for key in SHARED]
@@ -101,40 +103,48 @@ def _require_alike(model: EncoderDecoder, t5: Any) -> dict:
         values.append(("memory_bias", torch.tensor(own["memory_bias"]).shape, model.memory_bias.weight.shape))
     for key, theirs, ours in values:
         if theirs != ours:
-            raise ConfigError(f"{where}: {key}", f"is {theirs!r}", f"the model has {ours!r}",
-                              "a T5 of the same sizes and kind, or a model of the T5's")
+            raise ConfigError(f"{where}: {key}", f"must be {ours!r}, got {theirs!r}",
+                              "The T5 must have the same sizes and layers as the model",
+                              "use another T5, or set the parameters of the model to the values of the T5")
     return own
 
 
 def read_t5(folder: Path) -> Any:
-    """The T5 of a folder that `save_pretrained` wrote, in float32 and with every weight read from it."""
-    fix = "a folder that --export_t5 or save_pretrained of a T5ForConditionalGeneration wrote"
+    """Load a T5 in float32 from a folder that `save_pretrained` wrote.
+
+    Raises ConfigError if the folder has another kind of model, and ArtifactError if it cannot be read or if its weights
+    do not match its config.json.
+    """
+    fix = "use a folder written by --export_t5 or by save_pretrained of a T5ForConditionalGeneration"
     quiet()
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "t5":
-            raise ConfigError(folder / "config.json", f"model_type is {kind!r}", "the model is a 't5'", fix)
+            raise ConfigError(folder / "config.json", f"model_type must be 't5', got {kind!r}", fix=fix)
         loaded: Any = transformers.T5ForConditionalGeneration.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             ignore_mismatched_sizes=True)
         t5, report = loaded
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
-        raise ArtifactError(folder, "cannot be read as a T5", str(error), fix) from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[what]:
-            raise ArtifactError(folder, f"its weights do not fit its config.json: {what.replace('_', ' ')}",
-                                ", ".join(sorted(map(str, report[what]))[:3]), fix)
+        raise ArtifactError(folder, "cannot be loaded as a T5", str(error), fix) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            raise ArtifactError(folder, f"the weights do not match config.json: {problem.replace('_', ' ')}",
+                                ", ".join(sorted(map(str, report[problem]))[:3]), fix)
     return t5
 
 
 def quiet() -> None:
-    """No bars, and no word on the untied head, which transformers 5 finds odd in a T5 and loads as it is."""
+    """Turn off progress bars, and the warning about untied heads: transformers 5 loads them correctly."""
     disable_progress_bar()
     set_verbosity_error()
 
 
 def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tensor]]]:
-    """Each of the model's weights and those of T5 that it stacks; the heads and the bias of cross-attention apart."""
+    """Return pairs of a weight of the model and the weights of the T5 that it concatenates.
+
+    The heads and the bias of cross-attention are not included.
+    """
     pairs = [(model.embedding.weight, [t5.shared.weight])]
     stacks: list[Any] = [(model.encoder, t5.encoder, model.encoder_bias, model.encoder_norm),
                          (model.decoder, t5.decoder, model.decoder_bias, model.decoder_norm)]

@@ -1,4 +1,4 @@
-"""RPG (Hou et al. 2025, arXiv 2506.05781): all codes of the next item at once, and items looked up by their codes."""
+"""RPG (Hou et al. 2025, arXiv 2506.05781): predicts all codes of the next item at once and retrieves items by them."""
 
 from typing import Literal
 
@@ -13,28 +13,34 @@ from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommenda
 from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize, stack
 from ..params import Params
 
-# B batch, W longest window, M model width, L levels, C largest codebook, N items, K beams, G neighbours in the graph
+# B batch, W length of the longest window, M model width, L levels, C size of the largest codebook, N items, K beams,
+# G neighbors of an item in the graph
 
-ROW_BYTES = 2**28  # of similarities that are held at a time while the graph is built
-CACHED_ROWS = 64   # of them on the CPU: what all codes add to so many stays in its cache, which makes it twice as fast
+ROW_BYTES = 2**28  # maximum size of the similarities in memory at a time, while the graph is built
+CACHED_ROWS = 64   # maximum items at a time on the CPU: their data fits into the CPU cache, which is twice as fast
 
 
 class EncoderRetrieve(AbstractRecommender):
-    """One causal pass over the items of a history; from each position one head a level predicts the next item's code.
+    """Causal self-attention over the items of a history; at each position, one head per level predicts the next item.
 
-    An item comes in as the sum of its codewords, and a head's logits are its similarities to the same codewords.
-    An item's score is the sum over its codes: no order of levels, no search along a prefix. With `normalize_over:
-    codebook`, RPG's loss, each code has a probability among its level's, and learns by itself. With `existing` the
-    sums become one softmax over the items that there are, which takes (targets, N) scores a step: for catalogues of
-    up to some hundred thousand items. `scoring: exact` scores the whole catalogue. `graph` walks a graph that joins
-    items of similar codewords, from random items and the newest of the history, and scores what it meets: a hop leads
-    to `num_neighbours` items from each of `num_beams`, the first from twice as many. Building the graph costs as much
-    as scoring everything for N histories, so the test has it, where there may be as many, and validation does not.
+    The input vector of an item is the sum of its codewords. The logits of a head are the similarities of its output to
+    the same codewords. The score of an item is the sum over its codes, so the levels have no order, and no search over
+    prefixes is needed.
+
+    `normalize_over: codebook` is the loss of RPG, with a separate softmax over the codes of each level.
+    `normalize_over: valid_items` uses one softmax over the scores of all items. It needs (targets, N) scores per step,
+    which limits it to catalogues of some hundred thousand items.
+
+    `scoring: exact` scores all items. `scoring: graph` walks through a graph that connects items with similar
+    codewords, and scores only the items on its way. It begins at random items and at the newest items of the history.
+    A hop leads from `num_beams` items to `num_neighbours` items each; the first hop begins at twice as many items.
+    Building the graph takes as long as scoring all items for N histories. Therefore the test uses the graph, because it
+    may have that many histories, but validation scores all items.
     """
 
     training_unit: Literal["sequence"] = "sequence"
-    rows: Tensor    # (N, L) the codewords of each item
-    exists: Tensor  # (L, C) whether a level has the code
+    rows: Tensor    # (N, L) each item's rows of `codewords`
+    exists: Tensor  # (L, C) bool, whether the level has the code
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
@@ -58,28 +64,29 @@ class EncoderRetrieve(AbstractRecommender):
         initialize(self, width, width // num_heads)
         for weight in (self.codewords.weight, self.heads):
             nn.init.normal_(weight, std=width**-0.5)
-        # What an item is should outweigh where it stands.
+        # At the start, items should matter more than their positions.
         nn.init.normal_(self.positions.weight, std=0.1 * width**-0.5)
-        # Level l's code c is row l * C + c of the codewords; C of all levels alike keeps the heads one product.
+        # Code c of level l is row l * C + c of the codewords. With the same C for all levels, one product is enough for
+        # all heads.
         rows = catalogue.codes.cpu() + torch.arange(self.num_levels) * self.num_codes
         self.register_buffer("rows", rows, persistent=False)
         exists = torch.arange(self.num_codes) < torch.tensor(sizes).unsqueeze(1)
         self.register_buffer("exists", exists, persistent=False)
-        self.graph: Tensor | None = None  # (N, G), if one is walked
+        self.graph: Tensor | None = None  # (N, G), built by `prepare`
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Mean cross-entropy of every item behind a window's first, or of all of its codes."""
+        """Return the mean cross-entropy of every item except the first of each window, or of its codes."""
         targets = windows.items[:, 1:]
         logits = self._logits(self._read(windows.items[:, :-1]))                  # (B, W - 1, L, C)
         if self.normalize_over == "valid_items":
-            scores = self._sum_over_codes(logits.float().flatten(0, 1).flatten(1))  # a sum of many: not in bfloat16
+            scores = self._sum_over_codes(logits.float().flatten(0, 1).flatten(1))  # bfloat16 is too inexact for sums
             return {"loss_total": F.cross_entropy(scores, targets.flatten(), ignore_index=PADDING,
                                                   label_smoothing=self.label_smoothing)}
         codes = self.rows[targets] - torch.arange(self.num_levels, device=targets.device) * self.num_codes
         labels = codes.masked_fill((targets == PADDING).unsqueeze(2), PADDING)
         log_probs = logits.log_softmax(dim=-1)
         loss = F.nll_loss(log_probs.flatten(0, 2), labels.flatten(), ignore_index=PADDING)
-        if self.label_smoothing:  # over the codes that exist; F.cross_entropy would count the others, too
+        if self.label_smoothing:  # over existing codes only; F.cross_entropy would use all C
             uniform = -log_probs.masked_fill(~self.exists, 0.0).sum(dim=-1) / self.exists.sum(dim=-1)
             present = targets != PADDING
             uniform = (uniform.mean(dim=2) * present).sum() / present.sum()
@@ -87,23 +94,23 @@ class EncoderRetrieve(AbstractRecommender):
         return {"loss_total": loss}
 
     def _read(self, items: Tensor) -> Tensor:
-        """(B, W) items -> hidden states (B, W, M)."""
+        """Return the hidden states of items: (B, W) -> (B, W, M)."""
         rows = self.rows[items.clamp(min=0)]
         x = F.embedding_bag(rows.flatten(0, 1), self.codewords.weight, mode="sum").view(*items.shape, -1)
         x = dropout(x + self.positions.weight[: items.shape[1]], self.dropout, self.training)
-        bias = causal_bias(items.shape[1], items.device)  # padding lies behind, where no item looks
+        bias = causal_bias(items.shape[1], items.device)  # also hides the padding, which is after all items
         for attention, feed_forward in self.layers:
             x = feed_forward(attention(x, bias))
         return dropout(self.norm(x), self.dropout, self.training)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """(..., M) -> cosine similarities to every level's codewords over the temperature, (..., L, C)."""
+        """Return the cosine similarities to the codewords, divided by the temperature: (..., M) -> (..., L, C)."""
         predicted = F.normalize(torch.einsum("...m,lmn->...ln", hidden, self.heads), dim=-1)
         logits = torch.einsum("...ln,lcn->...lc", predicted, self._directions()) / self.temperature
         return logits.masked_fill(~self.exists, float("-inf"))
 
     def _directions(self) -> Tensor:
-        """The codewords at length one, (L, C, M)."""
+        """Return the codewords scaled to length 1, (L, C, M)."""
         return F.normalize(self.codewords.weight, dim=-1).view(self.num_levels, self.num_codes, -1)
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
@@ -115,46 +122,47 @@ class EncoderRetrieve(AbstractRecommender):
     def _best(self, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
         hidden = self._read(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
-        logits, of_items = self._logits(last), self.normalize_over == "valid_items"
-        values = (logits if of_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
+        logits, over_items = self._logits(last), self.normalize_over == "valid_items"
+        values = (logits if over_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
         if self.graph is not None:
             return self._walk(self.graph, values, histories, seen, top_k)
         scores = self._sum_over_codes(values)
-        return top_items(scores.log_softmax(dim=1) if of_items else scores, top_k, seen)
+        return top_items(scores.log_softmax(dim=1) if over_items else scores, top_k, seen)
 
     def _sum_over_codes(self, values: Tensor) -> Tensor:
-        """Values of every code (B, L * C) -> their sums over each item's codes, (B, N)."""
+        """Sum the values of the codes of each item: (B, L * C) -> (B, N)."""
         return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
 
     def _walk(self, graph: Tensor, values: Tensor, histories: Windows, seen: Tensor | None,
               top_k: int) -> Recommendations:
-        """The best items that a few hops through the graph meet, the best so far going on at each.
+        """Return the best items that a few hops through the graph reach; each hop begins at the best items so far.
 
-        Seen items lead on as the others do, but are not among the results. Over existing IDs the scores are sums of
-        logits: log-probabilities would take all items' scores.
+        Hops may begin at seen items, but the results do not include them. With `normalize_over: valid_items`, the
+        scores are sums of logits, because log-probabilities would need the scores of all items.
         """
         num_beams = min(max(self.num_beams, top_k), len(self.rows))
         beams = self._starts(histories, num_beams)
         found = beams[:, :0]  # the best unseen items so far
         for _ in range(self.num_hops + 1):
-            met = torch.cat([beams, found, _rows(graph, beams).flatten(1)], dim=1).sort(dim=1).values
-            again = F.pad(met[:, 1:] == met[:, :-1], (1, 0))
-            scores = values.gather(1, _rows(self.rows, met).flatten(1)).unflatten(1, (-1, self.num_levels)).sum(dim=2)
-            scores = scores.masked_fill(again, float("-inf"))
-            best = scores.topk(min(num_beams, met.shape[1]), dim=1)
-            beams = met.gather(1, best.indices)
+            reached = torch.cat([beams, found, _rows(graph, beams).flatten(1)], dim=1).sort(dim=1).values
+            is_duplicate = F.pad(reached[:, 1:] == reached[:, :-1], (1, 0))
+            scores = values.gather(1, _rows(self.rows, reached).flatten(1))
+            scores = scores.unflatten(1, (-1, self.num_levels)).sum(dim=2)
+            scores = scores.masked_fill(is_duplicate, float("-inf"))
+            best = scores.topk(min(num_beams, reached.shape[1]), dim=1)
+            beams = reached.gather(1, best.indices)
             if seen is not None:
-                best = scores.masked_fill(in_row(seen, met), float("-inf")).topk(best.values.shape[1], dim=1)
-                found = met.gather(1, best.indices)
+                best = scores.masked_fill(in_row(seen, reached), float("-inf")).topk(best.values.shape[1], dim=1)
+                found = reached.gather(1, best.indices)
         items = (beams if seen is None else found).masked_fill(best.values == float("-inf"), PADDING)
         items, scores = in_order(items, best.values, top_k)
         short = (items == PADDING).any(dim=1)
-        if seen is not None and short.any():  # so few unseen items that the walk may have missed some
+        if seen is not None and short.any():  # the walk may have missed unseen items; score all items
             items[short], scores[short] = top_items(self._sum_over_codes(values[short]), top_k, seen[short])
         return Recommendations(items, scores)
 
     def _starts(self, histories: Windows, num_beams: int) -> Tensor:
-        """The newest items of the history, and random ones, the same for everybody."""
+        """Return the first items of the walk: the newest items of each history, and the same random items for all."""
         generator = torch.Generator().manual_seed(0)
         random = torch.randperm(len(self.rows), generator=generator)[:num_beams].to(histories.items.device)
         place = torch.arange(min(num_beams, histories.items.shape[1]), device=random.device)
@@ -169,14 +177,17 @@ class EncoderRetrieve(AbstractRecommender):
 
     @torch.no_grad()
     def _build_graph(self) -> Tensor:
-        """For each item those whose codewords are most like its own, summed over the levels; itself among them."""
+        """Return the `num_neighbours` most similar items of each item, including itself: (N, G).
+
+        The similarity of two items is the sum of the cosine similarities of their codewords.
+        """
         directions = self._directions()
         similar = directions @ directions.transpose(1, 2)                          # (L, C, C)
         codes = self.rows - torch.arange(self.num_levels, device=self.rows.device) * self.num_codes
         level = torch.arange(self.num_levels, device=self.rows.device)
-        most = CACHED_ROWS if codes.device.type == "cpu" else len(codes)
-        size = max(min(ROW_BYTES // (4 * len(codes)), most), 1)
-        # Written into one tensor: small ones kept between the large ones that come and go would scatter the memory.
+        max_rows = CACHED_ROWS if codes.device.type == "cpu" else len(codes)
+        size = max(min(ROW_BYTES // (4 * len(codes)), max_rows), 1)
+        # Write into one tensor. Small results that are allocated between large temporary tensors fragment the memory.
         graph = codes.new_empty(len(codes), self.num_neighbours)
         with Progress("graph of similar items", len(codes), "items") as progress:
             for part, rows in zip(codes.split(size), graph.split(size), strict=True):
@@ -187,5 +198,5 @@ class EncoderRetrieve(AbstractRecommender):
 
 
 def _rows(table: Tensor, places: Tensor) -> Tensor:
-    """`table[places]`, (B, K) rows of it, copied whole: on the CPU about twice as fast."""
+    """Return `table[places]` for `places` (B, K). Copying whole rows is about twice as fast on the CPU."""
     return table.index_select(0, places.flatten()).view(*places.shape, -1)

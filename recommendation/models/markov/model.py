@@ -1,4 +1,4 @@
-"""First-order Markov chain: what followed the last item most often in training."""
+"""First-order Markov chain: recommends the items that most often followed the last item in training."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ from ..abstract_model import AbstractRecommender, Catalogue, Recommendations, Wi
 
 
 class Markov(AbstractRecommender):
-    """Scores an item by how often it followed the history's last item; ties and the rest by popularity."""
+    """Scores an item by how often it followed the last item of the history. Popularity breaks ties."""
 
     needs_codes = False
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
         self.register_buffer("popularity", torch.zeros(catalogue.num_items))
-        # Transitions as compressed rows: row i is followers[row_starts[i]:row_starts[i + 1]].
+        # Transitions as compressed sparse rows: item i is followed by followers[row_starts[i]:row_starts[i + 1]].
         self.register_buffer("row_starts", torch.zeros(catalogue.num_items + 1, dtype=torch.int64))
         self.register_buffer("followers", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(0))
@@ -22,11 +22,11 @@ class Markov(AbstractRecommender):
     def fit(self, sequences: list[Tensor]) -> bool:
         items, offsets = sequences
         n = self.catalogue.num_items
-        # Popularity below 1, so that one transition outweighs it; double, so that it still tells apart large counts.
+        # Popularity is less than 1, so that it counts less than one transition. Float64 keeps large counts distinct.
         counts = torch.bincount(items, minlength=n).double()
         self.popularity = counts / (counts.max() + 1)
         inside = torch.ones(max(len(items) - 1, 0), dtype=torch.bool, device=items.device)
-        borders = offsets[1:-1] - 1  # the pair (last of a user, first of the next) is no transition
+        borders = offsets[1:-1] - 1  # a user's last item and the next user's first are not a transition
         inside[borders[(borders >= 0) & (borders < len(inside))]] = False
         pairs, times = torch.unique(items[:-1][inside] * n + items[1:][inside], return_counts=True)
         self.followers, self.counts = pairs % n, times.double()
@@ -40,7 +40,7 @@ class Markov(AbstractRecommender):
         return top_items(self._scores(histories), top_k, seen)
 
     def _scores(self, histories: Windows) -> Tensor:
-        """(B, N)"""
+        """Return the scores of all items, (B, N)."""
         last = histories.items.gather(1, histories.lengths.unsqueeze(1) - 1).squeeze(1)  # (B,)
         sizes = self.row_starts[last + 1] - self.row_starts[last]
         row = torch.repeat_interleave(torch.arange(len(last), device=last.device), sizes)

@@ -1,4 +1,4 @@
-"""Popularity: everybody gets the items with the most training events."""
+"""Popularity: recommends the items with the most training events to all users."""
 
 import torch
 from torch import Tensor
@@ -21,5 +21,5 @@ class Popularity(AbstractRecommender):
         return True
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        best = top_items(self.counts.unsqueeze(0), top_k)  # once for everybody
+        best = top_items(self.counts.unsqueeze(0), top_k)  # the same list for all histories
         return Recommendations(*(part.expand(len(histories.items), -1) for part in best))

@@ -1,4 +1,4 @@
-"""SASRec (Kang and McAuley 2018, arXiv 1808.09781) with the softmax over the whole catalogue."""
+"""SASRec (Kang and McAuley 2018, arXiv 1808.09781) with a softmax over the whole catalogue."""
 
 from typing import Literal
 
@@ -10,15 +10,15 @@ from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommenda
 from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize, stack
 from ..params import Params
 
-# B batch, W longest window, M model width, N items
+# B batch, W length of the longest window, M model width, N items
 
 
 class SASRec(AbstractRecommender):
-    """Causal self-attention over items; the next item is the one whose embedding is nearest to what comes out.
+    """Causal self-attention over items. An item's score is the inner product of its embedding with the output.
 
-    Every position learns its next item, by cross-entropy over all items. Sampled negatives, which the paper
-    used, are what made it weak in many comparisons (Klenitskiy and Vasilev 2023, arXiv 2309.07602). The
-    blocks are this project's own: pre-norm, without biases.
+    Every position is trained to predict the next item, by cross-entropy over all items. The paper used sampled
+    negatives, which made SASRec weak in many comparisons (Klenitskiy and Vasilev 2023, arXiv 2309.07602). Unlike in the
+    paper, the blocks are pre-norm and have no bias terms.
     """
 
     needs_codes = False
@@ -41,17 +41,17 @@ class SASRec(AbstractRecommender):
             nn.init.normal_(embedding.weight, std=width**-0.5)
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Mean cross-entropy of every next item."""
+        """Return the mean cross-entropy of the next item at every position."""
         items = windows.items
         logits = self.encode(items[:, :-1]) @ self.items.weight.T              # (B, W - 1, N)
         return {"loss_total": F.cross_entropy(logits.flatten(0, 1), items[:, 1:].flatten(), ignore_index=PADDING,
                                               label_smoothing=self.label_smoothing)}
 
     def encode(self, items: Tensor) -> Tensor:
-        """(B, W) items -> what each position expects next, (B, W, M)."""
+        """Return the vector that predicts the next item at each position: (B, W) items -> (B, W, M)."""
         x = self.items(items.clamp(min=0)) + self.positions.weight[: items.shape[1]]
         x = dropout(x, self.dropout, self.training)
-        bias = causal_bias(items.shape[1], items.device)  # padding lies behind, where no item looks
+        bias = causal_bias(items.shape[1], items.device)  # also hides the padding, which is after all items
         for attention, feed_forward in self.layers:
             x = feed_forward(attention(x, bias))
         return self.norm(x)
@@ -63,7 +63,7 @@ class SASRec(AbstractRecommender):
         return top_items(self._scores(histories), top_k, seen)
 
     def _scores(self, histories: Windows) -> Tensor:
-        """(B, N)"""
+        """Return the scores of all items, (B, N)."""
         hidden = self.encode(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
         return last @ self.items.weight.T
