@@ -1,7 +1,8 @@
 """Exceptions for user errors, suggestions for misspelled names, and masking of secrets."""
 
 import re
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -64,6 +65,8 @@ class Interrupted(BaseException):
     """
 
 
+NUM_NEIGHBORS = 500  # ids before and after an unknown id in sorted order that are compared with it
+
 URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]*://|\burl: /)(?P<user>[^\s/?#'\"]*@)?(?P<path>[^\s?#'\"]*)"
                  r"(?P<query>\?[^\s#'\"]*)?")
 
@@ -94,6 +97,20 @@ def nearest(name: str, known: Sequence[str]) -> str:
     if (close := closest(name, known)) is not None:
         return f"Did you mean {close!r}?"
     return "Known: " + (", ".join(sorted(known)) or "none")
+
+
+def nearest_id(raw_id: str, known: Iterable[str]) -> tuple[str, str | None]:
+    """Return a hint for an unknown id, and the most similar known id or None.
+
+    The hint is "Did you mean 'x'?" or the number and the range of the known ids. Only the `NUM_NEIGHBORS` ids on each
+    side of `raw_id` in sorted order are compared, because a comparison with all ids is slow.
+    """
+    ordered = sorted(known, key=str.casefold)
+    place = bisect(ordered, raw_id.casefold(), key=str.casefold)
+    close = closest(raw_id, ordered[max(place - NUM_NEIGHBORS, 0):place + NUM_NEIGHBORS])
+    if close is not None:
+        return f"Did you mean {close!r}?", close
+    return (f"Known: {len(ordered)} ids, from {ordered[0]!r} to {ordered[-1]!r}" if ordered else "Known: none"), None
 
 
 def _letters(name: str) -> str:

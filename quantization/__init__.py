@@ -1,1 +1,14 @@
-"""Quantizers that turn item embeddings into semantic IDs."""
+"""Quantizers that turn item embeddings into semantic IDs.
+
+    from quantization import SemanticIDs
+"""
+
+__all__ = ["SemanticIDs"]
+
+
+def __getattr__(name: str):
+    if name == "SemanticIDs":  # imported on first use, to keep the start of the commands fast
+        from quantization.semantic_ids import SemanticIDs
+
+        return SemanticIDs
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

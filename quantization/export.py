@@ -1,33 +1,76 @@
-"""Export of semantic IDs for other systems: an `index.json` in the format of LC-Rec, and a CSV table with titles."""
+"""Export of semantic IDs for other systems: the three JSON files of the LC-Rec family, and a CSV table with titles."""
 
 import csv
 import io
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_codes, load_items
+from common.artifacts import DatasetFolder, load_codes, load_interactions, load_items, load_meta, load_users
+from common.errors import ConfigError
 from common.publishing import write_text
 
 # N items, L levels
 
 
 def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, target: Path) -> list[Path]:
-    """Write `<D>.index.json` and `<D>.ids.csv` into the folder `target`, and return their paths."""
+    """Write four files into the folder `target`, and return their paths.
+
+    LC-Rec, LETTER and MiniOneRec read the first three. Their keys are raw ids.
+
+    <D>.index.json: item -> tokens of its semantic ID
+    <D>.item.json: item -> {"title": ..., "description": the item's text}
+    <D>.inter.json: user -> items, oldest first; the last one is the test item, the one before it the validation item
+    <D>.ids.csv: raw id, codes, semantic ID and title of every item
+
+    Raises ConfigError if the split is not leave-one-out, because `inter.json` cannot express another one.
+    """
+    _require_leave_one_out(folder)
     codes, _ = load_codes(folder, quantizer, suffix, tag, distinct=False)
     items = load_items(folder)
     rows = tokens(codes)
-    index, sheet = target / f"{folder.name}.index.json", target / f"{folder.name}.ids.csv"
-    entries = (f"{json.dumps(raw_id)}: {json.dumps(row)}" for raw_id, row in zip(items["raw_id"], rows, strict=True))
-    write_text(index, "{" + ",\n".join(entries) + "}\n")
+    texts = ({"title": title, "description": text} for title, text in zip(items["title"], items["text"], strict=True))
+    contents = {
+        "index.json": _json_object(zip(items["raw_id"], rows, strict=True)),
+        "item.json": _json_object(zip(items["raw_id"], texts, strict=True)),
+        "inter.json": _json_object(_sequences(folder, items["raw_id"])),
+        "ids.csv": _table(items["raw_id"], codes, rows, items["title"])}
+    for name, content in contents.items():
+        write_text(target / f"{folder.name}.{name}", content)
+    return [target / f"{folder.name}.{name}" for name in contents]
+
+
+def _require_leave_one_out(folder: DatasetFolder) -> None:
+    split = load_meta(folder.interactions, folder.make_command).get("split_name", "leave_one_out")
+    if split != "leave_one_out":
+        raise ConfigError("--export", f"the dataset {folder.name} has a {split} split", "The exported interactions have "
+                          "no split of their own: their readers take each user's last two items",
+                          f"{folder.make_command} --split leave_one_out")
+
+
+def _json_object(entries: Iterable[tuple[str, object]]) -> str:
+    """Return a JSON object with one line per entry."""
+    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in entries)
+    return "{" + ",\n".join(lines) + "}\n"
+
+
+def _sequences(folder: DatasetFolder, raw_item: np.ndarray) -> Iterator[tuple[str, list[str]]]:
+    """Yield each user's raw id and items, oldest first."""
+    events, raw_user = load_interactions(folder), load_users(folder)["raw_id"]
+    ends = np.searchsorted(events.user, np.arange(1, len(raw_user)))
+    for user, item in zip(raw_user, np.split(raw_item[events.item], ends), strict=True):
+        yield user, item.tolist()
+
+
+def _table(raw_ids: np.ndarray, codes: np.ndarray, rows: list[list[str]], titles: np.ndarray) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["raw_id", *(f"code_{level + 1}" for level in range(codes.shape[1])), "semantic_id", "title"])
-    writer.writerows([raw_id, *code, "".join(row), title] for raw_id, code, row, title in
-                     zip(items["raw_id"], codes.tolist(), rows, items["title"], strict=True))
-    write_text(sheet, buffer.getvalue())
-    return [index, sheet]
+    writer.writerows([raw_id, *code, "".join(row), title]
+                     for raw_id, code, row, title in zip(raw_ids, codes.tolist(), rows, titles, strict=True))
+    return buffer.getvalue()
 
 
 def tokens(codes: np.ndarray) -> list[list[str]]:

@@ -65,6 +65,17 @@ def metrics(predictions: Predictions, num_items: int) -> dict:
             "duplicate_share": float(repeated.sum() / lists.items.size)}
 
 
+def evaluate(model: AbstractRecommender, sequences: Sequences, split: str, params: dict,
+             title: str = "") -> tuple[Predictions, dict]:
+    """Return the predictions for the events of a split and all their metrics, also by popularity of the targets."""
+    num_items = model.catalogue.num_items
+    predictions = predict(model, sequences, split, params, title)
+    result = metrics(predictions, num_items)
+    result["num_without_history"] = sequences.num_without_history(split)
+    result["by_popularity"] = by_popularity(predictions, sequences.training_counts(num_items))
+    return predictions, result
+
+
 def _ranked_lists(predictions: Predictions, num_items: int) -> RankedLists:
     hit = predictions.items == predictions.targets[:, None]                       # (B, k)
     return RankedLists(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, np.inf), predictions.items, num_items)

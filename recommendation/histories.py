@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from bisect import bisect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from common.artifacts import DatasetFolder, load_items, load_users
-from common.errors import DataError, closest, nearest
+from common.errors import DataError, nearest, nearest_id
 from recommendation.dataset import Sequences
 
 # H histories, E items of all histories together
 
-NUM_NEIGHBORS = 500  # ids before and after an unknown id in sorted order that are compared with it
 KEYS = ("user", "history")
 FIX = 'write lines like ["id", "id"], {"user": "id", "history": ["id", "id"]} or {"user": "id"}, with all ids in quotes'
 
@@ -85,20 +83,6 @@ class Lookup:
         user = self._user_of[raw_user]
         start, end = np.searchsorted(self.sequences.user, [user, user + 1])
         return self.sequences.item[start:end]
-
-
-def nearest_id(raw_id: str, known: Iterable[str]) -> tuple[str, str | None]:
-    """Return a hint for an unknown id, and the most similar known id or None.
-
-    The hint is "Did you mean 'x'?" or the number and the range of the known ids. Only the `NUM_NEIGHBORS` ids on each
-    side of `raw_id` in sorted order are compared, because a comparison with all ids is slow.
-    """
-    ordered = sorted(known, key=str.casefold)
-    place = bisect(ordered, raw_id.casefold(), key=str.casefold)
-    close = closest(raw_id, ordered[max(place - NUM_NEIGHBORS, 0):place + NUM_NEIGHBORS])
-    if close is not None:
-        return f"Did you mean {close!r}?", close
-    return (f"Known: {len(ordered)} ids, from {ordered[0]!r} to {ordered[-1]!r}" if ordered else "Known: none"), None
 
 
 def read_histories(path: Path) -> list[Query]:

@@ -34,11 +34,12 @@ def main(argv: list[str]) -> None:
         from recommendation.export.item_embeddings import export_item_embeddings
 
         device = config["common"]["device"] if config.origins["common.device"].startswith("--") else None
-        export_item_embeddings(folder, choice, args.run_root, args.export_item_embeddings, device, command, args.force)
+        export_item_embeddings(folder, choice, args.run_root, args.export_item_embeddings, device, command, args.force,
+                               args.run)
     elif args.export_t5:
         from recommendation.export.t5 import export_t5
 
-        export_t5(folder, choice, args.run_root, args.export_t5)
+        export_t5(folder, choice, args.run_root, args.export_t5, args.run)
     else:
         from recommendation.pipeline import Pipeline
 

@@ -19,7 +19,7 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     """
     parser = make_parser(argv)
     args = cli.parse(parser, argv, open_ended=True)
-    for flag in ("quantizer_name", "export_item_embeddings"):
+    for flag in ("quantizer_name", "export_item_embeddings", "run"):
         cli.check_name(f"--{flag}", getattr(args, flag))
     own = config_path(args.model)
     keys = args.overrides + ([] if args.filter_seen is None else [("filter_seen", args.filter_seen)])
@@ -51,11 +51,13 @@ def make_parser(argv: list[str]) -> cli.Parser:
                         help="do not recommend the items of the user's history")
     parser.add_argument("--compare", action="store_true", help="print a table of all finished runs of the dataset")
     parser.add_argument("--export_item_embeddings", default=None, metavar="S",
-                        help="export the item vectors of the newest finished run as the embedding <D>.emb-S.npy")
+                        help="export the item vectors of a finished run as the embedding <D>.emb-S.npy")
     parser.add_argument("--export_t5", type=Path, default=None, metavar="DIR",
-                        help="export the newest finished encoder_decoder into DIR, in the format of transformers' T5")
+                        help="export a finished encoder_decoder into DIR, in the format of transformers' T5")
     parser.add_argument("--from_t5", type=Path, default=None, metavar="DIR",
                         help="start the training of encoder_decoder with the weights of a T5 in DIR")
+    parser.add_argument("--run", default=None, metavar="ID",
+                        help="with an export: the id of the finished run (default: the newest one)")
     name = cli.value_of(argv, ("--model",), "encoder_decoder")
     cli.help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
     return parser
@@ -64,9 +66,9 @@ def make_parser(argv: list[str]) -> cli.Parser:
 def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
     """Reject flags that have no effect together with --compare or an export, and a second action."""
     training = ("config", "seeds", "run_list", "filter_seen", "from_t5")
-    reason = "The export uses the newest finished run without any changes"
+    reason = "The export uses a finished run without any changes"
     if args.compare:
-        cli.reject_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5"),
+        cli.reject_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5", "run"),
                        "It only shows finished runs")
         if given := cli.given_flags(parser, args, ("model", "quantizer_name", "embedding_suffix", "tag")):
             raise ConfigError("--compare", f"cannot be combined with {given[0]}", "It shows all finished runs",
@@ -76,6 +78,9 @@ def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
                        keys=("device", "common.device"))
     elif args.export_t5:
         cli.reject_ignored(args, "--export_t5", training, reason)
+    elif args.run:
+        raise ConfigError("--run", "has no effect on training", "It selects a finished run for an export",
+                          "add --export_item_embeddings or --export_t5, or leave out --run")
 
 
 def check_training(config: Config, seeds: str | None) -> None:

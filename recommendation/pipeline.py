@@ -16,7 +16,7 @@ from common.errors import DataError
 from common.publishing import write_text
 from common.run import Run, read_json
 from recommendation.dataset import Sequences
-from recommendation.evaluator import Predictions, by_popularity, metrics, predict
+from recommendation.evaluator import Predictions, evaluate
 from recommendation.export.t5 import initialize_from_t5, t5_inputs
 from recommendation.metrics import mean_and_deviation
 from recommendation.models import code_of, find_class
@@ -54,10 +54,7 @@ class Pipeline:
             with self.run.clock("training"):
                 best = train(model, sequences, self.config, self.run)
             with self.run.clock("test"):
-                predictions = predict(model, sequences, "test", params, f"test {self.config.name}")
-            test = metrics(predictions, num_items)
-            test["num_without_history"] = sequences.num_without_history("test")
-            test["by_popularity"] = by_popularity(predictions, sequences.training_counts(num_items))
+                predictions, test = evaluate(model, sequences, "test", params, f"test {self.config.name}")
             result = {"valid": best.metrics, "test": test, "best_epoch": best.epoch,
                       "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(),
                       **self.collisions}

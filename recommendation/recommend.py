@@ -10,15 +10,17 @@ import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command import run_command  # noqa: E402 (needs the path above)
 from common.errors import ConfigError  # noqa: E402 (needs the path above)
 
-log = logging.getLogger("recommendation")
+if TYPE_CHECKING:
+    from recommendation.recommender import Result
 
-NUM_NAMED = 5  # unknown items named in a warning
+log = logging.getLogger("recommendation")
 
 
 def main(argv: list[str]) -> None:
@@ -29,28 +31,26 @@ def main(argv: list[str]) -> None:
 
     args = parse(make_parser(), argv)
     check_name("--quantizer_name", args.quantizer_name)
+    check_name("--run", args.run)
     config_path(args.model)
     if args.top_k < 1:
         raise ConfigError(f"--top_k {args.top_k}", "must be at least 1", fix="use --top_k 10")
     check_output(args.output, args.histories)
-    folder = DatasetFolder(args.data_root, args.dataset)
-    folder.require()
+    DatasetFolder(args.data_root, args.dataset).require()
 
     from common.run import log_to_console
 
     log_to_console()
-    from recommendation.dataset import Sequences
-    from recommendation.histories import Lookup, Query, read_histories
-    from recommendation.runs import Choice, load_recommender
+    from recommendation.histories import Query, read_histories
+    from recommendation.recommender import Recommender
 
     queries = read_histories(args.histories) if args.histories else [Query(args.user, None, "--user")]
-    choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
-    run = load_recommender(folder, args.run_root, choice, args.device)
-    lookup = Lookup(folder, Sequences.load(folder, "cpu"))
+    recommender = Recommender.load(args.dataset, args.model, args.quantizer_name, args.embedding_suffix, args.tag,
+                                   args.run, args.data_root, args.run_root, args.device)
     if args.history is not None:
-        queries = [Query(None, lookup.split_at_commas(args.history), "--history")]
-    histories, ranking = recommend(run, lookup, queries, args.top_k, args.filter_seen)
-    lines = (_json_lines if args.format == "jsonl" else _table_lines)(histories, ranking, lookup)
+        queries = [Query(None, recommender.lookup.split_at_commas(args.history), "--history")]
+    results = recommender.answer(queries, args.top_k, args.filter_seen)
+    lines = (_json_lines if args.format == "jsonl" else _table_lines)(results)
     if args.output:
         write_text(args.output, "".join(f"{line}\n" for line in lines))
         log.info("recommendation: wrote %s", args.output)
@@ -88,6 +88,8 @@ def make_parser():
                         help="output format: table for people, jsonl for programs")
     parser.add_argument("--output", type=Path, default=None, metavar="FILE",
                         help="write to FILE instead of standard output")
+    parser.add_argument("--run", default=None, metavar="ID",
+                        help="the id of the finished run (default: the newest one)")
     parser.add_argument("--device", default=None, metavar="DEV",
                         help="auto, cpu, cuda, cuda:<n> (default: as in the run's configuration)")
     add_shared_flags(parser)
@@ -95,66 +97,26 @@ def make_parser():
     return parser
 
 
-def recommend(run, lookup, queries, top_k: int, filter_seen: bool):
-    """Return the Histories of the queries (list[Query]) and their Ranking; log warnings for unusual input.
-
-    run: LoadedRun
-    lookup: Lookup
-    """
-    from recommendation.evaluator import rank
-
-    histories, sequences, num_items = lookup.histories(queries), lookup.sequences, len(lookup.raw_ids)
-    if len(queries) > num_items:
-        run.model.prepare()
-    params = run.config.training_params
-    ranking = rank(run.model, histories, sequences.training_counts(num_items), params, top_k, filter_seen, run.device)
-    _warn(histories, ranking, top_k, num_items, params["max_history"])
-    return histories, ranking
+def _json_lines(results: list["Result"]) -> Iterator[str]:
+    for result in results:
+        yield json.dumps({**({} if result.user is None else {"user": result.user}),
+                          "items": [item.raw_id for item in result.items],
+                          "titles": [item.title for item in result.items],
+                          "scores": [item.score for item in result.items], "unknown": len(result.unknown),
+                          **({"fallback": "popularity"} if result.fallback else {})}, ensure_ascii=False)
 
 
-def _warn(histories, ranking, top_k: int, num_items: int, max_history: int) -> None:
-    unknown = [raw_id for row in histories.unknown for raw_id in row]
-    named = ", ".join([*map(repr, unknown[:NUM_NAMED]), *["…"] * (len(unknown) > NUM_NAMED)])
-    num_empty, num_long = int(ranking.fallback.sum()), int((histories.lengths > max_history).sum())
-    num_short = int((ranking.items < 0).any(axis=1).sum())
-    for what, count, more in (
-            ("unknown items skipped", len(unknown), f" ({named})"),
-            ("histories without a known item, ranked by popularity", num_empty, ""),
-            (f"histories longer than {max_history} items, of which only the newest items are used", num_long, ""),
-            ("histories with fewer than --top_k recommendations, because no other items are left", num_short, "")):
-        if count:
-            log.warning("recommendation: %s: %d%s", what, count, more)
-    if top_k > num_items:
-        log.warning("recommendation: --top_k is %d, but the catalogue has only %d items", top_k, num_items)
-
-
-def _json_lines(histories, ranking, lookup) -> Iterator[str]:
-    for row, user in enumerate(histories.users):
-        items, scores = _found(ranking, row)
-        yield json.dumps({**({} if user is None else {"user": user}), "items": list(lookup.raw_ids[items]),
-                          "titles": list(lookup.titles[items]), "scores": scores,
-                          "unknown": len(histories.unknown[row]),
-                          **({"fallback": "popularity"} if ranking.fallback[row] else {})}, ensure_ascii=False)
-
-
-def _table_lines(histories, ranking, lookup) -> Iterator[str]:
-    for row, user in enumerate(histories.users):
-        items, scores = _found(ranking, row)
-        notes = [f"{histories.lengths[row]} known items"]
-        notes += [f"{len(histories.unknown[row])} unknown items skipped"] * bool(histories.unknown[row])
-        notes += ["ranked by popularity"] * bool(ranking.fallback[row])
-        yield (f"User {user}" if user is not None else f"History {row + 1}") + f" ({'; '.join(notes)})"
-        width = max(map(len, lookup.raw_ids[items]), default=0)
-        for place, (item, score) in enumerate(zip(items, scores, strict=True), start=1):
-            yield f"{place:4d}.  {score:12.4f}  {lookup.raw_ids[item]:<{width}}  {lookup.titles[item] or ''}"
-        if row + 1 < len(histories.users):
+def _table_lines(results: list["Result"]) -> Iterator[str]:
+    for number, result in enumerate(results, start=1):
+        notes = [f"{result.num_known} known items"]
+        notes += [f"{len(result.unknown)} unknown items skipped"] * bool(result.unknown)
+        notes += ["ranked by popularity"] * result.fallback
+        yield (f"User {result.user}" if result.user is not None else f"History {number}") + f" ({'; '.join(notes)})"
+        width = max((len(item.raw_id) for item in result.items), default=0)
+        for place, item in enumerate(result.items, start=1):
+            yield f"{place:4d}.  {item.score:12.4f}  {item.raw_id:<{width}}  {item.title or ''}"
+        if number < len(results):
             yield ""
-
-
-def _found(ranking, row: int):
-    """Return the items of a row without its empty positions, and their scores as a list of floats."""
-    found = ranking.items[row] >= 0
-    return ranking.items[row][found], ranking.scores[row][found].astype(float).round(6).tolist()
 
 
 if __name__ == "__main__":

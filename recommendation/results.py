@@ -19,7 +19,7 @@ from common.tables import csv_text, markdown
 from recommendation.dataset import Sequences
 from recommendation.metrics import columns, mean_and_deviation
 from recommendation.models import DEFAULTS, baselines, config_path, names
-from recommendation.runs import NO_CODES, Choice, FinishedRun, load_source, newest_run, read_run, require_same_inputs
+from recommendation.runs import NO_CODES, Choice, FinishedRun, find_run, load_source, read_run, require_same_inputs
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice,
                             fix=f"python recommendation/main.py --model=M --run_list {args.run_list}")
     models = [run.parent.parent.name for run in listed] or args.models.split(",")
     choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in models]
-    return dict(zip(choices, listed or [newest_run(folder, args.run_root, choice) for choice in choices], strict=True))
+    return dict(zip(choices, listed or [find_run(folder, args.run_root, choice) for choice in choices], strict=True))
 
 
 def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> str:

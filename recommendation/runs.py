@@ -139,13 +139,15 @@ class LoadedRun(NamedTuple):
     device: torch.device
 
 
-def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, device: str | None = None) -> LoadedRun:
-    """Load the newest finished run of a recommender; `device` overrides the device in the run's configuration.
+def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, device: str | None = None,
+                     run_id: str | None = None) -> LoadedRun:
+    """Load a finished run of a recommender, the newest one if there is no `run_id`.
 
-    Raises DataError if no run has finished, and ArtifactError if the interactions or semantic IDs have changed since
-    the training, or if the configuration or the checkpoint belongs to another version of the model.
+    `device` overrides the device in the run's configuration. Raises DataError if there is no such finished run, and
+    ArtifactError if the interactions or semantic IDs have changed since the training, or if the configuration or the
+    checkpoint belongs to another version of the model.
     """
-    run, command = newest_run(folder, run_root, choice), choice.training_command(folder, run_root)
+    run, command = find_run(folder, run_root, choice, run_id), choice.training_command(folder, run_root)
     summary = read_finished(run, f"{command} --force")
     command, source = summary["command"], load_source(folder, choice)
     if summary.get("code") != code_of(choice.model):
@@ -159,13 +161,19 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     return LoadedRun(model.to(on).eval(), config, source.inputs, run, on)
 
 
-def newest_run(folder: DatasetFolder, run_root: Path, choice: Choice) -> Path:
-    """Return the folder of the newest finished run.
+def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str | None = None) -> Path:
+    """Return the folder of the finished run `run_id`, or of the newest finished run.
 
-    Raises DataError if no run has finished; the error suggests similar semantic IDs that have a finished run.
+    Raises DataError if there is none; the error suggests a similar run id, or semantic IDs that have a finished run.
     """
     parent = choice.runs(run_root, folder.name)
     run = latest_run(parent)
+    if run is not None and run_id is not None:
+        finished = sorted(path.parent.name for path in parent.glob("*/finished.json"))
+        if run_id not in finished:
+            raise DataError(f"--run {run_id}", f"is not a finished run in {parent}", nearest(run_id, finished),
+                            f"use --run {closest(run_id, finished) or finished[0]}, or leave out --run for the newest")
+        return parent / run_id
     if run is None:
         others = sorted({path.parent.parent.name for path in parent.parent.glob("*/*/finished.json")})
         close, command = closest(parent.name, others), choice.training_command(folder, run_root)

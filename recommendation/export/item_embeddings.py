@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path, suffix: str, device: str | None,
-                           command: str, force: bool) -> Path:
+                           command: str, force: bool, run_id: str | None = None) -> Path:
     """Write the item vectors of the newest finished run to `<D>.emb-<suffix>.npy`, float32 (N, D); return the path.
 
     An item without training events gets the mean vector of the other items, and is marked in a mask file. `device`
@@ -31,7 +31,7 @@ def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path
     """
     _require_vectors(choice.model)
     _protect_other_embedding(folder.embeddings(suffix), choice.model, force)
-    run = load_recommender(folder, run_root, choice, device)
+    run = load_recommender(folder, run_root, choice, device, run_id)
     items = load_meta(folder.items, folder.make_command)
     vectors = _item_vectors(run.model, items["num_items"])
     path = _publish(folder, suffix, vectors, {

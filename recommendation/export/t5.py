@@ -37,14 +37,14 @@ def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, for
         _require_free(export_to.resolve(), force)
 
 
-def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Path) -> None:
+def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Path, run_id: str | None = None) -> None:
     """Write the model of the newest finished run into the folder `target`, which appears completely or not at all."""
     from recommendation.models.encoder_decoder.model import EncoderDecoder
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
     from recommendation.runs import load_recommender
 
     target = target.resolve()
-    finished = load_recommender(folder, run_root, choice, "cpu")
+    finished = load_recommender(folder, run_root, choice, "cpu", run_id)
     model, run = finished.model, finished.folder
     assert isinstance(model, EncoderDecoder)
 

@@ -18,11 +18,16 @@ def save_items(folder: DatasetFolder, num_items: int, titles: list[str] | None =
     return folder
 
 
-def save_interactions(folder: DatasetFolder, events: list[tuple[int, int, str]]) -> None:
+def save_users(folder: DatasetFolder, raw_ids: list[str]) -> None:
+    frame = pd.DataFrame({"user": range(len(raw_ids)), "raw_id": raw_ids})
+    publish(folder.users, lambda path: _write(frame, path), {"inputs": {}})
+
+
+def save_interactions(folder: DatasetFolder, events: list[tuple[int, int, str]], **meta) -> None:
     """`(user, item, split)` in their order, a second apart."""
     frame = pd.DataFrame(events, columns=["user", "item", "split"])
     frame["timestamp"], frame["rating"] = range(len(frame)), 5.0
-    publish(folder.interactions, lambda path: _write(frame, path), {"inputs": {}})
+    publish(folder.interactions, lambda path: _write(frame, path), {"inputs": {}, **meta})
 
 
 def save_embedding(folder: DatasetFolder, suffix: str, rows: np.ndarray) -> None:

@@ -87,7 +87,7 @@ def test_a_large_top_k_gives_the_whole_catalogue(ask):
     [row], said = ask("--history", "0000", "--top_k", "500")
     assert sorted(row["items"]) == sorted([f"000{item}" for item in range(NUM_ITEMS - 1)] + ["NA"])
     [warning] = said.splitlines()
-    assert lines_with(warning, "--top_k", 500, 30)
+    assert lines_with(warning, 500, 30)
     [row], said = ask("--history", "0000", "NA", "--top_k", "30", "--filter_seen")
     assert len(set(row["items"])) == 28
     [warning] = set(said.splitlines())  # each call of main adds a handler
