@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fetch the raw files of a data set.
+# Fetch the raw files of a dataset.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/setup.sh"
-# -P keeps the caller's folder, which may be another checkout, off the import path.
+# -P keeps the current folder, which may be another checkout, off the import path.
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -P -m dataloader.download "$@"

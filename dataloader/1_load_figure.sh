@@ -3,5 +3,5 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/setup.sh"
-# -P keeps the caller's folder, which may be another checkout, off the import path.
+# -P keeps the current folder, which may be another checkout, off the import path.
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -P -m dataloader.images "$@"

@@ -1,1 +1,1 @@
-"""Raw reviews and item metadata become clean interactions, item texts and embeddings."""
+"""Data stage: converts raw reviews and item metadata to clean interactions, item texts and embeddings."""

@@ -1,4 +1,4 @@
-"""--check: is a data set's folder sound? Every file's content, with or without metas beside them; then the metas."""
+"""Check of a dataset's folder (--check): first the content of every file, then the meta files."""
 
 import logging
 import tempfile
@@ -25,55 +25,61 @@ COLUMNS = {"interactions": {"user": INTEGER, "item": INTEGER, "timestamp": INTEG
            "items": {"item": INTEGER, "raw_id": TEXT, "title": TEXT, "text": TEXT},
            "users": {"user": INTEGER, "raw_id": TEXT}}
 ARRAYS = {"emb": (np.float32, 2), "mask": (bool, 1), "codes": (np.int32, 2)}
-NO_ARRAY = (ValueError, OSError, OverflowError)  # what numpy raises where a file is not what its header says
-ROWS = 65_536     # rows of an array that are looked at together
-NUM_NAMED = 10    # rows in a finding
-# What no sound event is (SQL over `pairs`, in which `u`, `t` and `p` are the user, time and split of the event, and
-# `before_…` those of the one before it in the file), and the finding.
+ARRAY_ERRORS = (ValueError, OSError, OverflowError)  # numpy raises these if a file does not match its header
+ROWS = 65_536     # number of rows of an array that are checked at once
+NUM_NAMED = 10    # maximum number of rows that a finding lists
+# Faults of an event: a condition in SQL over `pairs`, and the text of the finding. In `pairs`, `u`, `t` and `p` are the
+# user, the time and the split of an event; `before_u`, `before_t` and `before_p` are those of the previous event in the
+# file.
 EVENT_FAULTS = {
-    "u < 0 OR u >= {num_users}": "name a user that users.parquet lacks",
-    "item < 0 OR item >= {num_items}": "name an item that items.parquet lacks",
-    f"split NOT IN {SPLITS}": f"have a split that is none of {', '.join(SPLITS)}",
+    "u < 0 OR u >= {num_users}": "have a user that is not in users.parquet",
+    "item < 0 OR item >= {num_items}": "have an item that is not in items.parquet",
+    f"split NOT IN {SPLITS}": f"have a split that is not one of {', '.join(SPLITS)}",
     "NOT isfinite(rating::DOUBLE)": "have a rating that is not finite",
-    "before_u > u OR (before_u = u AND before_t > t)": "are not in order of user and time",
+    "before_u > u OR (before_u = u AND before_t > t)": "are not sorted by user and time",
     "before_u = u AND before_p > p":
-        "of train or valid stand behind one of a later split of the same user: it would leak",
+        "are in train or valid, although the user's previous event is in a later split (data leakage)",
 }
-# For each kind of split, a query whose every row is a finding.
+# For each kind of split, a query that returns one row per finding, and the text of the finding.
 SPLIT_FAULTS = {
     "leave_one_out": ("""
         SELECT split, count(*) FROM (
             SELECT split FROM events WHERE split IN ('valid', 'test') GROUP BY "user", split HAVING count(*) > 1)
-        GROUP BY split ORDER BY split""", "{1} users have several {0} events, which is not leave-one-out"),
+        GROUP BY split ORDER BY split""", "{1} users have more than one {0} event, but the split is leave-one-out"),
     "temporal": (f"""
         WITH spans AS (SELECT split, list_position({list(SPLITS)}, split) AS place, min("timestamp") AS begins,
                               max("timestamp") AS ends FROM events WHERE split IN {SPLITS} GROUP BY split)
         SELECT a.split, a.ends, b.split, b.begins FROM spans a JOIN spans b ON a.place < b.place AND a.ends >= b.begins
-        ORDER BY a.place, b.place""", "{} goes on until {}, and {} begins at {}"),
+        ORDER BY a.place, b.place""", "{} has events until {}, but {} begins at {}"),
 }
 
 
 def check_folder(options: ProcessOptions) -> None:
-    """Print every finding; raise DataError for content, ArtifactError for metas alone. --adopt writes lacking metas."""
+    """Log every finding, that is, every problem in the dataset's folder.
+
+    With --adopt, first writes the missing meta files if all content is valid. Raises DataError if the content of a file
+    is not valid, and ArtifactError if only meta files are missing or wrong.
+    """
     folder = options.folder
     if not any(path.exists() for path in _tables(folder)):
         folder.require()
     with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", options.memory_limit) as work:
-        readable, content = _content(work, folder)
+        readable, content = _check_content(work, folder)
         if options.adopt and not content:
             with FolderLock(folder.path):
                 _adopt(work, folder)
         items_sha256 = _items_sha256(work, folder) if folder.items in readable else None
-    metas = list(_meta_findings(folder, items_sha256, sound=not content))
+    metas = list(_meta_findings(folder, items_sha256, content_is_valid=not content))
     for finding in (*content, *metas):
         log.warning("check: %s", finding)
     if content:
-        raise DataError(folder.path, f"{len(content)} findings in the content of its files", content[0],
-                        f"mend the files, or make them again: {folder.make_command} --force")
+        raise DataError(folder.path, f"the content of the files is not valid ({len(content)} findings)", content[0],
+                        f"repair the files, or make them again with: {folder.make_command} --force")
     if metas:
-        raise ArtifactError(folder.path, f"the content is sound, {len(metas)} metas are not", metas[0],
-                            "run the command that makes the file; for files of your own: --check --adopt")
-    log.info("check: %s is sound: %d files", folder.path, len(_files(folder)))
+        raise ArtifactError(folder.path, "the content of the files is valid, but meta files are missing or wrong "
+                            f"({len(metas)} findings)", metas[0],
+                            "run the command that makes the file; for your own files, use --check --adopt")
+    log.info("check: %s is valid: %d files", folder.path, len(_files(folder)))
 
 
 def _tables(folder: DatasetFolder) -> list[Path]:
@@ -88,58 +94,59 @@ def _files(folder: DatasetFolder) -> list[Path]:
     return [path for path in (*_tables(folder), *_arrays(folder), folder.image_table) if path.exists()]
 
 
-def _kind(folder: DatasetFolder, path: Path) -> tuple[str, str]:
-    """`emb`, `mask` or `codes`, and the suffix behind it; of a table, nothing."""
+def _kind_and_suffix(folder: DatasetFolder, path: Path) -> tuple[str, str]:
+    """Return the kind (`emb`, `mask` or `codes`) and the suffix in the name of an array; ("", "") for a table."""
     kind, _, suffix = path.name.removeprefix(f"{folder.name}.").removesuffix(".npy").partition("-")
     return (kind, suffix) if path.suffix == ".npy" else ("", "")
 
 
-def _content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], list[str]]:
-    """The tables that can be read, and what is wrong with all files, a sentence each that begins with the file."""
+def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], list[str]]:
+    """Return the readable tables, and the findings about all files; each finding begins with the path of the file."""
     found, readable = [], []
     for path in _tables(folder):
-        unreadable = _reported(path, _column_findings(work, path), good="")
-        found += unreadable or _reported(path, _row_findings(work, path))
+        unreadable = _collect(path, _column_findings(work, path), success="")
+        found += unreadable or _collect(path, _row_findings(work, path))
         readable += [] if unreadable else [path]
     if readable == _tables(folder):
-        found += _reported(folder.interactions, _event_findings(work, folder), "events ok")
+        found += _collect(folder.interactions, _event_findings(work, folder), "events ok")
     num_items = work.count(parquet_rows(folder.items)) if folder.items in readable else None
     for path in _arrays(folder):
-        found += _reported(path, _array_findings(folder, path, num_items))
+        found += _collect(path, _array_findings(folder, path, num_items))
     return readable, found
 
 
-def _reported(path: Path, findings: Iterable[str], good: str = "content ok") -> list[str]:
+def _collect(path: Path, findings: Iterable[str], success: str = "content ok") -> list[str]:
+    """Return the findings about a file, each with the path. If there are none, log the message `success`."""
     found = []
     try:
         for finding in findings:
             found.append(f"{path}: {finding}")
-    except duckdb.OutOfMemoryException:  # that is no fault of the file
+    except duckdb.OutOfMemoryException:  # not a problem of the file
         raise
     except duckdb.Error as error:
         found.append(f"{path}: cannot be read: {first_line(error)}")
-    if not found and good:
-        log.info("check: %s: %s", path.name, good)
+    if not found and success:
+        log.info("check: %s: %s", path.name, success)
     return found
 
 
 def _column_findings(work: Workspace, path: Path) -> Iterator[str]:
     if not path.exists():
-        yield "is not there"
+        yield "not found"
         return
-    there = {row[0]: row[1] for row in work.run(f"DESCRIBE FROM {parquet_rows(path)}")}
-    wanted = COLUMNS[path.stem]
-    if lacking := [column for column in wanted if column not in there]:
-        yield f"lacks the columns {', '.join(lacking)}; it has {', '.join(there)}"
-    for column, types in wanted.items():
-        if column in there and there[column] not in types:
-            yield f"has the column {column} as {there[column]}, wanted {' or '.join(types)}"
+    types = {row[0]: row[1] for row in work.run(f"DESCRIBE FROM {parquet_rows(path)}")}
+    required = COLUMNS[path.stem]
+    if missing := [column for column in required if column not in types]:
+        yield f"missing columns: {', '.join(missing)}; its columns are {', '.join(types)}"
+    for column, allowed in required.items():
+        if column in types and types[column] not in allowed:
+            yield f"the type of column {column} must be {' or '.join(allowed)}, got {types[column]}"
     if not work.count(parquet_rows(path)):
         yield "has no rows"
 
 
 def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
-    """Values that are lacking, ids that are not 0, 1, 2, … or stand twice."""
+    """Find missing values, ids that are not 0, 1, 2, …, and duplicate raw ids."""
     rows, columns = parquet_rows(path), COLUMNS[path.stem]
     counts = ", ".join(f"count(*) - count({name(column)})" for column in columns)
     for column, nulls in zip(columns, work.run(f"SELECT {counts} FROM {rows}")[0], strict=True):
@@ -152,16 +159,16 @@ def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
         SELECT count(*), count(DISTINCT {name(key)}), min({name(key)}), max({name(key)}), count(DISTINCT raw_id)
         FROM {rows}""")
     if (distinct, low, high) != (num, 0, num - 1):
-        yield f"the {key}s are not 0 to {num - 1}: there are {distinct} different ones from {low} to {high}"
+        yield f"the column {key} must have the ids 0 to {num - 1}, got {distinct} different ids from {low} to {high}"
     if raw_ids < num:
-        yield f"only {raw_ids} of {num} raw ids are different"
+        yield f"has duplicate raw ids: only {raw_ids} of {num} are different"
 
 
 def _event_findings(work: Workspace, folder: DatasetFolder) -> Iterator[str]:
-    """The interactions as a whole, where all three tables are readable: ids, order, splits."""
+    """Find unknown ids, a wrong order and wrong splits in the interactions. All three tables must be readable."""
     num_users, num_items = (work.count(parquet_rows(path)) for path in (folder.users, folder.items))
     work.run(f"CREATE VIEW events AS FROM {parquet_rows(folder.interactions)}")
-    # A window without an order goes through the rows as they lie in the file, and sorts nothing.
+    # A window without ORDER BY processes the rows in the order of the file, and does not sort.
     counts = ", ".join(f"count(*) FILTER ({fault.format(num_users=num_users, num_items=num_items)})"
                        for fault in EVENT_FAULTS)
     [(*counts, distinct)] = work.run(f"""
@@ -174,10 +181,10 @@ def _event_findings(work: Workspace, folder: DatasetFolder) -> Iterator[str]:
         if count:
             yield f"{count} events {finding}"
     if distinct < num_users:
-        yield f"{num_users - distinct} of the {num_users} users of users.parquet have no event"
+        yield f"{num_users - distinct} of the {num_users} users in users.parquet have no events"
     try:
         split_name = load_meta(folder.interactions, "").get("split_name")
-    except UserError:  # it has no meta, or one that is a finding of its own
+    except UserError:  # reported by `_meta_findings`
         return
     if split_name in SPLIT_FAULTS:
         query, finding = SPLIT_FAULTS[split_name]
@@ -185,37 +192,37 @@ def _event_findings(work: Workspace, folder: DatasetFolder) -> Iterator[str]:
 
 
 def _array_findings(folder: DatasetFolder, path: Path, num_items: int | None) -> Iterator[str]:
-    """An array by itself, and against the number of items, if that is known."""
-    kind, suffix = _kind(folder, path)
+    """Find problems in an array. `num_items` is None if the number of items is unknown."""
+    kind, suffix = _kind_and_suffix(folder, path)
     dtype, ndim = ARRAYS[kind]
     try:
-        array = _mapped(path)
-    except NO_ARRAY as error:
-        yield f"is not a numpy array file: {error}"
+        array = _open_array(path)
+    except ARRAY_ERRORS as error:
+        yield f"is not a valid .npy file: {error}"
         return
     if array.dtype != dtype or array.ndim != ndim:
-        yield f"holds {array.dtype} {array.shape}, wanted {np.dtype(dtype)} with {ndim} dimensions"
+        yield f"must be {np.dtype(dtype)} with {ndim} dimensions, got {array.dtype} {array.shape}"
         return
     if num_items is not None and len(array) != num_items:
-        yield f"has {len(array)} rows, and there are {num_items} items"
+        yield f"has {len(array)} rows, but there are {num_items} items"
     if kind == "emb":
-        yield from _vector_findings(array, _present(folder.mask(suffix), len(array)))
+        yield from _vector_findings(array, _load_present(folder.mask(suffix), len(array)))
     if kind == "codes":
         if (array < 0).any():
             yield "has negative codes"
         if len(np.unique(array, axis=0)) < len(array):
-            yield "gives several items the same semantic ID"
+            yield "has the same semantic ID for several items"
 
 
-def _mapped(path: Path) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="r")  # never an archive or a pickle, as `np.load` may take one for
+def _open_array(path: Path) -> np.ndarray:
+    return np.lib.format.open_memmap(path, mode="r")  # unlike `np.load`, it opens neither archives nor pickles
 
 
-def _present(mask: Path, num_rows: int) -> np.ndarray:
-    """Which rows have a vector of their own; all of them where there is no mask, or none that can be used."""
+def _load_present(mask: Path, num_rows: int) -> np.ndarray:
+    """Return bool (num_rows,), True for rows with a vector of their own; all True without a valid mask."""
     try:
-        present = _mapped(mask)
-    except NO_ARRAY:  # if it is there, it is a finding of its own
+        present = _open_array(mask)
+    except ARRAY_ERRORS:  # missing; an invalid mask is reported when it is checked itself
         present = np.zeros(0)
     return present if present.dtype == bool and present.shape == (num_rows,) else np.ones(num_rows, dtype=bool)
 
@@ -232,23 +239,23 @@ def _vector_findings(array: np.ndarray, present: np.ndarray) -> Iterator[str]:
             yield f"rows {rows[:NUM_NAMED]}{more} are {what}"
 
 
-def _meta_findings(folder: DatasetFolder, items_sha256: str | None, sound: bool) -> Iterator[str]:
-    """What is wrong with the metas; if the content is `sound`, it is compared with what they say of it, too."""
+def _meta_findings(folder: DatasetFolder, items_sha256: str | None, content_is_valid: bool) -> Iterator[str]:
+    """Find problems in the meta files. If the content is valid, also compare the codes with their meta files."""
     for path in _files(folder):
         try:
             meta = load_meta(path, folder.make_command)
-            # Without --force its command would find the recorded hashes in order, and reuse the file.
+            # Without --force, the command would reuse the file, because it compares only the recorded hashes.
             verify(path, f"{meta.get('command') or folder.make_command} --force")
         except UserError as error:
             yield str(error)
             continue
         found = meta.get("items_sha256")
         if items_sha256 is not None and path != folder.users and found != items_sha256:
-            yield f"{path}: its meta is of another list of items ({found}, and items.parquet has {items_sha256})"
-        if sound and _kind(folder, path)[0] == "codes":
-            codes, sizes = _mapped(path), np.array(meta.get("codebook_sizes", []))
+            yield f"{path}: was made for other items (items_sha256 {found}, but items.parquet has {items_sha256})"
+        if content_is_valid and _kind_and_suffix(folder, path)[0] == "codes":
+            codes, sizes = _open_array(path), np.array(meta.get("codebook_sizes", []))
             if len(sizes) != codes.shape[1] or (codes >= sizes).any():
-                yield f"{path}: its meta has codebooks of {sizes.tolist()} codes, and there are others in it"
+                yield f"{path}: has codes outside its codebooks; according to the meta file, sizes {sizes.tolist()}"
 
 
 def _items_sha256(work: Workspace, folder: DatasetFolder) -> str:
@@ -256,7 +263,7 @@ def _items_sha256(work: Workspace, folder: DatasetFolder) -> str:
 
 
 def _adopt(work: Workspace, folder: DatasetFolder) -> None:
-    """Write the metas that are lacking. That the tables are a user's own is recorded as their source."""
+    """Write the missing meta files. They record `local` as the source."""
     shared = {"command": f"bash dataloader/2_process.sh --dataset {folder.name}{folder.root_flag} --check --adopt",
               "settings": {"source": "local", "adopted": True}, "split_name": "own",
               "items_sha256": _items_sha256(work, folder),
@@ -264,14 +271,14 @@ def _adopt(work: Workspace, folder: DatasetFolder) -> None:
     for path in [*_tables(folder), *_arrays(folder)]:
         if meta_path(path).exists():
             continue
-        kind, suffix = _kind(folder, path)
+        kind, suffix = _kind_and_suffix(folder, path)
         inputs = [folder.items] if kind else [folder.items, folder.users] if path == folder.interactions else []
-        own = {}  # what the stage that reads an array asks its meta for
+        own = {}  # entries that the next stage reads
         if kind == "emb":
             inputs += [folder.mask(suffix)] * folder.mask(suffix).exists()
-            own = {"dim": _mapped(path).shape[1]}
-        elif kind == "codes":  # all of a file that is sound are different
-            own = {"codebook_sizes": (_mapped(path).max(axis=0) + 1).tolist(), "disambiguation_level": None,
+            own = {"dim": _open_array(path).shape[1]}
+        elif kind == "codes":  # valid codes are distinct, so the collision rates are 0
+            own = {"codebook_sizes": (_open_array(path).max(axis=0) + 1).tolist(), "disambiguation_level": None,
                    "collision_rate_before": 0.0, "collision_rate_after": 0.0}
         write_meta(path, {"inputs": {p.name: file_sha256(p) for p in inputs}, **shared, **own})
         log.info("check: wrote %s", meta_path(path).name)

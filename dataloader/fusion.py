@@ -1,15 +1,18 @@
-"""Step 5: several embeddings become one, <D>.emb-fused-*.npy; or the collaborative one is made, <D>.emb-cf.npy.
+"""Step 5: make a fused embedding, <D>.emb-fused-*.npy, or the collaborative embedding, <D>.emb-cf.npy.
 
-Every part's vectors get length 1 first, and every part its weight w (--fusion_weights):
+A fused embedding is made from several embeddings, its parts. The vectors of each part are first scaled to length 1.
+Each part p has a weight w_p (--fusion_weights):
 
-  fused-concat  the parts side by side, each times sqrt(w), so that the inner product of two items is the weighted sum
-                of their parts' cosines
-  fused-pca     the same, reduced to --fusion_dim dimensions
-  fused-align   a linear map a part, trained so that an item's parts agree; the mean of the maps' unit vectors, weighted
+  fused-concat  concatenates the parts, each times sqrt(w_p). The inner product of two items is then the weighted sum of
+                the cosines of their parts.
+  fused-pca     reduces fused-concat to --fusion_dim dimensions by PCA.
+  fused-align   trains one linear map per part so that the parts of an item agree. The vector of an item is the weighted
+                mean of its mapped parts, each scaled to length 1.
 
-An item that lacks a part: in concat and pca the mean of the other items' unit vectors stands in, which is as near to
-every item as the others are on average (a vector of length 1 would make all that lack the part each other's
-neighbours); in align the mean is over the parts that it has. An item that lacks all parts is masked.
+If an item has no vector in a part, fused-concat and fused-pca use the mean of the other items' unit vectors. It is as
+near to every item as the other items are on average. (A vector of length 1 would make all items without this part
+neighbors of each other.) fused-align takes the mean over the parts that the item has. The mask marks the items that
+have at least one part.
 """
 
 import logging
@@ -36,25 +39,28 @@ SCRIPT = "bash dataloader/5_fusion_embeddings.sh"
 
 
 class Part(NamedTuple):
-    """An embedding that is fused."""
+    """An embedding to fuse."""
 
-    vectors: np.ndarray  # float32 (N, D_p), of length 1; where it is not present, the mean of the others
-    present: np.ndarray  # bool (N,)
+    vectors: np.ndarray  # float32 (N, D_p), scaled to length 1; the mean of the present vectors if not present
+    present: np.ndarray  # bool (N,), whether the item has a vector of its own
     weight: float
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Fuse embeddings, or make the collaborative one.", FUSIONS[0]).fusion
+    options = parse_options(argv, "Fuse embeddings, or make the collaborative embedding.", FUSIONS[0]).fusion
     log_to_console()
     fuse(options, command_line(SCRIPT, argv))
 
 
 def fuse(options: FusionOptions, command: str) -> None:
-    """Make the embedding that --suffix names, unless it is current. Raises ConfigError if it is not of this step."""
+    """Make the embedding of --suffix, or reuse it if it is up to date.
+
+    Raises ConfigError if another step makes this embedding.
+    """
     folder, suffix = options.folder, options.target.suffix
     if suffix not in ("cf", *FUSIONS):
         close = None if suffix in ("td", "image") else closest(suffix, ["cf", *FUSIONS])
-        raise ConfigError(f"--suffix {suffix}", "is not made by step 5", f"it makes cf, {', '.join(FUSIONS)}",
+        raise ConfigError(f"--suffix {suffix}", "is not made by step 5", f"Step 5 makes cf, {', '.join(FUSIONS)}",
                           f"--suffix {close}" if close else make_command(options, suffix))
     folder.require()
     with FolderLock(folder.path):
@@ -62,18 +68,18 @@ def fuse(options: FusionOptions, command: str) -> None:
             _make_collaborative(options, options.target, command)
             return
         if "cf" in options.parts:
-            # The events have no other step that makes vectors of them: where there is no sound cf, this one does it.
+            # No other step makes cf, so make it here if it is missing, damaged or stale.
             make = make_command(options, "cf") + (f" --seed {options.seed}" if options.seed else "")
             try:
                 load_meta(folder.embeddings("cf"), make)
             except (ArtifactError, DataError) as error:
-                log.info("fuse: cf first, for %s: %s", error.where, error.what)
+                log.info("fuse: making cf first (%s: %s)", error.where, error.what)
                 _make_collaborative(options, Embedding(folder, "cf", Transform()), make)
         _make_fusion(options, command)
 
 
 def make_command(options: FusionOptions, suffix: str) -> str:
-    """The step that makes this embedding."""
+    """Return the command that makes this embedding."""
     script = {"image": "bash dataloader/4_get_image_emb.sh", "text": "bash dataloader/3_get_text_emb.sh"}.get(
         modality_of(suffix), SCRIPT)
     flag = "" if suffix in ("td", "image") else f" --suffix {suffix}"
@@ -105,7 +111,7 @@ def _make_fusion(options: FusionOptions, command: str) -> None:
         log.info("fuse: reusing %s", target.path)
         return
     parts = [_load_part(folder, part, weight) for part, weight in zip(options.parts, options.weights, strict=True)]
-    log.info("fuse: %s of %s", suffix, ", ".join(
+    log.info("fuse: making %s from %s", suffix, ", ".join(
         f"{name} ({part.vectors.shape[1]} dimensions, {int(part.present.sum())} items)"
         for name, part in zip(options.parts, parts, strict=True)))
     present = np.logical_or.reduce([part.present for part in parts])
@@ -113,21 +119,24 @@ def _make_fusion(options: FusionOptions, command: str) -> None:
     if suffix == "fused-align":
         if options.force:
             shutil.rmtree(checkpoints, ignore_errors=True)
-        vectors = _aligned(options, parts, Run(checkpoints, settings, inputs, command))
+        vectors = _align_parts(options, parts, Run(checkpoints, settings, inputs, command))
     else:
         num_dims, num_items = sum(part.vectors.shape[1] for part in parts), int(present.sum())
         reduced = Transform(pca=options.dim if suffix == "fused-pca" else None)
-        if reduced.pca and reduced.pca > (most := min(num_dims, num_items - 1)):
-            raise ConfigError(f"--fusion_dim {options.dim}", "is more than there are",
-                              f"{num_items} items whose parts have {num_dims} dimensions give at most {most}",
-                              "a smaller number")
+        if reduced.pca and reduced.pca > (max_dims := min(num_dims, num_items - 1)):
+            raise ConfigError(f"--fusion_dim {options.dim}", f"must be at most {max_dims}",
+                              f"The parts have {num_dims} dimensions, and PCA of {num_items} items gives fewer than "
+                              f"{num_items}", "use a smaller number")
         vectors = transform.transformed(concatenated(parts), present, reduced)
     transform.publish_embedding(target, vectors, settings, command, inputs, present)
-    shutil.rmtree(checkpoints, ignore_errors=True)  # nothing is left to continue
+    shutil.rmtree(checkpoints, ignore_errors=True)  # no longer needed
 
 
 def _load_part(folder: DatasetFolder, name: str, weight: float) -> Part:
-    """Raises ArtifactError where it belongs to another list of items, and DataError where a row is all zero."""
+    """Load an embedding as a part.
+
+    Raises ArtifactError if it was made for other items, and DataError if the vector of a present item is all zero.
+    """
     vectors, present = load_embeddings(folder, name), load_mask(folder, name)
     transform.refuse_bad_rows(folder, name, vectors, present)
     transform.normalize_rows(vectors)
@@ -137,7 +146,10 @@ def _load_part(folder: DatasetFolder, name: str, weight: float) -> Part:
 
 
 def concatenated(parts: list[Part]) -> np.ndarray:
-    """float32 (N, sum of D_p). Takes the parts out of the list, so that their memory is free when they are copied."""
+    """Return the weighted parts side by side, float32 (N, sum of D_p).
+
+    Removes each part from the list after copying it, to free its memory.
+    """
     vectors = np.empty((len(parts[0].vectors), sum(part.vectors.shape[1] for part in parts)), dtype=np.float32)
     start = 0
     while parts:
@@ -148,16 +160,16 @@ def concatenated(parts: list[Part]) -> np.ndarray:
     return vectors
 
 
-def _aligned(options: FusionOptions, parts: list[Part], run: Run) -> np.ndarray:
-    """float32 (N, --fusion_dim); an alignment that was interrupted continues from its checkpoint."""
+def _align_parts(options: FusionOptions, parts: list[Part], run: Run) -> np.ndarray:
+    """Train the alignment, or continue from its checkpoint; return the vectors, float32 (N, --fusion_dim)."""
     from common.device import resolve_device
     from dataloader.embeddings.alignment import align
 
     device = resolve_device(options.device, "--device")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     vectors, best = align(parts, options.dim, options.align, options.seed, device, run)
-    log.info("fuse: a part of an item is nearest to the item's other part in %.1f %% of cases, among %d items "
-             "(after epoch %d)", 100 * best.metrics["top1"], best.metrics["num_held_out"], best.epoch)
+    log.info("fuse: for %.1f %% of the parts of %d items, the nearest other part is of the same item (epoch %d)",
+             100 * best.metrics["top1"], best.metrics["num_held_out"], best.epoch)
     return vectors
 
 

@@ -1,4 +1,4 @@
-"""Step 4: the items' images become <D>.emb-image.npy, with a mask of the items that have one."""
+"""Step 4: make the image embedding of the items, <D>.emb-image.npy, and the mask of the items that have an image."""
 
 import logging
 import sys
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
 
 def embed(options: ImageOptions, command: str) -> None:
-    """Publish float32 (num_items, D) and the mask of the items with an image; reuse what was made in the same way."""
+    """Publish the image embedding, float32 (num_items, D), and its mask, or reuse them if they are up to date."""
     set_up_pillow()
     target, folder = options.target, options.folder
     folder.require()
@@ -37,8 +37,8 @@ def embed(options: ImageOptions, command: str) -> None:
     if options.missing == "error":
         refuse_missing(folder)
     if not table.present.any():
-        raise DataError(folder.image_table, "no item has an image", "all that were fetched are placeholders",
-                        "a smaller --min_image_side for step 1, or leave the modality image out")
+        raise DataError(folder.image_table, "no item has an image", "All fetched images are placeholders",
+                        "run step 1 with a smaller --min_image_side, or leave out the modality image")
     inputs = {folder.image_table.name: fetched["sha256"]}
     settings, files = model_settings("image_model", options.model, target.path)
     if not options.force and is_current(target, settings, inputs):
@@ -53,7 +53,7 @@ def embed(options: ImageOptions, command: str) -> None:
 
 
 def _make_vectors(options: ImageOptions, table: ImageTable) -> tuple[np.ndarray, dict]:
-    """float32 (items with an image, D); and what made them, for the artifact to tell."""
+    """Return the vectors, float32 (items with an image, D), and the encoder for the meta file."""
     from common.device import resolve_device
 
     folder, present = options.folder, table.present
@@ -61,7 +61,7 @@ def _make_vectors(options: ImageOptions, table: ImageTable) -> tuple[np.ndarray,
     model = find_model(options.model, folder.data_root, options.mirror, "--image_model")
     log.info("embed: %s from %s, on %s", options.model, model, device)
     hashes, raw_ids = table.sha256[present], table.raw_id[present]
-    fix = f"{make_command(folder)} --force, which checks all images and fetches what is damaged"
+    fix = f"{make_command(folder)} --force (checks all images and fetches the damaged ones again)"
     sources = {sha256: ImageFile(folder.images / file, raw_id, fix)
                for sha256, file, raw_id in zip(hashes, table.file[present], raw_ids, strict=True)}
     texts = Texts(hashes, raw_ids, options.target.path)

@@ -1,4 +1,4 @@
-"""The flags of the data part, the same for all steps, checked; and the options of each step as a record."""
+"""Command-line flags of the data stage, which all steps share, their checks, and the options of each step."""
 
 import argparse
 import json
@@ -26,19 +26,21 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 MODALITIES = ("text", "image")
 FUSIONS = ("fused-concat", "fused-pca", "fused-align")
 DEFAULT_RATIOS = (0.8, 0.1, 0.1)
-# What the keys of fusion.yaml may hold, besides those of the training loop.
+# Allowed values of the keys in fusion.yaml, as (smallest, largest). The keys of the training loop have shared bounds.
 BOUNDS = SHARED_BOUNDS | {"tolerance": (0, 1), "temperature": (1e-3, 10), "min_temperature": (1e-3, 10),
                           "smoothing": (0, None)}
 ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")
 
 
 class Flag(NamedTuple):
-    names: str
+    """A command-line flag."""
+
+    names: str                        # separated by spaces
     help: str
-    takes: str | tuple | Callable | None = None  # the metavar, which also tells the type; the choices; bool: nothing
+    takes: str | tuple | Callable | None = None  # a metavar (see TYPES), the choices, or bool for a flag without value
     default: object = None
-    is_valid: Callable | None = None  # holds of every good value; one that is not given is not looked at
-    expected: str = ""              # how an error says what is good
+    is_valid: Callable | None = None  # checks the value; not called for None
+    expected: str = ""                # the valid values, for the error "must be <expected>, got <value>"
 
     dest = property(lambda self: self.names.split()[0].removeprefix("--"))
 
@@ -57,77 +59,83 @@ TYPES = {"N": int, "R": float, "DIR": Path, "FILE": Path}
 
 @cache
 def source_configs() -> dict[str, dict]:
-    """What the YAML of every source says, in the order in which they are asked for a data set."""
+    """Return the YAML content of every source by name, in the order in which the sources are searched."""
     known = {path.stem: load_yaml(path)[0] for path in CONFIGS.glob("*.yaml")}
     sources = [(config["order"], name) for name, config in known.items() if "reader" in config]
     return {name: known[name] for _order, name in sorted(sources)}
 
 
-ABOVE_0, FROM_0 = (lambda n: n > 0, "it must be above 0"), (lambda n: n >= 0, "it must be at least 0")
-OWN_FILES = "files of your own (--source local)"
+ABOVE_0, FROM_0 = (lambda n: n > 0, "above 0"), (lambda n: n >= 0, "at least 0")
+OWN_FILES = "your own files (--source local)"
 FLAGS = {
-    "where the data are from": [
-        Flag("--source", "where the data set is from (default: the first of these that has it; with --raw_dir, what "
-             "the files there look like)", source_configs),
-        Flag("--raw_dir", "a folder of raw files that are there already; nothing is downloaded", "DIR"),
-        Flag("--mirror", "is asked first, for URL/<file name>", "URL")],
+    "source of the data": [
+        Flag("--source", "the source of the dataset (default: the source of the files in --raw_dir or of the existing "
+             "tables, else the first source that has the dataset)", source_configs),
+        Flag("--raw_dir", "the folder with the raw files; nothing is downloaded", "DIR"),
+        Flag("--mirror", "an address that is tried first for each file, as URL/<file name>", "URL")],
     OWN_FILES: [
-        *(Flag(f"--{name}", f"CSV, TSV, JSON lines or Parquet (default: {name}.* or the RecBole file in --raw_dir)",
-               "FILE") for name in ("interactions", "items")),
-        *(Flag(f"--{column}_column", f"in the interactions (default: {default})", "C") for column, default in (
-            ("user", "user_id"), ("item", "item_id"), ("time", "timestamp"), ("rating", "rating; it may be missing"))),
-        Flag("--item_id_column", "in the items (default: as --item_column)", "C"),
-        *(Flag(f"--{field}_column", f"in the items (default: {field}, if there)", "C") for field in ITEM_FIELDS)],
+        *(Flag(f"--{name}", f"the {name}: CSV, TSV, JSON lines or Parquet (default: {name}.* or the RecBole file in "
+               "--raw_dir)", "FILE") for name in ("interactions", "items")),
+        *(Flag(f"--{column}_column", f"the {column} column of the interactions (default: {default})", "C")
+          for column, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp"),
+                                  ("rating", "rating, if it exists"))),
+        Flag("--item_id_column", "the item id column of the items (default: the same name as --item_column)", "C"),
+        *(Flag(f"--{field}_column", f"the {field} column of the items (default: {field}, if it exists)", "C")
+          for field in ITEM_FIELDS)],
     "processing": [
-        Flag("--time_unit", "of the raw time stamps; date is ISO 8601 (default: the source's YAML)",
+        Flag("--time_unit", "the unit of the raw timestamps; date means ISO 8601 (default: set in the source's YAML)",
              ("s", "ms", "us", "date")),
-        Flag("--bad_lines", "skip: leave out at most 1 %% of lines that cannot be read, and list them",
+        Flag("--bad_lines", "fail: a line that cannot be read is an error; skip: skip up to 1 %% and list them",
              ("fail", "skip"), "fail"),
-        Flag("--min_rating", "leave out events rated lower", "R", None, math.isfinite, "it must be finite"),
-        Flag("--duplicates", "exact: one event for a user, item and time; user_item: a user's first event with an item",
-             ("keep", "exact", "user_item"), "keep"),
-        *(Flag(f"--min_{side}_interactions", f"k-core: events that {named} needs; 0 switches it off (default: the "
-               "source's YAML, 5)", "N", None, *FROM_0) for side, named in (("user", "a user"), ("item", "an item"))),
-        Flag("--template", "an item's text: a template of the source's YAML, or pieces like '{title} | by {brand}', "
-             "each left out where its field is empty", "T", "td"),
-        Flag("--drop_items_without_text", "leave such items out; else their raw ids stand in for the text", bool),
-        Flag("--split", "leave_one_out: a user's last event is test, the one before it valid; temporal: one moment for "
-             "all users", ("leave_one_out", "temporal"), "leave_one_out"),
-        Flag("--split_ratios", "temporal: shares of train, valid and test (default: "
+        Flag("--min_rating", "drop events with a lower rating", "R", None, math.isfinite, "finite"),
+        Flag("--duplicates", "keep: keep all events; exact: keep one event per user, item and time; user_item: keep "
+             "each user's first event with an item", ("keep", "exact", "user_item"), "keep"),
+        *(Flag(f"--min_{side}_interactions", f"k-core filter: the minimum number of events per {side}; 0 means no "
+               "minimum (default: set in the source's YAML, 5)", "N", None, *FROM_0) for side in ("user", "item")),
+        Flag("--template", "the text of an item: the name of a template in the source's YAML, or pieces such as "
+             "'{title} | by {brand}'; a piece with an empty field is left out", "T", "td"),
+        Flag("--drop_items_without_text", "drop items without text; otherwise their raw ids are used as text", bool),
+        Flag("--split", "leave_one_out: each user's last event is test, and the event before it is valid; temporal: "
+             "valid and test begin at the same time for all users", ("leave_one_out", "temporal"), "leave_one_out"),
+        Flag("--split_ratios", "temporal split: the shares of train, valid and test (default: "
              f"{','.join(map(str, DEFAULT_RATIOS))})", "A,B,C"),
-        Flag("--split_dates", "temporal: when valid and when test begin (ISO 8601, UTC), in place of the ratios",
-             "D1,D2"),
-        Flag("--memory_limit", "what DuckDB holds in memory; beyond it goes to the disk", "M", "2GB", re.compile(
-            r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size, such as 2GB"),
-        Flag("--check", "only look whether the data set's folder, and raw files that are named, are sound; nothing is "
-             "written", bool),
-        Flag("--adopt", "with --check: give sound files of your own the metas that the other stages ask for", bool),
-        Flag("--export_recbole", "also write RecBole's atomic files there", "DIR")],
+        Flag("--split_dates", "temporal split: the start of valid and the start of test (ISO 8601, UTC), instead of "
+             "--split_ratios", "D1,D2"),
+        Flag("--memory_limit", "the memory limit of DuckDB; beyond it, data is spilled to disk", "M", "2GB", re.compile(
+            r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size such as 2GB"),
+        Flag("--check", "only check the files of the dataset, and the raw files if flags name them; write nothing",
+             bool),
+        Flag("--adopt", "with --check: write the missing meta files of valid files that you made yourself; the other "
+             "stages need them", bool),
+        Flag("--export_recbole", "also write RecBole's atomic files to this folder", "DIR")],
     "embeddings": [
-        Flag("--modalities", "text, image or text,image (default: what --suffix needs; text)", "M"),
+        Flag("--modalities", "text, image or text,image (default: those that --suffix needs; text without --suffix)",
+             "M"),
         Flag("--suffix --embedding_suffix", "the embedding that the next stage reads: image, cf, "
-             f"{', '.join(FUSIONS)}, or a name for a text embedding (default: td; fused-concat with text,image)", "S"),
-        Flag("--text_model", "sentence-transformers model, by name or path; tfidf (no model at all); or api:<name>",
+             f"{', '.join(FUSIONS)}, or any other name for a text embedding (default: td; fused-concat with "
+             "--modalities text,image)", "S"),
+        Flag("--text_model", "a sentence-transformers model by name or path, tfidf (needs no model), or api:<name>",
              "M", "all-MiniLM-L6-v2"),
-        Flag("--api_url", "OpenAI-compatible endpoint (default: $OPENAI_BASE_URL, else OpenAI's); its key is taken "
+        Flag("--api_url", "an OpenAI-compatible endpoint (default: $OPENAI_BASE_URL, else OpenAI's); the key is read "
              "from $OPENAI_API_KEY", "URL"),
-        Flag("--api_rate", "requests a second", "R", 5.0, *ABOVE_0),
-        Flag("--pca", "reduce to so many dimensions", "N", None, *ABOVE_0),
-        Flag("--whiten", "with --pca: every dimension to unit variance", bool),
-        Flag("--zscore", "every dimension to mean 0 and deviation 1", bool),
-        Flag("--l2", "every vector to length 1", bool),
-        Flag("--image_model", "CLIP model, by name or path", "M", "clip-ViT-B-32"),
-        Flag("--image_rate", "image requests a second", "R", 20.0, *ABOVE_0),
-        Flag("--min_image_side", "pixels; a smaller image is a placeholder, and counts as missing", "N", 10, *ABOVE_0),
-        Flag("--missing_images", "mask: such an item gets the mean vector and is marked in the mask file",
-             ("mask", "error"), "mask"),
-        Flag("--fusion_parts", "the embeddings that are fused", "S,S", "td,image"),
-        Flag("--fusion_weights", "one a part (default: all 1)", "W,W"),
-        Flag("--fusion_dim", "of fused-pca and fused-align", "N", 128, *ABOVE_0)]}
+        Flag("--api_rate", "the number of API requests per second", "R", 5.0, *ABOVE_0),
+        Flag("--pca", "reduce the embedding to this number of dimensions", "N", None, *ABOVE_0),
+        Flag("--whiten", "with --pca: scale each dimension to variance 1", bool),
+        Flag("--zscore", "scale each dimension to mean 0 and standard deviation 1", bool),
+        Flag("--l2", "scale each vector to length 1", bool),
+        Flag("--image_model", "a CLIP model, by name or path", "M", "clip-ViT-B-32"),
+        Flag("--image_rate", "the number of image requests per second", "R", 20.0, *ABOVE_0),
+        Flag("--min_image_side", "the minimum width and height in pixels; smaller images are placeholders and count as "
+             "missing", "N", 10, *ABOVE_0),
+        Flag("--missing_images", "mask: items without an image get the mean vector and are marked in the mask file; "
+             "error: stop", ("mask", "error"), "mask"),
+        Flag("--fusion_parts", "the embeddings to fuse", "S,S", "td,image"),
+        Flag("--fusion_weights", "one weight per part (default: all 1)", "W,W"),
+        Flag("--fusion_dim", "the number of dimensions of fused-pca and fused-align", "N", 128, *ABOVE_0)]}
 RUN_FLAGS = [
-    Flag("--device", "where models run", None, "auto", re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch,
+    Flag("--device", "the device on which models run", None, "auto", re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch,
          "auto, cpu, cuda or cuda:<n>"),
-    Flag("--seed", "of what is drawn at random", "N", 0, lambda n: 0 <= n < 2**31, f"it must be from 0 to {2**31 - 1}")]
+    Flag("--seed", "the random seed", "N", 0, lambda n: 0 <= n < 2**31, f"from 0 to {2**31 - 1}")]
 
 
 def make_parser(description: str) -> Parser:
@@ -140,7 +148,7 @@ def make_parser(description: str) -> Parser:
 
 
 def add_data_flags(parser: Parser) -> None:
-    """Every flag of every step, so that the whole job takes them too."""
+    """Add the flags of all data steps; run_pipeline.py also has them."""
     add_force_flag(parser)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
@@ -149,14 +157,14 @@ def add_data_flags(parser: Parser) -> None:
 
 
 class Processing(NamedTuple):
-    """How raw events and items become tables."""
+    """Options that determine how raw events and items are converted to tables."""
 
     min_rating: float | None
     duplicates: str
     min_user_interactions: int
     min_item_interactions: int
     drop_items_without_text: bool
-    template: tuple[str, ...]      # the pieces of an item's text
+    template: tuple[str, ...]      # pieces of an item's text
     split: str
     split_ratios: tuple[float, ...]
     split_dates: tuple[str, ...]
@@ -165,14 +173,14 @@ class Processing(NamedTuple):
 
     @property
     def settings(self) -> dict:
-        """What the tables depend on, as their metas record it (and JSON gives it back)."""
+        """The options that affect the tables, as in the meta files (tuples are lists, as after loading JSON)."""
         used = {"split_dates" if self.split_dates else "split_ratios"} if self.split == "temporal" else set()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()
                 if key in used or key not in ("split_ratios", "split_dates")}
 
 
 class Local(NamedTuple):
-    """A user's own files: where they are (None: found in --raw_dir), and the names of their columns."""
+    """The user's own files (None: search in --raw_dir), and the names of their columns (None: the default name)."""
 
     interactions: Path | None
     items: Path | None
@@ -181,13 +189,16 @@ class Local(NamedTuple):
 
 
 class ProcessOptions(NamedTuple):
-    """Of step 2, of the readers of raw files, and of step 0, which may find that step 2 needs none any more."""
+    """Options of step 2 (process) and of the readers of raw files.
+
+    Step 0 (download) also has them, because it downloads nothing if the tables are up to date.
+    """
 
     folder: DatasetFolder
     source: str
     config: dict         # the source's YAML
     raw: Path            # the folder of the raw files
-    downloads: bool      # whether step 0 fills `raw`
+    downloads: bool      # whether step 0 downloads the files in `raw`
     mirror: str | None
     local: Local
     processing: Processing
@@ -199,7 +210,7 @@ class ProcessOptions(NamedTuple):
 
 
 class ImageFetchOptions(NamedTuple):
-    """Of step 1."""
+    """Options of step 1 (fetch images)."""
 
     folder: DatasetFolder
     rate: float
@@ -209,7 +220,7 @@ class ImageFetchOptions(NamedTuple):
 
 
 class Transform(NamedTuple):
-    """What is done with an embedding's vectors, in this order."""
+    """Transformations of an embedding's vectors, applied in this order."""
 
     pca: int | None = None
     whiten: bool = False
@@ -218,7 +229,7 @@ class Transform(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """An embedding that a step makes."""
+    """The embedding that a step makes."""
 
     folder: DatasetFolder
     suffix: str
@@ -227,7 +238,7 @@ class Embedding(NamedTuple):
 
 
 class TextOptions(NamedTuple):
-    """Of step 3."""
+    """Options of step 3 (text embeddings)."""
 
     target: Embedding
     model: str
@@ -240,7 +251,7 @@ class TextOptions(NamedTuple):
 
 
 class ImageOptions(NamedTuple):
-    """Of step 4."""
+    """Options of step 4 (image embeddings)."""
 
     target: Embedding
     model: str
@@ -263,7 +274,7 @@ class Collaborative(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """The section `fused-align`; from `batch_size` on, what `common.training` knows."""
+    """The section `fused-align` of configs/fusion.yaml; `batch_size` and later keys are for the training loop."""
 
     temperature: float
     min_temperature: float
@@ -283,11 +294,11 @@ class Alignment(NamedTuple):
 
 
 class FusionOptions(NamedTuple):
-    """Of step 5."""
+    """Options of step 5 (fused and collaborative embeddings)."""
 
     target: Embedding
     parts: tuple[str, ...]
-    weights: tuple[float, ...]  # one a part
+    weights: tuple[float, ...]  # one per part
     dim: int
     cf: Collaborative
     align: Alignment
@@ -298,12 +309,12 @@ class FusionOptions(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the pipeline has to know, and the options of its steps."""
+    """Options of the data pipeline and of each of its steps."""
 
     folder: DatasetFolder
     check: bool
     modalities: tuple[str, ...]
-    suffix: str          # the embedding that the next stage reads
+    suffix: str          # embedding that the next stage reads
     process: ProcessOptions
     images: ImageFetchOptions
     text: TextOptions
@@ -312,18 +323,24 @@ class Options(NamedTuple):
 
 
 def parse_options(argv: list[str], description: str, suffix: str | None = None) -> Options:
-    """The flags of a step, whose --suffix may have its own default. Raises ConfigError before anything is written."""
+    """Parse and check the flags of a step; `suffix` is the default of its --suffix. Writes nothing.
+
+    Raises ConfigError for an unknown flag, a wrong value, or a flag that has no effect.
+    """
     args = parse(make_parser(description), argv)
     args.suffix = suffix if args.suffix is None else args.suffix
     return resolve_options(args)
 
 
 def resolve_options(args: argparse.Namespace) -> Options:
-    """Raises ConfigError for a value that cannot be, and for a flag that the others leave without a meaning."""
+    """Return the options of all steps.
+
+    Raises ConfigError for a wrong value, and for a flag that has no effect with the other flags.
+    """
     for flag in (*RUN_FLAGS, *chain(*FLAGS.values())):
         if flag.is_valid and (value := getattr(args, flag.dest)) is not None:
             _check(flag.names, value, flag.is_valid(value), flag.expected)
-    _refuse_useless(args)
+    _check_combinations(args)
     folder = DatasetFolder(args.data_root, args.dataset)
     process = _process(args, folder)
     modalities, suffix = _modalities(args)
@@ -331,14 +348,14 @@ def resolve_options(args: argparse.Namespace) -> Options:
     for part in parts:
         check_name("--fusion_parts", part)
     _check("--fusion_parts", args.fusion_parts, len(parts) > 1 and len(set(parts)) == len(parts)
-           and not set(parts) & set(FUSIONS), "two different embeddings or more, such as td,image")
+           and not set(parts) & set(FUSIONS), "two or more different embeddings that are not fused, such as td,image")
     weights = ((1.0,) * len(parts) if args.fusion_weights is None else
-               _numbers("--fusion_weights", args.fusion_weights, len(parts)))
+               _parse_numbers("--fusion_weights", args.fusion_weights, len(parts)))
     _check("--fusion_weights", args.fusion_weights, min(weights) > 0, "weights above 0")
     made = parts if suffix in FUSIONS else (suffix,)
     text_suffix = next((part for part in made if modality_of(part) == "text"), "td")
     fusion_yaml = CONFIGS / "fusion.yaml"
-    # The transform flags belong to the embedding that --suffix names.
+    # The transform flags apply only to the embedding of --suffix.
     transform = Transform(args.pca, args.whiten, args.zscore, args.l2)
     target = {name: Embedding(folder, name, transform if name == suffix else Transform())
               for name in (text_suffix, "image", suffix)}
@@ -354,56 +371,56 @@ def resolve_options(args: argparse.Namespace) -> Options:
 
 
 def _check(flag: str, value: object, is_valid: object, expected: str) -> None:
-    """`expected` is a sentence that begins with "it", or the description of a good value."""
     if not is_valid:
-        raise ConfigError(flag, f"is {value}", expected if expected.startswith("it ") else f"wanted: {expected}",
-                          "correct the value")
+        raise ConfigError(flag, f"must be {expected}, got {value}", fix="correct the value")
 
 
-def _numbers(flag: str, text: str, count: int) -> tuple[float, ...]:
+def _parse_numbers(flag: str, text: str, count: int) -> tuple[float, ...]:
     with suppress(ValueError):
         found = tuple(map(float, text.split(",")))
         if len(found) == count and all(map(math.isfinite, found)):
             return found
-    raise ConfigError(flag, f"is {text}", f"wanted: {count} numbers with commas between them", "correct the value")
+    raise ConfigError(flag, f"must be {count} numbers separated by commas, got {text}", fix="correct the value")
 
 
 def timestamp_of(date: str) -> int | None:
-    """The second at which an ISO 8601 date begins, in UTC where it names no zone; None if it is no date."""
+    """Return an ISO 8601 date as Unix time in seconds (UTC if it has no time zone), or None if it is not a date."""
     with suppress(ValueError):
         found = datetime.fromisoformat(date)
         return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
     return None
 
 
-def _refuse_useless(args: argparse.Namespace) -> None:
-    """Paths that are not there, an address that is none, and flags without the one that they belong to."""
+def _check_combinations(args: argparse.Namespace) -> None:
+    """Raise ConfigError for a wrong path or address, and for flags that cannot be combined or need another flag."""
     for flag, path, kind in (("--raw_dir", args.raw_dir, "folder"), ("--interactions", args.interactions, "file"),
                              ("--items", args.items, "file")):
         if path is not None and not (path.is_dir() if kind == "folder" else path.is_file()):
             raise ConfigError(f"{flag} {path}", f"is not a {kind}", fix="correct the path")
     if (target := args.export_recbole) is not None and target.exists() and not target.is_dir():
-        raise ConfigError(f"--export_recbole {target}", "is not a folder", fix="name a folder")
+        raise ConfigError(f"--export_recbole {target}", "is not a folder", fix="use the path of a folder")
     mirror = urlsplit(args.mirror or "")
     if args.mirror is not None and (mirror.scheme not in ("http", "https") or not mirror.hostname):
-        # It is not repeated, for it may hold a password.
-        raise ConfigError("--mirror", "is not an http or https address", fix="--mirror https://HOST/FOLDER")
+        # Do not print the address, because it may contain a password.
+        raise ConfigError("--mirror", "must be an http or https address", fix="use --mirror https://HOST/FOLDER")
     if args.adopt and not args.check:
-        raise ConfigError("--adopt", "belongs to --check", "what is not sound is not adopted", "--check --adopt")
+        raise ConfigError("--adopt", "has no effect without --check", "Only files that pass the check are adopted",
+                          "use --check --adopt")
     if args.check and args.export_recbole is not None:
-        raise ConfigError("--export_recbole", "has no meaning beside --check", "which writes nothing",
-                          "leave one of the two out")
+        raise ConfigError("--export_recbole", "cannot be combined with --check", "The check writes no files",
+                          "leave out one of the two")
     if args.whiten and args.pca is None:
-        raise ConfigError("--whiten", "needs the number of dimensions", fix="--pca N --whiten")
+        raise ConfigError("--whiten", "has no effect without --pca", fix="use --pca N --whiten")
 
 
 def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     downloads, source = args.raw_dir is None and args.interactions is None, args.source or _find_source(args, folder)
     config = source_configs()[source]
     if downloads and args.dataset not in config["datasets"] and not folder.interactions.exists():
-        raise _unknown("--dataset", args.dataset, f"{source} has no such data set", config["datasets"],
-                       "correct the name or --source, or name the files: --raw_dir DIR", "its files are not named")
-    # A folder a source: the years of a category share file names.
+        raise _unknown_name("--dataset", args.dataset, f"unknown dataset of the source {source}", config["datasets"],
+                            "correct the name or --source, or name the folder of its files with --raw_dir DIR",
+                            "Neither --raw_dir nor --interactions is given")
+    # One folder per source, because the files of a category have the same names in different years.
     raw = args.raw_dir or (args.interactions.parent if args.interactions else folder.path / "raw" / source)
     minima = [config[key] if getattr(args, key) is None else getattr(args, key)
               for key in ("min_user_interactions", "min_item_interactions")]
@@ -412,8 +429,8 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
                             args.time_unit or config["time_unit"], args.bad_lines)
     unused = [flag.names for flag in FLAGS[OWN_FILES] if getattr(args, flag.dest) is not None]
     if unused and source != "local":
-        raise ConfigError(unused[0], f"has no meaning for {args.dataset}, which is from {source}",
-                          "it names a user's own files", "--source local, or leave it out")
+        raise ConfigError(unused[0], f"has no effect with the dataset {args.dataset} of the source {source}",
+                          "The flag is only for your own files", "use --source local, or leave it out")
     columns, item_columns = ({name: getattr(args, f"{name}_column") for name in names}
                              for names in (("user", "item", "time", "rating"), ITEM_FIELDS))
     item_columns = {"item": args.item_id_column or args.item_column, **item_columns}
@@ -422,108 +439,111 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
                           args.memory_limit, args.export_recbole, args.check, args.adopt, args.force)
 
 
-def _unknown(flag: str, name: str, what: str, known: list[str], fix: str, nothing_known: str = "") -> ConfigError:
+def _unknown_name(flag: str, name: str, what: str, known: list[str], fix: str, why_if_none: str = "") -> ConfigError:
+    """Return an error that suggests the most similar known name; `why_if_none` is its reason if no name is known."""
     close = closest(name, known)
-    return ConfigError(f"{flag} {name}", what, nearest(name, known) if known else nothing_known,
+    return ConfigError(f"{flag} {name}", what, nearest(name, known) if known else why_if_none,
                        f"{flag} {close}" if close else fix)
 
 
 def _find_source(args: argparse.Namespace, folder: DatasetFolder) -> str:
-    """From the raw files that are there, from what is processed, else from the data set's name."""
+    """Find the source by the raw files, by the meta file of the tables, or by the dataset's name."""
     configs, found = source_configs(), None
     if args.interactions is not None:
         found = "local"
     elif args.raw_dir is not None:
-        # The first source of which the folder holds a file, and that file's first record is in the right format.
+        # The first source with a file in the folder whose first record has the source's format.
         found = next((name for name, config in configs.items() for pattern, lines in config["found_by"].items()
                       if re.fullmatch(config["found_names"], args.dataset)
                       for path in args.raw_dir.glob(pattern.format(dataset=args.dataset))
                       if lines == "any" or first_format(path) in (lines, "")), None)
     else:
-        with suppress(OSError, ValueError, KeyError, TypeError):  # not there; or the next reader will say what is wrong
+        with suppress(OSError, ValueError, KeyError, TypeError):  # missing, or damaged: its next reader reports that
             found = json.loads(meta_path(folder.interactions).read_text(encoding="utf-8"))["settings"]["source"]
     if found not in configs:
         found = next((name for name, config in configs.items() if args.dataset in config["datasets"]), None)
     if found is None and args.raw_dir is not None:
-        raise ConfigError(f"--raw_dir {args.raw_dir}", f"holds nothing that tells where {args.dataset} is from",
-                          "looked for the files of Amazon, MovieLens and RecBole, and for interactions.*",
-                          "name the --source, or the files with --interactions FILE --items FILE")
+        raise ConfigError(f"--raw_dir {args.raw_dir}", f"has no known raw file of {args.dataset}",
+                          "The known files are those of Amazon, MovieLens and RecBole, and interactions.*",
+                          "name the source with --source, or the files with --interactions FILE --items FILE")
     if found is None and not folder.interactions.exists():
         names = sorted({d for config in configs.values() for d in config["datasets"]})
-        raise _unknown("--dataset", args.dataset, "no source has such a data set", names,
-                       "correct the name, or --raw_dir DIR for files of your own")
-    return found or "local"  # tables that a user has put there: nothing records where they are from
+        raise _unknown_name("--dataset", args.dataset, "unknown dataset", names,
+                            "correct the name, or use --raw_dir DIR for your own files")
+    return found or "local"  # tables without a recorded source are the user's own
 
 
 def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """The ratios and the dates of a temporal split."""
+    """Return the ratios and the dates of a temporal split."""
     for flag, value in (("--split_ratios", args.split_ratios), ("--split_dates", args.split_dates)):
         if value is not None and args.split != "temporal":
-            raise ConfigError(flag, "belongs to the temporal split", fix="--split temporal")
+            raise ConfigError(flag, "has no effect without --split temporal", fix="use --split temporal")
     if args.split_dates is not None and args.split_ratios is not None:
-        raise ConfigError("--split_dates", "takes the place of --split_ratios", fix="leave one of the two out")
-    ratios = DEFAULT_RATIOS if args.split_ratios is None else _numbers("--split_ratios", args.split_ratios, 3)
+        raise ConfigError("--split_dates", "cannot be combined with --split_ratios", fix="leave out one of the two")
+    ratios = DEFAULT_RATIOS if args.split_ratios is None else _parse_numbers("--split_ratios", args.split_ratios, 3)
     _check("--split_ratios", args.split_ratios, min(ratios) > 0 and abs(sum(ratios) - 1) < 1e-6,
            "three shares above 0 that sum to 1")
     dates = () if args.split_dates is None else tuple(args.split_dates.split(","))
-    moments = list(map(timestamp_of, dates))
+    seconds = list(map(timestamp_of, dates))
     _check("--split_dates", args.split_dates,
-           not dates or (len(dates) == 2 and None not in moments and moments[0] < moments[1]),
-           "two dates, the earlier first, such as 2014-01-01,2014-03-01")
+           not dates or (len(dates) == 2 and None not in seconds and seconds[0] < seconds[1]),
+           "two dates, the earlier one first, such as 2014-01-01,2014-03-01")
     return ratios, dates
 
 
 def _template(name: str, config: dict) -> tuple[str, ...]:
-    """The pieces that a template's name stands for, or those that are spelt out."""
+    """Return the pieces of a template. `name` is a template in the source's YAML, or the pieces themselves."""
     where, templates = f"--template {name}", config["templates"]
     if name in templates:
         return tuple(templates[name])
     if "{" not in name:
-        raise _unknown("--template", name, "no such template", list(templates),
-                       "a template of the source's YAML, or pieces like '{title} | by {brand}'")
+        raise _unknown_name("--template", name, "unknown template", list(templates),
+                            "use a template of the source's YAML, or pieces such as '{title} | by {brand}'")
     known = [field for field in config["items"]["columns"] if field not in ("item", "image")]
     pieces = tuple(piece.strip() for piece in name.split("|"))
     for piece in pieces:
         try:
             parsed = [part for part in Formatter().parse(piece) if part[1] is not None]
         except ValueError as error:
-            raise ConfigError(where, f"{piece!r} is no piece", str(error), "'{title} | by {brand}'") from error
+            raise ConfigError(where, f"{piece!r} is not a valid piece", f"It cannot be parsed: {error}",
+                              "write pieces such as '{title} | by {brand}'") from error
         wrong = [field for _words, field, style, conversion in parsed if field not in known or conversion or style]
         if wrong or not parsed:
-            raise ConfigError(where, f"{piece!r} names " + (repr(wrong[0]) if wrong else "no field"),
-                              f"there are: {', '.join(known)}", "correct the name")
+            raise ConfigError(where, f"{piece!r} has " + (f"the invalid field {wrong[0]!r}" if wrong else "no field"),
+                              f"A piece uses these fields, without a format: {', '.join(known)}", "correct the piece")
     return pieces
 
 
 def _modalities(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
-    """What is made, and the suffix of what the next stage reads; each follows from the other if it is not given."""
+    """Return the modalities to embed and the suffix; each one's default depends on the other."""
     check_name("--suffix", args.suffix)
     given = set() if args.modalities is None else set(args.modalities.split(","))
     if unknown := sorted(given - set(MODALITIES)):
-        raise ConfigError(f"--modalities {args.modalities}", f"no such modality as {unknown[0]!r}",
-                          nearest(unknown[0], list(MODALITIES)), "text, image or text,image")
+        raise ConfigError(f"--modalities {args.modalities}", f"unknown modality {unknown[0]!r}",
+                          nearest(unknown[0], list(MODALITIES)), "use text, image or text,image")
     suffix = args.suffix or ("fused-concat" if len(given) > 1 else "image" if given == {"image"} else "td")
     parts = args.fusion_parts.split(",") if suffix in FUSIONS else [suffix]
     needed = [m for m in MODALITIES if any(m == modality_of(part) for part in parts)]
-    if given and (lacking := [m for m in needed if m not in given]):
-        raise ConfigError(f"--modalities {args.modalities}", f"lacks {lacking[0]}", f"--suffix {suffix} needs it",
-                          f"--modalities {','.join(needed)}, or leave it out")
+    if given and (missing := [m for m in needed if m not in given]):
+        raise ConfigError(f"--modalities {args.modalities}", f"must include {missing[0]}",
+                          f"--suffix {suffix} needs it", f"use --modalities {','.join(needed)}, or leave it out")
     return tuple(m for m in MODALITIES if m in (given or needed)), suffix
 
 
-def modality_of(suffix: str) -> str | None:  # a text embedding may have any name that nothing else has
+def modality_of(suffix: str) -> str | None:
+    """Return the modality of an embedding, or None for `cf` and fused ones. Any other suffix is a text embedding."""
     return {"image": "image", "cf": None, **dict.fromkeys(FUSIONS)}.get(suffix, "text")
 
 
 def load_section(path: Path, name: str, record: type):
-    """A section of fusion.yaml as a record, read strictly: no key unknown, missing, or of another kind."""
+    """Load a section of fusion.yaml. Raises ConfigError for an unknown or missing key, and for a wrong value."""
     config, origins = load_yaml(path)
     values, kinds = config.get(name), get_type_hints(record)
     if not isinstance(values, dict):
-        raise ConfigError(path, f"has no section {name!r}", nearest(name, list(config)), f"add `{name}:` and its keys")
+        raise ConfigError(path, f"missing section {name!r}", nearest(name, list(config)), f"add `{name}:` and its keys")
     bounds = {key: BOUNDS.get(key, (1, None)) for key, kind in kinds.items() if kind is not str}
     check_section(values, {key: kind() for key, kind in kinds.items()}, name, origins,
                   Rules(bounds, CHOICES, set(), set(), None))
-    if lacking := [key for key in kinds if key not in values]:
-        raise ConfigError(path, f"{name} lacks {lacking[0]}", fix=f"add {lacking[0]}: <value>")
+    if missing := [key for key in kinds if key not in values]:
+        raise ConfigError(path, f"missing key {name}.{missing[0]}", fix=f"add {missing[0]}: <value>")
     return record(**values)

@@ -1,4 +1,4 @@
-"""The data part: download, process, and the embeddings that --suffix and --modalities ask for."""
+"""The data stage: download, process, and make the embeddings of --suffix and --modalities."""
 
 import sys
 
@@ -15,7 +15,7 @@ def main(argv: list[str]) -> None:
 
 
 def plan(options: Options, flags: list[str]) -> list[Step]:
-    """The steps for these options; each gets all the flags, and takes what concerns it."""
+    """Return the steps for these options. Every step gets all flags, and uses those that it needs."""
     if options.check:
         return [Step("data: check", module("dataloader.process", *flags))]
     steps = [("download", "download"), ("interactions and item text", "process")]

@@ -1,4 +1,4 @@
-"""Step 2: raw files become interactions.parquet, items.parquet and users.parquet."""
+"""Step 2: convert raw files to interactions.parquet, items.parquet and users.parquet."""
 
 import logging
 import shutil
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 SCRATCH = ".work"
 ROLES = ("interactions", "items")
-NUM_LISTED = 10  # bad lines that --check prints
+NUM_LISTED = 10  # maximum number of bad lines that --check prints
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Turn raw files into interactions, items and users.").process
+    options = parse_options(argv, "Convert raw files to interactions, items and users.").process
     log_to_console()
     if options.check:
         check(options)
@@ -43,29 +43,32 @@ def main(argv: list[str]) -> None:
 
 
 def check(options: ProcessOptions) -> None:
-    """Look at the raw files that the flags name, and at the tables and arrays that are there; write nothing."""
+    """Check the raw files that the flags name, and the existing tables and arrays. Writes nothing without --adopt.
+
+    Raises DataError for a raw file or a table that is not valid, and ArtifactError for a stale or wrong meta file.
+    """
     if not options.downloads:
         paths = family(options).raw_paths(options)
         with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
             bad_lines = Path(scratch) / "bad_lines.jsonl"
-            _tell(options, _make(work, options, paths, bad_lines)[0])
+            _log_report(options, _make_tables(work, options, paths, bad_lines)[0])
             if bad_lines.exists():
                 for line in bad_lines.read_text(encoding="utf-8").splitlines()[:NUM_LISTED]:
-                    log.warning("check: would be left out: %s", line)
-        log.info("check: the raw files are sound")
+                    log.warning("check: this line would be skipped: %s", line)
+        log.info("check: the raw files are valid")
     if options.downloads or options.folder.interactions.exists():
         check_folder(options)
-        recorded, found = _recorded_raw(options), {}
-        with suppress(DataError):  # raw files may be deleted
-            found = _raw(family(options).raw_paths(options), {}) if recorded else {}
-        for role, file in found.items():  # every byte was read: damage need not change size or modification time
+        recorded, found = _recorded_fingerprints(options), {}
+        with suppress(DataError):  # the raw files may have been deleted
+            found = _fingerprints(family(options).raw_paths(options), {}) if recorded else {}
+        for role, file in found.items():  # compare the content; the size and time of a damaged file may be unchanged
             if file["sha256"] != recorded.get(role, file)["sha256"]:
-                raise ArtifactError(options.folder.interactions, "is stale", f"{file['file']} has changed since it was "
-                                    "made", f"{options.folder.make_command} --force")
+                raise ArtifactError(options.folder.interactions, f"is stale: {file['file']} has changed since",
+                                    fix=f"{options.folder.make_command} --force")
 
 
 def process(options: ProcessOptions, command: str) -> None:
-    """Filter, number, order and split the events, and publish the three tables."""
+    """Filter, number, sort and split the events, and publish the three tables; reuse them if they are up to date."""
     folder = options.folder
     why = "--force" if options.force else outdated(options)
     if why:
@@ -75,7 +78,7 @@ def process(options: ProcessOptions, command: str) -> None:
         with FolderLock(folder.path), Workspace(folder.path / SCRATCH, options.memory_limit) as work:
             bad_lines = folder.path / "bad_lines.jsonl"
             bad_lines.unlink(missing_ok=True)
-            meta, split = _make(work, options, paths, bad_lines)
+            meta, split = _make_tables(work, options, paths, bad_lines)
             queries = {
                 folder.items: """
                     SELECT i.id AS item, i.raw_id, coalesce(nullif(d.title, ''), i.raw_id) AS title,
@@ -84,13 +87,13 @@ def process(options: ProcessOptions, command: str) -> None:
                 folder.users: 'SELECT id AS "user", raw_id FROM users ORDER BY id',
                 folder.interactions: f'SELECT "user", item, "timestamp", rating, {split} AS split FROM numbered'}
             ids_sha256, inputs = work.ids_sha256("SELECT raw_id FROM items ORDER BY id"), {}
-            for path, query in queries.items():  # the interactions last, which record the hashes of the others
+            for path, query in queries.items():  # interactions come last: their meta file has the others' hashes
                 inputs[path.name] = publish(path, partial(work.copy, query), {
                     "inputs": inputs if path == folder.interactions else {}, "command": command, **meta,
                     "items_sha256": ids_sha256})["sha256"]
-        _tell(options, meta)
+        _log_report(options, meta)
     else:
-        if (folder.path / SCRATCH).exists():  # of a run that was killed after its last table got its name
+        if (folder.path / SCRATCH).exists():  # left by a run that was killed after it had published all tables
             with FolderLock(folder.path):
                 shutil.rmtree(folder.path / SCRATCH)
         log.info("process: reusing %s (%s)", folder.interactions, counts(load_meta(folder.interactions, command)))
@@ -99,20 +102,23 @@ def process(options: ProcessOptions, command: str) -> None:
 
 
 def outdated(options: ProcessOptions) -> str:
-    """Why the tables there are not what these settings and these raw files (if not deleted) give; empty if they are."""
+    """Return why the tables do not match the settings and the raw files, or "" if they do.
+
+    Deleted raw files count as unchanged.
+    """
     try:
         meta = load_meta(options.folder.interactions, "")
     except UserError as error:
         return error.what
-    recorded, wanted = meta.get("settings", {}), _settings(options)
-    if options.source == "local" and options.downloads:  # a user's own files, which are not named this time
+    recorded, current = meta.get("settings", {}), _settings(options)
+    if options.source == "local" and options.downloads:  # no flag names the user's own files this time
         if recorded.get("adopted"):
             return ""
-        wanted |= {columns: recorded.get(columns) for columns in ("columns", "item_columns")}
-    if differing := [key for key in sorted({*recorded, *wanted}) if recorded.get(key) != wanted.get(key)]:
-        return "; ".join(f"{key}: {recorded.get(key)} -> {wanted.get(key)}" for key in differing)
+        current |= {columns: recorded.get(columns) for columns in ("columns", "item_columns")}
+    if differing := [key for key in sorted({*recorded, *current}) if recorded.get(key) != current.get(key)]:
+        return "; ".join(f"{key}: {recorded.get(key)} -> {current.get(key)}" for key in differing)
     try:
-        found = _raw(family(options).raw_paths(options), meta["raw"])
+        found = _fingerprints(family(options).raw_paths(options), meta["raw"])
     except DataError:
         return ""
     names_and_hashes = [{role: (file["file"], file["sha256"]) for role, file in raw.items()}
@@ -125,25 +131,25 @@ def _settings(options: ProcessOptions) -> dict:
     return {"source": options.source, **options.processing.settings, **(own if options.source == "local" else {})}
 
 
-def _raw(paths: list[Path], recorded: dict[str, dict]) -> dict[str, dict]:
-    """What tells the raw files from others; those that look as they were `recorded` are not read."""
+def _fingerprints(paths: list[Path], recorded: dict[str, dict]) -> dict[str, dict]:
+    """Return the fingerprint of each raw file by role. A file with its `recorded` size and time is not read again."""
     return {role: fingerprint(path, recorded.get(role)) for role, path in zip(ROLES, paths, strict=False)}
 
 
-def _recorded_raw(options: ProcessOptions) -> dict[str, dict]:
+def _recorded_fingerprints(options: ProcessOptions) -> dict[str, dict]:
     with suppress(UserError):
         return load_meta(options.folder.interactions, "").get("raw", {})
     return {}
 
 
-def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> tuple[dict, str]:
-    """Read, filter, number and split; `bad_lines` is written if there are any that are left out.
+def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> tuple[dict, str]:
+    """Make the tables `items`, `users`, `described` and `numbered` in the workspace from the raw files.
 
-    The workspace then holds `items`, `users`, `described` and `numbered`. Returns the meta of all three tables, but for
-    what publishing adds, and SQL for an event's split, over the columns of `numbered`.
+    Skipped lines are written to the file `bad_lines`. Returns the entries that the meta files of the three published
+    tables share, and the SQL expression for an event's split over the columns of `numbered`.
     """
     processing = options.processing
-    raw = _raw(paths, {} if options.check or options.force else _recorded_raw(options))
+    raw = _fingerprints(paths, {} if options.check or options.force else _recorded_fingerprints(options))
     log.info("process: reading %s", ", ".join(map(str, paths)))
     tables = family(options).raw_tables(options, paths, work)
     num_bad = read_events(work, tables[0], options, bad_lines)
@@ -155,8 +161,8 @@ def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines
     apply_filters(work, processing, report)
     [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
     if first == last:
-        raise DataError(paths[0], "no interaction is left" if first is None else "only one user is left",
-                        "; ".join(report.lines()), report.how_to_keep_more())
+        raise DataError(paths[0], "has no interactions after filtering" if first is None else
+                        "has only one user after filtering", "; ".join(report.lines()), report.how_to_keep_more())
     number(work, UNITS[processing.time_unit])
     split = make_split(work, processing, report, paths[0])
     if not processing.drop_items_without_text:
@@ -177,39 +183,41 @@ def _make(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines
 
 def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
                     bad_lines: Path) -> int:
-    """Make `described`, the items' titles and texts; returns how many bad lines were left out."""
+    """Make the table `described` with the titles and texts of the items; return the number of skipped lines."""
     if len(tables) == 1:
-        log.warning("process: there is no file of the items, so that no item has a text")
+        log.warning("process: no file of items was found, so the items have no text")
         work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
     num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
     describe(work, options.processing.template)
     return num_bad
 
 
-def _tell(options: ProcessOptions, meta: dict) -> None:
-    """Print what was made, and how it compares with what the literature has."""
+def _log_report(options: ProcessOptions, meta: dict) -> None:
+    """Log the report on the tables, and compare the counts with those in the literature."""
     for line in report_lines(meta):
         log.info("process: %s", line)
     if meta["num_without_text"]:
-        log.warning("process: %d items have no text; their raw ids stand in for it", meta["num_without_text"])
+        log.warning("process: %d items have no text; their raw ids are used as text", meta["num_without_text"])
     if meta["num_texts_cut"]:
         log.info("process: %d texts are longer than %d characters and were cut", meta["num_texts_cut"], MAX_TEXT)
     expected = options.config["expected"].get(options.folder.name)
     found = [meta["num_users"], meta["num_items"], meta["num_interactions"]]
-    plain = options.processing._replace(min_user_interactions=5, min_item_interactions=5, min_rating=None,
-                                        duplicates="keep", drop_items_without_text=False)
-    if expected and options.processing == plain:
+    # The counts in the literature are after 5-core filtering, without any other filter.
+    five_core = options.processing._replace(min_user_interactions=5, min_item_interactions=5, min_rating=None,
+                                            duplicates="keep", drop_items_without_text=False)
+    if expected and options.processing == five_core:
         if expected == found:
-            log.info("process: these are the counts that the literature has")
+            log.info("process: the counts are equal to those in the literature")
         else:
-            log.warning("process: the literature has %s users, items, interactions, and this set %s", expected, found)
+            log.warning("process: the literature has %s users, items and interactions, but this dataset has %s",
+                        expected, found)
 
 
 def export(options: ProcessOptions) -> None:
-    """Write RecBole's atomic files, `<D>.inter` and `<D>.item`, into the folder that --export_recbole names.
+    """Write RecBole's atomic files, `<D>.inter` and `<D>.item`, to the folder of --export_recbole.
 
-    The format has no way to quote: a raw id with a tab or a line break is a DataError, and in titles and texts they
-    become blanks.
+    The format cannot represent tabs and line breaks. In titles and texts they are replaced by spaces; in a raw id they
+    raise DataError.
     """
     folder, target = options.folder, options.export_recbole
     load_meta(folder.interactions, folder.make_command)
@@ -226,8 +234,8 @@ def export(options: ProcessOptions) -> None:
     with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
         for path, rows in ((folder.items, items), (folder.users, users)):
             if bad := work.run(f"SELECT raw_id FROM {rows} WHERE regexp_matches(raw_id, '[\\t\\r\\n]') LIMIT 1"):
-                raise DataError(path, f"the raw id {bad[0][0]!r} holds a tab or a line break", "RecBole's files cannot",
-                                "rename it in the raw files")
+                raise DataError(path, f"the raw id {bad[0][0]!r} contains a tab or a line break",
+                                "RecBole's format does not allow that", "rename it in the raw files")
         target.mkdir(parents=True, exist_ok=True)
         for name, query in files.items():
             staged = target / f".{name}.tmp"

@@ -1,4 +1,4 @@
-"""Step 3: the items' texts become <D>.emb-td.npy."""
+"""Step 3: make the text embedding of the items, <D>.emb-td.npy (or another suffix)."""
 
 import logging
 import sys
@@ -26,13 +26,16 @@ API = "api:"
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Embed the items' texts.").text
+    options = parse_options(argv, "Embed the texts of the items.").text
     log_to_console()
     embed(options, command_line("bash dataloader/3_get_text_emb.sh", argv))
 
 
 def embed(options: TextOptions, command: str) -> None:
-    """Publish float32 (num_items, D); reuse what was made in the same way. --force encodes cached texts again."""
+    """Publish the text embedding, float32 (num_items, D), or reuse it if it is up to date.
+
+    --force also encodes texts again whose vectors are in the cache.
+    """
     target, folder = options.target, options.folder
     folder.require()
     items = load_meta(folder.items, folder.make_command)
@@ -47,9 +50,10 @@ def embed(options: TextOptions, command: str) -> None:
 
 
 def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
-    """Which model it is, as the artifact records it; and its files, if it lies in a folder."""
+    """Return the settings of the model for the meta file, and its files if the model is a local folder."""
     if options.model in ("", API):
-        raise ConfigError(f"--text_model {options.model}", "names no model", fix=f"--text_model {options.model}<name>")
+        raise ConfigError(f"--text_model {options.model}", "the name of the model is missing",
+                          fix=f"use --text_model {options.model}<name>")
     if options.model == "tfidf":
         return {"text_model": options.model}, {}
     if options.model.startswith(API):
@@ -58,7 +62,7 @@ def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
 
 
 def _make_vectors(options: TextOptions, texts: Texts) -> tuple[np.ndarray, dict]:
-    """float32 (num_items, D); and what made them, precision and versions included, for the artifact to tell."""
+    """Return the vectors, float32 (num_items, D), and the encoder, its precision and its versions for the meta file."""
     if options.model == "tfidf":
         return tfidf_vectors(texts.texts), {"encoder": options.model, "scikit-learn": version("scikit-learn")}
     if options.model.startswith(API):
@@ -73,13 +77,13 @@ def _make_vectors(options: TextOptions, texts: Texts) -> tuple[np.ndarray, dict]
 
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     log.info("embed: %s from %s, on %s", options.model, folder, ", ".join(devices))
-    where, fresh = options.folder.data_root, options.force
+    data_root, force = options.folder.data_root, options.force
     if device.type == "cuda":
         try:
-            return encode_once(sentence.SentenceEncoder(folder, devices, half=True), texts, where, fresh)
+            return encode_once(sentence.SentenceEncoder(folder, devices, half=True), texts, data_root, force)
         except sentence.HalfPrecisionOverflow:
-            log.warning("embed: half precision cannot hold the numbers of %s: all texts are encoded in float32", folder)
-    return encode_once(sentence.SentenceEncoder(folder, devices, half=False), texts, where, fresh)
+            log.warning("embed: half precision overflows with %s; encoding all texts in float32", folder)
+    return encode_once(sentence.SentenceEncoder(folder, devices, half=False), texts, data_root, force)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The database in which raw files become tables: DuckDB in memory up to a limit, beyond it on disk; gone at the end."""
+"""A temporary DuckDB database for the conversion of raw files to tables."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,17 +18,18 @@ FULL_DISK = ("No space left", "File too large", "Disk quota exceeded", "max_temp
 
 
 class Workspace:
-    """A DuckDB database that spills beyond `memory_limit` into a scratch folder of its own.
+    """An in-memory DuckDB database that spills to disk, into the scratch folder `folder`, beyond `memory_limit`.
 
-    Not a database file: that would compress every table that is used once. Queries run in a thread of their own, while
-    the caller waits in Python, where a signal finds it at once: DuckDB may not look for one before a query's end.
+    It is not a database file, because DuckDB would compress every table in the file, although each is used only once.
+    Queries run in a separate thread. The caller waits in Python, which handles a signal immediately; DuckDB may handle
+    it only at the end of the query.
     """
 
     def __init__(self, folder: Path, memory_limit: str):
         self.folder, self.memory_limit = folder, memory_limit
 
     def __enter__(self) -> "Workspace":
-        shutil.rmtree(self.folder, ignore_errors=True)  # what a killed run left; the caller holds the lock
+        shutil.rmtree(self.folder, ignore_errors=True)  # left by a killed run; the caller holds the folder's lock
         self.folder.mkdir(parents=True)
         self.connection = duckdb.connect(config={
             "memory_limit": self.memory_limit, "temp_directory": str(self.folder / "spill"),
@@ -43,26 +44,26 @@ class Workspace:
         if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
             if any(words in str(error) for words in FULL_DISK):
                 raise ResourceError(self.folder.parent, "the disk is full", first_line(error),
-                                    "free space there, then run the same command again") from error
+                                    "free some disk space and run the same command again") from error
             if isinstance(error, duckdb.OutOfMemoryException):
-                raise ResourceError("memory", f"{self.memory_limit} are not enough for this data set",
-                                    first_line(error), "a larger --memory_limit") from error
+                raise ResourceError("memory", f"{self.memory_limit} is not enough for this dataset",
+                                    first_line(error), "use a larger --memory_limit") from error
 
     def _wait_for(self, call: Callable[[], Result]) -> Result:
         future = self.thread.submit(call)
         try:
             return future.result()
         finally:
-            if not future.done():  # a signal has ended the waiting
+            if not future.done():  # a signal has interrupted the wait
                 self.connection.interrupt()
                 wait([future])
 
     def run(self, query: str, *parameters: object) -> list[tuple]:
-        """The rows of a query. They are fetched to the end: DuckDB wants that before the next one."""
+        """Run a query and return all its rows. DuckDB requires that they are fetched before the next query."""
         return self._wait_for(lambda: self.connection.execute(query, list(parameters)).fetchall())
 
     def value(self, query: str, *parameters: object):
-        """The one value of a query with one row."""
+        """Run a query that has one row, and return the first value."""
         [(value, *_)] = self.run(query, *parameters)
         return value
 
@@ -70,26 +71,26 @@ class Workspace:
         return self.value(f"SELECT count(*) FROM {table}")
 
     def copy(self, query: str, path: Path) -> None:
-        """Write the rows of a query, in their order, as a Parquet file."""
+        """Write the rows of a query, in the order of the query, to a Parquet file."""
         self._wait_for(lambda: self.connection.sql(query).write_parquet(str(path.resolve())))
 
     def ids_sha256(self, query: str) -> str:
-        """The hash of raw ids, the rows of a query in their order; few of them are in memory at a time."""
+        """Return the hash of the raw ids that a query selects, in the order of the query; fetch them in batches."""
         def raw_ids() -> Iterator[str]:
-            rows = self.connection.execute(query)
-            while some := rows.fetchmany(IDS_AT_ONCE):
-                yield from (row[0] for row in some)
+            result = self.connection.execute(query)
+            while rows := result.fetchmany(IDS_AT_ONCE):
+                yield from (row[0] for row in rows)
 
         return self._wait_for(lambda: ids_sha256(raw_ids()))
 
 
 def text(value: str) -> str:
-    """A string as SQL."""
+    """Return the SQL literal of a string."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def name(column: str) -> str:
-    """A column's name as SQL."""
+    """Return the quoted SQL identifier of a column."""
     return '"' + column.replace('"', '""') + '"'
 
 
