@@ -18,18 +18,23 @@ from common.steps import Step, module, run_steps, script  # noqa: E402
 
 
 def main(argv: list[str]) -> None:
+    from dataloader.flags import fill_flags
+
     parser = make_parser()
     args = parse(parser, argv, open_ended=True)
+    filled = fill_flags(args, argv)
     with tempfile.TemporaryDirectory(prefix="run-pipeline-") as scratch:
         steps = plan(parser, args, Path(scratch) / "runs")
         from common.run import log_to_console
 
         log_to_console()
+        if filled:
+            print(f"data: {filled}", flush=True)
         run_steps(steps)
 
 
 def make_parser() -> Parser:
-    from dataloader.options import add_data_flags
+    from dataloader.flags import add_data_flags
     from quantization import models as quantizers
     from recommendation import models as recommenders
 
@@ -54,7 +59,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     The recommenders write the folders of their runs to the file `run_list`, from which the results step reads them.
     Raises ConfigError for an unknown name or key, before the first step starts.
     """
-    from dataloader.options import make_parser as make_data_parser
+    from dataloader.flags import make_parser as make_data_parser
     from dataloader.options import resolve_options
     from dataloader.pipeline import plan as plan_data
     from recommendation import models as recommenders

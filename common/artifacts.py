@@ -93,6 +93,10 @@ class DatasetFolder:
         return self.path / f"{self.name}.mask-{suffix}.npy"
 
     @property
+    def source_flags(self) -> Path:
+        return self.path / "source.yaml"
+
+    @property
     def image_table(self) -> Path:
         return self.path / "images.parquet"
 

@@ -202,6 +202,15 @@ class Formatter(logging.Formatter):
         return mask_secrets(super().format(record))
 
 
+class ConsoleHandler(logging.StreamHandler):
+    """Ends the command if the reader of its output has left or the disk is full, instead of printing a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (overrides logging's method)
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
+
+
 def log_to_console() -> None:
     """Print info messages on stdout and warnings on stderr. Debug messages go only to run.log.
 
@@ -212,7 +221,7 @@ def log_to_console() -> None:
     if not is_main():
         root.addHandler(logging.NullHandler())
         return
-    out, err = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    out, err = ConsoleHandler(sys.stdout), ConsoleHandler(sys.stderr)
     out.addFilter(lambda record: logging.INFO <= record.levelno < logging.WARNING and _ours(record))
     err.addFilter(lambda record: record.levelno == logging.WARNING and _ours(record))
     for handler in (out, err):

@@ -29,7 +29,8 @@ from common.errors import ArtifactError, ConfigError, DataError, closest
 from common.lock import FolderLock
 from common.run import Run, log_to_console
 from dataloader.embeddings import transform
-from dataloader.options import FUSIONS, Embedding, FusionOptions, Transform, modality_of, parse_options
+from dataloader.flags import FUSIONS
+from dataloader.options import Embedding, FusionOptions, Transform, modality_of, parse_options
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,11 @@
-"""Command-line flags of the data stage, which all steps share, their checks, and the options of each step."""
+"""Checks of the flags of the data stage, and the options of each step."""
 
 import argparse
 import json
 import math
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
 from itertools import chain
 from pathlib import Path
 from string import Formatter
@@ -15,145 +13,30 @@ from typing import NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
 from common.artifacts import DatasetFolder
-from common.cli import Parser, add_force_flag, add_shared_flags, check_name, parse
+from common.cli import check_name, parse
 from common.config import BOUNDS as SHARED_BOUNDS
 from common.config import CHOICES, Rules, check_section, load_yaml
 from common.errors import ConfigError, closest, nearest
 from common.publishing import meta_path
+from dataloader.flags import (
+    CONFIGS,
+    DEFAULT_RATIOS,
+    FLAGS,
+    FUSIONS,
+    ITEM_FIELDS,
+    MODALITIES,
+    OWN_FILES,
+    RUN_FLAGS,
+    fill_flags,
+    make_parser,
+    remembered_flags,
+    source_configs,
+)
 from dataloader.readers.lines import first_format
 
-CONFIGS = Path(__file__).resolve().parent / "configs"
-MODALITIES = ("text", "image")
-FUSIONS = ("fused-concat", "fused-pca", "fused-align")
-DEFAULT_RATIOS = (0.8, 0.1, 0.1)
 # Allowed values of the keys in fusion.yaml, as (smallest, largest). The keys of the training loop have shared bounds.
 BOUNDS = SHARED_BOUNDS | {"tolerance": (0, 1), "temperature": (1e-3, 10), "min_temperature": (1e-3, 10),
                           "smoothing": (0, None)}
-ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")
-
-
-class Flag(NamedTuple):
-    """A command-line flag."""
-
-    names: str                        # separated by spaces
-    help: str
-    takes: str | tuple | Callable | None = None  # a metavar (see TYPES), the choices, or bool for a flag without value
-    default: object = None
-    is_valid: Callable | None = None  # checks the value; not called for None
-    expected: str = ""                # the valid values, for the error "must be <expected>, got <value>"
-
-    dest = property(lambda self: self.names.split()[0].removeprefix("--"))
-
-    def add_to(self, parser: argparse._ActionsContainer) -> None:
-        if self.takes is bool:
-            kind = {"action": "store_true"}
-        elif self.takes is None or isinstance(self.takes, str):
-            kind = {"default": self.default, "metavar": self.takes, "type": TYPES.get(self.takes)}
-        else:
-            kind = {"default": self.default, "choices": list(self.takes() if callable(self.takes) else self.takes)}
-        parser.add_argument(*self.names.split(), help=self.help, **kind)
-
-
-TYPES = {"N": int, "R": float, "DIR": Path, "FILE": Path}
-
-
-@cache
-def source_configs() -> dict[str, dict]:
-    """Return the YAML content of every source by name, in the order in which the sources are searched."""
-    known = {path.stem: load_yaml(path)[0] for path in CONFIGS.glob("*.yaml")}
-    sources = [(config["order"], name) for name, config in known.items() if "reader" in config]
-    return {name: known[name] for _order, name in sorted(sources)}
-
-
-ABOVE_0, FROM_0 = (lambda n: n > 0, "above 0"), (lambda n: n >= 0, "at least 0")
-OWN_FILES = "your own files (--source local)"
-FLAGS = {
-    "source of the data": [
-        Flag("--source", "the source of the dataset (default: the source of the files in --raw_dir or of the existing "
-             "tables, else the first source that has the dataset)", source_configs),
-        Flag("--raw_dir", "the folder with the raw files; nothing is downloaded", "DIR"),
-        Flag("--mirror", "an address that is tried first for each file, as URL/<file name>", "URL")],
-    OWN_FILES: [
-        *(Flag(f"--{name}", f"the {name}: CSV, TSV, JSON lines or Parquet (default: {name}.* or the RecBole file in "
-               "--raw_dir)", "FILE") for name in ("interactions", "items")),
-        *(Flag(f"--{column}_column", f"the {column} column of the interactions (default: {default})", "C")
-          for column, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp"),
-                                  ("rating", "rating, if it exists"))),
-        Flag("--item_id_column", "the item id column of the items (default: the same name as --item_column)", "C"),
-        *(Flag(f"--{field}_column", f"the {field} column of the items (default: {field}, if it exists)", "C")
-          for field in ITEM_FIELDS)],
-    "processing": [
-        Flag("--time_unit", "the unit of the raw timestamps; date means ISO 8601 (default: set in the source's YAML)",
-             ("s", "ms", "us", "date")),
-        Flag("--bad_lines", "fail: a line that cannot be read is an error; skip: skip up to 1 %% and list them",
-             ("fail", "skip"), "fail"),
-        Flag("--min_rating", "drop events with a lower rating", "R", None, math.isfinite, "finite"),
-        Flag("--duplicates", "keep: keep all events; exact: keep one event per user, item and time; user_item: keep "
-             "each user's first event with an item", ("keep", "exact", "user_item"), "keep"),
-        *(Flag(f"--min_{side}_interactions", f"k-core filter: the minimum number of events per {side}; 0 means no "
-               "minimum (default: set in the source's YAML, 5)", "N", None, *FROM_0) for side in ("user", "item")),
-        Flag("--template", "the text of an item: the name of a template in the source's YAML, or pieces such as "
-             "'{title} | by {brand}'; a piece with an empty field is left out", "T", "td"),
-        Flag("--drop_items_without_text", "drop items without text; otherwise their raw ids are used as text", bool),
-        Flag("--split", "leave_one_out: each user's last event is test, and the event before it is valid; temporal: "
-             "valid and test begin at the same time for all users", ("leave_one_out", "temporal"), "leave_one_out"),
-        Flag("--split_ratios", "temporal split: the shares of train, valid and test (default: "
-             f"{','.join(map(str, DEFAULT_RATIOS))})", "A,B,C"),
-        Flag("--split_dates", "temporal split: the start of valid and the start of test (ISO 8601, UTC), instead of "
-             "--split_ratios", "D1,D2"),
-        Flag("--memory_limit", "the memory limit of DuckDB; beyond it, data is spilled to disk", "M", "2GB", re.compile(
-            r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size such as 2GB"),
-        Flag("--check", "only check the files of the dataset, and the raw files if flags name them; write nothing",
-             bool),
-        Flag("--adopt", "with --check: write the missing meta files of valid files that you made yourself; the other "
-             "stages need them", bool),
-        Flag("--export_recbole", "also write RecBole's atomic files to this folder", "DIR")],
-    "embeddings": [
-        Flag("--modalities", "text, image or text,image (default: those that --suffix needs; text without --suffix)",
-             "M"),
-        Flag("--suffix --embedding_suffix", "the embedding that the next stage reads: image, cf, "
-             f"{', '.join(FUSIONS)}, or any other name for a text embedding (default: td; fused-concat with "
-             "--modalities text,image)", "S"),
-        Flag("--text_model", "a sentence-transformers model by name or path, tfidf (needs no model), or api:<name>",
-             "M", "all-MiniLM-L6-v2"),
-        Flag("--api_url", "an OpenAI-compatible endpoint (default: $OPENAI_BASE_URL, else OpenAI's); the key is read "
-             "from $OPENAI_API_KEY", "URL"),
-        Flag("--api_rate", "the number of API requests per second", "R", 5.0, *ABOVE_0),
-        Flag("--pca", "reduce the embedding to this number of dimensions", "N", None, *ABOVE_0),
-        Flag("--whiten", "with --pca: scale each dimension to variance 1", bool),
-        Flag("--zscore", "scale each dimension to mean 0 and standard deviation 1", bool),
-        Flag("--l2", "scale each vector to length 1", bool),
-        Flag("--image_model", "a CLIP model, by name or path", "M", "clip-ViT-B-32"),
-        Flag("--image_rate", "the number of image requests per second", "R", 20.0, *ABOVE_0),
-        Flag("--min_image_side", "the minimum width and height in pixels; smaller images are placeholders and count as "
-             "missing", "N", 10, *ABOVE_0),
-        Flag("--missing_images", "mask: items without an image get the mean vector and are marked in the mask file; "
-             "error: stop", ("mask", "error"), "mask"),
-        Flag("--fusion_parts", "the embeddings to fuse", "S,S", "td,image"),
-        Flag("--fusion_weights", "one weight per part (default: all 1)", "W,W"),
-        Flag("--fusion_dim", "the number of dimensions of fused-pca and fused-align", "N", 128, *ABOVE_0)]}
-RUN_FLAGS = [
-    Flag("--device", "the device on which models run", None, "auto", re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch,
-         "auto, cpu, cuda or cuda:<n>"),
-    Flag("--seed", "the random seed", "N", 0, lambda n: 0 <= n < 2**31, f"from 0 to {2**31 - 1}")]
-
-
-def make_parser(description: str) -> Parser:
-    parser = Parser(description=description, prog="dataloader")
-    add_shared_flags(parser)
-    add_data_flags(parser)
-    for flag in RUN_FLAGS:
-        flag.add_to(parser)
-    return parser
-
-
-def add_data_flags(parser: Parser) -> None:
-    """Add the flags of all data steps; run_pipeline.py also has them."""
-    add_force_flag(parser)
-    for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for flag in flags:
-            flag.add_to(group)
 
 
 class Processing(NamedTuple):
@@ -207,6 +90,8 @@ class ProcessOptions(NamedTuple):
     check: bool
     adopt: bool
     force: bool
+    flags: dict[str, object]  # what source.yaml should hold
+    filled: str               # which flags source.yaml has set, for the log
 
 
 class ImageFetchOptions(NamedTuple):
@@ -328,6 +213,7 @@ def parse_options(argv: list[str], description: str, suffix: str | None = None) 
     Raises ConfigError for an unknown flag, a wrong value, or a flag that has no effect.
     """
     args = parse(make_parser(description), argv)
+    args.filled = fill_flags(args, argv)
     args.suffix = suffix if args.suffix is None else args.suffix
     return resolve_options(args)
 
@@ -436,7 +322,8 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     item_columns = {"item": args.item_id_column or args.item_column, **item_columns}
     local = Local(args.interactions, args.items, columns, item_columns)
     return ProcessOptions(folder, source, config, raw, downloads, args.mirror, local, processing,
-                          args.memory_limit, args.export_recbole, args.check, args.adopt, args.force)
+                          args.memory_limit, args.export_recbole, args.check, args.adopt, args.force,
+                          remembered_flags(args, source), getattr(args, "filled", ""))
 
 
 def _unknown_name(flag: str, name: str, what: str, known: list[str], fix: str, why_if_none: str = "") -> ConfigError:

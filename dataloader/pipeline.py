@@ -5,7 +5,8 @@ import sys
 from common.command import run_command
 from common.run import log_to_console
 from common.steps import Step, module, run_steps
-from dataloader.options import FUSIONS, Options, parse_options
+from dataloader.flags import FUSIONS
+from dataloader.options import Options, parse_options
 
 
 def main(argv: list[str]) -> None:

@@ -17,6 +17,7 @@ from common.publishing import fingerprint, publish
 from common.run import log_to_console
 from common.tables import parquet_rows
 from dataloader.check import check_folder
+from dataloader.flags import remember_flags
 from dataloader.options import ProcessOptions, parse_options
 from dataloader.readers.raw import UNITS, RawTable
 from dataloader.sources import family
@@ -70,6 +71,8 @@ def check(options: ProcessOptions) -> None:
 def process(options: ProcessOptions, command: str) -> None:
     """Filter, number, sort and split the events, and publish the three tables; reuse them if they are up to date."""
     folder = options.folder
+    if options.filled:
+        log.info("process: %s", options.filled)
     why = "--force" if options.force else outdated(options)
     if why:
         if folder.interactions.exists():
@@ -97,6 +100,10 @@ def process(options: ProcessOptions, command: str) -> None:
             with FolderLock(folder.path):
                 shutil.rmtree(folder.path / SCRATCH)
         log.info("process: reusing %s (%s)", folder.interactions, counts(load_meta(folder.interactions, command)))
+    if not options.downloads:
+        remember_flags(folder.source_flags, options.flags)
+    elif options.source != "local":
+        folder.source_flags.unlink(missing_ok=True)
     if options.export_recbole is not None:
         export(options)
 

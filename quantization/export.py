@@ -45,8 +45,8 @@ def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, 
 def _require_leave_one_out(folder: DatasetFolder) -> None:
     split = load_meta(folder.interactions, folder.make_command).get("split_name", "leave_one_out")
     if split != "leave_one_out":
-        raise ConfigError("--export", f"the dataset {folder.name} has a {split} split", "The exported interactions have "
-                          "no split of their own: their readers take each user's last two items",
+        raise ConfigError("--export", f"the dataset {folder.name} has a {split} split", "The exported file has no "
+                          "split: its readers use each user's last two items for validation and test",
                           f"{folder.make_command} --split leave_one_out")
 
 

@@ -46,7 +46,7 @@ def make_parser(argv: list[str]):
     parser.add_argument("--compare", action="store_true", help="print a table of all finished runs of the dataset")
     parser.add_argument("--explain", action="store_true", help="print what the codes mean, and write an HTML page")
     parser.add_argument("--export", type=Path, default=None, metavar="DIR",
-                        help="write the semantic IDs, items and sequences into DIR, in the JSON format of LC-Rec and as CSV")
+                        help="write the semantic IDs, items and sequences into DIR, as LC-Rec reads them and as CSV")
     name = value_of(argv, ("--quantizer_name", "--model_name"), "rqvae").lower()
     help_with_keys(parser, [DEFAULTS,
                             CONFIGS / f"{name if name in names() else 'rqvae'}_config.yaml"])

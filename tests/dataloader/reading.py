@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import DataError, UserError
 from dataloader.options import ProcessOptions
-from dataloader.readers.raw import RawTable, load, mend
+from dataloader.readers.raw import RawTable, load, repair
 from dataloader.tables.events import read_events
 from dataloader.tables.items import read_items
 from dataloader.workspace import Workspace
@@ -49,7 +49,7 @@ def read_raw(options: ProcessOptions, wanted: str | None = None) -> tuple[list[t
 def _all_ids(work: Workspace, table: RawTable) -> str:
     query, types = "SELECT item AS raw_id FROM {rows}", {"item": "VARCHAR"}
     load(work, table, "all_ids", query, types)
-    mend(work, table, "all_ids", query, types, "raw_id IS NULL")
+    repair(work, table, "all_ids", query, types, "raw_id IS NULL")
     return "SELECT raw_id FROM all_ids WHERE raw_id IS NOT NULL"
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(http.Fetcher, "patience", http.Fetcher.retry_policy._replace(first=0.02))
+    monkeypatch.setattr(http.Fetcher, "retry_policy", http.Fetcher.retry_policy._replace(first=0.02))
 
 
 @pytest.fixture

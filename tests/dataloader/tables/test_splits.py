@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from common.errors import DataError
-from dataloader.options import moment
+from dataloader.options import timestamp_of
 from dataloader.tables.filters import Report, number
 from dataloader.tables.splits import make_split
 from dataloader.workspace import Workspace
@@ -130,7 +130,7 @@ def test_training_events_are_earlier_than_test_events(work, times, ratios):
 
 def test_split_dates_begin_valid_and_test(work):
     day = 86_400
-    begin = moment("2014-01-01")
+    begin = timestamp_of("2014-01-01")
     assert begin == 16_071 * day  # 44 years of 365 days, and 11 leap days, after 1970
     found, info = split(work, at(begin - 1, begin, begin + 59 * day - 1, begin + 59 * day), split="temporal",
                         split_dates=("2014-01-01", "2014-03-01"))
@@ -143,18 +143,18 @@ def test_split_dates_begin_valid_and_test(work):
     ("1970-01-02", 86_400), ("1970-01-01T01:00", 3600), ("1970-01-01 00:00:07", 7), ("1970-01-01T01:00:00+01:00", 0),
     ("1970-01-01T00:00:00Z", 0), ("1969-12-31T23:59:59", -1), ("2014-02-30", None), ("yesterday", None), ("", None)])
 def test_a_date_is_a_moment_in_utc(date, second):
-    assert moment(date) == second
+    assert timestamp_of(date) == second
 
 
 @pytest.mark.parametrize(("dates", "empty"), [
     (("2013-01-01", "2013-02-01"), ["train", "valid"]), (("2015-01-01", "2016-01-01"), ["valid", "test"]),
     (("2013-01-01", "2016-01-01"), ["train", "test"])])
 def test_dates_that_leave_a_split_empty_are_refused(work, dates, empty):
-    events = at(*[moment("2014-01-01") + n for n in range(5)])
+    events = at(*[timestamp_of("2014-01-01") + n for n in range(5)])
     with refused(DataError, RAW, fix=["--split_ratios", "--split_dates"]) as error:
         split(work, events, split="temporal", split_dates=dates)
     assert splits_in(error.value.what) == empty
-    assert mentions(error.value.why, *map(moment, dates), 5)
+    assert mentions(error.value.why, *map(timestamp_of, dates), 5)
 
 
 def test_all_events_at_one_moment_cannot_be_split_by_time(work):
