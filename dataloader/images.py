@@ -1,4 +1,4 @@
-"""Step 1: fetch the images of the items, check each, and list in images.parquet which item has one."""
+"""Step 1: download and check the images of the items, and list them in images.parquet."""
 
 import hashlib
 import logging
@@ -28,15 +28,15 @@ from dataloader.options import ImageFetchOptions, parse_options
 log = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".avif")
-FINAL = {"ok", "placeholder", "no address", "bad address"}  # another run would say the same
-NUM_LISTED = 10
+FINAL = {"ok", "placeholder", "no address", "bad address"}  # statuses that another run would not change
+NUM_LISTED = 10  # items without an image that are named in messages
 
 
 class ImageRecord(NamedTuple):
-    """An address and what lies in `images/` for it; `ok` and `placeholder` have a file, the others have none."""
+    """The result for one URL. Only the statuses `ok` and `placeholder` have a file in `images/`."""
 
     url: str
-    status: str  # ok, placeholder, or why there is none: bad address, unreachable, too large, not an image
+    status: str  # ok or placeholder; without a file: bad address, unreachable, too large or not an image
     detail: str = ""
     file: str = ""
     width: int = 0
@@ -45,30 +45,30 @@ class ImageRecord(NamedTuple):
 
 
 class ImageTable(NamedTuple):
-    """The table as arrays with one entry an item, in item order; file and sha256 are None where there is no file."""
+    """images.parquet as arrays with one entry per item, in item order. Without a file, `file` and `sha256` are None."""
 
     raw_id: np.ndarray   # object
     file: np.ndarray     # object, relative to `images/`
     sha256: np.ndarray   # object, of the file's bytes
-    present: np.ndarray  # bool: whether the item has an image, and no mere placeholder
+    present: np.ndarray  # bool, whether the item has an image that is not a placeholder
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Fetch the images of the items.").images
+    options = parse_options(argv, "Download the images of the items.").images
     log_to_console()
     fetch_images(options, command_line("bash dataloader/1_load_figure.sh", argv))
 
 
 def fetch_images(options: ImageFetchOptions, command: str) -> None:
-    """Fill `images/` with what is not there yet, and publish images.parquet, one row an item.
+    """Download the missing images to `images/`, and publish images.parquet with one row per item.
 
-    --force checks images that are there to the last pixel. Raises ResourceError if no image could be had, and, after
-    images.parquet has been written, DataError if one is missing under --missing_images error.
+    With --force, existing images are checked by decoding them completely. Raises ResourceError if no image could be
+    downloaded. With --missing_images error, raises DataError if an item has no image, after writing images.parquet.
     """
     set_up_pillow()
     folder = options.folder
     folder.require()
-    # Whether nothing is left to fetch: all files lie there, and no failure may be better next time.
+    # `current` becomes True if all recorded files exist and another attempt would not change any status.
     current, recorded = False, _recorded_files(folder).keys()
     with suppress(UserError):
         meta = load_meta(folder.image_table, "")
@@ -90,23 +90,23 @@ def fetch_images(options: ImageFetchOptions, command: str) -> None:
 
 
 def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
-    """Publish the table: item, raw_id, url, file, status, detail, width, height, sha256, one row an item."""
+    """Publish the table item, raw_id, url, file, status, detail, width, height, sha256; one row per item."""
     folder = options.folder
     items = load_meta(folder.items, folder.make_command)
     urls = list(dict.fromkeys(url for url in load_image_urls(folder) if url))
     if not urls:
-        raise DataError(folder.items, "no item has the address of an image", f"{items['num_items']} items",
-                        "leave the modality image out, or take a --source whose items have images")
+        raise DataError(folder.items, "no item has an image URL", f"The dataset has {items['num_items']} items",
+                        "leave out the modality image, or use a --source whose items have images")
     records = _fetch(options, urls)
     if not any(record.file for record in records):
         found: dict[str, list[str]] = {}
         for record in records:
             found.setdefault(f"{record.status} ({record.detail})", []).append(record.url)
         commonest = sorted(found.items(), key=lambda reason: -len(reason[1]))[:3]
-        raise ResourceError(folder.images, f"not one of {len(urls)} images could be fetched", "; ".join(
-            f"{len(some)} {reason}, such as {some[0]}" for reason, some in commonest),
+        raise ResourceError(folder.images, f"none of {len(urls)} images could be downloaded", "; ".join(
+            f"{len(some)} images: {reason}, such as {some[0]}" for reason, some in commonest),
             "check the network, then run the same command again")
-    import pandas as pd  # takes a second, which a wrong flag shall not
+    import pandas as pd  # takes a second, so import it only after all flags have been checked
 
     with duckdb.connect() as connection:
         connection.register("images", pd.DataFrame(records, columns=ImageRecord._fields))
@@ -125,26 +125,26 @@ def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
 
 
 def _fetch(options: ImageFetchOptions, urls: list[str]) -> list[ImageRecord]:
-    """What lies in `images/` for every address, after all that is not there was asked for."""
+    """Download the missing images, and return the records of all URLs, in their order."""
     folder = options.folder
-    for shelf in folder.images.glob("*/"):  # of a killed run
-        sweep(shelf, "*")
-    # Each was checked before it got its name, and is again with --force.
-    there, recorded, records = _files(folder), {} if options.force else _recorded_files(folder), {}
+    for subfolder in folder.images.glob("*/"):
+        sweep(subfolder, "*")
+    # A file is checked before it gets its name. With --force, all files are checked again.
+    existing, recorded, records = _files(folder), {} if options.force else _recorded_files(folder), {}
     for url in urls:
         file = file_name(url)
-        if file in there and file in recorded:
+        if file in existing and file in recorded:
             records[url] = ImageRecord(url, "ok", "", file, *recorded[file])
-        elif file in there:  # a run was stopped before it could write down what it had, or a check is wanted
+        elif file in existing:  # a run was stopped before it recorded the file, or --force asks for a check
             try:
                 records[url] = _image_record(url, file, (folder.images / file).read_bytes(), options.force)
             except BadImage as error:
-                log.warning("images: %s is no image any more, and is fetched again (%s)", file, error.detail)
-    wanted = [url for url in urls if url not in records]
-    log.info("images: %d of %d images are there already", len(records), len(urls))
+                log.warning("images: %s is damaged; downloading it again (%s)", file, error.detail)
+    missing = [url for url in urls if url not in records]
+    log.info("images: %d of %d images already exist", len(records), len(urls))
     failed = 0
-    with Progress("images", len(wanted), "images") as progress:
-        for url, answer in Fetcher(wanted, options.rate).results():
+    with Progress("images", len(missing), "images") as progress:
+        for url, answer in Fetcher(missing, options.rate).results():
             records[url] = ImageRecord(url, answer.status, answer.detail)
             if answer.status == "fetched":
                 try:
@@ -160,7 +160,7 @@ def _fetch(options: ImageFetchOptions, urls: list[str]) -> list[ImageRecord]:
 
 
 def file_name(url: str) -> str:
-    """Where the image of this address lies under `images/`; 256 folders share what may be millions."""
+    """Return the path of a URL's image, relative to `images/`. There may be millions, so 256 subfolders share them."""
     name = hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
     ending = PurePosixPath(urlsplit(url).path).suffix.lower() if host_of(url) else ""
     return f"{name[:2]}/{name}{ending if ending in ENDINGS else ''}"
@@ -171,7 +171,7 @@ def _image_record(url: str, file: str, data: bytes, check: bool) -> ImageRecord:
 
 
 def _files(folder: DatasetFolder) -> set[str]:
-    return {f"{shelf.name}/{name}" for shelf in folder.images.glob("??") for name in os.listdir(shelf)}
+    return {f"{subfolder.name}/{name}" for subfolder in folder.images.glob("??") for name in os.listdir(subfolder)}
 
 
 def make_command(folder: DatasetFolder) -> str:
@@ -179,6 +179,7 @@ def make_command(folder: DatasetFolder) -> str:
 
 
 def load_image_table(folder: DatasetFolder) -> ImageTable:
+    """Load images.parquet. Raises DataError if it is missing, and ArtifactError if it is stale or damaged."""
     load_meta(folder.image_table, make_command(folder))
     rows = duckdb.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
                           FROM {parquet_rows(folder.image_table)} ORDER BY item""").fetchall()
@@ -187,11 +188,11 @@ def load_image_table(folder: DatasetFolder) -> ImageTable:
 
 
 def _recorded_files(folder: DatasetFolder) -> dict[str, tuple[int, int, str]]:
-    """file -> width, height, sha256, as the last run wrote them down, even if the items have changed since."""
+    """Return file -> (width, height, sha256) from the last run, even if the items have changed since."""
     try:
         return {row[0]: row[1:] for row in duckdb.sql(f"""SELECT file, width, height, sha256
             FROM {parquet_rows(folder.image_table)} WHERE file IS NOT NULL""").fetchall()}
-    except duckdb.Error:  # not there, or not readable: the files speak for themselves
+    except duckdb.Error:  # the table is missing or damaged; the files themselves are read instead
         return {}
 
 
@@ -200,16 +201,16 @@ def _counts_text(counts: dict[str, int]) -> str:
 
 
 def refuse_missing(folder: DatasetFolder) -> None:
-    """Raise DataError naming the first items without an image, if there are any."""
+    """Raise DataError, which names the first items without an image, if there are any."""
     num_missing, rows = _missing(folder)
     if num_missing:
         raise DataError(folder.image_table, f"{num_missing} items have no image",
                         ", ".join(f"{raw_id} ({status})" for raw_id, status, _ in rows),
-                        f"{make_command(folder)} again, or go on without them: --missing_images mask")
+                        f"run {make_command(folder)} again, or use --missing_images mask to continue without them")
 
 
 def _missing(folder: DatasetFolder) -> tuple[int, list[tuple]]:
-    """How many items have no image, and the raw id, status and detail of the first ones."""
+    """Return the number of items without an image, and the raw id, status and detail of the first ones."""
     counts = load_meta(folder.image_table, make_command(folder))["counts"]
     rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.image_table)}
                           WHERE status <> 'ok' ORDER BY item LIMIT {NUM_LISTED}""").fetchall()

@@ -1,1 +1,1 @@
-"""What the embedding steps share: models, cached encoding, transforms, publishing; and the methods of step 5."""
+"""Text and image encoders, the vector cache, transforms, and the collaborative and aligned embeddings of step 5."""

@@ -1,8 +1,8 @@
-"""Projections of several embeddings into one space in which an item's parts agree (--suffix fused-align).
+"""Fusion of several embeddings by aligning them in a common space (--suffix fused-align).
 
-One linear map a part, trained with the symmetric InfoNCE loss of CLIP (Radford et al., Learning transferable visual
-models from natural language supervision, 2021): among the items of a batch, each part of an item shall find the
-item's other part, and a learned temperature says how sharply.
+Each embedding is a part of the fused one and has one linear map. The maps are trained with the symmetric InfoNCE loss
+of CLIP (Radford et al., Learning transferable visual models from natural language supervision, 2021), which brings the
+parts of an item together and separates them from the parts of other items in the batch. The temperature is learned.
 """
 
 from itertools import combinations
@@ -18,13 +18,13 @@ from common.training import Best, TrainingLoop, derive_seed, make_optimizer, opt
 from dataloader.embeddings.transform import mean_of, slices
 from dataloader.options import CONFIGS, Alignment
 
-ROWS = 65_536  # that are projected at once
+ROWS = 65_536  # rows projected at once
 
 # N items, P parts, D_p dimensions of part p, B items of a batch, D dimensions of the common space
 
 
 class Projections(nn.Module):
-    """A linear map for every part, and the temperature of the loss."""
+    """One linear map per part, and the learned temperature of the loss."""
 
     def __init__(self, part_dims: list[int], dim: int, params: Alignment):
         super().__init__()
@@ -33,11 +33,14 @@ class Projections(nn.Module):
         self.max_log_scale = float(np.log(1 / params.min_temperature))
 
     def project(self, part: int, rows: Tensor) -> Tensor:
-        """(B, D_p) -> (B, D), of length 1."""
+        """Project the rows of one part and normalize them to length 1: (B, D_p) -> (B, D)."""
         return F.normalize(self.maps[part](rows), dim=1)
 
     def loss(self, projected: list[Tensor]) -> Tensor:
-        """InfoNCE in both directions, the mean over all pairs of parts; projected: P times (B, D)."""
+        """Return the InfoNCE loss in both directions, averaged over all pairs of parts.
+
+        projected: P tensors (B, D)
+        """
         scale = self.log_scale.clamp(max=self.max_log_scale).exp()
         target = torch.arange(len(projected[0]), device=projected[0].device)
         losses = []
@@ -48,10 +51,13 @@ class Projections(nn.Module):
 
 
 class AlignmentTask:
-    """What the training loop trains: batches are slices of an epoch's permutation, taken on the device.
+    """The task for the training loop. The batches of an epoch are slices of a random permutation, on the device.
 
-    parts: P times (N, D_p), centred; rows: the items that have all parts. A tenth of these, and at most
-    `max_held_out`, is held out and chooses the epoch; where they are too few to spare any, all do both.
+    parts: P tensors (N, D_p), centered
+    rows: the items that have all parts
+
+    A tenth of `rows`, at most `max_held_out`, is held out to select the best epoch. If this would be fewer than two
+    items, all rows are used for both training and selection.
     """
 
     name = "fuse: align"
@@ -77,7 +83,10 @@ class AlignmentTask:
         pass
 
     def evaluate(self) -> dict:
-        """The held-out items' loss, and how often a part of theirs is nearest to the same item's other part."""
+        """Return the loss and the top-1 accuracy of the held-out items.
+
+        The accuracy is how often the nearest vector of another part belongs to the same item.
+        """
         projected = self._projected(self.held_out)
         target = torch.arange(len(self.held_out), device=self.held_out.device)
         hits = []
@@ -88,7 +97,7 @@ class AlignmentTask:
                 "num_held_out": len(self.held_out)}
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """The items of the batch."""
+        """Return the items of a batch."""
         return self._batch(epoch, index).tolist()
 
     def _batch(self, epoch: int, index: int) -> Tensor:
@@ -106,17 +115,19 @@ class AlignmentTask:
 
 def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: Alignment, seed: int,
           device: torch.device, run: Run) -> tuple[np.ndarray, Best]:
-    """Train, and return float32 (N, D), the weighted mean of the projections of an item's parts, and how well it went.
+    """Train the projections; return the fused vectors, float32 (N, D), and the metrics of the best epoch.
 
-    parts: of each the vectors (N, D_p), rows of length 1, which are centred in place; whether an item has it (N,); its
-    weight. An item that lacks a part gets the mean of those that it has, and zeros where it has none. Raises DataError
-    where fewer than two items have all parts, and TrainingError where the loss leaves the finite numbers.
+    parts: for each part, its vectors (N, D_p) with rows of length 1, which are centered in place; a mask (N,) of the
+        items that have the part; and its weight
+
+    The vector of an item is the weighted mean of the projections of the parts that it has, or zeros if it has none.
+    Raises DataError if fewer than two items have all parts, and TrainingError if the loss becomes NaN or infinite.
     """
     vectors, present, weights = zip(*parts, strict=True)
     complete = np.logical_and.reduce(present)
     if complete.sum() < 2:
-        raise DataError("--fusion_parts", f"{complete.sum()} items have all parts",
-                        "projections are trained on such items", "--suffix fused-concat, or other parts")
+        raise DataError("--fusion_parts", f"at least 2 items must have all parts, got {complete.sum()}",
+                        "The projections are trained on these items", "use --suffix fused-concat, or other parts")
     for part in vectors:
         part -= mean_of(part, complete).astype(np.float32)
     tensors = [torch.from_numpy(part).to(device) for part in vectors]
@@ -124,8 +135,9 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
     loop_params = {**task.params, "select_by": "held_out_loss", "select_mode": "min"}
     try:
         best = TrainingLoop(task, run, loop_params, seed).train()
-    except TrainingError as error:  # the loop knows no flags of this step
-        raise TrainingError(run.folder, error.what, error.why, f"a lower lr in {CONFIGS / 'fusion.yaml'}") from error
+    except TrainingError as error:  # replace the fix, which names flags that this step does not have
+        raise TrainingError(run.folder, error.what, error.why,
+                            f"use a lower lr in {CONFIGS / 'fusion.yaml'}") from error
     shares = torch.from_numpy(np.stack(present, axis=1) * np.asarray(weights, dtype=np.float32))  # (N, P)
     shares = (shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-30)).to(device)
     result = np.empty((len(complete), dim), dtype=np.float32)

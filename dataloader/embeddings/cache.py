@@ -1,10 +1,10 @@
-"""Vectors kept by the content that they were made from, for all data sets together.
+"""A cache of vectors, indexed by the encoded content and shared by all datasets.
 
     <data_root>/.embeddings/<key of the encoder>/<number>-<unique>.safetensors
 
-A shard holds `keys` (n, 16) uint8, the first bytes of the sha256 of each text (or of an image's name), and `vectors`
-(n, D) float32. It gets its name when it is whole, and never changes, so that no lock is needed: two processes that
-encode the same texts both write shards.
+A shard contains `keys` (n, 16) uint8, the first bytes of the sha256 of each text, and `vectors` (n, D) float32. (The
+"text" of an image is the sha256 of its file.) A shard appears under its name only when it is complete, and never
+changes. Therefore no lock is needed: two processes that encode the same texts write two shards.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ from common.publishing import sweep, write_bytes, write_text
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1          # of the shards; another one is another cache
+FORMAT = 1          # version of the shard format; each version has its own cache
 KEY = np.dtype("S16")
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{8}\.safetensors")
 
 
 def text_keys(texts: list[str]) -> np.ndarray:
-    """(n,) of KEY; texts that differ have keys that differ."""
+    """Return the keys of texts: (n,) of dtype KEY. Different texts have different keys."""
     digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:KEY.itemsize] for text in texts)
-    # `S` drops zeros at the end when it compares. With keys that are all of one length that does no harm.
+    # NumPy ignores trailing zero bytes when it compares S16 values. This is harmless for keys of the same length.
     return np.frombuffer(b"".join(digests), dtype=KEY)
 
 
 class VectorCache:
-    """The shards of one encoder, whose `identity` says everything that determines a vector beside its text."""
+    """The shards of one encoder. `identity` contains everything, except the text, that determines a vector."""
 
     def __init__(self, data_root: Path, identity: dict):
         content = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
@@ -44,15 +44,18 @@ class VectorCache:
         self.identity = identity
 
     def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Keys (n,) and vectors (n, D); the newest first, so that a text that was encoded again has its new vector."""
+        """Yield the keys (n,) and vectors (n, D) of each shard.
+
+        The newest shard comes first, so that a text that was encoded again gets its new vector.
+        """
         for path in sorted(self._paths(), key=_number, reverse=True):
             if (shard := self._read(path)) is not None:
                 yield shard
 
     def write(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Keep these vectors; when this returns they are on the disk."""
+        """Write a shard. When this method returns, the vectors are on the disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "encoder.json").exists():  # for people who want to know whose vectors these are
+        if not (self.folder / "encoder.json").exists():  # tells users which encoder made the vectors
             write_text(self.folder / "encoder.json", json.dumps(self.identity, indent=2, sort_keys=True) + "\n")
         content = {"keys": np.ascontiguousarray(keys).view(np.uint8).reshape(-1, KEY.itemsize),
                    "vectors": np.ascontiguousarray(vectors, dtype=np.float32)}
@@ -61,11 +64,14 @@ class VectorCache:
         sweep(self.folder, "*.safetensors")
 
     def newest(self) -> int:
-        """The number of the newest shard; 0 where there is none."""
+        """Return the number of the newest shard, or 0 if there is none."""
         return max(map(_number, self._paths()), default=0)
 
     def drop_superseded(self, newest: int, keys: np.ndarray) -> None:
-        """Delete the shards up to number `newest` of which every text has been encoded again (sorted `keys`)."""
+        """Delete each shard up to number `newest` if all its texts have been encoded again.
+
+        keys: the keys of the texts that have been encoded again
+        """
         for path in self._paths():
             if _number(path) <= newest and (shard := self._read(path)) is not None and np.isin(shard[0], keys).all():
                 path.unlink(missing_ok=True)
@@ -74,7 +80,10 @@ class VectorCache:
         return [path for path in self.folder.glob("*.safetensors") if SHARD_NAME.fullmatch(path.name)]
 
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-        """A shard whose bytes are what was written; a damaged one is deleted, so that its texts are encoded again."""
+        """Return the keys and vectors of a shard, or None if it is damaged.
+
+        A damaged shard is deleted, so that its texts are encoded again.
+        """
         why = "its content does not match its sha256"
         try:
             with safe_open(path, "np") as file:
@@ -83,11 +92,11 @@ class VectorCache:
             fits = vectors.ndim == 2 and vectors.dtype == np.float32 and keys.dtype == np.uint8
             if fits and keys.shape == (len(vectors), KEY.itemsize) and written == _digest(keys, vectors):
                 return np.ascontiguousarray(keys).view(KEY).ravel(), vectors
-        except FileNotFoundError:  # another process has deleted it since it was listed
+        except FileNotFoundError:  # another process has deleted the shard since it was listed
             return None
         except SafetensorError as error:
             why = str(error)
-        log.warning("embed: %s is damaged and was deleted (%s); what it held is encoded again", path, why)
+        log.warning("embed: %s is damaged and was deleted (%s); its texts are encoded again", path, why)
         path.unlink(missing_ok=True)
         return None
 
@@ -97,7 +106,7 @@ def _number(path: Path) -> int:
 
 
 def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:
-    """Over shapes and bytes; the header of a shard holds it."""
+    """Return the sha256 of the dtypes, shapes and bytes of both arrays, which the header of a shard records."""
     digest = hashlib.sha256(f"{keys.dtype} {keys.shape} {vectors.dtype} {vectors.shape}".encode())
     digest.update(keys)
     digest.update(vectors)

@@ -1,4 +1,4 @@
-"""Vectors from a CLIP model, through sentence-transformers; threads read pictures while the model computes."""
+"""Image embeddings from a CLIP model of sentence-transformers. Threads decode images while the model computes."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from dataloader.embeddings.sentence import SentenceEncoder, for_device
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BATCH = {"cpu": 32, "cuda": 64}     # pictures in one forward pass; on other devices as on the CPU
-SHARD = {"cpu": 256, "cuda": 2048}  # between two writes to the disk
-THREADS = 4                         # that read pictures
+BATCH = {"cpu": 32, "cuda": 64}     # images per forward pass; other devices use the value for the CPU
+SHARD = {"cpu": 256, "cuda": 2048}  # images per shard of the cache
+THREADS = 4                         # threads that decode images
 
 
 class ImageFile(NamedTuple):
-    """Where a picture lies, and for errors, whose it is and which command mends it."""
+    """The path of an image. For error messages: the raw id of its item, and the command that repairs the image."""
 
     path: Path
     raw_id: str
@@ -32,10 +32,12 @@ class ImageFile(NamedTuple):
 
 
 class ClipEncoder(SentenceEncoder):
-    """Takes the sha256 of a file for its content, and gives the vector of the picture in it, in float32.
+    """Encodes images in float32. The "texts" that it encodes are the sha256 of the image files.
 
-    sources: sha256 -> where a file with these bytes lies. Raises ConfigError where the model is none for images, and
-    DataError where a file is not what it was when its sha256 was written down.
+    sources: sha256 -> a file with this content
+
+    Raises ConfigError if the model does not support images, and DataError if a file has changed since its sha256 was
+    recorded.
     """
 
     unit, flag = "images", "--image_model"
@@ -43,7 +45,7 @@ class ClipEncoder(SentenceEncoder):
     def __init__(self, folder: Path, device: str, sources: dict[str, ImageFile]):
         super().__init__(folder, [device], half=False)
         self.sources, self.shard_size = sources, for_device(SHARD, device)
-        # Transformers has an own way of resizing for either library, and takes torchvision where it is there.
+        # Transformers resizes with torchvision if it is installed, else with Pillow. The pixels differ.
         resizer = "torchvision" if find_spec("torchvision") else "pillow"
         self.identity |= {"encoder": "clip", "reading": READING, "resizer": resizer,
                           "pillow": version("pillow").split(".")[0]}
@@ -56,7 +58,7 @@ class ClipEncoder(SentenceEncoder):
             self.pool.shutdown(cancel_futures=True)
 
     def inputs(self, texts: list[str], rows: range) -> list["Image"]:
-        """Some of the pictures. Meanwhile threads go on with as many, which will probably be the next."""
+        """Return the images of these rows. Threads also start to decode as many of the rows that follow."""
         for row in range(rows.start, min(rows.stop + len(rows), len(texts))):
             if row not in self.ahead:
                 self.ahead[row] = self.pool.submit(_read, texts[row], self.sources[texts[row]])
@@ -70,12 +72,12 @@ class ClipEncoder(SentenceEncoder):
     def model(self):
         from transformers.utils.logging import set_verbosity_error
 
-        set_verbosity_error()  # it would say that torchvision, which it can do without, is not there
+        set_verbosity_error()  # suppresses the warning that torchvision, which is optional, is not installed
         model = super().model
         if not model.supports("image"):
-            raise ConfigError(f"{self.flag} {self.folder}", "is no model for images",
-                              f"it takes {', '.join(map(str, model.modalities))}",
-                              "name a CLIP model, such as clip-ViT-B-32")
+            raise ConfigError(f"{self.flag} {self.folder}", "does not support images",
+                              f"The model supports {', '.join(map(str, model.modalities))}",
+                              "use a CLIP model, such as clip-ViT-B-32")
         return model
 
 
@@ -84,7 +86,7 @@ def _read(sha256: str, source: ImageFile) -> "Image":
         data = source.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DataError(source.path, f"is not the image that was fetched for item {source.raw_id}",
-                            "its sha256 is another one", source.fix)
+                            "The file has another sha256", source.fix)
         return load_rgb(data)
     except (OSError, BadImage) as error:
         raise DataError(source.path, f"the image of item {source.raw_id} cannot be read", str(error),

@@ -1,4 +1,4 @@
-"""Pictures from bytes that nobody vouches for: checked to the last pixel, then RGB as a viewer would see it."""
+"""Safe decoding of untrusted image files, and conversion to RGB as an image viewer shows them."""
 
 import io
 import struct
@@ -14,18 +14,18 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What browsers show, and no more: some of pillow's other readers start outside programs.
+# Only the formats that browsers show: some of Pillow's other readers start external programs.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "MPO", "AVIF")
-# What these readers raise on damaged files.
+# Exceptions that these readers raise for damaged files.
 DAMAGED = (ArithmeticError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
            struct.error, zlib.error)
-READING = 1             # of the way from bytes to RGB; another number where that changes, since vectors are kept by it
-MAX_PIXELS = 4_000_000  # of a picture that is kept in memory; more than any image model looks at
-MAX_RATIO = 20          # of its sides
+READING = 1             # version of the conversion from bytes to RGB; cached vectors of other versions are not reused
+MAX_PIXELS = 4_000_000  # larger images are reduced; more pixels than any image model uses
+MAX_RATIO = 20          # maximum ratio of the longer to the shorter side; longer images are cropped
 
 
 class BadImage(Exception):
-    """Bytes that are no usable picture; `status` says in two or three words why."""
+    """The bytes are not a usable image. `status` gives the reason in two or three words."""
 
     def __init__(self, status: str, detail: str):
         super().__init__(f"{status}: {detail}")
@@ -33,27 +33,30 @@ class BadImage(Exception):
 
 
 def set_up_pillow() -> None:
-    """Require pillow, and refuse images that exceed the memory. Call it before threads start. Raises ConfigError."""
+    """Make Pillow reject images that are too large for the memory. Call this function before threads start.
+
+    Raises ConfigError if Pillow is not installed.
+    """
     if find_spec("PIL") is None:
-        raise ConfigError("pillow", "is not installed", "images cannot be opened without it",
+        raise ConfigError("pillow", "is not installed", "Images cannot be opened without it",
                           "pip install -r requirements-images.txt")
     from PIL import Image
 
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata, which say nothing of the pixels
-    # Above MAX_IMAGE_PIXELS pillow only warns, and above twice as many it raises an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about unusual metadata, which do not affect the pixels
+    # Above MAX_IMAGE_PIXELS, Pillow only warns; it raises an error above twice this number. Raise in both cases.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def image_size(data: bytes, check: bool = False) -> tuple[int, int]:
-    """Width and height in pixels; with `check` of a picture that decodes to its last pixel. Raises BadImage."""
+    """Return the width and height in pixels. With `check`, decode the whole image. Raises BadImage."""
     return _guarded(_decode if check else _open, data).size
 
 
 def load_rgb(data: bytes) -> "Image":
-    """The first frame, upright, in RGB, transparent parts over white. Raises BadImage.
+    """Decode the first frame as RGB, rotated to the upright position, on a white background. Raises BadImage.
 
-    One above MAX_PIXELS is made smaller by a whole factor, so that a batch fits into memory; and of a long strip the
-    middle is kept, since an image model cuts out the middle square, after it has enlarged the strip as a whole.
+    An image with more than MAX_PIXELS is reduced by an integer factor, so that a batch fits into memory. A long strip
+    is cropped to its middle; image models use only the middle square, but enlarge the whole strip before they crop it.
     """
     return _guarded(_to_rgb, data)
 
@@ -75,7 +78,7 @@ def _open(data: bytes) -> "Image":
     known = [name for name in FORMATS if name in Image.OPEN]
     try:
         return Image.open(io.BytesIO(data), formats=known)
-    except UnidentifiedImageError as error:  # its own message shows the address of a buffer
+    except UnidentifiedImageError as error:  # its message only contains the memory address of a buffer
         raise ValueError(f"begins with {data[:20]!r}") from error
 
 
@@ -90,7 +93,7 @@ def _to_rgb(data: bytes) -> "Image":
 
     image = _decode(data)
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits per pixel; `convert` would clip the values to 255
         image = Image.fromarray((np.asarray(image).clip(0, 65_535) // 256).astype(np.uint8))
     image = _bounded(image)
     if image.has_transparency_data:
@@ -109,6 +112,6 @@ def _bounded(image: "Image") -> "Image":
         factor += 1
     if factor == 1:
         return image
-    # Palette indices cannot be averaged, and an average of colours has to know their transparency.
+    # Palette indices cannot be averaged, and averaging colors requires their transparency.
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     return image.reduce(factor)

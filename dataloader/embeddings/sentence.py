@@ -1,4 +1,4 @@
-"""Vectors from a sentence-transformers model: prompt, maximum length and pooling are the model's own."""
+"""Text embeddings from a sentence-transformers model, with the model's own prompt, maximum length and pooling."""
 
 import gc
 import logging
@@ -17,22 +17,22 @@ from dataloader.embeddings.models import content_sha256, model_files
 
 log = logging.getLogger(__name__)
 
-BATCH = {"cpu": 32, "cuda": 256}  # texts in one forward pass; on other devices as on the CPU
-SHARD = 1024                      # texts a device, between two writes to the disk
-# What a model's code raises on input that it cannot deal with, or where memory runs out.
+BATCH = {"cpu": 32, "cuda": 256}  # texts per forward pass; other devices use the value for the CPU
+SHARD = 1024                      # texts per device and shard of the cache
+# Exceptions that a model raises for input that it cannot process, or if it runs out of memory.
 FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
           ValueError)
 
 
 class HalfPrecisionOverflow(Exception):
-    """The model's numbers do not fit into half precision."""
+    """The model computed values that are too large for half precision."""
 
 
 class SentenceEncoder:
-    """A model in a folder, in float32, or with `half` in float16; on several devices in a process each.
+    """Encodes texts with a model from a folder, in float32, or with `half` in float16.
 
-    In float32 a vector depends on its text alone, to 1e-6; what it is padded with makes no more difference than that.
-    In float16 the difference is of the order of 1e-3.
+    Several devices run one process each. The vector of a text depends slightly on the other texts in its batch, because
+    of padding: by up to 1e-6 in float32, and by about 1e-3 in float16.
     """
 
     unit, flag = "texts", "--text_model"
@@ -40,14 +40,17 @@ class SentenceEncoder:
     def __init__(self, folder: Path, devices: list[str], half: bool):
         self.folder, self.devices, self.half = folder, devices, half
         self.shard_size = SHARD * len(devices)
-        # Another major version may read the same files in another way.
+        # Another major version may interpret the same files differently.
         libraries = {name: version(name).split(".")[0] for name in ("sentence-transformers", "transformers")}
         self.identity = {"encoder": "sentence-transformers", "content": content_sha256(model_files(folder)),
                          "precision": "float16" if half else "float32", "major_versions": libraries}
         self._pool: dict | None = None
 
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """As `Encoder` says, for texts sorted by length. Raises HalfPrecisionOverflow, and ConfigError."""
+        """Encode texts, sorted by length, as described in `Encoder`.
+
+        Also raises HalfPrecisionOverflow, and ConfigError if the model cannot be loaded.
+        """
         vectors = self._encode_in_pool(texts, done) if len(self.devices) > 1 else None
         if vectors is None:
             vectors = self._encode_here(texts, done)
@@ -65,12 +68,12 @@ class SentenceEncoder:
         return for_device(BATCH, self.devices[0])
 
     def inputs(self, texts: list[str], rows: range) -> list:
-        """What the model gets for some of the texts."""
+        """Return the model inputs for these rows of the texts."""
         return texts[rows.start:rows.stop]
 
     @cached_property
     def model(self):
-        """The model, loaded when it is first needed."""
+        """The model, loaded on first use."""
         import torch
         from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
@@ -78,20 +81,20 @@ class SentenceEncoder:
 
         disable_progress_bar()
         try:
-            # Without a dtype some models would come in the one in which they were saved, also on the CPU.
+            # Without a dtype, some models are loaded in the dtype in which they were saved, even on the CPU.
             model = SentenceTransformer(str(self.folder), device=self.devices[0], local_files_only=True,
                                         model_kwargs={"dtype": torch.float16 if self.half else torch.float32})
         except (*FAULTS, OSError, SafetensorError) as error:
             if _is_out_of_memory(error):
                 raise
             raise ConfigError(f"{self.flag} {self.folder}", "cannot be loaded", " ".join(str(error).split())[:300],
-                              "name a sentence-transformers model, or a folder that holds one") from error
-        if len(model) > 1 and not (self.folder / "modules.json").exists():  # then a pooling was added to it
-            log.info("embed: %s does not say how to pool; its tokens' mean is taken", self.folder)
+                              "use a sentence-transformers model, or a folder that contains one") from error
+        if len(model) > 1 and not (self.folder / "modules.json").exists():  # the library has added a pooling layer
+            log.info("embed: %s does not specify the pooling; using the mean of the tokens", self.folder)
         return model
 
     def _encode_here(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """Batch by batch on the first device; if memory runs out, in smaller batches until the end of the shard."""
+        """Encode on the first device. If memory runs out, the batches are smaller until the end of the shard."""
         model, parts, start, size = self.model, [], 0, self.batch_size
         while start < len(texts):
             rows = range(start, min(start + size, len(texts)))
@@ -105,14 +108,14 @@ class SentenceEncoder:
                                       out_of_memory) from error
                 vectors = None
             if vectors is None:
-                # Only now that the exception is gone, which held the tensors of the failed attempt.
+                # Free the memory only now, outside the `except` block: the exception held the tensors of the attempt.
                 gc.collect()
                 if self.devices[0].startswith("cuda"):
                     import torch
 
                     torch.cuda.empty_cache()
                 size = len(rows) // 2
-                log.info("embed: not enough memory for %d %s at once, going on with %d", len(rows), self.unit, size)
+                log.info("embed: not enough memory for %d %s at once; continuing with %d", len(rows), self.unit, size)
                 continue
             parts.append(np.asarray(vectors, dtype=np.float32))
             done(len(rows))
@@ -120,7 +123,7 @@ class SentenceEncoder:
         return np.concatenate(parts)
 
     def _encode_in_pool(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray | None:
-        """The vectors from all devices; None if anything went wrong there: here it is known which batch it was."""
+        """Encode on all devices. Return None if that fails; `_encode_here` can then identify the batch that fails."""
         if self._pool is None:
             self._pool = self.model.start_multi_process_pool(self.devices)
         workers, finished = self._pool["processes"], threading.Event()
@@ -130,12 +133,12 @@ class SentenceEncoder:
             vectors = self.model.encode(texts, pool=self._pool, batch_size=self.batch_size, chunk_size=self.batch_size,
                                         show_progress_bar=False)
         except FAULTS as error:
-            log.warning("embed: the processes of the several devices failed (%s); this part is encoded on one device",
+            log.warning("embed: encoding on several devices failed (%s); encoding this shard on one device",
                         " ".join(str(error).split())[:200])
         finally:
             finished.set()
         if not all(worker.is_alive() for worker in workers):
-            self.close()  # the next shard starts new ones
+            self.close()  # the next shard starts new processes
             return None
         if vectors is not None:
             done(len(texts))
@@ -148,14 +151,15 @@ def for_device(sizes: dict[str, int], device: str) -> int:
 
 
 def _wake_up(pool: dict, finished: threading.Event) -> None:
-    """Give results in place of workers that have died: some versions of the library would wait for them for ever."""
-    with suppress(ValueError):  # the pool was closed meanwhile
+    """Put empty results into the queue if a worker has died: some versions of the library would wait for it forever."""
+    with suppress(ValueError):  # the pool has been closed in the meantime
         while not finished.wait(1.0):
             if not all(worker.is_alive() for worker in pool["processes"]):
                 pool["output"].put([-1, None])
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch raises its OutOfMemoryError on a GPU (or its libraries say so), and a bare RuntimeError on the CPU."""
+    """Return whether the error means that memory ran out."""
+    # PyTorch raises OutOfMemoryError on a GPU, but a plain RuntimeError on the CPU and in the CUDA libraries.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
         words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

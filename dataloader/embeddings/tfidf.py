@@ -1,4 +1,4 @@
-"""Vectors without a model: TF-IDF of words and pairs of words, reduced by a truncated SVD; they are not cached."""
+"""Text embeddings without a model: TF-IDF of words and word pairs, reduced by a truncated SVD. They are not cached."""
 
 import logging
 import re
@@ -14,21 +14,21 @@ from common.progress import Progress
 
 log = logging.getLogger(__name__)
 
-DIM = 384             # as many as the default text model has
-MAX_TERMS = 50_000    # the most frequent words and pairs
-MAX_COUNTED = 2_000_000  # words and pairs that are counted at once
-MIN_ITEMS = 2         # that have a term; what only one item has likens it to none
-PIECES = 4096         # buckets for the pieces of all other words
-BUCKET = "#{}"        # their names, like no word, nor a sign that stands for one
-SAMPLE = 100_000      # items from which terms and directions are learned; more would need memory, and add little
-ROWS = 16_384         # items that are transformed at once
-SEED = 0              # of the SVD, which draws its first directions at random
-SMALLEST = 1e-6       # of the largest singular value: directions below hold rounding errors
+DIM = 384             # the number of dimensions of the default text model
+MAX_TERMS = 50_000    # terms are the most frequent words and word pairs
+MAX_COUNTED = 2_000_000  # words and word pairs whose counts are kept in memory
+MIN_ITEMS = 2         # number of items that must have a term; a term of one item makes it similar to no other item
+PIECES = 4096         # hash buckets for the three-letter pieces of all other words
+BUCKET = "#{}"        # name of a bucket; it cannot be a term, because no term contains both '#' and a digit
+SAMPLE = 100_000      # items from which terms and directions are learned; more items need memory and change little
+ROWS = 16_384         # items transformed at once
+SEED = 0              # seed of the randomized SVD
+SMALLEST = 1e-6       # fraction of the largest singular value; directions below it contain only rounding errors
 WORD = re.compile(r"\w+")
 
 
 def tfidf_vectors(texts: np.ndarray) -> np.ndarray:
-    """float32 (N, D) of the items' texts; D is DIM, or less where the texts differ in fewer directions."""
+    """Return the vectors of all texts: float32 (N, D). D is DIM, or smaller if the texts vary in fewer directions."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     sample = texts[np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(np.int64)]
@@ -39,7 +39,7 @@ def tfidf_vectors(texts: np.ndarray) -> np.ndarray:
     directions = _directions(vectorizer.fit_transform(sample))  # (D, terms)
     dim = len(directions)
     log.info("embed: %d terms, reduced to %d dimensions%s", len(terms), dim,
-             "" if dim == DIM else f" (not {DIM}: these texts differ in no more)")
+             "" if dim == DIM else f" (not {DIM}, because these texts vary in fewer directions)")
     vectors = np.empty((len(texts), dim), dtype=np.float32)
     with Progress("embed texts", len(texts), "texts") as progress:
         for start in range(0, len(texts), ROWS):
@@ -50,7 +50,10 @@ def tfidf_vectors(texts: np.ndarray) -> np.ndarray:
 
 
 def _directions(weights) -> np.ndarray:
-    """float32 (D, terms): the strongest right singular vectors of sparse (N, terms), the largest entry positive."""
+    """Return the leading right singular vectors of sparse weights: (N, terms) -> float32 (D, terms).
+
+    The sign of each vector makes its largest entry positive.
+    """
     from sklearn.utils.extmath import randomized_svd
 
     _, strengths, directions = randomized_svd(weights, min(DIM, *weights.shape), n_iter=5, random_state=SEED)
@@ -60,11 +63,11 @@ def _directions(weights) -> np.ndarray:
 
 
 def _frequent_terms(texts: np.ndarray) -> list[str]:
-    """Words and pairs that MIN_ITEMS items have, the most frequent ones if there are too many."""
+    """Return the words and word pairs that at least MIN_ITEMS texts contain; the most frequent ones if too many."""
     counts, limit = Counter(), MAX_COUNTED
     for text in texts:
         counts.update(set(_terms(_words(text))))
-        if len(counts) > limit:  # forget what was seen once so far
+        if len(counts) > limit:  # drop the terms that occurred only once so far
             counts = Counter({term: count for term, count in counts.items() if count > 1})
             limit = max(MAX_COUNTED, 2 * len(counts))
     frequent = sorted((-count, term) for term, count in counts.items() if count >= MIN_ITEMS)
@@ -72,7 +75,7 @@ def _frequent_terms(texts: np.ndarray) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Letters and digits; of a text that has none, its signs."""
+    """Split a text into words of letters and digits; a text without any is split into its symbols."""
     return WORD.findall(text.lower()) or text.split()
 
 
@@ -82,10 +85,10 @@ def _terms(words: list[str]) -> Iterator[str]:
 
 
 def _analyzed(known: frozenset[str], text: str) -> Iterator[str]:
-    """A text's `known` terms, and the three-letter pieces of its other words, each as its bucket.
+    """Yield the `known` terms of a text, and the buckets of the three-letter pieces of its other words.
 
-    So a misspelt word is like the right one, a model number like its neighbours, and no text that has a visible sign
-    is without any term.
+    The pieces make a misspelled word similar to the correct one, and a model number similar to related numbers. They
+    also ensure that every text with a visible character has a term.
     """
     words = _words(text)
     for padded in (f"<{word}>" for word in words if word not in known):

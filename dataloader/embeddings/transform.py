@@ -1,4 +1,4 @@
-"""What every step that makes an embedding does with its vectors: check, transform, publish."""
+"""Checks, transforms and publishing of embedding vectors, shared by steps 3, 4 and 5."""
 
 import logging
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from dataloader.options import Embedding, Transform
 
 log = logging.getLogger(__name__)
 
-ROWS = 16_384      # rows that are worked on at once, so that a large embedding is held once
-NOTHING = 1e-6     # a spread that is this small a part of the values, or of the largest one, is rounding
+ROWS = 16_384      # rows processed at once, so that no second copy of a large embedding is needed
+NOTHING = 1e-6     # a standard deviation below this fraction of the mean, or of the largest one, is rounding error
 
 # N items, D dimensions
 
 
 def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> bool:
-    """Whether the embedding there was made with these settings from these inputs (file name -> sha256)."""
+    """Return whether the embedding exists and was made with these settings and inputs (file name -> sha256)."""
     try:
         meta = load_meta(target.path, "")
     except UserError:
@@ -30,13 +30,17 @@ def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> boo
 
 
 def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, command: str,
-                      inputs: dict[str, str] | None = None, present: np.ndarray | None = None, **told: dict) -> None:
-    """Check, transform and write the vectors of all items, in item order.
+                      inputs: dict[str, str] | None = None, present: np.ndarray | None = None,
+                      **more_meta: dict) -> None:
+    """Check, transform and write the vectors of all items.
 
-    vectors: (N, D), changed in place where that spares memory. `present` (N,) marks the items that have a vector of
-    their own; the others get the mean of those, and a mask file says which they are. `inputs` are the files, beside
-    items.parquet, that it was made from, each with its sha256. What else is `told` is for the meta alone. Raises
-    DataError naming the raw ids of rows that are not finite, or all zero.
+    vectors: (N, D), in item order; changed in place where this saves memory
+    settings: how the vectors were made, for the meta file
+    inputs: the files, in addition to items.parquet, that they were made from (file name -> sha256)
+    present: (N,), the items that have a vector of their own; the others get the mean vector, and a mask file is written
+    more_meta: other entries of the meta file
+
+    Raises DataError, which names the raw ids, if the vector of a present item is not finite or all zero.
     """
     folder, suffix, transform = target
     items = load_meta(folder.items, folder.make_command)
@@ -49,48 +53,52 @@ def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, co
         raise DataError(path, "no item has a vector", fix=f"leave {suffix} out")
     refuse_bad_rows(folder, suffix, vectors, present)
     vectors = transformed(vectors, present, transform)
-    refuse_bad_rows(folder, suffix, vectors, present, ", after --pca, --zscore or --l2 as asked for")
+    refuse_bad_rows(folder, suffix, vectors, present, ", after --pca, --zscore or --l2")
     of_items = {folder.items.name: items["sha256"]}
     inputs = of_items | (inputs or {})
     shared = {"items_sha256": items["items_sha256"], "command": command,
               "settings": {**settings, "transform": transform._asdict()},
-              **{key: value for key, value in told.items() if value}}
+              **{key: value for key, value in more_meta.items() if value}}
     num_missing = int((~present).sum())
     if num_missing:
         inputs[mask.name] = save_array(mask, present, {"inputs": of_items, **shared})["sha256"]
     save_array(path, vectors, {"inputs": inputs, **shared, "dim": vectors.shape[1], "num_missing": num_missing})
     if not num_missing:
-        for left in (mask, meta_path(mask)):  # of an earlier embedding that had gaps
-            left.unlink(missing_ok=True)
+        for leftover in (mask, meta_path(mask)):  # the mask of an earlier embedding with missing items
+            leftover.unlink(missing_ok=True)
     log.info("embed: wrote %s, %d x %d%s", path, *vectors.shape,
-             f"; {num_missing} items have no {suffix} vector of their own: see {mask.name}" if num_missing else "")
+             f"; {num_missing} items have no {suffix} vector of their own (see {mask.name})" if num_missing else "")
 
 
 def refuse_bad_rows(folder: DatasetFolder, suffix: str, vectors: np.ndarray, present: np.ndarray,
                     when: str = "") -> None:
-    """Raise DataError naming the raw ids of present items whose vector is not finite, or all zero."""
+    """Raise DataError, which names the raw ids, if the vector of a present item is not finite or all zero."""
     bad = present.copy()
     for part in slices(vectors):
         bad[part] &= ~np.isfinite(vectors[part]).all(axis=1) | ~vectors[part].any(axis=1)
     if bad.any():
         raise DataError(folder.embeddings(suffix),
                         f"no usable vector for {bad.sum()} items: not finite, or all zero{when}",
-                        named(load_items(folder)["raw_id"][bad]), "another model or transform, or look at those items")
+                        f"Items: {named(load_items(folder)['raw_id'][bad])}",
+                        "use another model or transform, or check these items")
 
 
 def transformed(vectors: np.ndarray, present: np.ndarray, transform: Transform) -> np.ndarray:
-    """float32 (N, D'): PCA (whitened), z-score, L2, fitted to the present items. Raises ConfigError."""
-    vectors = np.require(vectors, np.float32, ["C", "W"])  # a copy only of what cannot be changed in place
+    """Apply PCA (optionally whitened), z-score and L2 normalization, fitted to the present items: float32 (N, D').
+
+    The other items get the mean vector. Raises ConfigError if PCA cannot give as many dimensions as requested.
+    """
+    vectors = np.require(vectors, np.float32, ["C", "W"])  # copies only if the array cannot be changed in place
     if transform.pca is not None:
         if transform.pca > (most := min(vectors.shape[1], present.sum() - 1)):
-            raise ConfigError("--pca", f"asks for {transform.pca} dimensions",
-                              f"{present.sum()} items with {vectors.shape[1]} dimensions have at most {most}",
-                              "a smaller number")
+            raise ConfigError("--pca", f"must be at most {most}, got {transform.pca}",
+                              f"{present.sum()} items with {vectors.shape[1]} dimensions have only {most} components",
+                              "use a smaller number")
         vectors = _pca(vectors, present, transform.pca, transform.whiten)
     if transform.zscore:
         mean = mean_of(vectors, present)
         deviation = np.sqrt(mean_of(vectors, present, lambda rows: (rows - mean) ** 2))
-        scale = np.where(deviation > NOTHING * np.abs(mean), deviation, np.inf)  # else its values differ by rounding
+        scale = np.where(deviation > NOTHING * np.abs(mean), deviation, np.inf)  # else constant up to rounding
         for part in slices(vectors):
             vectors[part] = (vectors[part] - mean) / scale
     if transform.l2:
@@ -101,14 +109,17 @@ def transformed(vectors: np.ndarray, present: np.ndarray, transform: Transform) 
 
 
 def normalize_rows(vectors: np.ndarray) -> None:
-    """Give every row that is not zero length 1, in place."""
+    """Scale every row to length 1 in place; rows of zeros do not change."""
     for part in slices(vectors):
-        length = np.linalg.norm(vectors[part].astype(np.float64), axis=1, keepdims=True)  # squares may exceed a float32
+        length = np.linalg.norm(vectors[part].astype(np.float64), axis=1, keepdims=True)  # squares may overflow float32
         vectors[part] /= np.where(length > 0, length, 1)
 
 
 def _pca(vectors: np.ndarray, present: np.ndarray, num_dims: int, whiten: bool) -> np.ndarray:
-    """(N, num_dims) along the directions of largest variance; the sign makes each one's largest entry positive."""
+    """Project the vectors onto the directions of largest variance: (N, D) -> (N, num_dims).
+
+    The sign of each direction makes its largest entry positive.
+    """
     num_rows, dim = int(present.sum()), vectors.shape[1]
     mean, covariance = mean_of(vectors, present), np.zeros((dim, dim))
     for part in slices(vectors):
@@ -118,7 +129,7 @@ def _pca(vectors: np.ndarray, present: np.ndarray, num_dims: int, whiten: bool) 
     variance, directions = variance[::-1][:num_dims], directions[:, ::-1][:, :num_dims]
     directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(num_dims)])
     if whiten:
-        # The unbiased variance, as is usual here; a direction without any stays without any.
+        # Use the unbiased variance, as usual for whitening. Dimensions without variance become 0.
         deviation = np.sqrt(np.maximum(variance, 0) * num_rows / (num_rows - 1))
         directions = directions / np.where(deviation > NOTHING * deviation[0], deviation, np.inf)
     reduced = np.empty((len(vectors), num_dims), dtype=np.float32)
@@ -128,7 +139,7 @@ def _pca(vectors: np.ndarray, present: np.ndarray, num_dims: int, whiten: bool) 
 
 
 def mean_of(vectors: np.ndarray, present: np.ndarray, of=lambda rows: rows) -> np.ndarray:
-    """float64 (D,): the mean of the rows that are present, or of a function `of` them; 0 where there are none."""
+    """Return the mean of the present rows, or of the function `of` of them: float64 (D,), 0 if no row is present."""
     total = np.zeros(vectors.shape[1])
     for part in slices(vectors):
         total += of(vectors[part][present[part]]).sum(axis=0, dtype=np.float64)
@@ -136,5 +147,6 @@ def mean_of(vectors: np.ndarray, present: np.ndarray, of=lambda rows: rows) -> n
 
 
 def slices(vectors: np.ndarray, num_rows: int | None = None) -> Iterator[slice]:
+    """Yield slices that cover all rows, each with at most `num_rows` rows (default: ROWS)."""
     for start in range(0, len(vectors), num_rows or ROWS):
         yield slice(start, start + (num_rows or ROWS))

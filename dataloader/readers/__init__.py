@@ -1,1 +1,1 @@
-"""Raw files of any format as rows of DuckDB, and the rows that cannot be read, by file and line."""
+"""Readers of raw files: load a file into DuckDB, and report bad rows with file and line."""

@@ -1,4 +1,4 @@
-"""Rows that are no event or no item: found in the table, looked up in the raw file, named or set apart."""
+"""Find rows that are not valid events or items, look them up in the raw file, and report or skip them."""
 
 import itertools
 import json
@@ -16,39 +16,50 @@ from dataloader.workspace import Workspace
 log = logging.getLogger(__name__)
 
 MAX_BAD_SHARE = 0.01
-MAX_ID = 10_000  # bytes; one that is longer is no id, but what came of a fault in the file
-EXCERPT = 80
-AT_ONCE = 1000  # records that one query looks up
+MAX_ID = 10_000  # bytes; a longer id means that the file is broken
+EXCERPT = 80     # characters
+AT_ONCE = 1000   # records per query
 
 
-def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain: Callable[[dict], str], policy: str,
-              log_path: Path) -> int:
-    """Leave out the rows of `into` that are `bad` (SQL), and count them. Raises DataError by the policy."""
+def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain: Callable[[dict], tuple[str, str]],
+                  policy: str, log_path: Path) -> int:
+    """Delete the rows of `into` for which `bad` (SQL) holds, and return their number.
+
+    `explain(values)` returns what is wrong with the raw values of a row, and a flag that would make it valid or "".
+    With the policy "skip", the deleted rows are listed in `log_path`. Raises DataError about the first bad row if the
+    policy is "fail" or if more than MAX_BAD_SHARE of the rows are bad.
+    """
     num_bad, num_rows = work.value(f"SELECT count(*) FROM {into} WHERE {bad}"), work.count(into)
     if not num_bad:
         return 0
     with work.connection.cursor() as cursor:
         records = cursor.execute(f"SELECT rowid FROM {into} WHERE {bad} ORDER BY rowid")
-        rows = ((where, values if isinstance(values, str) else explain(values), text[:EXCERPT]) for where, values, text
+        rows = ((where, *((values, "") if isinstance(values, str) else explain(values)), text[:EXCERPT])
+                for where, values, text
                 in _rows_at(work, table, (record for record, in iter(records.fetchone, None))))
         if policy == "fail" or num_bad > MAX_BAD_SHARE * num_rows:
-            where, reason, excerpt = next(rows)
-            why, fix = "", "mend the line, or --bad_lines skip, which leaves out up to 1 % of the lines"
+            where, reason, flag, excerpt = next(rows)
+            limit, fix = "", "correct the line, or use --bad_lines skip if at most 1% of the lines are invalid"
             if policy == "skip":
-                why, fix = ", and more than 1 % is not left out", "mend the file"
+                limit, fix = ", but at most 1% can be skipped", "correct the file"
+            if flag and 2 * num_bad >= num_rows:  # the flag applies to all lines, so most must need it
+                fix = f"use {flag}, or {fix}"
             raise DataError(where, reason,
-                            f"it reads {excerpt!r}; {num_bad:,} of {num_rows:,} lines are like that{why}", fix)
+                            f"The line is {excerpt!r}; {num_bad:,} of {num_rows:,} lines are invalid{limit}", fix)
         with log_path.open("a", encoding="utf-8") as file:
-            for where, reason, excerpt in rows:
+            for where, reason, _flag, excerpt in rows:
                 file.write(json.dumps({"where": where, "reason": reason, "excerpt": excerpt}) + "\n")
-    log.warning("process: %d of %d lines of %s are left out; %s lists them", num_bad, num_rows, table.path.name,
+    log.warning("process: skipped %d of %d lines of %s; they are listed in %s", num_bad, num_rows, table.path.name,
                 log_path)
     work.run(f"DELETE FROM {into} WHERE {bad}")
     return num_bad
 
 
 def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterator[tuple[str, dict | str, str]]:
-    """Of the raw rows with these numbers where they are, their values by column (or why they have none), their text."""
+    """Yield the raw rows with these numbers (from 0, ascending) as (`file:line`, values, text).
+
+    `values` is a dict by column name, or the reason why the row cannot be parsed.
+    """
     if table.format == "csv":
         for line, values, text in select_rows(delimited.rows(table.path, table.layout), records):
             yield f"{table.origin}:{line}", values, text
@@ -66,46 +77,46 @@ def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterat
             try:
                 values = PARSERS[table.format](line)
             except NO_RECORD as error:
-                # An array of records is a frequent mistake: that its first line is no record says little.
-                array = "; a line must hold one record, and not an array" if line.lstrip()[:1] == b"[" else ""
+                # A frequent mistake is a JSON array of all records; the parser's message would not say so.
+                array = "; expected one record per line, not an array" if line.lstrip()[:1] == b"[" else ""
                 reason = f"{str(error)[:100] or type(error).__name__}{array}"
                 values = f"is not a {NAMES[table.format]} record ({reason})"
             yield f"{table.origin}:{number}", values, line.decode("utf-8", "replace").strip()
 
 
 def value_of(table: RawTable, values: dict, field: str) -> object:
-    """The raw value of one of our fields in a row, None where it has none."""
+    """Return the raw value of a field in a row, or None if it is missing or empty."""
     return next((values[c] for c in table.columns.get(field, ()) if values.get(c) not in (None, "")), None)
 
 
 def bad_id(column: str) -> str:
-    """SQL that holds for a raw id of no use."""
+    """Return an SQL condition that holds if a raw id is missing or too long."""
     return f"coalesce(strlen({column}), 0) NOT BETWEEN 1 AND {MAX_ID}"
 
 
 def id_fault(table: RawTable, values: dict, field: str) -> str:
-    """Why a row has no useful raw id, or nothing."""
+    """Return what is wrong with the raw id of a row, or "" if it is valid."""
     if value_of(table, values, field) is None:
         return missing_field(table, field)
     value = str(value_of(table, values, field))
     length = len(value.encode("utf-8", "surrogatepass"))
     if length > MAX_ID:
-        return f"has the {field} {value[:20]!r}… of {length:,} bytes; there may be {MAX_ID:,}"
-    return "" if encodable(value) else f"has the {field} {value[:40]!r}, which holds half a character"
+        return f"{field} must have at most {MAX_ID:,} bytes, got {length:,} bytes: {value[:20]!r}…"
+    return "" if encodable(value) else f"{field} must be valid Unicode, got {value[:40]!r}"
 
 
 def missing_field(table: RawTable, field: str) -> str:
-    return f"lacks the {field} ({' or '.join(table.columns.get(field, ('?',)))})"
+    return f"has no {field} ({' or '.join(table.columns.get(field, ('?',)))})"
 
 
 def number_fault(field: str, value: object, low: float, high: float, hint: str = "") -> str:
-    """Why a raw value is no number from `low` to `high`, or nothing."""
+    """Return why a raw value is not a number from `low` to `high`, or "" if it is one."""
     value = str(value)
     try:
         number = float(value)
     except ValueError:
-        return f"has the {field} {value[:40]!r}, which is no number"
+        return f"{field} must be a number, got {value[:40]!r}{hint}"
     if not math.isfinite(number):
-        return f"has the {field} {value[:40]}, which is not finite"
+        return f"{field} must be finite, got {value[:40]}"
     return "" if low <= number <= high else (
-        f"has the {field} {value[:40]}, which is not from {low:,.16g} to {high:,.16g}{hint}")
+        f"{field} must be from {low:,.16g} to {high:,.16g}, got {value[:40]}{hint}")

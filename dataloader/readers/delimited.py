@@ -1,4 +1,4 @@
-"""Files of delimited values (CSV, TSV and their kin): how DuckDB reads them, and how they are read row by row."""
+"""Read files of delimited values (CSV, TSV and similar), with DuckDB or row by row."""
 
 import csv
 import io
@@ -13,35 +13,35 @@ from common.tables import sql_path
 from dataloader.readers.lines import DAMAGED, MAX_LINE, damaged, encodable, open_binary
 from dataloader.workspace import text
 
-BUFFER = 2 * MAX_LINE  # what DuckDB reads at a time; else it would be sixteen times the limit of a line
-INSTEAD = "\x1f"       # the csv module takes delimiters of one character alone
+BUFFER = 2 * MAX_LINE  # bytes that DuckDB reads at once; its default is 16 times the maximum line length
+INSTEAD = "\x1f"       # replaces a longer delimiter, because the csv module accepts only a single character
 
 
 class Layout(NamedTuple):
-    """How the values of a file lie in it."""
+    """The delimiter, quote character and header of a file."""
 
     delimiter: str = ","
     quote: str = '"'
-    header: tuple[str, ...] | None = None  # names of the columns, where the file has none
-    typed: bool = False                    # the header's names carry their type behind a colon, as RecBole's do
+    header: tuple[str, ...] | None = None  # column names, if the file does not have a header
+    typed: bool = False                    # the header has types after a colon, as in RecBole: user_id:token
 
 
 def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
-    """The names of the columns. Raises DataError, which calls the file `origin`, if it does not begin with them."""
+    """Return the column names. Raises DataError if the first line has none; `origin` is the file name for messages."""
     if layout.header is not None:
         return list(layout.header)
     _line, names, line = next(_rows(path, layout), (1, [""], ""))
     start = line[:2].encode("utf-8", "surrogateescape")
     if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{origin or path}:1", "is UTF-16", f"it begins with {start!r}", "save the file as UTF-8")
+        raise DataError(f"{origin or path}:1", "is UTF-16", f"It begins with {start!r}", "save the file as UTF-8")
     fault = names if isinstance(names, str) else "" if any(map(str.strip, names)) else "is blank"
     if fault:
-        raise DataError(f"{origin or path}:1", fault, "the first line names the columns", "mend the line")
+        raise DataError(f"{origin or path}:1", fault, "The first line must hold the column names", "correct the line")
     return [name.split(":")[0] for name in names] if layout.typed else names
 
 
 def reader(path: Path, layout: Layout, columns: list[str]) -> str:
-    """SQL for the rows as DuckDB reads them, in columns `c0`, `c1`, …: names may be alike but for their case."""
+    """Return SQL for the rows in columns `c0`, `c1`, …, because DuckDB does not distinguish names by case."""
     listed = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(columns)))
     return (f"read_csv({sql_path(path)}, hive_partitioning = false, columns = {{{listed}}}, "
             f"header = {layout.header is None}, delim = {text(layout.delimiter)}, quote = {text(layout.quote)}, "
@@ -51,22 +51,25 @@ def reader(path: Path, layout: Layout, columns: list[str]) -> str:
 
 
 def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str, str]]:
-    """Of every row that is not blank the line where it begins, its values by column (or why it has none), its text."""
+    """Yield (line number, values, text) for every row that is not blank; the number is that of its first line.
+
+    `values` is a dict by column name, or the reason why the row is invalid.
+    """
     names = header(path, layout)
     for number, (line, values, whole) in enumerate(_rows(path, layout)):
-        blank = len(values) < 2 and not "".join(values).strip()  # a line of tabs alone is none
+        blank = len(values) < 2 and not "".join(values).strip()  # a line of delimiters is not blank
         if blank or (number == 0 and layout.header is None):
             continue
         if not isinstance(values, str):
             if len(values) == len(names) + 1 and not values[-1]:
-                values = values[:-1]  # a delimiter at the end of the line
+                values = values[:-1]  # the line ends with a delimiter
             values = dict(zip(names, values, strict=True)) if len(values) == len(names) else (
-                f"has {len(values)} fields, and the header {len(names)}")
+                f"must have {len(names)} fields, got {len(values)}")
         yield line, values, whole
 
 
 def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None:
-    """Write the rows as JSON lines with the columns `wanted`; what is no row becomes `{}`."""
+    """Write the rows as JSON lines with the columns `wanted`; an invalid row becomes `{}`."""
     with target.open("w", encoding="utf-8") as out:
         for _line, values, _text in rows(path, layout):
             kept = {} if isinstance(values, str) else {c: values[c] for c in wanted if values.get(c)}
@@ -74,11 +77,14 @@ def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None
 
 
 def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, str]]:
-    """Of every row, the header and blank ones too, the line where it begins, its values (or why none), and its text."""
-    csv.field_size_limit(MAX_LINE)  # of the whole process, as the csv module has it
+    """Yield (line number, values, text) for every row, including the header and blank rows.
+
+    `values` is a list, or the reason why the row is invalid.
+    """
+    csv.field_size_limit(MAX_LINE)  # a global setting of the csv module
     quoting = {"quotechar": layout.quote, "strict": True} if layout.quote else {"quoting": csv.QUOTE_NONE}
     delimiter = layout.delimiter if len(layout.delimiter) == 1 else INSTEAD
-    taken, back, number = [], deque(), 1  # the lines of this row; those that come before the file's next ones
+    taken, back, number = [], deque(), 1  # lines of this row; lines to read again before the file's next line
 
     def lines(file: io.TextIOWrapper) -> Iterator[str]:
         while line := back.popleft() if back else file.readline(MAX_LINE):
@@ -86,7 +92,7 @@ def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, st
             if len(line) >= MAX_LINE:
                 while (more := file.readline(MAX_LINE)) and not more.endswith(("\n", "\r")):
                     pass
-                raise csv.Error(f"it is longer than {MAX_LINE:,} characters")
+                raise csv.Error(f"the line is longer than {MAX_LINE:,} characters")
             yield line if delimiter == layout.delimiter else line.replace(layout.delimiter, delimiter)
 
     try:
@@ -97,8 +103,8 @@ def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, st
                 try:
                     values = next(parsed, None)
                 except csv.Error as error:
-                    values = f"is no row of values ({error})"
-                    back.extendleft(reversed(taken[1:]))  # a quote that nothing closes must not swallow other rows
+                    values = f"cannot be parsed ({error})"
+                    back.extendleft(reversed(taken[1:]))  # an unclosed quote must not swallow other rows
                     del taken[1:]
                     parsed = csv.reader(lines(file), delimiter=delimiter, **quoting)
                 if values is None:
@@ -106,10 +112,10 @@ def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, st
                 whole = "".join(taken).rstrip("\r\n")
                 if not whole.isascii() and not encodable(whole):
                     values = "is not UTF-8"
-                # DuckDB takes a quote behind a blank for one that opens a value, and the csv module does not.
+                # For DuckDB a quote after a space opens a quoted value; for the csv module it does not.
                 elif layout.quote and f" {layout.quote}" in whole and not isinstance(values, str) and any(
                         value[:1] == " " and value.lstrip(" ")[:1] == layout.quote for value in values):
-                    values = "has a blank before a quote"
+                    values = "has a space before a quote"
                 yield number, values, whole
                 number += len(taken)
                 taken.clear()

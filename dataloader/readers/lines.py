@@ -1,4 +1,4 @@
-"""Files of one record a line, in JSON or as Python literals, which are read without running them."""
+"""Read files with one record per line: JSON or Python literals. Literals are parsed, never executed."""
 
 import ast
 import gzip
@@ -21,20 +21,20 @@ from pathlib import Path
 from common.errors import DataError, ResourceError
 from common.progress import Progress
 
-MAX_LINE = 32 << 20      # bytes; a longer line is no record
-MAX_FIELD = 1_000_000    # characters of one text that are taken over; an item's whole text is cut far below that
-MAX_LITERAL = 1_000_000  # bytes that Python's own parser may get, which needs hundreds of bytes for each
-# What a line that is no record raises; the last two stand for one that is nested too deeply for its parser.
+MAX_LINE = 32 << 20      # bytes; a longer line is invalid
+MAX_FIELD = 1_000_000    # characters kept of one text; the final text of an item is much shorter
+MAX_LITERAL = 1_000_000  # bytes; Python's own parser needs hundreds of bytes of memory for each of them
+# Exceptions of the parsers for an invalid line. The last two mean that it is nested too deeply.
 NO_RECORD = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 
 STRING = rb"""('[^'\\]*+(?:\\.[^'\\]*+)*+'|"[^"\\]*+(?:\\.[^"\\]*+)*+")"""
-# Long runs of what needs no more than other quotes, strings that need more, and what is no literal.
+# Groups: text and strings in which only the quotes change; a string that needs more changes; an invalid character.
 RUNS = re.compile(rb"""((?:[^'"\\]++|'[^'"\\]*+')++)|""" + STRING + b"|(.)", re.DOTALL)
-# The same, with what lies between strings by itself.
+# The same, but the first group contains only the text between strings.
 BETWEEN = re.compile(rb"""([^'"\\]++)|""" + STRING + b"|(.)", re.DOTALL)
 WORD = re.compile(rb"\b(?:None|True|False)\b")
 JSON_WORDS = {b"None": b"null", b"True": b"true", b"False": b"false"}
-# Half a surrogate pair is left to Python's parser: JSON's would join two of them.
+# An escaped surrogate is left to Python's parser, because JSON's parser would merge two of them.
 ESCAPE = re.compile(rb"""\\(?:(['"\\bfnrt])|(u(?![dD][89a-fA-F])[0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))|["\\]""")
 
 
@@ -43,7 +43,7 @@ def parse_json(line: bytes) -> dict:
 
 
 def parse_python(line: bytes) -> dict:
-    """A dict as Python writes it. What JSON cannot say goes to Python's own parser for literals."""
+    """Parse a dict literal. It is converted to JSON if possible, and else parsed by `ast.literal_eval`."""
     text = _text(line).strip()
     try:
         return _mapping(json.loads(_text(python_as_json(line)), parse_constant=_refuse))
@@ -51,7 +51,7 @@ def parse_python(line: bytes) -> dict:
         if len(line) > MAX_LITERAL:
             raise
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes that Python does not know
+        warnings.simplefilter("ignore")  # about escapes that Python does not know
         return _mapping(ast.literal_eval(text))
 
 
@@ -61,22 +61,22 @@ NAMES = {"json": "JSON", "python": "Python"}
 
 def _text(line: bytes) -> str:
     if len(line) > MAX_LINE:
-        raise ValueError(f"it is longer than {MAX_LINE:,} bytes")
+        raise ValueError(f"the line is longer than {MAX_LINE:,} bytes")
     return line.decode("utf-8-sig")
 
 
 def _mapping(record: object) -> dict:
     if not isinstance(record, dict):
-        raise ValueError(f"it is a {type(record).__name__}, not a record")
+        raise ValueError(f"it is a {type(record).__name__}")
     return record
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no literal")
+    raise ValueError(f"{constant} is not a Python literal")
 
 
 def python_as_json(line: bytes) -> bytes:
-    """A Python literal as JSON, which is faster than parsing it. Raises ValueError for a broken string."""
+    """Convert a Python literal to JSON without parsing it, which is faster. Raises ValueError for a broken string."""
     has_words = b"None" in line or b"True" in line or b"False" in line
     if not has_words and b'"' not in line and b"\\" not in line:
         return line.replace(b"'", b'"')
@@ -100,12 +100,12 @@ def _json_escape(match: re.Match) -> bytes:
     if unicode or byte:
         return b"\\" + unicode if unicode else b"\\u00" + byte
     if match.group() == b"\\":
-        raise ValueError("an escape that JSON has not")
+        raise ValueError("an escape that JSON does not have")
     return b'\\"'
 
 
 def plain_json(record: dict, fields: list[str], ids: list[str]) -> bytes:
-    """A line of JSON with these fields; ids that no encoding can hold are left out. Raises NO_RECORD, as parsers do."""
+    """Return a line of JSON with these fields, without ids that are not valid Unicode. May raise NO_RECORD."""
     kept = {field: _plain(record[field]) for field in fields if record.get(field) is not None}
     for field in ids:
         if field in kept and not encodable(str(kept[field])):
@@ -114,7 +114,7 @@ def plain_json(record: dict, fields: list[str], ids: list[str]) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """Strings no longer than MAX_FIELD, numbers, and lists and records of them."""
+    """Return the value as strings (at most MAX_FIELD characters), numbers, and lists and dicts of these."""
     if isinstance(value, str):
         return value[:MAX_FIELD]
     if isinstance(value, list | tuple):
@@ -132,8 +132,8 @@ def encodable(value: str) -> bool:
     return True
 
 
-NUM_FIRST = 100  # lines that are looked at to tell the format
-BLOCK = 4 << 20  # bytes of lines that are parsed at a time
+NUM_FIRST = 100  # lines read to detect the format
+BLOCK = 4 << 20  # bytes of lines parsed at a time
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -142,7 +142,7 @@ def open_binary(path: Path):
 
 
 def select_rows(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple]:
-    """The rows with these numbers (from 0, ascending)."""
+    """Yield the rows with these numbers (from 0, ascending)."""
     passed = 0
     for number in numbers:
         yield next(islice(rows, number - passed, None))
@@ -150,7 +150,7 @@ def select_rows(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """`(number, line)` of every line that is not blank. Raises DataError where the file is damaged."""
+    """Yield (number, line) for every line that is not blank; numbers count from 1. Raises DataError if damaged."""
     number = 0
     for block in _blocks(path):
         for line in block.removesuffix(b"\n").split(b"\n"):
@@ -160,9 +160,12 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def first_format(path: Path) -> str | None:
-    """`json` or `python`, by the first line that is a record; empty if none is; None for an empty or damaged file."""
+    """Return "json" or "python", the format of the first valid record among the first lines of a file.
+
+    Return "" if no line is valid, and None if the file is empty or damaged.
+    """
     found = None
-    with suppress(OSError, DataError):  # the reader will say what is wrong with the file
+    with suppress(OSError, DataError):  # the reader will report the problem
         for _number, line in islice(numbered_lines(path), NUM_FIRST):
             found = ""
             for name, parse in PARSERS.items():
@@ -172,16 +175,19 @@ def first_format(path: Path) -> str | None:
     return found
 
 
-def rewrite(path: Path, target: Path, lines: str) -> None:
-    """Write the lines that are not blank, unpacked, as JSON; one that is too long or has no JSON form becomes `{}`."""
+def rewrite(path: Path, target: Path, format_: str) -> None:
+    """Write the lines that are not blank, decompressed and as JSON. `format_` is "json" or "python".
+
+    A line that is too long or cannot be converted becomes `{}`.
+    """
     size = path.stat().st_size
     with target.open("wb") as out, Progress(f"read {path.name}", size, "B") as progress:
-        for block in _in_processes(size, ((block, lines) for block in _blocks(path, progress))):
+        for block in _in_processes(size, ((block, format_) for block in _blocks(path, progress))):
             out.write(block)
 
 
 def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
-    """Whole lines, some megabytes at a time. Of one far longer than a record may be, most is left out."""
+    """Yield blocks of whole lines, some megabytes each. Most of a line far longer than MAX_LINE is dropped."""
     rest = b""
     try:
         with path.open("rb") as raw:
@@ -202,17 +208,19 @@ def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
 
 
 def damaged(path: Path, error: BaseException) -> DataError:
-    """How far a file can be read is found in small steps: a large one that fails says nothing of what was good."""
+    """Return an error that names the first line that cannot be read."""
     num_lines = 0
+    # Read small blocks: a read that fails does not return the valid bytes before the damage.
     with suppress(*DAMAGED), open_binary(path) as file:
         while some := file.read1(4096):
             num_lines += some.count(b"\n")
-    return DataError(f"{path}:{num_lines + 1}", "the file is damaged from here on",
-                     f"{num_lines} lines could be read; {error or type(error).__name__}", "fetch it again (--force)")
+    return DataError(f"{path}:{num_lines + 1}", "the file is damaged from this line on",
+                     f"{num_lines} lines can be read; {error or type(error).__name__}",
+                     "replace the file, or download it again with --force")
 
 
 def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
-    """`_rewrite_block` of every task, in order; only a few are in memory at a time."""
+    """Yield the result of `_rewrite_block` for every task, in order, with only a few blocks in memory at a time."""
     num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if size < BLOCK or num_workers == 1:
         yield from (_rewrite_block(*task) for task in tasks)
@@ -227,24 +235,24 @@ def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise ResourceError("memory", "a process that parses lines was killed", "most likely there was not enough",
-                            "close other programs, or take a larger machine") from error
+        raise ResourceError("memory", "a worker process was killed", "Most likely the memory was full",
+                            "close other programs, or use a machine with more memory") from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _follow_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end with it, also if it is killed."""
+    """In a worker, leave Ctrl-C to the parent process, and exit when the parent ends, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()
 
 
-def _rewrite_block(block: bytes, lines: str) -> bytes:
+def _rewrite_block(block: bytes, format_: str) -> bytes:
     written = []
     for line in filter(bytes.strip, block.split(b"\n")):
         try:
-            written.append(b"{}" if len(line) > MAX_LINE else python_as_json(line) if lines == "python" else line)
+            written.append(b"{}" if len(line) > MAX_LINE else python_as_json(line) if format_ == "python" else line)
         except ValueError:
             written.append(b"{}")
     return b"\n".join([*written, b""])

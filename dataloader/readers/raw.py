@@ -1,4 +1,4 @@
-"""Raw tables of any format, and how DuckDB reads them."""
+"""Load raw files of any format into DuckDB tables."""
 
 import itertools
 import logging
@@ -18,21 +18,22 @@ from dataloader.workspace import FULL_DISK, Workspace, name, text
 log = logging.getLogger(__name__)
 
 LATEST = 4_102_444_800  # seconds; the year 2100
-UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "date": 1_000_000}  # a second, in what the table `events` counts
-LONG_LINE = 16 << 20     # bytes; DuckDB takes memory for several of the longest
-NUM_FIRST = 1000  # records of JSON that are asked which columns there are: one may lack what others have
-# What DuckDB raises for a file that it cannot read; IOException also stands for a full disk.
+# For each --time_unit, the units per second in the table `events`, which stores dates in microseconds.
+UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "date": 1_000_000}
+LONG_LINE = 16 << 20  # bytes; DuckDB allocates memory for several lines of the maximum length
+NUM_FIRST = 1000      # JSON records that are searched for column names, because one record may lack some
+# Exceptions of DuckDB for a file that it cannot read; IOException may also mean a full disk.
 UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException)
 
 
 class RawTable(NamedTuple):
-    """One raw file, and which of its columns are which of our fields."""
+    """One raw file, and the columns that contain each field."""
 
     path: Path
-    format: str                        # json or python (literals), one a line; csv; parquet
-    columns: dict[str, list[str]]      # our field -> its columns, of which the first that has a value counts
-    source: str = ""                   # for messages, where `path` was taken out of something
-    layout: Layout = Layout()          # of csv
+    format: str                        # "json" or "python" (literals), one record per line; "csv"; "parquet"
+    columns: dict[str, list[str]]      # field -> its columns; the first column with a value is used
+    source: str = ""                   # name for messages, if `path` was extracted from an archive
+    layout: Layout = Layout()          # only for "csv"
 
     @property
     def origin(self) -> str:
@@ -43,11 +44,12 @@ class RawTable(NamedTuple):
 
 
 def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str]) -> None:
-    """Create the table `into` by a query over `{rows}`: the raw rows in their order, one column for each of our fields.
+    """Create the table `into` from a query with the placeholder `{rows}` for the raw rows, in file order.
 
-    `types` gives each field VARCHAR, DOUBLE (which the query must be ready to get as text), or JSON where it may be a
-    list; where a row has none, or cannot be read, it is NULL. DuckDB reads the file, which is fast; one that it cannot
-    read is first written anew line by line. Raises DataError if the file is damaged.
+    The raw rows have one column per field, NULL if the value is missing or unreadable. `types` gives the type of each
+    field: VARCHAR; DOUBLE, which the query may also get as text; or JSON if the field may be a list. DuckDB reads the
+    file itself, which is fast; if it cannot, the file is first rewritten line by line. Raises DataError if the file is
+    damaged.
     """
     if direct := _rows_in_place(work, table, types):
         try:
@@ -58,7 +60,7 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
             if any(words in reason for words in FULL_DISK):
                 raise
             if table.format == "parquet":
-                raise DataError(table.origin, "cannot be read as parquet", reason[:300], "correct the file") from error
+                raise DataError(table.origin, "cannot be read as Parquet", reason[:300], "replace the file") from error
             log.info("process: reading %s line by line: %s", table.path.name, reason[:120])
     rewritten = work.folder / "rewritten.jsonl"
     if table.format == "csv":
@@ -74,10 +76,10 @@ def _create(work: Workspace, into: str, query: str, rows: str) -> None:
 
 
 def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str) -> None:
-    """Read again the rows of lines for which `unread` (SQL) holds, by parsers that take more than DuckDB's.
+    """Read the rows for which `unread` (SQL) holds again with Python's parsers, which accept more than DuckDB's.
 
-    Such as a byte order mark, half a pair of surrogates (which becomes `?`), or literals that JSON has not. What they
-    cannot read either stays as it is. `query` and `types` are those of `load`.
+    Examples are a byte order mark, half of a surrogate pair (it becomes `?`), and literals that do not exist in JSON.
+    Rows that Python cannot parse either do not change. `query` and `types` are those of `load`.
     """
     if table.format not in PARSERS or not work.value(f"SELECT count(*) FROM {into} WHERE {unread}"):
         return
@@ -93,26 +95,26 @@ def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[
                 out.write(b"{}\n")
     _create(work, "again", query, _rows_of_json(table, again, types))
     columns = [name(row[0]) for row in work.run(f"DESCRIBE {into}")]
-    work.run(f"""UPDATE {into} SET {', '.join(f'{column} = mended.{column}' for column in columns)}
-        FROM (SELECT unread.record, again.* FROM unread JOIN again ON unread.rowid = again.rowid) mended
-        WHERE {into}.rowid = mended.record""")
-    for done in ("unread", "again"):
-        work.run(f"DROP TABLE {done}")
+    work.run(f"""UPDATE {into} SET {', '.join(f'{column} = repaired.{column}' for column in columns)}
+        FROM (SELECT unread.record, again.* FROM unread JOIN again ON unread.rowid = again.rowid) repaired
+        WHERE {into}.rowid = repaired.record""")
+    for temporary in ("unread", "again"):
+        work.run(f"DROP TABLE {temporary}")
     again.unlink()
 
 
 def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> str:
-    """SQL for the rows of the raw file itself, or nothing where DuckDB cannot read such files."""
+    """Return SQL that reads the raw file itself, or "" if DuckDB cannot read such a file."""
     if table.format == "json":
         return _rows_of_json(table, table.path, types, LONG_LINE)
-    there = [] if table.format == "python" else existing_columns(work, table)
-    # In a file of one column a blank line may or may not be a row to DuckDB.
-    if not there or (table.format == "csv" and len(there) == 1):
+    columns = [] if table.format == "python" else existing_columns(work, table)
+    # In a file with one column, DuckDB may or may not read a blank line as a row.
+    if not columns or (table.format == "csv" and len(columns) == 1):
         return ""
-    there = {column: f"c{place}" if table.format == "csv" else name(column) for place, column in enumerate(there)}
+    sql_names = {column: f"c{place}" if table.format == "csv" else name(column) for place, column in enumerate(columns)}
     select = []
     for field, kind in types.items():
-        found = [there[c] for c in table.columns.get(field, ()) if c in there]
+        found = [sql_names[c] for c in table.columns.get(field, ()) if c in sql_names]
         values = [f"to_json({c})" if kind == "JSON" else f"{c}::VARCHAR" for c in found]
         select.append(f"{_first(values, kind)} AS {name(field)}")
     return f"SELECT {', '.join(select)} FROM {reader(table)}"
@@ -124,35 +126,35 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
         for column in table.columns.get(field, ()):
             kinds[column] = kind if kinds.get(column, kind) == kind else "JSON"
     if alike := [c for c in kinds if sum(c.lower() == other.lower() for other in kinds) > 1]:
-        raise ConfigError(f"columns {' and '.join(alike)}", "differ by their case alone", "in JSON they cannot be told "
-                          "apart", "rename one in the file")
+        raise ConfigError(f"columns {' and '.join(alike)}", "differ only in case", "DuckDB cannot distinguish such "
+                          "columns in a JSON file", "rename one of them in the file")
     listed = ", ".join(f"{name(column)}: '{kind}'" for column, kind in kinds.items())
     select = []
     for field, kind in types.items():
         values = [name(c) if kinds[c] == kind else f"({name(c)} ->> '$')" for c in table.columns.get(field, ())]
         select.append(f"{_first(values, kind)} AS {name(field)}")
-    # With `ignore_errors` a line that is no record is not left out: it becomes a row of NULL.
+    # With `ignore_errors`, DuckDB does not skip an invalid line but makes a row of NULLs.
     return (f"SELECT {', '.join(select)} FROM read_json({sql_path(path)}, format = 'newline_delimited', "
             f"hive_partitioning = false, records = true, columns = {{{listed}}}, ignore_errors = true, "
             f"maximum_object_size = {longest}, compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
 
 
 def _first(values: list[str], kind: str) -> str:
-    """SQL for the first of these that is there. Of lists, one that is empty is as good as none."""
+    """Return SQL for the first of these values that is not NULL; an empty list counts as NULL."""
     if kind == "JSON" and len(values) > 1:
         values = [f"CASE WHEN {value}::VARCHAR NOT IN ('[]', '\"\"') THEN {value} END" for value in values]
     return f"coalesce({', '.join(values)})" if values else f"NULL::{kind}"
 
 
 def reader(table: RawTable) -> str:
-    """SQL for the rows of a file of columns."""
+    """Return SQL for the rows of a Parquet or CSV file."""
     if table.format == "parquet":
         return parquet_rows(table.path, "binary_as_string = true", "file_row_number = true")
     return delimited.reader(table.path, table.layout, delimited.header(table.path, table.layout, table.origin))
 
 
 def existing_columns(work: Workspace, table: RawTable) -> list[str]:
-    """The columns of a file, by the names that they can be called by; of JSON, those of its first records."""
+    """Return the column names of a file; for JSON, those of its first NUM_FIRST records."""
     if table.format == "csv":
         return delimited.header(table.path, table.layout, table.origin)
     if table.format == "parquet":
@@ -165,7 +167,7 @@ def existing_columns(work: Workspace, table: RawTable) -> list[str]:
 
 
 def type_of(work: Workspace, table: RawTable, field: str) -> str:
-    """The type of a field's column in a file that has types, else VARCHAR."""
+    """Return the type of a field's column in a Parquet file; VARCHAR for other files and missing columns."""
     types = _parquet_types(work, table) if table.format == "parquet" else {}
     return next((types[column] for column in table.columns.get(field, ()) if column in types), "VARCHAR")
 
@@ -174,8 +176,8 @@ def _parquet_types(work: Workspace, table: RawTable) -> dict[str, str]:
     try:
         rows = work.run(f"DESCRIBE SELECT * EXCLUDE (file_row_number) FROM {reader(table)}")
     except UNREADABLE as error:
-        raise DataError(table.origin, "cannot be read as parquet", _one_line(error)[:300],
-                        "correct the file, or its name's ending") from error
+        raise DataError(table.origin, "cannot be read as Parquet", _one_line(error)[:300],
+                        "replace the file, or correct its file extension") from error
     return {row[0]: row[1] for row in rows}
 
 

@@ -1,7 +1,7 @@
-"""Where raw files are from: one module a family, each with a YAML in configs/ for every layout of its files.
+"""Sources of raw files: one module per family, with one YAML in configs/ per source of the family.
 
-A family offers `raw_paths(options)`, the files it reads, and `raw_tables(options, paths, work)`, which says of the
-interactions, and of the items where there are any, how they are read (`readers.raw.RawTable`).
+A family module has `raw_paths(options)`, which returns the files to read, and `raw_tables(options, paths, work)`, which
+returns a `readers.raw.RawTable` for the interactions, and one for the items if there are any.
 """
 
 import importlib
@@ -9,11 +9,11 @@ from types import ModuleType
 
 from common.errors import DataError
 from dataloader.options import ProcessOptions, source_configs
-from dataloader.readers.lines import PARSERS
+from dataloader.readers.lines import NAMES, PARSERS
 from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.workspace import Workspace
 
-# The fields by which a file is known; not every record has the others.
+# The fields that identify the source of a file. Other fields may be missing in some records.
 KNOWN_BY = {"interactions": ("user", "item", "time", "rating"), "items": ("item", "title")}
 NUM_LISTED = 20
 
@@ -24,31 +24,33 @@ def family(options: ProcessOptions) -> ModuleType:
 
 def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str, absent: list[str],
                         optional: bool = False) -> None:
-    """Raise DataError if fields that no row has are those of another source, or have no columns at all.
+    """Raise DataError if the file does not have the columns of the fields `absent`, which have no value in any row.
 
-    `part` is interactions or items. A file that has the columns, with useless values, is let through; and where the
-    fields are `optional`, one that is of no other source.
+    `part` is "interactions" or "items". The fix names the sources that match the file. If the fields are `optional`, a
+    file that matches no other source raises nothing.
     """
     found = existing_columns(work, table)
     if all(set(table.columns[field]) & set(found) for field in absent):
         return
-    others = []  # the sources of which the file may be: it has there all that a file is known by, and what was missed
+    others = []  # the sources that match the file: it has their identifying columns and those of the absent fields
+    # If no record can be parsed in the format of `source`, another source matches by its format and its column of ids.
+    fields = {*KNOWN_BY[part], *absent} if found else {"item"}
     for name, config in source_configs().items():
         if name not in (source, "local") and "files" in config.get(part, {}):
             lines = config["item_lines"] if part == "items" else "json"
             in_its_format = table._replace(format=lines if table.format in PARSERS else table.format)
-            there, columns = set(existing_columns(work, in_its_format)), config[part]["columns"]
-            known_by = (columns.get(field, []) for field in {*KNOWN_BY[part], *absent})
-            if all(there.intersection([names] if isinstance(names, str) else names) for names in known_by):
+            available, columns = set(existing_columns(work, in_its_format)), config[part]["columns"]
+            known_by = (columns.get(field, []) for field in fields)
+            if all(available.intersection([names] if isinstance(names, str) else names) for names in known_by):
                 others.append(name)
     if not others and (optional or not found):
-        return  # where no record can be read, what is wrong with the first line says more
+        return  # if no record can be parsed, the error about the first line is more helpful
     needed = ", ".join(" or ".join(columns) for columns in table.columns.values())
-    shown = ", ".join(found[:NUM_LISTED]) or f"no record of {table.format}"
-    fix = f"--source local --{part} {table.path}, with --<field>_column NAME for columns of other names"
+    what = f"has no column for {' and '.join(absent)}" if found else f"has no {NAMES[table.format]} records"
+    fix = f"use --source local --{part} {table.path}, and --<field>_column NAME for columns with other names"
     if table.source:
-        fix = "fetch the archive again (--force)"
+        fix = "download the archive again with --force"
     elif others:
-        fix = f"--source {' or '.join(others)}" + (
-            f" --raw_dir {table.path.parent} in place of --{part}" if source == "local" else "")
-    raise DataError(table.origin, f"has no {' and no '.join(absent)}", f"needed: {needed}; found: {shown}", fix)
+        fix = f"use --source {' or '.join(others)}" + (
+            f" --raw_dir {table.path.parent} instead of --{part}" if source == "local" else "")
+    raise DataError(table.origin, what, f"Expected: {needed}; found: {', '.join(found[:NUM_LISTED]) or 'none'}", fix)

@@ -1,4 +1,4 @@
-"""Amazon product reviews of 2014, 2018 and 2023: gzipped lines, whose fields the YAML of the year names."""
+"""Amazon product reviews of 2014, 2018 and 2023: gzipped files, one record per line; see the YAML of each year."""
 
 from pathlib import Path
 
@@ -9,20 +9,20 @@ from dataloader.workspace import Workspace
 
 
 def raw_paths(options: ProcessOptions) -> list[Path]:
-    """The review file, and the metadata file if there is one (a folder of one's own may lack it)."""
+    """Return the review file, and the metadata file if it exists; it is optional in --raw_dir."""
     dataset, fix = options.folder.name, f"bash dataloader/0_download_dataset.sh --dataset {options.folder.name} --force"
     reviews, metadata = ([options.raw / name.format(dataset=dataset) for name in options.config[part]["files"]]
                          for part in ("interactions", "items"))
     found, items = (next((path for path in paths if path.exists()), None) for paths in (reviews, metadata))
     if found is None:
-        raise DataError(options.raw, "has no review file", "looked for " + ", ".join(p.name for p in reviews), fix)
+        raise DataError(options.raw, "has no review file", "Looked for " + ", ".join(p.name for p in reviews), fix)
     if items is None and options.downloads:
-        raise DataError(metadata[0], "not there", "the items' texts are in it", fix)
+        raise DataError(metadata[0], "not found", "The file contains the item texts", fix)
     return [found] if items is None else [found, items]
 
 
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
-    """Interactions, and items if there is a file of them."""
+    """Return the table of interactions, and that of items if there is a metadata file."""
     formats = ("json", options.config["item_lines"])
     columns = ({field: names if isinstance(names, list) else [names]
                 for field, names in options.config[part]["columns"].items()} for part in ("interactions", "items"))

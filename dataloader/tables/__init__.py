@@ -1,1 +1,1 @@
-"""Events and items on their way from the raw files to the published tables, in DuckDB."""
+"""Tables of events and items in DuckDB, from the raw files to the published tables."""

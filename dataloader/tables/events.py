@@ -1,35 +1,35 @@
-"""Raw interactions of any format become events, with integers for users and items; what is no event is named."""
+"""Convert raw interactions to events with integer keys of users and items, and report invalid rows."""
 
 from pathlib import Path
 
 from common.errors import DataError
-from dataloader.options import ProcessOptions
+from dataloader.options import ProcessOptions, timestamp_of
 from dataloader.readers.bad_rows import bad_id, drop_bad_rows, id_fault, missing_field, number_fault, value_of
 from dataloader.readers.raw import LATEST, UNITS, RawTable, load, repair, type_of
 from dataloader.sources import refuse_other_source
 from dataloader.workspace import Workspace
 
 FIELDS = ("user", "item", "time", "rating")
-EARLIEST = 100_000_000  # seconds; 1973. A set whose times are all below it counts in another unit
-IMPLICIT_RATING = "1"   # of an event that has none, where its source has no ratings
+EARLIEST = 100_000_000  # seconds (1973); if all times are earlier, the unit must be wrong
+IMPLICIT_RATING = "1"   # the rating of all events of a file without ratings
 
 
 def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_lines: Path) -> int:
-    """Fill `events (raw_user, raw_item, time, rating)` in the file's order, `time` in the unit of the options.
+    """Create `events (raw_user, raw_item, time, rating)` in file order, with `time` in the unit of the options.
 
-    A column of a time type needs no unit. Returns how many lines were left out. Raises DataError naming file and line
-    of what is no event.
+    A Parquet column with a time type is converted to that unit. Returns the number of skipped lines. Raises DataError
+    with file and line of an invalid event.
     """
     unit = options.processing.time_unit
     dates = unit == "date" or type_of(work, table, "time").startswith(("DATE", "TIMESTAMP"))
-    # A whole number of its unit, NULL where it is none. Without its zone, a cast would pass over an offset from UTC.
+    # Whole units; an invalid time becomes NULL. A cast to a type without a time zone would ignore an offset from UTC.
     time = (f"""epoch_us(try_cast("time" AS TIMESTAMPTZ)) // {UNITS['us'] // UNITS[unit]}""" if dates else
             'try_cast(floor(try_cast("time" AS DOUBLE)) AS BIGINT)')
     query = f"""SELECT "user" AS raw_user, item AS raw_item, {time} AS "time",
                        try_cast({'rating' if table.columns.get('rating') else IMPLICIT_RATING} AS DOUBLE) AS rating
                 FROM {{rows}}"""
     types = {"user": "VARCHAR", "item": "VARCHAR", "time": "VARCHAR" if dates else "DOUBLE", "rating": "DOUBLE"}
-    work.run("SET TimeZone = 'UTC'")  # what dates without a zone are in; else the machine's
+    work.run("SET TimeZone = 'UTC'")  # for dates without a time zone; the default is the machine's zone
     load(work, table, "events", query, types)
     [counts] = work.run('SELECT count(*), count(raw_user), count(raw_item), count("time"), count(rating) FROM events')
     if absent := [field for field, count in zip(FIELDS, counts[1:], strict=True) if counts[0] and not count]:
@@ -40,19 +40,20 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
               OR "time" NOT BETWEEN 0 AND {LATEST * UNITS[unit]} OR NOT isfinite(rating)
               OR rating NOT BETWEEN {low} AND {high}"""
     num_bad = drop_bad_rows(work, table, "events", bad, lambda values: _fault(
-        table, values, None if dates else unit, low, high), options.processing.bad_lines, bad_lines)
+        table, values, "date" if dates else unit, low, high), options.processing.bad_lines, bad_lines)
     newest = work.value('SELECT coalesce(max("time"), 0) FROM events')
     if unit in ("ms", "us") and 0 < newest < EARLIEST * UNITS[unit]:
-        raise DataError(table.origin, f"its newest time is {newest}", f"in {unit} that is 1973 or before",
-                        (_hint(newest, unit) or "; another --time_unit, if it counts that")[2:])
+        flag = _fitting_flag(newest, unit)
+        raise DataError(table.origin, f"the newest time is {newest}", f"In the unit {unit} this is in 1973 or earlier",
+                        f"use {flag}" if flag else "correct the times or --time_unit")
     return num_bad
 
 
 def make_keys(work: Workspace) -> None:
-    """Make `kept (user_key, item_key, time, rating, line)` and `user_keys`, `item_keys (raw, key)` from `events`.
+    """Create `kept (user_key, item_key, time, rating, line)` from `events`, and `user_keys` and `item_keys (raw, key)`.
 
-    A row's id in `events` is its line in the input. A user's or an item's key is the first line that names it, so that
-    everything after is done on integers.
+    `line` is the row id in `events`. The key of a user or item is the first line in which it occurs, so that all later
+    steps work on integers.
     """
     for side in ("user", "item"):
         work.run(f"""CREATE TABLE {side}_keys AS
@@ -63,27 +64,33 @@ def make_keys(work: Workspace) -> None:
     work.run("DROP TABLE events")
 
 
-def _fault(table: RawTable, values: dict, unit: str | None, low: float, high: float) -> str:
-    """What is wrong with a row's raw values; `unit` is None for dates."""
+def _fault(table: RawTable, values: dict, unit: str, low: float, high: float) -> tuple[str, str]:
+    """Return what is wrong with the raw values of a row, and the --time_unit flag that would make it valid or ""."""
     if fault := id_fault(table, values, "user") or id_fault(table, values, "item"):
-        return fault
+        return fault, ""
     time, rating = (value_of(table, values, field) for field in ("time", "rating"))
     if time is None:
-        return missing_field(table, "time")
-    fault = number_fault("time", time, 0, LATEST * UNITS[unit], _hint(time, unit)) if unit else ""
-    if not fault and rating is not None:
+        return missing_field(table, "time"), ""
+    flag = _fitting_flag(time, unit)
+    hint = f" (valid with {flag})" if flag else ""
+    if unit != "date" and (fault := number_fault("time", time, 0, LATEST * UNITS[unit], hint)):
+        return fault, flag
+    if rating is not None:
         fault = number_fault("rating", rating, low, high)
-    elif not fault and table.columns.get("rating"):
+    elif table.columns.get("rating"):
         fault = missing_field(table, "rating")
-    no_date = f"has the time {str(time)[:40]!r}, which is no date (ISO 8601) from 1970 to 2100"
-    return fault or ("is no event" if unit else no_date)
+    if fault or unit != "date":
+        return fault or "is not a valid event", ""
+    return f"time must be an ISO 8601 date from 1970 to 2100, got {str(time)[:40]!r}{hint}", flag
 
 
-def _hint(value: object, unit: str) -> str:
-    """The unit in which a time that is none would be of our days."""
+def _fitting_flag(value: object, unit: str) -> str:
+    """Return the flag of another --time_unit in which the value is a plausible time, or "" if there is none."""
     try:
         time = float(str(value))
     except ValueError:
-        return ""
-    fits = [other for other in ("s", "ms", "us") if EARLIEST * UNITS[other] <= time <= LATEST * UNITS[other]]
-    return "".join(f"; --time_unit {other}, if that is what it counts" for other in fits if other != unit)
+        timestamp = timestamp_of(str(value))
+        fits = ["date"] if timestamp is not None and 0 <= timestamp <= LATEST else []
+    else:
+        fits = [other for other in ("s", "ms", "us") if EARLIEST * UNITS[other] <= time <= LATEST * UNITS[other]]
+    return "".join(f"--time_unit {other}" for other in fits if other != unit)

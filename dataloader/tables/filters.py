@@ -1,4 +1,4 @@
-"""Which events stay: rating threshold, duplicates, k-core; and the numbers that users and items get at the end."""
+"""Filter events by rating, duplicates and k-core, and number the remaining users and items."""
 
 from itertools import pairwise
 
@@ -7,12 +7,12 @@ from dataloader.workspace import Workspace
 
 
 class Report:
-    """What each filter has left, in the order in which they ran."""
+    """The number of interactions left by each filter, in the order in which the filters ran."""
 
     def __init__(self, work: Workspace):
         self.work = work
         self.steps = [{"step": "read", "interactions": work.count("kept")}]
-        self.flags: list[str] = []  # of the filters that removed something
+        self.flags: list[str] = []  # flags of the filters that removed events
 
     def add(self, step: str, *flags: str) -> None:
         left = self.work.count("kept")
@@ -24,12 +24,12 @@ class Report:
         return filter_lines(self.steps)
 
     def how_to_keep_more(self) -> str:
-        """For errors: what removed the events."""
-        return f"relax {' or '.join(self.flags)}" if self.flags else "a file with more interactions"
+        """Return the fix for an error about too few events: the flags of the filters that removed events."""
+        return f"relax {' or '.join(self.flags)}" if self.flags else "use a file with more interactions"
 
 
 def filter_lines(steps: list[dict]) -> list[str]:
-    """What each filter removed and left."""
+    """Return one line per filter with the number of interactions that it removed and left."""
     first, left = steps[0], [step["interactions"] for step in steps]
     return [f"{left[0]:,} interactions {first['step']}",
             *(f"{before - after:,} removed by {step['step']}, {after:,} left"
@@ -37,12 +37,12 @@ def filter_lines(steps: list[dict]) -> list[str]:
 
 
 def apply_filters(work: Workspace, processing: Processing, report: Report) -> None:
-    """Rating threshold, then duplicates, then the k-core."""
+    """Apply the rating threshold, then remove duplicates, then compute the k-core."""
     if processing.min_rating is not None:
         work.run("DELETE FROM kept WHERE rating < ?::FLOAT", processing.min_rating)
         report.add(f"--min_rating {processing.min_rating:g}", "--min_rating")
     if processing.duplicates != "keep":
-        # Of equal events the first line stays (exact); of a user's events with an item the earliest (user_item).
+        # exact: keep the first line of equal events; user_item: keep the earliest event of a user with an item.
         key, first = {"exact": ('user_key, item_key, "time"', "min(line)"),
                       "user_item": ("user_key, item_key", 'arg_min(line, ("time", line))')}[processing.duplicates]
         work.run(f"DELETE FROM kept WHERE line NOT IN (SELECT {first} FROM kept GROUP BY {key})")
@@ -51,7 +51,7 @@ def apply_filters(work: Workspace, processing: Processing, report: Report) -> No
 
 
 def drop_items_without_text(work: Workspace, report: Report) -> None:
-    """Drop the events of items whose text is empty, or of which there is no record."""
+    """Drop the events of items that have an empty text or no record."""
     work.run("""CREATE TABLE without_text AS
         SELECT key FROM item_keys WHERE raw NOT IN (SELECT raw_id FROM described WHERE "text" <> '')""")
     num_items = work.count("without_text")
@@ -60,7 +60,7 @@ def drop_items_without_text(work: Workspace, report: Report) -> None:
 
 
 def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> None:
-    """Drop users and items with too few events until none is left; 0 and 1 switch a side off."""
+    """Drop users and items with too few events until all have enough; a minimum of 0 or 1 has no effect."""
     minima = {"user": min_user, "item": min_item}
     for side in minima:
         work.run(f"""CREATE OR REPLACE TABLE {side}_counts AS
@@ -80,17 +80,19 @@ def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> Non
                 work.run(f"""UPDATE {other}_counts SET n = {other}_counts.n - lost.n
                     FROM lost WHERE {other}_counts.key = lost.key""")
     if sides:
-        report.add(f"the {min_user}/{min_item}-core", *(f"--min_{side}_interactions" for side, _other in sides))
+        flags = (f"--min_{side}_interactions" for side, _other in sides)
+        report.add(f"the {min_user}/{min_item}-core (user/item)", *flags)
 
 
 def number(work: Workspace, unit: int) -> None:
-    """Make `users`, `items (id, raw_id)` and `numbered ("user", item, "timestamp", rating, place, length)`.
+    """Create `users`, `items (id, raw_id, num_events)`, `numbered ("user", item, "timestamp", rating, place, length)`.
 
-    Integers from 0 by the first line that is left of each; events sorted by user, then time, then line, with `place`
-    counting a user's events from 0. `unit` is a second in the raw times; what is published are whole seconds.
+    Users and items are numbered from 0 in the order of their first remaining line. Events are sorted by user, then
+    time, then line; `place` is the index of an event among the `length` events of its user. `unit` is the number of raw
+    time units per second; `timestamp` is in whole seconds.
     """
     for side in ("user", "item"):
-        # Sorted, a user's events are neighbours: where they begin gives each its place without a second sort.
+        # After sorting, a user's events are adjacent, so the index of the first one gives each its `place`.
         work.run(f"""CREATE TABLE {side}_numbers AS
             SELECT key, (row_number() OVER in_order - 1)::INTEGER AS id, num_events::INTEGER AS num_events,
                    (sum(num_events) OVER in_order - num_events)::BIGINT AS begins

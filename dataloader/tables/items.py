@@ -1,4 +1,4 @@
-"""Raw item records of any format become the table `metadata`, and their fields plain text."""
+"""Convert raw item records of any format to plain text: the tables `metadata` and `described`."""
 
 import html
 import logging
@@ -15,33 +15,35 @@ from dataloader.workspace import Workspace, text
 log = logging.getLogger(__name__)
 
 MAX_TEXT = 10_000  # characters; far more than any text model reads
-# Between the members of a list.
+# Separators between the members of a list.
 SEPARATORS = {"title": " ", "description": " ", "brand": " ", "price": " ", "categories": ", ", "features": " ",
               "year": " ", "genres": ", "}
-TAG = r"<(?:[/!?]?[A-Za-z]|!--)[^<>]{0,500}>"    # "width < 5, height > 3" has none
+TAG = r"<(?:[/!?]?[A-Za-z]|!--)[^<>]{0,500}>"    # does not match "width < 5, height > 3"
 BLANK = r"\s\x0b\x1c-\x1f\x{85}\p{Z}"
-# Blanks that are not a single space. A pattern for all of them would find, and replace, every space of a text.
+# White space other than a single space. A pattern for all white space would replace every space of a text.
 ODD_BLANK = (r"[\t-\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
              f"[{BLANK}]*")
 UNEVEN = f" [{BLANK}]+|{ODD_BLANK}"
-PRICE = r"^\$?\d[\d,.]*(?: ?- ?\$?\d[\d,.]*)?$"  # some price fields hold pieces of a page
-# An address; a list of them; or a list of records of one picture's sizes, the first being the main picture.
+PRICE = r"^\$?\d[\d,.]*(?: ?- ?\$?\d[\d,.]*)?$"  # some price fields contain fragments of HTML pages
+# A URL; a list of URLs; or a list of records, each with the sizes of one image. The first image is the main one.
 IMAGE_URL = """nullif(CASE json_type(image) WHEN 'VARCHAR' THEN image ->> '$'
     WHEN 'ARRAY' THEN CASE json_type(image, '$[0]') WHEN 'VARCHAR' THEN image ->> '$[0]'
         WHEN 'OBJECT' THEN coalesce(image ->> '$[0].large', image ->> '$[0].hi_res', image ->> '$[0].thumb')
         END END, '')"""
-BITS_FOR_ONE = 16
-NESTED = "[[["  # how a value in JSON begins that is nested more deeply than any text
+BITS_FOR_ONE = 16  # minimum number of bits per wanted id in the bitmap
+NESTED = "[[["     # the beginning of a JSON value that is nested too deeply for a text
 
 
 def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted: str, bad_lines: Path) -> int:
-    """Fill `metadata (raw_id, wanted, <fields>, image_url, nested)`, one row a record in the file's order.
+    """Create `metadata (raw_id, wanted, <fields>, image_url, nested)`, one row per record, in file order.
 
-    The fields are the title and those of the template, as plain text, for the raw ids in `wanted` (SQL, one column).
-    Returns how many lines were left out. Raises DataError naming file and line of what is not an item.
+    The fields are the title and those of the template, as plain text. They are filled only for the raw ids selected by
+    `wanted` (SQL, one column). Returns the number of skipped lines. Raises DataError with file and line of an invalid
+    item.
     """
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
-    # A join would be exact, and lose the order of the rows, by which records are told apart: so one bit for each hash.
+    # A bitmap with one bit per hash. A join would be exact, but lose the row order, which decides between several
+    # records of one item.
     num_bits = 1 << min(30, max(10, (BITS_FOR_ONE * work.value(f"SELECT count(*) FROM ({wanted})")).bit_length()))
     work.run(f"""SET VARIABLE wanted = (SELECT bitstring_agg((hash(raw_id) % {num_bits})::INTEGER, 0, {num_bits - 1})
                                         FROM ({wanted}) ids(raw_id))""")
@@ -55,24 +57,25 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
                wanted AND ({' OR '.join(['false', *deep])}) AS nested
         FROM (SELECT *, item AS raw_id, {is_wanted} AS wanted FROM {{rows}})"""
     types = {"item": "VARCHAR", **dict.fromkeys([*fields, "image"], "JSON")}
-    for field in (*fields, "image"):  # records of another year may be readable and hold the rest under other names
+    for field in (*fields, "image"):  # another source may share the column of ids but not these
         if options.source != "local" and table.columns.get(field):
             refuse_other_source(work, table, "items", options.source, [field], optional=True)
     load(work, table, "metadata", query, types)
     if work.count("metadata") and not work.value("SELECT count(raw_id) FROM metadata"):
         refuse_other_source(work, table, "items", options.source, ["item"])
     repair(work, table, "metadata", query, types, "raw_id IS NULL")
-    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: id_fault(
-        table, values, "item") or "has a text in lists within lists within lists",
+    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: (id_fault(
+        table, values, "item") or "has a text in lists nested three levels deep or more", ""),
         options.processing.bad_lines, bad_lines)
 
 
 def _clean(field: str) -> str:
-    """SQL for a field's plain text without entities and tags, and with single blanks; empty where there is none.
+    """Return SQL for the plain text of a field: HTML entities decoded, no tags, single spaces.
 
-    The members of a list, and of a list of lists, are joined. Each step names the one before it once, or DuckDB would
-    work that out again. Entities go first, as what they stand for may be a tag; only records that have one, or that are
-    very long, take the slow way.
+    The text is empty if the field is missing. The members of a list, or of a list of lists, are joined. Each step
+    contains the expression of the step before only once, because DuckDB would compute a second one again. Entities are
+    decoded first, because they may encode a tag. Only records with an entity and very long ones call Python, which is
+    slow.
     """
     raw = f"{field}::VARCHAR"
     members = f"""CASE WHEN starts_with({raw}, '[[') THEN json_extract_string({field}, '$[*][*]')
@@ -91,20 +94,23 @@ def _clean(field: str) -> str:
 
 
 def describe(work: Workspace, template: tuple[str, ...]) -> None:
-    """Make `described (raw_id, title, text, image_url, cut)`: an item's first record with a text, cut between words."""
-    there = {row[0] for row in work.run("DESCRIBE metadata")} & set(SEPARATORS)
-    pieces, lacking = [], set()
+    """Create `described (raw_id, title, text, image_url, cut)` from the first record of each item that has a text.
+
+    Long texts are cut between words; `cut` is true for these items.
+    """
+    available = {row[0] for row in work.run("DESCRIBE metadata")} & set(SEPARATORS)
+    pieces, missing = [], set()
     for piece in template:
         parts = [part[:2] for part in Formatter().parse(piece)]
-        absent = {field for _words, field in parts if field is not None} - there
-        lacking |= absent
-        if not absent:  # SQL for the piece's fields within its words, NULL if one of them is empty
+        absent = {field for _words, field in parts if field is not None} - available
+        missing |= absent
+        if not absent:  # SQL for the piece with its fields filled in, NULL if one of them is empty
             pieces.append(" || ".join(sql for words, field in parts for sql in (
                 words and text(words), field and f"nullif({field}, '')") if sql))
-    if lacking and work.count("metadata"):
-        log.info("process: the items' records have no %s; their texts go without", ", ".join(sorted(lacking)))
+    if missing and work.count("metadata"):
+        log.info("process: fields of the template that are missing in the item records: %s", ", ".join(sorted(missing)))
     whole = f"concat_ws('. ', {', '.join(pieces)})" if pieces else "''"
-    title = "title" if "title" in there else "''"
+    title = "title" if "title" in available else "''"
     work.run(f"""CREATE TABLE whole AS
         SELECT raw_id, {title} AS title, {whole} AS "text", image_url FROM metadata WHERE wanted""")
     work.run(f"""CREATE TABLE described AS
@@ -116,7 +122,7 @@ def describe(work: Workspace, template: tuple[str, ...]) -> None:
 
 
 def _shorten(value: str) -> str:
-    """At most MAX_TEXT characters, cut between words, and never to nothing."""
+    """Return SQL that cuts a text to at most MAX_TEXT characters, between words if there are several."""
     head = f"substr({value}, 1, {MAX_TEXT + 1})"
     return f"""CASE WHEN length({value}) <= {MAX_TEXT} THEN {value}
                     ELSE coalesce(nullif(regexp_extract({head}, '(?s)^(.*) ', 1), ''), substr({value}, 1, {MAX_TEXT}))

@@ -1,4 +1,4 @@
-"""Which events train a model and which judge it; and what the data set then looks like in numbers."""
+"""Split the events into train, valid and test, and compute the statistics of the dataset."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,48 +14,53 @@ SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99"
 
 
 class Split(NamedTuple):
-    """SQL for an event's split, over the columns of `numbered`; and what the next stage may want to know of it."""
+    """An SQL expression for the split of an event in `numbered`, and the keys about the split for the meta file."""
 
     expression: str
     info: dict
 
 
 def make_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:
-    """Leave-one-out: a user's last event is test and the one before it valid, where a training event remains.
+    """Return the split that the options select.
 
-    Temporal: one moment for all users, so that no training event is later than a test event. Raises DataError, which
-    names the `raw` interactions, if a split is left without events.
+    Leave-one-out: for each user with at least three events, the last one is test and the one before it is valid.
+    Temporal: valid and test begin at the same times for all users, so that no training event is later than a test
+    event. Raises DataError, located at the file `raw`, if a split has no events.
     """
     info = {"split_name": processing.split}
     if processing.split == "leave_one_out":
         expression = """CASE WHEN length < 3 OR place < length - 2 THEN 'train'
                              WHEN place = length - 2 THEN 'valid' ELSE 'test' END"""
-        why, fix = "no user has three events", report.how_to_keep_more()
+        why, fix = "No user has three events", report.how_to_keep_more()
     else:
         begins = list(map(timestamp_of, processing.split_dates))
         if not begins:
             num_events, (train, valid, _test) = work.count("sorted"), processing.split_ratios
-            # How many events lie before a share's end: 8 of 10 for 0.7 + 0.1, which is 0.7999… to a computer. Events of
-            # one moment are never parted.
+            # The number of events before valid and before test. Rounding gives 8 of 10 events for 0.7 + 0.1, which is
+            # 0.7999… in floating point. Events with the same timestamp are in the same split.
             ranks = [min(int(round(share * num_events, 6)), num_events - 1) for share in (train, train + valid)]
             begins = [work.value('SELECT "timestamp" FROM numbered ORDER BY "timestamp" LIMIT 1 OFFSET ?', rank)
                       for rank in ranks]
         expression = f"""CASE WHEN "timestamp" < {begins[0]} THEN 'train'
                               WHEN "timestamp" < {begins[1]} THEN 'valid' ELSE 'test' END"""
         info["split_begins"] = {"valid": begins[0], "test": begins[1]}
-        why = f"by time, valid at {begins[0]} and test at {begins[1]} (seconds)"
-        fix = "other --split_ratios or --split_dates"
+        why = f"The split valid begins at {begins[0]} and test at {begins[1]} (timestamps in seconds)"
+        fix = "use other --split_ratios or --split_dates"
     counts = dict(work.run(f"SELECT {expression} AS split, count(*) FROM numbered GROUP BY split"))
-    if lacking := [name for name in SPLITS if not counts.get(name)]:
-        raise DataError(raw, f"no event is left for {' and '.join(lacking)}", "; ".join([why, *report.lines()]), fix)
+    if empty := [name for name in SPLITS if not counts.get(name)]:
+        num_times = work.value('SELECT count(DISTINCT "timestamp") FROM numbered')
+        if processing.split == "temporal" and num_times < len(SPLITS):  # no ratios or dates can work
+            why += f"; the number of different timestamps is {num_times}, but a temporal split needs {len(SPLITS)}"
+            fix = "use --split leave_one_out (it needs a user with three events)"
+        raise DataError(raw, f"no events remain for {' and '.join(empty)}", "; ".join([why, *report.lines()]), fix)
     return Split(expression, {**info, "num_in_split": {name: counts[name] for name in SPLITS}})
 
 
 def measure(work: Workspace) -> dict:
-    """Counts, density, the percentiles of events a user and an item has, and the time between first and last."""
+    """Return statistics: counts, density, percentiles of the events per user and per item, first and last timestamp."""
     num_users, num_items, num_events = (work.count(table) for table in ("users", "items", "sorted"))
     [(first, last)] = work.run('SELECT min("timestamp"), max("timestamp") FROM numbered')
-    # Events that repeat another of the same user, item and time: looked for where a user has several at once.
+    # Exact duplicates have the same user, item and time; search only where a user has several events at one time.
     work.run("""CREATE TABLE moments AS SELECT DISTINCT "user", "time" FROM (
         SELECT "user", "time", lag("user") OVER () AS user_before, lag("time") OVER () AS time_before FROM sorted)
         WHERE "user" = user_before AND "time" = time_before""")
@@ -77,21 +82,21 @@ def counts(meta: dict) -> str:
 
 
 def report_lines(meta: dict) -> list[str]:
-    """What the filters removed and what is left, for a reader, from the meta of the interactions."""
+    """Return a readable report on the filters and the statistics, from the meta file of the interactions."""
     statistics = meta["statistics"]
     days = " to ".join(datetime.fromtimestamp(statistics[f"{end}_timestamp"], UTC).strftime("%Y-%m-%d")
                        for end in ("first", "last"))
     parts = ", ".join(f"{name} {count:,}" for name, count in meta["num_in_split"].items())
     lines = [*filter_lines(meta["filters"]), f"{counts(meta)}; density {statistics['density']:.4%}",
-             *(f"{of_whom.replace('_', ' ')}: " + ", ".join(f"{k} {v:g}" for k, v in statistics[of_whom].items())
-               for of_whom in ("events_of_a_user", "events_of_an_item")),
+             *(f"{key.replace('_', ' ')}: " + ", ".join(f"{k} {v:g}" for k, v in statistics[key].items())
+               for key in ("events_of_a_user", "events_of_an_item")),
              f"{days}; {meta['split_name']}: {parts}"]
     if meta["num_records"]:
-        lines.append(f"{meta['num_records']:,} item records: {meta['num_duplicate_records']:,} repeat another, "
-                     f"{meta['num_unused_records']:,} are of items without interactions; "
+        lines.append(f"{meta['num_records']:,} item records: {meta['num_duplicate_records']:,} are duplicates, "
+                     f"{meta['num_unused_records']:,} belong to items without interactions; "
                      f"{meta['num_without_record']:,} items have no record")
     if repeated := statistics["num_exact_duplicates"]:
-        lines.append(f"{repeated:,} events repeat another of the same user, item and time")
+        lines.append(f"{repeated:,} events are exact duplicates (same user, item and time)")
     return lines
 
 
