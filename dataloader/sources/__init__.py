@@ -8,7 +8,8 @@ import importlib
 from types import ModuleType
 
 from common.errors import DataError
-from dataloader.options import ProcessOptions, source_configs
+from dataloader.flags import source_configs
+from dataloader.options import ProcessOptions
 from dataloader.readers.lines import NAMES, PARSERS
 from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.workspace import Workspace

@@ -289,7 +289,7 @@ def test_a_meta_that_is_missing_or_invalid_is_found(folder, caplog, damage):
             {**meta, "sha256": "", "schema_version": 99})}[damage])
     check_finds(folder, ArtifactError, caplog, {
         "missing": ("Baby.emb-td.npy", path.name), "no JSON": (path.name,),
-        "no sha256": (path.name, "sha256"), "another schema": (path.name, 99, 1)}[damage])
+        "no sha256": (path.name, "sha256"), "another schema": (path.name, 99, 2)}[damage])
 
 
 def test_a_damaged_list_of_images_is_found(folder, caplog):

@@ -13,7 +13,8 @@ import pytest
 from common.artifacts import load_meta
 from common.errors import ConfigError, ResourceError
 from dataloader.download import download, raw_files
-from dataloader.options import CONFIGS, ProcessOptions, source_configs
+from dataloader.flags import CONFIGS, source_configs
+from dataloader.options import ProcessOptions
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.helpers import Reply, closed_port, logged
 from tests.dataloader.helpers import process_options as make_options

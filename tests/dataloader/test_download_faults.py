@@ -23,7 +23,7 @@ import yaml
 
 from common.errors import LockedError, ResourceError
 from common.publishing import file_sha256
-from dataloader import download, fetch, options, process, text_embedding
+from dataloader import download, fetch, flags, options, process, text_embedding
 from tests.dataloader.helpers import FaultyServer, Reply, closed_port, mentions, review, run_here
 from tests.dataloader.remote import HTML, OTHER, ROOT, WHOLE, reason, sha256, wait_until
 from tests.errors import Outcome
@@ -181,7 +181,7 @@ def test_f02_a_part_is_not_spliced_with_another_file(command, ranges):
 
 def pinned(folder: Path) -> Path:
     """Copy the sources' YAMLs and add the checksum of Baby's reviews; return the folder."""
-    shutil.copytree(options.CONFIGS, folder / "configs")
+    shutil.copytree(flags.CONFIGS, folder / "configs")
     path = folder / "configs" / "amazon14.yaml"
     config = yaml.safe_load(path.read_text())
     config["files"]["reviews_{dataset}_5.json.gz"] = {
@@ -192,9 +192,9 @@ def pinned(folder: Path) -> Path:
 
 def test_f03_a_wrong_checksum_keeps_bad_and_old_file(command, tmp_path, monkeypatch):
     address, configs = command.serve(REVIEWS, Reply(OTHER)), pinned(tmp_path)
-    for module in (options, download):
+    for module in (flags, options, download):
         monkeypatch.setattr(module, "CONFIGS", configs)
-    monkeypatch.setattr(options, "source_configs", options.source_configs.__wrapped__)  # without its cache
+    monkeypatch.setattr(options, "source_configs", flags.source_configs.__wrapped__)  # without its cache
     command.raw.mkdir(parents=True)
     (command.raw / REVIEWS).write_bytes(b"old")
     check_failed(command.run(), {address: [sha256(OTHER), sha256(WHOLE), f"{REVIEWS}.bad"]})

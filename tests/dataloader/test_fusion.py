@@ -16,8 +16,9 @@ from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
 from common.publishing import meta_path
 from dataloader.embeddings.transform import publish_embedding
+from dataloader.flags import CONFIGS, FUSIONS
 from dataloader.fusion import fuse, main
-from dataloader.options import CONFIGS, FUSIONS, Alignment, Collaborative, Embedding, Transform, load_section
+from dataloader.options import Alignment, Collaborative, Embedding, Transform, load_section
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.fusion_parts import COMMAND, EVENTS, fused, random_parts, shop, unit
 from tests.dataloader.helpers import make_options, mentions

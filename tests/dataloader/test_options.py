@@ -11,7 +11,7 @@ import pytest
 
 from common.config import load_yaml
 from common.errors import ConfigError
-from dataloader.options import CONFIGS, make_parser, source_configs
+from dataloader.flags import CONFIGS, make_parser, source_configs
 from dataloader.process import process
 from tests.dataloader.helpers import make_options, process_options, review, run_here, write_gz
 from tests.dataloader.processing import COMMAND
@@ -36,7 +36,7 @@ def command(tmp_path: Path, *words: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-STEPS = ("download", "metrics", "process", "text_embedding", "image_embedding", "fusion", "pipeline")
+STEPS = ("download", "images", "process", "text_embedding", "image_embedding", "fusion", "pipeline")
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -13,7 +13,7 @@ import pytest
 from common.artifacts import DatasetFolder, load_meta
 from common.cli import given_flags, parse
 from common.errors import ConfigError
-from dataloader.options import make_parser
+from dataloader.flags import make_parser
 from dataloader.pipeline import plan
 from tests.dataloader.helpers import make_options, table, write_baby
 from tests.dataloader.processing import prints, version
@@ -138,7 +138,7 @@ def test_the_next_stages_read_the_embedding_of_the_data_part(whole_job, tmp_path
     made = whole_plan(whole_job, "--data_root", str(tmp_path), "--modalities", "text,image", "--fusion_weights=1,2",
                       "--seed=3", "--device=cpu", "--force", "--run_root", str(tmp_path / "runs"), "--model=markov")
     names = [command[0] for command in made]
-    assert names[:6] == [f"dataloader.{name}" for name in ("download", "process", "metrics", "text_embedding",
+    assert names[:6] == [f"dataloader.{name}" for name in ("download", "process", "images", "text_embedding",
                                                            "image_embedding", "fusion")]
     assert names[6:] == ["quantization/main.py", *["recommendation/main.py"] * 2, "recommendation.results",
                          "quantization/main.py"]

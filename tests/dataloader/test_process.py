@@ -95,7 +95,7 @@ def test_times_of_every_unit_become_whole_seconds(tmp_path, unit, first, second)
     (EVENTS[:2] * 2 + EVENTS[2:3], ("--min_user_interactions=2",), ["2/0"], [5, 1, 4], ["--min_user_interactions"]),
     (EVENTS[:7], (), ["valid", "test"], [7], []),
     (EVENTS, ("--duplicates=user_item",), ["valid", "test", "--duplicates user_item"], [9, 2, 7], ["--duplicates"]),
-    ([(u, "x", 1) for u in "abcdef"], ("--split=temporal",), SPLITS, [1, 1, 6], ["--split_ratios", "--split_dates"]),
+    ([(u, "x", 1) for u in "abcdef"], ("--split=temporal",), SPLITS, [1, 1, 6], ["--split"]),
 ], ids=["empty file", "nothing left by the core", "nothing left by the rating", "one user", "one user left",
         "no user with three events", "none left with three", "one moment"])
 def test_too_few_events_are_refused_with_counts_and_flags(tmp_path, events, flags, names, counts, relax):
@@ -332,14 +332,16 @@ def test_a_failed_run_keeps_the_old_tables(tmp_path):
     with pytest.raises(DataError):
         run(tmp_path, EVENTS, metadata=["no record"], minimum=2)
     assert contents(folder) == before
-    assert {path.name for path in folder.path.iterdir()} == {".lock", *before, *(f"{n}.meta.json" for n in before)}
+    assert {path.name for path in folder.path.iterdir()} == {
+        ".lock", folder.source_flags.name, *before, *(f"{n}.meta.json" for n in before)}
 
 
 SHOP = "kunde,ware,wann\n" + "".join(f"{user},{item},{time}\n" for user in "ab" for time, item in enumerate("xyx"))
 
 
 def shop(tmp_path: Path, *flags: str, named: bool = True):
-    (tmp_path / "shop.csv").write_text(SHOP)
+    if named:
+        (tmp_path / "shop.csv").write_text(SHOP)
     files = ("--interactions", str(tmp_path / "shop.csv"), "--user_column=kunde", "--item_column=ware",
              "--time_column=wann") if named else ()
     return make_options(tmp_path / "data", "--dataset", "shop", "--min_user_interactions=0",
@@ -353,14 +355,16 @@ def test_a_later_run_knows_a_dataset_of_own_files(tmp_path):
     before = version(later.folder.interactions)
     process(later, COMMAND)
     (tmp_path / "shop.csv").write_text(SHOP + "c,x,9\n")
-    process(later, COMMAND)  # without the file's name it cannot notice the change
-    assert version(later.folder.interactions) == before
+    process(later, COMMAND)
+    assert version(later.folder.interactions) != before
 
 
 def test_other_settings_for_own_files_need_the_files(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     process(shop(tmp_path), COMMAND)
-    before, later = contents(shop(tmp_path).folder), shop(tmp_path, "--duplicates=exact", named=False)
+    before = contents(shop(tmp_path).folder)
+    (tmp_path / "shop.csv").unlink()
+    later = shop(tmp_path, "--duplicates=exact", named=False)
     with refused(DataError, later.raw, fix=["--interactions FILE"]):
         process(later, COMMAND)
     assert logged(caplog, "duplicates", "keep", "exact")

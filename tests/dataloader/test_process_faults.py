@@ -108,7 +108,7 @@ def test_the_run_after_a_killed_one_ends_the_same(tmp_path, undisturbed, point):
         assert load_meta(options.folder.interactions, "")["num_users"] == 30  # reading renames its staged meta
     process(options, COMMAND)
     assert contents(options.folder) == undisturbed
-    assert left(folder) == {*undisturbed, *(f"{name}.meta.json" for name in undisturbed)}
+    assert left(folder) == {"source.yaml", *undisturbed, *(f"{name}.meta.json" for name in undisturbed)}
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_a_full_disk_is_named_and_keeps_the_old_tables(tmp_path):
     write_baby(tmp_path / "raw", EVENTS[:-1])
     python(LIMITED, tmp_path, 500).check_error(ResourceError, options.folder.path)
     assert contents(options.folder) == before
-    assert left(options.folder.path) == {*before, *(f"{name}.meta.json" for name in before)}
+    assert left(options.folder.path) == {"source.yaml", *before, *(f"{name}.meta.json" for name in before)}
 
 
 def test_too_little_memory_is_named_with_the_flag(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from common.artifacts import load_mask
 from common.errors import DataError, TrainingError
 from dataloader import options as option_module
+from dataloader.flags import CONFIGS
 from dataloader.fusion import fuse
-from dataloader.options import CONFIGS, Alignment, load_section
+from dataloader.options import Alignment, load_section
 from tests.dataloader.fusion_parts import COMMAND, fused, random_parts, shop, unit
 from tests.dataloader.helpers import mentions
 from tests.errors import refused

@@ -10,8 +10,9 @@ from common.artifacts import load_embeddings, load_mask, load_meta
 from common.errors import ArtifactError, DataError
 from dataloader.embeddings import collaborative
 from dataloader.embeddings.collaborative import co_occurrence, item_vectors, leading_eigenpairs
+from dataloader.flags import CONFIGS
 from dataloader.fusion import fuse
-from dataloader.options import CONFIGS, Collaborative, Transform, load_section
+from dataloader.options import Collaborative, Transform, load_section
 from tests.dataloader.dataset import write_dataset
 from tests.dataloader.helpers import mentions
 from tests.errors import refused

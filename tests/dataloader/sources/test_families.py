@@ -6,7 +6,7 @@ import pytest
 
 import dataloader.sources
 from common.artifacts import load_meta
-from dataloader import options
+from dataloader import flags
 from dataloader.process import process
 from tests.dataloader.helpers import make_options, table
 
@@ -45,15 +45,15 @@ def family(tmp_path, monkeypatch):
     def add(order: int) -> None:
         (tmp_path / "sources").mkdir()
         (tmp_path / "sources" / "clicks.py").write_text(READER)
-        shutil.copytree(options.CONFIGS, tmp_path / "configs")
+        shutil.copytree(flags.CONFIGS, tmp_path / "configs")
         (tmp_path / "configs" / "clicks.yaml").write_text(CONFIG.format(order=order))
-        monkeypatch.setattr(options, "CONFIGS", tmp_path / "configs")
+        monkeypatch.setattr(flags, "CONFIGS", tmp_path / "configs")
         monkeypatch.setattr(dataloader.sources, "__path__", [*dataloader.sources.__path__, str(tmp_path / "sources")])
-        options.source_configs.cache_clear()
+        flags.source_configs.cache_clear()
 
     yield add
     monkeypatch.undo()
-    options.source_configs.cache_clear()
+    flags.source_configs.cache_clear()
 
 
 def test_a_new_family_is_found_by_its_files_and_read(tmp_path, family):
