@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import DataError
 from dataloader.readers import delimited
-from dataloader.readers.lines import NAMES, NO_RECORD, PARSERS, encodable, numbered_lines, select_rows
+from dataloader.readers.lines import NAMES, NO_RECORD, PARSERS, encodable, numbered_lines, select_rows, value_at
 from dataloader.readers.raw import RawTable, reader
 from dataloader.workspace import Workspace
 
@@ -86,7 +86,8 @@ def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterat
 
 def value_of(table: RawTable, values: dict, field: str) -> object:
     """Return the raw value of a field in a row, or None if it is missing or empty."""
-    return next((values[c] for c in table.columns.get(field, ()) if values.get(c) not in (None, "")), None)
+    found = (value_at(values, column) for column in table.columns.get(field, ()))
+    return next((value for value in found if value not in (None, "")), None)
 
 
 def bad_id(column: str) -> str:

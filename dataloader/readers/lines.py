@@ -23,6 +23,7 @@ from common.progress import Progress
 
 MAX_LINE = 32 << 20      # bytes; a longer line is invalid
 MAX_FIELD = 1_000_000    # characters kept of one text; the final text of an item is much shorter
+MAX_DEPTH = 5            # of objects in a record whose fields have dotted names
 MAX_LITERAL = 1_000_000  # bytes; Python's own parser needs hundreds of bytes of memory for each of them
 # Exceptions of the parsers for an invalid line. The last two mean that it is nested too deeply.
 NO_RECORD = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
@@ -104,9 +105,30 @@ def _json_escape(match: re.Match) -> bytes:
     return b'\\"'
 
 
+def value_at(record: dict, column: str) -> object:
+    """Return the value of a column in a record, or None.
+
+    The column `actor.id` is the field `id` in the object `actor`, unless the record has a field with the whole name.
+    """
+    if (value := record.get(column)) is not None or "." not in column:
+        return value
+    value = record
+    for key in column.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def column_names(record: dict, prefix: str = "") -> Iterator[str]:
+    """Yield the names of all columns of a record, also the dotted names of fields in nested objects."""
+    for key, value in record.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict) and prefix.count(".") < MAX_DEPTH:
+            yield from column_names(value, f"{prefix}{key}.")
+
+
 def plain_json(record: dict, fields: list[str], ids: list[str]) -> bytes:
     """Return a line of JSON with these fields, without ids that are not valid Unicode. May raise NO_RECORD."""
-    kept = {field: _plain(record[field]) for field in fields if record.get(field) is not None}
+    kept = {field: _plain(value) for field in fields if (value := value_at(record, field)) is not None}
     for field in ids:
         if field in kept and not encodable(str(kept[field])):
             del kept[field]

@@ -12,7 +12,16 @@ from common.errors import ConfigError, DataError
 from common.tables import parquet_rows, sql_path
 from dataloader.readers import delimited
 from dataloader.readers.delimited import Layout
-from dataloader.readers.lines import MAX_LINE, NO_RECORD, PARSERS, numbered_lines, plain_json, rewrite, select_rows
+from dataloader.readers.lines import (
+    MAX_LINE,
+    NO_RECORD,
+    PARSERS,
+    column_names,
+    numbered_lines,
+    plain_json,
+    rewrite,
+    select_rows,
+)
 from dataloader.workspace import FULL_DISK, Workspace, name, text
 
 log = logging.getLogger(__name__)
@@ -124,6 +133,8 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
     kinds: dict[str, str] = {}
     for field, kind in types.items():
         for column in table.columns.get(field, ()):
+            if (root := column.partition(".")[0]) != column:  # such as actor.id
+                kinds[root], kind = "JSON", "JSON" if kind == "JSON" else "VARCHAR"
             kinds[column] = kind if kinds.get(column, kind) == kind else "JSON"
     if alike := [c for c in kinds if sum(c.lower() == other.lower() for other in kinds) > 1]:
         raise ConfigError(f"columns {' and '.join(alike)}", "differ only in case", "DuckDB cannot distinguish such "
@@ -131,7 +142,14 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
     listed = ", ".join(f"{name(column)}: '{kind}'" for column, kind in kinds.items())
     select = []
     for field, kind in types.items():
-        values = [name(c) if kinds[c] == kind else f"({name(c)} ->> '$')" for c in table.columns.get(field, ())]
+        values = []
+        for column in table.columns.get(field, ()):
+            whole = kind == kinds[column] or "." in column
+            values.append(name(column) if whole else f"({name(column)} ->> '$')")
+            if "." in column:  # a field with the whole name comes first
+                root, *path_in_root = column.split(".")
+                path_text = "$" + "".join(f'."{key}"' for key in path_in_root)
+                values.append(f"({name(root)} {'->' if kind == 'JSON' else '->>'} {text(path_text)})")
         select.append(f"{_first(values, kind)} AS {name(field)}")
     # With `ignore_errors`, DuckDB does not skip an invalid line but makes a row of NULLs.
     return (f"SELECT {', '.join(select)} FROM read_json({sql_path(path)}, format = 'newline_delimited', "
@@ -162,8 +180,8 @@ def existing_columns(work: Workspace, table: RawTable) -> list[str]:
     columns: dict[str, None] = {}
     for _number, line in itertools.islice(numbered_lines(table.path), NUM_FIRST):
         with suppress(*NO_RECORD):
-            columns |= dict.fromkeys(PARSERS[table.format](line))
-    return list(columns)
+            columns |= dict.fromkeys(column_names(PARSERS[table.format](line)))
+    return sorted(columns, key=lambda column: column.count("."))  # stable: the fields of the records come first
 
 
 def type_of(work: Workspace, table: RawTable, field: str) -> str:
