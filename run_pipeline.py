@@ -1,7 +1,9 @@
-"""Run all stages: data, semantic IDs, a recommender and the baselines; then show the results and explain the IDs.
+"""Run all stages: prepare the data, make the semantic IDs, and train a recommender and the baselines. Then print the
+results, and explain the semantic IDs.
 
-Configuration keys of the two trained stages are also flags: --quantization.KEY value, --recommendation.KEY value, or
---KEY value if only one of the two stages has the key. A baseline gets only the keys that it uses."""
+Each configuration key of the stages quantization and recommendation is also a flag: --quantization.KEY value,
+--recommendation.KEY value, or --KEY value if only one of the two stages has the key. A baseline gets only those
+recommendation keys that it uses."""
 
 import argparse
 import sys
@@ -47,17 +49,19 @@ def make_parser() -> Parser:
     baselines = " and ".join(recommenders.baselines())
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
                         help=f"one of {', '.join(recommenders.names())}; the baselines {baselines} also run")
-    parser.add_argument("--filter_seen", action="store_true", help="do not recommend the items of the user's history")
-    parser.add_argument("--device", default="auto", metavar="DEV", help="auto, cpu, cuda, cuda:<n>")
+    parser.add_argument("--filter_seen", action="store_true",
+                        help="do not recommend items that are already in the user's history")
+    parser.add_argument("--device", default="auto", metavar="DEV",
+                        help="the device to compute on: auto, cpu, cuda or cuda:<n>")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of all random numbers")
     return parser
 
 
 def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]:
-    """Return all steps of the job.
+    """Return the steps of the whole pipeline, in the order in which they run.
 
-    The recommenders write the folders of their runs to the file `run_list`, from which the results step reads them.
-    Raises ConfigError for an unknown name or key, before the first step starts.
+    Each recommendation step writes the path of its run folder to the file `run_list`. The results step reads this file.
+    Raises ConfigError if a name or a key is unknown; the error therefore appears before the first step runs.
     """
     from dataloader.flags import make_parser as make_data_parser
     from dataloader.options import resolve_options
@@ -72,7 +76,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     if options.check:
         return steps
     for suffix in _other_suffixes(args.quantizer_name, options.suffix, keys["quantization"]):
-        # The flags for transformations apply only to the embedding of --suffix.
+        # The flags that transform vectors, such as --pca, apply only to the embedding named by --suffix.
         other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
                                       "l2": False})
         titles = {step.title for step in steps}
@@ -96,9 +100,11 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 
 
 def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
-    """Return the configuration keys of the command line by step: for `quantization`, and for each recommender.
+    """Return the configuration keys that were set on the command line, grouped by the model that gets them.
 
-    Raises ConfigError for an unknown key, for a key that both stages have, and for a wrong value.
+    The result is a dict of lists of `(key, text)` pairs. The list under "quantization" is for the quantizer, and the
+    list under the name of a recommender is for that recommender. Raises ConfigError if a key is unknown, if both stages
+    have a key and the command line does not name the stage, or if a value is wrong.
     """
     from common.config import resolve
     from quantization import models as quantizers
@@ -135,9 +141,9 @@ def as_flags(keys: list[tuple[str, str]]) -> list[str]:
 
 
 def _other_suffixes(quantizer_name: str, suffix: str, keys: list[tuple[str, str]]) -> list[str]:
-    """Return the suffixes of the embeddings that the quantizer reads in addition to `suffix`.
+    """Return the suffixes of all embeddings that the quantizer reads, except `suffix`.
 
-    Raises if one of the quantizer's other input files does not exist.
+    Raises an error if the quantizer also needs a file outside the dataset, and this file does not exist.
     """
     from common.config import resolve
     from quantization.models import DEFAULTS, config_path, find_class

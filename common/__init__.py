@@ -1,10 +1,10 @@
-"""Code that all stages share: artifacts, configuration, run folders, checkpoints, training loop, errors."""
+"""Code that all stages share: artifacts, configuration, run folders, checkpoints, the training loop and errors."""
 
 import os
 
-# Limit how long the threads of PyTorch spin while they wait for each other. If another process needs the same core,
-# long spinning delays whole steps (a quantizer trained at 1/16 of its speed); if the cores are free, the short spin
-# costs 5 %. OpenMP reads the variables when it is loaded, so set them before torch is imported. Values that the user
-# has set are kept.
+# Limit how long the threads of PyTorch spin while they wait for each other. A thread that spins for long keeps a core
+# that another process may need; a quantizer then trained at 1/16 of its normal speed. If the cores are free, training
+# with short spins is 5 % slower. OpenMP reads the variables when it is loaded, so set them before torch is imported.
+# If the user has set one of the variables, keep the user's value.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

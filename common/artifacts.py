@@ -1,6 +1,7 @@
-"""Names, readers, writers and checks of artifacts, the files that one stage writes and another one reads.
+"""The names of artifacts, and functions that load and check them.
 
-A stage reads only the artifacts of an earlier stage and their meta files, nothing else.
+An artifact is a file that one stage writes and a later stage reads. A stage uses the results of an earlier stage only
+through artifacts and their meta files.
 """
 
 import hashlib
@@ -26,10 +27,11 @@ SPLITS = ("train", "valid", "test")
 
 
 def load_meta(path: Path, fix: str) -> dict:
-    """Return the meta of an artifact after checking that the artifact is up to date.
+    """Check that an artifact is up to date, and return its meta, a dict with the content of the meta file.
 
-    `fix` is the command that makes the artifact. Raises DataError if the artifact is missing, and ArtifactError if it
-    is damaged, has another schema version, or was made from inputs that have changed since.
+    `fix` is the command that makes the artifact; the errors show this command. Raises DataError if the artifact is
+    missing. Raises ArtifactError if the artifact is damaged, if it has another schema version, or if one of its inputs
+    has changed since the artifact was made.
     """
     finish_publishing(path)
     if not path.exists():
@@ -46,16 +48,16 @@ def load_meta(path: Path, fix: str) -> dict:
         raise ArtifactError(meta_path(path), f"has schema version {version}",
                             f"This code reads schema version {SCHEMA_VERSION}", fix)
     if path.stat().st_size != size:
-        raise ArtifactError(path, f"has {path.stat().st_size} bytes", f"Its meta file says {size}", fix)
+        raise ArtifactError(path, f"has {path.stat().st_size} bytes", f"Its meta file says {size} bytes", fix)
     for name, sha256 in inputs.items():
-        # If the input itself has a problem, this call raises first and names the command that rebuilds the input.
+        # If the input itself has a problem, this call raises an error with the command that rebuilds the input.
         if load_meta(path.with_name(name), fix)["sha256"] != sha256:
-            raise ArtifactError(path, f"is stale: {name} has changed since", fix=fix)
+            raise ArtifactError(path, f"is stale: its input {name} has changed", fix=fix)
     return meta
 
 
 def verify(path: Path, fix: str) -> dict:
-    """Return the meta of an artifact like `load_meta`, and also check the sha256 of the content."""
+    """Check an artifact like `load_meta`, check also the sha256 of the artifact's content, and return its meta."""
     meta = load_meta(path, fix)
     fix = f"{meta['command']} --force" if meta.get("command") else fix
     if file_sha256(path) != meta["sha256"]:
@@ -65,7 +67,7 @@ def verify(path: Path, fix: str) -> dict:
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """Paths of a dataset's artifacts under `data_root/<name>/`."""
+    """The folder `data_root/<name>/` of a dataset, and the paths of the artifacts in this folder."""
 
     data_root: Path
     name: str
@@ -113,7 +115,7 @@ class DatasetFolder:
 
     @property
     def root_flag(self) -> str:
-        """The text ` --data_root DIR` for other commands, or "" if `data_root` is the default."""
+        """The text ` --data_root DIR` to append to a command, or "" if `data_root` is the default."""
         return folder_flag("--data_root", self.data_root, ROOT / "data")
 
     def require(self) -> None:
@@ -135,21 +137,22 @@ class DatasetFolder:
         return self._variable_parts("codes")
 
     def _variable_parts(self, kind: str) -> list[str]:
-        """Return what varies in the names of the files of this kind, sorted."""
+        """Return the part `*` of the names of all files `<name>.<kind>-*.npy` in the folder, sorted."""
         prefix = f"{self.name}.{kind}-"
         return sorted(path.name.removeprefix(prefix).removesuffix(".npy")
                       for path in self.path.glob(f"{escape(prefix)}*.npy"))
 
 
 def variant(quantizer: str, suffix: str, tag: str | None) -> str:
-    """Return `<quantizer>-<suffix>[-<tag>]`, a part of file and folder names."""
+    """Return the text `<quantizer>-<suffix>[-<tag>]`, which identifies semantic IDs in file and folder names."""
     return "-".join(filter(None, (quantizer, suffix, tag)))
 
 
 def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str) -> tuple[str, str]:
-    """Return the `why` and the `fix` of an error about a missing artifact.
+    """Return the `why` and the `fix` of an error that says that the artifact `name` is missing.
 
-    The fix is the command `make`, preceded by `flags(close)` if one of the known names is similar to `name`.
+    The fix contains the command `make`, which makes the artifact. If one of the known names is similar to `name`, the
+    fix first suggests to use that artifact instead, with the flags `flags(similar name)`.
     """
     if (close := closest(name, known)) is None:
         return nearest(name, known), make
@@ -157,12 +160,15 @@ def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str
 
 
 def _rebuild_command(meta: dict, fix: str) -> str:
-    """Return the command that makes an artifact again. Without --force, the command would reuse the artifact."""
+    """Return the command that makes an artifact again: the command in its meta, or else `fix`, followed by --force.
+
+    Without --force, the command would reuse the existing artifact.
+    """
     return f"{meta.get('command') or fix} --force"
 
 
 class Interactions(NamedTuple):
-    """All events, sorted by user, then time, then input line; each array has one entry per event."""
+    """All events of a dataset, sorted by user, then by time, then by input line. Each array has one entry per event."""
 
     user: np.ndarray       # int64
     item: np.ndarray       # int64
@@ -171,7 +177,7 @@ class Interactions(NamedTuple):
 
 
 def ids_sha256(raw_ids: Iterable[str]) -> str:
-    """Return a hash of the raw ids in this order, which detects files that were made for other items."""
+    """Return a hash of raw ids that also depends on their order. It detects files that were made for other items."""
     digest = hashlib.sha256()
     for raw_id in raw_ids:
         encoded = raw_id.encode("utf-8", "surrogatepass")
@@ -190,7 +196,8 @@ def _rows(path: Path) -> "DuckDBPyRelation":
 def load_interactions(folder: DatasetFolder) -> Interactions:
     """Load all events of a dataset.
 
-    Raises DataError if the file is missing, and ArtifactError if it is damaged or stale, or has invalid values.
+    Raises DataError if the file is missing. Raises ArtifactError if the file is damaged or stale, or has invalid
+    values.
     """
     load_meta(folder.interactions, folder.make_command)
     columns = _rows(folder.interactions).project(
@@ -204,14 +211,18 @@ def load_interactions(folder: DatasetFolder) -> Interactions:
 
 
 def load_items(folder: DatasetFolder) -> dict[str, np.ndarray]:
-    """Load `raw_id`, `title` and `text` of every item: object arrays (num_items,) in item order."""
+    """Load the raw id, the title and the text of every item, in item order.
+
+    Returns a dict with the keys `raw_id`, `title` and `text`. Each value is an object array (num_items,).
+    """
     return _load_table(folder, folder.items, "item", ("raw_id", "title", "text"))
 
 
 def load_image_urls(folder: DatasetFolder) -> np.ndarray:
-    """Load the URL of every item's image: an object array (num_items,) in item order, None for items without an image.
+    """Load the URL of the image of every item, in item order.
 
-    Raises DataError if `items.parquet` comes from another program and has no column `image_url`.
+    Returns an object array (num_items,). The value is None for an item without an image. Raises DataError if
+    `items.parquet` was made by another program and has no column `image_url`.
     """
     load_meta(folder.items, folder.make_command)
     if "image_url" not in _rows(folder.items).columns:
@@ -221,7 +232,10 @@ def load_image_urls(folder: DatasetFolder) -> np.ndarray:
 
 
 def load_users(folder: DatasetFolder) -> dict[str, np.ndarray]:
-    """Load the `raw_id` of every user: an object array (num_users,) in user order."""
+    """Load the raw id of every user, in user order.
+
+    Returns a dict with the key `raw_id`. The value is an object array (num_users,).
+    """
     return _load_table(folder, folder.users, '"user"', ("raw_id",))
 
 
@@ -232,7 +246,11 @@ def _load_table(folder: DatasetFolder, path: Path, order: str, names: tuple[str,
 
 
 def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
-    """Load an embedding: float32 (num_items, dim), all values finite, one row per item of `items.parquet`."""
+    """Load an embedding, which has one vector per item of `items.parquet`.
+
+    Returns a float32 array (num_items, dim). Raises DataError if the embedding is missing or has values that are not
+    finite. Raises ArtifactError if the embedding is damaged, stale or made for other items.
+    """
     fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     path = folder.embeddings(suffix)
     if not path.exists():
@@ -247,9 +265,10 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
 
 
 def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
-    """Load the mask of an embedding: bool (num_items,), True for items that have a vector of their own.
+    """Load the mask of an embedding, which tells which items have a vector of their own.
 
-    Without a mask file, it is True for all items.
+    Returns a bool array (num_items,). The value is False for items that were given the mean vector. If the embedding
+    has no mask file, the value is True for all items.
     """
     fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     meta = load_meta(folder.embeddings(suffix), fix)
@@ -260,10 +279,12 @@ def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
 
 def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
                distinct: bool = True) -> tuple[np.ndarray, dict]:
-    """Load the semantic IDs, int32 (num_items, num_levels), and their meta.
+    """Load the semantic IDs of all items, and their meta.
 
-    The meta holds `codebook_sizes` (one per level), `disambiguation_level` (or null), and the collision rates before
-    and after disambiguation. With `distinct`, raises ArtifactError if two items have the same semantic ID.
+    The semantic IDs are an int32 array (num_items, num_levels). The meta is a dict with `codebook_sizes` (one size per
+    level), `disambiguation_level` (or None), and the collision rates before and after disambiguation. Raises DataError
+    if the file is missing. Raises ArtifactError if the file is damaged or stale. If `distinct` is True, also raises
+    ArtifactError if two items have the same semantic ID.
     """
     fix = f"python quantization/main.py --quantizer_name {quantizer} --dataset_name {folder.name}"
     fix += f" --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "") + folder.root_flag
@@ -284,9 +305,9 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
 
 
 def _codes_flags(folder: DatasetFolder, name: str) -> str:
-    """Return the flags that select the semantic IDs with this `variant`."""
+    """Return the flags that select the semantic IDs whose variant (see `variant`) is `name`."""
     quantizer, _, rest = name.partition("-")
-    # A suffix may contain '-' itself: take the longest one that matches.
+    # A suffix may contain '-' itself, so take the longest of the known suffixes that match.
     suffix = max((known for known in folder.suffixes() if f"{rest}-".startswith(f"{known}-")), key=len, default=rest)
     tag = rest[len(suffix) + 1:]
     return f"--quantizer_name {quantizer} --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "")

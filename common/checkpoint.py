@@ -1,4 +1,4 @@
-"""Checkpoints without pickle: a safetensors file that holds the tensors, and everything else as JSON."""
+"""Checkpoints without pickle: safetensors files. Values that are not tensors are stored in the file as JSON."""
 
 import json
 import logging
@@ -18,14 +18,14 @@ from common.publishing import publish, sweep
 log = logging.getLogger(__name__)
 
 NUM_KEPT = 2   # the newest checkpoint, and the previous one in case the newest cannot be read
-NUM_NAMED = 5  # keys named in an error message
+NUM_NAMED = 5  # an error message names at most this many keys
 
 
 class Checkpoints:
-    """The checkpoints of one run: numbered ones from which training continues, and the best one.
+    """The checkpoints of one run: numbered checkpoints, from which training continues, and the best checkpoint.
 
-    With several processes, all of them call each method together. The first process writes; the others wait until the
-    file is on the disk.
+    If there are several processes, all of them must call the same methods in the same order. The first process writes
+    the file, and the others wait until the file is on the disk.
     """
 
     def __init__(self, folder: Path, command: str):
@@ -54,23 +54,28 @@ class Checkpoints:
         barrier()
 
     def load_newest(self) -> dict | None:
-        """Load the newest checkpoint that is not damaged; return None if there is none."""
+        """Load the newest numbered checkpoint that can be read. Return None if there is no such checkpoint."""
         for path in self.numbered():
             try:
                 return load_state(path, f"{self.command} --force")
             except UserError as error:
-                log.warning("%s: skipped; trying the previous checkpoint", error)
+                log.warning("skipped a checkpoint, trying the previous one: %s", error)
         return None
 
     def load_best(self) -> dict:
-        """Load the best checkpoint. Raises if it is missing or damaged; no other checkpoint can replace it."""
+        """Load the best checkpoint.
+
+        Raises DataError if its file is missing. Raises ArtifactError if its file is damaged. In both cases, no other
+        checkpoint can replace the best one.
+        """
         return load_state(self.best, f"{self.command} --force")
 
 
 def save_state(path: Path, state: dict, command: str) -> None:
-    """Write a state (nested dicts, lists, tensors and JSON values) to `<run>/checkpoints/<file>`.
+    """Write a state to the file `path`, which must be `<run>/checkpoints/<file>`.
 
-    The meta file records the run's name, so that `load_state` can reject a checkpoint copied from another run.
+    A state consists of nested dicts and lists whose values are tensors or JSON values. The meta file contains the name
+    of the run, so that `load_state` can reject a checkpoint that was copied from another run.
     """
     tensors: dict[str, torch.Tensor] = {}
     skeleton = json.dumps(_split(state, "", tensors))
@@ -78,7 +83,7 @@ def save_state(path: Path, state: dict, command: str) -> None:
     def write(staged: Path) -> None:
         try:
             save_file(tensors, staged, metadata={"state": skeleton})
-        except SafetensorError as error:  # it hides the original OSError; raise that one again
+        except SafetensorError as error:  # it hides the original OSError, so raise the OSError
             if number := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
             raise
@@ -87,9 +92,9 @@ def save_state(path: Path, state: dict, command: str) -> None:
 
 
 def load_state(path: Path, fix: str) -> dict:
-    """Load a state written by `save_state`.
+    """Load a state that `save_state` has written.
 
-    Raises DataError if the file is missing, and ArtifactError if it is damaged or belongs to another run.
+    Raises DataError if the file is missing. Raises ArtifactError if the file is damaged or belongs to another run.
     """
     run = verify(path, fix).get("run", path.parent.parent.name)
     if run != path.parent.parent.name:
@@ -104,11 +109,14 @@ def load_state(path: Path, fix: str) -> dict:
 
 
 def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, fix: str) -> None:
-    """Load the tensors of a checkpoint, which was read from `path`, into a model.
+    """Load `state`, the tensors of a checkpoint, into a model.
 
-    A buffer whose dtype differs, or which is still empty because the model fills it during fitting, first takes the
-    dtype and shape of the checkpoint. Raises ArtifactError, which names the keys, if the checkpoint belongs to another
-    model, configuration or set of items.
+    If a buffer of the model has another dtype than in the checkpoint, the buffer first gets the dtype of the
+    checkpoint. If a buffer is still empty because the model fills it during fitting, the buffer also gets the shape of
+    the checkpoint.
+
+    Raises ArtifactError if the checkpoint belongs to another model, configuration or set of items. The error names the
+    keys that do not match, and `path`, the file from which the checkpoint was read.
     """
     for name, buffer in list(model.named_buffers()):
         if name in state and (buffer.dtype != state[name].dtype or not buffer.numel()):
@@ -118,7 +126,7 @@ def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, 
     wanted = model.state_dict()
     missing, unexpected = ([name for name in one if name not in other] for one, other in
                            ((wanted, state), (state, wanted)))
-    shapes = [f"{name} is {_shape(state[name])}, the model has {_shape(tensor)}"
+    shapes = [f"{name} is {_shape(state[name])} in the checkpoint and {_shape(tensor)} in the model"
               for name, tensor in wanted.items() if name in state and state[name].shape != tensor.shape]
     found = [f"{what} {_some(names)}" for what, names in
              (("Missing keys:", missing), ("Unexpected keys:", unexpected), ("Different shapes:", shapes)) if names]
@@ -137,9 +145,10 @@ def _some(names: list[str]) -> str:
 
 
 def _split(value, path: str, tensors: dict[str, torch.Tensor]):
-    """Move the tensors of a state to `tensors`, and return the rest as a JSON value.
+    """Copy the tensors of a state into the dict `tensors`, and return the rest of the state as a JSON value.
 
-    A dict becomes a list of pairs, because JSON would turn keys that are integers into text.
+    The JSON value contains the key of each tensor in `tensors`. A dict becomes a list of pairs, because JSON would
+    convert integer keys to text.
     """
     if isinstance(value, torch.Tensor):
         while path in tensors:  # two keys can give the same path: 1 and "1", or "a/b" and "b" under "a"
@@ -155,7 +164,7 @@ def _split(value, path: str, tensors: dict[str, torch.Tensor]):
 
 
 def _join(skeleton: dict, tensors: dict[str, torch.Tensor]):
-    """Undo `_split`."""
+    """Return the original state: put the tensors back into `skeleton`, the JSON value that `_split` returned."""
     [(kind, content)] = skeleton.items()
     if kind == "tensor":
         return tensors[content]

@@ -15,7 +15,10 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ConfigError, does not accept abbreviated flags, and shows defaults in its help."""
+    """An argument parser that shows the defaults in its help and does not accept abbreviated flags.
+
+    If an argument is wrong, the parser raises ConfigError instead of ending the program.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
@@ -27,11 +30,11 @@ class Parser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
 
     def guess(self, flag: str) -> tuple[str, str | None]:
-        """Return a hint for an unknown flag, and the most similar flag or None.
+        """Return a hint for an unknown flag, and the most similar known flag (or None).
 
-        The hint is "Did you mean '--x'?" or the list of all flags.
+        The hint is "Did you mean '--x'?". If no known flag is similar, the hint is the list of all flags.
         """
-        # Compare without the leading dashes, which would make any two short flags look similar.
+        # Compare the flags without their leading dashes. The dashes would make any two short flags look similar.
         close = closest(flag.lstrip("-"), [known.lstrip("-") for known in self.flags()])
         if close is None:
             return f"Known: {', '.join(sorted(self.flags()))}", None
@@ -50,39 +53,40 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def add_shared_flags(parser: Parser) -> None:
     parser.add_argument("--dataset", "--dataset_name", "--category", dest="dataset", default="Baby", metavar="D",
-                        help="the dataset")
+                        help="the name of the dataset")
     parser.add_argument("--data_root", type=Path, default=ROOT / "data", metavar="DIR",
                         help="the folder with the datasets and their artifacts")
     parser.add_argument("--debug", action="store_true", help="print the traceback if an error occurs")
 
 
 def add_force_flag(parser: Parser) -> None:
-    parser.add_argument("--force", action="store_true", help="run again even if the results exist")
+    parser.add_argument("--force", action="store_true", help="run again even if the results already exist")
 
 
 def add_variant_flags(parser: Parser) -> None:
-    """Add the flags that select the semantic IDs, and the folder of the runs."""
+    """Add the flags that select the semantic IDs, and the flag that sets the folder of the runs."""
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="the folder with the runs")
     parser.add_argument("--embedding_suffix", default="td", metavar="S",
-                        help="the suffix of the embedding that is quantized")
+                        help="the suffix of the embedding from which the semantic IDs are made")
     parser.add_argument("--tag", default=None, metavar="T",
-                        help="a name for a variant of the semantic IDs, part of their file name")
+                        help="a name for this variant of the semantic IDs; it becomes a part of their file name")
 
 
 def add_config_flags(parser: Parser) -> None:
-    """Add the flags that change the configuration of a training run, and --force."""
+    """Add --force, and the flags that change the configuration of a training run."""
     add_force_flag(parser)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE",
-                        help="a YAML file to use instead of the model's own")
+                        help="a YAML file to use instead of the model's own YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value",
-                        help="override a configuration key; --b=value does the same")
+                        help="set the configuration key a.b to this value; --b=value does the same")
 
 
 def parse(parser: Parser, argv: list[str], open_ended: bool = False):
-    """Parse the flags. Raises ConfigError for an unknown flag or a wrong value.
+    """Parse the command line `argv`. Raises ConfigError for an unknown flag or a wrong value.
 
-    With `open_ended`, unknown flags `--key value` are accepted as overrides of configuration keys. The result then has
-    `overrides`, the list of `(key, text)` from --set and from unknown flags, and `flags`, the names of the known flags.
+    If `open_ended` is True, an unknown flag `--key value` is accepted: it sets a configuration key. The result then has
+    two more attributes. `overrides` is a list of the `(key, text)` pairs from --set and from unknown flags, and `flags`
+    is a list of the names of the known flags.
     """
     args, rest = parser.parse_known_args(argv)
     for flag in ("dataset", "embedding_suffix", "tag"):
@@ -98,12 +102,12 @@ def parse(parser: Parser, argv: list[str], open_ended: bool = False):
 
 
 def folder_flag(flag: str, folder: Path, default: Path) -> str:
-    """Return the text ` --flag FOLDER` for another command, or "" if the folder is the default."""
+    """Return the text ` --flag FOLDER` to append to a command, or "" if the folder is the default."""
     return "" if folder.resolve() == default else f" {flag} {shlex.quote(str(folder))}"
 
 
 def check_name(where: str, name: str | None) -> None:
-    """Raise ConfigError if a name is unsafe as a part of file names, such as `../x` or `.x`."""
+    """Raise ConfigError if it is not safe to use the name in file names, for example `../x` or `.x`."""
     if name is not None and (not NAME.fullmatch(name) or name.startswith(".")):
         raise ConfigError(where, f"{name!r} is not a valid name",
                           "A name has at most 100 letters, digits, '.', '_' and '-', and does not begin with '.'",
@@ -111,7 +115,10 @@ def check_name(where: str, name: str | None) -> None:
 
 
 def given_flags(parser: Parser, args: argparse.Namespace, destinations: Iterable[str]) -> list[str]:
-    """Return the flags of these destinations whose values differ from their defaults, as arguments for a command."""
+    """Return the flags whose values differ from their defaults, as a list of arguments for another command.
+
+    Only flags whose argparse destination is in `destinations` are returned.
+    """
     given = []
     for action in parser._actions:  # argparse has no public attribute for its actions
         value = getattr(args, action.dest, None)
@@ -122,9 +129,10 @@ def given_flags(parser: Parser, args: argparse.Namespace, destinations: Iterable
 
 def reject_ignored(args: argparse.Namespace, flag: str, others: Iterable[str], reason: str,
                    keys: Iterable[str] = ()) -> None:
-    """Raise ConfigError for options that have no effect together with `flag`, which trains nothing.
+    """Raise ConfigError if the command line has options that have no effect together with `flag`.
 
-    These are the flags in `others`, and all configuration keys except `keys`.
+    With `flag`, the command does not train a model. The options without effect are the flags in `others`, and all
+    configuration keys except `keys`. `reason` is the sentence that explains this in the error.
     """
     ignored = [f"--{key}" for key, _ in args.overrides if key not in keys]
     ignored += [f"--{other}" for other in others if getattr(args, other) not in (None, False)]
@@ -157,7 +165,10 @@ def _split_rest(rest: list[str], parser: Parser) -> list[tuple[str, str]]:
 
 
 def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
-    """Return the value of one of these flags without parsing the others; for a --help text that depends on it."""
+    """Return the value of the first of these flags on the command line, or `default` if there is none of them.
+
+    The other flags are not parsed. This function is for a --help text that depends on the value of a flag.
+    """
     for word, following in pairwise([*argv, default]):
         flag, sign, value = word.partition("=")
         if flag in flags:
@@ -166,14 +177,17 @@ def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
 
 
 def command_line(script: str, argv: list[str]) -> str:
-    """Return the command as typed in the project's root, with secrets masked; for `Fix:` lines and meta files."""
+    """Return the command line as text, for `Fix:` lines and meta files.
+
+    The text can be run in the root folder of the project. Secrets are masked, and --force and --debug are left out.
+    """
     line = shlex.join(script.split() + [mask_secrets(a) for a in argv if a not in ("--force", "--debug")])
-    # In an ASCII locale, Python does not decode the bytes of a UTF-8 path.
+    # In an ASCII locale, Python does not decode the bytes of a UTF-8 path, so decode them here.
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def help_with_keys(parser: Parser, yamls: list[Path]) -> None:
-    """Append the text of these YAML files to --help: the configuration keys, their defaults and comments."""
+    """Append YAML files to the --help text, so that it shows the configuration keys with defaults and comments."""
     texts = (f"{path.relative_to(ROOT)}:\n{path.read_text(encoding='utf-8')}" for path in yamls)
-    parser.epilog = ("Configuration keys. Each one is also a flag (--epochs 100, --set common.seed=1):\n\n"
+    parser.epilog = ("Configuration keys. Each key is also a flag, such as --epochs 100 or --set common.seed=1:\n\n"
                      + "\n".join(texts))

@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WATCHED = "STEP_WATCHES"  # environment variable with the descriptor of a pipe; it closes when the parent process ends
-SECONDS_OF_ONE_REQUEST = 0.5  # GNU timeout sends its signal twice: to its child and to the process group
+WATCHED = "STEP_WATCHES"  # environment variable: descriptor of a pipe that closes when the parent process ends
+SECONDS_OF_ONE_REQUEST = 0.5  # GNU timeout sends one signal twice: to its child and to the process group
 SECONDS_FOR_FIRST = 5.0  # if the first process fails, torchrun ends the other processes within this time
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Write a character that the user's encoding does not have as \\u00b1, which is also valid JSON."""
+    """Replace a character that the output encoding does not have by a JSON escape such as \\u00b1."""
     assert isinstance(error, UnicodeEncodeError)
     return json.dumps(error.object[error.start:error.end])[1:-1], error.end
 
@@ -40,10 +40,12 @@ codecs.register_error("json_escape", _escape)
 
 
 class StopRequest:
-    """Handles SIGINT and SIGTERM by raising Interrupted: immediately, or deferred inside `with stop_request:`.
+    """Handles SIGINT and SIGTERM, the signals that ask this process to stop.
 
-    Code inside the `with` block must check `requested` regularly; if it is True, the code saves its state and raises
-    Interrupted. A second signal raises Interrupted immediately, unless it is the same signal within half a second.
+    Outside of `with stop_request:`, a signal raises Interrupted immediately. Inside the `with` block, the first signal
+    only sets `requested` to True. The code in the block must check `requested` regularly; if it is True, the code must
+    save its state and raise Interrupted. A second signal raises Interrupted immediately, unless it is the same signal
+    within half a second.
     """
 
     def __init__(self):
@@ -63,9 +65,10 @@ class StopRequest:
 
     @contextmanager
     def at_once(self):
-        """Stop immediately again, for a long operation inside `with stop_request:` that may be interrupted.
+        """Let a stop signal raise Interrupted immediately, even inside `with stop_request:`.
 
-        Raises Interrupted if a stop is already requested.
+        Use this block for a long operation that may be interrupted. If a stop was requested before the block, the block
+        raises Interrupted at its start.
         """
         deferred, self._deferred = self._deferred, False
         try:
@@ -93,14 +96,14 @@ stop_request = StopRequest()
 
 
 def _stop_when_closed(pipe: int) -> None:
-    """Stop this process when the process that holds the other end of the pipe has ended."""
+    """Wait until the process at the other end of the pipe has ended, then stop this process."""
     os.read(pipe, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
 def errors_of_models() -> Iterator[None]:
-    """Convert an exception raised by a model into a ConfigError that names the line and the method."""
+    """Convert an exception that a model raises in the `with` block to a ConfigError that names the line and method."""
     try:
         yield
     except (UserError, BrokenPipeError, ModuleNotFoundError):
@@ -116,9 +119,11 @@ def errors_of_models() -> Iterator[None]:
 
 
 def _location_in_model(error: Exception) -> tuple[str, str] | None:
-    """Return `file:line` and `Class.method` of the innermost frame of the traceback that belongs to a model.
+    """Return `file:line` and `Class.method` of the innermost frame in the traceback that belongs to a model.
 
-    These are the frames in a model's own file; if there are none, the frames of methods of a model's objects.
+    A frame belongs to a model if its code is in the model's file. If the traceback has no such frame, a frame also
+    belongs to a model if it is in a method that was called on an object of the model's file, such as an inherited
+    method. Returns None if no frame belongs to a model.
     """
     if isinstance(error, SyntaxError) and error.filename in plug_in_files:
         return f"{error.filename}:{error.lineno}", "its import"
@@ -133,14 +138,15 @@ def _location_in_model(error: Exception) -> tuple[str, str] | None:
 
 
 def _file_of(value: object) -> str | None:
-    """Return the file that defines an object's class, if it is known."""
+    """Return the file that defines the class of an object, or None if the file is not known."""
     return getattr(sys.modules.get(type(value).__module__), "__file__", None)
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Run a command's `main(argv)` and return the exit code; print an exception as one line on stderr.
+    """Run a command's `main(argv)` and return the exit code. An exception is printed as one line on stderr.
 
-    If this process is in a torch.distributed process group, it ends here with the exit code.
+    If this process is in a torch.distributed process group, the function does not return: it ends the process with the
+    exit code.
     """
     argv = sys.argv[1:] if argv is None else argv
     stop_request.install()
@@ -197,16 +203,19 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
 
 
 def environment_hint() -> str:
-    """Return the command that activates a Python with all packages that this project needs."""
+    """Return the command that activates a Python environment with all packages that this project needs."""
     root = Path(__file__).resolve().parents[1]
     activate = root / ".venv" / "bin" / "activate"
-    # If .venv is already active, packages are missing in it: setup.sh installs them.
+    # If .venv is already active, some packages are missing in it, and setup.sh installs them.
     found = activate.exists() and Path(sys.prefix).resolve() != (root / ".venv").resolve()
     return f"source {activate if found else root / 'setup.sh'}"
 
 
 def _report(message: str, code: int, argv: list[str], shared: bool = False) -> int:
-    """Log and print an error and return its exit code. `shared`: all processes have this error; the first prints it."""
+    """Log and print an error, and return its exit code.
+
+    If `shared` is True, all processes have this error, and only the first process prints it.
+    """
     message = mask_secrets(message)
     log.error("error: %s", message)
     log.debug("%s", traceback.format_exc())
@@ -220,9 +229,10 @@ def _report(message: str, code: int, argv: list[str], shared: bool = False) -> i
 
 
 def _wait_for_first() -> None:
-    """Delay the output of every process except the first.
+    """Make every process except the first wait before it prints an error.
 
-    If all processes fail with the same error, the first one prints it, and torchrun ends the others while they wait.
+    If all processes fail with the same error, the first process prints it, and torchrun ends the others while they
+    wait. The error is then printed only once.
     """
     if not is_main():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""Configuration: strict YAML files, defaults, overrides and checks. Importing this module is cheap."""
+"""Loads and checks configurations: YAML files, defaults and command-line overrides. Importing this module is fast."""
 
 import copy
 import logging
@@ -15,8 +15,8 @@ from common.errors import ConfigError, nearest
 log = logging.getLogger(__name__)
 
 # Allowed values of the keys of `common` and of the training loop (common/training.py). A bound is (smallest, largest);
-# None means no limit. A stage adds rules for its own keys in defaults.yaml, and a model in its YAML, under `bounds`
-# and `choices`.
+# None means no limit. A stage adds rules for its own keys in its defaults.yaml, and a model adds rules in its own YAML
+# file. Both use the keys `bounds` and `choices`.
 BOUNDS: dict[str, tuple] = {
     "seed": (0, 2**31 - 1), "epochs": (1, None), "max_steps": (1, None), "batch_size": (1, None), "lr": (0, None),
     "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "eval_every": (1, None),
@@ -25,9 +25,10 @@ BOUNDS: dict[str, tuple] = {
 CHOICES: dict[str, tuple] = {
     "select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),
 }
-NULLABLE = {"patience": int, "max_steps": int}
+NULLABLE = {"patience": int, "max_steps": int}  # keys that may be null, and the type of their other values
 SECTIONS = ("model_params", "training_params")
-DECLARED = {"baseline": bool, "uses": list, "bounds": dict, "choices": dict}  # properties of a model in its YAML
+# Keys of a model's YAML file that describe the model, and the types of their values.
+DECLARED = {"baseline": bool, "uses": list, "bounds": dict, "choices": dict}
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -39,7 +40,7 @@ StrictLoader.add_implicit_resolver(
 
 
 class TrackedParams(dict):
-    """A dict of parameters that records which of its keys were read, also by `**` or a loop."""
+    """A dict of parameters that records which keys were read. Keys that `**` or a loop reads are recorded too."""
 
     def __init__(self, values: dict, where: str = "model_params"):
         super().__init__(values)
@@ -78,17 +79,21 @@ class TrackedParams(dict):
 
 
 class Rules(NamedTuple):
-    """Allowed values of the keys, and the training parameters that the model uses."""
+    """Rules of a configuration: the allowed values of its keys, and the training parameters that the model uses."""
 
     bounds: dict[str, tuple]  # key -> (smallest, largest)
     choices: dict[str, tuple]  # key -> allowed values
     always: set[str]          # training parameters that every model uses
     if_read: set[str]         # training parameters that a model uses only if it reads them
-    uses: set[str] | None     # training parameters that the model lists under `uses`; None: its YAML has no `uses`
+    uses: set[str] | None     # training parameters that the model lists under `uses`; None if its YAML has no `uses`
 
 
 class Config:
-    """A resolved configuration: `values` as nested dicts, and `origins`, the place where each key was set."""
+    """A resolved configuration, with the place where each key was set.
+
+    `values` contains the configuration as nested dicts. `origins` maps each dotted key to the place where the key was
+    set: a flag of the command line, or `file:line`.
+    """
 
     def __init__(self, name: str, values: dict, origins: dict[str, str], rules: Rules, defaults: Path):
         self.name, self.values, self.origins, self.rules, self.defaults = name, values, origins, rules, defaults
@@ -101,25 +106,34 @@ class Config:
         return self.values[self.name]["training_params"]
 
     def has_key(self, key: str) -> bool:
-        """Return whether `key`, a name or a dotted path, is a key that the model uses according to its YAML."""
+        """Return whether the configuration has this key, which is a name or a dotted path.
+
+        A training parameter counts only if the model uses it according to the model's YAML.
+        """
         paths = [path for path in _leaves(self.values) if path == key or path.endswith(f".{key}")]
         uses = self.rules.uses
         return any(uses is None or not path.startswith(f"{self.name}.training_params.")
                    or path.rpartition(".")[2] in self.rules.always | uses for path in paths)
 
     def leaf_names(self) -> list[str]:
-        """Return the last part of every dotted key."""
+        """Return the last part of every dotted key, such as `lr`."""
         return [path.rpartition(".")[2] for path in _leaves(self.values)]
 
     def for_model(self, **data) -> dict:
-        """Return the nested dicts plus `data`, for a model's constructor; they record which keys the model reads."""
+        """Return the configuration that a model's constructor takes: the nested dicts, and `data` under the key "data".
+
+        The model's own sections are `TrackedParams`, which record the keys that the model reads.
+        """
         paths = {section: f"{self.name}.{section}" for section in SECTIONS}
         own = {section: TrackedParams(self.values[self.name][section], self.origins.get(path, path))
                for section, path in paths.items()}
         return {**self.values, self.name: own, "data": data}
 
     def check_all_read(self, model_config: dict) -> None:
-        """Raise ConfigError for a model parameter that the model has not read."""
+        """Raise ConfigError if the model has not read one of its model parameters.
+
+        `model_config` is the result of `for_model` that was passed to the model's constructor.
+        """
         params = model_config[self.name]["model_params"]
         for key in params.unread():
             path = f"{self.name}.model_params.{key}"
@@ -129,7 +143,9 @@ class Config:
     def check_training_keys(self, model_config: dict, by_gradient: bool) -> None:
         """Report training parameters that have no effect on the model.
 
-        An unused key from the command line raises ConfigError; an unused key from the model's YAML gives a warning.
+        An unused key from the command line raises ConfigError, and an unused key from the model's YAML logs a warning.
+        `model_config` is the result of `for_model` that was passed to the model's constructor. `by_gradient` tells
+        whether the training loop trains the model by gradient descent.
         """
         keys = set(self.training_params)
         used = self.rules.uses if self.rules.uses is not None else keys - self.rules.if_read if by_gradient else set()
@@ -142,7 +158,7 @@ class Config:
 
 
 def reject_unused(config: Config, used: set[str]) -> None:
-    """Raise ConfigError for a training parameter on the command line that is not in `used`."""
+    """Raise ConfigError if the command line sets a training parameter that is not in `used`."""
     for key in config.training_params:
         where = config.origins[f"{config.name}.training_params.{key}"]
         if key not in used and where.startswith("--"):
@@ -151,19 +167,19 @@ def reject_unused(config: Config, used: set[str]) -> None:
 
 
 def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
-    """Return the content of a YAML file, a dict, and a dict from each dotted key to its `file:line`.
+    """Load a YAML file. Return its content, and a dict that maps each dotted key to its `file:line`.
 
     Raises ConfigError if the file cannot be read, is not valid YAML, or has a duplicate key.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, "cannot be read", str(error), "name an existing YAML file") from error
+        raise ConfigError(path, "cannot be read", str(error), "give the path of an existing YAML file") from error
     values, origins = _parse(text, path)
     return copy.deepcopy(values), dict(origins)
 
 
-@cache  # a command loads the same YAML several times
+@cache  # a command loads the same YAML file several times
 def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
     loader = StrictLoader(text)
     try:
@@ -185,7 +201,10 @@ def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
 
 
 def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> None:
-    """Record the line of every key. Raises ConfigError for a key that is a duplicate or is not text."""
+    """Store the `file:line` of every key of a YAML node in the dict `origins`.
+
+    Raises ConfigError if a key is a duplicate or is not text.
+    """
     if isinstance(node, yaml.SequenceNode):
         for index, entry in enumerate(node.value):
             _walk(entry, path, f"{prefix}{index}.", origins)
@@ -198,7 +217,7 @@ def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> 
                               f"YAML reads it as {key_node.tag.rsplit(':', 1)[-1]}", "put it in quotes")
         if key in origins:
             raise ConfigError(f"{path}:{line}", f"duplicate key {key!r}",
-                              f"The key is already in line {origins[key].rsplit(':', 1)[1]}", "remove one of the two")
+                              f"The key is already set in line {origins[key].rsplit(':', 1)[1]}", "remove one of them")
         origins[key] = f"{path}:{line}"
         _walk(value_node, path, key + ".", origins)
 
@@ -207,17 +226,18 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
             flags: Sequence[str] = (), declared_yaml: Path | None = None) -> Config:
     """Return the checked configuration of the model `name`.
 
-    Values come from the defaults, then the model's YAML, then the command line's `overrides` `(key, text)`; later ones
-    win. `flags` are the command's own flags, which are suggested for a misspelled key. If `model_yaml` replaces the
-    model's own YAML, pass the model's own as `declared_yaml`: the declarations about the model (`DECLARED`) are read
-    from there.
+    Values from `model_yaml` replace the defaults, and values from the command line replace both. `overrides` is the
+    list of `(key, text)` pairs from the command line. `flags` contains the names of the command's own flags; if the
+    user misspells a flag, the error can suggest the right one. If `model_yaml` is not the model's own YAML file, pass
+    the model's own file as `declared_yaml`: the keys that describe the model (`DECLARED`) are read from that file.
 
-    `common` and `training_params` may contain only keys of the defaults, with values of the same type. `model_params`
-    may contain any key; `Config.check_all_read` finds the unused ones. Any other section of the defaults is a group of
-    options that several models share. If `model_params` has a key with the group's name, its value is completed from
-    the defaults and checked like a section.
+    The sections `common` and `training_params` may contain only keys that the defaults have, and the values must have
+    the same types. The section `model_params` may contain any key; `Config.check_all_read` finds unused keys. Every
+    other section of the defaults is a group of options that several models share. If `model_params` has a key with the
+    name of a group, options that are missing under this key are taken from the defaults, and unknown options are
+    errors.
 
-    Raises ConfigError for an unknown section or key, and for a wrong value.
+    Raises ConfigError if a section or key is unknown, or if a value is wrong.
     """
     defaults, default_origins = load_yaml(defaults_yaml)
     own, own_origins = load_yaml(model_yaml)
@@ -265,7 +285,7 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
 
 
 def declared(name: str, model_yaml: Path) -> dict:
-    """Return the declarations about a model in its YAML: the keys of `DECLARED` that are present."""
+    """Return the entries of a model's YAML file that describe the model, such as `uses` (see `DECLARED`)."""
     values, origins = load_yaml(model_yaml)
     section = _mapping(values, name, origins, model_yaml)
     for key in section.keys() & DECLARED.keys():
@@ -276,7 +296,10 @@ def declared(name: str, model_yaml: Path) -> dict:
 
 
 def _rules(name: str, defaults: dict, declared_yaml: Path) -> Rules:
-    """Merge the rules of the training loop, of the stage and of the model; later ones win."""
+    """Merge the rules of the training loop, the stage and the model.
+
+    The model's rules replace the stage's rules, and the stage's rules replace the training loop's rules.
+    """
     model, stage = declared(name, declared_yaml), defaults.get("uses", {})
     for key in model.get("uses", []):
         if key not in defaults["training_params"]:
@@ -300,12 +323,15 @@ def _mapping(values: dict, key: str, origins: dict[str, str], path: Path) -> dic
         return {}
     if not isinstance(value, dict):
         where = next((o for k, o in origins.items() if k.split(".")[-1] == key), path)
-        raise ConfigError(where, f"{key!r} must hold keys, not {value!r}", fix=f"indent the keys under `{key}:`")
+        raise ConfigError(where, f"{key!r} must contain keys, not {value!r}", fix=f"indent the keys under `{key}:`")
     return value
 
 
 def _leaves(config: dict, prefix: str = "") -> dict[str, tuple[dict, str]]:
-    """Return `dotted.path -> (the dict that contains it, its key)` for every value that is not a mapping."""
+    """Return the place of every value in the nested dicts that is not itself a dict.
+
+    The result maps the dotted path of the value to the dict that contains the value, and the key in that dict.
+    """
     found: dict[str, tuple[dict, str]] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
@@ -332,12 +358,12 @@ def _override(config: dict, origins: dict[str, str], key: str, text: str, flags:
 
 
 def _value(where: str, text: str, before: object) -> object:
-    """Return the value of an override.
+    """Convert the text of an override to a value; `before` is the value that it replaces.
 
-    The text is parsed as YAML. Text that replaces text is used unchanged, because YAML would cut `codes #2.json` at the
-    comment sign.
+    The text is parsed as YAML. If both the old and the new value are text, the new text is used unchanged unless it is
+    in quotes, because YAML would read the end of `codes #2.json` as a comment.
     """
-    if before == "":  # the user has to set this key, for example to a path
+    if before == "":  # a key without a default, such as a path: use the text unchanged
         return text
     try:
         value = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (StrictLoader is a SafeLoader)
@@ -347,7 +373,11 @@ def _value(where: str, text: str, before: object) -> object:
 
 
 def check_section(values: dict, defaults: dict, section: str, origins: dict[str, str], rules: Rules) -> None:
-    """Raise ConfigError for a key that is not in `defaults`, and for a value of a wrong type or against the rules."""
+    """Raise ConfigError if a section has an unknown key or a wrong value.
+
+    Each key must be in `defaults`. Each value must have the type of the default value, and must follow `rules`. An
+    integer is converted to a float if the default value is a float.
+    """
     for key, value in values.items():
         where = origins.get(f"{section}.{key}", section)
         if key not in defaults:
@@ -363,7 +393,7 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
 
 
 def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -> None:
-    """Raise ConfigError for a value outside the key's bounds or choices."""
+    """Raise ConfigError if a value is outside the bounds of its key, or is not one of the choices of its key."""
     if key in rules.bounds:
         low, high = rules.bounds[key]
         fits = type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)

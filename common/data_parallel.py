@@ -1,8 +1,9 @@
 """Data-parallel training: each process computes a shard of every batch, and the gradients are averaged.
 
 The averaged gradients equal those of the whole batch, so the number of processes changes only the speed and the
-rounding errors of a run. PyTorch's DistributedDataParallel averages the gradients. If a model computes more from a
-batch than a mean over its rows, such as how often each code is used, it calls `all_reduce_sum` or `all_gather`.
+rounding errors of a run. PyTorch's DistributedDataParallel averages the gradients. If a model needs more than a mean
+over the rows of a batch, for example how often the batch uses each code, the model must call `all_reduce_sum` or
+`all_gather`.
 """
 
 import hashlib
@@ -25,16 +26,17 @@ class Shard(NamedTuple):
     """The part of a batch that one process computes."""
 
     rows: slice      # rows of the batch in this shard
-    num_shards: int  # 1: the shard is the whole batch
+    num_shards: int  # 1 if the shard is the whole batch
     num_rows: int    # rows in the whole batch, B
 
     def weighted(self, losses: dict[str, Tensor], own: int, whole: int) -> dict[str, Tensor]:
         """Scale the shard's mean losses so that their mean over all processes is the mean over the whole batch.
 
-        own: number of elements (such as rows) that the shard's means are taken over
-        whole: the same number for the whole batch
+        own: number of elements (such as rows) in this shard; the shard's losses are means over these elements
+        whole: number of elements in the whole batch
 
-        The scaling is necessary because shards differ in size, and DistributedDataParallel averages over processes.
+        The scaling is necessary because shards can have different sizes, but DistributedDataParallel gives all
+        processes the same weight.
         """
         if self.num_shards == 1:
             return losses
@@ -47,10 +49,11 @@ _current = WHOLE
 
 @contextmanager
 def shard_batch(num_rows: int) -> Iterator[Shard]:
-    """Split a batch of `num_rows` rows; inside the `with` block, the functions of this module use this process's shard.
+    """Split a batch of `num_rows` rows into one shard per process, and yield the shard of this process.
 
-    A shard has every W-th row, so that rows sorted by length are distributed evenly. If there are fewer rows than
-    processes, every process computes the whole batch; an empty shard would give NaN.
+    Inside the `with` block, the functions of this module use this shard. If there are W processes, a shard consists of
+    every W-th row, so that rows sorted by length are distributed evenly. If there are fewer rows than processes, every
+    process computes the whole batch, because an empty shard would give NaN.
     """
     global _current
     split = 1 < world_size() <= num_rows
@@ -63,7 +66,7 @@ def shard_batch(num_rows: int) -> Iterator[Shard]:
 
 @torch.no_grad()
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Return the sum of the values of all shards. No gradient flows through it."""
+    """Return the elementwise sum of `values` over all shards. No gradient flows through this function."""
     if _current.num_shards == 1:
         return values
     values = values.clone()
@@ -73,9 +76,12 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_gather(rows: Tensor) -> Tensor:
-    """Return all rows of the batch in their order: (P, ...) -> (B, ...). No gradient flows through it.
+    """Collect the rows of all shards, and return them in the order of the batch.
 
-    The rows of this process's shard are at `shard_rows()`.
+    rows: the P rows of this process's shard, (P, ...) -> the B rows of the whole batch, (B, ...)
+
+    In the result, the rows of this process's shard are at the positions `shard_rows()`. No gradient flows through this
+    function.
     """
     if _current.num_shards == 1:
         return rows
@@ -88,28 +94,29 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def shard_rows() -> slice:
-    """Return the slice of the batch that is this process's shard."""
+    """Return the slice that selects this process's shard from the rows of the batch."""
     return _current.rows
 
 
 def mean_of_present(values: Tensor, present: Tensor) -> Tensor:
-    """Return the mean of `values` over the present rows of the batch: (P,) -> ().
+    """Return the mean of `values` over the marked rows of the batch, as a scalar.
 
-    values: (P,), 0 for rows that are not present
-    present: (P,) bool
+    values: one value per row of this process's shard, (P,); it must be 0 for a row that is not marked
+    present: whether a row is marked, (P,) bool
 
-    With several shards, it is this shard's contribution: after `Shard.weighted` with the numbers of rows, the mean over
-    all processes is the mean over the batch's present rows.
+    If there are several shards, the result is the contribution of this shard. Scale it by `Shard.weighted`, called with
+    the numbers of rows in the shard and in the batch. The average of the scaled results over all processes is the mean
+    over the marked rows of the whole batch.
     """
     total = values.sum() / all_reduce_sum(present.sum()).clamp(min=1)
     return total if _current.num_shards == 1 else total * (_current.num_rows / len(values))
 
 
 class _Losses(nn.Module):
-    """A module with the trainable parameters, whose forward pass calls `compute` to get the losses.
+    """A module that contains only the trainable parameters of a model; its forward pass calls `compute` for the losses.
 
-    DistributedDataParallel averages the gradients of a module's parameters, and broadcasts its buffers before each
-    step. Recommenders have large constant buffers; this module leaves them out.
+    DistributedDataParallel wraps this module instead of the model, because it broadcasts all buffers of the module that
+    it wraps before each step. Recommenders have large buffers that never change, and this module does not have them.
     """
 
     def __init__(self, parameters: list[nn.Parameter], compute: Callable[..., dict[str, Tensor]]):
@@ -117,13 +124,17 @@ class _Losses(nn.Module):
         self.trainable, self.compute = nn.ParameterList(parameters), compute
 
     def forward(self, *batch) -> dict[str, Tensor]:
-        # The backward pass starts from the total alone. Detach the other losses: DistributedDataParallel would wait for
-        # the gradients of parameters that only they depend on.
+        # The backward pass starts only from `loss_total`. The other losses are detached, because otherwise
+        # DistributedDataParallel would wait for gradients of parameters that affect only the other losses.
         return {name: loss if name == "loss_total" else loss.detach() for name, loss in self.compute(*batch).items()}
 
 
 def data_parallel(model: nn.Module, compute: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
-    """Wrap `compute`, which returns a dict of losses, so that the processes average the gradients of `loss_total`."""
+    """Wrap the function `compute`, so that the backward pass averages the gradients over all processes.
+
+    `compute` returns a dict of losses, and the backward pass must start from `loss_total`. The model of the first
+    process is first copied to the other processes.
+    """
     if world_size() == 1:
         return compute
     sync(model)
@@ -131,13 +142,17 @@ def data_parallel(model: nn.Module, compute: Callable[..., dict[str, Tensor]]) -
     if not trainable:
         return compute
     # Some models do not use all of their parameters. With a static graph, PyTorch finds the unused ones once, in the
-    # first step; `find_unused_parameters` would search in every step. If they change from step to step, PyTorch raises.
+    # first step; `find_unused_parameters` would search in every step. If the unused parameters change from step to
+    # step, PyTorch raises an error.
     return DistributedDataParallel(_Losses(trainable, compute), static_graph=True)
 
 
 @torch.no_grad()
 def sync(model: nn.Module) -> None:
-    """Copy the first process's model to all others. On GPUs, equal computations may give different rounding errors."""
+    """Copy the parameters and buffers of the first process's model to the models of all other processes.
+
+    Without the copy, the models could differ: on GPUs, the same computation may give different rounding errors.
+    """
     if world_size() > 1:
         for value in _state(model).values():
             shared = value.contiguous()
@@ -148,7 +163,7 @@ def sync(model: nn.Module) -> None:
 def check_same_model(model: nn.Module) -> None:
     """Raise ConfigError if the models of the processes differ.
 
-    Typical causes are batch normalization and moving averages, which each process computes from its own shard.
+    Typical causes are batch normalization and moving averages, because each process computes them from its own shard.
     """
     if world_size() == 1:
         return

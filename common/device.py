@@ -11,10 +11,12 @@ log = logging.getLogger(__name__)
 
 
 def resolve_device(name: str, origin: str) -> torch.device:
-    """Return the device with this name. `auto` selects CUDA if it is available, else the CPU.
+    """Return the torch device called `name`, for example `cpu`. `auto` selects CUDA if it is available, else the CPU.
 
-    If CUDA is not available, `cuda` in a YAML file falls back to the CPU with a warning. On the command line (`origin`
-    begins with `--`), it raises ConfigError instead. Each of several processes on a machine gets its own GPU.
+    `origin` is the place where the name was set. If the name is `cuda` but CUDA is not available, the result depends on
+    this place. If the name was set in a YAML file, the function logs a warning and returns the CPU. If the name was set
+    on the command line (`origin` begins with `--`), the function raises ConfigError. If there are several processes on
+    a machine, each process gets its own GPU.
     """
     if name == "auto":
         return _for_this_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"), origin)

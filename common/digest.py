@@ -1,4 +1,4 @@
-"""A digest of the code that trains a model, which detects that the code has changed since a run was trained."""
+"""Computes a digest of the code that trains a model, to detect that the code has changed since a run was trained."""
 
 import ast
 import hashlib
@@ -14,12 +14,12 @@ from common.cli import ROOT
 def code_digest(model: Path, stage: Path) -> str:
     """Return a digest (16 hexadecimal digits) of the code that trains a model.
 
-    model: the model's file
-    stage: the folder of the stage
+    model: the path of the model's file
+    stage: the path of the stage's folder
 
-    It covers the model's file, the files of the stage that it imports directly or indirectly, the stage's `trainer.py`
-    and `dataset.py`, and the training loop. It is computed from the syntax trees without docstrings, so comments and
-    layout do not change it.
+    The digest covers the model's file, all files of the stage that the model's file imports directly or indirectly, the
+    stage's `trainer.py` and `dataset.py`, and the training loop. The digest is computed from the syntax trees without
+    docstrings, so it does not depend on comments and layout.
     """
     parsed = {path: _parse(path.read_text(encoding="utf-8"))
               for path in (stage / "trainer.py", stage / "dataset.py", ROOT / "common/training.py")}
@@ -34,13 +34,13 @@ def code_digest(model: Path, stage: Path) -> str:
 
 
 class _Parsed(NamedTuple):
-    """The part of a file that enters the digest, and its imports."""
+    """A parsed Python file: its syntax tree, from which the digest is computed, and its imports."""
 
     tree: str                             # the syntax tree as JSON, see `_as_lists`
-    imports: list[tuple[int, list[str]]]  # of each import: the number of leading dots, and the imported names
+    imports: list[tuple[int, list[str]]]  # per import: the number of leading dots, and the imported names
 
 
-@cache  # a table of many runs parses the same files many times
+@cache  # a command that shows many runs needs the same files many times
 def _parse(text: str) -> _Parsed:
     tree, imports = ast.parse(text), []
     for node in ast.walk(tree):
@@ -53,7 +53,10 @@ def _parse(text: str) -> _Parsed:
 
 
 def _files(imports: list[tuple[int, list[str]]], path: Path, stage: Path) -> Iterable[Path]:
-    """Yield the files of a stage that the file `path` imports, including imports inside functions."""
+    """Yield those files in the folder `stage` that the file `path` imports.
+
+    `imports` contains all imports of the file, also the imports inside functions (see `_Parsed`).
+    """
     for level, names in imports:
         folder = path.parents[level - 1] if level else ROOT
         for name in names:
@@ -64,7 +67,10 @@ def _files(imports: list[tuple[int, list[str]]], path: Path, stage: Path) -> Ite
 
 
 def _as_lists(node: object) -> object:
-    """Return a syntax tree as nested lists, without docstrings and positions; the same for all versions of Python."""
+    """Convert a syntax tree to nested lists, without docstrings and line numbers.
+
+    The result is the same for all versions of Python.
+    """
     if isinstance(node, list):
         return [_as_lists(part) for part in node]
     if not isinstance(node, ast.AST):

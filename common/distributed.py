@@ -1,7 +1,7 @@
-"""Helpers for several processes started by torchrun. With a single process, they do not communicate.
+"""Functions for commands that torchrun starts as several processes. A single process can call them too.
 
 All processes run the same program and read the same files; only the first one (rank 0) writes files and prints.
-Importing this module is cheap, because torch is imported inside the functions that need it.
+Importing this module is fast, because torch is imported inside the functions that need it.
 """
 
 import logging
@@ -23,17 +23,17 @@ PATIENCE = timedelta(minutes=10)
 
 
 def world_size() -> int:
-    """Return the number of processes. WORLD_SIZE is ignored if it was not set by torchrun."""
+    """Return the number of processes. The environment variable WORLD_SIZE is ignored if torchrun has not set it."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the number of this process. Numbers start at 0."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """Return the number of this process on its machine, from 0; it is also the number of its GPU."""
+    """Return the number of this process among the processes on its machine (from 0). Its GPU has the same number."""
     return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
@@ -48,7 +48,10 @@ def is_main() -> bool:
 
 
 def rank_seed_parts() -> tuple[int, ...]:
-    """Return the parts to add to a step's seed so that each process has its own dropout; () for a single process."""
+    """Return the parts to add to the seed of a step, so that each process draws its own dropout masks.
+
+    If there is only one process, there are no such parts, and the result is ().
+    """
     return (rank(),) if world_size() > 1 else ()
 
 
@@ -56,8 +59,8 @@ def rank_seed_parts() -> tuple[int, ...]:
 def process_group(device: "torch.device") -> Iterator[None]:
     """Create the process group, and wait for all processes at the end of the `with` block.
 
-    The group is not destroyed here but in `end_process`, and a second call reuses it. A new group would find the
-    addresses of the old one and hang.
+    The group still exists after the block; `end_process` destroys it. A second call uses the same group again, because
+    a new group would find the addresses of the old group and hang. If there is only one process, no group is created.
     """
     if world_size() == 1:
         yield
@@ -130,9 +133,10 @@ def mean(values: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
 
 
 def all_gather_rows(*arrays: "np.ndarray") -> None:
-    """Fill in, in place, the rows that other processes have written.
+    """Combine the arrays of all processes: after this call, each process has the rows of all processes.
 
-    The arrays must be zero except for the rows of this process, and each row belongs to exactly one process.
+    The arrays are changed in place. Each row must belong to exactly one process. Before the call, a process must have
+    zeros in all rows that belong to other processes.
     """
     if world_size() == 1:
         return

@@ -1,8 +1,9 @@
-"""A check whether the running Python satisfies a requirements file. Needs only the standard library.
+"""Checks whether the running Python and its packages satisfy a requirements file.
 
     python common/environment.py requirements.txt
 
-exits with 0 if it does; otherwise it prints the missing requirements and exits with 1.
+This command exits with 0 if all requirements are satisfied. Otherwise, it prints the requirements that are not
+satisfied, and exits with 1. The file needs only the standard library.
 """
 
 import re
@@ -15,7 +16,10 @@ OPERATORS = {">=": lambda a, b: a >= b, "<=": lambda a, b: a <= b, "==": lambda 
 
 
 def missing(lines: list[str]) -> list[str]:
-    """Return the requirements, such as `name>=1.2,<3`, that the running Python does not satisfy."""
+    """Return the requirements that the running Python does not satisfy.
+
+    Each line contains one requirement, such as `name>=1.2,<3`.
+    """
     unmet = [] if sys.version_info >= (3, 11) else ["python>=3.11"]
     for line in lines:
         requirement = line.split("#")[0].strip()
@@ -36,7 +40,7 @@ def missing(lines: list[str]) -> list[str]:
 
 
 def _release(text: str) -> list[int]:
-    """Return the release number without trailing zeros: `2.13.0+cpu` -> [2, 13]."""
+    """Return the release number of a version without trailing zeros: `2.13.0+cpu` -> [2, 13]."""
     numbers = [int(n) for n in re.split(r"[^0-9.]", text)[0].strip(".").split(".")]
     while numbers and numbers[-1] == 0:
         numbers.pop()

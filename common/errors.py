@@ -9,8 +9,8 @@ from difflib import get_close_matches
 class UserError(Exception):
     """An error that the user can fix, printed as `error: where: what. why. Fix: fix`.
 
-    `where` is a flag, a file or `file:line`. `what` continues after it in lower case, `why` is a full sentence, and
-    `fix` is an imperative clause or a command. Both `what` and `why` may end with a question mark.
+    `where` is a flag, a file or `file:line`. `what` describes the problem and begins with a lower-case letter. `why` is
+    a full sentence. `fix` is a command or an imperative clause. Both `what` and `why` may end with a question mark.
     """
 
     exit_code = 2
@@ -23,25 +23,25 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A wrong flag, configuration key or name."""
+    """A flag, configuration key or name is wrong."""
 
     exit_code = 2
 
 
 class DataError(UserError):
-    """Input data that cannot be used."""
+    """Input data is missing or cannot be used."""
 
     exit_code = 3
 
 
 class ArtifactError(UserError):
-    """An artifact that is stale, damaged or made for other data."""
+    """An artifact is stale, is damaged, or was made for other data."""
 
     exit_code = 4
 
 
 class ResourceError(UserError):
-    """Not enough disk space or memory, or the network failed."""
+    """There is not enough disk space or memory, or the network failed."""
 
     exit_code = 5
 
@@ -65,14 +65,14 @@ class Interrupted(BaseException):
     """
 
 
-NUM_NEIGHBORS = 500  # ids before and after an unknown id in sorted order that are compared with it
+NUM_NEIGHBORS = 500  # compare an unknown id with this many ids before it and after it in sorted order
 
 URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]*://|\burl: /)(?P<user>[^\s/?#'\"]*@)?(?P<path>[^\s?#'\"]*)"
                  r"(?P<query>\?[^\s#'\"]*)?")
 
 
 def mask_secrets(text: str) -> str:
-    """Return the text with user name, password and query values in every URL replaced by `***`."""
+    """Return the text, but replace the user name, the password and the query values in every URL by `***`."""
     def masked(url: re.Match) -> str:
         query = re.sub(r"=[^&]*", "=***", url["query"] or "")
         return f"{url['begin']}{'***@' if url['user'] else ''}{url['path']}{query}"
@@ -82,7 +82,8 @@ def mask_secrets(text: str) -> str:
 
 def closest(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that is most similar to `name`, or None if none is similar."""
-    # In a short name a wrong case or punctuation mark lowers the score a lot; compare letters and digits first.
+    # In a short name, a wrong case or punctuation mark makes the names look very different. Therefore compare only the
+    # letters and digits first.
     letters, plain = _letters(name), {_letters(k): k for k in known}
     close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.5)
     close = close or [plain[p] for p in get_close_matches(letters, plain, n=1)]
@@ -90,9 +91,9 @@ def closest(name: str, known: Sequence[str]) -> str | None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return "Did you mean 'x'?" for the most similar known name, or else the list "Known: a, b, c".
+    """Return "Did you mean 'x'?" if a known name is similar to `name`, or else the list "Known: a, b, c".
 
-    It is a sentence of its own: pass it to `UserError` as `why`.
+    Pass the result to `UserError` as `why`.
     """
     if (close := closest(name, known)) is not None:
         return f"Did you mean {close!r}?"
@@ -100,10 +101,11 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def nearest_id(raw_id: str, known: Iterable[str]) -> tuple[str, str | None]:
-    """Return a hint for an unknown id, and the most similar known id or None.
+    """Return a hint for an unknown id, and the most similar known id (or None).
 
-    The hint is "Did you mean 'x'?" or the number and the range of the known ids. Only the `NUM_NEIGHBORS` ids on each
-    side of `raw_id` in sorted order are compared, because a comparison with all ids is slow.
+    The hint is "Did you mean 'x'?". If no known id is similar, the hint tells the number and the range of the known
+    ids. A comparison with all ids would be slow, so `raw_id` is compared only with the `NUM_NEIGHBORS` ids before it
+    and after it in sorted order.
     """
     ordered = sorted(known, key=str.casefold)
     place = bisect(ordered, raw_id.casefold(), key=str.casefold)
@@ -118,7 +120,7 @@ def _letters(name: str) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether the error means that memory ran out."""
+    """Return whether the error was raised because there was not enough memory."""
     # PyTorch raises OutOfMemoryError on a GPU, but a plain RuntimeError on the CPU.
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
         "can't allocate memory" in str(error))

@@ -1,4 +1,4 @@
-"""Locks for files and folders, which the operating system releases when the process ends."""
+"""Locks for files and folders. The operating system releases the locks of a process when the process ends."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from common.errors import LockedError
 
 try:
     import fcntl
-except ImportError:  # not available on this system, such as Windows
+except ImportError:  # Windows, for example, has no fcntl
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,8 @@ def lock(descriptor: int, wait: bool = False) -> bool | None:
     """Lock an open file until it is closed.
 
     Returns True if the file is locked, False if another process holds the lock, and None if the operating system or
-    the file system does not support locks. With `wait`, waits for the other process.
+    the file system does not support locks. If `wait` is True, the function waits until the other process releases the
+    lock.
     """
     if fcntl is None:
         return None
@@ -33,9 +34,10 @@ def lock(descriptor: int, wait: bool = False) -> bool | None:
 
 
 class FolderLock:
-    """Locks a folder until it is closed or the process ends.
+    """Locks a folder until the end of the `with` block, or until the process ends.
 
-    If another process holds the lock, raises LockedError, which names that process, or waits for it (`wait`).
+    If another process holds the lock, the constructor raises LockedError, which names that process. If `wait` is True,
+    the constructor waits until the other process releases the lock.
     """
 
     def __init__(self, folder: Path, wait: bool = False):

@@ -1,4 +1,4 @@
-"""Progress with an ETA: a bar on a terminal, otherwise a plain line every few seconds."""
+"""Shows progress and the remaining time: as a bar on a terminal, otherwise as a plain line every few seconds."""
 
 import sys
 import time
@@ -11,9 +11,10 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Shows how many of `total` units of work are done, and values passed to `update`, such as the best metric so far.
+    """Shows how many of the `total` units of work are done, and the values that were last passed to `update`.
 
-    On a terminal, the bar stays after the work is done; with `kept=False` it is erased, which suits repeated work.
+    A value is for example the best metric so far. On a terminal, the progress bar stays visible after the work is done.
+    With `kept=False`, the bar is erased; use this for work that is repeated many times.
     """
 
     def __init__(self, description: str, total: int, unit: str = "it", initial: int = 0, kept: bool = True):

@@ -1,8 +1,8 @@
 """Atomic writes: a file or folder appears completely or not at all.
 
-An artifact is published together with its meta file `<file>.meta.json`. Everything is first written to
-`.<name>.tmp-<token>` in the target's folder (staged) and then renamed. A writer locks its staged file while it works,
-so that other processes can distinguish it from the leftovers of a killed writer.
+An artifact is published together with its meta file `<file>.meta.json`. Each file or folder is first written under a
+temporary name, `.<name>.tmp-<token>` in the same folder, and then renamed; before the rename, it is called staged. A
+writer locks its staged file while it works. A staged file without a lock is a leftover of a writer that was killed.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from common.distributed import is_main
 from common.lock import lock
 
 SCHEMA_VERSION = 2
-SECONDS_TO_ABANDON = 86_400  # without file locks, a staged file counts as a leftover after this time without a change
+SECONDS_TO_ABANDON = 86_400  # without locks, a staged file is a leftover if it has not changed for this time
 
 
 def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
-    """Write `path` through `write(staged path)`, together with its meta file; return the complete meta.
+    """Write the artifact `path` together with its meta file, and return the complete meta.
 
-    Both files are staged and synced to the disk before the first rename. If the process dies between the two renames,
-    the staged meta file still exists and describes the new content; the next reader completes the publishing
-    (`finish_publishing`). A reader therefore always gets the old pair of files or the new one. If there are several
-    processes, only the first one writes.
+    `write` is called with the staged path, and must write the content to this path. Both files are staged and synced to
+    the disk before the first rename. If the process dies between the two renames, the staged meta file still exists and
+    describes the new content; the next reader completes the publishing (`finish_publishing`). A reader therefore always
+    gets the old pair of files or the new pair. If there are several processes, only the first one writes.
     """
     if not is_main():
         return {"schema_version": SCHEMA_VERSION, **meta}
@@ -48,7 +48,8 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
                 _sync(file)
             os.replace(staged, path)
         except BaseException:
-            if staged.exists() or not described:  # else the content has its name, and readers need the staged meta file
+            # Otherwise the content was already renamed, and readers need the staged meta file.
+            if staged.exists() or not described:
                 staged.unlink(missing_ok=True)
                 staged_meta.unlink(missing_ok=True)
             raise
@@ -61,9 +62,12 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
 
 
 def finish_publishing(path: Path) -> None:
-    """Rename the staged meta file if a writer died after it had replaced the content."""
+    """Complete the publishing of `path` if the writer died after it had renamed the content.
+
+    In this case, the meta file is still staged, and this function renames it.
+    """
     prefix = f".{meta_path(path).name}.tmp-"
-    # If the content is still staged as well, its writer has not replaced the content yet.
+    # Ignore a meta file if its content is still staged too: the writer has not renamed the content yet.
     staged = [file for file in path.parent.glob(f"{escape(prefix)}*")
               if not _staged(path, file.name.removeprefix(prefix)).exists()]
     if not staged or not path.exists():
@@ -73,26 +77,26 @@ def finish_publishing(path: Path) -> None:
         try:
             complete = json.loads(candidate.read_text(encoding="utf-8"))["sha256"] == sha256
         except (OSError, ValueError, KeyError):
-            continue  # another writer is still writing this file, or has just renamed it
+            continue  # a writer is still writing this meta file, or a process has just renamed it
         if complete:
-            with suppress(FileNotFoundError):  # its writer or another reader has just renamed it
+            with suppress(FileNotFoundError):  # the writer or another reader has just renamed it
                 os.replace(candidate, meta_path(path))
 
 
 def write_meta(path: Path, meta: dict) -> None:
-    """Write the meta file of an existing file that another program has made."""
+    """Write a meta file for an existing file, for example for a file that another program has made."""
     write_bytes(meta_path(path), _json(_complete_meta(path, meta)))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write or replace a text file without a meta file, atomically."""
+    """Write or replace a text file atomically. The file gets no meta file."""
     write_bytes(path, _utf8(text))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write or replace a file without a meta file, atomically, and sync it to the disk.
+    """Write or replace a file atomically, and sync it to the disk.
 
-    If there are several processes, only the first one writes.
+    The file gets no meta file. If there are several processes, only the first one writes.
     """
     if not is_main():
         return
@@ -110,9 +114,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Write the folder `path` through `write(staged folder)`, completely or not at all.
+    """Write or replace the folder `path`, completely or not at all.
 
-    An existing folder is first renamed, and removed after the new folder has taken its name.
+    `write` is called with the path of an empty staged folder, and must write the files to this folder. If the folder
+    `path` already exists, the old folder is renamed before the new folder gets this name, and is then removed.
     """
     token = secrets.token_hex(8)
     staged, old = _staged(path, token), path.with_name(f".{path.name}.old-{token}")
@@ -139,7 +144,10 @@ def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def sweep(folder: Path, pattern: str) -> None:
-    """Remove from `folder` the leftovers of killed writers of files or folders whose names match `pattern`."""
+    """Remove the temporary files and folders that killed writers have left in `folder`.
+
+    Only leftovers of files or folders whose final names match the glob pattern `pattern` are removed.
+    """
     for kind in ("tmp", "old"):
         for leftover in folder.glob(f".{pattern}.{kind}-*"):
             with _abandoned(leftover) as abandoned:
@@ -151,7 +159,7 @@ def sweep(folder: Path, pattern: str) -> None:
 
 @contextmanager
 def _locked_stage(staged: Path, make: Callable[[Path], None] = Path.touch) -> Iterator[None]:
-    """Create a staged file or folder and hold its lock inside the `with` block."""
+    """Create a staged file or folder, and lock it until the end of the `with` block."""
     while True:
         make(staged)
         try:
@@ -170,14 +178,18 @@ def _locked_stage(staged: Path, make: Callable[[Path], None] = Path.touch) -> It
 
 @contextmanager
 def _abandoned(leftover: Path) -> Iterator[bool]:
-    """Yield True if no writer holds the lock of a staged file or folder. No writer can take it inside the block."""
+    """Yield whether a temporary file or folder is a leftover, that is, whether no writer has locked it.
+
+    Inside the `with` block, this process holds the lock of a leftover, so no writer can lock it. If locks are not
+    supported, a leftover is a file or folder that has not changed for `SECONDS_TO_ABANDON`.
+    """
     name, token = leftover.name[1:].rsplit("-", 1)
     target = leftover.with_name(name.rsplit(".", 1)[0])
     locked_files = (_staged(meta_path(target), token), _staged(target, token))
     try:
         changed = leftover.stat().st_mtime
         descriptor = os.open(next(filter(Path.exists, locked_files), leftover), os.O_RDONLY)
-    except OSError:  # its writer has just renamed it, or it belongs to another user
+    except OSError:  # the writer has just renamed it, or it belongs to another user
         yield False
         return
     try:
@@ -204,7 +216,7 @@ def meta_path(path: Path) -> Path:
 
 
 def _complete_meta(path: Path, meta: dict) -> dict:
-    """Return the meta with the schema version, and the sha256 and size of the file `path`."""
+    """Return `meta` extended by the schema version, and by the sha256 and the size of the file `path`."""
     return {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(path), "size": path.stat().st_size, **meta}
 
 
@@ -225,8 +237,8 @@ def file_sha256(path: Path) -> str:
 def fingerprint(path: Path, known: dict | None = None) -> dict:
     """Return the name, size, modification time and sha256 of a file.
 
-    If the name, size and time equal those in `known`, the sha256 is taken from there without reading the file. A
-    process hashes an unchanged file only once.
+    `known` is an earlier fingerprint. If the file still has the same name, size and modification time, its sha256 is
+    taken from `known` without reading the file. A process computes the sha256 of an unchanged file only once.
     """
     status = path.stat()
     found = {"file": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}

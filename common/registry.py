@@ -1,4 +1,4 @@
-"""Plug-ins: model classes that are found by the name of their file."""
+"""Loads plug-ins. A plug-in is a model class that is found by the name of its file."""
 
 import importlib
 from pathlib import Path
@@ -10,17 +10,21 @@ plug_in_files: set[str] = set()  # files of the plug-ins that this process has l
 
 
 def unknown(flag: str, name: str, kind: str, known: list[str], files: str) -> ConfigError:
-    """Return the error for an unknown plug-in; `files` are the files that the user has to add for a new one."""
+    """Return the error for the plug-in `name`, which does not exist.
+
+    `kind` is the word for such a plug-in in the error, such as "quantizer". `files` names the files that the user has
+    to add to make a new plug-in.
+    """
     close = closest(name, known)
     return ConfigError(f"{flag} {name}", f"unknown {kind}", nearest(name, known),
                        f"use {flag} {close}" if close else f"use one of {', '.join(known)}, or add {files}")
 
 
 def load_class(path: Path, module: str, name: str, base: type) -> type[Any]:
-    """Return the class of the plug-in `name` from the file `path`, which is imported as `module`.
+    """Import the file `path` under the module name `module`, and return the class of the plug-in `name`.
 
-    The class has the plug-in's name, except for case and underscores. Raises ConfigError if the file is missing, or has
-    no such class derived from `base`.
+    The class must have the name of the plug-in; case and underscores do not matter. Raises ConfigError if the file is
+    missing, or if the file has no class that has this name and is derived from `base`.
     """
     if not path.exists():
         raise ConfigError(path, "not found", f"A YAML file exists for the plug-in {name!r}", "add the file")
@@ -29,7 +33,7 @@ def load_class(path: Path, module: str, name: str, base: type) -> type[Any]:
         if _plain(attribute) == _plain(name) and isinstance(value, type) and issubclass(value, base):
             return value
     raise ConfigError(path, f"has no class {name.replace('_', '').upper()} derived from {base.__name__}",
-                      fix=f"define a class named like {name!r}, in any case, and derive it from {base.__name__}")
+                      fix=f"define a class with the name {name!r} (in any case) that is derived from {base.__name__}")
 
 
 def _plain(name: str) -> str:

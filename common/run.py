@@ -1,4 +1,4 @@
-"""The folder of a run: its id, lock, log, metrics and result; and the logging of all commands."""
+"""The folder of a run, with its id, lock, log, metrics and result. Also sets up the logging of all commands."""
 
 import hashlib
 import json
@@ -30,9 +30,9 @@ T = TypeVar("T")
 class Run:
     """A training run in the folder `parent/<run id>/`.
 
-    The id is a hash of the resolved configuration (seed included), the inputs, and `code`, the digest of the training
-    code (common/digest.py). The same command therefore finds the same folder again, and continues the run there or
-    reuses its results.
+    The id of the run is a hash of the resolved configuration (with the seed), the inputs, and `code`, the digest of the
+    training code (common/digest.py). If the same command runs again, it therefore finds the same folder, and continues
+    the run or reuses its results.
     """
 
     def __init__(self, parent: Path, config: dict, inputs: dict[str, str], command: str, code: str = ""):
@@ -79,19 +79,25 @@ class Run:
 
     @contextmanager
     def clock(self, part: str) -> Iterator[None]:
-        """Measure the time of a part of the run, and add it in times.json to the time before an interruption."""
+        """Measure the time of the `with` block, and add it to the time of this part of the run in times.json.
+
+        If the run was interrupted and continued, the sum includes the time before the interruption.
+        """
         start = time.monotonic()
         try:
             yield
         finally:
             path = self.folder / "times.json"
             times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            # At least a millisecond, because callers divide by it.
+            # The time is at least a millisecond, because callers divide by it.
             times[part] = self._seconds[part] = round(times.get(part, 0.0) + max(time.monotonic() - start, 0.001), 3)
             write_text(path, json.dumps(times) + "\n")
 
     def seconds(self, part: str) -> float:
-        """Return the seconds measured by `clock`. The time of a process that was killed with SIGKILL is missing."""
+        """Return how many seconds a part of the run took, as measured by `clock`.
+
+        If a process of this run was ended by SIGKILL, the time of that process is not included.
+        """
         return self._seconds[part]
 
     def append_metrics(self, record: dict) -> None:
@@ -101,7 +107,10 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def truncate_metrics(self, num_lines: int) -> None:
-        """Keep the first `num_lines` lines; the rest is newer than the checkpoint from which training continues."""
+        """Keep only the first `num_lines` lines of metrics.jsonl.
+
+        The other lines are newer than the checkpoint from which training continues.
+        """
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             if len(lines) > num_lines:
@@ -122,7 +131,7 @@ class Run:
 
 
 def _environment() -> dict:
-    """Return the date, the machine, the commit and the versions of Python and PyTorch."""
+    """Return the date, the machine, the number of threads, the commit, and the versions of Python and PyTorch."""
     import torch
 
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -130,7 +139,7 @@ def _environment() -> dict:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or not a checkout
         commit = None
-    # platform.platform() would start another process.
+    # Do not use platform.platform(), which would start another process.
     machine = f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
@@ -142,8 +151,8 @@ def _environment() -> dict:
 def latest_run(parent: Path) -> Path | None:
     """Return the folder of the newest finished run under `parent`, or None.
 
-    This is the run named in the file `latest`. If that run was deleted or is being repeated, it is the one of the other
-    runs that finished last.
+    The file `latest` names this run. If the run in `latest` was deleted or is being repeated, the function logs a
+    warning and returns the newest of the other finished runs.
     """
     pointer = parent / "latest"
     name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
@@ -152,24 +161,25 @@ def latest_run(parent: Path) -> Path | None:
     finished = sorted(parent.glob("*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     if not finished:
         return None
-    log.warning("%s: the file latest names %s, which is not a finished run; using %s, the newest of %d finished runs",
-                parent, name or "no run", finished[-1].parent.name, len(finished))
+    log.warning("%s: the file latest does not name a finished run (it names %s); using %s, the newest of %d finished "
+                "runs", parent, name or "no run", finished[-1].parent.name, len(finished))
     return finished[-1].parent
 
 
 def read_json(path: Path, fix: str, *keys: str) -> dict:
-    """Load a JSON file of a run. Raises ArtifactError if it cannot be read or lacks one of the keys."""
+    """Load a JSON file of a run. Raises ArtifactError if the file cannot be read or does not have all of `keys`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(path, "cannot be read", str(error), fix) from error
     if missing := [key for key in keys if not isinstance(content, dict) or key not in content]:
-        raise ArtifactError(path, f"has no key {missing[0]!r}", "It is damaged, or another version has written it", fix)
+        raise ArtifactError(path, f"has no key {missing[0]!r}",
+                            "The file is damaged, or another version of the code has written it", fix)
     return content
 
 
 def read_finished(run: Path, fix: str) -> dict:
-    """Load `finished.json` of a run. Raises ArtifactError if it is damaged or has another schema version."""
+    """Load `finished.json` of a run. Raises ArtifactError if the file is damaged or has another schema version."""
     path = run / "finished.json"
     content = read_json(path, fix, "inputs", "command")
     if (version := content.get("schema_version")) != SCHEMA_VERSION:
@@ -179,9 +189,10 @@ def read_finished(run: Path, fix: str) -> dict:
 
 
 def read_runs(folders: Iterable[Path], read: Callable[[Path], T]) -> dict[Path, T]:
-    """Read every run that can be read, and log a warning for each of the others.
+    """Call `read` for each run folder, and return a dict from the folders to the results.
 
-    Raises the last ArtifactError if there are runs but none can be read, such as after a change of the schema version.
+    If `read` raises ArtifactError for a folder, the folder is skipped and a warning is logged. If all folders are
+    skipped, for example after a change of the schema version, the last ArtifactError is raised.
     """
     found, failure = {}, None
     for folder in folders:
@@ -203,7 +214,10 @@ class Formatter(logging.Formatter):
 
 
 class ConsoleHandler(logging.StreamHandler):
-    """Ends the command if the reader of its output has left or the disk is full, instead of printing a traceback."""
+    """A log handler that raises an error if the log cannot be written, for example because the disk is full.
+
+    The error ends the command. The base class would print a traceback and continue.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (overrides logging's method)
         if isinstance(sys.exc_info()[1], OSError):
@@ -237,15 +251,15 @@ def _ours(record: logging.LogRecord) -> bool:
 
 
 class RunLog(logging.FileHandler):
-    """Writes the log of the current run to its run.log."""
+    """A log handler that writes the log of the current run to the file run.log of this run."""
 
 
 def log_to(path: Path) -> None:
-    """Write the log to this file, and close the log file of an earlier run in the same process."""
+    """Write the log to the file `path` from now on. If the log of an earlier run is still open, close it."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
         root.removeHandler(handler)
         handler.close()
-    handler = RunLog(path, encoding="utf-8", errors="backslashreplace")  # a path may not be UTF-8
+    handler = RunLog(path, encoding="utf-8", errors="backslashreplace")  # a path in the log may not be UTF-8
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)

@@ -27,7 +27,7 @@ class Step(NamedTuple):
 
 def module(name: str, *flags: str) -> list[str]:
     """Return the command that runs a Python module of this project."""
-    # -P keeps the current folder, which may be another checkout, off the import path.
+    # -P keeps the current folder off the import path, because it may be another checkout.
     return [sys.executable, "-P", "-m", name, *flags]
 
 
@@ -37,7 +37,7 @@ def script(path: str, *flags: str) -> list[str]:
 
 
 def run_steps(steps: list[Step]) -> None:
-    """Run the steps in order and log how long each one takes. If a step fails, exit with its exit code."""
+    """Run the steps in order, and log how long each step takes. If a step fails, exit with the step's exit code."""
     start = time.monotonic()
     for number, step in enumerate(steps, start=1):
         log.info("[%d/%d] %s", number, len(steps), step.title)
@@ -48,11 +48,11 @@ def run_steps(steps: list[Step]) -> None:
 
 
 def _run(command: list[str]) -> None:
-    """Run a step and wait for it. If it fails, exit with its exit code.
+    """Run a step in a new process, and wait until it ends. If the step fails, exit with the exit code of the step.
 
-    The step has its own process group, and this function forwards each signal to it once, no matter whether the signal
-    was sent to this process, to its process group, or from the keyboard. If this process ends, even when it is killed,
-    the step ends as well.
+    The step has its own process group. This function forwards each signal to the step exactly once, no matter whether
+    the signal was sent to this process, to this process's group, or from the keyboard. If this process ends, the step
+    ends as well, even if this process was ended by SIGKILL.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])}
     watched, held = os.pipe()
@@ -73,16 +73,17 @@ def _run(command: list[str]) -> None:
 
 @contextmanager
 def _collected_signals() -> Iterator[deque[int]]:
-    """Collect the signals that arrive inside the `with` block, where they have no other effect.
+    """Yield a queue that collects the signals that arrive inside the `with` block.
 
-    Signals that are still in the queue at the end are raised again after the block.
+    The signals have no other effect inside the block. Signals that are still in the queue at the end of the block are
+    raised again after it.
     """
     signals: deque[int] = deque()
     previous = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGTTOU)}
     for number in FORWARDED:
-        if previous[number] != signal.SIG_IGN:  # nohup ignores SIGHUP; keep that
+        if previous[number] != signal.SIG_IGN:  # under nohup, SIGHUP is ignored; do not change that
             signal.signal(number, lambda number, frame: signals.append(number))
-    # The steps inherit this. Otherwise the terminal setting `stty tostop` would stop a step that prints.
+    # The steps inherit this setting. Otherwise, the terminal setting `stty tostop` would suspend a step that prints.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         yield signals

@@ -1,4 +1,4 @@
-"""The training loop of both stages: steps, checkpoints, continuation, and selection of the best model."""
+"""The training loop of both stages. It takes the steps, saves checkpoints, and selects the best model."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """The interface between the training loop and the trainer of a stage."""
+    """The attributes and methods of a stage's trainer that the training loop uses."""
 
     optimizer: torch.optim.Optimizer | None  # None if the model has no trainable parameters
     num_steps: int  # steps per epoch
@@ -36,36 +36,37 @@ class Task(Protocol):
         """The model to train."""
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """Take one optimizer step on batch `index` of the epoch; return the losses, scalars on the device.
+        """Take one optimizer step on batch `index` of the epoch, and return the losses as scalars on the device.
 
-        With several processes, each returns its own losses; their mean over the processes is the loss of the batch.
+        If there are several processes, each process returns its own losses. The mean of a loss over the processes is
+        the loss of the batch.
         """
 
     def end_epoch(self, epoch: int) -> None:
-        """Do the work that the model needs between two epochs."""
+        """Update the model or the data at the end of an epoch, if that is necessary."""
 
     def evaluate(self) -> dict:
         """Return the metrics of the current model."""
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """Return the numbers of the items or users in a batch, to help the user to find a problem in it."""
+        """Return the numbers of the items or users in batch `index` of the epoch; they help to find bad data."""
 
 
 class Best(NamedTuple):
     """The best model so far."""
 
-    epoch: int     # the model after this epoch; 0 is the model before the first epoch
+    epoch: int     # number of epochs after which this model was saved
     value: float   # the metric `select_by`
     metrics: dict  # all metrics
 
 
 def derive_seed(*parts: object) -> int:
-    """Return a seed (32 bits) that depends on all parts, such as (seed, epoch, step)."""
+    """Return a 32-bit seed that depends on all the given parts, such as the seed of the run, the epoch and the step."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
 def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | None:
-    """Return the optimizer of the trainable parameters, or None if there are none."""
+    """Return an optimizer for the trainable parameters of the model, or None if there are no such parameters."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         return None
@@ -74,17 +75,19 @@ def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | No
 
 
 def total_steps(num_steps: int, params: dict) -> int:
-    """Return the number of training steps: `epochs` times `num_steps`, but at most `max_steps`.
+    """Return the number of training steps in all epochs, where `num_steps` is the number of steps per epoch.
 
-    If `max_steps` is the limit, the last epoch may end early.
+    The result is `epochs` times `num_steps`, but at most `max_steps`. Because of `max_steps`, the last epoch may have
+    fewer steps than the others.
     """
     return min(params["epochs"] * num_steps, params["max_steps"] or params["epochs"] * num_steps)
 
 
 def learning_rate(step: int, num_steps: int, params: dict) -> float:
-    """Return the learning rate of a step: linear warm-up over `warmup_steps`, then the schedule.
+    """Return the learning rate of a step, where `num_steps` is the total number of steps.
 
-    The schedule is constant, or a cosine that decays to 0 at `num_steps`, the total number of steps.
+    The learning rate increases linearly during the first `warmup_steps` steps. Then it is constant or, with the cosine
+    schedule, decays to 0 at step `num_steps`.
     """
     warmup = params["warmup_steps"]
     if step < warmup:
@@ -109,11 +112,12 @@ def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
 
 
 class TrainingLoop:
-    """Trains `task`, continuing from the run's newest checkpoint if there is one.
+    """Trains the model of a task. If the run already has a checkpoint, training continues from the newest one.
 
-    All random numbers depend only on (seed, epoch, step). A run that was interrupted and continued therefore takes the
-    same steps as an uninterrupted run, and ends with the same bytes. Several processes take the same steps and the same
-    decisions. Since all of them have the same model, a different number of processes can continue from a checkpoint.
+    All random numbers depend only on the seed, the epoch and the step. A run that was interrupted and continued
+    therefore takes the same steps as an uninterrupted run, and the resulting models are bit-identical. If there are
+    several processes, all of them take the same steps, make the same decisions and have the same model. Therefore a
+    run can be continued with a different number of processes.
     """
 
     def __init__(self, task: Task, run: Run, params: dict, seed: int):
@@ -123,15 +127,17 @@ class TrainingLoop:
         self.num_epochs = -(-self.total_steps // task.num_steps)
         self.epoch, self.index, self.num_lines = 0, 0, 0
         self.totals: dict[str, Tensor] = {}
-        self.first_bad: Tensor | None = None  # first step of the epoch whose loss is not finite, or -1; on the device
+        self.first_bad: Tensor | None = None  # on the device: first step of the epoch with a bad loss, or -1
         self.best: Best | None = None
         self.done = False
         self.last_save = time.monotonic()
 
     def train(self) -> Best:
-        """Train until the last epoch, or until `patience` stops it; then load the best model into the task.
+        """Train the model, load the best model into the task, and return the epoch and metrics of the best model.
 
-        Raises ConfigError if `select_by` is not a metric, and TrainingError if a loss or that metric is not finite.
+        Training ends after the last epoch, or when the metric `select_by` has not improved for `patience` evaluations.
+        Raises ConfigError if there is no metric with the name `select_by`. Raises TrainingError if a loss or this
+        metric is not finite.
         """
         self._resume()
         with stop_request, Progress(self.task.name, self.total_steps, "steps",
@@ -159,7 +165,7 @@ class TrainingLoop:
             self._save_if_due()
         means = {name: total.item() / num_steps for name, total in self._finite_totals().items()}
         check_same_model(self.task.model)
-        torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may start here
+        torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # also needed if a continued run starts here
         self.task.end_epoch(self.epoch)
         self.epoch, self.index, self.totals, self.first_bad = self.epoch + 1, 0, {}, None
         record: dict[str, object] = {"epoch": self.epoch, **means}
@@ -176,11 +182,11 @@ class TrainingLoop:
         self._save_if_due()
 
     def _evaluate(self) -> tuple[dict, Best]:
-        """Evaluate the model, and save it if it is the best so far. Set `done` if `patience` is exhausted."""
+        """Evaluate the model, and save it if it is the best so far. Set `done` if `patience` ends the training."""
         self.task.model.eval()
-        # The evaluation may take minutes, so a single process stops in the middle of it; a continued run then repeats
-        # the few seconds of training since the last checkpoint. Several processes evaluate together, and none of them
-        # may stop alone.
+        # An evaluation may take minutes, so a stop signal ends a single process in the middle of the evaluation. A
+        # continued run then repeats the training steps since the last checkpoint, which take a few seconds. If there
+        # are several processes, they evaluate together, and no process may stop alone.
         with torch.no_grad(), stop_request.at_once() if world_size() == 1 else nullcontext():
             metrics = self.task.evaluate()
         name, sign = self.params["select_by"], -1 if self.params["select_mode"] == "min" else 1
@@ -191,7 +197,7 @@ class TrainingLoop:
         if not math.isfinite(metrics[name]):
             raise TrainingError(self.run.folder, f"{name} is not finite after epoch {self.epoch}",
                                 fix="use a lower --lr; the last good checkpoint is kept")
-        [value] = all_reduce_max(metrics[name])  # on GPUs, the rounding errors of the processes may differ
+        [value] = all_reduce_max(metrics[name])  # rounding errors on GPUs may differ between the processes
         if self.best is None or sign * value > sign * self.best.value:
             self.best = Best(self.epoch, value, metrics)
             self.checkpoints.save_best({"model": self.task.model.state_dict(), "best": list(self.best)})
@@ -203,7 +209,10 @@ class TrainingLoop:
         return metrics, self.best
 
     def _track_first_bad(self, losses: dict[str, Tensor]) -> None:
-        """Update `first_bad` without synchronizing with the device; `_finite_totals` reads it later."""
+        """Store the number of the current step in `first_bad` if its loss is the first loss that is not finite.
+
+        This function does not wait for the device. `_finite_totals` reads `first_bad` later.
+        """
         first, *others = losses.values()
         loss = sum(others, first)
         if self.first_bad is None:
@@ -212,16 +221,17 @@ class TrainingLoop:
         self.first_bad = torch.where(new, self.index, self.first_bad)
 
     def _finite_totals(self) -> dict[str, Tensor]:
-        """Return the sums of the losses of this epoch, averaged over the processes.
+        """Return the sum of each loss over the steps of this epoch so far, averaged over the processes.
 
-        Raises TrainingError if a loss was not finite, and writes the step and its `batch_numbers` to not_finite.json.
+        If a loss was not finite, writes the number and the batch of the first such step to not_finite.json, and raises
+        TrainingError.
         """
         shared = mean(self.totals)
         totals = {name: total.item() for name, total in shared.items()}
         if all(map(math.isfinite, totals.values())):
             return shared
         bad = int(self.first_bad) if self.first_bad is not None else -1
-        # The maximum of the steps before the end of the epoch gives the first bad step of all processes.
+        # The step with the largest distance to the end of the epoch is the first bad step of all processes.
         [before_end] = all_reduce_max(self.task.num_steps - bad if bad >= 0 else 0)
         step = self.task.num_steps - int(before_end) if before_end else 0
         path = self.run.folder / "not_finite.json"
@@ -238,13 +248,13 @@ class TrainingLoop:
         if signal_number:
             stop_request.signal_number = int(signal_number)  # another process may have received the signal
             self._save()
-            log.info("saved after epoch %d, step %d", self.epoch, self.index)
+            log.info("saved a checkpoint after epoch %d, step %d", self.epoch, self.index)
             raise Interrupted()
         if due:
             self._save()
 
     def _save(self) -> None:
-        totals = self._finite_totals()  # raises before a bad state can replace the last good checkpoint
+        totals = self._finite_totals()  # raises an error before a bad state can replace the last good checkpoint
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
             "model": self.task.model.state_dict(),
             "optimizer": self.task.optimizer.state_dict() if self.task.optimizer else {},
@@ -262,8 +272,9 @@ class TrainingLoop:
         self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]
         device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
         self.totals = {name: total.to(device) for name, total in state["totals"].items()}
-        # The best model may be newer than this checkpoint, and the steps in between may give other bits (on a GPU, or
-        # with another number of processes). Load its metrics together with it, so that both match.
+        # The best model may be newer than this checkpoint. If training repeats the steps in between, the results may
+        # not be bit-identical (on a GPU, or with another number of processes). Take the metrics of the best model from
+        # the file of the best model, so that the metrics and the model match.
         self.best = Best(*self.checkpoints.load_best()["best"]) if self.checkpoints.best.exists() else None
         self.done = state["done"]
         self.run.truncate_metrics(self.num_lines)

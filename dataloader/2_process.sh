@@ -3,5 +3,5 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/setup.sh"
-# -P keeps the current folder, which may be another checkout, off the import path.
+# With -P, Python does not import modules from the current folder, which may be another checkout.
 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$PYTHON" -P -m dataloader.process "$@"

@@ -17,10 +17,10 @@ from common.publishing import publish_folder
 from dataloader.http import PermanentFailure
 
 LIMIT = 8 << 30    # maximum number of bytes unpacked from one archive
-MAX_RATIO = 200    # maximum ratio of a member's unpacked size to its packed size ...
-SMALL = 16 << 20   # ... for members that unpack to more bytes than this; small files are often very repetitive
+MAX_RATIO = 200    # maximum ratio of a member's unpacked size to its packed size
+SMALL = 16 << 20   # bytes; MAX_RATIO does not apply up to this unpacked size, because small files are often repetitive
 CHUNK = 1 << 20
-# bzip2 and LZMA are not allowed: with them, a few packed bytes can fill the memory before any output is counted.
+# bzip2 and LZMA are not allowed, because a few packed bytes could fill the memory before any output is counted.
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a pipe",
          stat.S_IFSOCK: "a socket"}
@@ -36,7 +36,10 @@ AGAIN = "delete the file and download it again"
 
 
 def check_head(head: bytes, suffix: str) -> None:
-    """Raise PermanentFailure if the first bytes of a file do not match its suffix, as for an HTML error page."""
+    """Raise PermanentFailure if the first bytes of a file do not match its suffix.
+
+    For example, a server may send an HTML error page instead of the file.
+    """
     if not head:
         raise PermanentFailure("the file is empty")
     kind, beginnings = BEGINNINGS.get(suffix, ("a data file", (b"",)))
@@ -46,9 +49,9 @@ def check_head(head: bytes, suffix: str) -> None:
 
 
 def check_archive(path: Path, suffix: str) -> None:
-    """Read an archive to the end. Raises PermanentFailure if it is damaged, truncated or unsafe.
+    """Read an archive to the end, and raise PermanentFailure if the archive is damaged, truncated or unsafe.
 
-    The check finds a truncated download even if the server sent no length or a wrong one.
+    This check finds a truncated download even if the server sent no length or a wrong length.
     """
     try:
         if suffix == ".gz":
@@ -66,12 +69,14 @@ def check_archive(path: Path, suffix: str) -> None:
 
 
 def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit: int = LIMIT) -> None:
-    """Copy a folder of an archive to `target`, completely or not at all.
+    """Copy the folder `folder_inside` of a zip archive to `target`, completely or not at all.
 
-    Raises DataError if the archive is damaged or unsafe, or if the folder or the file `needed` in it is missing.
+    Raises DataError if the archive is damaged or unsafe, or unpacks to more than `limit` bytes. Also raises DataError
+    if the archive does not contain the folder, or if the folder does not contain the file `needed`.
     """
     with _opened(file, limit) as archive:
-        # Compare paths, not strings: without its prefix `folder/`, the name `folder//x` is the absolute path `/x`.
+        # Compare paths, not strings. As a string, the name `folder//x` without the prefix `folder/` would be the
+        # absolute path `/x`.
         paths = {PurePosixPath(m.filename): m for m in archive.infolist() if not m.is_dir()}
         folder = PurePosixPath(folder_inside)
         members = {path.relative_to(folder): m for path, m in paths.items() if folder in path.parents}
@@ -88,7 +93,10 @@ def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit
 
 
 def check(file: Path, limit: int = LIMIT) -> None:
-    """Read an archive to the end. Raises DataError if it is damaged, unsafe, or unpacks to more than `limit` bytes."""
+    """Read a zip archive to the end, and raise DataError if the archive is damaged or unsafe.
+
+    Also raises DataError if the archive unpacks to more than `limit` bytes.
+    """
     with _opened(file, limit) as archive:
         for member in archive.infolist():
             with _Member(archive, member) as stream:
@@ -98,10 +106,10 @@ def check(file: Path, limit: int = LIMIT) -> None:
 
 @contextmanager
 def open_member(file: Path, name: str, limit: int = LIMIT) -> Iterator[BinaryIO]:
-    """Open one member of an archive for reading.
+    """Open the member `name` of a zip archive for reading.
 
-    Raises DataError if the archive does not contain it. Reading raises DataError if the content is damaged or has more
-    than `limit` bytes.
+    Raises DataError if the archive does not contain this member. Later, reading raises DataError if the member is
+    damaged or unpacks to more than `limit` bytes.
     """
     with _opened(file, limit) as archive:
         if name not in (names := sorted(archive.namelist())):
@@ -121,7 +129,7 @@ class _Archive(zipfile.ZipFile):
 
 @contextmanager
 def _opened(file: Path, limit: int) -> Iterator[_Archive]:
-    """Open an archive and check that every member is a file or folder with a safe name."""
+    """Open a zip archive and check that every member is a file or folder with a safe, unique name."""
     with file.open("rb") as content:
         with _damage_as_data_error(file, "is not a complete zip archive"):
             archive = _Archive(content, limit)
@@ -148,7 +156,10 @@ def _damage_as_data_error(where: object, what: str = "is damaged") -> Iterator[N
 
 
 def _fault(member: zipfile.ZipInfo) -> str:
-    """Return why a member must not be read, or "" if its header is acceptable. The size is checked during reading."""
+    """Return why a member must not be read, or "" if its header is acceptable.
+
+    The size of the member is checked later, during reading.
+    """
     name = member.filename
     if not name:
         return "has no name"
@@ -165,7 +176,10 @@ def _fault(member: zipfile.ZipInfo) -> str:
 
 
 class _Member(io.RawIOBase):
-    """A stream of a member's bytes. They are counted during reading, because the header may state a smaller size."""
+    """A stream of the unpacked bytes of one member of an archive.
+
+    The stream counts the bytes that are read, because the size in the header may be too small.
+    """
 
     def __init__(self, archive: _Archive, member: zipfile.ZipInfo):
         self.archive, self.packed, self.count = archive, member.compress_size, 0

@@ -1,4 +1,4 @@
-"""Check of a dataset's folder (--check): first the content of every file, then the meta files."""
+"""Check the files in a dataset's folder (--check): first the content of every file, then the meta files."""
 
 import logging
 import tempfile
@@ -25,12 +25,12 @@ COLUMNS = {"interactions": {"user": INTEGER, "item": INTEGER, "timestamp": INTEG
            "items": {"item": INTEGER, "raw_id": TEXT, "title": TEXT, "text": TEXT},
            "users": {"user": INTEGER, "raw_id": TEXT}}
 ARRAYS = {"emb": (np.float32, 2), "mask": (bool, 1), "codes": (np.int32, 2)}
-ARRAY_ERRORS = (ValueError, OSError, OverflowError)  # numpy raises these if a file does not match its header
+ARRAY_ERRORS = (ValueError, OSError, OverflowError)  # raised by NumPy if a file does not match its header
 ROWS = 65_536     # number of rows of an array that are checked at once
 NUM_NAMED = 10    # maximum number of rows that a finding lists
-# Faults of an event: a condition in SQL over `pairs`, and the text of the finding. In `pairs`, `u`, `t` and `p` are the
-# user, the time and the split of an event; `before_u`, `before_t` and `before_p` are those of the previous event in the
-# file.
+# For each possible fault of an event, the SQL condition that finds it, and the text of the finding. In the conditions,
+# `u` and `t` are the user and the time of an event, and `p` is the position of its split in SPLITS. `before_u`,
+# `before_t` and `before_p` are the same values of the previous event in the file.
 EVENT_FAULTS = {
     "u < 0 OR u >= {num_users}": "have a user that is not in users.parquet",
     "item < 0 OR item >= {num_items}": "have an item that is not in items.parquet",
@@ -55,10 +55,11 @@ SPLIT_FAULTS = {
 
 
 def check_folder(options: ProcessOptions) -> None:
-    """Log every finding, that is, every problem in the dataset's folder.
+    """Check all files in the dataset's folder, and log every problem that is found (a finding).
 
-    With --adopt, first writes the missing meta files if all content is valid. Raises DataError if the content of a file
-    is not valid, and ArtifactError if only meta files are missing or wrong.
+    With --adopt, the missing meta files are written before the meta files are checked, if the content of all files is
+    valid. Raises DataError if the content of a file is not valid. Raises ArtifactError if only meta files are missing
+    or wrong.
     """
     folder = options.folder
     if not any(path.exists() for path in _tables(folder)):
@@ -78,7 +79,7 @@ def check_folder(options: ProcessOptions) -> None:
     if metas:
         raise ArtifactError(folder.path, "the content of the files is valid, but meta files are missing or wrong "
                             f"({len(metas)} findings)", metas[0],
-                            "run the command that makes the file; for your own files, use --check --adopt")
+                            "run the command that makes the file; if you made the file yourself, use --check --adopt")
     log.info("check: %s is valid: %d files", folder.path, len(_files(folder)))
 
 
@@ -95,13 +96,19 @@ def _files(folder: DatasetFolder) -> list[Path]:
 
 
 def _kind_and_suffix(folder: DatasetFolder, path: Path) -> tuple[str, str]:
-    """Return the kind (`emb`, `mask` or `codes`) and the suffix in the name of an array; ("", "") for a table."""
+    """Return the kind of an array file (`emb`, `mask` or `codes`) and its suffix, both taken from the file's name.
+
+    For a table, return ("", "").
+    """
     kind, _, suffix = path.name.removeprefix(f"{folder.name}.").removesuffix(".npy").partition("-")
     return (kind, suffix) if path.suffix == ".npy" else ("", "")
 
 
 def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], list[str]]:
-    """Return the readable tables, and the findings about all files; each finding begins with the path of the file."""
+    """Check the content of all tables and arrays. Return the readable tables, and the findings about all files.
+
+    Each finding begins with the path of its file.
+    """
     found, readable = [], []
     for path in _tables(folder):
         unreadable = _collect(path, _column_findings(work, path), success="")
@@ -116,12 +123,15 @@ def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], 
 
 
 def _collect(path: Path, findings: Iterable[str], success: str = "content ok") -> list[str]:
-    """Return the findings about a file, each with the path. If there are none, log the message `success`."""
+    """Return the findings about a file, each preceded by the file's path.
+
+    If there are no findings, log the message `success`.
+    """
     found = []
     try:
         for finding in findings:
             found.append(f"{path}: {finding}")
-    except duckdb.OutOfMemoryException:  # not a problem of the file
+    except duckdb.OutOfMemoryException:  # does not mean that the file is invalid
         raise
     except duckdb.Error as error:
         found.append(f"{path}: cannot be read: {first_line(error)}")
@@ -137,7 +147,7 @@ def _column_findings(work: Workspace, path: Path) -> Iterator[str]:
     types = {row[0]: row[1] for row in work.run(f"DESCRIBE FROM {parquet_rows(path)}")}
     required = COLUMNS[path.stem]
     if missing := [column for column in required if column not in types]:
-        yield f"missing columns: {', '.join(missing)}; its columns are {', '.join(types)}"
+        yield f"missing columns: {', '.join(missing)}; the file has the columns {', '.join(types)}"
     for column, allowed in required.items():
         if column in types and types[column] not in allowed:
             yield f"the type of column {column} must be {' or '.join(allowed)}, got {types[column]}"
@@ -146,7 +156,7 @@ def _column_findings(work: Workspace, path: Path) -> Iterator[str]:
 
 
 def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
-    """Find missing values, ids that are not 0, 1, 2, …, and duplicate raw ids."""
+    """Yield a finding for missing values, for ids that are not 0, 1, 2, …, and for duplicate raw ids."""
     rows, columns = parquet_rows(path), COLUMNS[path.stem]
     counts = ", ".join(f"count(*) - count({name(column)})" for column in columns)
     for column, nulls in zip(columns, work.run(f"SELECT {counts} FROM {rows}")[0], strict=True):
@@ -159,16 +169,20 @@ def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
         SELECT count(*), count(DISTINCT {name(key)}), min({name(key)}), max({name(key)}), count(DISTINCT raw_id)
         FROM {rows}""")
     if (distinct, low, high) != (num, 0, num - 1):
-        yield f"the column {key} must have the ids 0 to {num - 1}, got {distinct} different ids from {low} to {high}"
+        yield (f"the column {key} must contain all ids from 0 to {num - 1}, got {distinct} different ids from {low} to "
+               f"{high}")
     if raw_ids < num:
         yield f"has duplicate raw ids: only {raw_ids} of {num} are different"
 
 
 def _event_findings(work: Workspace, folder: DatasetFolder) -> Iterator[str]:
-    """Find unknown ids, a wrong order and wrong splits in the interactions. All three tables must be readable."""
+    """Yield a finding for unknown ids, invalid ratings, a wrong order and wrong splits in the interactions.
+
+    All three tables must be readable.
+    """
     num_users, num_items = (work.count(parquet_rows(path)) for path in (folder.users, folder.items))
     work.run(f"CREATE VIEW events AS FROM {parquet_rows(folder.interactions)}")
-    # A window without ORDER BY processes the rows in the order of the file, and does not sort.
+    # A window function without ORDER BY uses the rows in the order of the file, without sorting them.
     counts = ", ".join(f"count(*) FILTER ({fault.format(num_users=num_users, num_items=num_items)})"
                        for fault in EVENT_FAULTS)
     [(*counts, distinct)] = work.run(f"""
@@ -192,7 +206,7 @@ def _event_findings(work: Workspace, folder: DatasetFolder) -> Iterator[str]:
 
 
 def _array_findings(folder: DatasetFolder, path: Path, num_items: int | None) -> Iterator[str]:
-    """Find problems in an array. `num_items` is None if the number of items is unknown."""
+    """Yield a finding for each problem in an array file. `num_items` is None if the number of items is unknown."""
     kind, suffix = _kind_and_suffix(folder, path)
     dtype, ndim = ARRAYS[kind]
     try:
@@ -215,14 +229,17 @@ def _array_findings(folder: DatasetFolder, path: Path, num_items: int | None) ->
 
 
 def _open_array(path: Path) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="r")  # unlike `np.load`, it opens neither archives nor pickles
+    return np.lib.format.open_memmap(path, mode="r")  # unlike `np.load`, it never opens archives or pickles
 
 
 def _load_present(mask: Path, num_rows: int) -> np.ndarray:
-    """Return bool (num_rows,), True for rows with a vector of their own; all True without a valid mask."""
+    """Return which rows have a vector of their own according to the mask file, bool (num_rows,).
+
+    If the mask file is missing or invalid, all rows are True.
+    """
     try:
         present = _open_array(mask)
-    except ARRAY_ERRORS:  # missing; an invalid mask is reported when it is checked itself
+    except ARRAY_ERRORS:  # the mask is missing or invalid; `_array_findings` reports an invalid mask
         present = np.zeros(0)
     return present if present.dtype == bool and present.shape == (num_rows,) else np.ones(num_rows, dtype=bool)
 
@@ -240,11 +257,14 @@ def _vector_findings(array: np.ndarray, present: np.ndarray) -> Iterator[str]:
 
 
 def _meta_findings(folder: DatasetFolder, items_sha256: str | None, content_is_valid: bool) -> Iterator[str]:
-    """Find problems in the meta files. If the content is valid, also compare the codes with their meta files."""
+    """Yield a finding for each problem in the meta files.
+
+    If the content of all files is valid, also compare the codes with the codebook sizes in their meta files.
+    """
     for path in _files(folder):
         try:
             meta = load_meta(path, folder.make_command)
-            # Without --force, the command would reuse the file, because it compares only the recorded hashes.
+            # Without --force, the command would compare only the recorded hashes, and reuse the damaged file.
             verify(path, f"{meta.get('command') or folder.make_command} --force")
         except UserError as error:
             yield str(error)
@@ -255,7 +275,7 @@ def _meta_findings(folder: DatasetFolder, items_sha256: str | None, content_is_v
         if content_is_valid and _kind_and_suffix(folder, path)[0] == "codes":
             codes, sizes = _open_array(path), np.array(meta.get("codebook_sizes", []))
             if len(sizes) != codes.shape[1] or (codes >= sizes).any():
-                yield f"{path}: has codes outside its codebooks; according to the meta file, sizes {sizes.tolist()}"
+                yield f"{path}: has codes outside its codebooks; its meta file has the codebook sizes {sizes.tolist()}"
 
 
 def _items_sha256(work: Workspace, folder: DatasetFolder) -> str:
@@ -263,7 +283,7 @@ def _items_sha256(work: Workspace, folder: DatasetFolder) -> str:
 
 
 def _adopt(work: Workspace, folder: DatasetFolder) -> None:
-    """Write the missing meta files. They record `local` as the source."""
+    """Write the missing meta files of the tables and arrays, with `local` as the source."""
     shared = {"command": f"bash dataloader/2_process.sh --dataset {folder.name}{folder.root_flag} --check --adopt",
               "settings": {"source": "local", "adopted": True}, "split_name": "own",
               "items_sha256": _items_sha256(work, folder),

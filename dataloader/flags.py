@@ -1,4 +1,4 @@
-"""Command-line flags of the data stage, which all steps share, and the file that remembers those of a dataset."""
+"""Command-line flags shared by all steps of the data stage, and source.yaml, which stores the flags of a dataset."""
 
 import argparse
 import math
@@ -29,7 +29,7 @@ class Flag(NamedTuple):
 
     names: str                        # separated by spaces
     help: str
-    takes: str | tuple | Callable | None = None  # a metavar (see TYPES), the choices, or bool for a flag without value
+    takes: str | tuple | Callable | None = None  # a metavar (see TYPES), the choices, or bool (takes no value)
     default: object = None
     is_valid: Callable | None = None  # checks the value; not called for None
     expected: str = ""                # the valid values, for the error "must be <expected>, got <value>"
@@ -51,7 +51,7 @@ TYPES = {"N": int, "R": float, "DIR": Path, "FILE": Path}
 
 @cache
 def source_configs() -> dict[str, dict]:
-    """Return the YAML content of every source by name, in the order in which the sources are searched."""
+    """Return a dict from the name of each source to the content of its YAML, in the order of the key `order`."""
     known = {path.stem: load_yaml(path)[0] for path in CONFIGS.glob("*.yaml")}
     sources = [(config["order"], name) for name, config in known.items() if "reader" in config]
     return {name: known[name] for _order, name in sorted(sources)}
@@ -64,50 +64,50 @@ FLAGS = {
         Flag("--source", "the source of the dataset (default: the source of the files in --raw_dir or of the existing "
              "tables, else the first source that has the dataset)", source_configs),
         Flag("--raw_dir", "the folder with the raw files; nothing is downloaded", "DIR"),
-        Flag("--source_config", "a YAML file with values of the flags in this group and the next two; flags on the "
-             "command line win; none: ignore the flags that data/<D>/source.yaml remembers (default: use them)", "F"),
-        Flag("--mirror", "an address that is tried first for each file, as URL/<file name>", "URL")],
+        Flag("--source_config", "a YAML file with values for the flags in this group and the next two groups; flags on "
+             "the command line override them; none: use no file (default: data/<D>/source.yaml, if it exists)", "F"),
+        Flag("--mirror", "a mirror of the files; each file is first requested from URL/<file name>", "URL")],
     OWN_FILES: [
-        *(Flag(f"--{name}", f"the {name}: CSV, TSV, JSON lines or Parquet (default: {name}.* or the RecBole file in "
-               "--raw_dir)", "FILE") for name in ("interactions", "items")),
+        *(Flag(f"--{name}", f"the file with the {name}: CSV, TSV, JSON lines or Parquet (default: {name}.* or the "
+               "RecBole file in --raw_dir)", "FILE") for name in ("interactions", "items")),
         *(Flag(f"--{column}_column", f"the {column} column of the interactions (default: {default})", "C")
           for column, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp"),
                                   ("rating", "rating, if it exists"))),
-        Flag("--item_id_column", "the item id column of the items (default: the same name as --item_column)", "C"),
+        Flag("--item_id_column", "the item id column of the items (default: the value of --item_column)", "C"),
         *(Flag(f"--{field}_column", f"the {field} column of the items (default: {field}, if it exists)", "C")
           for field in ITEM_FIELDS)],
     "processing": [
-        Flag("--time_unit", "the unit of the raw timestamps; date means ISO 8601 (default: set in the source's YAML)",
+        Flag("--time_unit", "the unit of the raw timestamps; date means ISO 8601 (default: from the source's YAML)",
              ("s", "ms", "us", "date")),
-        Flag("--bad_lines", "fail: a line that cannot be read is an error; skip: skip up to 1 %% and list them",
-             ("fail", "skip"), "fail"),
+        Flag("--bad_lines", "fail: an invalid line is an error; skip: skip invalid lines, at most 1 %% of all lines, "
+             "and list them in a file", ("fail", "skip"), "fail"),
         Flag("--min_rating", "drop events with a lower rating", "R", None, math.isfinite, "finite"),
         Flag("--duplicates", "keep: keep all events; exact: keep one event per user, item and time; user_item: keep "
              "each user's first event with an item", ("keep", "exact", "user_item"), "keep"),
         *(Flag(f"--min_{side}_interactions", f"k-core filter: the minimum number of events per {side}; 0 means no "
-               "minimum (default: set in the source's YAML, 5)", "N", None, *FROM_0) for side in ("user", "item")),
+               "minimum (default: from the source's YAML, 5)", "N", None, *FROM_0) for side in ("user", "item")),
         Flag("--template", "the text of an item: the name of a template in the source's YAML, or pieces such as "
              "'{title} | by {brand}'; a piece with an empty field is left out", "T", "td"),
-        Flag("--drop_items_without_text", "drop items without text; otherwise their raw ids are used as text", bool),
+        Flag("--drop_items_without_text", "drop items without text (default: keep them and use their raw ids as text)",
+             bool),
         Flag("--split", "leave_one_out: each user's last event is test, and the event before it is valid; temporal: "
              "valid and test begin at the same time for all users", ("leave_one_out", "temporal"), "leave_one_out"),
         Flag("--split_ratios", "temporal split: the shares of train, valid and test (default: "
              f"{','.join(map(str, DEFAULT_RATIOS))})", "A,B,C"),
         Flag("--split_dates", "temporal split: the start of valid and the start of test (ISO 8601, UTC), instead of "
              "--split_ratios", "D1,D2"),
-        Flag("--memory_limit", "the memory limit of DuckDB; beyond it, data is spilled to disk", "M", "2GB", re.compile(
+        Flag("--memory_limit", "the memory limit of DuckDB; larger data is spilled to disk", "M", "2GB", re.compile(
             r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size such as 2GB"),
-        Flag("--check", "only check the files of the dataset, and the raw files if flags name them; write nothing",
-             bool),
-        Flag("--adopt", "with --check: write the missing meta files of valid files that you made yourself; the other "
-             "stages need them", bool),
+        Flag("--check", "only check the dataset's files, and the raw files if flags name them; write nothing", bool),
+        Flag("--adopt", "with --check: write the missing meta files for valid files that you made yourself; the "
+             "other stages need a meta file for every file", bool),
         Flag("--export_recbole", "also write RecBole's atomic files to this folder", "DIR")],
     "embeddings": [
-        Flag("--modalities", "text, image or text,image (default: those that --suffix needs; text without --suffix)",
-             "M"),
+        Flag("--modalities", "text, image or text,image (default: the modalities that --suffix needs, or text if "
+             "--suffix is not given)", "M"),
         Flag("--suffix --embedding_suffix", "the embedding that the next stage reads: image, cf, "
-             f"{', '.join(FUSIONS)}, or any other name for a text embedding (default: td; fused-concat with "
-             "--modalities text,image)", "S"),
+             f"{', '.join(FUSIONS)}, or any other name for a text embedding (default: td; with --modalities "
+             "text,image: fused-concat)", "S"),
         Flag("--text_model", "a sentence-transformers model by name or path, tfidf (needs no model), or api:<name>",
              "M", "all-MiniLM-L6-v2"),
         Flag("--api_url", "an OpenAI-compatible endpoint (default: $OPENAI_BASE_URL, else OpenAI's); the key is read "
@@ -119,11 +119,11 @@ FLAGS = {
         Flag("--l2", "scale each vector to length 1", bool),
         Flag("--image_model", "a CLIP model, by name or path", "M", "clip-ViT-B-32"),
         Flag("--image_rate", "the number of image requests per second", "R", 20.0, *ABOVE_0),
-        Flag("--min_image_side", "the minimum width and height in pixels; smaller images are placeholders and count as "
-             "missing", "N", 10, *ABOVE_0),
+        Flag("--min_image_side", "the minimum width and height in pixels; smaller images are placeholders, which "
+             "count as missing", "N", 10, *ABOVE_0),
         Flag("--missing_images", "mask: items without an image get the mean vector and are marked in the mask file; "
-             "error: stop", ("mask", "error"), "mask"),
-        Flag("--fusion_parts", "the embeddings to fuse", "S,S", "td,image"),
+             "error: stop with an error", ("mask", "error"), "mask"),
+        Flag("--fusion_parts", "the suffixes of the embeddings to fuse", "S,S", "td,image"),
         Flag("--fusion_weights", "one weight per part (default: all 1)", "W,W"),
         Flag("--fusion_dim", "the number of dimensions of fused-pca and fused-align", "N", 128, *ABOVE_0)]}
 RUN_FLAGS = [
@@ -142,7 +142,7 @@ def make_parser(description: str) -> Parser:
 
 
 def add_data_flags(parser: Parser) -> None:
-    """Add the flags of all data steps; run_pipeline.py also has them."""
+    """Add the flags of all data steps to the parser. run_pipeline.py has these flags too."""
     add_force_flag(parser)
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)
@@ -150,15 +150,17 @@ def add_data_flags(parser: Parser) -> None:
             flag.add_to(group)
 
 
-# Flags that describe the raw files and how tables are made from them. `--mirror` may hold a password.
+# The flags that are stored in source.yaml: they describe the raw files, and how the tables are made from these files.
+# `--mirror` is not stored, because it may contain a password.
 REMEMBERED = {flag.dest: flag for flag in chain(FLAGS["source of the data"], FLAGS[OWN_FILES], FLAGS["processing"])
               if flag.dest not in ("mirror", "source_config", "memory_limit", "check", "adopt", "export_recbole")}
-# A flag on the command line also replaces these remembered flags.
+# If a flag in the keys is on the command line, the flags in its value are not taken from source.yaml either.
 REPLACES = {"raw_dir": ("source", "interactions", "items"), "interactions": ("source", "raw_dir"),
             "split": ("split_ratios", "split_dates"), "split_ratios": ("split_dates",),
             "split_dates": ("split_ratios",)}
-IGNORE = "none"  # the value of --source_config that ignores all remembered flags
-HEADER = """# The flags of this dataset, written by step 2. Later commands use them; flags on the command line win.
+IGNORE = "none"  # the value of --source_config that ignores source.yaml
+HEADER = """# The flags of this dataset, written by step 2. Later commands use these flags. Flags on the command line
+# override them.
 # --source_config none ignores this file.
 """
 
@@ -166,7 +168,8 @@ HEADER = """# The flags of this dataset, written by step 2. Later commands use t
 def fill_flags(args: argparse.Namespace, argv: list[str]) -> str:
     """Set flags that are not on the command line to the values in --source_config or in `data/<D>/source.yaml`.
 
-    Returns a line that says which flags were set, or "". Raises ConfigError naming the line of a wrong key or value.
+    Returns a line for the log that lists the flags that were set, or "" if none were set. Raises ConfigError for an
+    unknown key or a wrong value in the file; the error names the line in the file.
     """
     remembered = DatasetFolder(args.data_root, args.dataset).source_flags
     path = remembered if args.source_config is None else Path(args.source_config)
@@ -183,7 +186,8 @@ def fill_flags(args: argparse.Namespace, argv: list[str]) -> str:
             raise ConfigError(origins[name], f"unknown key {name!r}", nearest(name, list(REMEMBERED)),
                               f"write {closest(name, list(REMEMBERED)) or 'the name of a flag without its dashes'}")
         checked = _typed(REMEMBERED[name], value, origins[name], path.parent)
-        # Raw files may have been deleted after the tables were made, and --check reads only those on the command line.
+        # A remembered path is not used if its file was deleted after the tables were made. --check does not use it
+        # either, because --check reads only the raw files on the command line.
         unused = path == remembered and isinstance(checked, Path) and (args.check or not checked.exists())
         if name not in skipped and checked is not None and not unused:
             filled[name] = checked
@@ -193,7 +197,10 @@ def fill_flags(args: argparse.Namespace, argv: list[str]) -> str:
 
 
 def _typed(flag: Flag, value: object, where: str, folder: Path) -> object:
-    """Return a value from a YAML file as the command line would give it; relative paths start from `folder`."""
+    """Convert a value from a YAML file to the type that the flag has on the command line.
+
+    Relative paths start from `folder`. Raises ConfigError if the value is not valid for the flag.
+    """
     if value is None or (flag.takes is bool and isinstance(value, bool)):
         return value
     if flag.takes is bool or isinstance(value, dict | list | bool):
@@ -213,7 +220,10 @@ def _typed(flag: Flag, value: object, where: str, folder: Path) -> object:
 
 
 def remembered_flags(args: argparse.Namespace, source: str) -> dict[str, object]:
-    """Return the flags that `source.yaml` should hold: those that are set, with absolute paths."""
+    """Return the flags to store in `source.yaml`: the source, and the flags whose values differ from their defaults.
+
+    Paths are made absolute.
+    """
     values = {name: value for name, flag in REMEMBERED.items()
               if (value := getattr(args, name)) is not None and value is not False and value != flag.default}
     paths = {name: str(value.absolute()) for name, value in values.items() if isinstance(value, Path)}
@@ -221,7 +231,7 @@ def remembered_flags(args: argparse.Namespace, source: str) -> dict[str, object]
 
 
 def remember_flags(path: Path, values: dict[str, object]) -> None:
-    """Write `source.yaml`, if its content changes."""
+    """Write the flags to the file `path` (`source.yaml`), unless the file already has this content."""
     text = HEADER + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)

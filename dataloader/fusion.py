@@ -1,18 +1,19 @@
 """Step 5: make a fused embedding, <D>.emb-fused-*.npy, or the collaborative embedding, <D>.emb-cf.npy.
 
-A fused embedding is made from several embeddings, its parts. The vectors of each part are first scaled to length 1.
-Each part p has a weight w_p (--fusion_weights):
+A fused embedding combines several embeddings, which are called its parts. First, the vectors of each part are scaled to
+length 1. Each part p has a weight w_p (--fusion_weights). There are three ways to combine the parts:
 
-  fused-concat  concatenates the parts, each times sqrt(w_p). The inner product of two items is then the weighted sum of
-                the cosines of their parts.
-  fused-pca     reduces fused-concat to --fusion_dim dimensions by PCA.
-  fused-align   trains one linear map per part so that the parts of an item agree. The vector of an item is the weighted
-                mean of its mapped parts, each scaled to length 1.
+  fused-concat  multiplies the vectors of each part p by sqrt(w_p) and concatenates the parts. The inner product of two
+                items is then the weighted sum of the cosine similarities in the parts.
+  fused-pca     reduces the vectors of fused-concat to --fusion_dim dimensions by PCA.
+  fused-align   trains one linear map per part so that the mapped parts of an item are similar. Each mapped part is
+                scaled to length 1. The vector of an item is the weighted mean of its mapped parts.
 
-If an item has no vector in a part, fused-concat and fused-pca use the mean of the other items' unit vectors. It is as
-near to every item as the other items are on average. (A vector of length 1 would make all items without this part
-neighbors of each other.) fused-align takes the mean over the parts that the item has. The mask marks the items that
-have at least one part.
+An item may have no vector in a part. fused-concat and fused-pca then use the mean of the unit vectors of the items that
+have one. The inner product of an item with this mean vector is the average of its inner products with these items. (If
+the mean vector were scaled to length 1, all items without this part would be neighbors of each other.) fused-align
+takes the mean over only those parts in which the item has a vector. The mask is True for the items that have a vector
+in at least one part.
 """
 
 import logging
@@ -42,7 +43,7 @@ SCRIPT = "bash dataloader/5_fusion_embeddings.sh"
 class Part(NamedTuple):
     """An embedding to fuse."""
 
-    vectors: np.ndarray  # float32 (N, D_p), scaled to length 1; the mean of the present vectors if not present
+    vectors: np.ndarray  # float32 (N, D_p), scaled to length 1; items without a vector have the mean of the others
     present: np.ndarray  # bool (N,), whether the item has a vector of its own
     weight: float
 
@@ -54,9 +55,9 @@ def main(argv: list[str]) -> None:
 
 
 def fuse(options: FusionOptions, command: str) -> None:
-    """Make the embedding of --suffix, or reuse it if it is up to date.
+    """Make the embedding that --suffix names, or reuse it if it is up to date.
 
-    Raises ConfigError if another step makes this embedding.
+    Raises ConfigError if step 5 does not make this embedding.
     """
     folder, suffix = options.folder, options.target.suffix
     if suffix not in ("cf", *FUSIONS):
@@ -80,7 +81,7 @@ def fuse(options: FusionOptions, command: str) -> None:
 
 
 def make_command(options: FusionOptions, suffix: str) -> str:
-    """Return the command that makes this embedding."""
+    """Return the command that makes the embedding with this suffix."""
     script = {"image": "bash dataloader/4_get_image_emb.sh", "text": "bash dataloader/3_get_text_emb.sh"}.get(
         modality_of(suffix), SCRIPT)
     flag = "" if suffix in ("td", "image") else f" --suffix {suffix}"
@@ -134,9 +135,10 @@ def _make_fusion(options: FusionOptions, command: str) -> None:
 
 
 def _load_part(folder: DatasetFolder, name: str, weight: float) -> Part:
-    """Load an embedding as a part.
+    """Load the embedding `name` as a part of a fused embedding.
 
-    Raises ArtifactError if it was made for other items, and DataError if the vector of a present item is all zero.
+    Raises ArtifactError if the embedding was made for other items. Raises DataError if the vector of an item is all
+    zero or not finite, unless the mask says that the item has no vector.
     """
     vectors, present = load_embeddings(folder, name), load_mask(folder, name)
     transform.refuse_bad_rows(folder, name, vectors, present)
@@ -147,9 +149,9 @@ def _load_part(folder: DatasetFolder, name: str, weight: float) -> Part:
 
 
 def concatenated(parts: list[Part]) -> np.ndarray:
-    """Return the weighted parts side by side, float32 (N, sum of D_p).
+    """Concatenate the parts, each multiplied by the square root of its weight: float32 (N, sum of D_p).
 
-    Removes each part from the list after copying it, to free its memory.
+    Empties the list `parts`: each part is removed when it is copied, so that its memory can be freed.
     """
     vectors = np.empty((len(parts[0].vectors), sum(part.vectors.shape[1] for part in parts)), dtype=np.float32)
     start = 0
@@ -162,14 +164,18 @@ def concatenated(parts: list[Part]) -> np.ndarray:
 
 
 def _align_parts(options: FusionOptions, parts: list[Part], run: Run) -> np.ndarray:
-    """Train the alignment, or continue from its checkpoint; return the vectors, float32 (N, --fusion_dim)."""
+    """Train the linear maps of fused-align, and return the fused vectors: float32 (N, --fusion_dim).
+
+    If there is a checkpoint of this training, the training continues from it.
+    """
     from common.device import resolve_device
     from dataloader.embeddings.alignment import align
 
     device = resolve_device(options.device, "--device")
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     vectors, best = align(parts, options.dim, options.align, options.seed, device, run)
-    log.info("fuse: for %.1f %% of the parts of %d items, the nearest other part is of the same item (epoch %d)",
+    log.info("fuse: the top-1 accuracy is %.1f %% on %d items (how often the nearest vector in another part belongs to "
+             "the same item; epoch %d)",
              100 * best.metrics["top1"], best.metrics["num_held_out"], best.epoch)
     return vectors
 

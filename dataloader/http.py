@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 AGENT = "semantic-ids/1.0 (generative recommendation with semantic IDs; fetches the images of a catalogue once)"
 HEADERS = {"User-Agent": AGENT, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 TIMEOUT = (10.0, 15.0)  # for small files: seconds to connect, and seconds without any data
-MAX_BYTES = 20_000_000  # for the body of one response
-MAX_SECONDS = 60        # for the body of one response, even if data keeps arriving slowly
+MAX_BYTES = 20_000_000  # maximum size of the body of one response
+MAX_SECONDS = 60        # maximum time to read the body of one response, even if data keeps arriving
 CHUNK = 1 << 16
 THREADS = 32            # most of them wait for their turn or for the next attempt
 AT_ONCE = 8             # requests at the same time
 PER_HOST = 4            # requests to one host at the same time
-SILENT_ATTEMPTS = 20    # in a row; if a host responds to none of them, it gets no more requests
+SILENT_ATTEMPTS = 20    # a host that does not respond to this many attempts in a row gets no more requests
 MAX_REDIRECTS = 5
 
 
@@ -55,7 +55,7 @@ class TemporaryFailure(Exception):
 
 
 class NoSuchHost(TemporaryFailure):
-    """The host name could not be resolved. Another attempt helps only if it could be resolved before."""
+    """The host name could not be resolved. Another attempt helps only if the name was resolved earlier in the run."""
 
 
 class CutOff(TemporaryFailure):
@@ -78,8 +78,9 @@ def retry(attempt: Callable[[], Result], retry_policy: RetryPolicy, stop: thread
           on_failure: Callable[[TemporaryFailure, float], bool] = lambda failure, pause: False) -> Result:
     """Call `attempt` until it does not raise TemporaryFailure, and return its result.
 
-    `on_failure` gets each failure and the pause that follows, and returns whether to reset the count of attempts.
-    Raises PermanentFailure after the last attempt, and Stopped if `stop` is set.
+    After each failure, `on_failure(failure, pause)` is called with the seconds until the next attempt. It returns
+    whether to reset the count of attempts. Raises PermanentFailure if the last attempt fails, or if the server asks for
+    a longer pause than the policy allows. Raises Stopped if `stop` is set.
     """
     number = 1
     while True:
@@ -104,10 +105,10 @@ def is_retryable(status: int) -> bool:
 @contextmanager
 def answered(session: requests.Session, method: str, url: str, timeout: tuple[float, float],
              **more: object) -> Iterator[requests.Response]:
-    """Send a request and yield the response, of which only the headers have been read.
+    """Send a request and yield the response. Only the headers have been read; the caller reads the body.
 
-    Failures raise TemporaryFailure or PermanentFailure, also those that occur inside the `with` block while the body is
-    read.
+    Raises TemporaryFailure or PermanentFailure if the request fails. Raises CutOff if the body cannot be read to the
+    end inside the `with` block.
     """
     try:
         response = session.request(method, url, timeout=timeout, stream=True, **more)
@@ -132,14 +133,14 @@ def answered(session: requests.Session, method: str, url: str, timeout: tuple[fl
 
 
 def _original_error(error: BaseException) -> BaseException:
-    """Return the error that caused the others, which only repeat the URL."""
+    """Return the first error in a chain of errors. The later errors only repeat the URL."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return error
 
 
 class RateLimit:
-    """A limit of `per_second` requests per second, evenly spaced, for all threads together."""
+    """Limits the requests of all threads together to `per_second` requests per second, at equal intervals."""
 
     def __init__(self, per_second: float):
         self.distance, self.next, self.lock = 1 / per_second, 0.0, threading.Lock()
@@ -152,7 +153,7 @@ class RateLimit:
         time.sleep(max(0.0, turn - time.monotonic()))
 
     def hold(self, seconds: float) -> None:
-        """Allow no request for this time."""
+        """Block all requests for this number of seconds."""
         with self.lock:
             self.next = max(self.next, time.monotonic() + seconds)
 
@@ -177,7 +178,7 @@ def host_of(address: str) -> str | None:
 def ask(session: requests.Session, url: str) -> Answer | str:
     """Request a small file once. Return the answer, or the URL to which the server redirects.
 
-    Raises TemporaryFailure. A permanent failure is returned as an answer.
+    Raises TemporaryFailure if another attempt may succeed. A permanent failure is returned as an answer.
     """
     try:
         with answered(session, "GET", url, TIMEOUT, allow_redirects=False) as response:
@@ -189,7 +190,7 @@ def ask(session: requests.Session, url: str) -> Answer | str:
             if (length := response.raw.length_remaining or 0) > MAX_BYTES:
                 raise PermanentFailure(f"{length} bytes", "too large")
             body, deadline = bytearray(), time.monotonic() + MAX_SECONDS
-            # read1 returns the data that has arrived. read would wait for a full chunk, even from a very slow server.
+            # `read1` returns the data that has arrived. `read` would wait for a full chunk, even if it takes very long.
             while chunk := response.raw.read1(CHUNK, decode_content=True):
                 body += chunk
                 if len(body) > MAX_BYTES:
@@ -199,7 +200,7 @@ def ask(session: requests.Session, url: str) -> Answer | str:
             return Answer("fetched", body=bytes(body))
     except PermanentFailure as refused:
         return Answer(refused.status, str(refused)[:200])
-    except ValueError as error:  # from urljoin
+    except ValueError as error:  # raised by urljoin
         return Answer("bad address", str(error)[:200])
 
 
@@ -216,7 +217,7 @@ class Host:
         self.closed = ""  # the reason why the host gets no more requests; "" if it still gets them
 
     def learn(self, name: str, failure: TemporaryFailure, retry_policy: RetryPolicy) -> None:
-        """Update the state after a failure: pause the host or close it if necessary."""
+        """Update the state after a failed request. If necessary, pause or end the requests to this host."""
         self.silent = 0 if failure.responded else self.silent + 1
         if failure.overloaded:
             self.overloaded = True
@@ -248,10 +249,13 @@ class Fetcher:
         self.hosts: dict[str, Host] = defaultdict(Host)
         self.limit, self.session, self.stop = RateLimit(rate), requests.Session(), threading.Event()
         self.under_way = threading.Semaphore(AT_ONCE)
-        self.uncollected = threading.Semaphore(AT_ONCE)  # limits the bodies in memory that are not yielded yet
+        self.uncollected = threading.Semaphore(AT_ONCE)  # limits the number of bodies in memory that wait to be yielded
 
     def results(self) -> Iterator[tuple[str, Answer]]:
-        """Yield pairs of address and answer. If the iterator is closed early, no more requests are sent."""
+        """Yield (address, answer) pairs as the answers arrive.
+
+        If the iterator is closed early, no more requests are sent.
+        """
         self.session.headers.update(HEADERS)
         with self.session, ThreadPool(THREADS) as pool:
             try:
@@ -261,10 +265,10 @@ class Fetcher:
                     yield address, answer
             finally:
                 self.stop.set()
-                self.uncollected.release(AT_ONCE)  # threads may be waiting for it
+                self.uncollected.release(AT_ONCE)  # wake up the threads that wait for this semaphore
 
     def _fetch(self, address: str) -> tuple[str, Answer]:
-        """Download one file, following redirects and retrying temporary failures. Raises Stopped."""
+        """Download one file, following redirects and retrying temporary failures. Raises Stopped if `stop` is set."""
         url = address
         for _ in range(MAX_REDIRECTS + 1):
             name = host_of(url)
@@ -280,9 +284,10 @@ class Fetcher:
         return address, Answer("unreachable", f"more than {MAX_REDIRECTS} redirects")
 
     def _ask(self, name: str, url: str) -> Answer | str:
-        """Make one request as soon as the limits allow it.
+        """Make one request as soon as the limits allow it. Return the answer, or the URL of a redirect.
 
-        Raises TemporaryFailure, PermanentFailure if the host is closed, or Stopped.
+        Raises TemporaryFailure if another attempt may succeed. Raises PermanentFailure if the host gets no more
+        requests. Raises Stopped if `stop` is set.
         """
         host = self.hosts[name]
         with host.room, host.alone if host.overloaded else nullcontext():

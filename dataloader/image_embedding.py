@@ -1,4 +1,4 @@
-"""Step 4: make the image embedding of the items, <D>.emb-image.npy, and the mask of the items that have an image."""
+"""Step 4: make the image embedding of the items (<D>.emb-image.npy) and the mask of the items that have an image."""
 
 import logging
 import sys
@@ -29,7 +29,11 @@ def main(argv: list[str]) -> None:
 
 
 def embed(options: ImageOptions, command: str) -> None:
-    """Publish the image embedding, float32 (num_items, D), and its mask, or reuse them if they are up to date."""
+    """Make and publish the image embedding and its mask, or reuse them if they are up to date.
+
+    The embedding is float32 (num_items, D), and the mask is bool (num_items,). No mask is written if all items have an
+    image.
+    """
     set_up_pillow()
     target, folder = options.target, options.folder
     folder.require()
@@ -37,7 +41,8 @@ def embed(options: ImageOptions, command: str) -> None:
     if options.missing == "error":
         refuse_missing(folder)
     if not table.present.any():
-        raise DataError(folder.image_table, "no item has an image", "All fetched images are placeholders",
+        raise DataError(folder.image_table, "no item has an image",
+                        "All downloaded images are smaller than --min_image_side",
                         "run step 1 with a smaller --min_image_side, or leave out the modality image")
     inputs = {folder.image_table.name: fetched["sha256"]}
     settings, files = model_settings("image_model", options.model, target.path)
@@ -53,7 +58,10 @@ def embed(options: ImageOptions, command: str) -> None:
 
 
 def _make_vectors(options: ImageOptions, table: ImageTable) -> tuple[np.ndarray, dict]:
-    """Return the vectors, float32 (items with an image, D), and the encoder for the meta file."""
+    """Encode the images. Return the vectors, and the description of the encoder for the meta file.
+
+    The vectors are float32 (number of items with an image, D).
+    """
     from common.device import resolve_device
 
     folder, present = options.folder, table.present

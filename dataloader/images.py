@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".avif")
 FINAL = {"ok", "placeholder", "no address", "bad address"}  # statuses that another run would not change
-NUM_LISTED = 10  # items without an image that are named in messages
+NUM_LISTED = 10  # number of items without an image that a message names
 
 
 class ImageRecord(NamedTuple):
@@ -45,7 +45,10 @@ class ImageRecord(NamedTuple):
 
 
 class ImageTable(NamedTuple):
-    """images.parquet as arrays with one entry per item, in item order. Without a file, `file` and `sha256` are None."""
+    """The columns of images.parquet as arrays with one entry per item, in item order.
+
+    `file` and `sha256` are None for items without an image file.
+    """
 
     raw_id: np.ndarray   # object
     file: np.ndarray     # object, relative to `images/`
@@ -63,7 +66,7 @@ def fetch_images(options: ImageFetchOptions, command: str) -> None:
     """Download the missing images to `images/`, and publish images.parquet with one row per item.
 
     With --force, existing images are checked by decoding them completely. Raises ResourceError if no image could be
-    downloaded. With --missing_images error, raises DataError if an item has no image, after writing images.parquet.
+    downloaded. With --missing_images error, writes images.parquet and then raises DataError if an item has no image.
     """
     set_up_pillow()
     folder = options.folder
@@ -90,7 +93,10 @@ def fetch_images(options: ImageFetchOptions, command: str) -> None:
 
 
 def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
-    """Publish the table item, raw_id, url, file, status, detail, width, height, sha256; one row per item."""
+    """Download the missing images and publish images.parquet with one row per item.
+
+    The columns are item, raw_id, url, file, status, detail, width, height and sha256.
+    """
     folder = options.folder
     items = load_meta(folder.items, folder.make_command)
     urls = list(dict.fromkeys(url for url in load_image_urls(folder) if url))
@@ -106,7 +112,7 @@ def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
         raise ResourceError(folder.images, f"none of {len(urls)} images could be downloaded", "; ".join(
             f"{len(some)} images: {reason}, such as {some[0]}" for reason, some in commonest),
             "check the network, then run the same command again")
-    import pandas as pd  # takes a second, so import it only after all flags have been checked
+    import pandas as pd  # this import takes a second, so it runs only after all flags have been checked
 
     with duckdb.connect() as connection:
         connection.register("images", pd.DataFrame(records, columns=ImageRecord._fields))
@@ -125,11 +131,11 @@ def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
 
 
 def _fetch(options: ImageFetchOptions, urls: list[str]) -> list[ImageRecord]:
-    """Download the missing images, and return the records of all URLs, in their order."""
+    """Download the missing images, and return one record per URL, in the order of `urls`."""
     folder = options.folder
     for subfolder in folder.images.glob("*/"):
         sweep(subfolder, "*")
-    # A file is checked before it gets its name. With --force, all files are checked again.
+    # Every image was checked before it was saved under its name. With --force, all images are checked again.
     existing, recorded, records = _files(folder), {} if options.force else _recorded_files(folder), {}
     for url in urls:
         file = file_name(url)
@@ -160,7 +166,10 @@ def _fetch(options: ImageFetchOptions, urls: list[str]) -> list[ImageRecord]:
 
 
 def file_name(url: str) -> str:
-    """Return the path of a URL's image, relative to `images/`. There may be millions, so 256 subfolders share them."""
+    """Return the path of the image with this URL, relative to `images/`.
+
+    There may be millions of images, so they are distributed over 256 subfolders.
+    """
     name = hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
     ending = PurePosixPath(urlsplit(url).path).suffix.lower() if host_of(url) else ""
     return f"{name[:2]}/{name}{ending if ending in ENDINGS else ''}"
@@ -179,7 +188,10 @@ def make_command(folder: DatasetFolder) -> str:
 
 
 def load_image_table(folder: DatasetFolder) -> ImageTable:
-    """Load images.parquet. Raises DataError if it is missing, and ArtifactError if it is stale or damaged."""
+    """Load images.parquet.
+
+    Raises DataError if the file is missing. Raises ArtifactError if the file is stale or damaged.
+    """
     load_meta(folder.image_table, make_command(folder))
     rows = duckdb.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
                           FROM {parquet_rows(folder.image_table)} ORDER BY item""").fetchall()
@@ -188,11 +200,14 @@ def load_image_table(folder: DatasetFolder) -> ImageTable:
 
 
 def _recorded_files(folder: DatasetFolder) -> dict[str, tuple[int, int, str]]:
-    """Return file -> (width, height, sha256) from the last run, even if the items have changed since."""
+    """Return a dict from each image file to the (width, height, sha256) that the last run recorded.
+
+    The items may have changed since the last run.
+    """
     try:
         return {row[0]: row[1:] for row in duckdb.sql(f"""SELECT file, width, height, sha256
             FROM {parquet_rows(folder.image_table)} WHERE file IS NOT NULL""").fetchall()}
-    except duckdb.Error:  # the table is missing or damaged; the files themselves are read instead
+    except duckdb.Error:  # the table is missing or damaged; the image files are read instead
         return {}
 
 
@@ -201,7 +216,7 @@ def _counts_text(counts: dict[str, int]) -> str:
 
 
 def refuse_missing(folder: DatasetFolder) -> None:
-    """Raise DataError, which names the first items without an image, if there are any."""
+    """Raise DataError if some items have no image. The error names the first of these items."""
     num_missing, rows = _missing(folder)
     if num_missing:
         raise DataError(folder.image_table, f"{num_missing} items have no image",
@@ -210,7 +225,7 @@ def refuse_missing(folder: DatasetFolder) -> None:
 
 
 def _missing(folder: DatasetFolder) -> tuple[int, list[tuple]]:
-    """Return the number of items without an image, and the raw id, status and detail of the first ones."""
+    """Return the number of items without an image, and the raw id, status and detail of the first NUM_LISTED ones."""
     counts = load_meta(folder.image_table, make_command(folder))["counts"]
     rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.image_table)}
                           WHERE status <> 'ok' ORDER BY item LIMIT {NUM_LISTED}""").fetchall()

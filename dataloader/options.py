@@ -34,7 +34,7 @@ from dataloader.flags import (
 )
 from dataloader.readers.lines import first_format
 
-# Allowed values of the keys in fusion.yaml, as (smallest, largest). The keys of the training loop have shared bounds.
+# The smallest and the largest allowed value of each key in fusion.yaml. SHARED_BOUNDS has those of the training loop.
 BOUNDS = SHARED_BOUNDS | {"tolerance": (0, 1), "temperature": (1e-3, 10), "min_temperature": (1e-3, 10),
                           "smoothing": (0, None)}
 
@@ -56,14 +56,17 @@ class Processing(NamedTuple):
 
     @property
     def settings(self) -> dict:
-        """The options that affect the tables, as in the meta files (tuples are lists, as after loading JSON)."""
+        """The options that affect the tables, as the meta files store them: tuples are lists, as in JSON."""
         used = {"split_dates" if self.split_dates else "split_ratios"} if self.split == "temporal" else set()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()
                 if key in used or key not in ("split_ratios", "split_dates")}
 
 
 class Local(NamedTuple):
-    """The user's own files (None: search in --raw_dir), and the names of their columns (None: the default name)."""
+    """The user's own files and the names of their columns.
+
+    If a file is None, it is searched for in --raw_dir. If a column is None, it has the default name.
+    """
 
     interactions: Path | None
     items: Path | None
@@ -74,7 +77,7 @@ class Local(NamedTuple):
 class ProcessOptions(NamedTuple):
     """Options of step 2 (process) and of the readers of raw files.
 
-    Step 0 (download) also has them, because it downloads nothing if the tables are up to date.
+    Step 0 (download) needs these options too, because it downloads nothing if the tables are up to date.
     """
 
     folder: DatasetFolder
@@ -90,8 +93,8 @@ class ProcessOptions(NamedTuple):
     check: bool
     adopt: bool
     force: bool
-    flags: dict[str, object]  # what source.yaml should hold
-    filled: str               # which flags source.yaml has set, for the log
+    flags: dict[str, object]  # the flags to store in source.yaml
+    filled: str               # a line for the log that lists the flags taken from source.yaml, or ""
 
 
 class ImageFetchOptions(NamedTuple):
@@ -208,9 +211,10 @@ class Options(NamedTuple):
 
 
 def parse_options(argv: list[str], description: str, suffix: str | None = None) -> Options:
-    """Parse and check the flags of a step; `suffix` is the default of its --suffix. Writes nothing.
+    """Parse and check the flags in `argv`, and return the options of all steps. No file is written.
 
-    Raises ConfigError for an unknown flag, a wrong value, or a flag that has no effect.
+    `suffix` is the default value of --suffix. Raises ConfigError for an unknown flag, a wrong value, or a flag that has
+    no effect.
     """
     args = parse(make_parser(description), argv)
     args.filled = fill_flags(args, argv)
@@ -219,7 +223,7 @@ def parse_options(argv: list[str], description: str, suffix: str | None = None) 
 
 
 def resolve_options(args: argparse.Namespace) -> Options:
-    """Return the options of all steps.
+    """Check the values of the flags, and return the options of all steps.
 
     Raises ConfigError for a wrong value, and for a flag that has no effect with the other flags.
     """
@@ -304,9 +308,9 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     config = source_configs()[source]
     if downloads and args.dataset not in config["datasets"] and not folder.interactions.exists():
         raise _unknown_name("--dataset", args.dataset, f"unknown dataset of the source {source}", config["datasets"],
-                            "correct the name or --source, or name the folder of its files with --raw_dir DIR",
+                            "correct the name or --source, or pass the folder of its raw files with --raw_dir DIR",
                             "Neither --raw_dir nor --interactions is given")
-    # One folder per source, because the files of a category have the same names in different years.
+    # Use one folder per source, because the sources of different years have the same file names for a category.
     raw = args.raw_dir or (args.interactions.parent if args.interactions else folder.path / "raw" / source)
     minima = [config[key] if getattr(args, key) is None else getattr(args, key)
               for key in ("min_user_interactions", "min_item_interactions")]
@@ -316,7 +320,7 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     unused = [flag.names for flag in FLAGS[OWN_FILES] if getattr(args, flag.dest) is not None]
     if unused and source != "local":
         raise ConfigError(unused[0], f"has no effect with the dataset {args.dataset} of the source {source}",
-                          "The flag is only for your own files", "use --source local, or leave it out")
+                          "The flag is only for your own files", "use --source local, or leave the flag out")
     columns, item_columns = ({name: getattr(args, f"{name}_column") for name in names}
                              for names in (("user", "item", "time", "rating"), ITEM_FIELDS))
     item_columns = {"item": args.item_id_column or args.item_column, **item_columns}
@@ -327,37 +331,43 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
 
 
 def _unknown_name(flag: str, name: str, what: str, known: list[str], fix: str, why_if_none: str = "") -> ConfigError:
-    """Return an error that suggests the most similar known name; `why_if_none` is its reason if no name is known."""
+    """Return an error for an unknown name. The error suggests the most similar known name.
+
+    If there are no known names, `why_if_none` is the reason in the error.
+    """
     close = closest(name, known)
     return ConfigError(f"{flag} {name}", what, nearest(name, known) if known else why_if_none,
                        f"{flag} {close}" if close else fix)
 
 
 def _find_source(args: argparse.Namespace, folder: DatasetFolder) -> str:
-    """Find the source by the raw files, by the meta file of the tables, or by the dataset's name."""
+    """Return the name of the dataset's source. It is found from the raw files, the meta file, or the dataset's name.
+
+    Raises ConfigError if no source is found.
+    """
     configs, found = source_configs(), None
     if args.interactions is not None:
         found = "local"
     elif args.raw_dir is not None:
-        # The first source with a file in the folder whose first record has the source's format.
+        # Take the first source for which the folder contains a file whose first record has the format of the source.
         found = next((name for name, config in configs.items() for pattern, lines in config["found_by"].items()
                       if re.fullmatch(config["found_names"], args.dataset)
                       for path in args.raw_dir.glob(pattern.format(dataset=args.dataset))
                       if lines == "any" or first_format(path) in (lines, "")), None)
     else:
-        with suppress(OSError, ValueError, KeyError, TypeError):  # missing, or damaged: its next reader reports that
+        with suppress(OSError, ValueError, KeyError, TypeError):  # the meta file is missing or damaged
             found = json.loads(meta_path(folder.interactions).read_text(encoding="utf-8"))["settings"]["source"]
     if found not in configs:
         found = next((name for name, config in configs.items() if args.dataset in config["datasets"]), None)
     if found is None and args.raw_dir is not None:
-        raise ConfigError(f"--raw_dir {args.raw_dir}", f"has no known raw file of {args.dataset}",
-                          "The known files are those of Amazon, MovieLens and RecBole, and interactions.*",
-                          "name the source with --source, or the files with --interactions FILE --items FILE")
+        raise ConfigError(f"--raw_dir {args.raw_dir}", f"contains no known raw file of {args.dataset}",
+                          "Known raw files are those of Amazon, MovieLens and RecBole, and interactions.*",
+                          "set the source with --source, or pass the files with --interactions FILE --items FILE")
     if found is None and not folder.interactions.exists():
         names = sorted({d for config in configs.values() for d in config["datasets"]})
         raise _unknown_name("--dataset", args.dataset, "unknown dataset", names,
                             "correct the name, or use --raw_dir DIR for your own files")
-    return found or "local"  # tables without a recorded source are the user's own
+    return found or "local"  # tables without a recorded source were made by the user
 
 
 def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -379,7 +389,10 @@ def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]
 
 
 def _template(name: str, config: dict) -> tuple[str, ...]:
-    """Return the pieces of a template. `name` is a template in the source's YAML, or the pieces themselves."""
+    """Return the pieces of a template.
+
+    `name` is the name of a template in the source's YAML, or the pieces themselves, separated by `|`.
+    """
     where, templates = f"--template {name}", config["templates"]
     if name in templates:
         return tuple(templates[name])
@@ -397,12 +410,16 @@ def _template(name: str, config: dict) -> tuple[str, ...]:
         wrong = [field for _words, field, style, conversion in parsed if field not in known or conversion or style]
         if wrong or not parsed:
             raise ConfigError(where, f"{piece!r} has " + (f"the invalid field {wrong[0]!r}" if wrong else "no field"),
-                              f"A piece uses these fields, without a format: {', '.join(known)}", "correct the piece")
+                              f"A piece can use these fields, without a format: {', '.join(known)}",
+                              "correct the piece")
     return pieces
 
 
 def _modalities(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
-    """Return the modalities to embed and the suffix; each one's default depends on the other."""
+    """Return the modalities to embed, and the suffix.
+
+    The default of --modalities depends on --suffix, and the default of --suffix depends on --modalities.
+    """
     check_name("--suffix", args.suffix)
     given = set() if args.modalities is None else set(args.modalities.split(","))
     if unknown := sorted(given - set(MODALITIES)):
@@ -418,12 +435,18 @@ def _modalities(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
 
 
 def modality_of(suffix: str) -> str | None:
-    """Return the modality of an embedding, or None for `cf` and fused ones. Any other suffix is a text embedding."""
+    """Return the modality of the embedding with this suffix, or None for `cf` and for fused embeddings.
+
+    The suffix `image` belongs to an image embedding. Any other suffix belongs to a text embedding.
+    """
     return {"image": "image", "cf": None, **dict.fromkeys(FUSIONS)}.get(suffix, "text")
 
 
 def load_section(path: Path, name: str, record: type):
-    """Load a section of fusion.yaml. Raises ConfigError for an unknown or missing key, and for a wrong value."""
+    """Load the section `name` of fusion.yaml as an object of the class `record`.
+
+    Raises ConfigError for an unknown key, a missing key or a wrong value.
+    """
     config, origins = load_yaml(path)
     values, kinds = config.get(name), get_type_hints(record)
     if not isinstance(values, dict):

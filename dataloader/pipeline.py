@@ -1,4 +1,4 @@
-"""The data stage: download, process, and make the embeddings of --suffix and --modalities."""
+"""The data stage: download and process a dataset, and make the embeddings that --suffix and --modalities select."""
 
 import sys
 
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
 
 
 def plan(options: Options, flags: list[str]) -> list[Step]:
-    """Return the steps for these options. Every step gets all flags, and uses those that it needs."""
+    """Return the steps for these options. Every step gets all flags, and uses the flags that it needs."""
     if options.check:
         return [Step("data: check", module("dataloader.process", *flags))]
     steps = [("download", "download"), ("interactions and item text", "process")]

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> None:
 def check(options: ProcessOptions) -> None:
     """Check the raw files that the flags name, and the existing tables and arrays. Writes nothing without --adopt.
 
-    Raises DataError for a raw file or a table that is not valid, and ArtifactError for a stale or wrong meta file.
+    Raises DataError if a raw file, a table or an array is not valid. Raises ArtifactError if a meta file is missing,
+    stale or wrong.
     """
     if not options.downloads:
         paths = family(options).raw_paths(options)
@@ -62,14 +63,17 @@ def check(options: ProcessOptions) -> None:
         recorded, found = _recorded_fingerprints(options), {}
         with suppress(DataError):  # the raw files may have been deleted
             found = _fingerprints(family(options).raw_paths(options), {}) if recorded else {}
-        for role, file in found.items():  # compare the content; the size and time of a damaged file may be unchanged
+        for role, file in found.items():  # compare the sha256; the size and time of a damaged file may be unchanged
             if file["sha256"] != recorded.get(role, file)["sha256"]:
                 raise ArtifactError(options.folder.interactions, f"is stale: {file['file']} has changed since",
                                     fix=f"{options.folder.make_command} --force")
 
 
 def process(options: ProcessOptions, command: str) -> None:
-    """Filter, number, sort and split the events, and publish the three tables; reuse them if they are up to date."""
+    """Make and publish the tables of interactions, items and users, or reuse them if they are up to date.
+
+    The events are filtered, sorted and split. Users and items are numbered.
+    """
     folder = options.folder
     if options.filled:
         log.info("process: %s", options.filled)
@@ -90,7 +94,8 @@ def process(options: ProcessOptions, command: str) -> None:
                 folder.users: 'SELECT id AS "user", raw_id FROM users ORDER BY id',
                 folder.interactions: f'SELECT "user", item, "timestamp", rating, {split} AS split FROM numbered'}
             ids_sha256, inputs = work.ids_sha256("SELECT raw_id FROM items ORDER BY id"), {}
-            for path, query in queries.items():  # interactions come last: their meta file has the others' hashes
+            # The interactions are published last, because their meta file contains the hashes of the other two tables.
+            for path, query in queries.items():
                 inputs[path.name] = publish(path, partial(work.copy, query), {
                     "inputs": inputs if path == folder.interactions else {}, "command": command, **meta,
                     "items_sha256": ids_sha256})["sha256"]
@@ -109,7 +114,7 @@ def process(options: ProcessOptions, command: str) -> None:
 
 
 def outdated(options: ProcessOptions) -> str:
-    """Return why the tables do not match the settings and the raw files, or "" if they do.
+    """Return why the tables must be made again, or "" if they match the settings and the raw files.
 
     Deleted raw files count as unchanged.
     """
@@ -139,7 +144,10 @@ def _settings(options: ProcessOptions) -> dict:
 
 
 def _fingerprints(paths: list[Path], recorded: dict[str, dict]) -> dict[str, dict]:
-    """Return the fingerprint of each raw file by role. A file with its `recorded` size and time is not read again."""
+    """Return a dict from the role of each raw file (interactions or items) to the fingerprint of the file.
+
+    A file is not read again if its size and time are equal to those in `recorded`.
+    """
     return {role: fingerprint(path, recorded.get(role)) for role, path in zip(ROLES, paths, strict=False)}
 
 
@@ -153,7 +161,8 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
     """Make the tables `items`, `users`, `described` and `numbered` in the workspace from the raw files.
 
     Skipped lines are written to the file `bad_lines`. Returns the entries that the meta files of the three published
-    tables share, and the SQL expression for an event's split over the columns of `numbered`.
+    tables share, and an SQL expression that gives the split of a row of `numbered`. Raises DataError if fewer than two
+    users remain after filtering.
     """
     processing = options.processing
     raw = _fingerprints(paths, {} if options.check or options.force else _recorded_fingerprints(options))
@@ -190,9 +199,12 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
 
 def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
                     bad_lines: Path) -> int:
-    """Make the table `described` with the titles and texts of the items; return the number of skipped lines."""
+    """Make the table `described` with the titles and texts of the items, and return the number of skipped lines.
+
+    `wanted` is an SQL query for the raw ids of the items to describe.
+    """
     if len(tables) == 1:
-        log.warning("process: no file of items was found, so the items have no text")
+        log.warning("process: no items file was found, so the items have no text")
         work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
     num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
     describe(work, options.processing.template)
@@ -200,7 +212,7 @@ def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTa
 
 
 def _log_report(options: ProcessOptions, meta: dict) -> None:
-    """Log the report on the tables, and compare the counts with those in the literature."""
+    """Log the report on the tables, and compare their counts with the counts in the literature."""
     for line in report_lines(meta):
         log.info("process: %s", line)
     if meta["num_without_text"]:
@@ -223,8 +235,8 @@ def _log_report(options: ProcessOptions, meta: dict) -> None:
 def export(options: ProcessOptions) -> None:
     """Write RecBole's atomic files, `<D>.inter` and `<D>.item`, to the folder of --export_recbole.
 
-    The format cannot represent tabs and line breaks. In titles and texts they are replaced by spaces; in a raw id they
-    raise DataError.
+    The format cannot represent tabs and line breaks. In titles and texts, they are replaced by spaces. Raises DataError
+    if a raw id contains a tab or a line break.
     """
     folder, target = options.folder, options.export_recbole
     load_meta(folder.interactions, folder.make_command)
@@ -242,7 +254,7 @@ def export(options: ProcessOptions) -> None:
         for path, rows in ((folder.items, items), (folder.users, users)):
             if bad := work.run(f"SELECT raw_id FROM {rows} WHERE regexp_matches(raw_id, '[\\t\\r\\n]') LIMIT 1"):
                 raise DataError(path, f"the raw id {bad[0][0]!r} contains a tab or a line break",
-                                "RecBole's format does not allow that", "rename it in the raw files")
+                                "RecBole's format does not allow this", "change the raw id in the raw files")
         target.mkdir(parents=True, exist_ok=True)
         for name, query in files.items():
             staged = target / f".{name}.tmp"

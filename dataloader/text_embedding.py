@@ -1,4 +1,4 @@
-"""Step 3: make the text embedding of the items, <D>.emb-td.npy (or another suffix)."""
+"""Step 3: make the text embedding of the items: <D>.emb-<suffix>.npy, by default <D>.emb-td.npy."""
 
 import logging
 import sys
@@ -32,9 +32,10 @@ def main(argv: list[str]) -> None:
 
 
 def embed(options: TextOptions, command: str) -> None:
-    """Publish the text embedding, float32 (num_items, D), or reuse it if it is up to date.
+    """Make and publish the text embedding, or reuse it if it is up to date.
 
-    --force also encodes texts again whose vectors are in the cache.
+    The embedding is float32 (num_items, D). With --force, all texts are encoded again, even if their vectors are in the
+    cache.
     """
     target, folder = options.target, options.folder
     folder.require()
@@ -50,7 +51,7 @@ def embed(options: TextOptions, command: str) -> None:
 
 
 def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
-    """Return the settings of the model for the meta file, and its files if the model is a local folder."""
+    """Return the model's settings for the meta file, and the fingerprints of its files if it is a local folder."""
     if options.model in ("", API):
         raise ConfigError(f"--text_model {options.model}", "the name of the model is missing",
                           fix=f"use --text_model {options.model}<name>")
@@ -62,7 +63,10 @@ def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
 
 
 def _make_vectors(options: TextOptions, texts: Texts) -> tuple[np.ndarray, dict]:
-    """Return the vectors, float32 (num_items, D), and the encoder, its precision and its versions for the meta file."""
+    """Encode the texts. Return the vectors, float32 (num_items, D), and a description of the encoder for the meta file.
+
+    The description includes the precision and the library versions.
+    """
     if options.model == "tfidf":
         return tfidf_vectors(texts.texts), {"encoder": options.model, "scikit-learn": version("scikit-learn")}
     if options.model.startswith(API):

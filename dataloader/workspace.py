@@ -18,11 +18,11 @@ FULL_DISK = ("No space left", "File too large", "Disk quota exceeded", "max_temp
 
 
 class Workspace:
-    """An in-memory DuckDB database that spills to disk, into the scratch folder `folder`, beyond `memory_limit`.
+    """An in-memory DuckDB database. Data beyond `memory_limit` is spilled to the scratch folder `folder`.
 
-    It is not a database file, because DuckDB would compress every table in the file, although each is used only once.
-    Queries run in a separate thread. The caller waits in Python, which handles a signal immediately; DuckDB may handle
-    it only at the end of the query.
+    The database is not stored in a file, because DuckDB would compress every table in the file, although each table is
+    used only once. Queries run in a separate thread, so that the caller can handle a signal, such as Ctrl-C,
+    immediately. In the caller's thread, DuckDB might delay the signal until the end of the query.
     """
 
     def __init__(self, folder: Path, memory_limit: str):
@@ -59,11 +59,11 @@ class Workspace:
                 wait([future])
 
     def run(self, query: str, *parameters: object) -> list[tuple]:
-        """Run a query and return all its rows. DuckDB requires that they are fetched before the next query."""
+        """Run a query and return all its rows. DuckDB requires that all rows are fetched before the next query."""
         return self._wait_for(lambda: self.connection.execute(query, list(parameters)).fetchall())
 
     def value(self, query: str, *parameters: object):
-        """Run a query that has one row, and return the first value."""
+        """Run a query that returns one row, and return the first value in this row."""
         [(value, *_)] = self.run(query, *parameters)
         return value
 
@@ -71,11 +71,14 @@ class Workspace:
         return self.value(f"SELECT count(*) FROM {table}")
 
     def copy(self, query: str, path: Path) -> None:
-        """Write the rows of a query, in the order of the query, to a Parquet file."""
+        """Run a query and write its rows, in the order of the query, to a Parquet file."""
         self._wait_for(lambda: self.connection.sql(query).write_parquet(str(path.resolve())))
 
     def ids_sha256(self, query: str) -> str:
-        """Return the hash of the raw ids that a query selects, in the order of the query; fetch them in batches."""
+        """Return the sha256 of the raw ids that a query selects, in the order of the query.
+
+        The ids are fetched in batches, because they may not fit in memory.
+        """
         def raw_ids() -> Iterator[str]:
             result = self.connection.execute(query)
             while rows := result.fetchmany(IDS_AT_ONCE):

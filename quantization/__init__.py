@@ -7,7 +7,7 @@ __all__ = ["SemanticIDs"]
 
 
 def __getattr__(name: str):
-    if name == "SemanticIDs":  # imported on first use, to keep the start of the commands fast
+    if name == "SemanticIDs":  # imported on first use, so that commands start fast
         from quantization.semantic_ids import SemanticIDs
 
         return SemanticIDs

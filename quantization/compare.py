@@ -1,4 +1,4 @@
-"""A table that compares the finished tokenizers of a dataset."""
+"""A table that compares the tokenizers (trained quantizers) of a dataset."""
 
 from pathlib import Path
 
@@ -13,19 +13,21 @@ COLUMNS = ("tokenizer", "seed", "codes", "collisions", "collisions left", "large
            "perplexity", "Gini", "explained variance", "coherence (1 code)", "coherence (2 codes)",
            "behavioral coherence")
 NOTES = ("codes: levels x codebook size + codes of the disambiguation level. collisions: 1 - distinct IDs / items, "
-         "before disambiguation; collisions left: the same after disambiguation. largest bucket: number of items that "
-         "share the most frequent ID. lowest utilization: share of the codes in use, in the level where it is lowest. "
-         "perplexity, Gini: means over the levels. explained variance: of the embeddings, by the reconstruction. "
-         "coherence: text similarity of items that share the first 1 or 2 codes / that of random pairs. behavioral "
-         "coherence: how often consecutive items of a user share the first code / the rate expected by chance "
-         "(training split).")
+         "before disambiguation. collisions left: the same rate after disambiguation. largest bucket: number of items "
+         "that share the most frequent ID. lowest utilization: share of the codes that are in use, in the level with "
+         "the lowest share. perplexity, Gini: means over the levels. explained variance: share of the variance of the "
+         "embeddings that the reconstruction explains. coherence: text similarity of items that share the first 1 or 2 "
+         "codes / text similarity of random pairs. behavioral coherence: how often consecutive items of a user share "
+         "the first code / how often they share it by chance (training split).")
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
-    """Return the table as text, and write it as Markdown and CSV into `run_root/quantization/<D>/` if possible.
+    """Return the comparison table as text, and write it to compare.md and compare.csv.
 
-    Tokenizers that were trained or evaluated on earlier versions of the dataset's files are counted but not shown,
-    because their metrics are not comparable. Raises DataError if no tokenizer remains.
+    The files are in the folder `run_root/quantization/<dataset>/`. If they cannot be written, the returned text says
+    so. The table leaves out tokenizers that were trained or evaluated on earlier versions of the dataset's files,
+    because their metrics are not comparable; the text gives the number of these tokenizers. Raises DataError if there
+    is no tokenizer to show.
     """
     parent = run_root / "quantization" / folder.name
     runs = {path.name: run for path in sorted(parent.glob("*/")) if (run := latest_run(path)) is not None}
@@ -40,7 +42,8 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     rows = [row(name, runs[name], summaries[name]) for name in best_first]
     table = markdown(COLUMNS, rows)
     num_skipped = len(readable) - len(rows)
-    notes = f"{NOTES}\n\nNot shown: {num_skipped} tokenizers of earlier dataset files." if num_skipped else NOTES
+    notes = (f"{NOTES}\n\nNot shown: {num_skipped} tokenizers of earlier versions of the dataset's files."
+             if num_skipped else NOTES)
     try:
         write_text(parent / "compare.md", f"# Tokenizers of {folder.name}\n\n{table}\n\n{notes}\n")
         write_text(parent / "compare.csv", csv_text(COLUMNS, rows))
@@ -51,14 +54,15 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
 
 
 def _is_current(recorded: dict[str, str], folder: DatasetFolder) -> bool:
-    """Whether a run was trained and evaluated on the current files of the dataset.
+    """Return whether a run was trained and evaluated on the current files of the dataset.
 
-    `recorded` maps the names of the run's input files to their hashes. Files outside the dataset, such as imported IDs,
-    are not checked: they may have been moved.
+    `recorded` maps the name of each input file of the run to the file's hash. Files outside the dataset, such as
+    imported IDs, are not checked, because they may have been moved.
     """
     names = {name for name in recorded if name in (folder.interactions.name, folder.items.name)
              or name.startswith(f"{folder.name}.emb-")}
-    # The files that EvaluationData in evaluate.py reads. It is not imported because that would load torch.
+    # The files that `EvaluationData` in evaluate.py reads. Importing this class here would also import torch, which is
+    # slow.
     names |= {path.name for path in (folder.interactions, folder.embeddings("td")) if path.exists()}
     return all(_sha256(folder.path / name) == recorded.get(name) for name in names)
 
@@ -71,7 +75,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def row(name: str, run: Path, summary: dict) -> list[str]:
-    """Return the cells of one tokenizer; a metric that an earlier version did not record is empty."""
+    """Return the table row of one tokenizer. A cell is empty if the run did not record the metric."""
     metrics, sizes = summary["metrics"], summary["codebook_sizes"]
     coherence, used = metrics.get("prefix_coherence", []), metrics["utilization"]
     return [name, _seed(run), shape(sizes, len(used)), f"{metrics['collision_rate']:.2%}",
@@ -83,7 +87,10 @@ def row(name: str, run: Path, summary: dict) -> list[str]:
 
 
 def shape(sizes: list[int], num_levels: int) -> str:
-    """Return `3 x 256 + 10` for three codebooks of 256 codewords and 10 codes of the disambiguation level."""
+    """Return the codebook sizes as text.
+
+    An example is `3 x 256 + 10`: three levels of 256 codes, and a disambiguation level of 10 codes.
+    """
     levels, extra = sizes[:num_levels], sizes[num_levels:]
     text = f"{len(levels)} x {levels[0]}" if len(set(levels)) == 1 else " x ".join(map(str, levels))
     return " + ".join([text, *map(str, extra)])

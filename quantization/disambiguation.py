@@ -8,9 +8,10 @@ import torch
 from common.errors import ConfigError
 from quantization.models.abstract_vq import AbstractVQ
 
-# N items, M items that share an ID with others, L levels, K codes of the last level, G prefixes, D width
+# N items, M items that share their ID with another item, L levels, K codes of the last level, D width
+# A prefix contains all codes of an item except the last one. G different prefixes of the M items.
 
-SWEEPS = 5    # passes over the levels when codewords are estimated
+SWEEPS = 5    # number of passes over the levels to estimate the codewords
 BATCH = 8192  # items per call of `last_distances`
 
 
@@ -19,15 +20,20 @@ class DistinctIDs(NamedTuple):
 
     codes: np.ndarray           # int64 (N, L)
     codebook_sizes: list[int]
-    level: int | None           # index of the extra level, or None
+    level: int | None           # index of the extra level, or None if there is none
 
 
 def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: AbstractVQ, xs: torch.Tensor,
                  content: np.ndarray | None) -> DistinctIDs:
-    """Make codes (N, L) distinct with the method `extra_level` or `reassign`, or return them unchanged for `none`.
+    """Make the semantic IDs of all items distinct.
 
-    `xs` (N, D) is the input of the model. `content` (N, D) is an embedding from which distances are estimated if the
-    model does not provide them. Raises ConfigError if the last level has too few codes for `reassign`.
+    method: `extra_level` appends a level that numbers the items with the same codes; `reassign` changes codes of the
+        last level; `none` returns the codes unchanged
+    codes: (N, L)
+    xs: the input of the model, (N, D)
+    content: an embedding (N, D) from which `reassign` estimates distances if the model does not provide them
+
+    Raises ConfigError if the last level has too few codes for `reassign`.
     """
     if method == "none" or not (shared := has_shared_id(codes)).any():
         return DistinctIDs(codes, sizes, None)
@@ -46,7 +52,10 @@ def has_shared_id(codes: np.ndarray) -> np.ndarray:
 
 
 def ranks(codes: np.ndarray) -> np.ndarray:
-    """Number the items that have the same codes from 0, in item order: (N, L) -> (N,)."""
+    """Return the rank of each item among the items with the same codes: (N, L) -> (N,).
+
+    The ranks of these items are 0, 1, 2, ... in item order.
+    """
     bucket, counts = _buckets(codes)
     order = np.argsort(bucket, kind="stable")
     rank = np.empty(len(codes), dtype=np.int64)
@@ -55,24 +64,30 @@ def ranks(codes: np.ndarray) -> np.ndarray:
 
 
 def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Return codes (N, L) in which all but one of the items of each ID have moved to the nearest free last code.
+    """Make the IDs distinct: if several items share an ID, one item keeps it, and the others get another last code.
 
-    `shared` (N,) marks the M items that share an ID; `distances` (M, K) are their distances to the last level's codes.
-    In each round, every item that has no code yet requests its nearest free code. If several items request the same
-    code, the nearest one gets it. Raises ConfigError if more items share a prefix than the last level has codes.
+    codes: (N, L)
+    shared: True for the M items that share their ID with another item, (N,)
+    distances: distances from these M items to all codes of the last level, (M, K)
+
+    In the first round, each of the M items requests its own last code. In later rounds, each item that is still
+    without a code requests the nearest code that no item with the same prefix has. If several items with the same
+    prefix request the same code, the nearest item gets the code.
+
+    Raises ConfigError if more items have the same prefix than the last level has codes.
     """
     codes, num_codes = codes.copy(), distances.shape[1]
     prefix, counts = _buckets(codes[:, :-1])
     if counts.max() > num_codes:
-        raise ConfigError("common.disambiguation", f"reassign needs {counts.max()} codes in the last level, but it has "
-                          f"only {num_codes}", "That many items share the codes of all other levels"
-                          if codes.shape[1] > 1 else "The codes have only one level",
+        raise ConfigError("common.disambiguation", f"reassign needs {counts.max()} codes in the last level, but this "
+                          f"level has only {num_codes}", "That many items have the same codes in all other levels"
+                          if codes.shape[1] > 1 else "The IDs have only one level, so each item needs its own code",
                           f"use --codebook_size {counts.max()} or more, or --disambiguation extra_level")
-    _, group = np.unique(prefix[shared], return_inverse=True)                                     # (M,) of G
+    _, group = np.unique(prefix[shared], return_inverse=True)                                     # (M,), 0 to G - 1
     taken = np.zeros((group.max() + 1, num_codes), dtype=bool)
     group_of_prefix = np.full(len(counts), -1)
     group_of_prefix[prefix[shared]] = group
-    fixed = np.flatnonzero(~shared & (group_of_prefix[prefix] >= 0))  # items that keep their code
+    fixed = np.flatnonzero(~shared & (group_of_prefix[prefix] >= 0))  # these items keep their code
     taken[group_of_prefix[prefix[fixed]], codes[fixed, -1]] = True
     wanted, waiting = codes[shared, -1], np.arange(len(group))
     while True:
@@ -88,16 +103,20 @@ def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np
 
 @torch.no_grad()
 def _model_distances(model: AbstractVQ, xs: torch.Tensor) -> np.ndarray | None:
-    """Return the model's distances from items (M, D) to the last level's codes, float32 (M, K), or None."""
+    """Return the distances from items to all codes of the last level: (M, D) -> float32 (M, K).
+
+    Return None if the model does not provide distances.
+    """
     parts = [part.float().cpu() for part in map(model.last_distances, xs.split(BATCH)) if part is not None]
     return torch.cat(parts).numpy() if parts else None
 
 
 def estimated_distances(codes: np.ndarray, content: np.ndarray | None, num_codes: int) -> np.ndarray:
-    """Estimate the squared distances (N, K) from each item to the codewords of the last level.
+    """Estimate the squared distances from each item to the codewords of the last level: (N, K).
 
-    The codewords of all levels are fitted so that their sum approximates `content` (N, D). Without content, all
-    distances are 0.
+    First, codewords of all levels are fitted: the sum of an item's codewords should approximate the item's row of
+    `content` (N, D). The distances are then measured from the item's residual at the last level. If `content` is None,
+    all distances are 0.
     """
     if content is None:
         return np.zeros((len(codes), num_codes), dtype=np.float32)
@@ -116,7 +135,10 @@ def estimated_distances(codes: np.ndarray, content: np.ndarray | None, num_codes
 
 
 def _nearest_of_each(group: np.ndarray, code: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Return the position of the nearest row of every (group, code); ties go to the first row."""
+    """For each pair of group and code, return the index of the row with the smallest distance.
+
+    All arguments have one value per row. If several rows have the same distance, the first row is returned.
+    """
     order = np.lexsort((np.arange(len(group)), distance, code, group))
     first = np.ones(len(order), dtype=bool)
     first[1:] = (np.diff(group[order]) != 0) | (np.diff(code[order]) != 0)
@@ -124,7 +146,7 @@ def _nearest_of_each(group: np.ndarray, code: np.ndarray, distance: np.ndarray) 
 
 
 def _buckets(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group equal rows of (N, L): return each row's bucket number (N,), and the bucket sizes."""
+    """Group equal rows of codes (N, L) into buckets. Return the bucket of each row (N,), and the bucket sizes."""
     if not codes.shape[1]:
         return np.zeros(len(codes), dtype=np.int64), np.array([len(codes)])
     _, bucket, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)

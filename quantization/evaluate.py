@@ -1,4 +1,4 @@
-"""Metrics of semantic IDs: collisions, codebook utilization, reconstruction, similarity of items that share codes."""
+"""Metrics of semantic IDs: collisions, codebook utilization, reconstruction, similarity of items with equal codes."""
 
 import math
 from typing import NamedTuple
@@ -13,19 +13,25 @@ from quantization.utils import checked_codes
 
 # N items, L levels, K codebook size, D width, M pairs
 
-REFERENCE_SUFFIX = "td"  # all tokenizers of a dataset are compared by this embedding if it exists
-COLUMNS = 32             # columns of the embedding that are summed at once
+# If the embedding with this suffix exists, it measures the similarity of items for all tokenizers of a dataset, so that
+# the metrics of these tokenizers can be compared.
+REFERENCE_SUFFIX = "td"
+COLUMNS = 32  # number of embedding columns that are summed at once
 
 
 class EvaluationData(NamedTuple):
-    """Data for the metrics that need more than the codes; each part may be None."""
+    """Data for the metrics that cannot be computed from the codes alone. Each field may be None."""
 
-    directions: np.ndarray | None  # float32 (N, D) reference embedding, each row scaled to length 1
-    pairs: np.ndarray | None       # int64 (M, 2) consecutive items in a user's training events
+    directions: np.ndarray | None  # reference embedding with rows scaled to length 1, float32 (N, D)
+    pairs: np.ndarray | None       # pairs of consecutive items in the training events of a user, int64 (M, 2)
 
     @classmethod
     def load(cls, folder: DatasetFolder, suffix: str) -> "EvaluationData":
-        """Load the embedding `td`, or `suffix` if there is no `td`, and the item pairs of the training split."""
+        """Load the reference embedding, and the item pairs of the training split.
+
+        The reference embedding is `td`. If `td` does not exist, the embedding with the given suffix replaces it. A
+        field is None if its file does not exist.
+        """
         used, directions = _reference_suffix(folder, suffix), None
         if used is not None:
             vectors = load_embeddings(folder, used)
@@ -35,7 +41,7 @@ class EvaluationData(NamedTuple):
 
     @staticmethod
     def inputs(folder: DatasetFolder, suffix: str) -> dict[str, str]:
-        """Return the names of the files that `load` reads, and their sha256 hashes."""
+        """Return a dict with the name and the sha256 hash of each file that `load` reads."""
         used = _reference_suffix(folder, suffix)
         paths = [] if used is None else [folder.embeddings(used)]
         paths += [folder.interactions] if folder.interactions.exists() else []
@@ -47,7 +53,10 @@ def _reference_suffix(folder: DatasetFolder, suffix: str) -> str | None:
 
 
 def consecutive(folder: DatasetFolder) -> np.ndarray:
-    """Return the pairs of different consecutive items in the users' training events, int64 (M, 2)."""
+    """Return the pairs of consecutive items in each user's training events: int64 (M, 2).
+
+    Pairs of an item with itself are left out.
+    """
     events = load_interactions(folder)
     train = events.split == SPLITS.index("train")
     user, item = events.user[train], events.item[train]
@@ -56,7 +65,10 @@ def consecutive(folder: DatasetFolder) -> np.ndarray:
 
 
 def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, reference: EvaluationData) -> tuple[dict, np.ndarray]:
-    """Return the metrics of a model over all items (N, D), and the items' codes (N, L)."""
+    """Return the metrics of a model on all items, and the codes of the items (N, L).
+
+    xs: the input of the model for all items, (N, D)
+    """
     losses: dict[str, Tensor] = {}
     codes, errors = [], []
     for batch in xs.split(batch_size):
@@ -71,14 +83,17 @@ def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, reference: Evaluati
     if errors:
         metrics["reconstruction_error"] = float(torch.cat(errors).mean())
         variances, means = torch.var_mean(model.target(xs), dim=0, correction=0)
-        # By rounding, even identical rows have a variance slightly above 0.
+        # Because of rounding errors, even identical rows have a variance slightly above 0.
         variance, rounding = float(variances.sum()), 1e-12 * float(means.square().sum())
         metrics["explained_variance"] = 1 - metrics["reconstruction_error"] / variance if variance > rounding else None
     return metrics | code_metrics(all_codes, model.codebook_sizes) | similarity_metrics(all_codes, reference), all_codes
 
 
 def code_metrics(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
-    """Return the metrics that need only the codes (N, L). Without `codebook_sizes`, a size is the largest code + 1."""
+    """Return the metrics that can be computed from the codes (N, L) alone.
+
+    If `codebook_sizes` is None, the size of each level is its largest code + 1.
+    """
     sizes = codebook_sizes or [int(level.max()) + 1 for level in codes.T]
     counts = [np.bincount(level, minlength=size) for level, size in zip(codes.T, sizes, strict=True)]
     return {
@@ -92,13 +107,18 @@ def code_metrics(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
 
 
 def similarity_metrics(codes: np.ndarray, reference: EvaluationData) -> dict:
-    """Return the metrics that compare the codes (N, L) with the reference: text similarity and user behavior."""
+    """Return the metrics for the prefix coherence and the behavioral coherence of codes (N, L).
+
+    Prefix coherence is the mean similarity of items that share their first codes, compared with random pairs of items.
+    Behavioral coherence is how often consecutive items of a user share their first code, compared with chance. A
+    metric is left out if `reference` lacks the data for it.
+    """
     metrics: dict = {}
     if reference.directions is not None:
         metrics["random_pairs_similarity"] = group_similarity(np.zeros(len(codes), np.int64), reference.directions)
         metrics["prefix_similarity"] = prefix_similarity(codes, reference.directions)
         base = metrics["random_pairs_similarity"]
-        # The ratio is meaningless if random pairs have a mean near or below 0, as in centered embeddings.
+        # The ratio is meaningless if the mean of random pairs is near or below 0, as it is for centered embeddings.
         metrics["prefix_coherence"] = [mean / base if mean is not None and base and base > 0.01 else None
                                        for mean in metrics["prefix_similarity"]]
     if reference.pairs is not None and len(reference.pairs):
@@ -109,29 +129,38 @@ def similarity_metrics(codes: np.ndarray, reference: EvaluationData) -> dict:
 
 
 def collision_rate(codes: np.ndarray) -> float:
-    """Return 1 - distinct IDs / items."""
+    """Return the collision rate of codes (N, L): 1 - number of distinct IDs / number of items."""
     return 1.0 - len(bucket_sizes(codes)) / len(codes)
 
 
 def bucket_sizes(codes: np.ndarray) -> np.ndarray:
-    """Return the number of items of each distinct ID."""
+    """For each distinct ID in codes (N, L), return the number of items that have this ID."""
     return np.unique(codes, axis=0, return_counts=True)[1]
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """Return exp(entropy) of a level's counts (K,): the effective number of codes in use."""
+    """Return the perplexity of a level: the effective number of codes in use, exp(entropy).
+
+    counts: number of items with each code of the level, (K,)
+    """
     share = counts[counts > 0] / counts.sum()
     return math.exp(-float(np.sum(share * np.log(share))))
 
 
 def gini(counts: np.ndarray) -> float:
-    """Return the Gini coefficient of a level's counts (K,): 0 for uniform use, near 1 if one code has all items."""
+    """Return the Gini coefficient of a level: 0 if all codes have equally many items, near 1 if one code has all items.
+
+    counts: number of items with each code of the level, (K,)
+    """
     ordered, size = np.sort(counts), len(counts)
     return float(np.sum((2 * np.arange(1, size + 1) - size - 1) * ordered) / (size * ordered.sum()))
 
 
 def prefix_similarity(codes: np.ndarray, directions: np.ndarray) -> list[float | None]:
-    """Return the mean cosine over all pairs of items that share their first 1, 2, ... codes; None if no pair does."""
+    """For each prefix length 1, 2, ..., L, return the mean cosine over all pairs of items with the same prefix.
+
+    The value is None if no two items have the same prefix of this length.
+    """
     prefix, means = np.zeros(len(codes), dtype=np.int64), []
     for level in codes.T:
         prefix = np.unique(np.column_stack([prefix, level]), axis=0, return_inverse=True)[1].reshape(-1)
@@ -140,7 +169,10 @@ def prefix_similarity(codes: np.ndarray, directions: np.ndarray) -> list[float |
 
 
 def group_similarity(group: np.ndarray, directions: np.ndarray) -> float | None:
-    """Return the mean cosine over all pairs of different items in the same group (N,), or None without a pair.
+    """Return the mean cosine over all pairs of items in the same group, or None if no group has two items.
+
+    group: group number of each item, (N,)
+    directions: (N, D), rows of length 1 (or 0)
 
     The cosines of all pairs in a group of n unit vectors sum to (|sum of vectors|^2 - n) / 2, so the pairs need not be
     enumerated.
@@ -155,15 +187,18 @@ def group_similarity(group: np.ndarray, directions: np.ndarray) -> float | None:
     squares = sum(float((np.add.reduceat(block.astype(np.float64), starts) ** 2).sum())
                   for block in (directions[grouped, column:column + COLUMNS]
                                 for column in range(0, directions.shape[1], COLUMNS)))
-    # Sum of the squared lengths: 1 for a unit vector, 0 for a zero vector.
+    # The sum of the squared lengths is the number of unit vectors, because zero vectors add nothing to it.
     lengths = float(np.einsum("nd,nd->n", directions, directions)[grouped].sum(dtype=np.float64))
     return (squares - lengths) / float((counts * (counts - 1)).sum())
 
 
 def same_first_code(first: np.ndarray, pairs: np.ndarray) -> tuple[float, float]:
-    """Return how often both items of a pair (M, 2) have the same first code (N,), and the rate expected by chance.
+    """Return the share of pairs in which both items have the same first code, and the share expected by chance.
 
-    By chance means that the two items are drawn independently from the two columns of `pairs`.
+    first: first code of each item, (N,)
+    pairs: item numbers, (M, 2)
+
+    "By chance" means that the two items are drawn independently from the two columns of `pairs`.
     """
     one, two = first[pairs[:, 0]], first[pairs[:, 1]]
     size = int(first.max()) + 1

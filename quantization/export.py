@@ -1,4 +1,4 @@
-"""Export of semantic IDs for other systems: the three JSON files of the LC-Rec family, and a CSV table with titles."""
+"""Export of semantic IDs for other systems: three JSON files in the format of LC-Rec, and a CSV table with titles."""
 
 import csv
 import io
@@ -16,16 +16,17 @@ from common.publishing import write_text
 
 
 def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, target: Path) -> list[Path]:
-    """Write four files into the folder `target`, and return their paths.
+    """Write the semantic IDs, items and user sequences to four files in the folder `target`. Return their paths.
 
-    LC-Rec, LETTER and MiniOneRec read the first three. Their keys are raw ids.
+    <D> is the name of the dataset. The keys of the JSON files are raw ids of items or users. LC-Rec, LETTER and
+    MiniOneRec read these JSON files.
 
     <D>.index.json: item -> tokens of its semantic ID
     <D>.item.json: item -> {"title": ..., "description": the item's text}
-    <D>.inter.json: user -> items, oldest first; the last one is the test item, the one before it the validation item
+    <D>.inter.json: user -> items, oldest first; the last item is for the test, the item before it for validation
     <D>.ids.csv: raw id, codes, semantic ID and title of every item
 
-    Raises ConfigError if the split is not leave-one-out, because `inter.json` cannot express another one.
+    Raises ConfigError if the split is not leave-one-out, because `inter.json` cannot represent other splits.
     """
     _require_leave_one_out(folder)
     codes, _ = load_codes(folder, quantizer, suffix, tag, distinct=False)
@@ -45,8 +46,9 @@ def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, 
 def _require_leave_one_out(folder: DatasetFolder) -> None:
     split = load_meta(folder.interactions, folder.make_command).get("split_name", "leave_one_out")
     if split != "leave_one_out":
-        raise ConfigError("--export", f"the dataset {folder.name} has a {split} split", "The exported file has no "
-                          "split: its readers use each user's last two items for validation and test",
+        raise ConfigError("--export", f"the dataset {folder.name} has a {split} split", "The exported files do not "
+                          "contain the split: programs that read these files use the last two items of each user for "
+                          "validation and test",
                           f"{folder.make_command} --split leave_one_out")
 
 
@@ -57,7 +59,7 @@ def _json_object(entries: Iterable[tuple[str, object]]) -> str:
 
 
 def _sequences(folder: DatasetFolder, raw_item: np.ndarray) -> Iterator[tuple[str, list[str]]]:
-    """Yield each user's raw id and items, oldest first."""
+    """For each user, yield the raw id of the user, and the raw ids of the user's items, oldest first."""
     events, raw_user = load_interactions(folder), load_users(folder)["raw_id"]
     ends = np.searchsorted(events.user, np.arange(1, len(raw_user)))
     for user, item in zip(raw_user, np.split(raw_item[events.item], ends), strict=True):
@@ -79,10 +81,10 @@ def tokens(codes: np.ndarray) -> list[list[str]]:
 
 
 def token(level: int, code: int) -> str:
-    """Return the token of a code: `<a_12>` is code 12 of the first level."""
+    """Return the token of a code, such as `<a_12>` for code 12 of the first level."""
     return f"<{letter(level)}_{code}>"
 
 
 def letter(level: int) -> str:
-    """Return the letters of a level: a, b, ..., z, aa, ab, ..."""
+    """Return the letters that name a level in a token. The levels are named a, b, ..., z, aa, ab, ..."""
     return (letter(level // 26 - 1) if level >= 26 else "") + chr(ord("a") + level % 26)

@@ -1,4 +1,7 @@
-"""Train a quantizer on the item embeddings of a dataset and write the semantic IDs; compare, explain or export them."""
+"""Train a quantizer on the item embeddings of a dataset, and write the semantic IDs of the items.
+
+With --compare, --explain or --export, report on existing semantic IDs instead.
+"""
 
 import sys
 from pathlib import Path
@@ -38,15 +41,17 @@ def make_parser(argv: list[str]):
 
     parser = Parser(prog="quantization/main.py", description=__doc__)
     parser.add_argument("--quantizer_name", "--model_name", default="rqvae", metavar="Q",
-                        help=f"one of {', '.join(names())}")
+                        help=f"the quantizer: one of {', '.join(names())}")
     add_shared_flags(parser)
     add_variant_flags(parser)
     add_config_flags(parser)
-    parser.add_argument("--strict", action="store_true", help="fail if a codebook has collapsed")
+    parser.add_argument("--strict", action="store_true", help="stop with an error if a codebook has collapsed")
     parser.add_argument("--compare", action="store_true", help="print a table of all finished runs of the dataset")
-    parser.add_argument("--explain", action="store_true", help="print what the codes mean, and write an HTML page")
+    parser.add_argument("--explain", action="store_true",
+                        help="print what the codes mean, and write an HTML page for browsing them")
     parser.add_argument("--export", type=Path, default=None, metavar="DIR",
-                        help="write the semantic IDs, items and sequences into DIR, as LC-Rec reads them and as CSV")
+                        help="write the semantic IDs, items and sequences into the folder DIR: JSON files in the "
+                             "format of LC-Rec, and a CSV table of the IDs")
     name = value_of(argv, ("--quantizer_name", "--model_name"), "rqvae").lower()
     help_with_keys(parser, [DEFAULTS,
                             CONFIGS / f"{name if name in names() else 'rqvae'}_config.yaml"])
@@ -54,7 +59,7 @@ def make_parser(argv: list[str]):
 
 
 def show(args, folder, name: str) -> None:
-    """Run --compare, --explain and --export, which need no training."""
+    """Compare, explain or export existing semantic IDs, depending on the flags. Nothing is trained."""
     if args.compare:
         from quantization.compare import compare
 

@@ -1,4 +1,4 @@
-"""The quantization pipeline: load the embeddings, train, report, and publish the semantic IDs."""
+"""The quantization pipeline: load the embeddings, train a quantizer, report its quality, publish the semantic IDs."""
 
 import json
 import logging
@@ -38,7 +38,11 @@ class Options(NamedTuple):
 
 
 def train(config: Config, folder: DatasetFolder, options: Options, command: str) -> None:
-    """Train one quantizer and publish its codes; reuse a finished run with the same configuration and inputs."""
+    """Train one quantizer and publish its codes.
+
+    If a finished run with the same configuration and inputs has published its codes, keep them and train nothing
+    (unless `options.force` is set).
+    """
     run_root, suffix, tag, force, strict = options
     log_to_console()
     device = resolve_device(config["common"]["device"], config.origins["common.device"])
@@ -81,10 +85,10 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
 
 
 def report(folder: Path, metrics: dict, config: Config, settings: dict, strict: bool) -> tuple[str, str | None]:
-    """Return the diagnostics as text, and a warning if codebooks have collapsed, else None.
+    """Return the diagnostics as text, and a warning about collapsed codebooks (None if no codebook has collapsed).
 
-    Writes the metrics and the diagnostics to evaluation.json in `folder`. Raises TrainingError if codebooks have
-    collapsed and `strict` is set.
+    The function also writes the metrics and the diagnostics to evaluation.json in `folder`. Raises TrainingError if a
+    codebook has collapsed and `strict` is set.
     """
     lines = diagnose(metrics, settings)
     write_text(folder / EVALUATION, json.dumps({"metrics": metrics, "diagnostics": lines}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The semantic IDs of a dataset for use from Python."""
+"""Access to the semantic IDs of a dataset from Python."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,12 @@ from common.errors import ConfigError, DataError, nearest_id
 
 
 class SemanticIDs:
-    """The published semantic IDs of all items.
+    """The published semantic IDs of all items of a dataset.
 
-    codes: int32 (num_items, num_levels), row i is item i; the disambiguation level is the last column if there is one.
-    raw_ids, titles: object arrays (num_items,). codebook_sizes: the number of codes of each level.
+    codes: int32 (num_items, num_levels). Row i has the codes of item i. If there is a disambiguation level, it is the
+        last column.
+    raw_ids, titles: object arrays (num_items,)
+    codebook_sizes: the number of codes of each level
     """
 
     def __init__(self, codes: np.ndarray, raw_ids: np.ndarray, titles: np.ndarray, codebook_sizes: list[int]):
@@ -26,7 +28,8 @@ class SemanticIDs:
              data_root: str | Path | None = None) -> "SemanticIDs":
         """Load the semantic IDs that `quantization/main.py` has written.
 
-        Raises ConfigError for an unknown name, DataError if the codes are missing, ArtifactError if they are stale.
+        Raises ConfigError if a name is invalid or the dataset is unknown. Raises DataError if the file of the codes is
+        missing. Raises ArtifactError if this file is stale or damaged.
         """
         for where, name in (("dataset", dataset), ("quantizer", quantizer), ("suffix", suffix), ("tag", tag)):
             check_name(where, name)
@@ -37,7 +40,7 @@ class SemanticIDs:
         return cls(codes, items["raw_id"], items["title"], meta["codebook_sizes"])
 
     def of(self, raw_id: str) -> tuple[int, ...]:
-        """Return the semantic ID of an item. Raises DataError for an unknown raw id."""
+        """Return the semantic ID of the item with this raw id. Raises DataError if there is no such item."""
         if raw_id not in self._item_of:
             why, close = nearest_id(raw_id, self._item_of)
             raise DataError("raw_id", f"unknown item {raw_id!r}", why,
@@ -47,11 +50,11 @@ class SemanticIDs:
     def items(self, prefix: Sequence[int] = ()) -> list[str]:
         """Return the raw ids of all items whose semantic ID begins with `prefix`, in item order.
 
-        Raises ConfigError if the prefix has more levels than the semantic IDs.
+        Raises ConfigError if the prefix is longer than the semantic IDs.
         """
         num_levels = self.codes.shape[1]
         if len(prefix) > num_levels:
-            raise ConfigError("prefix", f"has {len(prefix)} levels", f"The semantic IDs have {num_levels}",
+            raise ConfigError("prefix", f"has {len(prefix)} codes", f"The semantic IDs have {num_levels} levels",
                               f"pass at most {num_levels} codes")
         matches = (self.codes[:, :len(prefix)] == np.asarray(prefix, dtype=np.int64)).all(axis=1)
         return self.raw_ids[matches].tolist()

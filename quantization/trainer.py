@@ -22,7 +22,9 @@ from quantization.utils import check_contract
 
 log = logging.getLogger(__name__)
 
-MAINTAIN_EVERY = 100  # steps, or one epoch if it is shorter; in a long epoch a codebook could collapse before the end
+# `maintain` is called once in this number of steps, or once per epoch if an epoch is shorter. In a long epoch, a
+# codebook could collapse before the end.
+MAINTAIN_EVERY = 100
 
 
 class QuantizerTask:
@@ -39,7 +41,7 @@ class QuantizerTask:
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
         number = epoch * self.num_steps + index
         if number and number % min(MAINTAIN_EVERY, self.num_steps) == 0:
-            # At the start of a step, so that an evaluation at the end of the previous epoch comes first.
+            # This call is at the start of a step, so that it comes after the evaluation of the previous epoch (if any).
             self.model.maintain(self.xs, self._generator("maintain", number))
             sync(self.model)
         num_rows = len(self.batches.numbers(epoch, index))
@@ -68,12 +70,12 @@ class QuantizerTask:
         return metrics
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """Return the item numbers of the batch."""
+        """Return the numbers of the items in batch `index` of the epoch."""
         return self.batches.numbers(epoch, index).tolist()
 
 
 class Trainer:
-    """Fits one quantizer in its run folder and publishes the codes of the selected model."""
+    """Trains one quantizer, and publishes the codes that the best checkpoint gives to the items."""
 
     def __init__(self, model: AbstractVQ, embeddings: Embeddings, config: Config, run: Run, device: torch.device,
                  reference: EvaluationData):
@@ -82,7 +84,10 @@ class Trainer:
         self.seed, self.reference = config["common"]["seed"], reference
 
     def train(self) -> dict:
-        """Train the model by its `fit` method or by gradient, and return the metrics of the selected model."""
+        """Train the model by its `fit` method or by gradient, and return the metrics of the best checkpoint.
+
+        At the end, `model` has the weights of the best checkpoint, and `codes` contains the codes of all items.
+        """
         params = self.config.training_params
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "start"))
         checkpoints = Checkpoints(self.run.checkpoints, self.run.command)
@@ -96,14 +101,17 @@ class Trainer:
                 self.model.initialize(self.xs, generator)
             task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name, self.reference)
             TrainingLoop(task, self.run, params, self.seed).train()
-        self.model.load_state_dict(checkpoints.load_best()["model"])  # publish exactly the saved model
+        self.model.load_state_dict(checkpoints.load_best()["model"])  # the published codes come from the saved weights
         self.model.eval()
         with torch.no_grad():
             metrics, self.codes = evaluate(self.model, self.xs, params["eval_batch_size"], self.reference)
         return metrics
 
     def publish(self, path: Path, command: str, info: dict) -> dict:
-        """Disambiguate the codes of the selected model, write them with their meta file, and return the meta data."""
+        """Disambiguate the codes and write them to `path`, with a meta file. Return the content of the meta file.
+
+        info: additional entries of the meta file
+        """
         sizes = list(self.model.codebook_sizes or (self.codes.max(axis=0) + 1).tolist())
         ids = disambiguate(self.config["common"]["disambiguation"], self.codes, sizes, self.model, self.xs,
                            self.reference.directions)
@@ -117,7 +125,7 @@ class Trainer:
         return meta
 
     def _check_selection(self, select_by: str) -> None:
-        """Raise ConfigError if `select_by` is not a metric of this model, before any training."""
+        """Raise ConfigError if `select_by` is not a metric of this model. This check is made before the training."""
         with torch.no_grad():
             metrics = evaluate(self.model, self.xs[:256], 256, EvaluationData(None, None))[0]
         known = sorted(name for name, value in metrics.items() if isinstance(value, float)) + ["behavioral_coherence"]
@@ -127,7 +135,7 @@ class Trainer:
 
 
 def is_published(codes: Path, run_id: str) -> bool:
-    """Whether the run `run_id` wrote this codes file, and the file is not stale."""
+    """Return whether the run `run_id` wrote the file `codes`, and the file is not stale."""
     try:
         return load_meta(codes, "").get("run") == run_id
     except UserError:

@@ -1,4 +1,4 @@
-"""Checks that a quantizer returns what `AbstractVQ` requires. An error names the method at fault."""
+"""Functions that check whether the methods of a quantizer return what `AbstractVQ` requires."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,17 @@ from quantization.models.abstract_vq import AbstractVQ
 
 # N items, B batch, L levels
 
-NUM_CHECKED = 64  # items that are used for the check
-MAX_MOVED = 0.05  # share of them that may get different codes alone and in a batch
+NUM_CHECKED = 64  # number of items that are used for the check
+MAX_MOVED = 0.05  # maximum share of these items that may get other codes in a batch than alone
 
 
 def check_contract(model: AbstractVQ, xs: Tensor) -> None:
-    """Check the methods of the quantizer on the first items of (N, D), and leave it in eval mode.
+    """Call the methods of a quantizer on a few items, and check what they return.
 
-    Raises ConfigError with the name of the method at fault.
+    xs: (N, D), of which the first rows are used
+
+    Raises ConfigError if a method returns a wrong value; the error names this method. Afterwards, the model is in eval
+    mode.
     """
     batch = xs[:NUM_CHECKED]
     model.eval()
@@ -30,11 +33,11 @@ def check_contract(model: AbstractVQ, xs: Tensor) -> None:
                               fix='return {"loss_total": <the loss to minimize>, ...}')
         for name, loss in losses.items():
             if not isinstance(loss, Tensor) or loss.ndim:
-                raise ConfigError(_place(model, "compute_loss"), f"{name} is {_described(loss)}",
-                                  fix="return scalar tensors")
+                raise ConfigError(_place(model, "compute_loss"), f"returned {name} as {_described(loss)}",
+                                  fix="return every loss as a scalar tensor")
         codes = checked_codes(model, batch)
         alone = torch.cat([checked_codes(model, row) for row in batch.split(1)])
-        moved = (codes != alone).any(dim=1).sum()  # rounding may move a row between two codewords
+        moved = (codes != alone).any(dim=1).sum()  # because of rounding, a row may get another codeword
         if moved > MAX_MOVED * len(batch) or not torch.equal(codes, checked_codes(model, batch)):
             raise ConfigError(_place(model, "get_codes"), "returned different codes for the same items",
                               "The codes of an item must not depend on randomness or on the rest of the batch",
@@ -42,7 +45,10 @@ def check_contract(model: AbstractVQ, xs: Tensor) -> None:
 
 
 def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
-    """Return the model's codes for (B, D) as int64 (B, L). Raises ConfigError if dtype, shape or range is wrong."""
+    """Return the codes of a batch, and check them: (B, D) -> int64 (B, L).
+
+    Raises ConfigError if the model returns codes with a wrong dtype, shape or range.
+    """
     where = _place(model, "get_codes")
     codes = model.get_codes(xs)
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
@@ -53,10 +59,11 @@ def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
     if codes.ndim != 2 or len(codes) != len(xs):
         raise ConfigError(where, f"returned shape {tuple(codes.shape)} for {len(xs)} items",
                           fix="return codes of shape (batch, levels)")
-    codes, sizes = codes.long(), model.codebook_sizes  # shorter integers would overflow when codes are counted
+    codes, sizes = codes.long(), model.codebook_sizes  # with a shorter type, computations on codes would overflow
     limits = torch.tensor(sizes or [torch.iinfo(torch.int32).max] * codes.shape[1], device=codes.device)
     if len(limits) != codes.shape[1] or (codes < 0).any() or (codes >= limits).any():
-        raise ConfigError(where, f"returned codes from {codes.amin(dim=0).tolist()} to {codes.amax(dim=0).tolist()}",
+        raise ConfigError(where, f"returned codes from {codes.amin(dim=0).tolist()} to {codes.amax(dim=0).tolist()} "
+                          "(the smallest and the largest code of each level)",
                           f"The codebook sizes are {sizes}", "return one code per level, from 0 to codebook size - 1")
     return codes
 

@@ -7,7 +7,7 @@ __all__ = ["Recommender"]
 
 
 def __getattr__(name: str):
-    if name == "Recommender":  # imported on first use: it loads torch, which would delay an error in a flag
+    if name == "Recommender":  # imported on first use, because loading torch is slow
         from recommendation.recommender import Recommender
 
         return Recommender

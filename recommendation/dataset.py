@@ -1,4 +1,4 @@
-"""Sequences of the users' events, and the windows of them that models read."""
+"""The users' sequences of events, and windows: the parts of these sequences that a model reads."""
 
 from typing import NamedTuple
 
@@ -13,21 +13,24 @@ from recommendation.models.abstract_model import PADDING, Windows
 
 # E events, U users, B batch, W length of the longest window
 
-SORT_AHEAD = 32  # number of batches whose windows are sorted by length together
+SORT_AHEAD = 32  # windows are sorted by length in groups of this many batches
 
 
 class Sequences:
-    """All events of all users, one user after another. The history of an event is the user's earlier events."""
+    """All events of all users, one user after another.
+
+    The history of an event consists of all earlier events of the same user.
+    """
 
     def __init__(self, item: np.ndarray, user: np.ndarray, split: np.ndarray, device: torch.device | str = "cpu"):
         """Store the events of all users.
 
-        item, user: (E,), sorted by user; the events of a user are in the order of time
-        split: (E,) indices into `SPLITS`
+        item, user: (E,) item and user of each event, sorted by user; the events of one user are sorted by time
+        split: (E,) split of each event, as an index into `SPLITS`
         """
         self.item, self.user, self.split = item, user, split
         new_user = np.r_[True, user[1:] != user[:-1]]
-        self.first = np.maximum.accumulate(np.where(new_user, np.arange(len(user)), 0))  # (E,) first event of the user
+        self.first = np.maximum.accumulate(np.where(new_user, np.arange(len(user)), 0))  # (E,) user's first event
         self.device_items = torch.from_numpy(item).to(device)
 
     @classmethod
@@ -46,11 +49,11 @@ class Sequences:
         return np.flatnonzero(of_split & (self.first < np.arange(len(self.item))))
 
     def num_without_history(self, split: str) -> int:
-        """Return the number of events of a split that have no history; recommenders are not tested on them."""
+        """Return the number of events of a split that have no history. Recommenders are not tested on these events."""
         return int((self.split == SPLITS.index(split)).sum()) - len(self.positions(split))
 
     def training_sequences(self) -> list[Tensor]:
-        """Return `[items (E,), offsets (U + 1,)]` of the training events, for `AbstractRecommender.fit`."""
+        """Return the training events as `[items, offsets]`, in the format that `AbstractRecommender.fit` expects."""
         train = self.split == SPLITS.index("train")
         counts = np.bincount(self.user[train], minlength=int(self.user[-1]) + 1)
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
@@ -62,13 +65,13 @@ class Sequences:
         return np.bincount(self.item[self.split == SPLITS.index("train")], minlength=num_items)
 
     def histories(self, positions: np.ndarray, max_history: int) -> Windows:
-        """Return the newest `max_history` items before each of the events `positions`."""
+        """For each event in `positions`, return the newest `max_history` items of its history."""
         return self.windows(np.maximum(self.first[positions], positions - max_history), positions)
 
     def windows(self, starts: np.ndarray, ends: np.ndarray) -> Windows:
-        """Return the items of the events from `starts[i]` to `ends[i] - 1` as row i, with padding."""
+        """Return windows with padding. Row i has the items of the events from `starts[i]` to `ends[i] - 1`."""
         device = self.device_items.device
-        # A blocking copy would wait for the GPU twice in each step.
+        # Blocking copies would make the CPU wait for the GPU twice in each step.
         start, length = (torch.from_numpy(a).to(device, non_blocking=True) for a in (starts, ends - starts))
         offset = torch.arange(int((ends - starts).max()), device=device)
         index = (start.unsqueeze(1) + offset).clamp(max=len(self.item) - 1)
@@ -87,26 +90,31 @@ def find_leak(events: Interactions, split_name: str | None) -> str | None:
     if split_name == "leave_one_out":
         for name, held_out in (("valid", valid), ("test", test)):
             if np.bincount(events.user[held_out], minlength=1).max() > 1:
-                return f"has several {name} events of one user, but its split is leave_one_out"
+                return (f"has a user with several events in the {name} split, but the dataset was made with "
+                        "--split leave_one_out")
     held_out = valid | test
     if (split_name == "temporal" and train.any() and held_out.any()
             and events.timestamp[train].max() >= events.timestamp[held_out].min()):
-        return "has a training event that is not earlier than all valid and test events, but its split is temporal"
+        return ("has a training event that is not earlier than all validation and test events, but the dataset was "
+                "made with --split temporal")
     return None
 
 
 class Spans(NamedTuple):
-    """Ranges of events: range i has the events from `starts[i]` to `ends[i] - 1`."""
+    """Ranges of events. Range i contains the events from `starts[i]` to `ends[i] - 1`."""
 
     starts: np.ndarray
     ends: np.ndarray
 
 
 class TrainingBatches:
-    """Batches of training windows of similar length. The batches of an epoch depend only on (seed, epoch)."""
+    """Batches of training windows. The windows of a batch have similar lengths.
+
+    The same seed and epoch always give the same batches.
+    """
 
     def __init__(self, sequences: Sequences, unit: str, batch_size: int, max_history: int, seed: int):
-        """Plan the batches. Raises DataError if no training event has a history.
+        """Compute the number of batches per epoch. Raises DataError if no training event has a history.
 
         unit: `target` or `sequence`, see `AbstractRecommender.training_unit`
         batch_size: number of targets in a batch
@@ -119,23 +127,24 @@ class TrainingBatches:
                             "use a larger dataset (a lower --min_user_interactions does not help)")
         self.num_batches = -(-len(self.targets) // batch_size)
         if unit == "sequence":
-            # Every batch needs a segment, so there are no more batches than the smallest possible number of segments.
+            # Every batch needs at least one segment, and the number of segments differs between epochs. So use at most
+            # as many batches as the smallest possible number of segments.
             num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]  # (U,) targets per user
             self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
         self._epoch, self._batches = -1, list[Spans]()
 
     def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Windows:
-        """Return the windows of a batch, or only those at `rows`."""
+        """Return the windows of a batch, or only the windows that the slice `rows` selects."""
         starts, ends = self.batch(epoch, index)
         return self.sequences.windows(starts[rows], ends[rows])
 
     def num_targets(self, epoch: int, index: int, rows: slice = slice(None)) -> int:
-        """Return the number of targets in these windows; the loss is the mean over the targets."""
+        """Return the number of targets in the windows that `get` returns for the same arguments."""
         starts, ends = self.batch(epoch, index)
         return len(starts[rows]) if self.unit == "target" else int((ends - starts - 1)[rows].sum())
 
     def batch(self, epoch: int, index: int) -> Spans:
-        """Return the spans of the windows of a batch."""
+        """For each window of a batch, return the range of its events."""
         if epoch != self._epoch:
             rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
             self._epoch, self._batches = epoch, self._make_batches(rng)
@@ -144,10 +153,10 @@ class TrainingBatches:
     def _make_batches(self, rng: np.random.Generator) -> list[Spans]:
         starts, ends = self._single_targets() if self.unit == "target" else self._segments(rng)
         order = rng.permutation(len(starts))
-        # Sort the windows by length in groups of SORT_AHEAD batches: windows of similar length share a batch, which
-        # limits the padding, and the order stays random. Every second group is sorted in descending order. Otherwise
-        # the batch between two groups would pad the short windows of one group to the long windows of the other, and
-        # cost as much as ten batches.
+        # Sort the windows by length within groups of SORT_AHEAD batches. The windows of a batch then have similar
+        # lengths and need little padding, and the groups are still random. Every second group is sorted in descending
+        # order. Otherwise the batch at the border between two groups would contain the longest windows of one group
+        # and the shortest windows of the next, and its padding would make it as slow as ten batches.
         group = np.arange(len(order)) * self.num_batches // (len(order) * SORT_AHEAD)
         order = order[np.lexsort(((ends - starts)[order] * np.where(group % 2, -1, 1), group))]
         starts, ends = starts[order], ends[order]
@@ -155,20 +164,23 @@ class TrainingBatches:
         batch = np.minimum((num_targets - 1) * self.num_batches / num_targets[-1], self.num_batches - 1).astype(int)
         number = np.arange(self.num_batches + 1)
         borders = np.searchsorted(batch, number)
-        # A segment that is longer than a batch would leave an empty batch, so give every batch at least one window.
+        # A segment with more targets than a batch would leave the next batch empty. Give every batch at least one
+        # window.
         borders = np.minimum(np.maximum.accumulate(borders - number), len(starts) - self.num_batches) + number
         batches = [Spans(starts[a:b], ends[a:b]) for a, b in zip(borders[:-1], borders[1:], strict=True)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _single_targets(self) -> Spans:
-        """Return one window per target: its history and the target."""
+        """Return one window per target: the newest `max_history` events before the target, and then the target."""
         return Spans(np.maximum(self.sequences.first[self.targets], self.targets - self.max_history), self.targets + 1)
 
     def _segments(self, rng: np.random.Generator) -> Spans:
-        """Split the sequences at random points into segments: at most `max_history` targets and the item before them.
+        """Split the training sequences at random points into segments, and return the segments as windows.
 
-        The points change in every epoch. Short sequences are split at a random point too (less often the shorter they
-        are). Feeding them unsplit overfits and lowers the validation metrics; see benchmarks/README.md for the numbers.
+        A segment contains at most `max_history` targets, and the item before the first target. The random points are
+        different in every epoch. Short sequences are also split, but the shorter a sequence is, the less often.
+        Without these splits, the model overfits and the validation metrics are lower. The numbers are in
+        benchmarks/README.md.
         """
         first = self.sequences.first[self.targets]
         new_user = np.r_[True, first[1:] != first[:-1]]

@@ -1,4 +1,4 @@
-"""Evaluation: rank all items of the catalogue for histories, and compute the metrics."""
+"""Evaluation of recommenders: rank the items of the catalogue for each history, and compute the metrics."""
 
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -16,25 +16,28 @@ from recommendation.histories import Histories
 from recommendation.metrics import RankedLists, measure, ndcg, recall
 from recommendation.models.abstract_model import AbstractRecommender
 
-# H histories, B targets or batch, N items, k items in a list, S largest number of seen items of a history
+# H histories, B targets or batch size, N items, k items in a list, S largest number of seen items in a history
 
-USUAL_LENGTH = 64  # list length; longer lists get smaller batches, because the cost of a search grows with both
+# If the lists are longer than this, the batches are smaller. The cost of a search grows with both sizes.
+USUAL_LENGTH = 64
 BUCKETS = ("cold", "tail", "middle", "head")
 
 
 class Predictions(NamedTuple):
-    """The recommendations of a model for each event of a split."""
+    """The items that a model recommends for each event of a split, and the target of each event."""
 
-    positions: np.ndarray  # (B,) indices of the events among all events
-    targets: np.ndarray    # (B,) items of the events
+    positions: np.ndarray  # (B,) index of each event in `Sequences`
+    targets: np.ndarray    # (B,) item of each event, which the model should recommend
     items: np.ndarray      # (B, k) recommended items, best first; -1 is an empty position
-    scores: np.ndarray     # (B, k)
+    scores: np.ndarray     # (B, k) scores of `items`
 
 
 def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, title: str = "") -> Predictions:
-    """Recommend items for every event of a split, from the events before it. With a `title`, show the progress.
+    """Recommend items for every event of a split that has a history.
 
-    The parameter `filter_seen` excludes the items of the whole history, also those before the newest `max_history`.
+    If `params["filter_seen"]` is true, all items of the history are excluded from the lists. This includes older items
+    that the model does not read because of `max_history`. If `title` is not empty, a progress bar is shown.
+
     Raises TrainingError if a score is NaN.
     """
     positions = sequences.positions(split)
@@ -44,17 +47,20 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
     if np.isnan(scores).any():
         num_bad = int(np.isnan(scores).any(axis=1).sum())
         raise TrainingError(type(model).__name__, f"the scores of {num_bad} of {len(scores)} histories are NaN",
-                            fix="use a lower --lr (metrics.jsonl of the run has the losses)"
+                            fix="use a lower --lr (the losses are in the file metrics.jsonl of the run)"
                             if model.trained_by_gradient() else
                             f"correct the scores in {type(model).__name__}.recommend; --lr has no effect on them")
     return Predictions(positions, sequences.item[positions], items, scores)
 
 
 def metrics(predictions: Predictions, num_items: int) -> dict:
-    """Return every metric of metrics.py with its standard error, and the shares of faulty positions in the lists.
+    """Compute the metrics in metrics.py for the predictions, and the share of faulty positions in the lists.
 
-    Each event has one relevant item. Of all positions in the lists, `missing_share` have no item, `duplicate_share`
-    repeat an item of the same list, and `invalid_share` have an item that is not in the catalogue.
+    The target is the only relevant item of an event. The shares are fractions of all positions in all lists:
+
+    missing_share: positions without an item
+    duplicate_share: positions that repeat an item of the same list
+    invalid_share: positions with an item that is not in the catalogue
     """
     lists = _ranked_lists(predictions, num_items)
     listed = np.sort(lists.items, axis=1)
@@ -67,7 +73,10 @@ def metrics(predictions: Predictions, num_items: int) -> dict:
 
 def evaluate(model: AbstractRecommender, sequences: Sequences, split: str, params: dict,
              title: str = "") -> tuple[Predictions, dict]:
-    """Return the predictions for the events of a split and all their metrics, also by popularity of the targets."""
+    """Return the predictions for the events of a split, and the metrics of these predictions.
+
+    The metrics are those of `metrics` for all events, and those of `by_popularity` for groups of events.
+    """
     num_items = model.catalogue.num_items
     predictions = predict(model, sequences, split, params, title)
     result = metrics(predictions, num_items)
@@ -82,12 +91,12 @@ def _ranked_lists(predictions: Predictions, num_items: int) -> RankedLists:
 
 
 def by_popularity(predictions: Predictions, counts: np.ndarray) -> dict[str, dict]:
-    """Return Recall@10 and NDCG@10 for targets of different popularity.
+    """Return Recall@10 and NDCG@10 separately for four groups of targets, from unpopular to popular.
 
-    counts: (N,) training events of each item
+    counts: (N,) number of training events of each item
 
-    Items without training events are `cold`. The other items, sorted by popularity, are split into `tail`, `middle`
-    and `head`, so that each of the three has about a third of the training events.
+    Items without training events are `cold`. The other items are sorted by popularity and split into three groups:
+    `tail`, `middle` and `head`. Each of these three has about a third of the training events.
     """
     bucket_of = np.zeros(len(counts), dtype=int)
     order = np.argsort(counts, kind="stable")
@@ -110,15 +119,17 @@ class Ranking(NamedTuple):
 
     items: np.ndarray     # (H, k) int64; -1 is an empty position
     scores: np.ndarray    # (H, k)
-    fallback: np.ndarray  # (H,) bool: the history has no known items, so the list has the most popular items
+    fallback: np.ndarray  # (H,) bool; True if the history is empty, so that the list has the most popular items
 
 
 def rank(model: AbstractRecommender, histories: Histories, popularity: np.ndarray, params: dict, top_k: int,
          filter_seen: bool = False, device: torch.device | str = "cpu") -> Ranking:
-    """Rank at most `top_k` items for each history; an empty history gets the most popular items.
+    """Return the `top_k` best items for each history, or the most popular items if the history is empty.
 
-    popularity: (N,) training events of each item, which are also the scores for an empty history
-    filter_seen: exclude the items of the history
+    popularity: (N,) number of training events of each item; for an empty history, these numbers are the scores
+    filter_seen: whether to exclude the items of the history
+
+    The lists have fewer than `top_k` positions if the catalogue has fewer items.
     """
     num_items, lengths = len(popularity), histories.lengths
     width = min(top_k, num_items)
@@ -139,13 +150,14 @@ def rank(model: AbstractRecommender, histories: Histories, popularity: np.ndarra
 @torch.no_grad()
 def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Spans, params: dict, top_k: int,
                  filter_seen: bool, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best items for each history and their scores, (H, top_k) each; an empty position is -1 with -inf.
+    """Return the best items for each history, and the scores of these items: (H, top_k) each.
 
-    histories: spans of events; the model reads only the newest `max_history` events of each
-    filter_seen: exclude the items of the whole history
+    histories: the range of events of each history; the model reads only the newest `max_history` events of a range
+    filter_seen: whether to exclude the items of the whole history
 
-    A batch has histories of similar length, which limits the padding. With several
-    processes, each ranks a part of the batches. The result for a history does not depend on the other histories.
+    An empty position in a list has the item -1 and the score -inf. A batch contains histories of similar length, so
+    that little padding is needed. If there are several processes, each process ranks some of the batches, and then all
+    processes exchange their results. The result for a history does not depend on the other histories.
     """
     (starts, ends), num_items = histories, model.catalogue.num_items
     items = np.zeros((len(starts), top_k), dtype=np.int64)
@@ -169,7 +181,10 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Sp
 
 
 def _seen(item: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_items: int) -> np.ndarray:
-    """Return `row * N + item` for each item of each window, sorted and without duplicates."""
+    """Return the items of all histories in one sorted array without duplicates.
+
+    An item in the history with the index `row` is encoded as the number `row * N + item`.
+    """
     lengths = ends - starts
     row = np.repeat(np.arange(len(starts)), lengths)
     within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -177,7 +192,11 @@ def _seen(item: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_items: int
 
 
 def _seen_by(batch: np.ndarray, seen: np.ndarray, num_items: int) -> torch.Tensor:
-    """Return the items in each history of a batch, (B, S), padded at the end. `seen` is the result of `_seen`."""
+    """Return the distinct items of each history in a batch: (B,) -> (B, S), with padding at the end of shorter rows.
+
+    batch: (B,) indices of histories
+    seen: result of `_seen`
+    """
     begin, end = (np.searchsorted(seen, (batch + step) * num_items)[:, None] for step in (0, 1))
     place = begin + np.arange((end - begin).max())
     return torch.from_numpy(np.where(place < end, seen[np.minimum(place, len(seen) - 1)] % num_items, PADDING))

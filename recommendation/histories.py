@@ -1,4 +1,4 @@
-"""Histories of raw ids from the command line, a file or the dataset, and their conversion to items."""
+"""Queries for recommendations: read them from a file, and convert their raw ids to item numbers."""
 
 import json
 import shlex
@@ -12,27 +12,27 @@ from common.artifacts import DatasetFolder, load_items, load_users
 from common.errors import DataError, nearest, nearest_id
 from recommendation.dataset import Sequences
 
-# H histories, E items of all histories together
+# H histories, E total number of items in all histories
 
 KEYS = ("user", "history")
 FIX = 'write lines like ["id", "id"], {"user": "id", "history": ["id", "id"]} or {"user": "id"}, with all ids in quotes'
 
 
 class Query(NamedTuple):
-    """A request for recommendations, for a user of the dataset or after a given history."""
+    """A request for recommendations. It names a user of the dataset, or contains a history."""
 
-    user: str | None           # raw id of a user in the dataset; with a history, any name, which the output repeats
-    history: list[str] | None  # raw ids, oldest first; None: the user's events in the dataset
-    where: str = ""            # the place of the query, for error messages
+    user: str | None           # raw id of a user in the dataset; if `history` is given, any name for the output
+    history: list[str] | None  # raw ids of items, oldest first; None: use the user's events in the dataset
+    where: str = ""            # where the query comes from (flag or file:line), for error messages
 
 
 class Histories(NamedTuple):
-    """The histories of several queries, as items."""
+    """The histories of several queries, converted to item numbers."""
 
-    users: list[str | None]    # the H users of the queries
+    users: list[str | None]    # H entries: the user of each query
     items: np.ndarray          # (E,) int64, one history after another, oldest item first
     offsets: np.ndarray        # (H + 1,) history i is items[offsets[i]:offsets[i + 1]]
-    unknown: list[list[str]]   # H lists of unknown raw ids, which were skipped
+    unknown: list[list[str]]   # H entries: the unknown raw ids of each history, which were skipped
 
     @property
     def lengths(self) -> np.ndarray:
@@ -40,7 +40,7 @@ class Histories(NamedTuple):
 
 
 class Lookup:
-    """Converts raw ids to items, and finds the events of users."""
+    """Convert raw ids to item numbers, and find the events of users in the dataset."""
 
     def __init__(self, folder: DatasetFolder, sequences: Sequences):
         self.folder, self.sequences = folder, sequences
@@ -50,7 +50,10 @@ class Lookup:
         self._user_of: dict[str, int] | None = None
 
     def histories(self, queries: Iterable[Query]) -> Histories:
-        """Return the histories of the queries. Raises DataError for an unknown user; unknown items are skipped."""
+        """Return the histories of the queries as item numbers. Unknown items are skipped.
+
+        Raises DataError if a query without a history names an unknown user.
+        """
         users, rows, unknown = [], [], []
         for query in queries:
             users.append(query.user)
@@ -62,7 +65,10 @@ class Lookup:
         return Histories(users, items, np.cumsum([0, *map(len, rows)]), unknown)
 
     def split_at_commas(self, words: list[str]) -> list[str]:
-        """Return the words; a word that is not an item is split at its commas if one of its parts is an item."""
+        """Return a list of raw ids from the words of --history, which may contain ids joined by commas.
+
+        A word is split at its commas only if the whole word is not a known item, but at least one of the parts is.
+        """
         result = []
         for word in words:
             parts = [part.strip() for part in word.split(",") if part.strip()]
@@ -71,12 +77,12 @@ class Lookup:
         return result
 
     def _events(self, raw_user: str, where: str) -> np.ndarray:
-        """Return all items of a user, including those of valid and test events."""
+        """Return the items of all events of a user, including validation and test events."""
         if self._user_of is None:
             self._user_of = {raw_id: user for user, raw_id in enumerate(load_users(self.folder)["raw_id"])}
         if raw_user not in self._user_of:
             why, close = nearest_id(raw_user, self._user_of)
-            fix = f"use a raw id from {self.folder.users}, or --history with items"
+            fix = f"use a raw id from {self.folder.users}, or pass raw ids of items with --history"
             if close is not None:
                 fix = f"use --user={shlex.quote(close)}" if where == "--user" else f"use {json.dumps({'user': close})}"
             raise DataError(where, f"unknown user {raw_user!r} in the dataset {self.folder.name}", why, fix)
@@ -86,17 +92,18 @@ class Lookup:
 
 
 def read_histories(path: Path) -> list[Query]:
-    """Read queries from a file of JSON lines.
+    """Read queries from a JSON Lines file, one query per line.
 
-    A line is a list of raw ids, `{"user": ..., "history": [...]}`, or `{"user": ...}` for the user's events in the
-    dataset. Raises DataError for any other line, and for a file without lines.
+    A line has one of three forms: a list of raw item ids, `{"user": ..., "history": [...]}`, or `{"user": ...}`. The
+    last form uses the user's events in the dataset as the history. Raises DataError if a line has another form. Raises
+    DataError if the file is empty or cannot be read.
     """
     try:
         with path.open(encoding="utf-8") as file:
             queries = [_parse_query(line, f"{path}:{number}") for number, line in enumerate(file, start=1)
                        if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, "cannot be read", str(error), "use a file of JSON lines in UTF-8") from error
+        raise DataError(path, "cannot be read", str(error), "use a JSON Lines file in UTF-8") from error
     if not queries:
         raise DataError(path, "has no histories", "The file is empty", FIX)
     return queries
@@ -109,14 +116,14 @@ def _parse_query(line: str, where: str) -> Query:
         raise DataError(where, "is not valid JSON", str(error), FIX) from error
     value = {"history": value} if isinstance(value, list) else value
     if not isinstance(value, dict) or not value:
-        raise DataError(where, "must be a list of raw ids, or an object with a user or a history", fix=FIX)
+        raise DataError(where, "must be a JSON list of raw ids, or a JSON object with the key user or history", fix=FIX)
     for key in value:
         if key not in KEYS:
             raise DataError(where, f"unknown key {key!r}", nearest(key, list(KEYS)), FIX)
     user, history = value.get("user"), value.get("history")
     if not (user is None or isinstance(user, str)) or (user is None and history is None):
-        raise DataError(where, f"the user must be a string, got {user!r}", "Raw ids are text", FIX)
+        raise DataError(where, f"the user must be a string, got {user!r}", "Raw ids must be strings", FIX)
     if history is not None and not (isinstance(history, list) and all(isinstance(raw_id, str) for raw_id in history)):
-        raise DataError(where, "the history must be a list of strings", "Raw ids are text, even if they look like "
-                        "numbers", FIX)
+        raise DataError(where, "the history must be a list of strings", "Raw ids must be strings, even if they look "
+                        "like numbers", FIX)
     return Query(user, history, where)

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 
 def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None, force: bool) -> None:
-    """Train and test with the configured seed, or with each of `seeds`, and print the table of results."""
+    """Train and test a recommender with the configured seed, or once with each of `seeds`. Log a table of metrics."""
     from common.distributed import is_main
     from recommendation.pipeline import run_seeds
     from recommendation.results import seeds_table, table
@@ -57,7 +57,7 @@ def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None,
         log.info("\n%s\n", seeds_table(config.name, run_seeds(config, seeds, make_pipeline, force)))
         return
     pipeline = make_pipeline()
-    if run_list and is_main():  # before training, so that a file error is raised at once
+    if run_list and is_main():  # write before the training, so that a file error is raised at once
         with run_list.open("a", encoding="utf-8") as file:
             file.write(f"{pipeline.run.folder.resolve()}\n")
     metrics = pipeline.execute(force)

@@ -1,4 +1,4 @@
-"""Definitions of all metrics, for the flags, the evaluation and the tables. This module does not import torch."""
+"""Definitions of all metrics, used by the flags, the evaluation and the tables. This module does not import torch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ CUTOFFS = (1, 5, 10, 20)
 
 
 class RankedLists(NamedTuple):
-    """The recommended lists, and the ranks of the targets in them."""
+    """Lists of recommended items, one for each target, and the rank of the target in this list."""
 
     ranks: np.ndarray  # (B,) 1 is the best; infinity if the target is not in the list
     items: np.ndarray  # (B, k) best first; -1 is an empty position
@@ -19,18 +19,18 @@ class RankedLists(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A metric, and how to show it."""
+    """A metric: how to compute it, and where tables show it."""
 
-    compute: Callable         # (lists, cutoff) -> (B,) one value per target, or a number for all lists together
-    columns: tuple[int, ...]  # cutoffs that tables show
-    per_target: bool          # whether `compute` returns one value per target; their mean has a standard error
+    compute: Callable         # takes (lists, cutoff); returns one value per target, (B,), or one number for all lists
+    columns: tuple[int, ...]  # cutoffs at which tables show the metric
+    per_target: bool          # whether `compute` returns one value per target, so that the mean has a standard error
 
 
 METRICS: dict[str, Metric] = {}
 
 
 def metric(*columns: int, per_target: bool = True) -> Callable:
-    """Return a decorator that registers a function as a metric. Tables show it at the cutoffs `columns`."""
+    """Return a decorator that registers a function as a metric. Tables show the metric at the cutoffs in `columns`."""
     def register(function: Callable) -> Callable:
         METRICS[function.__name__] = Metric(function, columns, per_target)
         return function
@@ -40,25 +40,25 @@ def metric(*columns: int, per_target: bool = True) -> Callable:
 
 @metric(5, 10, 20)
 def recall(lists: RankedLists, cutoff: int) -> np.ndarray:
-    """1 if the target is in the list, else 0. With one target per list, recall equals the hit rate."""
+    """1 if the rank of the target is at most `cutoff`, else 0. With one target per list, recall equals the hit rate."""
     return (lists.ranks <= cutoff).astype(float)
 
 
 @metric(5, 10)
 def ndcg(lists: RankedLists, cutoff: int) -> np.ndarray:
-    """1 / log2(1 + rank) if the target is in the list, else 0."""
+    """1 / log2(1 + rank) if the rank of the target is at most `cutoff`, else 0."""
     return np.where(lists.ranks <= cutoff, 1 / np.log2(1 + lists.ranks), 0.0)
 
 
 @metric(20)
 def mrr(lists: RankedLists, cutoff: int) -> np.ndarray:
-    """1 / rank if the target is in the list, else 0."""
+    """1 / rank if the rank of the target is at most `cutoff`, else 0."""
     return np.where(lists.ranks <= cutoff, 1 / lists.ranks, 0.0)
 
 
 @metric(10, per_target=False)
 def coverage(lists: RankedLists, cutoff: int) -> float:
-    """The share of the catalogue's items that are in at least one list."""
+    """The share of the catalogue's items that occur in the first `cutoff` positions of at least one list."""
     listed = np.unique(lists.items[:, :cutoff])
     return int((listed >= 0).sum()) / lists.num_items
 
@@ -69,18 +69,19 @@ def names() -> list[str]:
 
 
 def columns(cutoffs: tuple[int, ...] = CUTOFFS, kinds: tuple[bool, ...] = (True, False)) -> list[str]:
-    """Return the names of the metrics that tables show, by kind and then by cutoff.
+    """Return the names of the metrics that tables show, such as `ndcg@10`, ordered by kind and then by cutoff.
 
-    kinds: values of `Metric.per_target`; (True,) selects only the metrics with one value per target
+    kinds: the values of `Metric.per_target` to include; (True,) selects only the metrics with one value per target
     """
     return [f"{name}@{cutoff}" for kind in kinds for cutoff in cutoffs for name, metric in METRICS.items()
             if metric.per_target is kind and cutoff in metric.columns]
 
 
 def measure(lists: RankedLists) -> dict[str, float]:
-    """Return all metrics at all cutoffs, `<metric>@<cutoff> -> value`.
+    """Return the value of every metric at every cutoff, as a dict with keys such as `ndcg@10`.
 
-    A metric with one value per target is averaged; `<metric>@<cutoff>_stderr` is the standard error of this mean.
+    If a metric has one value per target, the result is the mean over the targets. The dict then also has the standard
+    error of this mean, with a key such as `ndcg@10_stderr`.
     """
     means: dict[str, float] = {}
     shares: dict[str, float] = {}
@@ -95,9 +96,10 @@ def measure(lists: RankedLists) -> dict[str, float]:
 
 
 def mean_and_deviation(runs: list[dict]) -> dict[str, dict[str, float | None]]:
-    """Return `metric -> {mean, deviation}` over the runs of several seeds, for the metrics that all runs have.
+    """Return the mean and the standard deviation of each metric over runs with different seeds.
 
-    deviation: sample standard deviation, or None for a single run
+    The result maps the name of a metric to a dict with the keys `mean` and `deviation`. It contains only the
+    metrics that all runs have. The deviation is the sample standard deviation, or None for a single run.
     """
     values = {name: np.array([run[name] for run in runs]) for name, value in runs[0].items()
               if isinstance(value, float) and not name.endswith("_stderr") and all(name in run for run in runs)}

@@ -1,4 +1,4 @@
-"""The flags of recommendation/main.py, and the checks of them that need neither a dataset nor torch."""
+"""The command-line flags of recommendation/main.py. They are checked without loading a dataset or torch."""
 
 import argparse
 from itertools import pairwise
@@ -13,9 +13,9 @@ from recommendation.models import DEFAULTS, config_path, names
 
 
 def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
-    """Return the flags and the resolved configuration.
+    """Parse and check the command line; return its flags, and the configuration with all overrides applied.
 
-    Raises ConfigError for a flag or key that is wrong or has no effect.
+    Raises ConfigError if a flag or a configuration key is wrong or has no effect.
     """
     parser = make_parser(argv)
     args = cli.parse(parser, argv, open_ended=True)
@@ -33,7 +33,7 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
 
 
 def make_parser(argv: list[str]) -> cli.Parser:
-    """Return the argument parser. Its --help also lists the keys of the chosen recommender's YAML."""
+    """Return the argument parser. The text of --help also lists the configuration keys of the chosen model."""
     parser = cli.Parser(prog="recommendation/main.py", description="Train and test recommenders on a dataset; "
                         "compare and export finished runs.")
     parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
@@ -44,34 +44,36 @@ def make_parser(argv: list[str]) -> cli.Parser:
     cli.add_config_flags(parser)
     one_or_many = parser.add_mutually_exclusive_group()
     one_or_many.add_argument("--seeds", default=None, metavar="N,N",
-                             help="train with each of these seeds, and show mean and standard deviation")
+                             help="train once with each of these seeds, and show the mean and standard deviation of "
+                                  "the metrics")
     one_or_many.add_argument("--run_list", type=Path, default=None, metavar="FILE",
-                             help="append the folder of the run to FILE, for a report by recommendation.results")
+                             help="append the path of the run folder to FILE; recommendation.results --run_list FILE "
+                                  "shows these runs in a table")
     parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false",
-                        help="do not recommend the items of the user's history")
+                        help="do not recommend items that are in the user's history")
     parser.add_argument("--compare", action="store_true", help="print a table of all finished runs of the dataset")
     parser.add_argument("--export_item_embeddings", default=None, metavar="S",
-                        help="export the item vectors of a finished run as the embedding <D>.emb-S.npy")
+                        help="export the item vectors of a finished run to the embedding file <dataset>.emb-S.npy")
     parser.add_argument("--export_t5", type=Path, default=None, metavar="DIR",
-                        help="export a finished encoder_decoder into DIR, in the format of transformers' T5")
+                        help="export a finished run of encoder_decoder to DIR, in the format of transformers' T5")
     parser.add_argument("--from_t5", type=Path, default=None, metavar="DIR",
-                        help="start the training of encoder_decoder with the weights of a T5 in DIR")
+                        help="initialize encoder_decoder with the weights of the T5 model in DIR, then train it")
     parser.add_argument("--run", default=None, metavar="ID",
-                        help="with an export: the id of the finished run (default: the newest one)")
+                        help="id of the finished run to export (default: the newest finished run)")
     name = cli.value_of(argv, ("--model",), "encoder_decoder")
     cli.help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
     return parser
 
 
 def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
-    """Reject flags that have no effect together with --compare or an export, and a second action."""
+    """Raise ConfigError if a flag has no effect on the chosen action (--compare, an export, or else training)."""
     training = ("config", "seeds", "run_list", "filter_seen", "from_t5")
-    reason = "The export uses a finished run without any changes"
+    reason = "An export only converts a finished run and trains nothing"
     if args.compare:
         cli.reject_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5", "run"),
-                       "It only shows finished runs")
+                       "--compare only shows finished runs")
         if given := cli.given_flags(parser, args, ("model", "quantizer_name", "embedding_suffix", "tag")):
-            raise ConfigError("--compare", f"cannot be combined with {given[0]}", "It shows all finished runs",
+            raise ConfigError("--compare", f"cannot be combined with {given[0]}", "--compare shows all finished runs",
                               f"leave out {' '.join(given)}")
     elif args.export_item_embeddings:
         cli.reject_ignored(args, "--export_item_embeddings", (*training, "export_t5"), reason,
@@ -79,29 +81,32 @@ def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
     elif args.export_t5:
         cli.reject_ignored(args, "--export_t5", training, reason)
     elif args.run:
-        raise ConfigError("--run", "has no effect on training", "It selects a finished run for an export",
+        raise ConfigError("--run", "has no effect on training", "--run selects the finished run for an export",
                           "add --export_item_embeddings or --export_t5, or leave out --run")
 
 
 def check_training(config: Config, seeds: str | None) -> None:
-    """Raise ConfigError if `select_by` is not a metric, or if --seeds is combined with --seed."""
+    """Raise ConfigError if `select_by` is not the name of a metric, or if --seeds is combined with --seed."""
     name, where = config.training_params["select_by"], config.origins[f"{config.name}.training_params.select_by"]
     if name not in metrics.names():
         raise ConfigError(where, f"unknown metric {name!r}", nearest(name, metrics.names()),
-                          f"use one of {', '.join(metrics.METRICS)} with one of the cutoffs "
-                          f"{', '.join(map(str, metrics.CUTOFFS))}, such as ndcg@10")
+                          f"write <metric>@<cutoff>, such as ndcg@10; metrics: {', '.join(metrics.METRICS)}; "
+                          f"cutoffs: {', '.join(map(str, metrics.CUTOFFS))}")
     if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
         raise ConfigError("--seeds", f"cannot be combined with {seed}", fix="leave out one of them")
 
 
 def without_run_list(argv: list[str]) -> list[str]:
-    """Return the flags without --run_list, for the command that a run records; the list is used by one job only."""
+    """Return the arguments in `argv` without --run_list and its value.
+
+    A run records its command so that a user can repeat it. A run list is only useful in the job that created it.
+    """
     pairs = pairwise(["", *argv])
     return [word for before, word in pairs if before != "--run_list" and word.partition("=")[0] != "--run_list"]
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return the seeds in a text such as `1,2,3`. Raises ConfigError if one is invalid or occurs twice."""
+    """Parse a text such as `1,2,3` into a list of seeds. Raises ConfigError if a seed is invalid or occurs twice."""
     try:
         seeds = [int(word) for word in text.split(",")]
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The recommendation pipeline: load the artifacts, train a recommender, test it, and write the run."""
+"""The pipeline of the recommendation stage: load the inputs, train and test a recommender, and write the results."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """Loads the inputs of a recommender, trains it, tests it once, and writes the run."""
+    """Load the inputs of a recommender, train and test the recommender, and write the results to a run folder."""
 
     def __init__(self, config: Config, folder: DatasetFolder, choice: Choice, run_root: Path, command: str,
                  from_t5: Path | None = None):
@@ -41,7 +41,10 @@ class Pipeline:
         self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command, code_of(config.name))
 
     def execute(self, force: bool) -> dict:
-        """Train and test the model, or reuse the finished run. Return the content of its metrics.json."""
+        """Train and test the model, and return the content of metrics.json.
+
+        If the run is already finished, return its metrics.json without training, unless `force` is set.
+        """
         if self.run.finished and not force:
             log.info("recommendation: reusing run %s of %s (it is finished; use --force to repeat it)",
                      self.run.id, self.config.name)
@@ -64,15 +67,16 @@ class Pipeline:
                 log.warning("recommendation: %d test events are skipped because their users have no earlier event",
                             test["num_without_history"])
             if test["missing_share"]:
-                log.warning("recommendation: %.2f%% of the positions in the lists are empty: the catalogue has %d "
-                            "items, and a list has %d positions%s", 100 * test["missing_share"], num_items,
-                            params["top_k"], " and excludes the items of the history" if params["filter_seen"] else "")
+                log.warning("recommendation: %.2f%% of the positions in the recommended lists are empty: the "
+                            "catalogue has %d items, and a list has %d positions%s", 100 * test["missing_share"],
+                            num_items, params["top_k"],
+                            " and excludes the items of the history" if params["filter_seen"] else "")
             self.run.finish({"model": self.config.name, "dataset": self.folder.name,
                              "users_per_second": test["num_targets"] / self.run.seconds("test")})
         return result
 
     def _build(self) -> AbstractRecommender:
-        """Build the model, and report unused keys of its configuration."""
+        """Build the model on the device, and report unused configuration keys."""
         model_config = self.config.for_model()
         torch.manual_seed(self.config["common"]["seed"])
         model = self.model_class(model_config, self.catalogue)
@@ -83,14 +87,14 @@ class Pipeline:
         return model.to(self.device)
 
     def _require_held_out(self, sequences: Sequences) -> None:
-        """Raise DataError, before any training, if the validation or the test has no events."""
+        """Raise DataError if no validation event or no test event has a history. Call this before the training."""
         for split in ("valid", "test"):
             if not len(sequences.positions(split)):
-                raise DataError(self.folder.interactions, f"has no {split} event with a history",
+                raise DataError(self.folder.interactions, f"has no event with a history in the {split} split",
                                 "No user has three events", f"{self.folder.make_command} --min_user_interactions 3")
 
     def _write_predictions(self, predictions: Predictions, sequences: Sequences) -> None:
-        """Write predictions.jsonl, with raw ids, for other programs."""
+        """Write the test predictions to predictions.jsonl, with the raw ids of users and items."""
         raw_item, raw_user = load_items(self.folder)["raw_id"], load_users(self.folder)["raw_id"]
         users = raw_user[sequences.user[predictions.positions]]
         lines = []
@@ -103,9 +107,10 @@ class Pipeline:
 
 
 def run_seeds(config: Config, seeds: list[int], make_pipeline: Callable[[], Pipeline], force: bool) -> dict:
-    """Run each seed, or reuse its finished run; write `seeds.json` next to the runs, and return its content.
+    """Train and test the model once with each seed; write a summary to `seeds.json`, and return the summary.
 
-    `make_pipeline()` must return a pipeline for the current values of `config`.
+    `seeds.json` is next to the run folders. The finished run of a seed is reused, unless `force` is set. This
+    function sets the seed in `config`, so `make_pipeline()` must return a pipeline for the current values of `config`.
     """
     runs = {}
     for seed in seeds:

@@ -1,8 +1,9 @@
-"""Recommend items for a user of the dataset, or for any histories, with a trained recommender.
+"""Recommend items for a user of the dataset, or for given histories, with a trained recommender.
 
-A history is a list of raw ids, oldest first, with one word per id: --history A B "C, with a comma". A word that is not
-an item is split at its commas, so A,B,C works too. If an id begins with a dash, write --history=-A. A file of histories
-has JSON lines: ["A", "B"], {"user": "me", "history": ["A", "B"]}, or {"user": "U"} for all events of user U.
+A history is a list of raw item ids, oldest first. After --history, write each id as a separate word, such as
+--history A B "C, with a comma". A word that is not an item is split at its commas, so --history A,B,C works too. If an
+id begins with a dash, write --history=-A. In a file for --histories, each line is one of these JSON values:
+["A", "B"], {"user": "me", "history": ["A", "B"]}, or {"user": "U"} to use all events of user U in the dataset.
 """
 
 import json
@@ -60,14 +61,14 @@ def main(argv: list[str]) -> None:
 
 
 def check_output(path: Path | None, histories: Path | None) -> None:
-    """Raise ConfigError if the output is a folder, or would replace the histories or an artifact."""
+    """Raise ConfigError if the output `path` is a folder, the file `histories`, or an artifact."""
     if path is None:
         return
     is_input = histories and histories.exists() and path.exists() and path.samefile(histories)
     what = ("is a folder" if path.is_dir() else "is the file with the histories" if is_input else
             "is an artifact that other commands read" if path.with_name(f"{path.name}.meta.json").exists() else None)
     if what:
-        raise ConfigError(f"--output {path}", what, fix="name a new file")
+        raise ConfigError(f"--output {path}", what, fix="choose the name of a new file")
 
 
 def make_parser():
@@ -79,19 +80,20 @@ def make_parser():
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
                         help="the quantizer that made the semantic IDs")
     queries = parser.add_mutually_exclusive_group(required=True)
-    queries.add_argument("--user", metavar="U", help="raw id of a user, whose events in the dataset are the history")
+    queries.add_argument("--user", metavar="U",
+                         help="raw id of a user in the dataset; all events of this user are the history")
     queries.add_argument("--history", nargs="*", action="extend", metavar="ID", help="raw ids of items, oldest first")
-    queries.add_argument("--histories", type=Path, metavar="FILE", help="a file of JSON lines, one history per line")
-    parser.add_argument("--top_k", type=int, default=10, metavar="K", help="number of items per history")
-    parser.add_argument("--filter_seen", action="store_true", help="do not recommend the items of the history")
+    queries.add_argument("--histories", type=Path, metavar="FILE", help="a JSON Lines file with one history per line")
+    parser.add_argument("--top_k", type=int, default=10, metavar="K", help="number of items to recommend per history")
+    parser.add_argument("--filter_seen", action="store_true", help="do not recommend items that are in the history")
     parser.add_argument("--format", choices=("table", "jsonl"), default="table",
                         help="output format: table for people, jsonl for programs")
     parser.add_argument("--output", type=Path, default=None, metavar="FILE",
                         help="write to FILE instead of standard output")
     parser.add_argument("--run", default=None, metavar="ID",
-                        help="the id of the finished run (default: the newest one)")
+                        help="id of the finished run to load (default: the newest finished run)")
     parser.add_argument("--device", default=None, metavar="DEV",
-                        help="auto, cpu, cuda, cuda:<n> (default: as in the run's configuration)")
+                        help="auto, cpu, cuda or cuda:<n> (default: the device in the run's configuration)")
     add_shared_flags(parser)
     add_variant_flags(parser)
     return parser

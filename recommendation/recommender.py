@@ -1,4 +1,4 @@
-"""A trained recommender for use from Python and by recommend.py: raw ids in; raw ids, titles and scores out."""
+"""A trained recommender, for use from Python and by recommend.py. It works with raw ids instead of item numbers."""
 
 import logging
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from recommendation.runs import Choice, LoadedRun, load_recommender
 log = logging.getLogger(__name__)
 
 SPLITS = ("valid", "test")
-NUM_NAMED = 5  # unknown items that a warning names
+NUM_NAMED = 5  # a warning lists at most this many unknown items
 
 
 class RecommendedItem(NamedTuple):
@@ -31,13 +31,13 @@ class Result(NamedTuple):
 
     user: str | None              # the user of the query
     items: list[RecommendedItem]  # best first
-    num_known: int                # known items of the history
+    num_known: int                # number of items of the history that are in the catalogue
     unknown: list[str]            # raw ids of the history that are not in the catalogue; they were skipped
-    fallback: bool                # the history has no known item, so these are the most popular items
+    fallback: bool                # True if the history has no known item; `items` are then the most popular items
 
 
 class Recommender:
-    """A finished run of a recommender together with the items and users of its dataset."""
+    """A trained recommender, together with the items and users of the dataset that it was trained on."""
 
     def __init__(self, run: LoadedRun, lookup: Lookup):
         self.run, self.lookup = run, lookup
@@ -46,10 +46,13 @@ class Recommender:
     def load(cls, dataset: str, model: str = "encoder_decoder", quantizer: str = "rqvae", suffix: str = "td",
              tag: str | None = None, run: str | None = None, data_root: str | Path | None = None,
              run_root: str | Path | None = None, device: str | None = "auto") -> "Recommender":
-        """Load the run `run`, or the newest finished one. With `device=None` it computes where it was trained.
+        """Load the recommender of a finished run.
 
-        Raises ConfigError for an unknown name, DataError if there is no such run, and ArtifactError if the dataset or
-        the semantic IDs have changed since the run was trained.
+        run: id of the run; None for the newest finished run
+        device: device to compute on; None for the device in the run's configuration
+
+        Raises ConfigError if the dataset or the model is unknown. Raises DataError if there is no such run. Raises
+        ArtifactError if the dataset or the semantic IDs have changed since the run was trained.
         """
         for where, name in (("dataset", dataset), ("quantizer", quantizer), ("suffix", suffix), ("tag", tag),
                             ("run", run)):
@@ -63,10 +66,12 @@ class Recommender:
 
     def recommend(self, histories: Iterable[Iterable[str]], k: int = 10,
                   filter_seen: bool = False) -> list[list[RecommendedItem]]:
-        """Return the best `k` items for each history, best first; fewer if the catalogue has fewer.
+        """Return the `k` best items for each history, best first.
 
-        A history is a list of raw item ids, oldest first. Unknown ids are skipped with a warning; a history without
-        a known item gets the most popular items. `filter_seen` leaves out the items of the history.
+        A history is a list of raw item ids, oldest first. Unknown ids are skipped with a warning. If a history has no
+        known item, the result is the most popular items. A result has fewer than `k` items if the catalogue has fewer.
+
+        filter_seen: whether to exclude the items of the history from the result
         """
         queries = [Query(None, _checked(history, number), f"histories[{number}]")
                    for number, history in enumerate(histories)]
@@ -75,9 +80,9 @@ class Recommender:
         return [result.items for result in self.answer(queries, k, filter_seen)]
 
     def evaluate(self, split: str = "test", filter_seen: bool | None = None) -> dict:
-        """Return the metrics of a split ("valid" or "test"), as in the run's `metrics.json`.
+        """Evaluate the recommender on a split ("valid" or "test"), and return the metrics as in `metrics.json`.
 
-        `filter_seen` leaves the items of the history out of every list; None: as the run was trained.
+        filter_seen: whether to exclude the items of the history from the lists; None to use the run's setting
         """
         if split not in SPLITS:
             raise ConfigError("split", f"unknown split {split!r}", fix="pass 'valid' or 'test'")
@@ -88,9 +93,10 @@ class Recommender:
         return evaluate(self.run.model, sequences, split, params)[1]
 
     def answer(self, queries: list[Query], k: int, filter_seen: bool) -> list[Result]:
-        """Return the result of each query, and log warnings for unusual input.
+        """Return the recommended items for each query, as one `Result` per query.
 
-        Raises DataError for a query about an unknown user.
+        Logs warnings, for example about unknown items. Raises DataError if a query without a history names an unknown
+        user.
         """
         histories, num_items = self.lookup.histories(queries), len(self.lookup.raw_ids)
         if len(queries) > num_items:
@@ -103,7 +109,7 @@ class Recommender:
                        bool(ranking.fallback[row])) for row, num_known in enumerate(histories.lengths)]
 
     def _items(self, ranking: Ranking, row: int) -> list[RecommendedItem]:
-        """Return the items of a row of the ranking without its empty positions."""
+        """Return the items in one row of the ranking, without the empty positions."""
         found = ranking.items[row] >= 0
         items, scores = ranking.items[row][found], ranking.scores[row][found].astype(float).round(6)
         return [RecommendedItem(self.lookup.raw_ids[item], self.lookup.titles[item], score)
@@ -111,12 +117,12 @@ class Recommender:
 
 
 def _checked(history: Iterable[str], number: int) -> list[str]:
-    """Reject a single id in place of a list, and ids that are not text."""
+    """Return the history as a list. Raises ConfigError if the history is a string, or if an id is not a string."""
     words = [history] if isinstance(history, str) else list(history)
     if isinstance(history, str) or not all(isinstance(word, str) for word in words):
         wrong = next((word for word in words if not isinstance(word, str)), history)
-        raise ConfigError(f"histories[{number}]", f"must be a list of raw ids, got {wrong!r}", "A raw id is text",
-                          "pass lists of strings, such as [['A', 'B']]")
+        raise ConfigError(f"histories[{number}]", f"must be a list of raw ids, got {wrong!r}",
+                          "Raw ids must be strings", "pass lists of strings, such as [['A', 'B']]")
     return words
 
 
@@ -127,10 +133,11 @@ def _warn(histories: Histories, ranking: Ranking, k: int, num_items: int, max_hi
     num_short = int((ranking.items < 0).any(axis=1).sum())
     for what, count, more in (
             ("unknown items skipped", len(unknown), f" ({named})"),
-            ("histories without a known item, ranked by popularity", num_empty, ""),
-            (f"histories longer than {max_history} items, of which only the newest items are used", num_long, ""),
-            (f"histories with fewer than {k} recommendations, because no other items are left", num_short, "")):
+            ("histories without a known item, which get the most popular items", num_empty, ""),
+            (f"histories longer than {max_history} items, in which older items are ignored", num_long, ""),
+            (f"histories with fewer than {k} recommendations, because no more items are available", num_short, "")):
         if count:
             log.warning("recommendation: %s: %d%s", what, count, more)
     if k > num_items:
-        log.warning("recommendation: %d items per history were requested, but the catalogue has only %d", k, num_items)
+        log.warning("recommendation: %d items per history were requested, but the catalogue has only %d items", k,
+                    num_items)

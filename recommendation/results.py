@@ -25,25 +25,29 @@ log = logging.getLogger(__name__)
 
 NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
 _NAMES = ("model", "tokenizer", "seeds")
-NOTES = ("Metrics of the test split, ranked over the whole catalogue, in item ids; sorted by ndcg@10. Several seeds: "
-         "mean ± standard deviation over the seeds; one seed: ± standard error over the users, in brackets. training: "
-         "minutes of wall-clock time. users/s: lists per second in the test. Both depend on the machine. settings: "
-         "keys that differ from the model's config.yaml; from_t5: initialized from a T5; earlier codes: the semantic "
-         "IDs have changed since the run.")
+NOTES = ("The metrics are from the test split. Each model ranks the items of the whole catalogue. The rows are sorted "
+         "by ndcg@10. For several seeds, a cell has the mean ± the standard deviation over the seeds. For one seed, a "
+         "cell has the value and, in brackets, the standard error over the users. `training` is the training time in "
+         "minutes, and `users/s` is the number of lists per second in the test; both depend on the machine. `settings` "
+         "lists the keys that differ from the model's config.yaml. In this column, `from_t5` means that the model was "
+         "initialized from a T5, and `earlier codes` means that the semantic IDs have changed since the run.")
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
-    """Return the tables as text, and write them as Markdown and CSV into `run_root/recommendation/<D>/` if possible.
+    """Compare all finished runs of a dataset: return the tables as text, and write them as Markdown and CSV.
 
-    Missing baselines are listed with their commands. Runs of earlier interactions are counted but not shown, because
-    their metrics are not comparable. Raises DataError if no run remains.
+    The files are `compare.md` and `compare.csv` in `run_root/recommendation/<dataset>/`. If they cannot be written, the
+    returned text says so. If a baseline has not been trained, the text lists the command that trains it. Runs on an
+    earlier version of the interactions are counted but not shown, because their metrics are not comparable.
+
+    Raises DataError if there is no run on the current interactions.
     """
     parent = run_root / "recommendation" / folder.name
     sha256 = load_meta(folder.interactions, folder.make_command)["sha256"]
     runs = _finished(parent, folder)
     current = [run for run in runs if run.inputs.get(folder.interactions.name) == sha256]
     if not current:
-        raise DataError(parent, "has no finished run for the current interactions",
+        raise DataError(parent, "has no finished run on the current interactions",
                         fix=Choice("encoder_decoder").training_command(folder, run_root))
     lines, rows = [f"# Recommenders of {folder.name}", ""], []
     heads = [*_NAMES, *columns(), "parameters", "training", "users/s", "settings"]
@@ -56,9 +60,9 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
                       markdown(heads, [row(group) for group in groups]), ""]
             rows += [csv_row(group) for group in groups]
     if len(runs) > len(current):
-        lines += [f"Not shown: {len(runs) - len(current)} runs of earlier interactions.", ""]
+        lines += [f"Not shown: {len(runs) - len(current)} runs on an earlier version of the interactions.", ""]
     if missing := _missing_baselines(current, folder, run_root):
-        lines += ["Baselines without a run:", "", *(f"    {command}" for command in missing), ""]
+        lines += ["Commands to train the missing baselines:", "", *(f"    {command}" for command in missing), ""]
     text = "\n".join([*lines, NOTES])
     try:
         write_text(parent / "compare.md", text + "\n")
@@ -69,7 +73,7 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
 
 
 def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
-    """Return all readable runs in the order in which they finished."""
+    """Return all finished runs that can be read, in the order in which they finished."""
     finished = sorted(parent.glob("*/*/*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     runs = list(read_runs((path.parent for path in finished), read_run).values())
     current = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
@@ -85,7 +89,10 @@ def _sha256(path: Path) -> str | None:
 
 
 def _missing_baselines(runs: list[FinishedRun], folder: DatasetFolder, run_root: Path) -> list[str]:
-    """Return the training commands of missing baselines, for each value of `filter_seen` in the runs."""
+    """Return the commands that train the missing baselines.
+
+    A baseline is missing if it has no run with a value of `filter_seen` that other runs have.
+    """
     present = {(run.model, run.filter_seen) for run in runs}
     return [Choice(baseline).training_command(folder, run_root) + (" --filter_seen" if filtered else "")
             for filtered in sorted({run.filter_seen for run in runs}) for baseline in baselines()
@@ -93,9 +100,9 @@ def _missing_baselines(runs: list[FinishedRun], folder: DatasetFolder, run_root:
 
 
 def _group_by_configuration(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
-    """Return groups of runs that differ only in their seeds, sorted by NDCG@10, best first.
+    """Group the runs that differ only in the seed or the device; return the groups sorted by NDCG@10, best first.
 
-    If a seed has runs on several devices, the last run counts.
+    If several runs of a group have the same seed, the group contains only the last of these runs.
     """
     groups: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
@@ -107,14 +114,17 @@ def _group_by_configuration(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
 
 
 def row(runs: list[FinishedRun]) -> list[str]:
-    """Return the Markdown cells of a group of runs that differ only in their seeds."""
+    """Return the cells of one row of the Markdown table, for a group of runs that differ only in their seeds."""
     run, tests, speed = runs[0], [run.metrics["test"] for run in runs], _mean([run.users_per_second for run in runs])
     return [*_names(runs), *(cell(tests, name) for name in columns()), f"{run.metrics['num_parameters']:,}",
             f"{(_mean([run.seconds for run in runs]) or 0) / 60:.1f}", f"{speed:,.0f}" if speed else "", settings(run)]
 
 
 def csv_row(runs: list[FinishedRun]) -> list[str]:
-    """Return the CSV cells of a group of runs that differ only in their seeds; a missing value is empty."""
+    """Return the cells of one row of the CSV file, for a group of runs that differ only in their seeds.
+
+    The cell of a missing value is empty.
+    """
     run, tests = runs[0], [run.metrics["test"] for run in runs]
     metrics = mean_and_deviation(tests)
     values = [value for name in columns() for value in (
@@ -132,30 +142,36 @@ def _names(runs: list[FinishedRun]) -> list[str]:
 
 
 def cell(tests: list[dict], name: str) -> str:
-    """Return a metric with its deviation over the seeds, or, for one seed, with its standard error over the users."""
+    """Return the text of a table cell: the mean of a metric over the seeds, and the error.
+
+    For several seeds, the error is the standard deviation over the seeds. For one seed, it is the standard error over
+    the users, in brackets.
+    """
     error = tests[0].get(f"{name}_stderr") if len(tests) == 1 else None
     return _mean_cell(mean_and_deviation(tests).get(name)) + (f" (± {error:.4f})" if error is not None else "")
 
 
 def settings(run: FinishedRun) -> str:
-    """Return the keys that differ from the model's YAML, and `from_t5` and `earlier codes` if they apply.
+    """Return a text with the keys of a run that differ from the model's YAML, such as `lr=0.003 d_model=64`.
 
-    Example: `lr=0.003 d_model=64 from_t5`. `earlier codes` means that the semantic IDs have changed since the run.
+    The text also has `from_t5` if the model was initialized from a T5, and `earlier codes` if the semantic IDs have
+    changed since the run.
     """
     own = flat(run.config[run.model])
     try:
         defaults = flat(resolve(run.model, config_path(run.model), DEFAULTS, []).values[run.model])
     except ConfigError:  # the model no longer exists
         defaults = own
+    # `filter_seen` is not listed, because runs with and without it are in separate tables.
     changed = [f"{key.split('.')[-1]}={own[key]}" for key in own
-               if own[key] != defaults.get(key) and not key.endswith(".filter_seen")]  # filter_seen has separate tables
+               if own[key] != defaults.get(key) and not key.endswith(".filter_seen")]
     from_t5 = any(name.startswith("from_t5/") for name in run.inputs)
     origin = [word for word, holds in (("from_t5", from_t5), ("earlier codes", not run.has_current_codes)) if holds]
     return " ".join(changed + origin)
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Flatten nested dicts to one dict `dotted.key -> value`."""
+    """Flatten nested dicts into one dict. Nested keys are joined by dots, such as `a.b.c`."""
     found: dict[str, object] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -163,7 +179,7 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 
 def _mean(values: list) -> float | None:
-    """Return the mean of the values that are not None, or None if there are none."""
+    """Return the mean of the values that are not None. Return None if there are no such values."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -172,7 +188,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="recommendation.results", description="Show finished runs of a dataset in one table.")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument("--models", default=",".join(names()), metavar="M,M",
-                      help="show the newest finished run of each model, in this order")
+                      help="show the newest finished run of each of these models, in this order")
     rows.add_argument("--run_list", type=Path, default=None, metavar="FILE",
                       help="show the runs in a file that recommendation/main.py --run_list wrote")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
@@ -190,12 +206,15 @@ def main(argv: list[str]) -> None:
 
 
 def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice, Path]:
-    """Return the folders of the runs that the flags select. Raises DataError if the run list is empty."""
+    """Return the runs that the flags select, as a dict that maps each choice to a run folder.
+
+    Raises DataError if the run list is empty.
+    """
     listed = []
     if args.run_list is not None:
         listed = [Path(line) for line in args.run_list.read_text(encoding="utf-8").splitlines()]
         if not listed:
-            raise DataError(args.run_list, "has no runs",
+            raise DataError(args.run_list, "lists no runs",
                             fix=f"python recommendation/main.py --model=M --run_list {args.run_list}")
     models = [run.parent.parent.name for run in listed] or args.models.split(",")
     choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in models]
@@ -203,10 +222,10 @@ def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice,
 
 
 def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> str:
-    """Return a table of the runs, and the last run's recommendations for three users.
+    """Return a table of the runs, and the recommendations of the last run for three users.
 
-    Raises ArtifactError if the interactions or the semantic IDs of a run have changed since, and DataError if the runs
-    differ in `filter_seen`.
+    Raises ArtifactError if the interactions or the semantic IDs have changed since a run was trained. Raises DataError
+    if the runs have different values of `filter_seen`.
     """
     finished = {}
     for choice, run in runs.items():
@@ -214,13 +233,13 @@ def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> s
         require_same_inputs(run, finished[choice.model].inputs, load_source(folder, choice).inputs,
                             choice.training_command(folder, run_root))
     if len({run.filter_seen for run in finished.values()}) > 1:
-        raise DataError(run_root, "the runs differ in filter_seen", ", ".join(
+        raise DataError(run_root, "the runs have different values of filter_seen", ", ".join(
             f"{model}: filter_seen {str(run.filter_seen).lower()}" for model, run in finished.items()),
             "run them again, all with --filter_seen or all without it")
     rows = {model: run.metrics for model, run in finished.items()}
     *_, (last, run) = runs.items()
     rule = "items of the history filtered" if finished[last.model].filter_seen else "no items filtered"
-    heading = (f"{folder.name}: test split, whole catalogue, item ids, {rule} "
+    heading = (f"{folder.name}: metrics of the test split, ranked over the whole catalogue, {rule} "
                f"({rows[last.model]['test']['num_targets']} targets; standard errors in brackets)")
     return "\n".join([heading, "", table(rows), "", examples(folder, run, last.model)])
 
@@ -228,7 +247,9 @@ def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> s
 def table(rows: dict[str, dict]) -> str:
     """Return a Markdown table of test metrics.
 
-    rows: model -> content of its metrics.json; metrics that an old run does not have are left empty
+    rows: name of a model -> content of its metrics.json
+
+    If an old run does not have a metric, the cell is empty.
     """
     names = columns((5, 10), kinds=(True,))
     return markdown(("model", *names), [
@@ -237,7 +258,7 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def seeds_table(model: str, summary: dict) -> str:
-    """Return a Markdown table of the mean and the standard deviation of test metrics over several seeds."""
+    """Return a Markdown table with the mean and the standard deviation of each test metric over several seeds."""
     names = columns((5, 10), kinds=(True,))
     return markdown(("model", "seeds", *names), [[model, ", ".join(map(str, summary["seeds"])), *(
         _mean_cell(summary["test"].get(name)) for name in names)]])
@@ -250,11 +271,14 @@ def _mean_cell(value: dict | None) -> str:
 
 
 def examples(folder: DatasetFolder, run: Path, model: str) -> str:
-    """Return examples for three users spread over the test events: the end of the history, and ten recommendations."""
+    """Return a text that shows the newest items in the history and ten recommendations, for each of three users.
+
+    The users are spread evenly over the test events.
+    """
     items = load_items(folder)
     title_of = dict(zip(items["raw_id"], items["title"], strict=True))
     sequences = Sequences.load(folder, "cpu")
-    tested = sequences.positions("test")  # predictions.jsonl has one line for each, in this order
+    tested = sequences.positions("test")  # predictions.jsonl has one line per test event, in the same order
     lines = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     parts = []
     for number in np.linspace(0, len(lines) - 1, min(NUM_USERS, len(lines))).astype(int):

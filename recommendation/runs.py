@@ -22,11 +22,12 @@ from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 log = logging.getLogger(__name__)
 
 NO_CODES = "no-codes"  # the variant name of models that use no semantic IDs
-FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}  # select the semantic IDs; with defaults
+# The flags that select the semantic IDs, and their defaults.
+FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}
 
 
 class Choice(NamedTuple):
-    """A recommender and the semantic IDs that it uses."""
+    """The name of a recommender, and the names that select its semantic IDs."""
 
     model: str
     quantizer: str = "rqvae"
@@ -38,7 +39,7 @@ class Choice(NamedTuple):
         return find_class(self.model).needs_codes
 
     def runs(self, run_root: Path, dataset: str) -> Path:
-        """Return the folder of the runs on a dataset."""
+        """Return the folder that contains the runs of this choice on a dataset."""
         variant_name = variant(self.quantizer, self.suffix, self.tag) if self.needs_codes else NO_CODES
         return run_root / "recommendation" / dataset / self.model / variant_name
 
@@ -51,29 +52,30 @@ class Choice(NamedTuple):
                          *root]) + folder.root_flag
 
     def flags_of(self, name: str) -> str:
-        """Return the flags to change in order to use the semantic IDs of another variant, such as `rqvae-td-small`."""
+        """Return the flags that a user must change to select the semantic IDs `name`, such as `rqvae-td-small`."""
         words = name.split("-")
         splits = [[words[:i], words[i:j], words[j:]]
                   for i in range(1, len(words)) for j in range(i + 1, len(words) + 1)]
         others = [tuple("-".join(part) or None for part in split) for split in splits]
-        # Names may contain dashes; of all ways to split, take the one that has most in common with this choice.
+        # The parts may contain dashes themselves. Try all ways to split the name into three parts, and take the split
+        # that has the most parts in common with this choice.
         other = max(others, key=lambda values: sum(map(eq, values, self[1:])))
         return " ".join(f"--{flag} {value}" if value else f"without --{flag}"
                         for flag, value, own in zip(FLAGS, other, self[1:], strict=True) if value != own)
 
 
 class Source(NamedTuple):
-    """The catalogue of a dataset, and the artifacts that it was loaded from."""
+    """The catalogue of a dataset, and the checksums of the files that the catalogue was loaded from."""
 
     catalogue: Catalogue
     inputs: dict[str, str]        # file name -> sha256
-    collisions: dict[str, float]  # rates before and after disambiguation; empty if no semantic IDs are used
+    collisions: dict[str, float]  # collision rates before and after disambiguation; empty without semantic IDs
 
 
 def load_source(folder: DatasetFolder, choice: Choice) -> Source:
     """Load the catalogue for a recommender.
 
-    Raises DataError or ArtifactError if the interactions, items or semantic IDs are missing or stale.
+    Raises DataError if the interactions, items or semantic IDs are missing. Raises ArtifactError if they are stale.
     """
     inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
     if not choice.needs_codes:
@@ -99,7 +101,7 @@ class FinishedRun(NamedTuple):
     config: dict
     inputs: dict
     metrics: dict
-    seconds: float
+    seconds: float  # training time; NaN if it was not recorded
     users_per_second: float | None
     has_current_codes: bool = True  # False if the semantic IDs have changed since the run
 
@@ -109,18 +111,18 @@ class FinishedRun(NamedTuple):
 
     @property
     def filter_seen(self) -> bool:
-        """Whether the items of the history were excluded from the lists."""
+        """Whether the items of the history were excluded from the recommended lists."""
         return self.config[self.model]["training_params"]["filter_seen"]
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read the files of a run folder. Raises ArtifactError if one of them cannot be read."""
+    """Read the configuration and the results of a finished run. Raises ArtifactError if a file cannot be read."""
     fix = f"delete {folder} and train the model again"
     finished = read_finished(folder, fix)
     fix, model, times = f"{finished['command']} --force", folder.parent.parent.name, folder / "times.json"
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        config["common"]["seed"], config[model]["training_params"]["filter_seen"]  # raise here if a key is missing
+        config["common"]["seed"], config[model]["training_params"]["filter_seen"]  # raises KeyError if missing
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ArtifactError(folder / "config.yaml", "cannot be read", str(error), fix) from error
     return FinishedRun(model, folder.parent.name, config, finished["inputs"],
@@ -134,25 +136,28 @@ class LoadedRun(NamedTuple):
 
     model: AbstractRecommender  # in evaluation mode, on `device`
     config: Config
-    inputs: dict[str, str]      # file name -> sha256 of the files that it was trained on
+    inputs: dict[str, str]      # file name -> sha256, for the files that the model was trained on
     folder: Path
     device: torch.device
 
 
 def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, device: str | None = None,
                      run_id: str | None = None) -> LoadedRun:
-    """Load a finished run of a recommender, the newest one if there is no `run_id`.
+    """Load the trained model of a finished run.
 
-    `device` overrides the device in the run's configuration. Raises DataError if there is no such finished run, and
-    ArtifactError if the interactions or semantic IDs have changed since the training, or if the configuration or the
-    checkpoint belongs to another version of the model.
+    device: device to compute on; None for the device in the run's configuration
+    run_id: id of the run; None for the newest finished run
+
+    Raises DataError if there is no such finished run. Raises ArtifactError if the interactions or semantic IDs have
+    changed since the training. Raises ArtifactError if the configuration or the checkpoint belongs to another version
+    of the model.
     """
     run, command = find_run(folder, run_root, choice, run_id), choice.training_command(folder, run_root)
     summary = read_finished(run, f"{command} --force")
     command, source = summary["command"], load_source(folder, choice)
     if summary.get("code") != code_of(choice.model):
-        log.warning("recommendation: %s was trained by another version of the code: the model, a file that it imports, "
-                    "or the trainer has changed since", run)
+        log.warning("recommendation: %s was trained with another version of the code. Since then, the model, a file "
+                    "that the model imports, or the trainer has changed", run)
     require_same_inputs(run, summary["inputs"], source.inputs, command)
     config, model = _build(run, choice.model, source, f"{command} --force")
     checkpoints = Checkpoints(run / "checkpoints", command)
@@ -162,9 +167,10 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
 
 
 def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str | None = None) -> Path:
-    """Return the folder of the finished run `run_id`, or of the newest finished run.
+    """Return the folder of the finished run `run_id`, or of the newest finished run if `run_id` is None.
 
-    Raises DataError if there is none; the error suggests a similar run id, or semantic IDs that have a finished run.
+    Raises DataError if there is no such run. The message suggests a run with a similar id, or flags that select
+    semantic IDs with a finished run.
     """
     parent = choice.runs(run_root, folder.name)
     run = latest_run(parent)
@@ -172,7 +178,8 @@ def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str 
         finished = sorted(path.parent.name for path in parent.glob("*/finished.json"))
         if run_id not in finished:
             raise DataError(f"--run {run_id}", f"is not a finished run in {parent}", nearest(run_id, finished),
-                            f"use --run {closest(run_id, finished) or finished[0]}, or leave out --run for the newest")
+                            f"use --run {closest(run_id, finished) or finished[0]}, or leave out --run to use the "
+                            "newest run")
         return parent / run_id
     if run is None:
         others = sorted({path.parent.parent.name for path in parent.parent.glob("*/*/finished.json")})
@@ -184,21 +191,25 @@ def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str 
 
 
 def require_same_inputs(run: Path, recorded: dict[str, str], current: dict[str, str], command: str) -> None:
-    """Raise ArtifactError if an input of a run has changed since the run was trained."""
+    """Raise ArtifactError if an input file has changed since the run was trained.
+
+    recorded, current: file name -> sha256, at the time of the training and now
+    command: the command that trains the model again
+    """
     for name, sha256 in current.items():
         if recorded.get(name) != sha256:
             raise ArtifactError(run, f"is stale: {name} has changed since",
-                                f"Its sha256 was {str(recorded.get(name))[:12]} and is now {sha256[:12]}", command)
+                                f"The sha256 was {str(recorded.get(name))[:12]} and is now {sha256[:12]}", command)
 
 
 def _build(run: Path, name: str, source: Source, fix: str) -> tuple[Config, AbstractRecommender]:
-    """Return the run's configuration and a model built from it, before the trained weights are loaded."""
+    """Return the run's configuration, and a new model with this configuration but without the trained weights."""
     try:
         config = resolve(name, run / "config.yaml", DEFAULTS, [])
         model_config = config.for_model()
         model = find_class(name)(model_config, source.catalogue)
         config.check_all_read(model_config)
-    except ConfigError as error:  # users do not edit the config.yaml of a run: repeat the run
+    except ConfigError as error:  # not a mistake of the user, so the fix is to repeat the run
         raise ArtifactError(error.where, error.what,
                             f"The run belongs to another version of {name}. {error.why}".strip(), fix) from error
     return config, model

@@ -1,4 +1,4 @@
-"""Training of a recommender, and selection of the model with the best validation metric."""
+"""Training of a recommender, and selection of the weights with the best validation metric."""
 
 import logging
 from collections.abc import Callable
@@ -23,12 +23,12 @@ Loss = Callable[[Windows], dict[str, Tensor]]
 
 
 def validate(model: AbstractRecommender, sequences: Sequences, params: dict, name: str) -> dict:
-    """Return the metrics on the validation events."""
+    """Return the metrics of the model on the validation events."""
     return metrics(predict(model, sequences, "valid", params, f"validate {name}"), model.catalogue.num_items)
 
 
 class RecommenderTask:
-    """The `common.training.Task` that trains a recommender by gradient."""
+    """Trains a recommender by gradient descent; implements the interface `common.training.Task`."""
 
     def __init__(self, model: AbstractRecommender, sequences: Sequences, params: dict, seed: int, name: str):
         self.model: nn.Module = model
@@ -54,14 +54,15 @@ class RecommenderTask:
         return validate(self.recommender, self.sequences, self.params, self.name)
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """Return the user numbers of the batch."""
+        """Return the user number of each window in a batch."""
         return self.sequences.user[self.batches.batch(epoch, index).starts].tolist()
 
 
 def train(model: AbstractRecommender, sequences: Sequences, config: Config, run: Run) -> Best:
-    """Train the model by its `fit` method or by gradient, and return the validation metrics of the selected model.
+    """Train the model, and return the validation metrics of the best weights.
 
-    At the end, `model` has the weights of the selected model. Test events are not used.
+    If the class of the model overrides `fit`, then `fit` trains the model. All other models are trained by gradient
+    descent, and have the weights with the best validation metric afterwards. Test events are not used.
     """
     params, seed = config.training_params, config["common"]["seed"]
     tried = sequences.histories(sequences.positions("valid")[:NUM_TRIED], params["max_history"])
@@ -81,9 +82,9 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
 
 
 def loss_function(model: AbstractRecommender, params: dict, device: torch.device) -> Loss:
-    """Return the model's `compute_loss` with the training parameters `precision` and `compile` applied.
+    """Return the loss function of the model, with the training parameters `precision` and `compile` applied.
 
-    Weights, optimizer and evaluation always use float32.
+    The weights, the optimizer and the evaluation always use float32.
     """
     compute = _compiled(model.compute_loss) if params["compile"] else model.compute_loss
     if params["precision"] == "float32":
@@ -95,13 +96,16 @@ def loss_function(model: AbstractRecommender, params: dict, device: torch.device
 
 
 def _autocast(compute: Loss, windows: Windows, device_type: str) -> dict[str, Tensor]:
-    """Compute the losses in bfloat16. They need no scaling, because bfloat16 has the range of float32."""
+    """Compute the losses in bfloat16. Loss scaling is not needed, because bfloat16 has the same range as float32."""
     with torch.autocast(device_type, dtype=torch.bfloat16):
         return compute(windows)
 
 
 def _compiled(compute: Loss) -> Loss:
-    """Return a function that compiles `compute` at its first call, once for windows of all shapes."""
+    """Return a version of `compute` that is compiled at the first call. One compilation covers windows of all shapes.
+
+    The returned function raises ConfigError if the model cannot be compiled on this machine.
+    """
     from torch._dynamo.exc import TorchDynamoException  # PyTorch has no public name for compiler errors
 
     compiled = torch.compile(compute, dynamic=True)
@@ -112,7 +116,7 @@ def _compiled(compute: Loss) -> Loss:
         except TorchDynamoException as error:
             if out_of_memory(error):
                 raise
-            # The message is about a page long and begins with the cause.
+            # The message is about a page long. The cause is at the beginning, so keep only the first two lines.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ConfigError("training_params.compile", "the model cannot be compiled on this machine",
                               " ".join(lines[:2]), "use --compile false") from error

@@ -1,8 +1,9 @@
 """Fusion of several embeddings by aligning them in a common space (--suffix fused-align).
 
-Each embedding is a part of the fused one and has one linear map. The maps are trained with the symmetric InfoNCE loss
-of CLIP (Radford et al., Learning transferable visual models from natural language supervision, 2021), which brings the
-parts of an item together and separates them from the parts of other items in the batch. The temperature is learned.
+The embeddings that are fused are called parts. Each part has a linear map into the common space. The maps are trained
+with the symmetric InfoNCE loss of CLIP (Radford et al., Learning transferable visual models from natural language
+supervision, 2021). This loss brings the parts of an item together, and separates them from the parts of the other items
+in the batch. The temperature of the loss is learned too.
 """
 
 from itertools import combinations
@@ -21,7 +22,7 @@ from dataloader.options import Alignment
 
 ROWS = 65_536  # rows projected at once
 
-# N items, P parts, D_p dimensions of part p, B items of a batch, D dimensions of the common space
+# N items, P parts, D_p dimensions of part p, B items in a batch, D dimensions of the common space
 
 
 class Projections(nn.Module):
@@ -52,13 +53,14 @@ class Projections(nn.Module):
 
 
 class AlignmentTask:
-    """The task for the training loop. The batches of an epoch are slices of a random permutation, on the device.
+    """The task that trains the projections in a `TrainingLoop`.
 
     parts: P tensors (N, D_p), centered
-    rows: the items that have all parts
+    rows: the indices of the items that have all parts
 
-    A tenth of `rows`, at most `max_held_out`, is held out to select the best epoch. If this would be fewer than two
-    items, all rows are used for both training and selection.
+    A tenth of these items, but at most `max_held_out`, is held out to select the best epoch. If a tenth is fewer than
+    two items, all items are used for both training and selection. Each epoch permutes the training items at random on
+    the device and splits them into batches.
     """
 
     name = "fuse: align"
@@ -86,7 +88,8 @@ class AlignmentTask:
     def evaluate(self) -> dict:
         """Return the loss and the top-1 accuracy of the held-out items.
 
-        The accuracy is how often the nearest vector of another part belongs to the same item.
+        The accuracy is the fraction of vectors whose nearest vector in another part belongs to the same item. It is
+        averaged over all pairs of parts, in both directions.
         """
         projected = self._projected(self.held_out)
         target = torch.arange(len(self.held_out), device=self.held_out.device)
@@ -98,7 +101,7 @@ class AlignmentTask:
                 "num_held_out": len(self.held_out)}
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """Return the items of a batch."""
+        """Return the indices of the items in a batch."""
         return self._batch(epoch, index).tolist()
 
     def _batch(self, epoch: int, index: int) -> Tensor:
@@ -116,13 +119,14 @@ class AlignmentTask:
 
 def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: Alignment, seed: int,
           device: torch.device, run: Run) -> tuple[np.ndarray, Best]:
-    """Train the projections; return the fused vectors, float32 (N, D), and the metrics of the best epoch.
+    """Train the projections, and return the fused vectors and the metrics of the best epoch.
 
-    parts: for each part, its vectors (N, D_p) with rows of length 1, which are centered in place; a mask (N,) of the
-        items that have the part; and its weight
+    parts: a tuple (vectors, mask, weight) for each part. The vectors (N, D_p) have length 1 and are centered in place.
+        The mask (N,) is true for the items that have the part.
 
-    The vector of an item is the weighted mean of the projections of the parts that it has, or zeros if it has none.
-    Raises DataError if fewer than two items have all parts, and TrainingError if the loss becomes NaN or infinite.
+    The fused vectors are float32 (N, D). The fused vector of an item is the weighted mean of its projected parts, or
+    zero if the item has no part. Raises DataError if fewer than two items have all parts. Raises TrainingError if the
+    loss becomes NaN or infinite.
     """
     vectors, present, weights = zip(*parts, strict=True)
     complete = np.logical_and.reduce(present)
@@ -136,7 +140,7 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
     loop_params = {**task.params, "select_by": "held_out_loss", "select_mode": "min"}
     try:
         best = TrainingLoop(task, run, loop_params, seed).train()
-    except TrainingError as error:  # replace the fix, which names flags that this step does not have
+    except TrainingError as error:  # replace the fix, because it names flags that this step does not have
         raise TrainingError(run.folder, error.what, error.why,
                             f"use a lower lr in {CONFIGS / 'fusion.yaml'}") from error
     shares = torch.from_numpy(np.stack(present, axis=1) * np.asarray(weights, dtype=np.float32))  # (N, P)

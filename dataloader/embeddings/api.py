@@ -21,16 +21,17 @@ OPENAI = "https://api.openai.com/v1"
 KEY_NAME = "OPENAI_API_KEY"
 BATCH = 64           # texts per request
 SHARD = 1024         # texts per shard of the cache
-IN_FLIGHT = 4        # requests at the same time
-TIMEOUT = (10, 120)  # seconds to connect, and seconds without any data
+IN_FLIGHT = 4        # maximum number of requests at the same time
+TIMEOUT = (10, 120)  # maximum seconds to connect, and maximum seconds without receiving data
 PATIENCE = RetryPolicy(attempts=6, first=1.0, longest=120.0)
-CONTINUE = "then run the same command again, which continues from here and keeps the encoded texts"
+CONTINUE = "then run the same command again; the texts that are already encoded are kept"
 
 
 class ApiEncoder:
     """Encodes texts with the model `name` of an endpoint.
 
-    Raises ConfigError if the URL or the key is invalid, or the key is missing.
+    Raises ConfigError if the URL or the API key is invalid. Raises ConfigError if OpenAI's own endpoint is used without
+    a key.
     """
 
     unit, flag, shard_size = "texts", "--text_model", SHARD
@@ -52,13 +53,13 @@ class ApiEncoder:
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
         """Encode the texts: float32 (len(texts), D).
 
-        Raises BatchFailed if the endpoint rejects a batch or returns invalid vectors, ResourceError if it is not
-        available, and ConfigError if it does not accept the key.
+        Raises BatchFailed if the endpoint rejects a batch or returns invalid vectors. Raises ResourceError if the
+        endpoint is not available. Raises ConfigError if the endpoint does not accept the key.
         """
         batches = [(texts[start:start + BATCH], start) for start in range(0, len(texts), BATCH)]
         parts: dict[int, np.ndarray] = {}
-        # The pool's threads are daemons, so that an interrupted command does not wait for responses. The results are
-        # unordered, so that the failure of one batch is raised while other batches are still being retried.
+        # The threads of a ThreadPool are daemons, so an interrupted command does not wait for responses. The results
+        # are unordered, so a failed batch raises its error at once, even while other batches are still being retried.
         with ThreadPool(min(IN_FLIGHT, len(batches))) as pool:
             for start, part in pool.imap_unordered(self._encode_batch, batches):
                 parts[start] = part
@@ -68,7 +69,7 @@ class ApiEncoder:
         return np.concatenate([parts[start] for start in sorted(parts)])
 
     def close(self) -> None:
-        self._closed.set()  # do not retry the other requests after one has failed
+        self._closed.set()  # after one request has failed, this stops the retries of the other requests
         self._session.close()
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -91,7 +92,10 @@ class ApiEncoder:
                                 f"check the network and --api_url, or wait; {CONTINUE}") from failure
 
     def _ask(self, texts: list[str], rows: range) -> np.ndarray:
-        """Send one request. Raises TemporaryFailure, or another exception if a retry cannot help."""
+        """Send one request, and return the vectors of its texts. `rows` are the positions of the texts in the shard.
+
+        Raises TemporaryFailure if a retry may help. Raises another exception if a retry cannot help.
+        """
         self.limit.wait()
         try:
             with answered(self._session, "POST", f"{self.url}/embeddings", TIMEOUT, allow_redirects=False,
@@ -124,20 +128,26 @@ class ApiEncoder:
 
 
 def endpoint(url: str | None) -> str:
-    """Return the URL of the endpoint, from the flag, the environment or the default. Raises ConfigError if invalid."""
+    """Return the URL of the endpoint, from the flag --api_url, the environment or the default.
+
+    Raises ConfigError if the URL is invalid or contains a password.
+    """
     where, url = ("--api_url", url) if url else ("$OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL") or OPENAI)
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(where, "is not a URL such as https://host/v1", "It must have no query, and no /embeddings at "
-                          "its end", "correct the URL")
+        raise ConfigError(where, "is not a URL such as https://host/v1", "The URL must not contain a query, and "
+                          "must not end with /embeddings", "correct the URL")
     if parts.username or parts.password:
-        raise ConfigError(where, "must not contain a user name or password", "It would be written to artifacts",
-                          f"remove it from the URL, and set {KEY_NAME} to the key instead")
+        raise ConfigError(where, "must not contain a user name or password", "The URL is written to artifacts",
+                          f"remove both from the URL, and set {KEY_NAME} to the key instead")
     return url.rstrip("/")
 
 
 def parse_answer(response: requests.Response, num_texts: int) -> np.ndarray:
-    """Return the vectors of a response, float32 (num_texts, D), ordered by `index`. Raises ValueError if invalid."""
+    """Return the vectors of a response, sorted by their `index`: float32 (num_texts, D).
+
+    Raises ValueError if the response does not contain one valid vector per text.
+    """
     try:
         rows = response.json()["data"]
         with np.errstate(over="ignore"):  # values that overflow are rejected below
@@ -147,7 +157,7 @@ def parse_answer(response: requests.Response, num_texts: int) -> np.ndarray:
     if len(rows) != num_texts:
         raise ValueError(f"{len(rows)} vectors for {num_texts} texts")
     if set(vectors) != set(range(num_texts)):
-        raise ValueError(f"vectors whose indices are not 0 to {num_texts - 1}, each once")
+        raise ValueError(f"vectors without exactly the indices 0 to {num_texts - 1}")
     shapes = {vector.shape for vector in vectors.values()}
     if len(shapes) > 1 or any(len(shape) != 1 or shape == (0,) for shape in shapes):
         raise ValueError("vectors of different lengths")

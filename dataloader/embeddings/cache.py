@@ -1,10 +1,11 @@
-"""A cache of vectors, indexed by the encoded content and shared by all datasets.
+"""A cache of vectors on disk, shared by all datasets.
 
     <data_root>/.embeddings/<key of the encoder>/<number>-<unique>.safetensors
 
-A shard contains `keys` (n, 16) uint8, the first bytes of the sha256 of each text, and `vectors` (n, D) float32. (The
-"text" of an image is the sha256 of its file.) A shard appears under its name only when it is complete, and never
-changes. Therefore no lock is needed: two processes that encode the same texts write two shards.
+Each file is a shard. It contains two arrays for n texts: `keys`, uint8 (n, 16), and `vectors`, float32 (n, D). The key
+of a text is the first 16 bytes of its sha256. For an image, the sha256 of the image file is used as the text. A shard
+gets its final name only when it is complete, and never changes afterwards. Therefore no lock is needed: if two
+processes encode the same texts, each process writes its own shard.
 """
 
 import hashlib
@@ -29,14 +30,17 @@ SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{8}\.safetensors")
 
 
 def text_keys(texts: list[str]) -> np.ndarray:
-    """Return the keys of texts: (n,) of dtype KEY. Different texts have different keys."""
+    """Return the key of each text: (n,) of dtype KEY. Different texts have different keys."""
     digests = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:KEY.itemsize] for text in texts)
     # NumPy ignores trailing zero bytes when it compares S16 values. This is harmless for keys of the same length.
     return np.frombuffer(b"".join(digests), dtype=KEY)
 
 
 class VectorCache:
-    """The shards of one encoder. `identity` contains everything, except the text, that determines a vector."""
+    """The cached shards of one encoder.
+
+    identity: all settings of the encoder that affect the vectors; another identity has another folder
+    """
 
     def __init__(self, data_root: Path, identity: dict):
         content = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
@@ -53,7 +57,7 @@ class VectorCache:
                 yield shard
 
     def write(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Write a shard. When this method returns, the vectors are on the disk."""
+        """Write a shard with these vectors. When this method returns, the shard is safely on the disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "encoder.json").exists():  # tells users which encoder made the vectors
             write_text(self.folder / "encoder.json", json.dumps(self.identity, indent=2, sort_keys=True) + "\n")
@@ -68,8 +72,9 @@ class VectorCache:
         return max(map(_number, self._paths()), default=0)
 
     def drop_superseded(self, newest: int, keys: np.ndarray) -> None:
-        """Delete each shard up to number `newest` if all its texts have been encoded again.
+        """Delete the old shards whose texts have all been encoded again.
 
+        newest: the number of the newest old shard; shards with a larger number are kept
         keys: the keys of the texts that have been encoded again
         """
         for path in self._paths():
@@ -84,7 +89,7 @@ class VectorCache:
 
         A damaged shard is deleted, so that its texts are encoded again.
         """
-        why = "its content does not match its sha256"
+        why = "the content does not match the recorded sha256"
         try:
             with safe_open(path, "np") as file:
                 keys, vectors = (file.get_tensor(name) for name in ("keys", "vectors"))
@@ -106,7 +111,7 @@ def _number(path: Path) -> int:
 
 
 def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:
-    """Return the sha256 of the dtypes, shapes and bytes of both arrays, which the header of a shard records."""
+    """Return the sha256 of the dtypes, shapes and bytes of both arrays. It is recorded in the header of a shard."""
     digest = hashlib.sha256(f"{keys.dtype} {keys.shape} {vectors.dtype} {vectors.shape}".encode())
     digest.update(keys)
     digest.update(vectors)

@@ -24,20 +24,20 @@ THREADS = 4                         # threads that decode images
 
 
 class ImageFile(NamedTuple):
-    """The path of an image. For error messages: the raw id of its item, and the command that repairs the image."""
+    """The path of an image file, and two values for error messages."""
 
     path: Path
-    raw_id: str
-    fix: str
+    raw_id: str  # raw id of the item that the image belongs to
+    fix: str     # command that repairs the file
 
 
 class ClipEncoder(SentenceEncoder):
-    """Encodes images in float32. The "texts" that it encodes are the sha256 of the image files.
+    """Encodes images in float32. Its methods get the sha256 of each image file instead of a text.
 
-    sources: sha256 -> a file with this content
+    sources: sha256 -> an image file with this sha256
 
-    Raises ConfigError if the model does not support images, and DataError if a file has changed since its sha256 was
-    recorded.
+    Raises ConfigError if the model does not support images. Raises DataError if an image file cannot be read, or has
+    changed since its sha256 was recorded.
     """
 
     unit, flag = "images", "--image_model"
@@ -45,7 +45,8 @@ class ClipEncoder(SentenceEncoder):
     def __init__(self, folder: Path, device: str, sources: dict[str, ImageFile]):
         super().__init__(folder, [device], half=False)
         self.sources, self.shard_size = sources, for_device(SHARD, device)
-        # Transformers resizes with torchvision if it is installed, else with Pillow. The pixels differ.
+        # Transformers resizes images with torchvision if it is installed, and with Pillow otherwise. The two libraries
+        # compute different pixels.
         resizer = "torchvision" if find_spec("torchvision") else "pillow"
         self.identity |= {"encoder": "clip", "reading": READING, "resizer": resizer,
                           "pillow": version("pillow").split(".")[0]}
@@ -58,7 +59,7 @@ class ClipEncoder(SentenceEncoder):
             self.pool.shutdown(cancel_futures=True)
 
     def inputs(self, texts: list[str], rows: range) -> list["Image"]:
-        """Return the images of these rows. Threads also start to decode as many of the rows that follow."""
+        """Return the decoded images of these rows. In the background, threads begin to decode the next batch."""
         for row in range(rows.start, min(rows.stop + len(rows), len(texts))):
             if row not in self.ahead:
                 self.ahead[row] = self.pool.submit(_read, texts[row], self.sources[texts[row]])
@@ -72,7 +73,7 @@ class ClipEncoder(SentenceEncoder):
     def model(self):
         from transformers.utils.logging import set_verbosity_error
 
-        set_verbosity_error()  # suppresses the warning that torchvision, which is optional, is not installed
+        set_verbosity_error()  # without torchvision, which is optional, Transformers would print a warning
         model = super().model
         if not model.supports("image"):
             raise ConfigError(f"{self.flag} {self.folder}", "does not support images",
@@ -86,7 +87,7 @@ def _read(sha256: str, source: ImageFile) -> "Image":
         data = source.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise DataError(source.path, f"is not the image that was fetched for item {source.raw_id}",
-                            "The file has another sha256", source.fix)
+                            "The sha256 of the file has changed", source.fix)
         return load_rgb(data)
     except (OSError, BadImage) as error:
         raise DataError(source.path, f"the image of item {source.raw_id} cannot be read", str(error),

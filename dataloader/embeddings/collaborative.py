@@ -6,21 +6,22 @@ items is
 
     C_ij = sum over users of A_ui A_uj / (n_u - 1),    C_ii = 0
 
-The factor gives every event the weight 1, however long the user's history is: the sum of row i is d_i, the number of
-events of item i. The matrix that is decomposed is
+The factor 1 / (n_u - 1) gives every event the weight 1, in short and in long histories. Row i of C therefore sums to
+d_i, the number of events of item i. The matrix that is decomposed is
 
     S = (D + t)^-1/2 C (D + t)^-1/2,    D = diag(d)
 
-The scaling removes the effect of popularity, like cosine similarity. The regularization t is a fraction of the mean of
-d (Qin and Rohe, Regularized spectral clustering under the degree-corrected stochastic blockmodel, NeurIPS 2013).
-Without it, the leading eigenvectors of sparse data represent small groups of rare items that co-occur by chance.
-Positive PMI, the other common choice, needs C itself, which is nearly dense on data such as MovieLens; on sparse data,
-it predicts the next item less well than S.
+This scaling removes the effect of popularity, as cosine similarity does. The regularization t is a fraction of the mean
+of d (Qin and Rohe, Regularized spectral clustering under the degree-corrected stochastic blockmodel, NeurIPS 2013).
+Without t, the leading eigenvectors of sparse data represent small groups of rare items that co-occur by chance.
 
-The vectors are the rows of U sqrt(L), where L are the largest eigenvalues of S and U their eigenvectors. Among all
-vectors with so many dimensions, their inner products approximate S best. (S is symmetric; its positive eigenvalues are
-also singular values, and their eigenvectors are singular vectors.) All vectors are multiplied by one common factor,
-which makes their mean squared length 1.
+Positive PMI is another common choice. It needs the matrix C itself, which is nearly dense for data such as MovieLens.
+On sparse data, positive PMI predicts the next item less well than S.
+
+The item vectors are the rows of V sqrt(L). The columns of V are the eigenvectors of S with the largest eigenvalues, and
+L is the diagonal matrix of these eigenvalues. No other vectors with the same number of dimensions have inner products
+that are closer to S. (S is symmetric, so each positive eigenvalue is also a singular value, and its eigenvector is a
+singular vector.) Finally, all vectors are multiplied by the same factor, so that their mean squared length is 1.
 """
 
 import logging
@@ -41,19 +42,21 @@ log = logging.getLogger(__name__)
 
 COLUMNS = 16      # columns of the block multiplied with S at once
 ROWS = 65_536     # rows of the block rotated at once
-SPREAD = 1e5      # maximum ratio between the amplifications of two eigenvectors by the filter (float32)
-NOISE = 1e-3      # minimum length of a vector; shorter ones consist of rounding and convergence errors
+SPREAD = 1e5      # the filter may amplify one eigenvector this many times as much as another; limited by float32
+NOISE = 1e-3      # minimum length of a vector; a shorter vector consists only of rounding and convergence errors
 
-# U users, N items of the dataset, M items that co-occur with another item, B columns of the block, K dimensions
+# U users, N items of the dataset, M items that co-occur with another item, K dimensions of the item vectors,
+# B columns of the block. The block is the matrix of the approximate eigenvectors.
 
 
 def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the item vectors, float32 (N, K), and a mask, bool (N,), of the items that have one.
+    """Compute the embedding cf: the vectors of all items, float32 (N, K), and a mask, bool (N,).
 
-    Raises DataError if no user has two different training items, and ArtifactError if an event has an unknown item.
+    The mask is true for the items that have a vector; the vectors of the other items are zero. Raises DataError if no
+    user has two different training items. Raises ArtifactError if the item of an event is not in items.parquet.
     """
     num_items = load_meta(folder.items, folder.make_command)["num_items"]
-    # Read only the training events; the others must not influence the vectors.
+    # Read only the training events. The events of valid and test must not influence the vectors.
     events = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").filter("split = 'train'").project(
         '"user"::INTEGER AS "user", item::INTEGER AS item').fetchnumpy()
     users, items = np.asarray(events["user"]), np.asarray(events["item"])
@@ -64,7 +67,8 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
     del events, users, items  # for 20 million events, these arrays need as much memory as the matrix
     if not len(matrix.items):
         raise DataError(folder.interactions, "no user has two different items in the training split",
-                        "The embedding cf is computed from such pairs of items", "leave cf out, or keep more events")
+                        "The embedding cf is computed from such pairs of items",
+                        "leave out the embedding cf, or relax the filters to keep more events")
     log.info("cf: %d of %d items co-occur with another item in a training history", len(matrix.items), num_items)
     values, block = leading_eigenpairs(matrix, config, seed)
     found = _scaled(values, block, config.num_dims)
@@ -78,21 +82,26 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
 
 
 class CoOccurrence(NamedTuple):
-    """The matrix S (M, M) of the items that co-occur, stored as B (U, M): S is B^T B without its diagonal."""
+    """The matrix S (M, M) of the items that co-occur with another item, stored as a sparse matrix of users and items.
 
-    items: np.ndarray     # (M,) the item of each row; the most popular ones first, for memory locality
-    incidence: csr_matrix  # B, float32 (U, M)
-    diagonal: np.ndarray  # float32 (M,), the diagonal of B^T B
+    With F for the sparse matrix `incidence`, S is the product F^T F with its diagonal set to 0.
+    """
+
+    items: np.ndarray     # (M,) the item of each row of S; the most popular items come first, for memory locality
+    incidence: csr_matrix  # F, float32 (U, M)
+    diagonal: np.ndarray  # float32 (M,), the diagonal of F^T F
 
     def times(self, columns: np.ndarray) -> np.ndarray:
-        """Multiply S by columns: (M, C) -> (M, C)."""
+        """Multiply S by a matrix with any number of columns: (M, columns) -> (M, columns)."""
         return self.incidence.T @ (self.incidence @ columns) - self.diagonal[:, None] * columns
 
 
 def co_occurrence(users: np.ndarray, items: np.ndarray, smoothing: float) -> CoOccurrence:
-    """Build S from the training events. users, items: (num_events,).
+    """Build the co-occurrence matrix S from the training events.
 
-    Users with a single item are left out, and so are the items that only such users have.
+    users, items: the user and the item of each event, both (num_events,)
+
+    Users with only one item are left out. An item is left out if only such users have events with it.
     """
     num_users, num_items = (int(ids.max(initial=-1)) + 1 for ids in (users, items))
     ones = np.ones(len(users), dtype=np.float32)
@@ -110,29 +119,31 @@ def co_occurrence(users: np.ndarray, items: np.ndarray, smoothing: float) -> CoO
 
 
 def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the largest eigenvalues (B,) of S, in descending order, and their eigenvectors (M, B), float32.
+    """Compute the largest eigenvalues of S, in descending order, and their eigenvectors: (B,) and float32 (M, B).
 
-    The method is subspace iteration from a random block of vectors, filtered by Chebyshev polynomials (Zhou, Saad,
-    Tiago and Chelikowsky, Self-consistent-field calculations using Chebyshev-filtered subspace iteration, 2006). Its
-    memory is the matrix, the block and a few columns. The Lanczos method stores twice as many vectors and multiplies
-    one vector at a time, which takes several times as long. If the block is as wide as the matrix, the first projection
-    is exact.
+    The method is subspace iteration with Chebyshev filters, beginning with a random block (Zhou, Saad, Tiago and
+    Chelikowsky, Self-consistent-field calculations using Chebyshev-filtered subspace iteration, 2006). It needs memory
+    for the matrix, the block and a few columns. The Lanczos method stores twice as many vectors and multiplies one
+    vector at a time, which takes several times as long. If the block has as many columns as S, the first projection is
+    exact and no iteration follows.
     """
     num_rows = len(matrix.items)
     width = min(num_rows, config.num_dims + config.oversampling)
-    # The transpose gives Fortran order: whole columns are read and written, and qr works in place.
+    # The transpose is in Fortran order, so each column of the block is contiguous in memory, and qr works in place.
     block = np.random.default_rng(seed).standard_normal((width, num_rows), dtype=np.float32).T
     values, block = _project(matrix, block)
     num_products = config.max_products if width < num_rows else 0
-    low = -float(matrix.diagonal.max(initial=0))  # lower bound of the eigenvalues; the upper bound is 1
+    low = -float(matrix.diagonal.max(initial=0))  # lower bound of the eigenvalues of S; the upper bound is 1
     with Progress("cf: decompose", num_products * width, "products") as progress:
         while num_products > 0:
-            # The filter damps the eigenvalues between `low` and `cut`, the smallest value found so far. In the first
-            # round, the block is random and this value may be close to `low`, so `cut` is at least low / 2.
+            # The filter damps the eigenvectors whose eigenvalues are between `low` and `cut`. `cut` is the smallest of
+            # the current `values`. In the first round, the block is random, and this value may be close to `low`;
+            # therefore `cut` is at least low / 2.
             before, cut = values[:config.num_dims], max(float(values[-1]), low / 2)
-            # Limit the degree so that the filter amplifies the largest eigenvalue at most SPREAD times as much as
-            # those at the cut. Otherwise, rounding errors along the leading eigenvectors would dominate the columns.
-            distance = (2 * values[0] - low - cut) / (cut - low)  # from the center of the interval, in half widths
+            # Limit the degree so that the filter amplifies the first eigenvector at most SPREAD times as much as an
+            # eigenvector at the cut. Otherwise, rounding errors along the leading eigenvectors would dominate the
+            # columns. `distance` is from the center of the interval to the largest eigenvalue, in half widths.
+            distance = (2 * values[0] - low - cut) / (cut - low)
             degree = int(np.arccosh(SPREAD) / np.arccosh(distance)) if distance > 1 else 1
             degree = min(max(1, degree), config.filter_degree, num_products)
             for start in range(0, width, COLUMNS):
@@ -147,7 +158,10 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
 
 
 def _filtered(matrix: CoOccurrence, columns: np.ndarray, interval: tuple[float, float], degree: int) -> np.ndarray:
-    """Amplify the eigenvectors above `interval` with a Chebyshev polynomial of this degree, scaled to be 1 at 1."""
+    """Amplify those components of the columns that belong to eigenvalues above `interval`: (M, B) -> (M, B).
+
+    The filter is a Chebyshev polynomial of S with this degree. It is scaled so that its value at 1 is 1.
+    """
     low, cut = interval
     center, half = np.float32((low + cut) / 2), np.float32((cut - low) / 2)
     sigma = first_sigma = half / (1 - center)
@@ -161,9 +175,9 @@ def _filtered(matrix: CoOccurrence, columns: np.ndarray, interval: tuple[float, 
 
 
 def _project(matrix: CoOccurrence, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvalues (B,), in descending order, and eigenvectors (M, B) of S within the span of the block.
+    """Approximate eigenvalues and eigenvectors of S within the span of the block: (M, B) -> (B,) and (M, B).
 
-    This is the Rayleigh-Ritz projection; it overwrites the block.
+    The eigenvalues are in descending order. The method is the Rayleigh-Ritz projection. The block is overwritten.
     """
     block, _ = qr(block, mode="economic", overwrite_a=True, check_finite=False)
     projected = np.empty((block.shape[1], block.shape[1]))
@@ -178,13 +192,14 @@ def _project(matrix: CoOccurrence, block: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _scaled(values: np.ndarray, block: np.ndarray, num_dims: int) -> np.ndarray:
-    """Return U sqrt(L), float32 (M, K), scaled to mean squared length 1, computed in place.
+    """Return the item vectors V sqrt(L), scaled to a mean squared length of 1: float32 (M, K).
 
-    The sign of each column makes its largest entry positive.
+    The block V is overwritten. In each column, the entry with the largest absolute value is made positive, because the
+    sign of an eigenvector is arbitrary.
     """
     kept = min(num_dims, int((values > 1e-5 * values[0]).sum()))
     if kept < num_dims:
-        log.info("cf: only %d dimensions, because the training events do not give more", kept)
+        log.info("cf: only %d dimensions, because the training events do not provide more", kept)
     block = block[:, :kept]
     signs = np.sign(block[np.abs(block).argmax(axis=0), np.arange(kept)])
     block *= signs * np.sqrt(values[:kept] * len(block) / values[:kept].sum()).astype(np.float32)

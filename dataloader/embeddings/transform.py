@@ -1,4 +1,4 @@
-"""Checks, transforms and publishing of embedding vectors, shared by steps 3, 4 and 5."""
+"""Check, transform and publish embedding vectors. Steps 3, 4 and 5 share this code."""
 
 import logging
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ from dataloader.options import Embedding, Transform
 log = logging.getLogger(__name__)
 
 ROWS = 16_384      # rows processed at once, so that no second copy of a large embedding is needed
-NOTHING = 1e-6     # a standard deviation below this fraction of the mean, or of the largest one, is rounding error
+# A standard deviation below this fraction of the mean, or of the largest standard deviation, is only a rounding error.
+NOTHING = 1e-6
 
 # N items, D dimensions
 
@@ -34,13 +35,15 @@ def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, co
                       **more_meta: dict) -> None:
     """Check, transform and write the vectors of all items.
 
-    vectors: (N, D), in item order; changed in place where this saves memory
+    vectors: (N, D), in item order; they are changed in place where this saves memory
     settings: how the vectors were made, for the meta file
-    inputs: the files, in addition to items.parquet, that they were made from (file name -> sha256)
-    present: (N,), the items that have a vector of their own; the others get the mean vector, and a mask file is written
+    inputs: the files (file name -> sha256) from which the vectors were made, in addition to items.parquet
+    present: bool (N,), true for the items that have a vector of their own. All other items get the mean vector, and
+        `present` is written to a mask file. By default, all items have a vector.
     more_meta: other entries of the meta file
 
-    Raises DataError, which names the raw ids, if the vector of a present item is not finite or all zero.
+    Raises DataError if no item has a vector. Raises DataError if the vector of a present item is all zero or not
+    finite; the error names the raw ids.
     """
     folder, suffix, transform = target
     items = load_meta(folder.items, folder.make_command)
@@ -50,7 +53,7 @@ def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, co
         raise DataError(path, f"{len(vectors)} vectors were made for {items['num_items']} items",
                         fix=f"{command} --force")
     if not present.any():
-        raise DataError(path, "no item has a vector", fix=f"leave {suffix} out")
+        raise DataError(path, "no item has a vector", fix=f"leave out the embedding {suffix}")
     refuse_bad_rows(folder, suffix, vectors, present)
     vectors = transformed(vectors, present, transform)
     refuse_bad_rows(folder, suffix, vectors, present, ", after --pca, --zscore or --l2")
@@ -64,7 +67,7 @@ def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, co
         inputs[mask.name] = save_array(mask, present, {"inputs": of_items, **shared})["sha256"]
     save_array(path, vectors, {"inputs": inputs, **shared, "dim": vectors.shape[1], "num_missing": num_missing})
     if not num_missing:
-        for leftover in (mask, meta_path(mask)):  # the mask of an earlier embedding with missing items
+        for leftover in (mask, meta_path(mask)):  # the mask of an earlier version of this embedding
             leftover.unlink(missing_ok=True)
     log.info("embed: wrote %s, %d x %d%s", path, *vectors.shape,
              f"; {num_missing} items have no {suffix} vector of their own (see {mask.name})" if num_missing else "")
@@ -72,21 +75,23 @@ def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, co
 
 def refuse_bad_rows(folder: DatasetFolder, suffix: str, vectors: np.ndarray, present: np.ndarray,
                     when: str = "") -> None:
-    """Raise DataError, which names the raw ids, if the vector of a present item is not finite or all zero."""
+    """Raise DataError if the vector of a present item is all zero or not finite. The error names the raw ids."""
     bad = present.copy()
     for part in slices(vectors):
         bad[part] &= ~np.isfinite(vectors[part]).all(axis=1) | ~vectors[part].any(axis=1)
     if bad.any():
         raise DataError(folder.embeddings(suffix),
-                        f"no usable vector for {bad.sum()} items: not finite, or all zero{when}",
+                        f"the vectors of {bad.sum()} items are unusable (not finite, or all zero){when}",
                         f"Items: {named(load_items(folder)['raw_id'][bad])}",
                         "use another model or transform, or check these items")
 
 
 def transformed(vectors: np.ndarray, present: np.ndarray, transform: Transform) -> np.ndarray:
-    """Apply PCA (optionally whitened), z-score and L2 normalization, fitted to the present items: float32 (N, D').
+    """Return the transformed vectors of all items, float32. With PCA, they have fewer dimensions.
 
-    The other items get the mean vector. Raises ConfigError if PCA cannot give as many dimensions as requested.
+    The transforms are PCA (optionally with whitening), z-score and L2 normalization, in this order. They are fitted to
+    the present items, and all other items get the mean of the transformed vectors. The input may be changed in place.
+    Raises ConfigError if PCA cannot give as many dimensions as requested.
     """
     vectors = np.require(vectors, np.float32, ["C", "W"])  # copies only if the array cannot be changed in place
     if transform.pca is not None:
@@ -98,7 +103,8 @@ def transformed(vectors: np.ndarray, present: np.ndarray, transform: Transform) 
     if transform.zscore:
         mean = mean_of(vectors, present)
         deviation = np.sqrt(mean_of(vectors, present, lambda rows: (rows - mean) ** 2))
-        scale = np.where(deviation > NOTHING * np.abs(mean), deviation, np.inf)  # else constant up to rounding
+        # A dimension that is constant, up to rounding, becomes 0.
+        scale = np.where(deviation > NOTHING * np.abs(mean), deviation, np.inf)
         for part in slices(vectors):
             vectors[part] = (vectors[part] - mean) / scale
     if transform.l2:
@@ -118,7 +124,8 @@ def normalize_rows(vectors: np.ndarray) -> None:
 def _pca(vectors: np.ndarray, present: np.ndarray, num_dims: int, whiten: bool) -> np.ndarray:
     """Project the vectors onto the directions of largest variance: (N, D) -> (N, num_dims).
 
-    The sign of each direction makes its largest entry positive.
+    In each direction, the entry with the largest absolute value is made positive, because the sign is arbitrary. With
+    `whiten`, each dimension is also divided by its standard deviation.
     """
     num_rows, dim = int(present.sum()), vectors.shape[1]
     mean, covariance = mean_of(vectors, present), np.zeros((dim, dim))
@@ -139,7 +146,10 @@ def _pca(vectors: np.ndarray, present: np.ndarray, num_dims: int, whiten: bool) 
 
 
 def mean_of(vectors: np.ndarray, present: np.ndarray, of=lambda rows: rows) -> np.ndarray:
-    """Return the mean of the present rows, or of the function `of` of them: float64 (D,), 0 if no row is present."""
+    """Return the mean of the present rows: float64 (D,), or zeros if no row is present.
+
+    of: a function that is applied to the rows before the mean is computed
+    """
     total = np.zeros(vectors.shape[1])
     for part in slices(vectors):
         total += of(vectors[part][present[part]]).sum(axis=0, dtype=np.float64)

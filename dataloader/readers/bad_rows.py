@@ -23,11 +23,14 @@ AT_ONCE = 1000   # records per query
 
 def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain: Callable[[dict], tuple[str, str]],
                   policy: str, log_path: Path) -> int:
-    """Delete the rows of `into` for which `bad` (SQL) holds, and return their number.
+    """Delete the invalid rows from the table `into`, list them in the file `log_path`, and return their number.
 
-    `explain(values)` returns what is wrong with the raw values of a row, and a flag that would make it valid or "".
-    With the policy "skip", the deleted rows are listed in `log_path`. Raises DataError about the first bad row if the
-    policy is "fail" or if more than MAX_BAD_SHARE of the rows are bad.
+    bad: an SQL condition that is true for invalid rows
+    explain: a function that gets the raw values of an invalid row (column -> value); it returns why the row is invalid,
+        and a flag with which the row would be valid, or ""
+
+    Raises DataError about the first invalid row if `policy` is "fail", or if more than MAX_BAD_SHARE of the rows are
+    invalid.
     """
     num_bad, num_rows = work.value(f"SELECT count(*) FROM {into} WHERE {bad}"), work.count(into)
     if not num_bad:
@@ -42,7 +45,8 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain
             limit, fix = "", "correct the line, or use --bad_lines skip if at most 1% of the lines are invalid"
             if policy == "skip":
                 limit, fix = ", but at most 1% can be skipped", "correct the file"
-            if flag and 2 * num_bad >= num_rows:  # the flag applies to all lines, so most must need it
+            # The flag would change how all lines are read, so suggest it only if at least half of them are invalid.
+            if flag and 2 * num_bad >= num_rows:
                 fix = f"use {flag}, or {fix}"
             raise DataError(where, reason,
                             f"The line is {excerpt!r}; {num_bad:,} of {num_rows:,} lines are invalid{limit}", fix)
@@ -56,9 +60,10 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain
 
 
 def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterator[tuple[str, dict | str, str]]:
-    """Yield the raw rows with these numbers (from 0, ascending) as (`file:line`, values, text).
+    """Look up rows in the raw file, and yield each one as (`file:line`, values, text).
 
-    `values` is a dict by column name, or the reason why the row cannot be parsed.
+    `records` are the indices of the rows, from 0 and in ascending order. `values` is a dict (column -> value), or a
+    string with the reason why the row cannot be parsed.
     """
     if table.format == "csv":
         for line, values, text in select_rows(delimited.rows(table.path, table.layout), records):
@@ -77,7 +82,7 @@ def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterat
             try:
                 values = PARSERS[table.format](line)
             except NO_RECORD as error:
-                # A frequent mistake is a JSON array of all records; the parser's message would not say so.
+                # A frequent mistake is a file with one JSON array of all records. The parser's message does not say so.
                 array = "; expected one record per line, not an array" if line.lstrip()[:1] == b"[" else ""
                 reason = f"{str(error)[:100] or type(error).__name__}{array}"
                 values = f"is not a {NAMES[table.format]} record ({reason})"
@@ -85,18 +90,18 @@ def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterat
 
 
 def value_of(table: RawTable, values: dict, field: str) -> object:
-    """Return the raw value of a field in a row, or None if it is missing or empty."""
+    """Return the raw value of a field in a row, or None if the value is missing or empty."""
     found = (value_at(values, column) for column in table.columns.get(field, ()))
     return next((value for value in found if value not in (None, "")), None)
 
 
 def bad_id(column: str) -> str:
-    """Return an SQL condition that holds if a raw id is missing or too long."""
+    """Return an SQL condition that is true if the raw id in a column is missing or too long."""
     return f"coalesce(strlen({column}), 0) NOT BETWEEN 1 AND {MAX_ID}"
 
 
 def id_fault(table: RawTable, values: dict, field: str) -> str:
-    """Return what is wrong with the raw id of a row, or "" if it is valid."""
+    """Return why the raw id in the field of a row is invalid, or "" if the id is valid."""
     if value_of(table, values, field) is None:
         return missing_field(table, field)
     value = str(value_of(table, values, field))
@@ -111,7 +116,7 @@ def missing_field(table: RawTable, field: str) -> str:
 
 
 def number_fault(field: str, value: object, low: float, high: float, hint: str = "") -> str:
-    """Return why a raw value is not a number from `low` to `high`, or "" if it is one."""
+    """Return why a raw value is not a number between `low` and `high`, or "" if it is such a number."""
     value = str(value)
     try:
         number = float(value)

@@ -14,7 +14,7 @@ from dataloader.readers.lines import DAMAGED, MAX_LINE, damaged, encodable, open
 from dataloader.workspace import text
 
 BUFFER = 2 * MAX_LINE  # bytes that DuckDB reads at once; its default is 16 times the maximum line length
-INSTEAD = "\x1f"       # replaces a longer delimiter, because the csv module accepts only a single character
+INSTEAD = "\x1f"       # replaces a delimiter of several characters; the csv module accepts only a single character
 
 
 class Layout(NamedTuple):
@@ -23,11 +23,14 @@ class Layout(NamedTuple):
     delimiter: str = ","
     quote: str = '"'
     header: tuple[str, ...] | None = None  # column names, if the file does not have a header
-    typed: bool = False                    # the header has types after a colon, as in RecBole: user_id:token
+    typed: bool = False                    # whether the header gives the type of each column, such as `user_id:token`
 
 
 def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
-    """Return the column names. Raises DataError if the first line has none; `origin` is the file name for messages."""
+    """Return the column names of a file, from its layout or its first line.
+
+    `origin` is the file name for messages. Raises DataError if the first line does not contain column names.
+    """
     if layout.header is not None:
         return list(layout.header)
     _line, names, line = next(_rows(path, layout), (1, [""], ""))
@@ -36,12 +39,16 @@ def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
         raise DataError(f"{origin or path}:1", "is UTF-16", f"It begins with {start!r}", "save the file as UTF-8")
     fault = names if isinstance(names, str) else "" if any(map(str.strip, names)) else "is blank"
     if fault:
-        raise DataError(f"{origin or path}:1", fault, "The first line must hold the column names", "correct the line")
+        raise DataError(f"{origin or path}:1", fault, "The first line must contain the column names",
+                        "correct the line")
     return [name.split(":")[0] for name in names] if layout.typed else names
 
 
 def reader(path: Path, layout: Layout, columns: list[str]) -> str:
-    """Return SQL for the rows in columns `c0`, `c1`, …, because DuckDB does not distinguish names by case."""
+    """Return SQL that reads the rows of a file.
+
+    The columns are called `c0`, `c1`, …, because DuckDB cannot distinguish column names that differ only in case.
+    """
     listed = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(columns)))
     return (f"read_csv({sql_path(path)}, hive_partitioning = false, columns = {{{listed}}}, "
             f"header = {layout.header is None}, delim = {text(layout.delimiter)}, quote = {text(layout.quote)}, "
@@ -51,25 +58,29 @@ def reader(path: Path, layout: Layout, columns: list[str]) -> str:
 
 
 def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str, str]]:
-    """Yield (line number, values, text) for every row that is not blank; the number is that of its first line.
+    """Yield (line number, values, text) for every row that is not blank, except the header.
 
-    `values` is a dict by column name, or the reason why the row is invalid.
+    A row can span several lines; the line number is the number of its first line. `values` is a dict (column -> value),
+    or a string with the reason why the row is invalid.
     """
     names = header(path, layout)
     for number, (line, values, whole) in enumerate(_rows(path, layout)):
-        blank = len(values) < 2 and not "".join(values).strip()  # a line of delimiters is not blank
+        blank = len(values) < 2 and not "".join(values).strip()  # a row of delimiters is not blank
         if blank or (number == 0 and layout.header is None):
             continue
         if not isinstance(values, str):
             if len(values) == len(names) + 1 and not values[-1]:
-                values = values[:-1]  # the line ends with a delimiter
+                values = values[:-1]  # the row ends with a delimiter
             values = dict(zip(names, values, strict=True)) if len(values) == len(names) else (
                 f"must have {len(names)} fields, got {len(values)}")
         yield line, values, whole
 
 
 def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None:
-    """Write the rows as JSON lines with the columns `wanted`; an invalid row becomes `{}`."""
+    """Write the rows of a file to `target` as JSON lines that contain only the columns `wanted`.
+
+    An invalid row becomes `{}`.
+    """
     with target.open("w", encoding="utf-8") as out:
         for _line, values, _text in rows(path, layout):
             kept = {} if isinstance(values, str) else {c: values[c] for c in wanted if values.get(c)}
@@ -79,12 +90,14 @@ def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None
 def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, str]]:
     """Yield (line number, values, text) for every row, including the header and blank rows.
 
-    `values` is a list, or the reason why the row is invalid.
+    `values` is a list of strings, or a string with the reason why the row is invalid.
     """
     csv.field_size_limit(MAX_LINE)  # a global setting of the csv module
     quoting = {"quotechar": layout.quote, "strict": True} if layout.quote else {"quoting": csv.QUOTE_NONE}
     delimiter = layout.delimiter if len(layout.delimiter) == 1 else INSTEAD
-    taken, back, number = [], deque(), 1  # lines of this row; lines to read again before the file's next line
+    # `taken`: the lines of the current row; `back`: lines to parse again before the next line of the file;
+    # `number`: the number of the row's first line.
+    taken, back, number = [], deque(), 1
 
     def lines(file: io.TextIOWrapper) -> Iterator[str]:
         while line := back.popleft() if back else file.readline(MAX_LINE):
@@ -104,7 +117,9 @@ def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, st
                     values = next(parsed, None)
                 except csv.Error as error:
                     values = f"cannot be parsed ({error})"
-                    back.extendleft(reversed(taken[1:]))  # an unclosed quote must not swallow other rows
+                    # If a quote is never closed, the parser reads later rows as a part of this row. Parse the later
+                    # rows again.
+                    back.extendleft(reversed(taken[1:]))
                     del taken[1:]
                     parsed = csv.reader(lines(file), delimiter=delimiter, **quoting)
                 if values is None:
@@ -112,7 +127,7 @@ def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, st
                 whole = "".join(taken).rstrip("\r\n")
                 if not whole.isascii() and not encodable(whole):
                     values = "is not UTF-8"
-                # For DuckDB a quote after a space opens a quoted value; for the csv module it does not.
+                # In DuckDB, a quote after a space begins a quoted value; in the csv module, it does not.
                 elif layout.quote and f" {layout.quote}" in whole and not isinstance(values, str) and any(
                         value[:1] == " " and value.lstrip(" ")[:1] == layout.quote for value in values):
                     values = "has a space before a quote"

@@ -1,4 +1,4 @@
-"""Read files with one record per line: JSON or Python literals. Literals are parsed, never executed."""
+"""Read files with one record per line, in JSON or as a Python literal. Literals are parsed, but never executed."""
 
 import ast
 import gzip
@@ -22,20 +22,22 @@ from common.errors import DataError, ResourceError
 from common.progress import Progress
 
 MAX_LINE = 32 << 20      # bytes; a longer line is invalid
-MAX_FIELD = 1_000_000    # characters kept of one text; the final text of an item is much shorter
-MAX_DEPTH = 5            # of objects in a record whose fields have dotted names
-MAX_LITERAL = 1_000_000  # bytes; Python's own parser needs hundreds of bytes of memory for each of them
-# Exceptions of the parsers for an invalid line. The last two mean that it is nested too deeply.
+MAX_FIELD = 1_000_000    # characters; longer raw texts are cut. The final text of an item is much shorter
+MAX_DEPTH = 5            # levels of nested objects whose fields have dotted names
+MAX_LITERAL = 1_000_000  # bytes; Python's own parser needs hundreds of bytes of memory per byte of a literal
+# Exceptions of the parsers for an invalid line. The last two mean that the line is nested too deeply.
 NO_RECORD = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 
 STRING = rb"""('[^'\\]*+(?:\\.[^'\\]*+)*+'|"[^"\\]*+(?:\\.[^"\\]*+)*+")"""
-# Groups: text and strings in which only the quotes change; a string that needs more changes; an invalid character.
+# The pieces of a Python literal, for the conversion to JSON. Group 1: text and strings in which only the quotes must be
+# replaced. Group 2: a string that needs more changes. Group 3: an invalid character.
 RUNS = re.compile(rb"""((?:[^'"\\]++|'[^'"\\]*+')++)|""" + STRING + b"|(.)", re.DOTALL)
-# The same, but the first group contains only the text between strings.
+# The same pieces, but group 1 contains only the text between strings.
 BETWEEN = re.compile(rb"""([^'"\\]++)|""" + STRING + b"|(.)", re.DOTALL)
 WORD = re.compile(rb"\b(?:None|True|False)\b")
 JSON_WORDS = {b"None": b"null", b"True": b"true", b"False": b"false"}
-# An escaped surrogate is left to Python's parser, because JSON's parser would merge two of them.
+# The escapes that can be converted to JSON. Escaped surrogates are not among them: a JSON parser would merge two of
+# these into one character, so Python's parser must read such a line.
 ESCAPE = re.compile(rb"""\\(?:(['"\\bfnrt])|(u(?![dD][89a-fA-F])[0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))|["\\]""")
 
 
@@ -44,7 +46,10 @@ def parse_json(line: bytes) -> dict:
 
 
 def parse_python(line: bytes) -> dict:
-    """Parse a dict literal. It is converted to JSON if possible, and else parsed by `ast.literal_eval`."""
+    """Parse a Python dict literal.
+
+    The literal is converted to JSON and parsed as JSON, which is fast. If that fails, `ast.literal_eval` parses it.
+    """
     text = _text(line).strip()
     try:
         return _mapping(json.loads(_text(python_as_json(line)), parse_constant=_refuse))
@@ -52,7 +57,7 @@ def parse_python(line: bytes) -> dict:
         if len(line) > MAX_LITERAL:
             raise
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about escapes that Python does not know
+        warnings.simplefilter("ignore")  # Python warns about unknown escapes
         return _mapping(ast.literal_eval(text))
 
 
@@ -77,7 +82,10 @@ def _refuse(constant: str) -> None:
 
 
 def python_as_json(line: bytes) -> bytes:
-    """Convert a Python literal to JSON without parsing it, which is faster. Raises ValueError for a broken string."""
+    """Convert a Python literal to JSON by text replacement, which is faster than parsing the literal.
+
+    Raises ValueError if a quote or an escape cannot be converted.
+    """
     has_words = b"None" in line or b"True" in line or b"False" in line
     if not has_words and b'"' not in line and b"\\" not in line:
         return line.replace(b"'", b'"')
@@ -127,7 +135,10 @@ def column_names(record: dict, prefix: str = "") -> Iterator[str]:
 
 
 def plain_json(record: dict, fields: list[str], ids: list[str]) -> bytes:
-    """Return a line of JSON with these fields, without ids that are not valid Unicode. May raise NO_RECORD."""
+    """Return a line of JSON with the given fields of a record. May raise the exceptions in NO_RECORD.
+
+    A missing field is left out. A field in `ids` is also left out if its value is not valid Unicode.
+    """
     kept = {field: _plain(value) for field in fields if (value := value_at(record, field)) is not None}
     for field in ids:
         if field in kept and not encodable(str(kept[field])):
@@ -136,7 +147,7 @@ def plain_json(record: dict, fields: list[str], ids: list[str]) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """Return the value as strings (at most MAX_FIELD characters), numbers, and lists and dicts of these."""
+    """Convert a value to the types that JSON has, and cut strings to MAX_FIELD characters."""
     if isinstance(value, str):
         return value[:MAX_FIELD]
     if isinstance(value, list | tuple):
@@ -164,7 +175,7 @@ def open_binary(path: Path):
 
 
 def select_rows(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple]:
-    """Yield the rows with these numbers (from 0, ascending)."""
+    """Yield the rows at the indices `numbers`, which must be in ascending order."""
     passed = 0
     for number in numbers:
         yield next(islice(rows, number - passed, None))
@@ -172,7 +183,10 @@ def select_rows(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (number, line) for every line that is not blank; numbers count from 1. Raises DataError if damaged."""
+    """Yield (line number, line) for every line of a file that is not blank.
+
+    The line numbers begin at 1. Raises DataError if the file is damaged.
+    """
     number = 0
     for block in _blocks(path):
         for line in block.removesuffix(b"\n").split(b"\n"):
@@ -182,12 +196,12 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def first_format(path: Path) -> str | None:
-    """Return "json" or "python", the format of the first valid record among the first lines of a file.
+    """Return the format of a file, "json" or "python", or "" if none of its first NUM_FIRST lines is a valid record.
 
-    Return "" if no line is valid, and None if the file is empty or damaged.
+    The first valid record determines the format. Returns None if the file is empty or damaged.
     """
     found = None
-    with suppress(OSError, DataError):  # the reader will report the problem
+    with suppress(OSError, DataError):  # the code that reads the whole file reports the error
         for _number, line in islice(numbered_lines(path), NUM_FIRST):
             found = ""
             for name, parse in PARSERS.items():
@@ -198,9 +212,10 @@ def first_format(path: Path) -> str | None:
 
 
 def rewrite(path: Path, target: Path, format_: str) -> None:
-    """Write the lines that are not blank, decompressed and as JSON. `format_` is "json" or "python".
+    """Convert a file to uncompressed JSON lines, and leave out blank lines.
 
-    A line that is too long or cannot be converted becomes `{}`.
+    `format_` is the format of the file, "json" or "python". A line that is too long, or that cannot be converted,
+    becomes `{}`.
     """
     size = path.stat().st_size
     with target.open("wb") as out, Progress(f"read {path.name}", size, "B") as progress:
@@ -209,7 +224,10 @@ def rewrite(path: Path, target: Path, format_: str) -> None:
 
 
 def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
-    """Yield blocks of whole lines, some megabytes each. Most of a line far longer than MAX_LINE is dropped."""
+    """Yield the content of a file in blocks of whole lines, a few megabytes each.
+
+    If a line is much longer than MAX_LINE, most of it is dropped. The rest is still too long, and therefore invalid.
+    """
     rest = b""
     try:
         with path.open("rb") as raw:
@@ -230,7 +248,7 @@ def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
 
 
 def damaged(path: Path, error: BaseException) -> DataError:
-    """Return an error that names the first line that cannot be read."""
+    """Return the error for a damaged file; it names the first line that cannot be read."""
     num_lines = 0
     # Read small blocks: a read that fails does not return the valid bytes before the damage.
     with suppress(*DAMAGED), open_binary(path) as file:
@@ -242,7 +260,10 @@ def damaged(path: Path, error: BaseException) -> DataError:
 
 
 def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
-    """Yield the result of `_rewrite_block` for every task, in order, with only a few blocks in memory at a time."""
+    """Run `_rewrite_block` on every task, in several processes, and yield the results in the order of the tasks.
+
+    Only a few blocks are in memory at a time.
+    """
     num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if size < BLOCK or num_workers == 1:
         yield from (_rewrite_block(*task) for task in tasks)
@@ -264,7 +285,7 @@ def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
 
 
 def _follow_parent() -> None:
-    """In a worker, leave Ctrl-C to the parent process, and exit when the parent ends, even if it is killed."""
+    """Make a worker process ignore Ctrl-C, and exit when its parent process ends (even if the parent is killed)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: os._exit(parent.join() or 1), daemon=True).start()

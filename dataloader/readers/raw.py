@@ -27,21 +27,21 @@ from dataloader.workspace import FULL_DISK, Workspace, name, text
 log = logging.getLogger(__name__)
 
 LATEST = 4_102_444_800  # seconds; the year 2100
-# For each --time_unit, the units per second in the table `events`, which stores dates in microseconds.
+# For each --time_unit, the number of time units per second in the table `events`. Dates are stored in microseconds.
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "date": 1_000_000}
-LONG_LINE = 16 << 20  # bytes; DuckDB allocates memory for several lines of the maximum length
-NUM_FIRST = 1000      # JSON records that are searched for column names, because one record may lack some
+LONG_LINE = 16 << 20  # maximum bytes of a line for DuckDB, which allocates memory for several such lines
+NUM_FIRST = 1000      # JSON records from which the column names are collected; a single record may lack some of them
 # Exceptions of DuckDB for a file that it cannot read; IOException may also mean a full disk.
 UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException)
 
 
 class RawTable(NamedTuple):
-    """One raw file, and the columns that contain each field."""
+    """A raw file, its format, and the columns that contain each field."""
 
     path: Path
     format: str                        # "json" or "python" (literals), one record per line; "csv"; "parquet"
     columns: dict[str, list[str]]      # field -> its columns; the first column with a value is used
-    source: str = ""                   # name for messages, if `path` was extracted from an archive
+    source: str = ""                   # if `path` was extracted from an archive: the name to use in messages
     layout: Layout = Layout()          # only for "csv"
 
     @property
@@ -53,12 +53,15 @@ class RawTable(NamedTuple):
 
 
 def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str]) -> None:
-    """Create the table `into` from a query with the placeholder `{rows}` for the raw rows, in file order.
+    """Load a raw file into the new table `into`, with the rows in file order.
 
-    The raw rows have one column per field, NULL if the value is missing or unreadable. `types` gives the type of each
-    field: VARCHAR; DOUBLE, which the query may also get as text; or JSON if the field may be a list. DuckDB reads the
-    file itself, which is fast; if it cannot, the file is first rewritten line by line. Raises DataError if the file is
-    damaged.
+    query: SQL for the rows of the table. The placeholder `{rows}` stands for the rows of the file, which have one
+        column per field. A missing or unreadable value is NULL.
+    types: field -> type of its column: VARCHAR, DOUBLE, or JSON if the value may be a list. For some formats, a DOUBLE
+        column contains text, so the query must convert it.
+
+    DuckDB reads the file directly, which is fast. If DuckDB cannot read it, the file is first rewritten line by line.
+    Raises DataError if the file is damaged.
     """
     if direct := _rows_in_place(work, table, types):
         try:
@@ -70,7 +73,8 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
                 raise
             if table.format == "parquet":
                 raise DataError(table.origin, "cannot be read as Parquet", reason[:300], "replace the file") from error
-            log.info("process: reading %s line by line: %s", table.path.name, reason[:120])
+            log.info("process: reading %s line by line, because DuckDB cannot read it: %s", table.path.name,
+                     reason[:120])
     rewritten = work.folder / "rewritten.jsonl"
     if table.format == "csv":
         delimited.rewrite(table.path, table.layout, table.all_columns(), rewritten)
@@ -85,10 +89,13 @@ def _create(work: Workspace, into: str, query: str, rows: str) -> None:
 
 
 def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str) -> None:
-    """Read the rows for which `unread` (SQL) holds again with Python's parsers, which accept more than DuckDB's.
+    """Use Python's parsers for the rows that DuckDB could not parse, and update these rows in the table `into`.
 
-    Examples are a byte order mark, half of a surrogate pair (it becomes `?`), and literals that do not exist in JSON.
-    Rows that Python cannot parse either do not change. `query` and `types` are those of `load`.
+    unread: an SQL condition that is true for the rows that DuckDB could not parse
+    query, types: the same as for `load`
+
+    Python's parsers accept more than DuckDB's parser: for example a byte order mark, half of a surrogate pair (it
+    becomes `?`), and literals that do not exist in JSON. If Python cannot parse a row either, the row does not change.
     """
     if table.format not in PARSERS or not work.value(f"SELECT count(*) FROM {into} WHERE {unread}"):
         return
@@ -113,7 +120,7 @@ def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[
 
 
 def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> str:
-    """Return SQL that reads the raw file itself, or "" if DuckDB cannot read such a file."""
+    """Return SQL with which DuckDB reads the raw file directly, or "" if DuckDB cannot read such a file."""
     if table.format == "json":
         return _rows_of_json(table, table.path, types, LONG_LINE)
     columns = [] if table.format == "python" else existing_columns(work, table)
@@ -151,28 +158,28 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
                 path_text = "$" + "".join(f'."{key}"' for key in path_in_root)
                 values.append(f"({name(root)} {'->' if kind == 'JSON' else '->>'} {text(path_text)})")
         select.append(f"{_first(values, kind)} AS {name(field)}")
-    # With `ignore_errors`, DuckDB does not skip an invalid line but makes a row of NULLs.
+    # With `ignore_errors`, DuckDB does not skip an invalid line: the line becomes a row of NULLs.
     return (f"SELECT {', '.join(select)} FROM read_json({sql_path(path)}, format = 'newline_delimited', "
             f"hive_partitioning = false, records = true, columns = {{{listed}}}, ignore_errors = true, "
             f"maximum_object_size = {longest}, compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
 
 
 def _first(values: list[str], kind: str) -> str:
-    """Return SQL for the first of these values that is not NULL; an empty list counts as NULL."""
+    """Return SQL for the first of several SQL values that is not NULL. An empty list counts as NULL."""
     if kind == "JSON" and len(values) > 1:
         values = [f"CASE WHEN {value}::VARCHAR NOT IN ('[]', '\"\"') THEN {value} END" for value in values]
     return f"coalesce({', '.join(values)})" if values else f"NULL::{kind}"
 
 
 def reader(table: RawTable) -> str:
-    """Return SQL for the rows of a Parquet or CSV file."""
+    """Return SQL that reads the rows of a Parquet or CSV file."""
     if table.format == "parquet":
         return parquet_rows(table.path, "binary_as_string = true", "file_row_number = true")
     return delimited.reader(table.path, table.layout, delimited.header(table.path, table.layout, table.origin))
 
 
 def existing_columns(work: Workspace, table: RawTable) -> list[str]:
-    """Return the column names of a file; for JSON, those of its first NUM_FIRST records."""
+    """Return the column names of a file. For JSON and Python records, only the first NUM_FIRST records are read."""
     if table.format == "csv":
         return delimited.header(table.path, table.layout, table.origin)
     if table.format == "parquet":
@@ -185,7 +192,10 @@ def existing_columns(work: Workspace, table: RawTable) -> list[str]:
 
 
 def type_of(work: Workspace, table: RawTable, field: str) -> str:
-    """Return the type of a field's column in a Parquet file; VARCHAR for other files and missing columns."""
+    """Return the SQL type of the column that contains a field.
+
+    The type is "VARCHAR" if the file is not in Parquet format, or if the column is missing.
+    """
     types = _parquet_types(work, table) if table.format == "parquet" else {}
     return next((types[column] for column in table.columns.get(field, ()) if column in types), "VARCHAR")
 

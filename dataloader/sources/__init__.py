@@ -1,7 +1,7 @@
 """Sources of raw files: one module per family, with one YAML in configs/ per source of the family.
 
-A family module has `raw_paths(options)`, which returns the files to read, and `raw_tables(options, paths, work)`, which
-returns a `readers.raw.RawTable` for the interactions, and one for the items if there are any.
+A family module has two functions. `raw_paths(options)` returns the files to read. `raw_tables(options, paths, work)`
+returns a list with the `RawTable` of the interactions and, if there are item records, the `RawTable` of the items.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from dataloader.readers.lines import NAMES, PARSERS
 from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.workspace import Workspace
 
-# The fields that identify the source of a file. Other fields may be missing in some records.
+# The fields whose columns identify the source of a file. Other fields may be missing in some records.
 KNOWN_BY = {"interactions": ("user", "item", "time", "rating"), "items": ("item", "title")}
 NUM_LISTED = 20
 
@@ -25,16 +25,21 @@ def family(options: ProcessOptions) -> ModuleType:
 
 def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str, absent: list[str],
                         optional: bool = False) -> None:
-    """Raise DataError if the file does not have the columns of the fields `absent`, which have no value in any row.
+    """Raise DataError if the file has no column for one of the fields `absent`.
 
-    `part` is "interactions" or "items". The fix names the sources that match the file. If the fields are `optional`, a
-    file that matches no other source raises nothing.
+    part: "interactions" or "items"
+    absent: fields without a value in any row
+    optional: whether these fields are optional; if so, the error is raised only if the file matches another source
+
+    Such a file is probably from another source. The fix in the error names the sources that match the file.
     """
     found = existing_columns(work, table)
     if all(set(table.columns[field]) & set(found) for field in absent):
         return
-    others = []  # the sources that match the file: it has their identifying columns and those of the absent fields
-    # If no record can be parsed in the format of `source`, another source matches by its format and its column of ids.
+    # Find the other sources that match the file. A source matches if the file has the columns of this source for all
+    # `fields`. If no record can be parsed in the format of `source`, another source matches if it can parse the records
+    # and find its id column.
+    others = []
     fields = {*KNOWN_BY[part], *absent} if found else {"item"}
     for name, config in source_configs().items():
         if name not in (source, "local") and "files" in config.get(part, {}):

@@ -9,7 +9,10 @@ from dataloader.workspace import Workspace
 
 
 def raw_paths(options: ProcessOptions) -> list[Path]:
-    """Return the review file, and the metadata file if it exists; it is optional in --raw_dir."""
+    """Return the paths of the review file and, if it exists, the metadata file.
+
+    Raises DataError if there is no review file. Raises DataError if there is no metadata file, except with --raw_dir.
+    """
     dataset, fix = options.folder.name, f"bash dataloader/0_download_dataset.sh --dataset {options.folder.name} --force"
     reviews, metadata = ([options.raw / name.format(dataset=dataset) for name in options.config[part]["files"]]
                          for part in ("interactions", "items"))
@@ -17,12 +20,12 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
     if found is None:
         raise DataError(options.raw, "has no review file", "Looked for " + ", ".join(p.name for p in reviews), fix)
     if items is None and options.downloads:
-        raise DataError(metadata[0], "not found", "The file contains the item texts", fix)
+        raise DataError(metadata[0], "not found", "This file contains the item texts", fix)
     return [found] if items is None else [found, items]
 
 
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
-    """Return the table of interactions, and that of items if there is a metadata file."""
+    """Return the table of interactions and, if there is a metadata file, the table of items."""
     formats = ("json", options.config["item_lines"])
     columns = ({field: names if isinstance(names, list) else [names]
                 for field, names in options.config[part]["columns"].items()} for part in ("interactions", "items"))

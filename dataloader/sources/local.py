@@ -1,4 +1,4 @@
-"""Files of the user: CSV, TSV, JSON lines, Parquet, or RecBole's atomic files."""
+"""The source `local`: your own files in CSV, TSV, JSON lines, Parquet, or RecBole's atomic format."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from dataloader.readers.delimited import Layout
 from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.workspace import Workspace
 
-ATOMIC = ("csv", Layout("\t", quote="", typed=True))  # RecBole's
+ATOMIC = ("csv", Layout("\t", quote="", typed=True))  # RecBole's atomic files
 FORMATS = {".csv": ("csv", Layout()), ".tsv": ("csv", Layout("\t")), ".inter": ATOMIC, ".item": ATOMIC,
            **dict.fromkeys((".jsonl", ".json", ".ndjson"), ("json", Layout())),
            **dict.fromkeys((".parquet", ".pq"), ("parquet", Layout()))}
@@ -16,7 +16,11 @@ OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "vertic
 
 
 def raw_paths(options: ProcessOptions) -> list[Path]:
-    """Return the interactions file, and the items file if there is one, given by flags or found by name."""
+    """Return the paths of the interactions file and, if there is one, the items file.
+
+    A file that is not given by a flag is searched by its name in the raw folder. Raises DataError if there is no
+    interactions file. Raises ConfigError if several files match.
+    """
     interactions = options.local.interactions or _found(options, "interactions")
     if interactions is None:
         names = ", ".join(name.format(dataset=options.folder.name) for name in options.config["interactions"]["files"])
@@ -43,14 +47,24 @@ def _ending(path: Path) -> str:
 
 
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
-    """Return the table of interactions, and that of items if there is one. Raises ConfigError for a missing column."""
+    """Return the table of interactions and, if there is an items file, the table of items.
+
+    Raises ConfigError if a required column is missing.
+    """
     named = (options.local.columns, options.local.item_columns)
     return [_table(work, path, part, options.config[part]["columns"], columns)
             for path, part, columns in zip(paths, ("interactions", "items"), named, strict=False)]
 
 
 def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], named: dict[str, str | None]) -> RawTable:
-    """Return the table with the columns that exist. Required columns and those `named` by flags must exist."""
+    """Return the table of a file, with the fields whose columns exist in the file.
+
+    defaults: field -> default name of its column
+    named: field -> name of its column from a flag, or None
+
+    Raises ConfigError if a required column does not exist. Raises ConfigError if a column given by a flag does not
+    exist.
+    """
     format_, layout = FORMATS.get(_ending(path), ("", Layout()))
     if not format_ or (format_ == "parquet" and path.suffix == ".gz"):
         raise ConfigError(f"--{part} {path}", f"unknown file extension {''.join(path.suffixes[-2:])!r}",
@@ -64,8 +78,8 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
         if existing.count(column) > 1:
             raise ConfigError(f"{path}:1", f"has {existing.count(column)} columns with the name {column}",
                               fix="rename all but one of them")
-        # The first JSON records may lack a text that later ones have. Without `existing`, no record can be parsed, and
-        # the later error about the first line is more helpful.
+        # A text may be missing in the first JSON records, but not in later ones. If `existing` is empty, no record can
+        # be parsed; raise no error here, because a later error about the first line is more helpful.
         may_follow = table.format == "json" and part == "items" and field != "item" and named[field] is None
         if column in existing or not existing or may_follow:
             table.columns[field] = [column]

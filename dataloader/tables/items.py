@@ -1,4 +1,4 @@
-"""Convert raw item records of any format to plain text: the tables `metadata` and `described`."""
+"""Convert raw item records to plain text, and store the text in the tables `metadata` and `described`."""
 
 import html
 import logging
@@ -14,18 +14,21 @@ from dataloader.workspace import Workspace, text
 
 log = logging.getLogger(__name__)
 
-MAX_TEXT = 10_000  # characters; far more than any text model reads
-# Separators between the members of a list.
+MAX_TEXT = 10_000  # characters of a title or text; far more than any text model reads
+# The text fields. If the value of a field is a list, its members are joined with this separator.
 SEPARATORS = {"title": " ", "description": " ", "brand": " ", "price": " ", "categories": ", ", "features": " ",
               "year": " ", "genres": ", "}
-TAG = r"<(?:[/!?]?[A-Za-z]|!--)[^<>]{0,500}>"    # does not match "width < 5, height > 3"
+TAG = r"<(?:[/!?]?[A-Za-z]|!--)[^<>]{0,500}>"    # an HTML tag; does not match "width < 5, height > 3"
 BLANK = r"\s\x0b\x1c-\x1f\x{85}\p{Z}"
-# White space other than a single space. A pattern for all white space would replace every space of a text.
+# UNEVEN matches all white space except a single space. A pattern that also matches a single space would replace every
+# space of a text by a space.
 ODD_BLANK = (r"[\t-\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
              f"[{BLANK}]*")
 UNEVEN = f" [{BLANK}]+|{ODD_BLANK}"
-PRICE = r"^\$?\d[\d,.]*(?: ?- ?\$?\d[\d,.]*)?$"  # some price fields contain fragments of HTML pages
-# A URL; a list of URLs; or a list of records, each with the sizes of one image. The first image is the main one.
+# A price or a range of prices; some price fields contain fragments of HTML pages instead.
+PRICE = r"^\$?\d[\d,.]*(?: ?- ?\$?\d[\d,.]*)?$"
+# SQL for the URL of the main image of an item. The field `image` can be a URL, a list of URLs, or a list of records
+# that each contain the URLs of one image in several sizes. The first image of a list is the main one.
 IMAGE_URL = """nullif(CASE json_type(image) WHEN 'VARCHAR' THEN image ->> '$'
     WHEN 'ARRAY' THEN CASE json_type(image, '$[0]') WHEN 'VARCHAR' THEN image ->> '$[0]'
         WHEN 'OBJECT' THEN coalesce(image ->> '$[0].large', image ->> '$[0].hi_res', image ->> '$[0].thumb')
@@ -35,15 +38,19 @@ NESTED = "[[["     # the beginning of a JSON value that is nested too deeply for
 
 
 def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted: str, bad_lines: Path) -> int:
-    """Create `metadata (raw_id, wanted, <fields>, image_url, nested)`, one row per record, in file order.
+    """Load the item records into the table `metadata (raw_id, wanted, <fields>, image_url, nested)`.
 
-    The fields are the title and those of the template, as plain text. They are filled only for the raw ids selected by
-    `wanted` (SQL, one column). Returns the number of skipped lines. Raises DataError with file and line of an invalid
-    item.
+    The table has one row per record, in file order. Its fields are the title and the fields of the template, as plain
+    text. The parameter `wanted` is an SQL query that returns the raw ids of the items that are needed. The column
+    `wanted` is true for the records of these items, and by chance for a few others. The texts of all other records are
+    left empty. The column `nested` is true if one of the texts is in lists that are nested too deeply.
+
+    Returns the number of invalid lines that were skipped. Raises DataError, with file and line, about the first invalid
+    item if --bad_lines does not allow it to be skipped.
     """
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
-    # A bitmap with one bit per hash. A join would be exact, but lose the row order, which decides between several
-    # records of one item.
+    # The wanted ids are stored as a bitmap with one bit per hash. A join with the ids would be exact, but it would lose
+    # the row order. The row order decides which of several records of an item is used.
     num_bits = 1 << min(30, max(10, (BITS_FOR_ONE * work.value(f"SELECT count(*) FROM ({wanted})")).bit_length()))
     work.run(f"""SET VARIABLE wanted = (SELECT bitstring_agg((hash(raw_id) % {num_bits})::INTEGER, 0, {num_bits - 1})
                                         FROM ({wanted}) ids(raw_id))""")
@@ -57,7 +64,7 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
                wanted AND ({' OR '.join(['false', *deep])}) AS nested
         FROM (SELECT *, item AS raw_id, {is_wanted} AS wanted FROM {{rows}})"""
     types = {"item": "VARCHAR", **dict.fromkeys([*fields, "image"], "JSON")}
-    for field in (*fields, "image"):  # another source may share the column of ids but not these
+    for field in (*fields, "image"):  # a file of another source may have the same id column, but not these columns
         if options.source != "local" and table.columns.get(field):
             refuse_other_source(work, table, "items", options.source, [field], optional=True)
     load(work, table, "metadata", query, types)
@@ -65,17 +72,17 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
         refuse_other_source(work, table, "items", options.source, ["item"])
     repair(work, table, "metadata", query, types, "raw_id IS NULL")
     return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: (id_fault(
-        table, values, "item") or "has a text in lists nested three levels deep or more", ""),
+        table, values, "item") or "has a text in lists that are nested three or more levels deep", ""),
         options.processing.bad_lines, bad_lines)
 
 
 def _clean(field: str) -> str:
-    """Return SQL for the plain text of a field: HTML entities decoded, no tags, single spaces.
+    """Return SQL that converts a field to plain text, without HTML entities, tags and repeated spaces.
 
-    The text is empty if the field is missing. The members of a list, or of a list of lists, are joined. Each step
-    contains the expression of the step before only once, because DuckDB would compute a second one again. Entities are
-    decoded first, because they may encode a tag. Only records with an entity and very long ones call Python, which is
-    slow.
+    If the field is missing, the text is empty. The members of a list, or of a list of lists, are joined. Entities are
+    decoded before tags are removed, because entities may encode a tag. The decoder is a Python function, which is slow,
+    so it is called only for texts with an entity and for very long texts. Each step evaluates the expression of the
+    previous step only once, because DuckDB would compute it again for a second use.
     """
     raw = f"{field}::VARCHAR"
     members = f"""CASE WHEN starts_with({raw}, '[[') THEN json_extract_string({field}, '$[*][*]')
@@ -94,9 +101,10 @@ def _clean(field: str) -> str:
 
 
 def describe(work: Workspace, template: tuple[str, ...]) -> None:
-    """Create `described (raw_id, title, text, image_url, cut)` from the first record of each item that has a text.
+    """Fill in the template for each item, and create the table `described (raw_id, title, text, image_url, cut)`.
 
-    Long texts are cut between words; `cut` is true for these items.
+    If an item has several records, its first record with a text is used. Titles and texts longer than MAX_TEXT are cut
+    between words. `cut` is true if the text was cut.
     """
     available = {row[0] for row in work.run("DESCRIBE metadata")} & set(SEPARATORS)
     pieces, missing = [], set()
@@ -104,11 +112,11 @@ def describe(work: Workspace, template: tuple[str, ...]) -> None:
         parts = [part[:2] for part in Formatter().parse(piece)]
         absent = {field for _words, field in parts if field is not None} - available
         missing |= absent
-        if not absent:  # SQL for the piece with its fields filled in, NULL if one of them is empty
+        if not absent:  # SQL for the piece with its fields filled in; the piece is NULL if one of the fields is empty
             pieces.append(" || ".join(sql for words, field in parts for sql in (
                 words and text(words), field and f"nullif({field}, '')") if sql))
     if missing and work.count("metadata"):
-        log.info("process: fields of the template that are missing in the item records: %s", ", ".join(sorted(missing)))
+        log.info("process: the item records do not have these fields of the template: %s", ", ".join(sorted(missing)))
     whole = f"concat_ws('. ', {', '.join(pieces)})" if pieces else "''"
     title = "title" if "title" in available else "''"
     work.run(f"""CREATE TABLE whole AS
@@ -122,7 +130,7 @@ def describe(work: Workspace, template: tuple[str, ...]) -> None:
 
 
 def _shorten(value: str) -> str:
-    """Return SQL that cuts a text to at most MAX_TEXT characters, between words if there are several."""
+    """Return SQL that cuts a text to at most MAX_TEXT characters, if possible between two words."""
     head = f"substr({value}, 1, {MAX_TEXT + 1})"
     return f"""CASE WHEN length({value}) <= {MAX_TEXT} THEN {value}
                     ELSE coalesce(nullif(regexp_extract({head}, '(?s)^(.*) ', 1), ''), substr({value}, 1, {MAX_TEXT}))

@@ -14,18 +14,20 @@ SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99"
 
 
 class Split(NamedTuple):
-    """An SQL expression for the split of an event in `numbered`, and the keys about the split for the meta file."""
+    """An SQL expression that gives the split of each event in `numbered`, and a description of the split."""
 
     expression: str
-    info: dict
+    info: dict  # entries about the split for the meta file
 
 
 def make_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:
     """Return the split that the options select.
 
-    Leave-one-out: for each user with at least three events, the last one is test and the one before it is valid.
-    Temporal: valid and test begin at the same times for all users, so that no training event is later than a test
-    event. Raises DataError, located at the file `raw`, if a split has no events.
+    Leave-one-out: if a user has at least three events, the last event is in test and the second to last is in valid.
+    All other events are in train. Temporal: valid and test begin at the same times for all users, so that no training
+    event is later than a test event.
+
+    Raises DataError if a split has no events. The error names the file `raw`.
     """
     info = {"split_name": processing.split}
     if processing.split == "leave_one_out":
@@ -36,8 +38,8 @@ def make_split(work: Workspace, processing: Processing, report: Report, raw: Pat
         begins = list(map(timestamp_of, processing.split_dates))
         if not begins:
             num_events, (train, valid, _test) = work.count("sorted"), processing.split_ratios
-            # The number of events before valid and before test. Rounding gives 8 of 10 events for 0.7 + 0.1, which is
-            # 0.7999… in floating point. Events with the same timestamp are in the same split.
+            # `ranks` are the numbers of events before valid and before test. In floating point, 0.7 + 0.1 is 0.7999…;
+            # rounding makes this 8 of 10 events. Events with the same timestamp are in the same split.
             ranks = [min(int(round(share * num_events, 6)), num_events - 1) for share in (train, train + valid)]
             begins = [work.value('SELECT "timestamp" FROM numbered ORDER BY "timestamp" LIMIT 1 OFFSET ?', rank)
                       for rank in ranks]
@@ -51,8 +53,9 @@ def make_split(work: Workspace, processing: Processing, report: Report, raw: Pat
         num_times = work.value('SELECT count(DISTINCT "timestamp") FROM numbered')
         if processing.split == "temporal" and num_times < len(SPLITS):  # no ratios or dates can work
             why += f"; the number of different timestamps is {num_times}, but a temporal split needs {len(SPLITS)}"
-            fix = "use --split leave_one_out (it needs a user with three events)"
-        raise DataError(raw, f"no events remain for {' and '.join(empty)}", "; ".join([why, *report.lines()]), fix)
+            fix = "use --split leave_one_out, which needs at least one user with three events"
+        raise DataError(raw, f"no events are left for the split {' and '.join(empty)}",
+                        "; ".join([why, *report.lines()]), fix)
     return Split(expression, {**info, "num_in_split": {name: counts[name] for name in SPLITS}})
 
 
@@ -60,7 +63,7 @@ def measure(work: Workspace) -> dict:
     """Return statistics: counts, density, percentiles of the events per user and per item, first and last timestamp."""
     num_users, num_items, num_events = (work.count(table) for table in ("users", "items", "sorted"))
     [(first, last)] = work.run('SELECT min("timestamp"), max("timestamp") FROM numbered')
-    # Exact duplicates have the same user, item and time; search only where a user has several events at one time.
+    # Exact duplicates have the same user, item and time. Search only the times at which a user has several events.
     work.run("""CREATE TABLE moments AS SELECT DISTINCT "user", "time" FROM (
         SELECT "user", "time", lag("user") OVER () AS user_before, lag("time") OVER () AS time_before FROM sorted)
         WHERE "user" = user_before AND "time" = time_before""")

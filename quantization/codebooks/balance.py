@@ -1,4 +1,8 @@
-"""Cluster prices that limit the size of clusters: each row goes to the cluster with the lowest cost plus price."""
+"""Prices of clusters, which limit the sizes of the clusters.
+
+Each row belongs to the cluster for which the cost of the row plus the price of the cluster is lowest. A cluster
+therefore becomes smaller if its price rises.
+"""
 
 from itertools import pairwise
 
@@ -7,17 +11,20 @@ from torch import Tensor
 
 # N rows, K clusters
 
-FEW = 64  # surplus rows at which `raise_prices` stops; `exact_prices` moves them one by one
+FEW = 64  # `raise_prices` stops at this number of surplus rows; `exact_prices` moves the remaining ones one by one
 
 
 def raise_prices(costs: Tensor, prices: Tensor, max_size: int, num_rounds: int) -> Tensor:
-    """Raise the prices (K,) of full clusters until there are at most FEW surplus rows, in at most `num_rounds` rounds.
+    """Raise the prices of full clusters until there are at most `FEW` surplus rows, and return the new prices (K,).
 
-    costs: float64 (N, K)
+    costs: float64 (N, K), the cost of each row in each cluster
+    prices: (K,), the prices to start from
+    max_size: maximum number of rows in a cluster
+    num_rounds: maximum number of rounds
 
-    Surplus rows are the rows above `max_size` in each cluster. A round raises the prices of all full clusters by the
-    same amount, just enough for as many rows to move to other clusters as there are surplus rows. If the prices were
-    raised one at a time, two full clusters would outbid each other in tiny steps.
+    A cluster with n > max_size rows has n - max_size surplus rows. Each round raises the prices of all full clusters by
+    the same amount. The amount is chosen such that as many rows leave the full clusters as there are surplus rows. If
+    the prices were raised one cluster at a time, the prices of two full clusters would rise in turn, in tiny steps.
     """
     for _ in range(num_rounds):
         priced = costs + prices
@@ -30,7 +37,7 @@ def raise_prices(costs: Tensor, prices: Tensor, max_size: int, num_rounds: int) 
         in_full = full[codes]
         margins = (priced[in_full].masked_fill(full, torch.inf).amin(dim=1) - lowest[in_full]).sort().values
         first_staying = min(surplus, len(margins) - 1)
-        # The midpoint between the last row that moves and the first row that stays.
+        # Raise the prices to the midpoint between the last row that leaves and the first row that stays.
         prices = torch.where(full, prices + (margins[surplus - 1] + margins[first_staying]) / 2, prices)
     return prices - prices.min()
 
@@ -38,14 +45,18 @@ def raise_prices(costs: Tensor, prices: Tensor, max_size: int, num_rounds: int) 
 def exact_prices(costs: Tensor, prices: Tensor, max_size: int) -> Tensor:
     """Return prices (K,) at which no cluster has more than `max_size` rows.
 
-    costs: float64 (N, K)
-    prices: (K,), prices at which clusters have only a few surplus rows
+    costs: float64 (N, K), the cost of each row in each cluster
+    prices: (K,), prices at which there are only a few surplus rows
 
-    The size-limited assignment with the lowest total cost is the cheapest assignment at some prices (the dual of the
-    transport problem). It is found by successive shortest paths: each surplus row starts a chain of moves from cluster
-    to cluster, which ends in a cluster that has room. Many prices give this assignment. The function returns the mean
-    of the extreme ones, which keeps a margin to every other assignment. A cluster can exceed the limit only if some
-    rows are equal or nearly equal.
+    If no cluster exceeds `max_size` at the given prices, the function returns them unchanged. At the returned prices, a
+    cluster can exceed `max_size` only if some rows are equal or nearly equal.
+
+    The cheapest assignment is the one with the lowest total cost among all assignments that respect the limit. There
+    are prices that lead to exactly this assignment if each row goes to the cluster with the lowest cost plus price (the
+    dual of the transport problem). The function finds the assignment by successive shortest paths: each surplus row
+    starts a chain of moves from cluster to cluster, and the chain ends in a cluster that has room. Many prices lead to
+    the same assignment. The function returns the mean of the extreme ones, because the mean has a margin: a small
+    change of a cost does not change the assignment.
     """
     codes = (costs + prices).argmin(dim=1)
     counts = torch.bincount(codes, minlength=len(prices))
@@ -64,7 +75,10 @@ def exact_prices(costs: Tensor, prices: Tensor, max_size: int) -> Tensor:
 
 
 def _cheapest_moves(costs: Tensor, codes: Tensor, cluster: int) -> Tensor:
-    """Return the lowest cost of moving a row from `cluster` to each cluster: (K,), infinite if `cluster` is empty."""
+    """For each target cluster, return the lowest cost of moving one row from `cluster` to the target: (K,).
+
+    The costs are infinite if `cluster` is empty.
+    """
     inside = costs[codes == cluster]
     if not len(inside):
         return torch.full_like(costs[0], torch.inf)
@@ -78,13 +92,17 @@ def _cheapest_row(costs: Tensor, codes: Tensor, source: int, target: int) -> int
 
 
 def _cheapest_chain(moves: Tensor, prices: Tensor, counts: Tensor, max_size: int) -> tuple[list[int], Tensor]:
-    """Return the cheapest chain of clusters from an overfull one to one with room, and the new prices (K,).
+    """Find the cheapest chain of moves from a cluster that is too large to a cluster that has room.
 
-    moves: (K, K), the lowest cost of a move from each cluster to each other
+    Return the list of the clusters in the chain, and the new prices (K,). At the new prices, the moves of the chain
+    cost nothing.
 
-    At the new prices, the moves of the chain cost nothing. The algorithm is Bellman-Ford on the reduced costs, which
-    are the costs of the moves plus the differences in price. They are clamped at 0, so that rounding cannot create a
-    cycle of negative cost.
+    moves: (K, K), the lowest cost of moving one row from each cluster to each other cluster
+    counts: (K,), the number of rows in each cluster
+
+    The algorithm is Bellman-Ford on reduced costs. The reduced cost of a move is its cost plus the price of the target
+    minus the price of the source. Reduced costs are clamped at 0; otherwise, rounding errors could create a cycle of
+    negative cost.
     """
     reduced_costs = (moves + prices - prices.unsqueeze(1)).clamp(min=0)
     total = torch.where(counts > max_size, 0.0, torch.inf).to(moves)
@@ -103,11 +121,14 @@ def _cheapest_chain(moves: Tensor, prices: Tensor, counts: Tensor, max_size: int
 
 
 def _mean_of_extremes(moves: Tensor) -> Tensor:
-    """Return prices p (K,) with p[j] - p[k] < moves[j, k] wherever possible.
+    """Return prices (K,) at which every row prefers its own cluster, by a margin wherever possible.
 
-    The costs of the cheapest chains of moves to any one cluster almost satisfy this condition: along the chains, the
-    two sides are equal. In the mean over all clusters, they are equal only where they are equal in every solution. The
-    Floyd-Warshall algorithm finds the chains.
+    moves: (K, K), the lowest cost of moving one row from each cluster to each other cluster
+
+    Prices p have a margin if p[j] - p[k] < moves[j, k] for all clusters j and k. Take any target cluster, and set p[j]
+    to the cost of the cheapest chain of moves from cluster j to the target. These prices almost satisfy the condition:
+    the two sides are equal along the chains. The function returns the mean of such prices over all target clusters. For
+    the mean, the two sides are equal only where a margin is impossible. The Floyd-Warshall algorithm finds the chains.
     """
     chains = torch.where(moves.isfinite(), moves, len(moves) * moves[moves.isfinite()].abs().max())
     for cluster in range(len(moves)):

@@ -1,4 +1,4 @@
-"""A codebook with the options of `codebook:` in configs/defaults.yaml."""
+"""A codebook. The section `codebook:` of configs/defaults.yaml explains its options."""
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +13,26 @@ from quantization.codebooks.nearest import directions, distances_exactly, neares
 
 
 class Codebook(nn.Module):
-    """K codewords, trained by gradient or as moving averages of the rows that choose them.
+    """A codebook of K codewords, trained by gradient or as moving averages of the rows that choose each codeword.
 
-    A quantizer calls `start` once with rows of the data, `choose` in `forward`, `nearest` with float64 rows in
-    `get_codes`, and `restart_dead` in `maintain`. With `update: gradient`, the loss of the quantizer must pull the
-    chosen codewords to their rows.
+    A quantizer that uses a codebook must
+
+    - call `start` once before training, with rows of the data,
+    - call `choose` in `forward`,
+    - call `nearest` in `get_codes`, with float64 rows,
+    - call `restart_dead` in `maintain`,
+    - with `update: gradient`, have a loss that pulls each chosen codeword towards the rows that chose the codeword.
     """
 
-    usage: Tensor   # (K,) how often training chose each codeword since the last call of `restart_dead`
+    usage: Tensor   # (K,) how often each codeword was chosen in training since the last call of `restart_dead`
     counts: Tensor  # (K,) moving average of the number of rows per batch that choose each codeword
-    sums: Tensor    # (K, D) moving average of the sum of these rows
+    sums: Tensor    # (K, D) moving average of the sum of the rows per batch that choose each codeword
 
     def __init__(self, size: int, width: int, options: dict, uniform: bool = False):
         """Create a codebook.
 
+        size: the number of codewords
+        width: the number of elements of a codeword
         options: the resolved `codebook:` section of the quantizer's configuration
         uniform: in training, choose all codewords about equally often (Sinkhorn)
         """
@@ -44,19 +50,28 @@ class Codebook(nn.Module):
         return len(self.codewords)
 
     def nearest(self, rows: Tensor) -> Tensor:
-        """Return the code of each row, independently of the other rows: (N, D) -> (N,)."""
+        """Return the code of each row, which is the index of the nearest codeword: (N, D) -> (N,).
+
+        The code of a row does not depend on the other rows.
+        """
         return nearest_exactly(rows, self._compared())
 
     def nearest_in_float32(self, rows: Tensor) -> Tensor:
-        """Return the codes in float32, for training: (N, D) -> (N,). Near ties may depend on the other rows."""
+        """Return the code of each row, computed in float32: (N, D) -> (N,). Use this method only for training.
+
+        If two codewords are almost equally near to a row, the code of the row may depend on the other rows.
+        """
         return nearest(rows, self._compared())
 
     def distances(self, rows: Tensor) -> Tensor:
-        """Return the squared distances from each row to each codeword: (N, D) -> float64 (N, K)."""
+        """Return the squared distance from each row to each codeword: (N, D) -> float64 (N, K)."""
         return distances_exactly(rows, self._compared())
 
     def choose(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codes (N,) and codewords (N, D) of rows (N, D). In training, also update counts and averages."""
+        """Choose a codeword for each row (N, D). Return the codes (N,) and the codewords (N, D).
+
+        In training, the method also updates `usage` and the moving averages.
+        """
         if not self.training:
             codes = self.nearest_in_float32(rows)
             return codes, self.lookup(codes)
@@ -75,12 +90,12 @@ class Codebook(nn.Module):
         return codes, codewords
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Return the codewords of codes: (N,) -> (N, D)."""
+        """Return the codeword of each code: (N,) -> (N, D)."""
         return F.embedding(codes, self.codewords)
 
     @torch.no_grad()
     def start(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Initialize the codewords from rows (N, D) of the data: by k-means, or with random rows."""
+        """Initialize the codewords from rows of the data (N, D), with k-means or with random rows."""
         if self.options["start"] == "kmeans":
             clusters = kmeans(rows, len(self), self.options["kmeans_iterations"], generator, self.cosine)
             self._move(torch.ones(len(self), 1, dtype=torch.bool, device=rows.device), clusters.centroids)
@@ -90,9 +105,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def restart_dead(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Move every codeword that was unused since the last call to a random row (N, D), and reset `usage`.
+        """Move each unused codeword to a random one of the rows (N, D), and set `usage` to 0.
 
-        With `restart_dead: false`, only reset `usage`.
+        A codeword is unused if training has not chosen it since the last call of this method. With
+        `restart_dead: false`, the method only sets `usage` to 0.
         """
         picks = _draw(len(self), len(rows), generator).to(rows.device, non_blocking=True)
         if self.options["restart_dead"]:
@@ -111,19 +127,21 @@ class Codebook(nn.Module):
     def _average(self, counts: Tensor, sums: Tensor) -> None:
         """Update the moving averages and the codewords (van den Oord et al. 2017, arXiv 1711.00937, appendix A).
 
-        counts (K,) and sums (K, D): number and sum of the rows of a batch that chose each codeword
+        counts: (K,), the number of rows in the batch that chose each codeword
+        sums: (K, D), the sum of these rows
         """
         decay = self.options["ema_decay"]
         self.counts.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
-        # Keep codewords that are hardly ever chosen: the quotient of two tiny numbers would pull them to 0.
+        # Do not change codewords that are almost never chosen: the quotient of two tiny numbers would pull them to 0.
         chosen = self.counts.unsqueeze(1) > 1e-5
         self.codewords.copy_(torch.where(chosen, self.sums / self.counts.unsqueeze(1), self.codewords))
 
     def _sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw codes from the softmax of the negative distances (Gumbel-softmax, arXiv 1611.01144).
+        """Draw a random code for each row with the Gumbel-softmax (arXiv 1611.01144).
 
-        Return codes (N,) and codewords (N, D); the gradient of the codewords is that of the softmax.
+        Return the codes (N,) and the codewords (N, D). The probabilities of the codes are the softmax of the negative
+        squared distances. In the backward pass, the codewords have the gradient of this softmax.
         """
         compared = self._compared()
         logits = 2 * rows @ compared.T - compared.square().sum(dim=1)
@@ -131,11 +149,17 @@ class Codebook(nn.Module):
         return chosen.argmax(dim=1), chosen @ self.codewords
 
     def _choose_uniformly_in_batch(self, rows: Tensor) -> Tensor:
-        """Return the codes (N,) of this process's shard. Every process computes the codes of the whole batch."""
+        """Return a code for each row of this process's shard: (N, D) -> (N,).
+
+        In the whole batch, all codes are about equally frequent. Every process computes the codes of the whole batch.
+        """
         return self._choose_uniformly(all_gather(rows))[shard_rows()]
 
     def _choose_uniformly(self, rows: Tensor) -> Tensor:
-        """Return codes (N,) with about equal counts: optimal transport by Sinkhorn iterations."""
+        """Return a code for each row, such that all codes are about equally frequent: (N, D) -> (N,).
+
+        This is an optimal transport problem. Sinkhorn iterations solve it approximately.
+        """
         costs = distances_exactly(rows, self._compared())
         costs = (costs - costs.amin(dim=1, keepdim=True)) / (costs.amax() - costs.amin()).clamp(min=1e-12)
         kernel = torch.exp(-costs / self.options["sinkhorn_epsilon"])                              # (N, K)
@@ -147,21 +171,25 @@ class Codebook(nn.Module):
 
 
 def check_options(options: dict, where: str, num_levels: int) -> None:
-    """Raise ConfigError if an option has an invalid value, or two options cannot be combined."""
+    """Check the options of a codebook.
+
+    Raises ConfigError if an option has an invalid value, or if two options cannot be combined.
+    """
     if options["gradient"] == "gumbel" and options["update"] == "ema":
-        raise ConfigError(f"{where}.update", "ema cannot be combined with gradient gumbel", "Gumbel sampling trains "
-                          "the codewords by gradient", "use --update gradient, or --gradient straight_through")
+        raise ConfigError(f"{where}.update", "ema cannot be combined with --gradient gumbel", "With ema, the "
+                          "codewords are averages of rows; with gumbel, they are trained by gradient",
+                          "use --update gradient, or --gradient straight_through")
     for key in ("sinkhorn_epsilon", "gumbel_temperature"):
         if options[key] <= 0:
             raise ConfigError(f"{where}.{key}", f"must be greater than 0, got {options[key]}", fix="correct the value")
     for level in options["sinkhorn_levels"]:
         if type(level) is not int or not -num_levels <= level < num_levels:
             raise ConfigError(f"{where}.sinkhorn_levels", f"unknown level {level!r}", f"There are {num_levels} levels, "
-                              "counted from 0; -1 is the last one", "correct the value")
+                              "numbered from 0; -1 is the last level", "correct the value")
 
 
 def _draw(count: int, num_rows: int, generator: torch.Generator) -> Tensor:
-    """Return `count` random row numbers. They are distinct if there are at least `count` rows."""
+    """Return `count` random row numbers. The numbers are distinct if there are at least `count` rows."""
     picks = torch.randperm(num_rows, generator=generator)[:count]
     return picks if len(picks) == count else torch.cat([picks, torch.randint(num_rows, (count - len(picks),),
                                                                               generator=generator)])

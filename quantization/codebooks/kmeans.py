@@ -1,4 +1,4 @@
-"""k-means on the device, optionally with cosine distance or with a maximum cluster size."""
+"""k-means on the CPU or GPU, optionally with the cosine distance or with a maximum cluster size."""
 
 import math
 from typing import NamedTuple
@@ -11,16 +11,17 @@ from quantization.codebooks.nearest import directions, nearest_exactly
 
 # N rows, D width, K clusters
 
-SAMPLE_ROWS, SAMPLE_PER_CLUSTER = 2048, 8  # rows to draw the initial centroids from: the larger number
-PRODUCT_ROWS = 4096                       # maximum sample size for computing all inner products at once (64 MB)
-ROUNDS, LAST_ROUNDS = 5, 50               # rounds of `raise_prices`: in each iteration, at the end
+# The initial centroids are drawn from a sample of SAMPLE_ROWS or SAMPLE_PER_CLUSTER * K rows, whichever is larger.
+SAMPLE_ROWS, SAMPLE_PER_CLUSTER = 2048, 8
+PRODUCT_ROWS = 4096          # in a sample of at most this size, all inner products are computed at once (64 MB)
+ROUNDS, LAST_ROUNDS = 5, 50  # maximum rounds of `raise_prices` in each k-means iteration, and after the last iteration
 
 
 class Clusters(NamedTuple):
-    """The result of k-means. A row belongs to the centroid with the smallest squared distance plus offset."""
+    """The result of k-means. A row belongs to the cluster with the smallest squared distance plus offset."""
 
     centroids: Tensor            # (K, D)
-    offsets: Tensor | None       # float64 (K,), prices that limit the cluster sizes; None: no limit
+    offsets: Tensor | None       # float64 (K,), added to the squared distances to limit the sizes; None: no limit
 
     def assign(self, rows: Tensor) -> Tensor:
         """Return the cluster of each row: (N, D) -> (N,)."""
@@ -32,11 +33,12 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
            max_size: int | None = None) -> Clusters:
     """Cluster rows (N, D) with Lloyd's algorithm, initialized by k-means++.
 
-    An empty cluster moves to one of the rows that are farthest from their centroids. With `cosine`, a row belongs to
-    the centroid at the smallest angle.
+    The centroid of an empty cluster moves to one of the rows that are farthest from their centroids. With `cosine`, a
+    row belongs to the centroid at the smallest angle.
 
-    With `max_size`, a cluster has at most `max_size` of the rows, unless more rows than that are equal or nearly equal.
-    The clusters then form a power diagram. Their initial centroids are random rows, so that dense regions get many.
+    With `max_size`, no cluster has more than `max_size` rows, unless more than `max_size` rows are equal or nearly
+    equal. The centroids and the offsets of the result form a power diagram. The initial centroids are random rows
+    instead of k-means++, so that dense regions get many centroids.
     """
     count = max(SAMPLE_ROWS, SAMPLE_PER_CLUSTER * num_clusters)
     sample = rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
@@ -55,30 +57,34 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
 
 
 def _initial_centroids(sample: Tensor, num_clusters: int, generator: torch.Generator, uniform: bool) -> Tensor:
-    """Draw centroids (K, D) from the rows of a sample with k-means++ (Arthur and Vassilvitskii 2007).
+    """Draw the initial centroids (K, D) from the rows of a sample, with k-means++ (Arthur and Vassilvitskii 2007).
 
-    The probability of a row is proportional to its squared distance from the nearest centroid drawn before. Several
-    rows are drawn for each centroid, and the one that leaves the smallest total distance is kept; with a single draw,
-    distant groups of rows often get no centroid. With `uniform`, one row is drawn, and all rows that differ from the
-    centroids have the same probability. If there are fewer distinct rows than clusters, the other centroids are copies
-    with noise. The function does not wait for the device.
+    The probability of a row is proportional to the squared distance from the row to the nearest centroid so far. For
+    each centroid, the function draws several candidate rows, and keeps the candidate that makes the sum of all
+    distances smallest. With a single candidate, distant groups of rows often get no centroid.
+
+    With `uniform`, the function draws one candidate, and all rows that differ from the centroids so far have the same
+    probability.
+
+    If there are fewer distinct rows than clusters, the remaining centroids are copies of rows with added noise. The
+    function does not wait for the GPU.
     """
     num_draws = 1 if uniform else 2 + int(math.log(num_clusters))
     draws = torch.rand(num_clusters, num_draws, generator=generator).to(sample.device, torch.float64)
     noise = 1e-3 * _scale(sample) * torch.randn(num_clusters, sample.shape[1], generator=generator).to(sample)
     norms = sample.square().sum(dim=1)
-    # If all inner products fit into the cache, computing them at once is much faster than a few rows at a time.
+    # If all inner products fit into the cache, it is much faster to compute them at once than a few rows at a time.
     products = sample @ sample.T if len(sample) <= PRODUCT_ROWS else None
     distance = torch.ones_like(norms)
     picks: list[Tensor] = []
     for draw, shift in zip(draws, noise, strict=True):
         cumulative = (distance > 0 if uniform else distance).double().cumsum(0)
-        # If all distances are 0, the first row is drawn.
+        # If all distances are 0, the search returns len(sample), and the last row is drawn.
         drawn = torch.searchsorted(cumulative, draw * cumulative[-1], right=True)
         drawn = drawn.clamp_(max=len(sample) - 1)                                                   # (draws,)
         inner = sample[drawn] @ sample.T if products is None else products[drawn]                   # (draws, rows)
         distances = (norms - 2 * inner + norms[drawn].unsqueeze(1)).clamp_(min=0)
-        # Rounding errors must not make a copy of a centroid look like a different row.
+        # Because of rounding errors, a copy of a centroid can have a small distance; set it to 0.
         distances = torch.where(distances > 1e-5 * (norms + 1e-30), distances, 0.0)
         remaining = distances if not picks else torch.minimum(distance, distances)
         best = remaining.sum(dim=1).argmin(dim=0, keepdim=True)
@@ -88,13 +94,18 @@ def _initial_centroids(sample: Tensor, num_clusters: int, generator: torch.Gener
 
 
 def _scale(rows: Tensor) -> Tensor:
-    """Return the standard deviation of all elements: (), or their mean absolute value if all are equal."""
+    """Return the standard deviation of all elements, or their mean absolute value if all elements are equal."""
     deviation = rows.std(correction=0)
     return torch.where(deviation > 0, deviation, rows.abs().mean().clamp(min=1e-6))
 
 
 def _assign(rows: Tensor, norms: Tensor, centroids: Tensor, prices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cluster of each row (N,), and its squared distance plus price (N,)."""
+    """Assign each row to the cluster for which the squared distance plus the price is smallest.
+
+    Return the cluster of each row (N,), and the squared distance plus price of this cluster (N,).
+
+    norms: (N,), the squared lengths of the rows
+    """
     bias = centroids.square().sum(dim=1)
     bias = bias + prices.to(bias.dtype)
     smallest, codes = torch.addmm(bias, rows, centroids.T, alpha=-2.0).min(dim=1)
@@ -102,7 +113,10 @@ def _assign(rows: Tensor, norms: Tensor, centroids: Tensor, prices: Tensor) -> t
 
 
 def _means(rows: Tensor, codes: Tensor, distance: Tensor, num_clusters: int) -> Tensor:
-    """Return the mean of each cluster's rows (K, D). An empty cluster gets one of the farthest rows."""
+    """Return the mean of the rows of each cluster: (K, D).
+
+    For an empty cluster, return one of the rows with the largest `distance` (N,) instead of a mean.
+    """
     sums = torch.zeros(num_clusters, rows.shape[1], device=rows.device, dtype=rows.dtype).index_add_(0, codes, rows)
     counts = torch.bincount(codes, minlength=num_clusters)
     farthest = distance.topk(min(num_clusters, len(rows))).indices
@@ -112,6 +126,9 @@ def _means(rows: Tensor, codes: Tensor, distance: Tensor, num_clusters: int) -> 
 
 
 def _costs(rows: Tensor, centroids: Tensor) -> Tensor:
-    """Return squared distances without |row|^2, which is the same for all clusters: float64 (N, K)."""
+    """Return the squared distance from each row to each centroid, minus |row|^2: float64 (N, K).
+
+    |row|^2 can be left out because it is the same for all clusters.
+    """
     rows, centroids = rows.double(), centroids.double()
     return torch.addmm(centroids.square().sum(dim=1), rows, centroids.T, alpha=-2.0)

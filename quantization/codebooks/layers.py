@@ -1,4 +1,4 @@
-"""Building blocks of quantizers: MLP, standardization, forward passes in float64, random rows."""
+"""Parts of quantizers: an MLP, a standardizer, forward passes in float64, and random samples of rows."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,13 @@ from torch.func import functional_call
 
 # N rows, D width
 
-MAX_START_ROWS = 65_536  # maximum number of items that codebooks are initialized from
-RESTART_ROWS = 2048      # sample that dead codewords restart from; with all items, restarts took a sixth of an epoch
+MAX_START_ROWS = 65_536  # codebooks are initialized from at most this number of items
+# Dead codewords move to items of a random sample of this size. With all items, restarts took a sixth of an epoch.
+RESTART_ROWS = 2048
 
 
 class MLP(nn.Sequential):
-    """Linear layers of the given widths with ReLU between them."""
+    """A multilayer perceptron: linear layers of the given widths, with a ReLU between two layers."""
 
     def __init__(self, widths: list[int]):
         layers: list[nn.Module] = []
@@ -21,9 +22,10 @@ class MLP(nn.Sequential):
 
 
 class Standardizer(nn.Module):
-    """Scale columns to mean 0 and standard deviation 1, as measured by `measure`.
+    """Shift and scale each column to mean 0 and standard deviation 1.
 
-    Before `measure` is called, or if `active` is false, the columns do not change.
+    `measure` computes the means and standard deviations. Before the first call of `measure`, and if `active` is false,
+    the module does not change the columns.
     """
 
     def __init__(self, width: int, active: bool):
@@ -37,18 +39,18 @@ class Standardizer(nn.Module):
         return (xs - self.mean) / self.deviation if self.active else xs
 
     def undo(self, xs: Tensor) -> Tensor:
-        """Undo the standardization: (N, D) -> (N, D)."""
+        """Convert standardized columns back to the original values: (N, D) -> (N, D)."""
         return xs * self.deviation + self.mean if self.active else xs
 
     def scale(self, differences: Tensor) -> Tensor:
-        """Divide differences (N, D) by the standard deviations of the columns."""
+        """Divide differences between rows by the standard deviation of each column: (N, D) -> (N, D)."""
         return differences / self.deviation if self.active else differences
 
     @torch.no_grad()
     def measure(self, xs: Tensor) -> None:
-        """Measure the mean and standard deviation of each column of xs (N, D).
+        """Compute and store the mean and the standard deviation of each column of `xs` (N, D).
 
-        A constant column gets the deviation 1, to avoid a division by 0.
+        For a constant column, the stored standard deviation is 1, to avoid a division by 0.
         """
         if not self.active:
             return
@@ -58,9 +60,10 @@ class Standardizer(nn.Module):
 
 @torch.no_grad()
 def in_float64(module: nn.Module, xs: Tensor) -> Tensor:
-    """Return the output of the module for xs (N, D), computed in float64.
+    """Apply the module to `xs` (N, D) in float64, and return the output.
 
-    In float32, the last digits of a row's output depend on the other rows in the batch, which can change its code.
+    In float32, the last digits of the output for a row depend on the other rows in the batch. This can change the code
+    of the row.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     doubled = {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
@@ -68,7 +71,7 @@ def in_float64(module: nn.Module, xs: Tensor) -> Tensor:
 
 
 def sample(xs: Tensor, generator: torch.Generator, count: int = MAX_START_ROWS) -> Tensor:
-    """Return `count` random rows of xs, or xs itself if it has at most `count` rows."""
+    """Return `count` random rows of `xs`, or `xs` itself if there are at most `count` rows."""
     if len(xs) <= count:
         return xs
     return xs[torch.randperm(len(xs), generator=generator)[:count].to(xs.device, non_blocking=True)]

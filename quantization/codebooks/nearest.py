@@ -1,4 +1,7 @@
-"""Search for the nearest codeword: fast for training, and independent of the batch for semantic IDs."""
+"""Search for the nearest codeword.
+
+`nearest` is fast, for training. `nearest_exactly` is for semantic IDs: the code of a row is the same in every batch.
+"""
 
 import torch
 from torch import Tensor
@@ -6,24 +9,29 @@ from torch import Tensor
 # N rows, D width, K codewords
 
 CHUNK_CELLS = 1 << 22  # maximum number of distances in memory at once
-TIE = 1e-9             # relative; codewords whose distances differ by less count as equally near
+TIE = 1e-9             # relative tolerance: if two distances differ by less, the codewords are equally near
 ROUNDING = 2.0 ** -24  # relative rounding error of float32
 
 
 def nearest(rows: Tensor, codewords: Tensor) -> Tensor:
-    """Return the index of each row's nearest codeword, in the precision of the input: (N, D), (K, D) -> (N,)."""
-    # |r - c|^2 without |r|^2, which is the same for every codeword.
+    """Return the index of each row's nearest codeword: (N, D), (K, D) -> (N,).
+
+    The distances are computed in the precision of the input.
+    """
+    # For a row r and a codeword c, this is |r - c|^2 - |r|^2. |r|^2 is the same for every codeword.
     return torch.addmm(codewords.square().sum(dim=1), rows, codewords.T, alpha=-2.0).argmin(dim=1)
 
 
 def nearest_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = None) -> Tensor:
     """Return the index of each row's nearest codeword, computed in float64: (N, D), (K, D) -> (N,).
 
-    If several codewords are equally near, the first one is returned. The result for a row does not depend on the other
-    rows. With offsets (K,), the codeword with the smallest squared distance plus offset is returned.
+    offsets: (K,), numbers that are added to the squared distances before they are compared
 
-    On the CPU, float32 is used for all rows where its rounding error cannot change the result. This is much faster and
-    gives the same codes.
+    If several codewords are equally near, the function returns the first one. The result for a row does not depend on
+    the other rows.
+
+    On the CPU, the function first computes all rows in float32. It then repeats in float64 only the rows for which a
+    rounding error could change the result. This is much faster and gives the same codes.
     """
     if not len(rows):
         return torch.zeros(0, dtype=torch.long, device=rows.device)
@@ -39,7 +47,10 @@ def nearest_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = No
 
 
 def distances_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Return the squared distances plus offsets (K,): (N, D), (K, D) -> float64 (N, K)."""
+    """Return the squared distance from each row to each codeword, in float64: (N, D), (K, D) -> (N, K).
+
+    offsets: (K,), numbers that are added to the squared distances
+    """
     rows, codewords = rows.double(), codewords.double()
     bias = codewords.square().sum(dim=1) + (0.0 if offsets is None else offsets.double())
     return torch.addmm(bias, rows, codewords.T, alpha=-2.0) + rows.square().sum(dim=1, keepdim=True)
@@ -52,10 +63,14 @@ def _first_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -> 
 
 
 def _clearly_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return codes (N,) computed in float32, and bool (N,): True if rounding errors cannot have changed the code.
+    """Find the nearest codewords in float32, and mark the rows for which the result is certain.
 
-    The error of an inner product of D numbers is at most (D + 2) ROUNDING |r| |c|, in any order of summation (Higham
-    2002, section 3.1). The rest of the margin is for sums, for the ties of `_first_smallest` and for underflow.
+    Return the codes (N,), and a bool (N,) that is True if rounding errors cannot have changed the code. This is the
+    case if the distance to every other codeword is larger than the smallest distance by more than `margin`.
+
+    For a row r and a codeword c, the error of their inner product is at most (D + 2) ROUNDING |r| |c|, in any order of
+    summation (Higham 2002, section 3.1). The rest of the margin allows for the errors of the other sums, for the ties
+    of `_first_smallest` and for underflow.
     """
     bias = codewords.double().square().sum(dim=1) + (0.0 if offsets is None else offsets.double())
     norm, max_norm = rows.float().norm(dim=1), codewords.float().norm(dim=1).max()
@@ -68,5 +83,5 @@ def _clearly_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -
 
 
 def directions(codewords: Tensor) -> Tensor:
-    """Scale codewords (K, D) to length 1, so that the nearest one is the one at the smallest angle to a row."""
+    """Scale codewords (K, D) to length 1. The nearest one is then the one at the smallest angle to a row."""
     return torch.nn.functional.normalize(codewords, dim=1)

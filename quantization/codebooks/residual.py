@@ -14,17 +14,20 @@ from quantization.codebooks.codebook import Codebook, check_options
 class Quantized(NamedTuple):
     """The result of quantizing a batch of latents."""
 
-    latent: Tensor           # (B, H) sum of the codewords; passes gradients on to the encoder
+    latent: Tensor           # (B, H) sum of the chosen codewords; gradients flow through it to the encoder
     codes: Tensor            # (B, L)
-    codebook_loss: Tensor    # () pulls the codewords to the residuals
-    commitment_loss: Tensor  # () pulls the residuals to the codewords
+    codebook_loss: Tensor    # () pulls the codewords towards the residuals
+    commitment_loss: Tensor  # () pulls the residuals towards the codewords
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks of K codewords, each of which quantizes the residual of the previous one.
+    """L codebooks of K codewords. Each codebook quantizes the residual that the previous codebook leaves.
 
+    num_levels: the number of codebooks, L
+    size: the number of codewords of each codebook, K
+    width: the size of the latents, H
     options: the resolved `codebook:` section of the configuration
-    where: the path of this section, for error messages
+    where: the path of this section in the configuration, for error messages
     """
 
     def __init__(self, num_levels: int, size: int, width: int, options: dict, where: str):
@@ -40,9 +43,10 @@ class ResidualQuantizer(nn.Module):
         return [len(codebook) for codebook in self.codebooks]
 
     def forward(self, latent: Tensor) -> Quantized:
-        """Quantize latents (B, H).
+        """Quantize latents (B, H), and return the quantized latents, the codes and the losses.
 
-        Each loss is summed over H and averaged over the batch, like the reconstruction loss.
+        Each loss is a sum of squares over the H columns and over the levels, averaged over the batch. The
+        reconstruction loss is also a sum over columns, averaged over the batch.
         """
         residual, codes, quantized = latent, [], torch.zeros_like(latent)
         codebook_loss = commitment_loss = latent.new_zeros(())
@@ -58,15 +62,21 @@ class ResidualQuantizer(nn.Module):
                          commitment_loss)
 
     def get_codes(self, latent: Tensor) -> Tensor:
-        """Return the codes, computed in float64 and independent of the batch: (B, H) -> (B, L)."""
+        """Return the codes of latents, computed in float64: (B, H) -> (B, L).
+
+        The codes of a latent do not depend on the other latents in the batch.
+        """
         return self._encode(latent.double())[0]
 
     def last_distances(self, latent: Tensor) -> Tensor:
-        """Return the squared distances from the last level's residuals to its codewords: (B, H) -> (B, K)."""
+        """For each latent, return the squared distances to the codewords of the last level: (B, H) -> (B, K).
+
+        The distances are measured from the residual that the last level quantizes.
+        """
         return self.codebooks[-1].distances(self._encode(latent.double())[1])
 
     def _encode(self, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codes (B, L), and the residuals (B, H) that the last level quantizes."""
+        """Quantize latents (B, H). Return the codes (B, L) and the residuals (B, H) that the last level quantizes."""
         codes, last_residual = [], residual
         for codebook in self.codebooks:
             last_residual = residual
@@ -83,7 +93,10 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Initialize each codebook from the residuals of the latents (N, H) at its level."""
+        """Initialize the codebooks from latents of the data (N, H).
+
+        Each codebook is initialized from the residuals that the previous codebook leaves.
+        """
         residual = latent
         for codebook in self.codebooks:
             codebook.start(residual, generator)
@@ -91,7 +104,10 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Move codewords that were unused since the last call to the residuals of random latents (N, H)."""
+        """Move unused codewords to the residuals of random latents; `latent` is (N, H).
+
+        A codeword is unused if training has not chosen it since the last call of this method.
+        """
         residual = latent
         for codebook in self.codebooks:
             after = residual - codebook.lookup(codebook.nearest_in_float32(residual))
@@ -100,10 +116,13 @@ class ResidualQuantizer(nn.Module):
 
 
 def rotate(latent: Tensor, quantized: Tensor) -> Tensor:
-    """Return the values of `quantized` (B, H) as a rotation and scaling of `latent`, which receives the gradient.
+    """Rotate and scale each latent so that it equals its quantized latent, and return the result (B, H).
 
-    The rotation trick (Fifty et al. 2024, arXiv 2410.06424): R = I - 2 r r^T + 2 q e^T with e = latent / |latent|,
-    q = quantized / |quantized| and r = (e + q) / |e + q|. R is a constant in the backward pass.
+    latent, quantized: (B, H)
+
+    The result has the values of `quantized`, and its gradient flows to `latent`. This is the rotation trick (Fifty et
+    al. 2024, arXiv 2410.06424). The rotation is R = I - 2 r r^T + 2 q e^T with e = latent / |latent|,
+    q = quantized / |quantized| and r = (e + q) / |e + q|. In the backward pass, R is a constant.
     """
     with torch.no_grad():
         length, target = latent.norm(dim=1, keepdim=True), quantized.norm(dim=1, keepdim=True)

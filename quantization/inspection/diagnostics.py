@@ -3,16 +3,19 @@
 from common.config import Config
 from quantization.models.abstract_vq import AbstractVQ
 
-# Thresholds of good and bad values.
+# Thresholds for calling the value of a metric good or bad.
 GOOD_COLLISIONS, BAD_COLLISIONS = 0.02, 0.10
 GOOD_UTILIZATION, BAD_UTILIZATION = 0.95, 0.70
 EVEN_GINI, UNEVEN_GINI = 0.35, 0.60
-GOOD_COHERENCE = 2.0  # ratio to random pairs, or to chance
-SHOWN_PREFIXES = 4    # largest number of shared codes in the report
+GOOD_COHERENCE = 2.0  # ratio to the value of random pairs, or to the value expected by chance
+SHOWN_PREFIXES = 4    # the report has a line for items that share 1, ..., SHOWN_PREFIXES codes
 
 
 def diagnose(metrics: dict, settings: dict) -> list[str]:
-    """Return one line per metric, in the order of the report. The advice names only keys of `settings`."""
+    """Return the lines of the report: the value of each metric, what the value means, and advice if it is bad.
+
+    The advice names only keys of `settings`.
+    """
     lines = [*_reconstruction(metrics, settings), _collisions(metrics, settings), _bucket(metrics)]
     for level, share in enumerate(metrics["utilization"]):
         lines.append(_level(metrics, level, share, settings))
@@ -20,7 +23,10 @@ def diagnose(metrics: dict, settings: dict) -> list[str]:
 
 
 def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
-    """Return the settings that affect the codes: model parameters, and training parameters if the model is trained."""
+    """Return the settings that the advice may name.
+
+    These are the model parameters, and some training parameters if the model is trained by gradient.
+    """
     params, training = config[config.name]["model_params"], config.training_params
     settings = {**params, **(params.get("codebook") or {}), "num_items": num_items}
     if "codebook_size" in params and model.codebook_sizes:
@@ -33,13 +39,17 @@ def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
 
 
 def collapsed_levels(metrics: dict, min_utilization: float) -> list[int]:
-    """Return the levels, from 0, that use less than this share of their codes, or give all items the same code."""
+    """Return the collapsed levels, counted from 0.
+
+    A level has collapsed if the share of its codes in use is below `min_utilization`, or if all items have the same
+    code.
+    """
     return [level for level, share in enumerate(metrics["utilization"])
             if share < min_utilization or share == metrics["perplexity"][level] == 1]
 
 
 def collapse_warning(metrics: dict, levels: list[int], settings: dict) -> str:
-    """Return a description of the problem, and up to three settings to try."""
+    """Return a warning that describes the collapsed levels and names up to three settings to try."""
     shares = [(level + 1, metrics["utilization"][level]) for level in levels]
     used = ", ".join(f"level {level} uses {share:.0%} of its codes" if share < 1 else
                      f"level {level} gives all items the same code" for level, share in shares)
@@ -52,7 +62,8 @@ def _any(settings: dict) -> bool:
     return True
 
 
-# Name of a hint -> the key in the settings, the advice, and whether the advice would change these settings.
+# Name of a hint -> the setting that the hint is about, the advice, and a function. The function returns whether the
+# advice would change the settings.
 HINTS = {
     "restart_dead": ("restart_dead", "--restart_dead true", lambda settings: not settings["restart_dead"]),
     "start": ("start", "--start kmeans", lambda settings: settings["start"] != "kmeans"),
@@ -77,7 +88,7 @@ def _size(settings: dict) -> int:
 
 
 def _advice(settings: dict, *hints: str) -> str:
-    """Return "; try a, b or c" with the first three hints that would change the settings, or "" if there are none."""
+    """Return "; try a, b or c" with the first three hints that would change the settings, or "" if no hint would."""
     chosen = [HINTS[hint] for hint in hints]
     tries = [change for key, change, changes in chosen if key in settings and changes(settings)][:3]
     if not tries:

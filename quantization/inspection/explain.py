@@ -1,4 +1,4 @@
-"""The meaning of semantic IDs: the tree of their prefixes with sizes, typical words and example titles."""
+"""The tree of all prefixes of the semantic IDs, with the size, typical words and example titles of each prefix."""
 
 import re
 import unicodedata
@@ -12,10 +12,12 @@ from quantization.inspection.keywords import Background, best, count, typical, w
 
 # N items, L levels of the ID, G nodes (prefixes) at one depth, V words
 
-MAX_EXAMPLES = 3
-MAX_NODES = 30_000   # the first two depths always have words and examples, deeper ones only up to this many nodes
-SHOWN = (10, 3)      # number of prefixes in the text: at the first depth, and below each of these
-LINE = 100           # width of a line, in columns
+MAX_EXAMPLES = 3     # examples of a prefix
+# Words and examples are always computed for the first two depths. They are computed for a deeper depth only if the tree
+# down to this depth has at most MAX_NODES nodes (nodes with a single item are not counted).
+MAX_NODES = 30_000
+SHOWN = (10, 3)      # number of prefixes in the text: at the first depth, and below each prefix of the first depth
+LINE = 100           # maximum width of a line in the text, in columns
 
 # Characters that would break a line, control the terminal or reverse the reading direction.
 UNPRINTABLE = re.compile("[\\s\\x00-\\x1f\\x7f-\\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]+")
@@ -25,11 +27,11 @@ class Depth(NamedTuple):
     """All prefixes (nodes) of one length, ordered by their codes."""
 
     node: np.ndarray            # (N,) the node of each item
-    size: np.ndarray            # (G,) the number of items
-    first: np.ndarray           # (G,) the first item
-    parent: np.ndarray          # (G,) the index of the parent at the previous depth
-    words: list[list[str]]      # G lists of words, the most typical first; empty beyond MAX_NODES
-    examples: list[list[int]]   # G lists of items, the most typical first; only the first item beyond MAX_NODES
+    size: np.ndarray            # (G,) the number of items of each node
+    first: np.ndarray           # (G,) the first item of each node
+    parent: np.ndarray          # (G,) the parent of each node: its index at the previous depth
+    words: list[list[str]]      # the words of each node, the most typical first; none if MAX_NODES is exceeded
+    examples: list[list[int]]   # the items of each node, the most typical first; one item if MAX_NODES is exceeded
 
 
 class Tree(NamedTuple):
@@ -37,17 +39,17 @@ class Tree(NamedTuple):
 
     codes: np.ndarray      # (N, L), including the disambiguation level
     sizes: list[int]       # sizes of the L codebooks
-    counter: int | None    # the disambiguation level, which is not a depth of the tree
+    counter: int | None    # the disambiguation level (None: there is none); it is not a depth of the tree
     depths: list[Depth]
 
     @property
     def columns(self) -> list[int]:
-        """The columns of the codes that are in the tree: depth d is column `columns[d]`."""
+        """The column of `codes` for each depth of the tree. The column of the disambiguation level is left out."""
         return [level for level in range(self.codes.shape[1]) if level != self.counter]
 
     @property
     def shape(self) -> str:
-        """`3 levels × 256 codes`, or the size of each codebook if they differ."""
+        """The codebook sizes as text: `3 levels × 256 codes`, or the size of each codebook if the sizes differ."""
         sizes = [self.sizes[column] for column in self.columns]
         return _plural(len(sizes), "level") + (
             f" × {_plural(sizes[0], 'code')}" if len(set(sizes)) == 1 else f" of {', '.join(map(str, sizes))} codes")
@@ -56,7 +58,7 @@ class Tree(NamedTuple):
         return self.codes[self.depths[depth].first[node], self.columns[:depth + 1]].tolist()
 
     def largest_nodes(self, depth: int, parent: int | None = None) -> np.ndarray:
-        """Return the nodes at a depth, or only the children of `parent`, the largest first."""
+        """Return the nodes at a depth, or only the children of `parent`. Nodes with more items come first."""
         found = self.depths[depth]
         nodes = np.arange(len(found.size)) if parent is None else np.flatnonzero(found.parent == parent)
         return nodes[np.argsort(-found.size[nodes], kind="stable")]
@@ -66,10 +68,10 @@ class PageInfo(NamedTuple):
     """Information that is shown together with the tree."""
 
     dataset: str
-    quantizer: str              # with embedding suffix and tag
+    quantizer: str              # name of the quantizer, with embedding suffix and tag
     raw_ids: list[str]
     names: list[str]            # titles, or raw ids of items without a title
-    collisions: tuple[float, float]  # rates before and after disambiguation
+    collisions: tuple[float, float]  # collision rates before and after disambiguation
 
 
 def display_names(titles: np.ndarray, raw_ids: np.ndarray) -> list[str]:
@@ -97,7 +99,8 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
         if depth < 2 or num_described <= MAX_NODES:
             counts = count(node, has_word)
             chosen = typical(counts, size, background, found.parent)
-            # A node without typical words compared with its siblings, or without siblings, is compared with all items.
+            # Some nodes have no siblings, or no typical words in comparison with the siblings. Compare these nodes with
+            # all items.
             without_words = np.bincount(chosen[0], minlength=len(size)) == 0
             more = typical(counts, size, all_items, np.zeros_like(size), without_words)
             chosen = np.concatenate([chosen, more], axis=1)
@@ -110,7 +113,7 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
 
 
 def _examples(depth: Depth, has_word: sparse.csr_array, chosen: np.ndarray) -> list[list[int]]:
-    """Return for each node the items whose titles have the most of its typical words."""
+    """For each node, return the items whose titles contain the most of the node's typical words."""
     typical = sparse.csr_array((np.ones(chosen.shape[1], dtype=np.int32), (chosen[0], chosen[1])),
                                shape=(len(depth.size), has_word.shape[1]))
     score = np.asarray(typical[depth.node].multiply(has_word).sum(axis=1)).ravel()  # (N,)
@@ -126,7 +129,7 @@ def _group_by_node(num_nodes: int, node: np.ndarray, values: list) -> list[list]
 
 
 def describe(tree: Tree, info: PageInfo) -> str:
-    """Return the largest prefixes of the tree as text, below a heading."""
+    """Return a text that shows the prefixes with the most items, their typical words and example titles."""
     lines, order, num_items = _heading(tree, info), tree.largest_nodes(0), len(tree.codes)
     for node in order[:SHOWN[0]]:
         lines += ["", *_node_lines(tree, info, 0, node, num_items)]
@@ -145,8 +148,8 @@ def _heading(tree: Tree, info: PageInfo) -> list[str]:
     return [f"What the semantic IDs of {info.dataset} mean ({info.quantizer})",
             f"{_plural(len(tree.codes), 'item')}; {tree.shape}; collision rate {before:.4f}, "
             f"after disambiguation {after:.4f}",
-            "For each prefix: number of items, share of the items one level up, words that are typical of it",
-            "compared with its sibling prefixes, and its most typical titles."]
+            "After each prefix: number of items, share of the parent prefix (at the first level: of all items),",
+            "words that are typical of this prefix compared with its sibling prefixes, most typical titles."]
 
 
 def _node_lines(tree: Tree, info: PageInfo, depth: int, node: int, out_of: int) -> list[str]:
@@ -167,7 +170,7 @@ def _more(tree: Tree, depth: int, hidden: np.ndarray, where: str) -> list[str]:
 
 
 def _equal_codes(tree: Tree, info: PageInfo) -> list[str]:
-    """Return lines with the largest groups of items that have the same codes at all levels of the tree."""
+    """Return text lines that show the largest groups of items with the same codes at all levels of the tree."""
     depth = len(tree.depths) - 1
     size, order = tree.depths[depth].size, tree.largest_nodes(depth)
     shared = order[size[order] > 1]
@@ -175,7 +178,7 @@ def _equal_codes(tree: Tree, info: PageInfo) -> list[str]:
         return ["", "No two items have the same codes."]
     lines = ["", f"Items with the same codes: {size[shared].sum():,} in {_plural(len(shared), 'group')}"]
     if tree.counter is not None:
-        lines[-1] += f"; <{letter(tree.counter)}_…> only numbers them and has no meaning"
+        lines[-1] += f"; <{letter(tree.counter)}_…> only numbers the items of a group and has no meaning"
     for node in shared[:SHOWN[1]]:
         members = np.flatnonzero(tree.depths[depth].node == node)
         lines.append(f"    {_prefix_text(tree, depth, node)}  {_plural(len(members), 'item')}")
@@ -193,7 +196,7 @@ def _plural(number: int, noun: str) -> str:
 
 
 def cut(text: str, columns: int) -> str:
-    """Return the text on one line of at most `columns` columns; a wide character takes two."""
+    """Put the text on one line, and cut it to at most `columns` columns. A wide character takes two columns."""
     text = UNPRINTABLE.sub(" ", text).encode("utf-8", "replace").decode().strip()
     widths = np.cumsum([1 + (unicodedata.east_asian_width(c) in "WF") for c in text[:columns + 1]])
     if not text or widths[-1] <= columns:

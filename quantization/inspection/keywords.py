@@ -1,4 +1,4 @@
-"""The words in titles, and the words that are typical of a prefix of semantic IDs."""
+"""Split titles into words, and find the words that are typical of a prefix of semantic IDs."""
 
 import re
 import unicodedata
@@ -10,30 +10,34 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 # N items, G nodes (prefixes) at one depth, V words
 
-MAX_WORDS = 5        # typical words of a prefix
+MAX_WORDS = 5        # maximum number of typical words of a prefix
 MIN_SHARE = 0.1      # a typical word occurs in at least this share of the prefix's items
 MIN_SCORE = 1.0      # minimum z-score of a typical word
 
-# This list is short on purpose. A word that occurs in all titles is never typical, and longer lists contain words such
-# as "fire" and "mill". The last line has units of goods.
+# This list is short on purpose. It need not contain words that occur in all titles, because these are never typical.
+# Longer lists would remove useful words such as "fire" and "mill". The last line contains units of goods for sale.
 STOP_WORDS = frozenset(re.findall(r"\w+", """
     an and are as at be by for from has in into is it its of on or our out per that the their this to up use used using
     via we with without you your und der die das für mit et le la les des de du pour avec el los con para amp nbsp quot
     inch inches pack packs pc pcs piece pieces"""))
-# Characters of scripts without spaces between words.
+# Characters of scripts that have no spaces between words.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# All characters except separators: a list of letters would split words whose vowels are combining marks.
+# All characters except separators. A pattern of letters only would split words in which vowels are combining marks.
 LETTERS = ("[^\\s\\x00-/:-@\\[-`{-\\xbf\xd7\xf7\u2000-\u2bff\u3000-\u303f\ud800-\udfff\ufe0f\U0001f000-\U0001faff"
            + CJK + "]")
-WORD = re.compile(rf"[{CJK}]+|(?:(?:\d+[.,])+|\b[^\W\d_]-)?{LETTERS}+")  # 1.75mm and t-shirt are one word
+WORD = re.compile(rf"[{CJK}]+|(?:(?:\d+[.,])+|\b[^\W\d_]-)?{LETTERS}+")  # a word, such as 1.75mm or t-shirt
 
 
 def word_table(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
-    """Return which item has which word, 0/1 (N, V), and the words (V,) that occur in at least two items."""
+    """Find the words that occur in at least two texts, and return which text contains which of these words.
+
+    texts: one text per item
+    Returns a table (N, V), which is 1 if the text of the item contains the word, else 0; and the list of words (V,).
+    """
     try:
         vectorizer = CountVectorizer(analyzer=words_of, binary=True, dtype=np.int32)
         has_word = sparse.csr_array(vectorizer.fit_transform(texts))
-    except ValueError:  # scikit-learn raises it if no text has a word
+    except ValueError:  # scikit-learn raises ValueError if no text contains a word
         return sparse.csr_array((len(texts), 0), dtype=np.int32), np.array([], dtype=object)
     words = vectorizer.get_feature_names_out()
     frequency = np.asarray(has_word.sum(axis=0)).ravel()
@@ -51,7 +55,11 @@ def word_table(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
 
 
 def words_of(text: str) -> list[str]:
-    """Return the lower-case words with at least one letter; in scripts without spaces, pairs of adjacent characters."""
+    """Return the words of a text in lower case, without stop words.
+
+    A word has at least two characters, and one of them is a letter. In scripts that have no spaces between words, every
+    pair of adjacent characters counts as a word.
+    """
     words = []
     for found in WORD.findall(unicodedata.normalize("NFKC", text).lower()):
         if re.match(f"[{CJK}]", found):
@@ -62,7 +70,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _singular(word: str, known: dict[str, int]) -> str:
-    """Return the singular of an English plural if it is a `known` word, else the word itself."""
+    """Return the singular of an English plural if the singular is in `known`. Otherwise, return the word itself."""
     if len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
         return word
     candidates = [word[:-1]] + ([word[:-2]] if word.endswith("es") else [])
@@ -71,14 +79,14 @@ def _singular(word: str, known: dict[str, int]) -> str:
 
 
 class Background(NamedTuple):
-    """Word counts that nodes are compared with: those of their parents, or of all items."""
+    """Word counts with which the counts of nodes are compared: one row per parent node, or one row for all items."""
 
-    counts: sparse.csr_array  # (G, V) number of items with each word
-    size: np.ndarray          # (G,) number of items
+    counts: sparse.csr_array  # (rows, V) number of items with each word
+    size: np.ndarray          # (rows,) number of items
 
 
 def count(node: np.ndarray, has_word: sparse.csr_array) -> sparse.csr_array:
-    """Return the number of items with each word in each node, (G, V)."""
+    """For each node, count the items that contain each word: node (N,), has_word (N, V) -> (G, V)."""
     members = sparse.csr_array((np.ones(len(node), dtype=np.int32), (node, np.arange(len(node)))))
     counts = sparse.csr_array(members @ has_word)
     counts.sort_indices()
@@ -87,11 +95,16 @@ def count(node: np.ndarray, has_word: sparse.csr_array) -> sparse.csr_array:
 
 def typical(counts: sparse.csr_array, size: np.ndarray, background: Background, parent: np.ndarray,
             selected: np.ndarray | None = None) -> np.ndarray:
-    """Return the most typical words of each node, best first, as (2, M) pairs of node and word.
+    """Return the most typical words of each node, the most typical first.
 
-    A word's score is the z-score of its log-odds inside the node against the rest of the node's parent in
-    `background` (Monroe et al. 2008, with document frequencies and a flat prior of 0.5). `selected` (G,) is an optional
-    mask of the nodes.
+    counts: number of items with each word in each node, (G, V)
+    size: number of items of each node, (G,)
+    parent: row of `background` with which each node is compared, (G,)
+    selected: mask of the nodes for which words are returned, (G,); None: all nodes
+    Returns the nodes and their words, (2, number of words): column i has a node and one of the node's words.
+
+    The score of a word is the z-score of a difference: the log-odds of the word inside the node, minus the log-odds in
+    the rest of the background row (Monroe et al. 2008, with document frequencies and a flat prior of 0.5).
     """
     table = counts.tocoo()
     kept = (table.data >= 2) & (table.data >= MIN_SHARE * size[table.row])
@@ -101,21 +114,26 @@ def typical(counts: sparse.csr_array, size: np.ndarray, background: Background, 
     cells = np.array([inside, size[node] - inside, whole - inside, total - size[node] - whole + inside]) + 0.5
     log_odds = np.log(cells[0] / cells[1]) - np.log(cells[2] / cells[3])
     score = log_odds / np.sqrt((1 / cells).sum(axis=0))
-    # Smoothing favors small nodes, so the unsmoothed share inside the node must be higher, too.
+    # The prior favors small nodes. Therefore, the share of items with the word must also be higher inside the node than
+    # in the background row.
     kept = (score >= MIN_SCORE) & (inside * total > whole * size[node])
     chosen = best(node[kept], score[kept], word[kept], MAX_WORDS)
     return np.array([node[kept][chosen], word[kept][chosen]])
 
 
 def _look_up(counts: sparse.csr_array, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Return counts[row, column] for pairs with a stored value."""
+    """Return `counts[row, column]` for arrays of rows and columns. Each of these entries must be stored in `counts`."""
     table = counts.tocoo()
     keys = table.row.astype(np.int64) * counts.shape[1] + table.col
     return table.data[np.searchsorted(keys, row * counts.shape[1] + column)].astype(np.int64)
 
 
 def best(node: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -> np.ndarray:
-    """Return the indices of the `limit` highest scores of every node, node by node; ties go to the lowest `tie`."""
+    """For each node, return the indices of the entries with the `limit` highest scores.
+
+    `node`, `score` and `tie` have one value per entry. The indices are ordered by node, and then from the highest score
+    to the lowest. Entries with equal scores are ordered by `tie`.
+    """
     order = np.lexsort((tie, -score, node))
     _, start, count = np.unique(node[order], return_index=True, return_counts=True)
     return order[np.arange(len(order)) - np.repeat(start, count) < limit]

@@ -1,4 +1,4 @@
-"""An HTML page for browsing semantic IDs: one file that opens from disk and needs no network."""
+"""An HTML page for browsing semantic IDs: a single file that a browser opens from disk, without a network."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from common.publishing import write_text
 from quantization.inspection.explain import PageInfo, Tree, build_tree, describe, display_names
 
 TEMPLATE = Path(__file__).with_name("page.html")
-MAX_ITEMS = 100_000   # about 20 MB, which a browser opens easily
-TITLE_LENGTH = 160
-# Characters that could end the script element, are line ends in JavaScript, or cannot be encoded as UTF-8.
+MAX_ITEMS = 100_000   # a page with this number of items has about 20 MB, which a browser opens easily
+TITLE_LENGTH = 160    # maximum number of characters of a title
+# Characters that could end the script element, that are line ends in JavaScript, or that UTF-8 cannot encode.
 UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, page: Path) -> str:
-    """Return a text that shows what the codes mean, and write the tree as an HTML page to the file `page`."""
+    """Return a text that shows what the codes mean, and write the tree of all prefixes to the HTML file `page`."""
     codes, meta = load_codes(folder, quantizer, suffix, tag, distinct=False)
     items = load_items(folder)
     tree = build_tree(codes, items["title"], items["text"], meta["codebook_sizes"], meta["disambiguation_level"])
@@ -31,22 +31,23 @@ def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
 
 
 def make_page(tree: Tree, info: PageInfo) -> str:
-    """Return the HTML: `page.html` with the data of the tree in its JSON element."""
+    """Return the HTML text of the page: the template page.html with the data of the tree inserted as JSON."""
     return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", embed(page_data(tree, info)))
 
 
 def embed(data: dict) -> str:
-    """Return JSON that is safe inside a script element; `json.loads` restores the data."""
+    """Convert data to JSON text that is safe inside a script element. `json.loads` converts the text back."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    # In JSON these characters occur only inside strings, where each of them may be escaped.
+    # These characters occur only inside the strings of the JSON text. There, every character may be escaped.
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def page_data(tree: Tree, info: PageInfo) -> dict:
-    """Return the data of the page: the items, and what the script cannot compute from them for each prefix.
+    """Return the data for the script in page.html: the items, and the prefixes with typical words and examples.
 
-    `codes` is flat: all codes of the first item, then all codes of the second item, ... `nodes` maps a prefix such as
-    "12.3" to its size (counting all items), its words (indices into `vocabulary`) and its examples (item indices).
+    codes: a flat list of all codes of the first item, then all codes of the second item, ...
+    nodes: a prefix such as "12.3" -> [size, words, examples]. The size also counts items that are not on the page. The
+        words are indices into `vocabulary`. The examples are indices of items on the page.
     """
     kept = kept_items(tree)
     index_of = {item: i for i, item in enumerate(kept.tolist())}
@@ -67,9 +68,10 @@ def page_data(tree: Tree, info: PageInfo) -> dict:
 
 
 def kept_items(tree: Tree) -> np.ndarray:
-    """Return the items that are on the page, in item order: all of them, or `MAX_ITEMS` if there are more.
+    """Return the items that the page shows, in item order: all items, or only `MAX_ITEMS` if there are more.
 
-    The examples of each first code are kept first, then the items of the largest first codes.
+    If there are more, the page shows the examples of each first code, and then the items of the most frequent first
+    codes.
     """
     num_items, first = len(tree.codes), tree.depths[0]
     if num_items <= MAX_ITEMS:

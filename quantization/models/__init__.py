@@ -1,4 +1,7 @@
-"""Find quantizers by name: the class in models/<name>.py and the configuration in configs/<name>_config.yaml."""
+"""Find quantizers by name.
+
+The class of a quantizer is in models/<name>.py, and the configuration is in configs/<name>_config.yaml.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,12 @@ DEFAULTS = CONFIGS / "defaults.yaml"
 
 
 def names() -> list[str]:
-    """Return the names of all quantizers. Each has a YAML file in `CONFIGS`."""
+    """Return the sorted names of all quantizers that have a YAML file in the folder `CONFIGS`."""
     return sorted(path.name.removesuffix("_config.yaml") for path in CONFIGS.glob("*_config.yaml"))
 
 
 def config_path(name: str) -> Path:
-    """Return the path of the quantizer's YAML file. Raises ConfigError for an unknown name."""
+    """Return the path of the quantizer's YAML file. Raises ConfigError if the name is unknown."""
     if name not in names():
         raise unknown("--quantizer_name", name, "quantizer", names(), f"quantization/models/{name}.py and "
                       f"quantization/configs/{name}_config.yaml")
@@ -27,9 +30,10 @@ def model_path(name: str) -> Path:
 
 
 def find_class(name: str) -> type[Any]:
-    """Return the class in models/<name>.py that has the name of the file, except for case and underscores.
+    """Return the class of the quantizer `name`, which is defined in models/<name>.py.
 
-    Raises ConfigError if the file or the class is missing.
+    The name of the class must be the same as the name of the quantizer; upper case, lower case and underscores do not
+    matter. Raises ConfigError if the file does not exist or does not define the class.
     """
     from .abstract_vq import AbstractVQ
 

@@ -1,4 +1,4 @@
-"""Base classes of quantizers that quantize a latent, with or without an autoencoder."""
+"""Base classes of quantizers that quantize a latent of each item, with or without an autoencoder."""
 
 from typing import Protocol
 
@@ -16,43 +16,61 @@ from .abstract_vq import AbstractVQ
 
 
 class LatentQuantizer(Protocol):
-    """A module that quantizes latents, such as `ResidualQuantizer`. Others can be built from `Codebook`s."""
+    """The interface of modules that quantize latents. `ResidualQuantizer` is one of them.
+
+    A new module can use `Codebook` to implement the interface.
+    """
 
     @property
     def sizes(self) -> list[int]:
-        """The number of codes of each level."""
+        """The number of possible codes of each level."""
 
     def __call__(self, latent: Tensor) -> Quantized:
-        """Return the quantized latents (B, H), which pass gradients on, the codes (B, L), and two losses."""
+        """Quantize latents (B, H), and return the quantized latents (B, H), the codes (B, L) and the two losses.
+
+        Gradients must flow through the quantized latents to `latent`.
+        """
 
     def get_codes(self, latent: Tensor) -> Tensor:
-        """Return the codes: float64 (B, H) -> (B, L). The codes of a row must not depend on other rows."""
+        """Return the codes of latents: float64 (B, H) -> (B, L).
+
+        The codes of a latent must not depend on the other latents in the batch.
+        """
 
     def last_distances(self, latent: Tensor) -> Tensor | None:
-        """Return the distances to all codes of the last level: float64 (B, H) -> (B, K), or None if unknown.
+        """For each latent, return the distance to each of the K codes of the last level: float64 (B, H) -> (B, K).
 
-        Each row keeps its codes in the other levels.
+        The codes of the latent in the other levels stay the same. Return None if the distances are unknown.
         """
 
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Initialize the quantizer from the latents (N, H) of the data, before the first step."""
+        """Initialize the quantizer from latents of the data (N, H), before the first training step."""
 
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Move codewords that training has not used since the last call to some of the latents (N, H)."""
+        """Move unused codewords to some of the latents (N, H).
+
+        A codeword is unused if training has not chosen it since the last call of this method.
+        """
 
 
 class LatentVQ(AbstractVQ):
-    """Base class of quantizers that quantize a latent with `self.quantizer`. A derived class overrides `latent`."""
+    """Base class of quantizers that compute a latent of each item, and quantize the latent with `self.quantizer`.
+
+    A derived class must override `latent`.
+    """
 
     standardizer: Standardizer
     quantizer: LatentQuantizer
 
     def measure(self, xs: Tensor) -> None:
-        """Measure the mean and deviation of the data (N, D), before any latent is computed."""
+        """Measure the mean and standard deviation of all items (N, D), before any latent is computed."""
         self.standardizer.measure(xs)
 
     def latent(self, xs: Tensor) -> Tensor:
-        """Return the latents, in the precision of xs: (B, D) -> (B, H). In float64, rows must be independent."""
+        """Return the latents of items, in the precision of `xs`: (B, D) -> (B, H).
+
+        In float64, the latent of an item must not depend on the other items in the batch.
+        """
         raise NotImplementedError
 
     @property
@@ -78,13 +96,18 @@ class LatentVQ(AbstractVQ):
 class AutoencoderVQ(LatentVQ):
     """Base class of autoencoders whose latent is quantized.
 
-    A derived class sets `section`, the name of its section in the configuration, and overrides `make_quantizer`. That
-    method can use `self.params` (the `model_params` of the section), `self.where` (their path, for error messages),
-    `self.latent_size` (H) and `self.config["data"]["num_items"]`. The `model_params` must have the keys `hidden_sizes`,
-    `latent_size`, `standardize`, and those that `make_quantizer` reads.
+    A derived class must set `section`, the name of its section in the configuration, and override `make_quantizer`. It
+    may also override `make_latent_size` and `compute_loss`.
 
-    A derived class may also override `make_latent_size` and `compute_loss`. The `forward_outputs` of `compute_loss` are
-    the reconstruction (B, D), the quantization loss () and the codes (B, L).
+    `make_quantizer` can use these attributes:
+
+    - `self.params`: the `model_params` of the section
+    - `self.where`: the path of `model_params` in the configuration, for error messages
+    - `self.latent_size`: the latent size H
+    - `self.config["data"]["num_items"]`: the number of items
+
+    The section must have the `model_params` keys `hidden_sizes`, `latent_size` and `standardize`, and the keys that
+    `make_quantizer` reads. If a class overrides `make_latent_size`, it does not need the key `latent_size`.
     """
 
     section: str
@@ -101,11 +124,11 @@ class AutoencoderVQ(LatentVQ):
         self.quantizer = self.make_quantizer()
 
     def make_latent_size(self) -> int:
-        """Return the latent size H. Called before `make_quantizer`."""
+        """Return the latent size H. This method is called before `make_quantizer`."""
         return at_least_one(self.params["latent_size"], f"{self.where}.latent_size")
 
     def make_quantizer(self) -> LatentQuantizer:
-        """Return the module that quantizes latents (B, `self.latent_size`)."""
+        """Create the module that quantizes latents of the size `self.latent_size`."""
         raise NotImplementedError
 
     def latent(self, xs: Tensor) -> Tensor:
@@ -118,6 +141,10 @@ class AutoencoderVQ(LatentVQ):
         return self.standardizer.undo(self.decoder(quantized.latent)), loss, quantized.codes
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
+        """Return the reconstruction loss, the quantization loss and their sum.
+
+        `forward_outputs` contains the reconstruction (B, D), the quantization loss () and the codes (B, L).
+        """
         reconstruction, quantization_loss, _ = forward_outputs
         recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean()
         return {"loss_total": recon_loss + quantization_loss, "recon_loss": recon_loss,
@@ -125,11 +152,15 @@ class AutoencoderVQ(LatentVQ):
 
 
 def suffixes_with(suffix: str, other: str, quantizer: str) -> list[str]:
-    """Return the embedding suffixes of a quantizer that reads `other` in addition to the one on the command line.
+    """Return the suffixes of both embeddings of a quantizer that reads two embeddings.
 
-    Raises ConfigError if the two are equal.
+    suffix: the suffix on the command line
+    other: the suffix of the embedding that the quantizer always reads
+    quantizer: the name of the quantizer, for the error message
+
+    Raises ConfigError if the two suffixes are equal.
     """
     if suffix == other:
-        raise ConfigError(f"--embedding_suffix {suffix}", f"is already read by {quantizer}",
-                          f"{quantizer} combines it with a text embedding", "use --embedding_suffix td")
+        raise ConfigError(f"--embedding_suffix {suffix}", f"{quantizer} always reads this embedding",
+                          f"{quantizer} needs a text embedding in addition", "use --embedding_suffix td")
     return [suffix, other]

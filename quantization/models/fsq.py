@@ -16,17 +16,17 @@ from .autoencoder import AutoencoderVQ
 
 
 class ResidualFSQ(nn.Module):
-    """Residual finite scalar quantization. It has no trained codebook.
+    """Residual finite scalar quantization (FSQ). There is no trained codebook.
 
-    Each latent dimension is squashed to (-1, 1) and rounded to one of a few values, and the next level rounds the
-    residual. With V values, the interval is divided into V equal parts, and the values are their midpoints. The
-    residual is in (-1/V, 1/V), and is multiplied by V for the next level.
+    Each latent dimension is squashed to the interval (-1, 1). The first level divides the interval into V equal parts
+    and rounds the dimension to the midpoint of its part. The residual is in the interval (-1/V, 1/V). It is multiplied
+    by V, and the next level quantizes it in the same way. `num_values` contains the number V of each dimension.
     """
 
     num_values: Tensor  # (H,) number of values of each dimension
-    places: Tensor      # (H,) weight of each dimension's digit in the code
-    mean: Tensor        # (H,) of the latents
-    deviation: Tensor   # (H,) of the latents
+    places: Tensor      # (H,) a code is the sum of digit * place over the dimensions
+    mean: Tensor        # (H,) mean of the latents
+    deviation: Tensor   # (H,) standard deviation of the latents
 
     def __init__(self, num_levels: int, num_values: list[int]):
         super().__init__()
@@ -54,17 +54,27 @@ class ResidualFSQ(nn.Module):
         return self._codes(self._digits(self._squash(latent.double()))[0])
 
     def last_distances(self, latent: Tensor) -> Tensor:
-        """Return the squared distances from the last level's inputs to all codes: (B, H) -> (B, K)."""
+        """For each latent, return the squared distance to each of the K codes of the last level: (B, H) -> (B, K).
+
+        The distance is measured from the input of the last level, which is a scaled residual.
+        """
         last_inputs = self._digits(self._squash(latent.double()))[1]
         combinations = torch.arange(self.sizes[-1], device=latent.device).unsqueeze(1) // self.places % self.num_values
         return distances_exactly(last_inputs, self._midpoints(combinations))
 
     def _squash(self, latent: Tensor) -> Tensor:
-        """Map latents to (-1, 1). If they are normal with the measured mean and deviation, the results are uniform."""
+        """Map latents to the interval (-1, 1).
+
+        The results are uniformly distributed if the latents are normally distributed with the measured mean and
+        standard deviation.
+        """
         return torch.erf((latent - self.mean) / self.deviation / math.sqrt(2.0))
 
     def _digits(self, squashed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the digits (B, L, H), which are the indices of the values, and the last level's inputs (B, H)."""
+        """Round squashed latents (B, H) in all levels. Return the digits (B, L, H) and the last level's inputs (B, H).
+
+        A digit is the index of the value that a dimension is rounded to.
+        """
         digits, residual = [], squashed
         for _ in range(self.num_levels):
             last_inputs = residual
@@ -82,17 +92,23 @@ class ResidualFSQ(nn.Module):
 
     @torch.no_grad()
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Measure the mean and deviation of the latents (N, H), so that all values are used."""
+        """Measure the mean and standard deviation of the latents (N, H).
+
+        `_squash` needs them to distribute the latents over all values.
+        """
         deviation, self.mean = torch.std_mean(latent, dim=0, correction=0)
         self.deviation = deviation.clamp(min=1e-6)
 
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Measure the latents again. Otherwise a dimension whose deviation has shrunk would use only one value."""
+        """Measure the mean and standard deviation of the latents (N, H) again.
+
+        Otherwise, a dimension whose standard deviation has become small would use only one value.
+        """
         self.start(latent, generator)
 
 
 class FSQ(AutoencoderVQ):
-    """An autoencoder whose latent has a few dimensions, each quantized by residual FSQ."""
+    """An autoencoder whose latent has only a few dimensions. Residual FSQ quantizes each dimension."""
 
     section = "fsq"
 

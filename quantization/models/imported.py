@@ -1,4 +1,4 @@
-"""Semantic IDs read from a file, for example those of another project."""
+"""A quantizer that reads the semantic IDs from a file, for example from a file of another project."""
 
 import csv
 import json
@@ -19,7 +19,10 @@ TOKEN = re.compile(r"<[a-z]+_(\d{1,9})>|(\d{1,9})")
 
 
 class IMPORTED(TableVQ):
-    """Codes by raw item id, from an `index.json` as published by LC-Rec, LETTER and MiniOneRec, or from a CSV file."""
+    """Reads the codes of each raw item id from a file.
+
+    The file is an `index.json` in the format of LC-Rec, LETTER and MiniOneRec, or a CSV file.
+    """
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
@@ -34,8 +37,9 @@ class IMPORTED(TableVQ):
                               f"integers, got {sizes!r}", f"{path} has {len(max_codes)} levels",
                               "use --codebook_sizes auto, or a list with one integer per level")
         elif any(size <= code for size, code in zip(sizes, max_codes, strict=True)):
-            raise ConfigError("imported.model_params.codebook_sizes", f"must be greater than the codes, got {sizes}",
-                              f"{path} has codes up to {max_codes}", "use --codebook_sizes auto")
+            raise ConfigError("imported.model_params.codebook_sizes", "each size must be greater than the largest "
+                              f"code of the level, got {sizes}", f"The largest codes in {path} are {max_codes}",
+                              "use --codebook_sizes auto")
         self.sizes = sizes
         self.register_buffer("codes", torch.from_numpy(codes))
 
@@ -49,9 +53,9 @@ class IMPORTED(TableVQ):
 
 
 def read_codes(path: Path) -> dict[str, list[int]]:
-    """Read a .json or .csv file and return a dict `raw id -> codes`.
+    """Read semantic IDs from a .json or .csv file, and return a dict that maps each raw id to its codes.
 
-    Raises DataError if the file is invalid. The error names the entry or line.
+    Raises DataError if the file is invalid. The error message names the invalid entry or line.
     """
     entries = _read_json(path) if path.suffix == ".json" else _read_csv(path)
     codes, width = {}, None
@@ -59,11 +63,11 @@ def read_codes(path: Path) -> dict[str, list[int]]:
         tokens = [TOKEN.fullmatch(str(word).strip()) for word in words]
         numbers = [int(token[1] or token[2]) for token in tokens if token]
         if not numbers or len(numbers) < len(words):
-            raise DataError(where, f"{words!r} is not a semantic ID", "Expected tokens like <a_12> or integers",
+            raise DataError(where, f"{words!r} is not a semantic ID", "Expected tokens such as <a_12>, or integers",
                             "correct the entry")
         width = width or len(numbers)
         if len(numbers) != width:
-            raise DataError(where, f"has {len(numbers)} codes", f"The entries before it have {width}",
+            raise DataError(where, f"has {len(numbers)} codes", f"All earlier entries have {width} codes",
                             "give all items the same number of codes")
         if raw_id in codes:
             raise DataError(where, f"duplicate item {raw_id!r}", fix="remove one of the two entries")
@@ -74,15 +78,19 @@ def read_codes(path: Path) -> dict[str, list[int]]:
 
 
 def table(path: Path, codes: dict[str, list[int]], raw_ids: np.ndarray) -> np.ndarray:
-    """Return the codes in the order of the raw ids (N,): int64 (N, L). Entries of other items are ignored.
+    """Return the codes of the items in `raw_ids` as an array, in the same order: int64 (N, L).
+
+    path: the file that the codes come from, for the error message
+    codes: a dict that maps each raw id to its codes; raw ids that are not in `raw_ids` are ignored
+    raw_ids: (N,)
 
     Raises DataError if an item has no codes.
     """
     missing = [raw_id for raw_id in raw_ids if raw_id not in codes]
     if missing:
         raise DataError(path, f"has no semantic ID for {len(missing)} of {len(raw_ids)} items",
-                        f"The first of these items are {', '.join(map(repr, missing[:3]))}; the file begins with "
-                        f"{next(iter(codes))!r}", "use a file whose keys are the raw ids of items.parquet")
+                        f"The first missing items are {', '.join(map(repr, missing[:3]))}, but the first id in the "
+                        f"file is {next(iter(codes))!r}", "use a file whose keys are the raw ids of items.parquet")
     return np.array([codes[raw_id] for raw_id in raw_ids], dtype=np.int64)
 
 
@@ -94,9 +102,10 @@ def _file(config: dict) -> Path:
     path = Path(name).expanduser()
     if path.suffix not in (".json", ".csv"):
         raise ConfigError("imported.model_params.file", f"{name} is not a .json or .csv file",
-                          fix="use a file such as --file index.json")
+                          fix="use a .json or .csv file, such as --file index.json")
     if not path.is_file():
-        raise ConfigError("imported.model_params.file", f"file {name} not found", fix="use --file <an existing file>")
+        raise ConfigError("imported.model_params.file", f"file {name} not found",
+                          fix="use --file <path of an existing file>")
     return path
 
 
@@ -113,15 +122,17 @@ def _read_json(path: Path):
 
 
 def _read_csv(path: Path):
-    """Yield place, raw id and codes of each line.
+    """For each line of a CSV file, yield the line's location (for error messages), raw id and codes (as strings).
 
-    The first column is the raw id, and each other column is a level. The first line is a header if it has no codes.
+    The first column contains the raw ids, and each other column contains the codes of one level. If the first line has
+    no codes, it is a header and is skipped.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.reader(file))
     except (ValueError, csv.Error) as error:
-        raise DataError(path, "is not a valid CSV file", str(error), "save it as UTF-8, separated by commas") from error
+        raise DataError(path, "is not a valid CSV file", str(error),
+                        "save it in UTF-8, with commas between the columns") from error
     for number, row in enumerate(rows, start=1):
         is_header = number == 1 and not any(TOKEN.fullmatch(word.strip()) for word in row[1:])
         if row and not is_header:

@@ -1,4 +1,4 @@
-"""LETTER (Wang et al. 2024, arXiv 2405.07314): an RQ-VAE whose codes also reflect which users buy an item."""
+"""LETTER (Wang et al. 2024, arXiv 2405.07314): an RQ-VAE that also learns from collaborative vectors of the items."""
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,11 @@ from .rqvae import RQVAE
 
 
 class LETTER(RQVAE):
-    """RQ-VAE with two more losses.
+    """RQ-VAE with two additional losses, the alignment loss and the diversity loss.
 
-    The alignment loss makes quantized items similar to their collaborative vectors. Items without a collaborative
-    vector (their columns are zero) have no alignment loss. The diversity loss spreads the codewords evenly.
+    The alignment loss makes the quantized latent of an item similar to the collaborative vector of the item. An item
+    has no alignment loss if its collaborative vector is missing (all zero). The diversity loss spreads the codewords
+    evenly.
     """
 
     section = "letter"
@@ -35,7 +36,7 @@ class LETTER(RQVAE):
         self.alignment_weight, self.diversity_weight = self.params["alignment_weight"], self.params["diversity_weight"]
         self.num_groups = _num_groups(self.params["num_groups"], min(self.codebook_sizes), f"{self.where}.num_groups")
         self.group_iterations = at_least_one(self.params["group_iterations"], f"{self.where}.group_iterations")
-        self.collaborative = self.params["collaborative"]  # the suffix; its vectors are the last columns
+        self.collaborative = self.params["collaborative"]  # the suffix; this embedding has the last columns of `xs`
         self.to_collaborative = nn.Linear(self.latent_size, collaborative, bias=False)
         self.register_buffer("groups", torch.zeros(len(self.codebook_sizes), self.codebook_sizes[0], dtype=torch.long))
 
@@ -66,9 +67,10 @@ class LETTER(RQVAE):
     def alignment_loss(self, latent: Tensor, collaborative: Tensor) -> Tensor:
         """Return the contrastive loss of quantized latents and collaborative vectors: (B, H), (B, C) -> ().
 
-        The negatives of an item are the vectors of the other items in the batch (equation 5 of the paper).
+        For each item, the positive is the collaborative vector of the item. The negatives are the collaborative vectors
+        of the other items in the batch (equation 5 of the paper).
         """
-        whole_batch = all_gather(collaborative)  # all_gather passes no gradient, but data needs none
+        whole_batch = all_gather(collaborative)  # `all_gather` has no gradient, but these vectors do not need one
         present = whole_batch.abs().sum(dim=1) > 0
         logits = self.to_collaborative(latent) @ whole_batch.T
         logits = logits.masked_fill(~present, torch.finfo(logits.dtype).min)
@@ -78,15 +80,18 @@ class LETTER(RQVAE):
         return mean_of_present(torch.where(present, losses, 0.0), present)
 
     def diversity_loss(self, codes: Tensor) -> Tensor:
-        """Return the loss that pulls each used codeword to a random one of its group: (B, L) -> ().
+        """Return the diversity loss, a contrastive loss of the codewords that the batch uses: (B, L) -> ().
 
-        Its negatives are all other codewords of the level (equation 6 of the paper).
+        Each level contributes one loss. For each codeword in use, the positive is a random other codeword of the same
+        group. The negatives are all other codewords of the level (equation 6 of the paper). A codeword that is alone in
+        its group has no loss.
         """
         total = self.groups.new_zeros((), dtype=torch.float32)
         for codebook, groups, code in zip(self.quantizer.codebooks, self.groups, codes.T, strict=True):
             partner, alone = _partners(groups)
             logits = codebook.lookup(code) @ codebook.codewords.T                                   # (B, K)
-            logits = logits.scatter(1, code.unsqueeze(1), torch.finfo(logits.dtype).min)            # not itself
+            # Exclude the similarity of a codeword to itself.
+            logits = logits.scatter(1, code.unsqueeze(1), torch.finfo(logits.dtype).min)
             losses = F.cross_entropy(logits, partner[code], reduction="none")
             total = total + torch.where(alone[code], 0.0, losses).mean()
         return total
@@ -105,7 +110,7 @@ class LETTER(RQVAE):
         self._regroup(generator)
 
     def _regroup(self, generator: torch.Generator) -> None:
-        """Divide the codewords of each level into groups of equal size by k-means."""
+        """Divide the codewords of each level into groups of about equal size, with k-means."""
         for codebook, groups in zip(self.quantizer.codebooks, self.groups, strict=True):
             rows = codebook.codewords.detach()
             clusters = kmeans(rows, self.num_groups, self.group_iterations, generator,
@@ -114,7 +119,11 @@ class LETTER(RQVAE):
 
 
 def _num_groups(count: int | str, num_codewords: int, where: str) -> int:
-    """Return the number of groups; `auto` is 10 as in the paper, but at most half the number of codewords."""
+    """Return the number of groups of codewords per level.
+
+    If `count` is "auto", the number is 10, as in the paper, but at most half the number of codewords.
+    Raises ConfigError if `count` is neither "auto" nor an integer from 1 to `num_codewords`.
+    """
     if count == "auto":
         return max(1, min(10, num_codewords // 2))
     number = at_least_one(count, where, wanted="auto or an integer of at least 1")
@@ -125,7 +134,13 @@ def _num_groups(count: int | str, num_codewords: int, where: str) -> int:
 
 
 def _partners(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw another codeword of each codeword's group, and return which codewords are alone: (K,) -> (K,), bool (K,)."""
+    """For each codeword, draw a random other codeword of the same group.
+
+    groups: (K,), the group of each codeword
+
+    Return the drawn codewords (K,), and a bool (K,) that is True if a codeword is alone in its group. For such a
+    codeword, the drawn codeword is the codeword itself.
+    """
     order = groups.argsort(stable=True)
     counts = torch.zeros_like(groups).index_add_(0, groups, torch.ones_like(groups))
     starts = counts.cumsum(0) - counts

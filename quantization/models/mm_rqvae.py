@@ -1,4 +1,4 @@
-"""RQ-VAE of text and image, with a common latent and common codebooks."""
+"""RQ-VAE of text and image embeddings. Both modalities share one latent and one set of codebooks."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -19,9 +19,10 @@ IMAGE = "image"
 
 
 class MMRQVAE(LatentVQ):
-    """RQ-VAE with an encoder and a decoder per modality; the mean of the modalities' latents is quantized.
+    """RQ-VAE with one encoder and one decoder per modality. The mean of the latents of all modalities is quantized.
 
-    If an item lacks a modality (its columns are zero), the modality is left out of its latent and its loss.
+    An item lacks a modality if the columns of the modality are zero. The latent and the loss of the item then ignore
+    this modality.
     """
 
     def __init__(self, config: dict, input_size: int):
@@ -83,5 +84,8 @@ class MMRQVAE(LatentVQ):
 
 
 def _present(part: Tensor) -> Tensor:
-    """Return 1 for items that have this modality, else 0: (B, D_m) -> (B, 1)."""
+    """Return 1 for each item that has the modality, and 0 for each other item: (B, D_m) -> (B, 1).
+
+    part: the columns of the modality
+    """
     return (part.abs().sum(dim=1, keepdim=True) > 0).to(part.dtype)

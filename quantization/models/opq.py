@@ -1,4 +1,8 @@
-"""Optimized product quantization (Ge et al. 2013, CVPR): PQ after a rotation that faiss learns."""
+"""Optimized product quantization (OPQ, Ge et al. 2013, CVPR).
+
+The library faiss learns a rotation of the embeddings. Product quantization (PQ) is then applied to the rotated
+embeddings.
+"""
 
 import importlib.util
 
@@ -13,7 +17,7 @@ from .pq import PQ
 
 
 class OPQ(PQ):
-    """PQ of rotated embeddings. faiss learns the rotation that minimizes the distortion of PQ."""
+    """Product quantization of rotated embeddings. faiss learns a rotation that minimizes the quantization error."""
 
     section = "opq"
     rotation: Tensor  # (D, D)
@@ -40,7 +44,7 @@ class OPQ(PQ):
         rows = sample(xs, generator, self.max_rows).cpu().numpy()
         transform = faiss.OPQMatrix(rows.shape[1], self.num_levels)
         transform.niter = self.rotation_iterations
-        # In faiss, the codebook size is a power of two, at least 2 and at most the number of rows.
+        # faiss needs a codebook size that is a power of two, at least 2, and at most the number of rows.
         num_bits = max(1, min(self.size, len(rows)).bit_length() - 1)
         transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, num_bits)
         transform.train(rows)

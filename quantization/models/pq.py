@@ -15,7 +15,11 @@ from .abstract_vq import AbstractVQ
 
 
 class PQ(AbstractVQ):
-    """Quantizes each of L equal parts of the embedding with its own k-means. The codes have no order."""
+    """Divides each embedding into L parts of equal width, and quantizes each part with its own k-means.
+
+    Each part gives one code. The codes are independent of each other: unlike with residual quantization, their order
+    has no meaning.
+    """
 
     section = "pq"
     codewords: Tensor  # (L, K, P)
@@ -39,11 +43,11 @@ class PQ(AbstractVQ):
         return [self.size] * self.num_levels
 
     def parts(self, xs: Tensor) -> Tensor:
-        """Return the parts of the embeddings: (B, D) -> float64 (L, B, P)."""
+        """Divide each embedding into L parts of width P = D / L: (B, D) -> float64 (L, B, P)."""
         return xs.double().view(len(xs), self.num_levels, -1).transpose(0, 1)
 
     def join(self, codes: Tensor) -> Tensor:
-        """Return the vectors that the codes represent: (B, L) -> (B, D)."""
+        """Return the vector that the codes of each item represent: (B, L) -> (B, D)."""
         return torch.cat([codewords[code] for codewords, code in zip(self.codewords, codes.T, strict=True)], dim=1)
 
     def forward(self, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A baseline: distinct random codes, which do not depend on the content of the items."""
+"""A baseline with distinct random codes. The codes do not depend on the content of the items."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from .table import TableVQ
 
 
 class RANDOM(TableVQ):
-    """Gives every item a different one of the K^L semantic IDs. It reads no embedding."""
+    """Gives every item a distinct random semantic ID. The quantizer does not read an embedding.
+
+    There are K^L possible semantic IDs, with K codes in each of L levels.
+    """
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
@@ -22,7 +25,8 @@ class RANDOM(TableVQ):
         if self.size ** num_levels < num_items:
             needed = next((n for n in range(1, 64) if self.size ** n >= num_items), None)
             raise ConfigError(f"{where}.num_levels", f"{num_levels} is too small", f"{num_levels} levels of "
-                              f"{self.size} codes give {self.size ** num_levels} IDs for {num_items} items",
+                              f"{self.size} codes give only {self.size ** num_levels} distinct IDs, but there are "
+                              f"{num_items} items",
                               f"use --num_levels {needed}" if needed else "use --codebook_size auto")
         self.register_buffer("codes", torch.zeros(num_items, num_levels, dtype=torch.long))
 
@@ -31,9 +35,9 @@ class RANDOM(TableVQ):
         return [self.size] * self.codes.shape[1]
 
     def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
-        """Draw distinct codes (N, L)."""
+        """Draw a distinct random semantic ID for each item, store the codes (N, L), and return True."""
         shape, codes = self.codes.shape, torch.zeros(0, self.codes.shape[1], dtype=torch.long)
-        if self.size ** shape[1] <= 4 * shape[0]:  # many collisions expected: shuffle all IDs instead
+        if self.size ** shape[1] <= 4 * shape[0]:  # random draws would collide often: shuffle all IDs
             numbers = torch.randperm(self.size ** shape[1], generator=generator)[:shape[0]]
             places = torch.tensor([self.size ** level for level in range(shape[1])])
             codes = numbers.unsqueeze(1) // places % self.size

@@ -20,16 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class RKMEANS(AbstractVQ):
-    """k-means of the embeddings, then k-means of the residuals, and so on; nothing is trained by gradient.
+    """A quantizer that applies k-means to the embeddings, then to the residuals, and so on.
 
-    With `normalize_residuals`, the residuals are scaled to length 1 before the k-means of each level. With
-    `largest_cluster`, the clusters of a level form a power diagram, so that the code of an item can be computed without
-    the other items and the size limit still holds.
+    Nothing is trained by gradient. With `normalize_residuals`, the residuals are scaled to length 1 before the k-means
+    of each level.
+
+    With `largest_cluster`, the sizes of the clusters are limited. The clusters of a level then form a power diagram.
+    Therefore the code of an item can be computed without the other items, and the size limit still holds.
     """
 
     codewords: Tensor  # (L, K, D)
-    offsets: Tensor    # float64 (L, K)
-    lengths: Tensor    # (L,) mean length of each level's residuals if they are normalized, else 1
+    offsets: Tensor    # float64 (L, K), added to the squared distances to limit the cluster sizes
+    lengths: Tensor    # (L,) mean length of each level's residuals before they are normalized; 1 if they are not
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
@@ -41,7 +43,8 @@ class RKMEANS(AbstractVQ):
         self.max_size = self.params["largest_cluster"]
         if self.max_size is not None and not (isinstance(self.max_size, int | float) and self.max_size >= 1):
             raise ConfigError(f"{where}.largest_cluster", "must be null or a number of at least 1, got "
-                              f"{self.max_size!r}", "It is a multiple of items / codebook_size", "correct the value")
+                              f"{self.max_size!r}", "The maximum cluster size is this number times items / "
+                              "codebook_size", "correct the value")
         self.normalized = self.params["normalize_residuals"]
         self.standardizer = Standardizer(input_size, self.params["standardize"])
         self.register_buffer("codewords", torch.zeros(num_levels, self.size, input_size))
@@ -81,13 +84,16 @@ class RKMEANS(AbstractVQ):
                 self.offsets[level] = clusters.offsets
             codes = nearest_exactly(rows, self.codewords[level], self.offsets[level])
             if max_size is not None and (found := int(torch.bincount(codes).max())) > max_size:
-                log.warning("rkmeans: level %d has a cluster of %d items, but the limit is %d. Too many items are "
-                            "equal or nearly equal", level + 1, found, max_size)
+                log.warning("rkmeans: level %d has a cluster of %d items, but the limit is %d. The reason is that "
+                            "too many items are equal or nearly equal", level + 1, found, max_size)
             rows = rows - self.codewords[level][codes]
         return True
 
     def _encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the codes (B, L) of float64 rows, their reconstruction (B, D) and the last level's inputs (B, D)."""
+        """Encode standardized float64 rows (B, D).
+
+        Return the codes (B, L), the reconstructed rows (B, D), and the inputs of the last level (B, D).
+        """
         codes, reconstruction, length = [], torch.zeros_like(rows), 1.0
         for codewords, offsets, mean_length in zip(self.codewords, self.offsets, self.lengths, strict=True):
             inputs = self._level_inputs(rows)

@@ -12,7 +12,7 @@ from .autoencoder import LatentVQ
 
 
 class RVQ(LatentVQ):
-    """Residual quantization of the embeddings. Only the codewords are trained, by default as moving averages."""
+    """Residual quantization of the embeddings. Only the codewords are trained, by default with moving averages."""
 
     def __init__(self, config: dict, input_size: int):
         super().__init__(config)
@@ -30,7 +30,7 @@ class RVQ(LatentVQ):
         return self.standardizer.undo(quantized.latent), quantized.codebook_loss, quantized.codes
 
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
-        """Return the losses. With `update: ema` they have no gradient and only show the progress of training."""
+        """Return the losses. With `update: ema`, the losses have no gradient and only show the training progress."""
         reconstruction, codebook_loss, _ = forward_outputs
         recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean().detach()
         return {"loss_total": recon_loss + codebook_loss, "recon_loss": recon_loss}

@@ -1,4 +1,4 @@
-"""Base class of quantizers that have a table with the codes of each item."""
+"""Base class of quantizers that store the codes of all items in a table."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,10 @@ from .abstract_vq import AbstractVQ
 
 
 class TableVQ(AbstractVQ):
-    """A quantizer that looks up the codes of items in a table, without reading an embedding.
+    """A quantizer that looks up the codes of items in a table and does not read an embedding.
 
-    A derived class registers the buffer `codes`. `xs` contains item numbers, int64 (B, 1).
+    A derived class must register the table as the buffer `codes`. Instead of embeddings, the argument `xs` of the
+    methods contains the numbers of the items, int64 (B, 1).
     """
 
     codes: Tensor  # int64 (N, L)

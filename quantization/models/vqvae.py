@@ -9,7 +9,7 @@ LARGEST_AUTO = 4096  # maximum for `codebook_size: auto`
 
 
 class VQVAE(AutoencoderVQ):
-    """An autoencoder whose latent is replaced by the nearest codeword of one codebook."""
+    """An autoencoder with one codebook. The latent of each item is replaced by the nearest codeword."""
 
     section = "vqvae"
 

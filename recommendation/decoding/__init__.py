@@ -1,1 +1,1 @@
-"""Decoding of scores into lists of items, independent of the models."""
+"""Decoding: turn the scores or logits of any model into lists of the best items."""

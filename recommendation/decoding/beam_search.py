@@ -9,35 +9,40 @@ from torch import Tensor
 from recommendation.decoding.top_k import Recommendations, in_order, top_items
 from recommendation.decoding.trie import Trie
 
-# B batch, K beams, C codebook size of a level, J largest number of children of a level's nodes, P nodes of a level,
-# N items, S largest number of seen items of a history
+# B batch, K beams, C codebook size of a level, J largest number of children of one node of a level, P nodes of a level,
+# N items, S largest number of seen items in a history
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
-"""`step(level, codes, parents)` returns the logits of a level, (B, K, C).
+"""The function by which a search runs a model.
+
+`step(level, codes, parents)` returns the logits of all codes of a level: (B, K, C).
 
 codes: (B, K) the last code of each beam
-parents: (B, K) the beam of the previous step that each beam continues
+parents: (B, K) for each beam, the index of the beam of the previous step that it continues
 
-The first level has only one beam, because all beams would be equal there.
+At the first level, K is 1, because all beams would be equal.
 """
 
 
 class Beams(NamedTuple):
-    """Prefixes of semantic IDs, (B, K) each."""
+    """The prefixes of semantic IDs that a search currently keeps. All tensors have the shape (B, K)."""
 
     scores: Tensor   # sums of log-probabilities; -inf if the prefix does not exist
-    nodes: Tensor    # nodes of the trie
+    nodes: Tensor    # nodes of the prefixes in the trie
     codes: Tensor    # last codes of the prefixes
-    parents: Tensor  # beams of the previous step that the prefixes continue
+    parents: Tensor  # indices of the beams of the previous step that the prefixes continue
 
 
 def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,
                 valid_only: bool = False, seen: Tensor | None = None) -> Recommendations:
-    """Return the `top_k` most likely items; an item's score is the sum of the log-probabilities of its codes.
+    """Search with `num_beams` beams for the `top_k` most likely items of each history.
 
-    valid_only: normalize a code's probability over the codes that lead to valid items instead of the whole codebook.
-        The codes after a prefix of only one item then have probability 1, and are not decoded.
-    seen: (B, S) items to exclude. Prefixes that lead only to seen items are excluded as well; the scores of the other
+    The score of an item is the sum of the log-probabilities of its codes.
+
+    valid_only: whether to normalize a code's probability over the codes that lead to valid items, instead of over the
+        whole codebook. If only one item has a certain prefix, the remaining codes of this item then have probability 1,
+        and `step` is not called for them.
+    seen: (B, S) items to exclude. Prefixes that lead only to seen items are excluded as well. The scores of the other
         items do not change.
     """
     root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
@@ -57,12 +62,15 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
 
 
 def _mask_seen(scores: Tensor, trie: Trie, level: int, nodes: Tensor, leaves: Tensor | None) -> Tensor:
-    """Set the scores of nodes whose items are all among `leaves` (B, S + 1) to -inf."""
+    """Set the score of a node to -inf if all items below the node are seen.
+
+    leaves: (B, S + 1) leaves of the seen items, a result of `Trie.leaves_of`; None if no item is excluded
+    """
     return scores if leaves is None else scores.masked_fill(trie.all_masked(level, nodes, leaves), float("-inf"))
 
 
 def _extend(step: Step, trie: Trie, level: int, beams: Beams, valid_only: bool, leaves: Tensor | None) -> Beams:
-    """Return all prefixes that are one code longer, (B, K * J)."""
+    """Extend every beam by each code that can follow it: (B, K) -> (B, K * J)."""
     if not beams.nodes.shape[1]:
         return beams
     logits = step(level, beams.codes, beams.parents)
@@ -75,10 +83,11 @@ def _extend(step: Step, trie: Trie, level: int, beams: Beams, valid_only: bool, 
 
 
 def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
-    """Separate the open beams from the settled beams, whose prefix belongs to only one item.
+    """Split the beams into open beams and settled beams. A beam is settled if only one item has its prefix.
 
-    Returns the open beams in as few columns as possible, and the settled beams extended by their only code. In both,
-    beams of the other kind have the score -inf.
+    The first result has the open beams, in as few columns as possible. The second result has the settled beams, each
+    extended by the only code that can follow. Both results can also contain beams of the other kind; these have the
+    score -inf.
     """
     is_open = ~trie.has_single_item(level, beams.nodes) & (beams.scores > float("-inf"))
     settled = Beams(beams.scores.masked_fill(is_open, float("-inf")), trie.first_child(level, beams.nodes),
@@ -90,12 +99,15 @@ def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
 
 def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, valid_only: bool = False,
                  seen: Tensor | None = None) -> Recommendations:
-    """Like `beam_search`, but with a beam for every prefix of the trie, so that every item gets its exact score."""
+    """Compute the exact score of every item, and return the `top_k` most likely items of each history.
+
+    The arguments and scores are those of `beam_search`, but every prefix in the trie has a beam.
+    """
     codes = parents = torch.zeros(1, dtype=torch.int64, device=trie.items.device)
     scores = torch.zeros(batch_size, 1, device=codes.device)                            # (B, P)
     for level in range(trie.num_levels):
         logits = step(level, codes.expand(batch_size, -1), parents.expand(batch_size, -1))  # (B, P, C)
-        codes, parents = trie.level(level)                                              # (P,) of the next level's nodes
+        codes, parents = trie.level(level)                                  # (P,) one per node of the next level
         chosen = logits[:, parents, codes]
         if valid_only:
             index = parents.expand(batch_size, -1)

@@ -1,4 +1,4 @@
-"""A trie of the semantic IDs of all items, as tensors on the device."""
+"""A trie of the semantic IDs of all items, stored in tensors on the device of the model."""
 
 import numpy as np
 import torch
@@ -7,38 +7,42 @@ from torch import Tensor, nn
 
 from recommendation.decoding.top_k import PADDING
 
-# B batch, K beams, J largest number of children of a level's nodes, N items, L levels, P children of a level's nodes,
-# S largest number of seen items of a history
+# B batch, K beams, J largest number of children of one node of a level, N items, L levels,
+# P number of children of all nodes of a level, S largest number of seen items in a history
 
 
 class Trie(nn.Module):
-    """A trie in a compressed sparse row format.
+    """A tree of all prefixes of semantic IDs, in a compressed sparse row format.
 
     Node 0 of level 0 is the root. The children of node n of level l are the nodes `starts_l[n]` to
     `starts_l[n + 1] - 1` of level l + 1, sorted by their codes. The nodes of the last level are the leaves; each leaf
     is the semantic ID of one item. The trie stores one code and one start per node, and nothing for prefixes that do
-    not exist. The leaves below a node are consecutive too: `leaves_l` has the first leaf below each node of level l,
-    followed by N.
+    not exist. The leaves below a node are consecutive too: `leaves_l[n]` is the first leaf below node n of level l. The
+    last entry of `leaves_l` is N.
     """
 
     items: Tensor  # (N,) item of each leaf
     leaf: Tensor   # (N,) leaf of each item
 
     def __init__(self, codes: Tensor, codebook_sizes: list[int]):
-        """Build the trie of the semantic IDs `codes` (N, L), which must be distinct."""
+        """Build the trie.
+
+        codes: (N, L) semantic IDs of the items, all distinct
+        codebook_sizes: one per level
+        """
         super().__init__()
         self.num_levels = len(codebook_sizes)
         table = codes.cpu().numpy().astype(np.int32)
         order = np.lexsort(table.T[::-1])
         ordered = table[order]
-        new = np.zeros(len(codes), dtype=bool)  # whether an ID is in another node than the previous ID
+        new = np.zeros(len(codes), dtype=bool)  # True if an ID and the previous ID are in different nodes
         new[0] = True
         node = np.zeros(len(codes), dtype=np.int64)  # node of each ID at the current level
         self.max_children: list[int] = []
         self._keep("leaves_0", np.array([0, len(codes)], dtype=np.int32))
         for level, size in enumerate(codebook_sizes):
             new[1:] |= ordered[1:, level] != ordered[:-1, level]
-            first = np.flatnonzero(new)  # first ID of each child
+            first = np.flatnonzero(new)  # index of the first ID in each child
             counts = np.bincount(node[first])
             self.max_children.append(int(counts.max()))
             self._keep(f"starts_{level}", np.concatenate([[0], counts.cumsum()]).astype(np.int32))
@@ -54,9 +58,10 @@ class Trie(nn.Module):
         self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def children_of(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the children's codes, the children, and which of them exist: (B, K) -> (B, K, J) each.
+        """Return the children of each node: their codes, their nodes, and whether they exist. (B, K) -> (B, K, J) each.
 
-        If a node has fewer than J children, the rest of its row has children of other nodes, marked as not existing.
+        If a node has fewer than J children, the remaining entries are children of other nodes. The third result is
+        False for these entries.
         """
         starts, codes = self.get_buffer(f"starts_{level}"), self.get_buffer(f"codes_{level}")
         begin, end = starts[nodes].unsqueeze(2).long(), starts[nodes + 1].unsqueeze(2)
@@ -66,39 +71,44 @@ class Trie(nn.Module):
         return codes[child].long(), child, exists
 
     def has_single_item(self, level: int, nodes: Tensor) -> Tensor:
-        """Return whether there is only one item below each of these nodes of a level."""
+        """Return for each of the nodes of a level whether there is only one item below the node."""
         first = self.get_buffer(f"leaves_{level}")
         return first[nodes + 1] - first[nodes] == 1
 
     def leaves_of(self, items: Tensor) -> Tensor:
-        """Return the sorted leaves of the items, followed by N: (B, S) -> (B, S + 1) int32.
+        """Return the leaves of the items, sorted in each row, and N as the last column: (B, S) -> (B, S + 1) int32.
 
-        The items of a row must be different, except for PADDING, whose leaf is N.
+        The items of a row must be distinct, except for PADDING. The leaf of PADDING is N.
         """
         leaves = self.leaf[items].masked_fill(items == PADDING, len(self.leaf))
         return F.pad(leaves.sort(dim=1).values, (0, 1), value=len(self.leaf))
 
     def all_masked(self, level: int, nodes: Tensor, leaves: Tensor) -> Tensor:
-        """Return whether all leaves below each node, (B, any number), are among `leaves`, a result of `leaves_of`."""
+        """Return for each node whether `leaves` contains all leaves below the node.
+
+        nodes: (B, any number) -> bool of the same shape
+        leaves: (B, S + 1) result of `leaves_of`
+        """
         first = self.get_buffer(f"leaves_{level}")
         begin, end = first[nodes], first[nodes + 1]
-        # `leaves` is sorted, and its entries below N are distinct. So it contains all n leaves of a node if the n-th
-        # entry, counted from the first one that is at least `begin`, is the node's last leaf.
+        # `leaves` is sorted, and the entries below N are distinct. A node with n leaves has the leaves `begin` to
+        # `end - 1`. Let i be the index of the first entry that is at least `begin`. Then `leaves` contains all leaves
+        # of the node exactly if the entry at i + n - 1 is `end - 1`.
         last = torch.searchsorted(leaves, begin) + (end - begin - 1)
         return leaves.gather(1, last.clamp(max=leaves.shape[1] - 1)) == end - 1
 
     def first_child(self, level: int, nodes: Tensor) -> Tensor:
-        """Return the child with the smallest code of each node: (B, K) -> (B, K)."""
+        """For each node, return the child that has the smallest code: (B, K) -> (B, K)."""
         return self.get_buffer(f"starts_{level}")[nodes].long()
 
     def level(self, level: int) -> tuple[Tensor, Tensor]:
-        """Return the codes and the parents of all children of a level's nodes, in order, (P,) each."""
+        """Return the code and the parent of each node of the next level, in the order of these nodes: (P,) each."""
         starts = self.get_buffer(f"starts_{level}")
         parents = torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
         return self.get_buffer(f"codes_{level}").long(), parents
 
     def paths(self) -> Tensor:
-        """Return the nodes on the path from the root to each item, (N, L + 1) int64; column l is a node of level l."""
+        """For each item, return the path of nodes from the root: (N, L + 1) int64. Column l is a node of level l."""
         nodes = [torch.arange(len(self.items), device=self.items.device)]
         for level in reversed(range(self.num_levels)):
             nodes.append(self.level(level)[1][nodes[-1]])
@@ -106,5 +116,5 @@ class Trie(nn.Module):
         return torch.empty_like(paths).index_copy_(0, self.items.long(), paths)
 
     def items_of(self, nodes: Tensor) -> Tensor:
-        """Return the items of nodes of the last level."""
+        """Return the items of the given nodes of the last level, the leaves."""
         return self.items[nodes].long()

@@ -1,4 +1,4 @@
-"""Export of a recommender's item vectors as an embedding of the dataset, which quantizers can use."""
+"""Export of a recommender's item vectors to an embedding file, from which quantizers can make semantic IDs."""
 
 import json
 import logging
@@ -21,13 +21,16 @@ log = logging.getLogger(__name__)
 
 def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path, suffix: str, device: str | None,
                            command: str, force: bool, run_id: str | None = None) -> Path:
-    """Write the item vectors of the newest finished run to `<D>.emb-<suffix>.npy`, float32 (N, D); return the path.
+    """Write the item vectors of a finished run to `<dataset>.emb-<suffix>.npy`, and return the path of this file.
 
-    An item without training events gets the mean vector of the other items, and is marked in a mask file. `device`
-    overrides the device in the run's configuration.
+    device: device to compute on; None for the device in the run's configuration
+    run_id: id of the run; None for the newest finished run
 
-    Raises ConfigError if the model has no item vectors, and, without `force`, if another command made an embedding with
-    this suffix.
+    The vectors are float32 (N, D). An item without training events gets the mean vector of the other items, and a mask
+    file records which items these are.
+
+    Raises ConfigError if the model has no item vectors. Raises ConfigError if another command has already made an
+    embedding with this suffix, unless `force` is set.
     """
     _require_vectors(choice.model)
     _protect_other_embedding(folder.embeddings(suffix), choice.model, force)
@@ -43,9 +46,9 @@ def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path
 
 @torch.no_grad()
 def _item_vectors(model: AbstractRecommender, num_items: int) -> np.ndarray:
-    """Return the vectors of all items, float32 (N, D).
+    """Return the vectors of all items: float32 (N, D).
 
-    Raises ConfigError if the model returns another shape, and TrainingError if a vector is not finite.
+    Raises ConfigError if the model returns vectors of the wrong shape. Raises TrainingError if a value is not finite.
     """
     vectors, where = model.item_embeddings(), f"{type(model).__name__}.item_embeddings"
     if vectors is None or vectors.ndim != 2 or len(vectors) != num_items:
@@ -58,7 +61,7 @@ def _item_vectors(model: AbstractRecommender, num_items: int) -> np.ndarray:
 
 
 def _publish(folder: DatasetFolder, suffix: str, vectors: np.ndarray, meta: dict) -> Path:
-    """Write the vectors, and a mask if some items have no training event."""
+    """Write the vectors, and a mask file if some items have no training event; return the path of the vectors."""
     path, mask = folder.embeddings(suffix), folder.mask(suffix)
     events = load_interactions(folder)
     present = np.bincount(events.item[events.split == 0], minlength=len(vectors)) > 0
@@ -69,7 +72,7 @@ def _publish(folder: DatasetFolder, suffix: str, vectors: np.ndarray, meta: dict
         meta = {**meta, "inputs": {**meta["inputs"], mask.name: made["sha256"]}}
     save_array(path, vectors.astype(np.float32), {**meta, "num_missing": num_missing})
     if not num_missing:
-        for left in (mask, meta_path(mask)):  # left from an earlier embedding
+        for left in (mask, meta_path(mask)):  # delete the mask of an earlier embedding
             left.unlink(missing_ok=True)
     return path
 
@@ -80,11 +83,12 @@ def _require_vectors(model: str) -> None:
 
     if not has_vectors(model):
         raise ConfigError(f"--model {model}", "has no item embeddings", "Only models that implement item_embeddings "
-                          "have them", f"use --model {' or '.join(name for name in names() if has_vectors(name))}")
+                          "have item embeddings",
+                          f"use --model {' or '.join(name for name in names() if has_vectors(name))}")
 
 
 def _protect_other_embedding(path: Path, model: str, force: bool) -> None:
-    """Raise ConfigError if the file exists and was not exported from this model, unless `force` is set."""
+    """Raise ConfigError if the file exists and was not exported from the same model, unless `force` is set."""
     if force or not path.exists():
         return
     try:

@@ -1,4 +1,4 @@
-"""Export of a trained encoder-decoder as a folder for transformers' T5, and initialization from such a folder."""
+"""Export of a trained encoder-decoder to a folder that transformers' T5 can load, and import from such a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.publishing import file_sha256, publish_folder
 from common.run import read_json
 
 if TYPE_CHECKING:
-    from recommendation.runs import Choice  # it imports torch, which would delay errors about flags
+    from recommendation.runs import Choice  # for type checks only, because loading torch is slow
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +21,17 @@ MODEL = "encoder_decoder"
 WEIGHTS = ("config.json", "model.safetensors")
 FILES = (*WEIGHTS, "generation_config.json", "index.json", "README.md")
 
-NOT_THE_SAME = ("T5 in transformers has neither a causal encoder nor a bias in its cross-attention. This model was "
-                "trained with both (train_on: every_position), so T5 does not compute the same scores. For the same "
+NOT_THE_SAME = ("T5 in transformers has neither a causal encoder nor a bias in the cross-attention. This model was "
+                "trained with both (train_on: every_position), so T5 computes different scores. To get the same "
                 "scores, train the model with --train_on target.")
 README = Path(__file__).with_name("t5_readme.md")
 
 
 def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, force: bool) -> None:
-    """Raise ConfigError if --export_t5 or --from_t5 cannot work, before any slow import."""
+    """Raise ConfigError if --export_t5 or --from_t5 does not work with the model, or if the target folder exists.
+
+    With `force`, the target folder may exist if it contains only an earlier export. This check needs no slow import.
+    """
     for flag, value in (("export_t5", export_to), ("from_t5", from_t5)):
         if value is not None and model != MODEL:
             raise ConfigError(f"--{flag}", f"does not work with the model {model!r}",
@@ -38,7 +41,12 @@ def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, for
 
 
 def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Path, run_id: str | None = None) -> None:
-    """Write the model of the newest finished run into the folder `target`, which appears completely or not at all."""
+    """Write the model of a finished run to the folder `target`, in the format of transformers' T5.
+
+    run_id: id of the run; None for the newest finished run
+
+    The folder is written completely or not at all.
+    """
     from recommendation.models.encoder_decoder.model import EncoderDecoder
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
     from recommendation.runs import load_recommender
@@ -68,9 +76,12 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
 
 
 def t5_inputs(source: Path, command: str) -> dict[str, str]:
-    """Return the sha256 of the files that a model is initialized from, as inputs of its run.
+    """Return the sha256 of each weight file in the folder `source`.
 
-    `command` trains the model. Raises DataError if a file is missing.
+    A run that starts from these weights records these checksums, like those of its other inputs. `command` is the
+    command that trains the model; the error message shows it.
+
+    Raises DataError if a file is missing.
     """
     for name in WEIGHTS:
         if not (source / name).is_file():
@@ -80,7 +91,11 @@ def t5_inputs(source: Path, command: str) -> dict[str, str]:
 
 
 def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
-    """Load the weights in the folder `source` into the model; log a warning if items had other semantic IDs there."""
+    """Load the T5 weights in the folder `source` into the model.
+
+    Logs a warning if index.json in this folder has other semantic IDs for the items than the dataset. Raises
+    ArtifactError if the files cannot be used for this model.
+    """
     from recommendation.models.encoder_decoder.t5 import load_t5, read_t5
 
     load_t5(model, read_t5(source))
@@ -95,8 +110,8 @@ def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
     common = [item for item in ours if item in index]
     num_changed = sum(ours[item] != index[item] for item in common)
     if num_changed or not common:
-        log.warning("%s: only %d of the %d items have the same semantic IDs as in this file", source / "index.json",
-                    len(common) - num_changed, len(ours))
+        log.warning("%s: only %d of the %d items in the dataset have the same semantic IDs as in this file",
+                    source / "index.json", len(common) - num_changed, len(ours))
 
 
 def _require_free(target: Path, force: bool) -> None:
@@ -108,5 +123,5 @@ def _require_free(target: Path, force: bool) -> None:
                           fix="use --force to replace it, or choose another folder")
     others = sorted(path.name for path in target.iterdir() if path.name not in FILES) if target.is_dir() else ["a file"]
     if others:
-        raise ConfigError(f"--export_t5 {target}", f"must contain only an earlier export, got {others[0]}",
+        raise ConfigError(f"--export_t5 {target}", f"must be a folder with only an earlier export, found {others[0]}",
                           "--force replaces the whole folder", "choose another folder")

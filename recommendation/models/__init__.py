@@ -1,4 +1,4 @@
-"""The recommenders: each is a folder models/<name>/ with model.py and config.yaml."""
+"""Find the recommenders. Each recommender is a folder models/<name>/ with model.py and config.yaml."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ DEFAULTS = MODELS / "defaults.yaml"
 
 
 def names() -> list[str]:
-    """Return the names of all recommenders: the folders that have a config.yaml."""
+    """Return the names of all recommenders. A recommender is a folder that has a config.yaml."""
     return sorted(path.parent.name for path in MODELS.glob("*/config.yaml"))
 
 
 def baselines() -> list[str]:
-    """Return the names of the baselines: the recommenders with `baseline: true` in their YAML."""
+    """Return the names of the baselines. A baseline is a recommender with `baseline: true` in its YAML."""
     return [name for name in names() if declared(name, config_path(name)).get("baseline")]
 
 
 def config_path(name: str) -> Path:
-    """Return the path of the recommender's YAML. Raises ConfigError for an unknown name."""
+    """Return the path of the recommender's YAML. Raises ConfigError if no recommender has this name."""
     if name not in names():
         raise unknown("--model", name, "recommender", names(), f"recommendation/models/{name}/ with model.py and "
                       "config.yaml")
@@ -34,12 +34,12 @@ def model_path(name: str) -> Path:
 
 
 def code_of(name: str) -> str:
-    """Return the digest of the code that trains a recommender."""
+    """Return a digest of the code that trains the recommender `name`."""
     return code_digest(model_path(name), MODELS.parent)
 
 
 def find_class(name: str) -> type[Any]:
-    """Return the class in models/<name>/model.py that is named like the folder, except for case and underscores."""
+    """Return the class in models/<name>/model.py that has the name of the folder, ignoring case and underscores."""
     from .abstract_model import AbstractRecommender
 
     return load_class(model_path(name), f"{__name__}.{name}.model", name, AbstractRecommender)

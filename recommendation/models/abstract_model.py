@@ -1,4 +1,4 @@
-"""The interface of a recommender."""
+"""The interface that every recommender implements."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from recommendation.decoding.top_k import PADDING, Recommendations, in_row
-from recommendation.decoding.top_k import top_items as top_items  # for models that score every item
+from recommendation.decoding.top_k import top_items as top_items  # re-exported for models that score every item
 
 # B batch, W length of the longest window, N items, L levels, k items in a list,
-# S largest number of seen items of a history
+# S largest number of seen items of a history, E training events, U users
 
 
 class Catalogue(NamedTuple):
     """The items that can be recommended."""
 
     num_items: int
-    codes: Tensor | None        # (N, L) int64 semantic IDs, all different; None if the model needs none
-    codebook_sizes: list[int]   # one per level
+    codes: Tensor | None        # (N, L) int64 semantic IDs, all different; None if the model does not use semantic IDs
+    codebook_sizes: list[int]   # one size per level
 
 
 class Windows(NamedTuple):
-    """Segments of users' sequences, oldest item first, padded at the end."""
+    """A batch of segments of users' sequences. Each row has the oldest item first and is padded at the end."""
 
     items: Tensor    # (B, W) int64, PADDING at the end of shorter rows
     lengths: Tensor  # (B,) int64, number of items in each row
@@ -31,11 +31,11 @@ class Windows(NamedTuple):
 class AbstractRecommender(nn.Module, ABC):
     """A model that reads histories of items and recommends the next items.
 
-    `config` is the resolved configuration, with the sections `config["<name>"]["model_params"]`,
+    `config` is the resolved configuration. It has the sections `config["<name>"]["model_params"]`,
     `config["<name>"]["training_params"]` and `config["common"]`.
     """
 
-    needs_codes = True
+    needs_codes = True  # whether the model uses semantic IDs
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__()
@@ -43,20 +43,22 @@ class AbstractRecommender(nn.Module, ABC):
 
     @abstractmethod
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        """Return the `top_k` best items of the whole catalogue for each history. A history has at least one item."""
+        """For each history, return the `top_k` best items of the catalogue. Every history has at least one item."""
 
     def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
-        """Return the `top_k` best items for each history that are not in its row of `seen`.
+        """For each history, return the `top_k` best items that are not in the same row of `seen`.
 
-        seen: (B, S) no duplicates in a row, PADDING at the end of shorter rows
+        seen: (B, S) items to exclude, without duplicates in a row, and with PADDING at the end of shorter rows
 
-        The scores are those of `recommend`. The default implementation calls `recommend` for longer lists and removes
-        the seen items. Override it if longer lists are slower, or if the length changes the result, as in beam search.
-        A subclass that overrides only `recommend` gets this default, not the `recommend_unseen` of its parent class.
+        An item has the same score as in `recommend`. The default implementation gets longer lists from `recommend` and
+        removes the seen items. Override this method if longer lists take more time, or if the length of the list
+        changes the result, as in beam search. A subclass that overrides only `recommend` gets this default, not the
+        `recommend_unseen` of its parent class.
         """
         num_items, num_seen = self.catalogue.num_items, (seen != PADDING).sum(dim=1)
-        # Every list length needs its own call, because the result for a history must not depend on the rest of the
-        # batch. Round up to powers of two, so that few lengths occur.
+        # A history that needs few extra items must not get a longer list because of another history in the batch: the
+        # result could then depend on the batch. So call `recommend` once for each list length. Round the number of
+        # extra items up to a power of two, so that few list lengths occur.
         num_extra = torch.where(num_seen > 0, 2 ** num_seen.clamp(min=1).double().log2().ceil(), 0).long()
         widths = (top_k + num_extra).clamp(max=max(num_items, top_k))
         items = seen.new_empty(len(seen), top_k)
@@ -72,52 +74,62 @@ class AbstractRecommender(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        if "recommend" in vars(cls) and "recommend_unseen" not in vars(cls):  # the parent's ignores the new method
+        # The `recommend_unseen` of the parent class would not use the new `recommend`.
+        if "recommend" in vars(cls) and "recommend_unseen" not in vars(cls):
             cls.recommend_unseen = AbstractRecommender.recommend_unseen  # type: ignore[method-assign]
 
     def item_embeddings(self) -> Tensor | None:
-        """Return item vectors learned from the users' sequences, (N, D), or None if the model has none."""
+        """Return the item vectors that the model learned from the users' sequences, or None if it has no item vectors.
+
+        The shape is (N, vector size).
+        """
         return None
 
     def prepare(self) -> None:
-        """Build an index or similar data from the final weights, to make recommendation faster.
+        """Build an index, or other data that makes recommendation faster, from the final weights.
 
-        Called before the test, and before recommending for more histories than items; it may take as long as
-        recommending for N histories. The model must also work without it, as in validation, with results that are at
-        least as good.
+        This method is called before the test, and before recommending for more than N histories. It may take as long as
+        recommending for N histories. The model must also work if this method has not been called, as in validation. The
+        recommendations must then be at least as good.
         """
 
     def properties(self) -> dict:
-        """Return properties of the model to record in metrics.json, in addition to the metrics."""
+        """Return properties of the model that are saved in metrics.json together with the metrics."""
         return {}
 
-    # A model implements either `fit`, which trains it in one call, or `compute_loss`, to train it by gradient.
+    # A model implements one of the next two methods. `fit` trains the model in one call. `compute_loss` is for models
+    # that the trainer trains by gradient descent.
 
     def fit(self, sequences: list[Tensor]) -> bool:
-        """Fit the model to the training sequences and return True, or return False if it is trained by gradient.
+        """Fit the model to the training sequences and return True.
 
-        sequences: `[items (E,), offsets (U + 1,)]`; user u has the training items `items[offsets[u]:offsets[u + 1]]`
+        The default does nothing and returns False, which means that the model is trained by gradient descent.
+
+        sequences: two tensors, items (E,) and offsets (U + 1,). The training items of user u are
+            `items[offsets[u]:offsets[u + 1]]`.
         """
         return False
 
     @classmethod
     def trained_by_gradient(cls) -> bool:
-        """Return whether the model is trained by gradient, that is, whether the class does not override `fit`."""
+        """Return True if the class does not override `fit`. The model is then trained by gradient descent."""
         return cls.fit is AbstractRecommender.fit
 
     @property
     def training_unit(self) -> Literal["target", "sequence"]:
-        """The kind of windows that `compute_loss` gets.
+        """The kind of windows that the trainer passes to `compute_loss`.
 
-        `target`: a history and one target, the last item of the row. Every training event is a target once per epoch.
-        `sequence`: a segment of a user's sequence. Every item except the first is a target; a segment has at most
-        `max_history` targets. The sequences are split at different points in every epoch.
+        `target`: Each row is a history, followed by one target. In every epoch, each training
+        event that has a history is the target of one row.
+        `sequence`: Each row is a segment of a user's sequence. Every item of the row except the first is a target. A
+        row has at most `max_history` targets. The sequences are split at different points in every epoch.
         """
         return "target"
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Return `{"loss_total": <the loss to minimize>, ...}`, scalars that are means over the targets of the windows.
+        """Return the losses of a batch as `{"loss_total": <the loss to minimize>, ...}`.
 
-        With several processes, each gets a shard of the windows; the trainer weights a loss by its number of targets.
+        Each loss is a scalar, the mean over the targets of the windows. With several processes, each process gets a
+        shard of the windows. The trainer then weights the losses of a process by the number of targets in its shard.
         """
         raise TypeError(f"{type(self).__name__} must implement `fit` or `compute_loss`")

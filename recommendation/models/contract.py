@@ -1,4 +1,4 @@
-"""Checks that a recommender returns what `AbstractRecommender` requires. An error names the method at fault."""
+"""Check that a recommender returns what `AbstractRecommender` requires. An error names the method that is wrong."""
 
 from collections.abc import Callable
 
@@ -10,16 +10,17 @@ from common.errors import ConfigError
 
 from .abstract_model import PADDING, AbstractRecommender, Recommendations, Windows
 
-NUM_TRIED = 8  # number of histories and of training windows that are used for the check
+NUM_TRIED = 8  # number of histories, and also of training windows, that are used for the check
 
 
 def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, windows: Windows | None) -> None:
-    """Check the recommendations for `histories` and, if `windows` is not None, the loss of these training windows.
+    """Check what the model recommends for `histories`, and its loss for `windows` unless this is None.
 
-    Raises ConfigError with the name of the method at fault. The training modes and the random state do not change.
+    Raises ConfigError if a method returns a wrong result. The error names the method. After the check, the random state
+    and the mode of every module (training or evaluation) are the same as before.
     """
     modes = {module: module.training for module in model.modules()}
-    seen = histories.items.sort(dim=1, descending=True).values                 # puts PADDING, -1, last
+    seen = histories.items.sort(dim=1, descending=True).values                 # puts PADDING (-1) at the end
     seen = seen.masked_fill(F.pad(seen[:, 1:] == seen[:, :-1], (1, 0)), PADDING).sort(dim=1, descending=True).values
     device = histories.items.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -29,7 +30,7 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
             items = _check_lists(model, "recommend_unseen", lambda: model.recommend_unseen(histories, seen, top_k),
                                  histories, top_k)
         if ((items.unsqueeze(2) == seen.unsqueeze(1)) & (items != PADDING).unsqueeze(2)).any():
-            _refuse(model, "recommend_unseen", "returned an item of `seen`", "exclude the items in each row of `seen`")
+            _refuse(model, "recommend_unseen", "returned a seen item", "return only items that are not in `seen`")
         losses = {"loss_total": torch.zeros(())} if windows is None else model.compute_loss(windows)
         loss = losses.get("loss_total") if isinstance(losses, dict) else None
         if not isinstance(loss, Tensor) or loss.ndim:
@@ -40,7 +41,10 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
 
 def _check_lists(model: AbstractRecommender, method: str, call: Callable[[], Recommendations], histories: Windows,
                  top_k: int) -> Tensor:
-    """Return the items of the result of `call`. Raises ConfigError for a wrong or random result."""
+    """Run `call` twice, check the recommendations that it returns, and return their items.
+
+    Raises ConfigError if the recommendations are wrong, or if they depend on random numbers.
+    """
     device, results = histories.items.device, []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -53,7 +57,7 @@ def _check_lists(model: AbstractRecommender, method: str, call: Callable[[], Rec
     result, num_items, shape = results[0], model.catalogue.num_items, (len(histories.items), top_k)
     if not isinstance(result, Recommendations) or any(not isinstance(p, Tensor) or p.shape != shape for p in result):
         _refuse(model, method, f"returned {_described(result)}",
-                f"return Recommendations(items, scores) of shape (histories, top_k) = {shape} each, and fill empty "
+                f"return Recommendations(items, scores), each of shape (histories, top_k) = {shape}, and fill empty "
                 "positions with item -1")
     items, scores = result
     ordered, present = items.sort(dim=1).values, items != PADDING

@@ -15,25 +15,26 @@ from .params import Params
 
 # B batch, K beams, L levels, M model width, H heads, C codebook size of a level, J largest number of children of a node
 
-# T5 initializes its embedding with a standard deviation of 1.0. This suits Adafactor, whose steps grow with the
-# parameters. The steps of AdamW do not: from 1.0, it takes thousands of steps until the learned values outweigh the
-# random initial values (ml-100k, after three epochs: NDCG@10 .026 instead of .038).
+# Standard deviation of the initial embedding. T5 uses 1.0. This suits Adafactor, which takes larger steps for
+# larger parameters. The steps of AdamW do not depend on the size of the parameters. With 1.0, AdamW needs thousands of
+# steps until the learned values outweigh the random initial values. On ml-100k, NDCG@10 after three epochs was .026
+# with 1.0, and .038 with 0.05.
 EMBEDDING_STD = 0.05
-IGNORED = -100  # label of padding, which the loss ignores
-START = 0       # token of padding and of the first decoder input, as in T5
-EXACT_BYTES = 2**28  # approximate size of the logits that exact scoring has in memory
+IGNORED = -100  # label of padding; the loss ignores this label
+START = 0       # token for padding and for the first decoder input, as in T5
+EXACT_BYTES = 2**28  # approximate memory for the logits of exact scoring; larger batches are split
 
 
 class AbstractGenerator(AbstractRecommender):
-    """Base class with the token embedding, one output head per level, and the search for the best items.
+    """Base class that has the token embedding, one output head per level, and the search for the best items.
 
-    Code c of level l is the token `first_token[l] + c`.
+    Code c of level l has the token `first_token[l] + c`.
     """
 
-    heads: Any           # one Linear per level: each softmax is over the codebook of its level
+    heads: Any           # one Linear per level, with one logit per code of the level
     first_token: Tensor  # (L,) token of code 0 of each level
     tokens: Tensor       # (N + 1, L) tokens of the items; the last row is for PADDING (index -1)
-    paths: Tensor        # (N + 1, L + 1) trie nodes of the items; only with `normalize_over: valid_items`
+    paths: Tensor        # (N + 1, L + 1) trie nodes from the root to each item; only with `normalize_over: valid_items`
 
     def __init__(self, config: dict, catalogue: Catalogue, name: str):
         super().__init__(config, catalogue)
@@ -52,7 +53,7 @@ class AbstractGenerator(AbstractRecommender):
         self.register_buffer("first_token", first_token, persistent=False)
         self.register_buffer("tokens", tokens, persistent=False)
         self.trie = Trie(catalogue.codes, sizes)
-        if self.normalize_over == "valid_items":  # the last row, zeros, is for PADDING
+        if self.normalize_over == "valid_items":  # the last row is for PADDING and is zero
             self.register_buffer("paths", F.pad(self.trie.paths(), (0, 0, 0, 1)), persistent=False)
 
     @torch.no_grad()
@@ -62,8 +63,12 @@ class AbstractGenerator(AbstractRecommender):
             nn.init.normal_(head.weight, std=head.in_features**-0.5)
 
     def code_loss(self, hidden: Tensor, items: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the items' codes: hidden (..., L, M), items (...) -> (). Ignores PADDING."""
-        # Padding gets the label IGNORED, because selecting the other rows would wait for the device.
+        """Return the mean cross-entropy of the codes of the target items. Padding is ignored.
+
+        hidden: (..., L, M) hidden states that predict the codes
+        items: (...) target items, or PADDING
+        """
+        # Give padding the label IGNORED. Selecting the rows without padding would make the CPU wait for the GPU.
         labels = (self.tokens[items] - self.first_token).masked_fill((items == PADDING).unsqueeze(-1), IGNORED)
         hidden, labels = hidden.flatten(0, -3), labels.flatten(0, -2)
         logits = [head(hidden[:, level]) for level, head in enumerate(self.heads)]
@@ -77,11 +82,11 @@ class AbstractGenerator(AbstractRecommender):
                             for level, of_level in enumerate(logits)]).mean()
 
     def _loss_over_valid_items(self, level: int, logits: Tensor, path: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the labels of a level, over the codes that can follow each prefix.
+        """Return the mean cross-entropy at one level. The softmax is over the codes that can follow each prefix.
 
-        logits: (T, C) for T targets
-        path: (T, 2) trie nodes of the prefix, and of the prefix with the label
-        labels: (T,)
+        logits: (T, C), where T is the number of targets
+        path: (T, 2) the trie node of each target's prefix, and the trie node of the prefix extended by the label
+        labels: (T,) codes of the targets at this level, or IGNORED for padding
         """
         codes, children, exists = (part[0] for part in self.trie.children_of(level, path[None, :, 0]))  # (T, J)
         # Use float32, as autocast does for F.cross_entropy in a bfloat16 step.
@@ -95,7 +100,7 @@ class AbstractGenerator(AbstractRecommender):
 
     @abstractmethod
     def start_decoding(self, histories: Windows) -> Step:
-        """Read the histories, and return the function that computes the logits level by level."""
+        """Run the model on the histories, and return a function that computes the logits of one level at a time."""
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         return self._search(histories, None, top_k)
@@ -116,17 +121,18 @@ class AbstractGenerator(AbstractRecommender):
 
 
 class PrefixCache:
-    """The keys and values of the tokens in the beams, for one layer.
+    """A cache of the attention keys and values of the tokens in the beams, for one layer.
 
-    Each position has its own tensors. Reordering the beams then copies only whole rows, and never the first position,
-    which all beams share.
+    Each position has its own tensors. Therefore a reordering of the beams copies only whole rows. It does not copy a
+    position that all beams share.
     """
 
     def __init__(self) -> None:
-        self.levels: list[tuple[Tensor, Tensor]] = []  # (B, K, H, head width) each; K is 1 if all beams share it
+        # The key and the value of each position, (B, K, H, head width) each. K is 1 if all beams share the position.
+        self.levels: list[tuple[Tensor, Tensor]] = []
 
     def extend(self, key: Tensor, value: Tensor, parents: Tensor) -> None:
-        """Add the newest position of the beams.
+        """Reorder the cached positions for the new beams, and add the newest position of these beams.
 
         key, value: (B, H, K, head width)
         parents: (B, K) the beam of the previous step that each beam continues
@@ -138,12 +144,15 @@ class PrefixCache:
         self.levels.append((key.transpose(1, 2), value.transpose(1, 2)))
 
     def scores(self, query: Tensor) -> Tensor:
-        """Return the product of each query with the keys of its beam: (B, H, K, head width) -> (B, H, K, positions)."""
+        """Return the inner products of each beam's query with the keys of the same beam.
+
+        The shapes are (B, H, K, head width) -> (B, H, K, positions).
+        """
         query = query.transpose(1, 2)
         return torch.stack([(query * key).sum(dim=-1) for key, _ in self.levels], dim=-1).transpose(1, 2)
 
     def mix(self, weights: Tensor) -> Tensor:
-        """Return the weighted sum of the values of each beam: (B, H, K, positions) -> (B, K, H, head width)."""
+        """Return the weighted sum of each beam's values: weights (B, H, K, positions) -> (B, K, H, head width)."""
         first, *others = weights.transpose(1, 2).unsqueeze(-1).unbind(dim=3)            # (B, K, H, 1) each
         mixed = first * self.levels[0][1]
         for weight, (_, value) in zip(others, self.levels[1:], strict=True):
@@ -152,9 +161,11 @@ class PrefixCache:
 
 
 def _rows(part: Tensor, row: Tensor) -> Tensor:
-    """Select `row` (B, K) of the flattened beams in `part` (B, beams, H, head width) -> (B, K, H, head width).
+    """Return the rows of `part` that the new beams continue: (B, old beams, H, head width) -> (B, K, H, head width).
 
-    A part that all beams share is returned unchanged.
+    row: (B, K) old beam that each new beam continues, as an index into the old beams of the whole batch
+
+    If all beams share one row per user, `part` is returned unchanged.
     """
     if part.shape[1] == 1:
         return part

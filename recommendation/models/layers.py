@@ -1,4 +1,4 @@
-"""Building blocks of T5 (Raffel et al. 2020, arXiv 1910.10683): pre-norm, no bias terms, relative positions."""
+"""Layers as in T5 (Raffel et al. 2020, arXiv 1910.10683), with pre-norm, relative positions, and no bias terms."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 
 def stack(num_blocks: int, make: Callable[[], Iterable[nn.Module]]) -> Any:
-    """Return a ModuleList of `num_blocks` ModuleLists; typed as Any, because type checkers do not know their layers."""
+    """Return a ModuleList of `num_blocks` blocks. Each call of `make` returns the layers of one block.
+
+    The return type is Any, because type checkers do not know the types of the layers in a ModuleList.
+    """
     return nn.ModuleList(nn.ModuleList(make()) for _ in range(num_blocks))
 
 
@@ -28,10 +31,14 @@ class RMSNorm(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """A learned attention bias for each head and each bucket of distances.
+    """A learned attention bias that depends on the head and on the distance between query and key.
 
-    Half of the buckets hold one distance each; the sizes of the others grow logarithmically up to `max_distance`. With
-    `bidirectional`, each direction has half of the buckets.
+    The distances are grouped into buckets, and each bucket has one value per head. Half of the buckets are for a single
+    small distance each. The other buckets are for ranges of distances. The ranges become wider on a logarithmic scale
+    up to `max_distance`, and the last range also includes all larger distances.
+
+    With `bidirectional`, half of all buckets are for keys after the query, and half are for all other keys.
+    Without `bidirectional`, all keys after the query are in the bucket of distance 0.
     """
 
     def __init__(self, num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool):
@@ -40,19 +47,24 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_buckets, num_heads))
 
     def forward(self, num_queries: int, num_keys: int) -> Tensor:
-        """Return the bias (1, H, Q, T) for queries and keys whose positions start at 0."""
+        """Return the bias for queries and keys whose positions start at 0: (1, H, Q, T)."""
         device = self.weight.device
         return self.of(torch.arange(num_keys, device=device) - torch.arange(num_queries, device=device).unsqueeze(1))
 
     def of(self, distance: Tensor) -> Tensor:
-        """Return the bias for distances, key position minus query position: (Q, T) -> (1, H, Q, T)."""
+        """Return the bias for the given distances: (Q, T) -> (1, H, Q, T).
+
+        distance: position of the key minus position of the query
+        """
         return self.weight[self._bucket(distance)].permute(2, 0, 1).unsqueeze(0)
 
     @torch.no_grad()
     def start_recent(self) -> None:
-        """Initialize the bias to prefer near positions before the query, with the slopes 1, 1/2, 1/4, ... of the heads.
+        """Initialize the bias so that a query prefers the positions shortly before the query.
 
-        This is ALiBi (Press et al. 2022, arXiv 2108.12409) applied to buckets; training may change the values.
+        From one bucket to the next, the bias decreases by 1 in the first head, by 1/2 in the second head, by 1/4 in the
+        third head, and so on. This is ALiBi (Press et al. 2022, arXiv 2108.12409) applied to buckets. Training may
+        change the values.
         """
         num_before = self.num_buckets // (2 if self.bidirectional else 1)
         slopes = 2.0 ** -torch.arange(self.weight.shape[1])
@@ -76,9 +88,9 @@ class RelativeBias(nn.Module):
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
     """Apply dropout with about the given rate.
 
-    On the CPU, one draw of 64 random bits is used for eight elements, so the rate is rounded to a multiple of 1/256.
-    One draw per element, as in `F.dropout`, took 40 % of a training step. torch.compile does not support this, so
-    compiled code uses `F.dropout`.
+    On the CPU, each random number has 64 bits and is used for eight elements, so the rate is rounded to a multiple of
+    1/256. One random number per element, as in `F.dropout`, took 40 % of a training step. `F.dropout` is used on other
+    devices, and in compiled code, because torch.compile does not support the shared random numbers.
     """
     if not training or rate == 0.0:
         return x
@@ -86,7 +98,7 @@ def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
         return F.dropout(x, rate)
     threshold = min(round(256 * rate), 255)
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    # Compare as floats, because PyTorch converts booleans to floats much more slowly.
+    # Convert the bytes to floats first and then compare, because converting booleans to floats is much slower.
     kept = draws.view(torch.uint8)[: x.numel()].view(x.shape).float().ge_(threshold)
     return x * kept.mul_(256 / (256 - threshold))
 
@@ -100,12 +112,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
            rate: float = 0.0) -> Tensor:
     """Return the attention output: query (B, H, Q, K), key and value (B, H, T, K) -> (B, Q, H * K).
 
-    bias: broadcastable to (B, H, Q, T)
+    bias: added to the scores, broadcastable to (B, H, Q, T)
+    rate: dropout rate of the attention weights
 
-    As in T5, the scores are not divided by the square root of the head width. The initialization includes this factor.
+    As in T5, the scores are not divided by the square root of the head width. Instead, the initial
+    weights of the queries are smaller by this factor.
     """
     if not torch.is_grad_enabled() and rate == 0.0:
-        # The fused kernel does not store all scores. It is used only without dropout and without gradients.
+        # The fused kernel saves memory, because it does not store all scores. It is used only if there is no dropout
+        # and no gradient.
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         return attended.transpose(1, 2).flatten(2)
     scores = query @ key.transpose(-1, -2)
@@ -116,15 +131,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
 
 
 def as_bias(allowed: Tensor) -> Tensor:
-    """Return the attention bias of a mask: 0 for True, the most negative float32 for False.
+    """Convert a mask to an attention bias. The bias is 0 for True and the most negative float32 for False.
 
-    With -inf instead, a row of False would give NaN.
+    If the bias for False was -inf, a row that has only False would give NaN.
     """
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
 def causal_bias(num_positions: int, device: torch.device) -> Tensor:
-    """Return the bias (T, T) that lets a position attend only to itself and to earlier positions."""
+    """Return the bias that lets each position attend only to itself and to earlier positions: (T, T)."""
     position = torch.arange(num_positions, device=device)
     return as_bias(position <= position.unsqueeze(1))
 
@@ -143,7 +158,7 @@ class SelfAttention(nn.Module):
         return self.attend(x, *self.project(x), bias)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query, key and value: (B, T, M) -> (B, H, T, K) each."""
+        """Return the queries, keys and values: (B, T, M) -> (B, H, T, K) each."""
         query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
         return query, key, value
 
@@ -155,7 +170,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Pre-norm attention to the memory of an encoder, with a residual connection.
+    """Pre-norm attention to the output of an encoder (the memory), with a residual connection.
 
     Call `project_memory` once per batch, and pass its result to `forward`.
     """
@@ -169,19 +184,22 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(num_heads * head_width, width, bias=False)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Return key and value of the memory: (B, T, M) -> (B, H, T, K) each."""
+        """Return the keys and the values of the memory: (B, T, M) -> (B, H, T, K) each."""
         key, value = (split_heads(part, self.num_heads) for part in self.key_value(memory).chunk(2, dim=-1))
         return key, value
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """Return the output for x (B, Q, M); all query positions of a row attend to the same memory."""
+        """Attend from each position of `x` to the memory: (B, Q, M) -> (B, Q, M).
+
+        memory: the result of `project_memory`, with one row of keys and values for each row of `x`
+        """
         query = split_heads(self.query(self.norm(x)), self.num_heads)
         attended = attend(query, *memory, bias, self.dropout if self.training else 0.0)
         return x + dropout(self.out(attended), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
-    """Pre-norm two-layer network with a residual connection."""
+    """A pre-norm network of two linear layers, with a residual connection."""
 
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()

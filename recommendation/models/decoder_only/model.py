@@ -1,4 +1,4 @@
-"""A GPT-style generator: one causal stack over the tokens of the history and of the next item."""
+"""A GPT-style generator: one causal Transformer over the tokens of the history and of the next item."""
 
 from typing import Literal
 
@@ -10,14 +10,15 @@ from ..generator import AbstractGenerator, PrefixCache
 from ..layers import FeedForward, RelativeBias, RMSNorm, SelfAttention, as_bias, causal_bias, dropout, initialize, stack
 from ..params import Params
 
-# B batch, S items of a history, L levels, T = S * L tokens, K beams, H heads, M model width, C codebook size of a level
+# B batch, W length of the longest window, L levels, T tokens of a window or history, K beams, H heads, M model width,
+# C codebook size of a level
 
 
 class DecoderOnly(AbstractGenerator):
-    """A decoder that predicts each token of a window from the tokens before it; the first item is not a target.
+    """A decoder that predicts each token of a window from all earlier tokens.
 
-    This is a language model (Radford et al. 2018) over semantic IDs. Positions are relative, because a window may begin
-    anywhere in a user's sequence.
+    This is a language model (Radford et al. 2018) over semantic IDs. The first item of a window is not a target.
+    Positions are relative, because a window may begin anywhere in a user's sequence.
     """
 
     training_unit: Literal["sequence"] = "sequence"
@@ -37,14 +38,17 @@ class DecoderOnly(AbstractGenerator):
         self.bias.start_recent()
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of the codes of every item except the first of each window."""
+        """Return the mean cross-entropy of the codes of all items except the first item of each window."""
         tokens = self.tokens[windows.items].flatten(1)[:, :-1]                 # (B, W * L - 1)
         hidden = self._read(tokens)[:, self.num_levels - 1:]                   # from the last token of the first item
         hidden = dropout(self.norm(hidden), self.dropout, self.training)
         return {"loss_total": self.code_loss(hidden.unflatten(1, (-1, self.num_levels)), windows.items[:, 1:])}
 
     def _read(self, tokens: Tensor, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Return the hidden states of tokens: (B, T) -> (B, T, M). Append each layer's keys and values to `keep`."""
+        """Return the hidden state of each token: (B, T) -> (B, T, M).
+
+        If `keep` is a list, append the keys and values of each layer to this list.
+        """
         x = dropout(self.embedding(tokens), self.dropout, self.training)
         bias = self.bias(tokens.shape[1], tokens.shape[1]) + causal_bias(tokens.shape[1], tokens.device)
         for attention, feed_forward in self.layers:
@@ -57,29 +61,33 @@ class DecoderOnly(AbstractGenerator):
     def start_decoding(self, histories: Windows) -> "_DecodingStep":
         memories: list[tuple[Tensor, Tensor]] = []
         hidden = self._read(self.tokens[histories.items].flatten(1), memories)
-        end = histories.lengths * self.num_levels                              # number of tokens
+        end = histories.lengths * self.num_levels                              # number of tokens of each history
         last = hidden[torch.arange(len(end), device=end.device), end - 1].unsqueeze(1)
         return _DecodingStep(self, last, memories, end)
 
 
 class _DecodingStep:
-    """Computes the logits of one level for all beams (see `beam_search.Step`).
+    """A callable that computes the logits of one level for all beams (see `beam_search.Step`).
 
-    The beams of a user are query positions that attend to the same history, which is read only once.
+    The history of each user is read only once. All beams of the user attend to this history.
     """
 
     def __init__(self, model: DecoderOnly, last: Tensor, memories: list[tuple[Tensor, Tensor]], end: Tensor):
         """Store the results of reading the histories.
 
         last: (B, 1, M) hidden state of the last token of each history
-        memories: keys and values of the histories, (B, H, T, width) each, per layer
+        memories: for each layer, the keys and the values of the histories, (B, H, T, width) each
         end: (B,) number of tokens of each history
         """
         self.model, self.last, self.memories, self.end = model, last, memories, end
         self.caches = [PrefixCache() for _ in model.layers]
 
     def __call__(self, level: int, codes: Tensor, parents: Tensor) -> Tensor:
-        """Return the logits of a level: last codes and parents of the beams, (B, K) each -> (B, K, C)."""
+        """Return the logits of a level for all beams: (B, K, C).
+
+        codes: (B, K) the last code of each beam
+        parents: (B, K) the beam of the previous step that each beam continues
+        """
         model, x = self.model, self.last
         if level:
             x = model.embedding(codes + model.first_token[level - 1])                   # (B, K, M)
@@ -91,7 +99,11 @@ class _DecodingStep:
         return model.heads[level](model.norm(x))
 
     def _biases(self, level: int) -> tuple[Tensor, Tensor]:
-        """Return the bias of the newest position for the history, (B, H, 1, T), and for its beam, (1, H, 1, level)."""
+        """Return the two attention biases of the newest position of the beams.
+
+        The first bias is for the tokens of the history, (B, H, 1, T). The second bias is for the tokens of the beam,
+        (1, H, 1, level).
+        """
         bias, num_tokens = self.model.bias, self.memories[0][0].shape[2]
         token = torch.arange(num_tokens, device=self.end.device)
         to_history = bias.of(token - (self.end + level - 1).unsqueeze(1)).permute(2, 1, 0, 3)  # (B, H, 1, T)
@@ -101,10 +113,12 @@ class _DecodingStep:
 
 def _attend_to_both(query: Tensor, key: Tensor, value: Tensor, history_bias: Tensor, cache: PrefixCache,
                     beam_bias: Tensor) -> Tensor:
-    """Return the attention output (B, K, H * width), with one softmax over the positions of history and beam.
+    """Attend to the history and to the beam, with one softmax over the positions of both: (B, K, H * width).
 
-    query: (B, H, K, width)
-    key, value: (B, H, T, width) of the history; those of the beam are in `cache`
+    query: (B, H, K, width) one query per beam
+    key, value: (B, H, T, width) keys and values of the history
+    cache: keys and values of the beams
+    history_bias, beam_bias: the results of `_DecodingStep._biases`
     """
     scores = torch.cat([query @ key.transpose(-1, -2) + history_bias, cache.scores(query) + beam_bias], dim=3)
     history_weights, beam_weights = scores.softmax(dim=-1).tensor_split([key.shape[2]], dim=3)

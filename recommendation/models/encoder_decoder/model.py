@@ -1,4 +1,4 @@
-"""TIGER (Rajput et al. 2023, arXiv 2305.05065): a T5 that reads semantic IDs and generates the next one."""
+"""TIGER (Rajput et al. 2023, arXiv 2305.05065): a T5 that generates the semantic ID of the next item."""
 
 from typing import Literal
 
@@ -20,22 +20,24 @@ from ..layers import (
 )
 from ..params import Params
 
-# B batch, S items of a history, L levels, T = S * L encoder tokens, G targets of a row, K beams, H heads,
+# B batch, S length of the longest history, L levels, T = S * L encoder tokens, G targets of a row, K beams, H heads,
 # M model width, C codebook size of a level
 
 
 class EncoderDecoder(AbstractGenerator):
-    """An encoder over the tokens of the history, and a decoder over the levels of the next item's semantic ID.
+    """A Transformer whose encoder reads the history and whose decoder generates the next item's semantic ID.
 
-    With `train_on: target`, a window has one target, and the encoder attends to the whole history, as in T5.
+    With `train_on: target`, a window has one target, and each token of the encoder attends to the whole history, as in
+    T5.
 
-    With `train_on: every_position`, every item of a window except the first is a target, and one pass trains all of
-    them. A token of the encoder attends only to its own and earlier items, and a target's decoder attends only to the
-    memory of the items before the target. Such an encoder does not know the distance from a token to the target.
-    Therefore cross-attention has a relative bias, which T5 does not have. Recommendation uses the same mask and bias.
+    With `train_on: every_position`, every item of a window except the first is a target, and one forward pass computes
+    the losses of all targets. A token of the encoder attends only to the tokens of the same item and of earlier items.
+    For each target, the decoder attends only to the encoder output of the items before the target. Such an encoder does
+    not know the distance from a token to the target. Therefore cross-attention has a relative bias, which T5 does not
+    have. Recommendation uses the same mask and bias as training.
 
-    `t5.py` in this folder copies the weights to and from T5 in transformers, which computes the same as
-    `train_on: target`.
+    `t5.py` in this folder copies the weights to and from the T5 of transformers. This T5 computes the same scores as a
+    model with `train_on: target`.
     """
 
     def __init__(self, config: dict, catalogue: Catalogue):
@@ -70,7 +72,7 @@ class EncoderDecoder(AbstractGenerator):
         return {"encoder_mask": "full" if self.train_on == "target" else "causal by item"}
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of the codes of the targets."""
+        """Return the mean cross-entropy of the codes of all targets."""
         items, lengths = windows
         if self.train_on == "target":
             targets = items.gather(1, lengths.unsqueeze(1) - 1)                         # (B, 1)
@@ -82,7 +84,7 @@ class EncoderDecoder(AbstractGenerator):
         return {"loss_total": self.code_loss(hidden, targets)}
 
     def encode(self, history: Tensor) -> Tensor:
-        """Return the memory of a history: (B, S) items -> (B, T, M)."""
+        """Return the output of the encoder (the memory) for each history: (B, S) items -> (B, T, M)."""
         x = dropout(self.embedding(self.tokens[history].flatten(1)), self.dropout, self.training)
         bias = self.encoder_bias(x.shape[1], x.shape[1]) + self._encoder_mask(history)
         for attention, feed_forward in self.encoder:
@@ -92,20 +94,26 @@ class EncoderDecoder(AbstractGenerator):
     def _encoder_mask(self, history: Tensor) -> Tensor:
         """Return the attention bias of the encoder.
 
-        It hides later items, (1, 1, T, T), or with `train_on: target` the padding, (B, 1, 1, T).
+        With `train_on: target`, the bias hides the padding. Its shape is (B, 1, 1, T).
+        With `train_on: every_position`, the bias hides later items. Its shape is (1, 1, T, T).
         """
         if self.train_on == "target":
             return self._padding_mask(history)
-        # Padding is after all items, so this mask hides it too.
+        # The padding comes after all items, so this mask hides the padding too.
         item = torch.arange(history.shape[1], device=history.device).repeat_interleave(self.num_levels)
         return as_bias(item <= item.unsqueeze(1))[None, None]
 
     def _padding_mask(self, history: Tensor) -> Tensor:
-        """Return the bias that hides the padding: (B, S) items -> (B, 1, 1, T)."""
+        """Return the attention bias that hides the padding: (B, S) items -> (B, 1, 1, T)."""
         return as_bias((history != PADDING).repeat_interleave(self.num_levels, dim=1))[:, None, None]
 
     def _training_bias(self, history: Tensor, num_targets: int) -> Tensor:
-        """Return the cross-attention bias of the decoder rows of all targets, (B, 1, 1, T) or (1, H, G * L, T)."""
+        """Return the cross-attention bias for training.
+
+        With `train_on: target`, the bias hides the padding. Its shape is (B, 1, 1, T).
+        With `train_on: every_position`, each target has the relative bias of the items before the target, and all other
+        items are hidden. The shape is (1, H, G * L, T).
+        """
         if self.memory_bias is None:
             return self._padding_mask(history)
         end = torch.arange(1, num_targets + 1, device=history.device) * self.num_levels  # target g is after g + 1 items
@@ -114,7 +122,10 @@ class EncoderDecoder(AbstractGenerator):
         return bias.repeat_interleave(self.num_levels, dim=2)
 
     def _recommending_bias(self, histories: Windows) -> Tensor:
-        """Return the cross-attention bias of a target after the whole history, (B, 1 or H, 1, T)."""
+        """Return the cross-attention bias for recommendation, where the next item comes after the whole history.
+
+        The shape is (B, 1, 1, T) with `train_on: target`, and (B, H, 1, T) with `train_on: every_position`.
+        """
         padding = self._padding_mask(histories.items)
         if self.memory_bias is None:
             return padding
@@ -123,7 +134,12 @@ class EncoderDecoder(AbstractGenerator):
         return bias.permute(2, 1, 0, 3) + padding
 
     def decode(self, memory: Tensor, memory_bias: Tensor, targets: Tensor) -> Tensor:
-        """Return hidden states that predict the codes: memory (B, T, M), targets (B, G) items -> (B, G, L, M)."""
+        """Return the hidden states that predict the codes of the targets: (B, G, L, M).
+
+        memory: (B, T, M) output of the encoder
+        memory_bias: bias of cross-attention
+        targets: (B, G) items
+        """
         num_targets = targets.shape[1]
         start = torch.full((*targets.shape, 1), START, device=targets.device)
         inputs = torch.cat([start, self.tokens[targets][..., :-1]], dim=2)               # (B, G, L)
@@ -131,9 +147,9 @@ class EncoderDecoder(AbstractGenerator):
         level = torch.arange(self.num_levels, device=x.device)
         bias = self.decoder_bias(self.num_levels, self.num_levels) + as_bias(level <= level.unsqueeze(1))
         for self_attention, cross_attention, feed_forward in self.decoder:
-            # In self-attention every target is a batch row, so that it attends only to its own prefix.
+            # In self-attention, each target is a row of the batch. So a code attends only to codes of the same target.
             x = self_attention(x.view(-1, self.num_levels, x.shape[-1]), bias).view_as(x)
-            # In cross-attention the targets of a window are query positions, which share its memory.
+            # In cross-attention, the targets of a window are query positions that share the memory of the window.
             x = feed_forward(cross_attention(x, cross_attention.project_memory(memory), memory_bias))
         x = dropout(self.decoder_norm(x), self.dropout, self.training)
         return x.unflatten(1, (num_targets, self.num_levels))
@@ -143,9 +159,9 @@ class EncoderDecoder(AbstractGenerator):
 
 
 class _DecodingStep:
-    """Computes the logits of one level for all beams (see `beam_search.Step`).
+    """A callable that computes the logits of one level for all beams (see `beam_search.Step`).
 
-    The beams of a user are query positions that attend to the same memory, which is projected only once.
+    The memory of each user is projected only once. All beams of the user attend to this memory.
     """
 
     def __init__(self, model: EncoderDecoder, memory: Tensor, memory_bias: Tensor):
@@ -154,7 +170,11 @@ class _DecodingStep:
         self.caches = [PrefixCache() for _ in model.decoder]
 
     def __call__(self, level: int, codes: Tensor, parents: Tensor) -> Tensor:
-        """Return the logits of a level: last codes and parents of the beams, (B, K) each -> (B, K, C)."""
+        """Return the logits of a level for all beams: (B, K, C).
+
+        codes: (B, K) the last code of each beam
+        parents: (B, K) the beam of the previous step that each beam continues
+        """
         model = self.model
         tokens = codes + model.first_token[level - 1] if level else torch.full_like(codes, START)
         x = model.embedding(tokens)                                                      # (B, K, M)
@@ -163,8 +183,8 @@ class _DecodingStep:
                                                                                   self.memories, strict=True):
             query, key, value = self_attention.project(x)                                # (B, H, K, width)
             cache.extend(key, value, parents)
-            # In self-attention every beam attends only to its own positions.
+            # In self-attention, each beam attends only to the positions of the same beam.
             attended = cache.mix((cache.scores(query) + bias).softmax(dim=-1)).flatten(2)
-            # In cross-attention the beams are query positions, which share the memory of their user.
+            # In cross-attention, the beams of a user are query positions that share the memory of the user.
             x = feed_forward(cross_attention(self_attention.add(x, attended), memory, self.memory_bias))
         return model.heads[level](model.decoder_norm(x))

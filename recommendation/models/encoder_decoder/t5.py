@@ -1,12 +1,12 @@
-"""Conversion of the encoder-decoder to and from transformers' T5ForConditionalGeneration."""
+"""Convert the encoder-decoder to and from the T5ForConditionalGeneration of transformers."""
 
 import json
 import logging
 from pathlib import Path
-from typing import Any  # the submodules of transformers' models have no types
+from typing import Any  # for models of transformers, because their submodules have no types
 
 import torch
-import transformers  # imports the code of a model at its first use
+import transformers  # this import is cheap: transformers imports a model at its first use
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -18,12 +18,12 @@ from .model import EncoderDecoder
 
 log = logging.getLogger(__name__)
 
-# Config values that both models must have in common. transformers 5 sets `scale_decoder_outputs` if the head was tied
+# Config values that must be the same in both models. transformers 5 sets `scale_decoder_outputs` if the head was tied
 # to the embedding.
 SHARED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
           "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj",
           "layer_norm_epsilon", "scale_decoder_outputs", "pad_token_id", "decoder_start_token_id")
-# For each weight of our layers, the weights of the T5 layer that it concatenates.
+# The names of our weights, each with the names of the T5 weights that are concatenated to get our weight.
 STACKED = {"qkv": ["q", "k", "v"], "query": ["q"], "key_value": ["k", "v"], "out": ["o"], "wi": ["wi"], "wo": ["wo"]}
 
 
@@ -31,15 +31,15 @@ def to_t5(model: EncoderDecoder) -> Any:
     """Return a T5ForConditionalGeneration in eval mode with the model's weights.
 
     Code c of a level is the token `1 + sum of the earlier codebook sizes + c`. Token 0 is the padding token and the
-    start token of the decoder. The heads of the model have no row for it, so its row of the T5's head is zero.
-    `config.semantic_ids` has the values that T5 does not support: the codebook sizes, the mask of the encoder, and the
-    bias of cross-attention.
+    start token of the decoder. The heads of the model have no row for token 0, so row 0 of the T5's head is zero.
+    T5 does not support codebook sizes, a mask of the encoder, or a bias of cross-attention. These values are stored in
+    `config.semantic_ids`.
     """
     t5: Any = transformers.T5ForConditionalGeneration(t5_config(model)).eval()
-    # transformers 5 ties the head of a new T5 to its embedding, whatever the config says.
+    # transformers 5 always ties the head of a new T5 to the embedding. It ignores the config.
     t5.lm_head.weight = nn.Parameter(torch.zeros_like(t5.shared.weight))
     t5.all_tied_weights_keys.pop("lm_head.weight", None)
-    t5.config.tie_word_embeddings = False  # for config.json; other versions of transformers use it
+    t5.config.tie_word_embeddings = False  # for config.json; other versions of transformers read this value
     with torch.no_grad():
         for ours, theirs in weight_pairs(model, t5):
             for part, weight in zip(ours.chunk(len(theirs)), theirs, strict=True):
@@ -53,7 +53,7 @@ def t5_config(model: EncoderDecoder) -> "transformers.T5Config":
     params = model.config["encoder_decoder"]["model_params"]
     own = {"train_on": model.train_on, **model.properties(), "codebook_sizes": model.catalogue.codebook_sizes}
     if model.memory_bias is not None:
-        own["memory_bias"] = model.memory_bias.weight.tolist()  # has enough digits to restore the same float32
+        own["memory_bias"] = model.memory_bias.weight.tolist()  # enough digits to restore the same float32 values
     return transformers.T5Config(  # type: ignore[call-arg]
         vocab_size=model.embedding.num_embeddings, d_model=params["d_model"], d_kv=params["d_kv"],
         d_ff=params["d_ff"], num_layers=params["num_encoder_layers"], num_decoder_layers=params["num_decoder_layers"],
@@ -64,7 +64,10 @@ def t5_config(model: EncoderDecoder) -> "transformers.T5Config":
 
 
 def _generation_config(model: EncoderDecoder) -> "transformers.GenerationConfig":
-    """Return the settings of the model's search: scores are sums of log-probabilities, IDs have one token per level."""
+    """Return generation settings with which T5 searches as the model does.
+
+    The score of a beam is the sum of the log-probabilities of its tokens. A semantic ID has one token per level.
+    """
     of_beams = {"num_beams": model.num_beams, "length_penalty": 0.0} if model.num_beams > 1 else {}
     return transformers.GenerationConfig(max_new_tokens=model.num_levels, renormalize_logits=True, pad_token_id=START,
                                          decoder_start_token_id=START, eos_token_id=None, **of_beams)
@@ -74,8 +77,9 @@ def _generation_config(model: EncoderDecoder) -> "transformers.GenerationConfig"
 def load_t5(model: EncoderDecoder, t5: Any) -> None:
     """Copy the weights of `t5` into the model.
 
-    The bias of cross-attention comes from `config.semantic_ids`. If it is missing there, it becomes zero, which has no
-    effect. Raises ConfigError if the T5 has other sizes or other kinds of layers than the model.
+    The bias of cross-attention is read from `config.semantic_ids` of the T5. If it is missing there, the bias is set to
+    zero. A zero bias has no effect. Raises ConfigError if the sizes or the kinds of layers differ between the T5 and
+    the model.
     """
     own = _check_compatible(model, t5)
     for ours, theirs in weight_pairs(model, t5):
@@ -88,12 +92,15 @@ def load_t5(model: EncoderDecoder, t5: Any) -> None:
         weight.copy_(torch.tensor(own["memory_bias"]) if "memory_bias" in own else torch.zeros_like(weight))
     mask = own.get("encoder_mask", "full")
     if mask != model.properties()["encoder_mask"]:
-        log.info("the T5 was trained with the encoder mask %r; the model continues with %r", mask,
+        log.info("the T5 was trained with the encoder mask %r, but this model uses the encoder mask %r", mask,
                  model.properties()["encoder_mask"])
 
 
 def _check_compatible(model: EncoderDecoder, t5: Any) -> dict:
-    """Return `semantic_ids` of the T5's config. Raises ConfigError if a value that must be the same is different."""
+    """Check that the T5 has the same sizes and layers as the model, and return `semantic_ids` of the T5's config.
+
+    Raises ConfigError if they differ.
+    """
     where, wanted = t5.name_or_path or "T5", t5_config(model)
     own = getattr(t5.config, "semantic_ids", None) or {}
     values = [(key, getattr(t5.config, key), getattr(wanted, key)) for key in SHARED]
@@ -112,8 +119,8 @@ def _check_compatible(model: EncoderDecoder, t5: Any) -> dict:
 def read_t5(folder: Path) -> Any:
     """Load a T5 in float32 from a folder that `save_pretrained` wrote.
 
-    Raises ConfigError if the folder has another kind of model, and ArtifactError if it cannot be read or if its weights
-    do not match its config.json.
+    Raises ConfigError if the folder contains another kind of model. Raises ArtifactError if the folder cannot be read,
+    or if the weights in it do not match its config.json.
     """
     fix = "use a folder written by --export_t5 or by save_pretrained of a T5ForConditionalGeneration"
     quiet()
@@ -129,19 +136,23 @@ def read_t5(folder: Path) -> Any:
         raise ArtifactError(folder, "cannot be loaded as a T5", str(error), fix) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
-            raise ArtifactError(folder, f"the weights do not match config.json: {problem.replace('_', ' ')}",
+            raise ArtifactError(folder, f"the weights do not match config.json. Here are up to three "
+                                f"{problem.replace('_', ' ')}",
                                 ", ".join(sorted(map(str, report[problem]))[:3]), fix)
     return t5
 
 
 def quiet() -> None:
-    """Turn off progress bars, and the warning about untied heads: transformers 5 loads them correctly."""
+    """Turn off the progress bars and warnings of transformers.
+
+    transformers 5 warns about heads that are not tied to the embedding, although it loads them correctly.
+    """
     disable_progress_bar()
     set_verbosity_error()
 
 
 def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tensor]]]:
-    """Return pairs of a weight of the model and the weights of the T5 that it concatenates.
+    """Return each weight of the model, together with the T5 weights that are concatenated to get it.
 
     The heads and the bias of cross-attention are not included.
     """

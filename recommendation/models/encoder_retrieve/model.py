@@ -1,4 +1,4 @@
-"""RPG (Hou et al. 2025, arXiv 2506.05781): predicts all codes of the next item at once and retrieves items by them."""
+"""RPG (Hou et al. 2025, arXiv 2506.05781), a model that predicts all codes of the next item at the same time."""
 
 from typing import Literal
 
@@ -16,31 +16,33 @@ from ..params import Params
 # B batch, W length of the longest window, M model width, L levels, C size of the largest codebook, N items, K beams,
 # G neighbors of an item in the graph
 
-ROW_BYTES = 2**28  # maximum size of the similarities in memory at a time, while the graph is built
-CACHED_ROWS = 64   # maximum items at a time on the CPU: their data fits into the CPU cache, which is twice as fast
+ROW_BYTES = 2**28  # maximum memory for similarities while the graph is built
+CACHED_ROWS = 64   # maximum items per step on the CPU; such small steps fit into the CPU cache and are twice as fast
 
 
 class EncoderRetrieve(AbstractRecommender):
-    """Causal self-attention over the items of a history; at each position, one head per level predicts the next item.
+    """Causal self-attention over the items of a history, with one output head for each level of the next semantic ID.
 
-    The input vector of an item is the sum of its codewords. The logits of a head are the similarities of its output to
-    the same codewords. The score of an item is the sum over its codes, so the levels have no order, and no search over
-    prefixes is needed.
+    The input vector of an item is the sum of the codewords of its semantic ID. The logits of a head are the
+    similarities between the output of the head and the codewords of the level. The score of an item is the sum of
+    the logits or log-probabilities of its codes. Therefore the levels have no order, and no search over prefixes is
+    needed.
 
     `normalize_over: codebook` is the loss of RPG, with a separate softmax over the codes of each level.
-    `normalize_over: valid_items` uses one softmax over the scores of all items. It needs (targets, N) scores per step,
-    which limits it to catalogues of some hundred thousand items.
+    `normalize_over: valid_items` uses one softmax over the scores of all items. This loss needs a score of every item
+    for every target of a step, so it is limited to catalogues of a few hundred thousand items.
 
     `scoring: exact` scores all items. `scoring: graph` walks through a graph that connects items with similar
-    codewords, and scores only the items on its way. It begins at random items and at the newest items of the history.
-    A hop leads from `num_beams` items to `num_neighbours` items each; the first hop begins at twice as many items.
-    Building the graph takes as long as scoring all items for N histories. Therefore the test uses the graph, because it
-    may have that many histories, but validation scores all items.
+    codewords, and scores only the items that the walk reaches. The walk starts at random items and at the newest items
+    of the history. Each hop goes from the `num_beams` best items to the `num_neighbours` neighbors of each of these
+    items. The first hop starts from up to twice as many items.
+    Building the graph takes as long as scoring all items for N histories. Therefore validation does not use the graph
+    and scores all items. The test uses the graph, because it may have more than N histories.
     """
 
     training_unit: Literal["sequence"] = "sequence"
-    rows: Tensor    # (N, L) each item's rows of `codewords`
-    exists: Tensor  # (L, C) bool, whether the level has the code
+    rows: Tensor    # (N, L) for each code of an item, the row in `codewords`
+    exists: Tensor  # (L, C) bool, whether the code exists at the level; small codebooks have fewer than C codes
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
@@ -66,8 +68,8 @@ class EncoderRetrieve(AbstractRecommender):
             nn.init.normal_(weight, std=width**-0.5)
         # At the start, items should matter more than their positions.
         nn.init.normal_(self.positions.weight, std=0.1 * width**-0.5)
-        # Code c of level l is row l * C + c of the codewords. With the same C for all levels, one product is enough for
-        # all heads.
+        # The codeword of code c of level l is row l * C + c. C is the same for all levels, so that one matrix product
+        # computes the logits of all heads.
         rows = catalogue.codes.cpu() + torch.arange(self.num_levels) * self.num_codes
         self.register_buffer("rows", rows, persistent=False)
         exists = torch.arange(self.num_codes) < torch.tensor(sizes).unsqueeze(1)
@@ -75,7 +77,10 @@ class EncoderRetrieve(AbstractRecommender):
         self.graph: Tensor | None = None  # (N, G), built by `prepare`
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of every item except the first of each window, or of its codes."""
+        """Return the mean cross-entropy of the targets: all items except the first item of each window.
+
+        With `normalize_over: codebook`, this is the cross-entropy of the codes of the targets.
+        """
         targets = windows.items[:, 1:]
         logits = self._logits(self._read(windows.items[:, :-1]))                  # (B, W - 1, L, C)
         if self.normalize_over == "valid_items":
@@ -86,7 +91,7 @@ class EncoderRetrieve(AbstractRecommender):
         labels = codes.masked_fill((targets == PADDING).unsqueeze(2), PADDING)
         log_probs = logits.log_softmax(dim=-1)
         loss = F.nll_loss(log_probs.flatten(0, 2), labels.flatten(), ignore_index=PADDING)
-        if self.label_smoothing:  # over existing codes only; F.cross_entropy would use all C
+        if self.label_smoothing:  # smooth only over the codes that exist; F.cross_entropy would use all C
             uniform = -log_probs.masked_fill(~self.exists, 0.0).sum(dim=-1) / self.exists.sum(dim=-1)
             present = targets != PADDING
             uniform = (uniform.mean(dim=2) * present).sum() / present.sum()
@@ -94,23 +99,26 @@ class EncoderRetrieve(AbstractRecommender):
         return {"loss_total": loss}
 
     def _read(self, items: Tensor) -> Tensor:
-        """Return the hidden states of items: (B, W) -> (B, W, M)."""
+        """Return the hidden state at each position: (B, W) items -> (B, W, M)."""
         rows = self.rows[items.clamp(min=0)]
         x = F.embedding_bag(rows.flatten(0, 1), self.codewords.weight, mode="sum").view(*items.shape, -1)
         x = dropout(x + self.positions.weight[: items.shape[1]], self.dropout, self.training)
-        bias = causal_bias(items.shape[1], items.device)  # also hides the padding, which is after all items
+        bias = causal_bias(items.shape[1], items.device)  # also hides the padding, which comes after all items
         for attention, feed_forward in self.layers:
             x = feed_forward(attention(x, bias))
         return dropout(self.norm(x), self.dropout, self.training)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """Return the cosine similarities to the codewords, divided by the temperature: (..., M) -> (..., L, C)."""
+        """Return the logits of all codes: (..., M) -> (..., L, C).
+
+        A logit is the cosine similarity between the output of a head and a codeword, divided by the temperature.
+        """
         predicted = F.normalize(torch.einsum("...m,lmn->...ln", hidden, self.heads), dim=-1)
         logits = torch.einsum("...ln,lcn->...lc", predicted, self._directions()) / self.temperature
         return logits.masked_fill(~self.exists, float("-inf"))
 
     def _directions(self) -> Tensor:
-        """Return the codewords scaled to length 1, (L, C, M)."""
+        """Return all codewords, each scaled to length 1: (L, C, M)."""
         return F.normalize(self.codewords.weight, dim=-1).view(self.num_levels, self.num_codes, -1)
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
@@ -130,15 +138,16 @@ class EncoderRetrieve(AbstractRecommender):
         return top_items(scores.log_softmax(dim=1) if over_items else scores, top_k, seen)
 
     def _sum_over_codes(self, values: Tensor) -> Tensor:
-        """Sum the values of the codes of each item: (B, L * C) -> (B, N)."""
+        """For each item, return the sum of the values of its codes: (B, L * C) -> (B, N)."""
         return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
 
     def _walk(self, graph: Tensor, values: Tensor, histories: Windows, seen: Tensor | None,
               top_k: int) -> Recommendations:
-        """Return the best items that a few hops through the graph reach; each hop begins at the best items so far.
+        """Return the best items that a walk through the graph reaches.
 
-        Hops may begin at seen items, but the results do not include them. With `normalize_over: valid_items`, the
-        scores are sums of logits, because log-probabilities would need the scores of all items.
+        Each hop of the walk starts from the best items that the walk has reached so far. A hop may start from seen
+        items, but the result does not contain seen items. With `normalize_over: valid_items`, the scores are sums of
+        logits, because log-probabilities would need the scores of all items.
         """
         num_beams = min(max(self.num_beams, top_k), len(self.rows))
         beams = self._starts(histories, num_beams)
@@ -157,12 +166,15 @@ class EncoderRetrieve(AbstractRecommender):
         items = (beams if seen is None else found).masked_fill(best.values == float("-inf"), PADDING)
         items, scores = in_order(items, best.values, top_k)
         short = (items == PADDING).any(dim=1)
-        if seen is not None and short.any():  # the walk may have missed unseen items; score all items
+        if seen is not None and short.any():  # the walk reached too few unseen items, so score all items
             items[short], scores[short] = top_items(self._sum_over_codes(values[short]), top_k, seen[short])
         return Recommendations(items, scores)
 
     def _starts(self, histories: Windows, num_beams: int) -> Tensor:
-        """Return the first items of the walk: the newest items of each history, and the same random items for all."""
+        """Return the items from which the walk of each history starts.
+
+        These are the newest items of the history, and random items that are the same for all histories.
+        """
         generator = torch.Generator().manual_seed(0)
         random = torch.randperm(len(self.rows), generator=generator)[:num_beams].to(histories.items.device)
         place = torch.arange(min(num_beams, histories.items.shape[1]), device=random.device)
@@ -177,7 +189,7 @@ class EncoderRetrieve(AbstractRecommender):
 
     @torch.no_grad()
     def _build_graph(self) -> Tensor:
-        """Return the `num_neighbours` most similar items of each item, including itself: (N, G).
+        """For each item, return the `num_neighbours` most similar items, including the item itself: (N, G).
 
         The similarity of two items is the sum of the cosine similarities of their codewords.
         """
@@ -187,7 +199,7 @@ class EncoderRetrieve(AbstractRecommender):
         level = torch.arange(self.num_levels, device=self.rows.device)
         max_rows = CACHED_ROWS if codes.device.type == "cpu" else len(codes)
         size = max(min(ROW_BYTES // (4 * len(codes)), max_rows), 1)
-        # Write into one tensor. Small results that are allocated between large temporary tensors fragment the memory.
+        # Write all results into one tensor. Many small results between large temporary tensors would fragment memory.
         graph = codes.new_empty(len(codes), self.num_neighbours)
         with Progress("graph of similar items", len(codes), "items") as progress:
             for part, rows in zip(codes.split(size), graph.split(size), strict=True):
@@ -198,5 +210,8 @@ class EncoderRetrieve(AbstractRecommender):
 
 
 def _rows(table: Tensor, places: Tensor) -> Tensor:
-    """Return `table[places]` for `places` (B, K). Copying whole rows is about twice as fast on the CPU."""
+    """Return `table[places]` for `places` (B, K).
+
+    `index_select` copies whole rows. On the CPU, this is about twice as fast as indexing.
+    """
     return table.index_select(0, places.flatten()).view(*places.shape, -1)

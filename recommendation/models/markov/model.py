@@ -1,4 +1,4 @@
-"""First-order Markov chain: recommends the items that most often followed the last item in training."""
+"""A Markov chain baseline. It recommends the items that followed the last item most often in training."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,19 @@ from ..abstract_model import AbstractRecommender, Catalogue, Recommendations, Wi
 
 
 class Markov(AbstractRecommender):
-    """Scores an item by how often it followed the last item of the history. Popularity breaks ties."""
+    """A first-order Markov chain.
+
+    The score of an item is the number of training transitions from the last item of the history to this item. If two
+    items have the same number, the more popular item has the higher score.
+    """
 
     needs_codes = False
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
         self.register_buffer("popularity", torch.zeros(catalogue.num_items))
-        # Transitions as compressed sparse rows: item i is followed by followers[row_starts[i]:row_starts[i + 1]].
+        # The transitions in compressed sparse row format. The items that followed item i are
+        # followers[row_starts[i]:row_starts[i + 1]].
         self.register_buffer("row_starts", torch.zeros(catalogue.num_items + 1, dtype=torch.int64))
         self.register_buffer("followers", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(0))
@@ -22,11 +27,12 @@ class Markov(AbstractRecommender):
     def fit(self, sequences: list[Tensor]) -> bool:
         items, offsets = sequences
         n = self.catalogue.num_items
-        # Popularity is less than 1, so that it counts less than one transition. Float64 keeps large counts distinct.
+        # Popularity is less than 1, so one transition adds more to a score than any popularity. Use float64, because
+        # float32 would round large scores to the same number.
         counts = torch.bincount(items, minlength=n).double()
         self.popularity = counts / (counts.max() + 1)
         inside = torch.ones(max(len(items) - 1, 0), dtype=torch.bool, device=items.device)
-        borders = offsets[1:-1] - 1  # a user's last item and the next user's first are not a transition
+        borders = offsets[1:-1] - 1  # a user's last item and the next user's first item are not a transition
         inside[borders[(borders >= 0) & (borders < len(inside))]] = False
         pairs, times = torch.unique(items[:-1][inside] * n + items[1:][inside], return_counts=True)
         self.followers, self.counts = pairs % n, times.double()
@@ -40,7 +46,7 @@ class Markov(AbstractRecommender):
         return top_items(self._scores(histories), top_k, seen)
 
     def _scores(self, histories: Windows) -> Tensor:
-        """Return the scores of all items, (B, N)."""
+        """Return the score of every item for each history: (B, N)."""
         last = histories.items.gather(1, histories.lengths.unsqueeze(1) - 1).squeeze(1)  # (B,)
         sizes = self.row_starts[last + 1] - self.row_starts[last]
         row = torch.repeat_interleave(torch.arange(len(last), device=last.device), sizes)

@@ -1,4 +1,4 @@
-"""Popularity: recommends the items with the most training events to all users."""
+"""A baseline that recommends the items with the most training events to every user."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from ..abstract_model import AbstractRecommender, Catalogue, Recommendations, Wi
 
 
 class Popularity(AbstractRecommender):
-    """Scores an item by its number of training events."""
+    """A model in which the score of an item is the number of its training events."""
 
     needs_codes = False
 

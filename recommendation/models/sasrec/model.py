@@ -14,11 +14,12 @@ from ..params import Params
 
 
 class SASRec(AbstractRecommender):
-    """Causal self-attention over items. An item's score is the inner product of its embedding with the output.
+    """Causal self-attention over the items of a history.
 
-    Every position is trained to predict the next item, by cross-entropy over all items. The paper used sampled
-    negatives, which made SASRec weak in many comparisons (Klenitskiy and Vasilev 2023, arXiv 2309.07602). Unlike in the
-    paper, the blocks are pre-norm and have no bias terms.
+    The score of an item is the inner product of the item's embedding and the output at the last position. Every
+    position is trained to predict the next item, by cross-entropy over all items. The paper used a loss with sampled
+    negatives. That loss made SASRec weak in many comparisons (Klenitskiy and Vasilev 2023, arXiv 2309.07602). Unlike in
+    the paper, the blocks are pre-norm and have no bias terms.
     """
 
     needs_codes = False
@@ -41,17 +42,17 @@ class SASRec(AbstractRecommender):
             nn.init.normal_(embedding.weight, std=width**-0.5)
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of the next item at every position."""
+        """Return the mean cross-entropy of the next item over all positions."""
         items = windows.items
         logits = self.encode(items[:, :-1]) @ self.items.weight.T              # (B, W - 1, N)
         return {"loss_total": F.cross_entropy(logits.flatten(0, 1), items[:, 1:].flatten(), ignore_index=PADDING,
                                               label_smoothing=self.label_smoothing)}
 
     def encode(self, items: Tensor) -> Tensor:
-        """Return the vector that predicts the next item at each position: (B, W) items -> (B, W, M)."""
+        """For each position, return the vector that predicts the next item: (B, W) items -> (B, W, M)."""
         x = self.items(items.clamp(min=0)) + self.positions.weight[: items.shape[1]]
         x = dropout(x, self.dropout, self.training)
-        bias = causal_bias(items.shape[1], items.device)  # also hides the padding, which is after all items
+        bias = causal_bias(items.shape[1], items.device)  # also hides the padding, which comes after all items
         for attention, feed_forward in self.layers:
             x = feed_forward(attention(x, bias))
         return self.norm(x)
@@ -63,7 +64,7 @@ class SASRec(AbstractRecommender):
         return top_items(self._scores(histories), top_k, seen)
 
     def _scores(self, histories: Windows) -> Tensor:
-        """Return the scores of all items, (B, N)."""
+        """Return the score of every item for each history: (B, N)."""
         hidden = self.encode(histories.items)
         last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
         return last @ self.items.weight.T
