@@ -133,7 +133,7 @@ def _warn(histories: Histories, ranking: Ranking, k: int, num_items: int, max_hi
     num_short = int((ranking.items < 0).any(axis=1).sum())
     for what, count, more in (
             ("unknown items skipped", len(unknown), f" ({named})"),
-            ("histories without a known item, which get the most popular items", num_empty, ""),
+            ("histories without a known item, whose recommendations are ranked by popularity", num_empty, ""),
             (f"histories longer than {max_history} items, in which older items are ignored", num_long, ""),
             (f"histories with fewer than {k} recommendations, because no more items are available", num_short, "")):
         if count:
