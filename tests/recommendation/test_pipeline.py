@@ -138,11 +138,11 @@ def test_the_encoders_mask_is_recorded(execute):
 def test_a_model_is_prepared_between_training_and_test(execute, monkeypatch):
     calls = []
     monkeypatch.setattr(AbstractRecommender, "prepare", lambda model: calls.append("prepare"))
-    for stage in ("trainer", "pipeline"):
+    for stage in ("trainer", "evaluator"):
         monkeypatch.setattr(f"recommendation.{stage}.predict", lambda *args, stage=stage: calls.append(stage)
                             or predict(*args))
     execute("sasrec", HISTORIES)
-    assert calls == ["trainer", "trainer", "prepare", "pipeline"]  # two epochs
+    assert calls == ["trainer", "trainer", "prepare", "evaluator"]  # two epochs
 
 
 def test_test_events_without_history_are_skipped_and_counted(tmp_path, make_config, caplog):
