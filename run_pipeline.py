@@ -6,6 +6,7 @@ Each configuration key of the stages quantization and recommendation is also a f
 recommendation keys that it uses."""
 
 import argparse
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -129,11 +130,23 @@ def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
             [stage] = found
         keys[stage].append((own, text))
     for stage, of_stage in stages.items():
-        resolve(*of_stage, keys[stage])
+        try:
+            resolve(*of_stage, keys[stage])
+        except ConfigError as error:
+            raise _with_stage(error, stage, args.overrides) from error
     for name in recommenders.baselines():
         config = resolve(*yamls(recommenders, name), [])
         keys[name] = [(key, text) for key, text in keys["recommendation"] if config.has_key(key)]
     return {**keys, args.model: keys["recommendation"]}
+
+
+def _with_stage(error: ConfigError, stage: str, overrides: list[tuple[str, str]]) -> ConfigError:
+    """Return the error with the flags as they are on the command line, such as --recommendation.lr instead of --lr."""
+    flag = str(error.where)
+    key = f"{stage}.{flag.removeprefix('--')}"
+    if key not in dict(overrides):
+        return error
+    return ConfigError(f"--{key}", error.what, error.why, re.sub("--(?!help)", f"--{stage}.", error.fix))
 
 
 def as_flags(keys: list[tuple[str, str]]) -> list[str]:

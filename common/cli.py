@@ -24,7 +24,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
 
     def error(self, message: str):
-        raise ConfigError(f"{Path(sys.argv[0]).name}", message, fix="see --help")
+        # argparse names the flag in a message such as "argument --top_k: invalid int value: 'x'".
+        flag, _, what = message.removeprefix("argument ").partition(": ")
+        if message.startswith("argument --"):
+            raise ConfigError(flag.partition("/")[0], what, fix="see --help")
+        raise ConfigError(Path(sys.argv[0]).name, message, fix="see --help")
 
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
@@ -48,7 +52,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows the default of each flag that has one, and does not wrap the lines of the description and the epilog."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        hidden = action.default is None or action.default is False
+        return action.help if hidden else super()._get_help_string(action)
 
 
 def add_shared_flags(parser: Parser) -> None:

@@ -176,7 +176,8 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
         return _report(str(error), error.exit_code, argv)
     except Interrupted:
         command = "the same command without --force" if "--force" in argv else "the same command again"
-        return _report(f"interrupted. Fix: run {command} to continue from here",
+        name = signal.Signals(stop_request.signal_number).name
+        return _report(f"{name}: interrupted. Fix: run {command} to continue from here",
                        128 + stop_request.signal_number, argv, shared=True)
     except BrokenPipeError:
         # The program that reads our output (such as head) has ended, so a message is of no use.

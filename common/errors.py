@@ -17,7 +17,7 @@ class UserError(Exception):
 
     def __init__(self, where: object, what: str, why: str = "", fix: str = ""):
         self.where, self.what, self.why, self.fix = where, what, why, fix
-        sentences = [f"{where}: {what}"] + ([why] if why else [])
+        sentences = [f"{where}: {what}"] + ([why.strip()] if why else [])
         ended = [s if s.endswith("?") else s.rstrip(".") + "." for s in sentences]
         super().__init__(" ".join([*ended, "Fix: " + (fix or "see --help")]))
 

@@ -1,5 +1,4 @@
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_an_abbreviated_flag_is_refused_with_the_nearest_one(flag, nearest):
 
 @pytest.mark.parametrize(("word", "flag"), [("--dataset", "--dataset"), ("--force=1", "--force"), ("--tag", "--tag")])
 def test_a_flag_used_wrongly_is_a_configuration_error(word, flag):
-    with refused(ConfigError, Path(sys.argv[0]).name, names=[flag], fix=["--help"]):
+    with refused(ConfigError, flag, fix=["--help"]):
         flags(word)
 
 

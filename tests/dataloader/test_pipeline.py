@@ -198,8 +198,8 @@ def test_check_runs_no_step_but_the_check(whole_job, tmp_path):
     ("--template={titel}", "--template {titel}", ["'titel'", "title, description, brand, price, categories"], []),
     ("--seed=-1", "--seed", ["-1", "0", "2147483647"], []),
     ("--num_beems=3", "--num_beems", ["'num_beams'"], []),
-    ("--quantization.num_beams=3", "--num_beams", [], []),
-    ("--recommendation.epochs=0", "--epochs", ["encoder_decoder.training_params.epochs", "0", "1"], []),
+    ("--quantization.num_beams=3", "--quantization.num_beams", [], []),
+    ("--recommendation.epochs=0", "--recommendation.epochs", ["encoder_decoder.training_params.epochs", "0", "1"], []),
     # A quantizer that cannot have its embeddings.
     ("--quantizer_name=letter --suffix=cf", "--embedding_suffix cf", ["letter"], ["--embedding_suffix td"]),
     ("--quantizer_name=mm_rqvae --modalities=text", "--modalities text", ["--suffix image"], ["--modalities image"])])
@@ -260,7 +260,7 @@ def test_the_scripts_check_files_and_write_nothing(tmp_path, script):
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_the_readme_s_command_reads_its_own_catalogue(tmp_path, readme):
     text = (ROOT / readme).read_text(encoding="utf-8").replace("\\\n", " ")
-    [line] = [line for line in text.splitlines() if "--dataset tea_shop" in line]
+    [line] = [line for line in text.splitlines() if "--dataset tea_shop --interactions" in line]
     flags = shlex.split(line)[2:]
     flags = [str(ROOT / word) if word.startswith("examples/") else word for word in flags]
     done = shell(tmp_path, "dataloader/2_process.sh", *flags)

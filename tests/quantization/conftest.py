@@ -28,10 +28,10 @@ SMALL = {
     "lr_schedule": "constant", "warmup_steps": "0", "weight_decay": "0.0", "clip_norm": "0.0",
     "commitment_cost": "0.25", "select_by": "loss_total", "select_mode": "min",
 }
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-TWO_COLUMNS = re.findall(r"^\|[^|]+\|[^|]+\|\n\|---\|---\|\n(?:\|.*\n)+", README, flags=re.MULTILINE)
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "semantic_ids.md").read_text(encoding="utf-8")
+TWO_COLUMNS = re.findall(r"^\|[^|]+\|[^|]+\|\n\|---\|---\|\n(?:\|.*\n)+", GUIDE, flags=re.MULTILINE)
 [TABLE] = [table for table in TWO_COLUMNS if "\n| `rqvae` |" in table]
-# The quantizers of the README's table keep more rules than the interface requires of a plug-in: they state the sizes
+# The quantizers in the table of docs/semantic_ids.md keep more rules than the interface requires of a plug-in: they state the sizes
 # of their codebooks, return codes (B, L), give an item the same codes in every batch, and check the values of their
 # keys.
 DOCUMENTED = sorted(name for row in TABLE.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1]))

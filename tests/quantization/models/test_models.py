@@ -32,7 +32,7 @@ def items_for(model: AbstractVQ, kind: str) -> Tensor:
 
 
 def is_documented(model: AbstractVQ) -> bool:
-    """Whether the README lists the quantizer; the file of its class has its name."""
+    """Whether docs/semantic_ids.md lists the quantizer; the file of its class has its name."""
     return type(model).__module__.rpartition(".")[2] in DOCUMENTED
 
 
