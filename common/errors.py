@@ -85,7 +85,10 @@ def closest(name: str, known: Sequence[str]) -> str | None:
     # In a short name, a wrong case or punctuation mark makes the names look very different. Therefore compare only the
     # letters and digits first.
     letters, plain = _letters(name), {_letters(k): k for k in known}
-    close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.5)
+    close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.75)
+    # A word too many or too few, such as lr_rate for lr.
+    close = close or [k for k in known if k and (name.startswith(f"{k}_") or k.startswith(f"{name}_"))][:1]
+    close = close or get_close_matches(name, known, n=1, cutoff=0.5)
     close = close or [plain[p] for p in get_close_matches(letters, plain, n=1)]
     return close[0] if close else None
 

@@ -49,11 +49,21 @@ class Flag(NamedTuple):
 TYPES = {"N": int, "R": float, "DIR": Path, "FILE": Path}
 
 
+SOURCE_KEYS = ("order", "found_by", "found_names", "datasets", "files", "wheels", "items", "time_unit", "templates",
+               "min_user_interactions", "min_item_interactions", "rating_range", "expected")
+
+
 @cache
 def source_configs() -> dict[str, dict]:
     """Return a dict from the name of each source to the content of its YAML, in the order of the key `order`."""
     known = {path.stem: load_yaml(path)[0] for path in CONFIGS.glob("*.yaml")}
-    sources = [(config["order"], name) for name, config in known.items() if "reader" in config]
+    sources = []
+    for name, config in known.items():
+        if "reader" in config:
+            if missing := [key for key in SOURCE_KEYS if key not in config]:
+                raise ConfigError(CONFIGS / f"{name}.yaml", f"has no key {missing[0]!r}",
+                                  f"Every source needs these keys: {', '.join(SOURCE_KEYS)}", f"add {missing[0]}")
+            sources.append((config["order"], name))
     return {name: known[name] for _order, name in sorted(sources)}
 
 
@@ -192,7 +202,7 @@ def fill_flags(args: argparse.Namespace, argv: list[str]) -> str:
         if name not in skipped and checked is not None and not unused:
             filled[name] = checked
     vars(args).update(filled)
-    args.source_config = IGNORE
+    args.source_config, args.filled_flags = IGNORE, set(filled)
     return f"flags from {path}: " + " ".join(f"--{name}={value}" for name, value in filled.items()) if filled else ""
 
 

@@ -317,6 +317,9 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     processing = Processing(args.min_rating, args.duplicates, *minima, args.drop_items_without_text,
                             _template(args.template, config), args.split, *_split(args),
                             args.time_unit or config["time_unit"], args.bad_lines)
+    if source != "local":  # ignore remembered flags of other files
+        own = {flag.dest for flag in FLAGS[OWN_FILES]} & getattr(args, "filled_flags", set())
+        vars(args).update(dict.fromkeys(own))
     unused = [flag.names for flag in FLAGS[OWN_FILES] if getattr(args, flag.dest) is not None]
     if unused and source != "local":
         raise ConfigError(unused[0], f"has no effect with the dataset {args.dataset} of the source {source}",

@@ -5,10 +5,11 @@ returns a list with the `RawTable` of the interactions and, if there are item re
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
-from common.errors import DataError
-from dataloader.flags import source_configs
+from common.errors import ConfigError, DataError
+from dataloader.flags import CONFIGS, source_configs
 from dataloader.options import ProcessOptions
 from dataloader.readers.lines import NAMES, PARSERS
 from dataloader.readers.raw import RawTable, existing_columns
@@ -20,7 +21,12 @@ NUM_LISTED = 20
 
 
 def family(options: ProcessOptions) -> ModuleType:
-    return importlib.import_module(f"dataloader.sources.{options.config['reader']}")
+    reader = Path(__file__).with_name(f"{options.config['reader']}.py")
+    if not reader.is_file():
+        raise ConfigError(f"{CONFIGS / options.source}.yaml", f"the reader {reader.stem!r} does not exist",
+                          f"The key `reader` names a module in {reader.parent}",
+                          f"add {reader.name}, or correct the key")
+    return importlib.import_module(f"dataloader.sources.{reader.stem}")
 
 
 def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str, absent: list[str],

@@ -6,6 +6,7 @@ embeddings.
 
 import importlib.util
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,10 +43,13 @@ class OPQ(PQ):
         import faiss
 
         rows = sample(xs, generator, self.max_rows).cpu().numpy()
+        num_rows = len(rows)
+        if num_rows < rows.shape[1]:  # faiss crashes if there are fewer rows than columns
+            rows = np.tile(rows, (-(-rows.shape[1] // num_rows), 1))
         transform = faiss.OPQMatrix(rows.shape[1], self.num_levels)
         transform.niter = self.rotation_iterations
         # faiss needs a codebook size that is a power of two, at least 2, and at most the number of rows.
-        num_bits = max(1, min(self.size, len(rows)).bit_length() - 1)
+        num_bits = max(1, min(self.size, num_rows).bit_length() - 1)
         transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, num_bits)
         transform.train(rows)
         matrix = torch.from_numpy(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).copy())

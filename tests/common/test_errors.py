@@ -20,7 +20,10 @@ def test_an_error_without_a_fix_names_the_help():
 
 @pytest.mark.parametrize(("name", "known", "suggestion"), [
     ("epoch", ["epochs", "lr"], "epochs"), ("LR", ["epochs", "lr"], "lr"), ("adamw", ["Adam", "AdamW"], "AdamW"),
-    ("batchsize", ["batch_size", "eval_batch_size"], "batch_size")])
+    ("batchsize", ["batch_size", "eval_batch_size"], "batch_size"),
+    ("lr_rate", ["lr_schedule", "run_root", "lr"], "lr"),
+    ("quantizer", ["quantization", "quantizer_name"], "quantizer_name"),
+    ("dataset_nam", ["dataset", "dataset_name"], "dataset_name")])
 def test_the_nearest_name_is_suggested_alone(name, known, suggestion):
     assert closest(name, known) == suggestion
     assert [other for other in known if f"'{other}'" in nearest(name, known)] == [suggestion]

@@ -9,7 +9,7 @@ from common.artifacts import load_meta
 from common.errors import ConfigError
 from dataloader.flags import REMEMBERED, fill_flags
 from dataloader.process import main
-from tests.dataloader.helpers import logged, make_options, table
+from tests.dataloader.helpers import logged, make_options, table, write_baby
 from tests.errors import refused
 
 START = 10**12  # milliseconds
@@ -107,6 +107,17 @@ def test_other_files_replace_the_remembered_ones(events, process, tmp_path):
     folder = process(f"--raw_dir={tmp_path / 'new'}", "--min_user_interactions=0")
     assert len(table(folder.interactions)) == 4
     assert "interactions" not in yaml.safe_load(folder.source_flags.read_text())
+
+
+def test_files_of_another_source_need_no_remembered_columns(events, process, tmp_path):
+    process(f"--interactions={events}", *FLAGS)
+    write_baby(tmp_path / "raw", [(user, item, 10**9 + n) for user in "ab" for n, item in enumerate("xyx")])
+    for path in (tmp_path / "raw").iterdir():
+        path.rename(path.with_name(path.name.replace("Baby", "shop")))
+    folder = process(f"--raw_dir={tmp_path / 'raw'}", "--time_unit=s")
+    assert yaml.safe_load(folder.source_flags.read_text()) == {
+        "source": "amazon14", "raw_dir": str(tmp_path / "raw"), "min_user_interactions": 2,
+        "min_item_interactions": 0, "time_unit": "s"}
 
 
 def test_nothing_is_remembered_on_request(events, process):

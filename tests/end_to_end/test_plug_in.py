@@ -1,11 +1,11 @@
-"""Models added to a copy of the program: the examples of the README and of the specification."""
+"""Models added to a copy of the program: the examples of docs/extending.md and of the specification."""
 
 import json
 
 import numpy as np
 
-from tests.end_to_end.conftest import NUM_KEPT, ROOT
-from tests.readme import QUANTIZER, QUANTIZER_CONFIG, RECOMMENDER, RECOMMENDER_CONFIG
+from tests.docs import QUANTIZER, QUANTIZER_CONFIG, RECOMMENDER, RECOMMENDER_CONFIG
+from tests.end_to_end.conftest import NUM_KEPT
 from tests.text import lines_with
 
 # The specification's example of a new quantizer, completed: a direct subclass without sizes, with codes (B,).
@@ -63,7 +63,7 @@ vqvae:
 """
 
 
-def test_the_readmes_quantizer_uses_its_codes(baby):
+def test_the_quantizer_of_the_page_uses_its_codes(baby):
     (baby.root / "quantization/models/plainvq.py").write_text(QUANTIZER)
     (baby.root / "quantization/configs/plainvq_config.yaml").write_text(QUANTIZER_CONFIG)
     outcome = baby.command("python", "quantization/main.py", "--model_name=plainvq", "--dataset_name=Baby")
@@ -74,12 +74,6 @@ def test_the_readmes_quantizer_uses_its_codes(baby):
     shares = [len(np.unique(level)) / size for level, size in zip(codes.T[:3], sizes, strict=True)]
     assert min(shares) > 0.5  # common.min_utilization
     assert len(np.unique(codes[:, :3], axis=0)) > 0.5 * NUM_KEPT
-
-
-def test_both_readmes_have_the_same_quantizer():
-    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
-    assert QUANTIZER in chinese
-    assert QUANTIZER_CONFIG in chinese
 
 
 def test_the_specifications_example_runs_and_its_collisions_are_resolved(baby):
@@ -96,7 +90,7 @@ def test_the_specifications_example_runs_and_its_collisions_are_resolved(baby):
     assert meta["disambiguation_level"] == 1
 
 
-def test_the_readmes_recommender_gives_all_users_the_same(baby):
+def test_the_recommender_of_the_page_gives_all_users_the_same(baby):
     folder = baby.root / "recommendation/models/recently_popular"
     folder.mkdir(exist_ok=True)  # the checkout may have this model as well
     (folder / "model.py").write_text(RECOMMENDER)

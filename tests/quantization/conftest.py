@@ -29,11 +29,11 @@ SMALL = {
     "commitment_cost": "0.25", "select_by": "loss_total", "select_mode": "min",
 }
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "semantic_ids.md").read_text(encoding="utf-8")
-TWO_COLUMNS = re.findall(r"^\|[^|]+\|[^|]+\|\n\|---\|---\|\n(?:\|.*\n)+", GUIDE, flags=re.MULTILINE)
-[TABLE] = [table for table in TWO_COLUMNS if "\n| `rqvae` |" in table]
-# The quantizers in the table of docs/semantic_ids.md keep more rules than the interface requires of a plug-in: they state the sizes
-# of their codebooks, return codes (B, L), give an item the same codes in every batch, and check the values of their
-# keys.
+TABLES = re.findall(r"(?:^\|.*\n)+", GUIDE, flags=re.MULTILINE)
+[TABLE] = [table for table in TABLES if "\n| `rqvae` |" in table]
+# The quantizers in the table of docs/semantic_ids.md keep more rules than the interface requires of a plug-in: they
+# state the sizes of their codebooks, return codes (B, L), give an item the same codes in every batch, and check the
+# values of their keys.
 DOCUMENTED = sorted(name for row in TABLE.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1]))
 NUM_INDEXED = 512  # items in the `index_file`
 

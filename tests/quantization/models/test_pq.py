@@ -113,6 +113,14 @@ def test_opq_takes_codebooks_of_any_size(fitted, correlated, size):
     assert int(model.get_codes(correlated[:40]).max()) < size
 
 
+def test_opq_takes_fewer_items_than_columns(fitted, correlated):
+    pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
+    few = correlated[:WIDTH // 2].contiguous()
+    model = fitted(OPQ, few, codebook_size=4, rotation_iterations=2)
+    assert model.get_codes(few).shape == (WIDTH // 2, NUM_PARTS)
+    assert torch.allclose(model.rotation @ model.rotation.T, torch.eye(WIDTH), atol=1e-4)
+
+
 def test_all_items_are_coded_if_kmeans_samples_rows(fitted, correlated):
     model = fitted(PQ, correlated, max_rows=100, iterations=2)
     assert model.get_codes(correlated).shape == (3000, NUM_PARTS)

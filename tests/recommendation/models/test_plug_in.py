@@ -8,8 +8,8 @@ import pytest
 from common.command import run_command
 from common.errors import ConfigError
 from recommendation import models, recommend
+from tests.docs import RECOMMENDER, RECOMMENDER_CONFIG
 from tests.errors import Outcome
-from tests.readme import RECOMMENDER, RECOMMENDER_CONFIG
 from tests.text import lines_with
 
 from ..test_pipeline import HISTORIES, write_data
@@ -19,7 +19,7 @@ NAME = "recently_popular"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """model.py, config.yaml, flags ... -> the outcome of training the README's recommender."""
+    """model.py, config.yaml, flags ... -> the outcome of training the recommender of docs/extending.md."""
     from recommendation.main import main
 
     stage = tmp_path / "recommendation"
