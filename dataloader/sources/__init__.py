@@ -5,7 +5,7 @@ returns a list with the `RawTable` of the interactions and, if there are item re
 """
 
 import importlib
-from pathlib import Path
+import importlib.util
 from types import ModuleType
 
 from common.errors import ConfigError, DataError
@@ -21,12 +21,12 @@ NUM_LISTED = 20
 
 
 def family(options: ProcessOptions) -> ModuleType:
-    reader = Path(__file__).with_name(f"{options.config['reader']}.py")
-    if not reader.is_file():
-        raise ConfigError(f"{CONFIGS / options.source}.yaml", f"the reader {reader.stem!r} does not exist",
-                          f"The key `reader` names a module in {reader.parent}",
-                          f"add {reader.name}, or correct the key")
-    return importlib.import_module(f"dataloader.sources.{reader.stem}")
+    reader = options.config["reader"]
+    if importlib.util.find_spec(f"dataloader.sources.{reader}") is None:
+        raise ConfigError(f"{CONFIGS / options.source}.yaml", f"the reader {reader!r} does not exist",
+                          "The key `reader` names a module in dataloader/sources/",
+                          f"add {reader}.py, or correct the key")
+    return importlib.import_module(f"dataloader.sources.{reader}")
 
 
 def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str, absent: list[str],

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.artifacts import load_meta
+from common.artifacts import DatasetFolder, load_meta
 from common.errors import ConfigError
 from dataloader.flags import REMEMBERED, fill_flags
 from dataloader.process import main
@@ -33,7 +33,7 @@ def process(tmp_path):
     def run(*flags: str):
         words = ["--dataset=shop", f"--data_root={tmp_path / 'data'}", *flags]
         main(words)
-        return make_options(tmp_path / "data", "--dataset=shop").folder
+        return DatasetFolder(tmp_path / "data", "shop")
 
     return run
 
@@ -110,12 +110,10 @@ def test_other_files_replace_the_remembered_ones(events, process, tmp_path):
 
 
 def test_files_of_another_source_need_no_remembered_columns(events, process, tmp_path):
-    process(f"--interactions={events}", *FLAGS)
+    process("--dataset=Baby", f"--interactions={events}", *FLAGS)
     write_baby(tmp_path / "raw", [(user, item, 10**9 + n) for user in "ab" for n, item in enumerate("xyx")])
-    for path in (tmp_path / "raw").iterdir():
-        path.rename(path.with_name(path.name.replace("Baby", "shop")))
-    folder = process(f"--raw_dir={tmp_path / 'raw'}", "--time_unit=s")
-    assert yaml.safe_load(folder.source_flags.read_text()) == {
+    process("--dataset=Baby", f"--raw_dir={tmp_path / 'raw'}", "--time_unit=s")
+    assert yaml.safe_load((tmp_path / "data" / "Baby" / "source.yaml").read_text()) == {
         "source": "amazon14", "raw_dir": str(tmp_path / "raw"), "min_user_interactions": 2,
         "min_item_interactions": 0, "time_unit": "s"}
 
