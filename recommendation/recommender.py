@@ -89,6 +89,7 @@ class Recommender:
         params = self.run.config.training_params
         if filter_seen is not None:
             params = {**params, "filter_seen": filter_seen}
+        self.run.model.prepare()  # as after the training
         sequences = Sequences.load(self.lookup.folder, self.run.device)
         return evaluate(self.run.model, sequences, split, params)[1]
 

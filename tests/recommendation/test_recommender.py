@@ -12,6 +12,7 @@ from recommendation import Recommender
 from recommendation.recommend import main
 from tests.errors import refused
 
+from .test_pipeline import HISTORIES
 from .test_recommend import BY_HAND
 
 
@@ -54,6 +55,12 @@ def test_evaluation_repeats_the_runs_metrics(train, load):
     assert recommender.evaluate() == written["test"]
     valid = recommender.evaluate("valid")
     assert {key: valid[key] for key in written["valid"]} == written["valid"]
+
+
+def test_evaluation_uses_the_same_search_as_the_run(train, load):
+    graph = {"scoring": "graph", "num_neighbours": 2, "num_beams": 2, "num_hops": 1}
+    written = json.loads((train("encoder_retrieve", HISTORIES, **graph).run / "metrics.json").read_text())
+    assert load(model="encoder_retrieve").evaluate()["ndcg@20"] == pytest.approx(written["test"]["ndcg@20"])
 
 
 def test_evaluation_can_leave_out_seen_items(load):
