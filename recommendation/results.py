@@ -27,7 +27,7 @@ NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
 _NAMES = ("model", "tokenizer", "seeds")
 NOTES = ("The metrics are from the test split. Each model ranks the items of the whole catalogue. The rows are sorted "
          "by ndcg@10. For several seeds, a cell has the mean ± the standard deviation over the seeds. For one seed, a "
-         "cell has the value and, in brackets, the standard error over the test events. `training` is the training time in "
+         "cell has the value and, in brackets, the standard error over the events. `training` is the training time in "
          "minutes, and `users/s` is the number of lists per second in the test; both depend on the machine. `settings` "
          "lists the keys that differ from the model's config.yaml. In this column, `from_t5` means that the model was "
          "initialized from a T5, and `earlier codes` means that the semantic IDs have changed since the run.")
