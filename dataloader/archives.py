@@ -32,7 +32,7 @@ BEGINNINGS = {".gz": ("gzip", (b"\x1f\x8b",)), ".zip": ("zip", (b"PK",)), ".whl"
 PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")  # first bytes of error pages
 HEAD = 64          # number of bytes that identify the kind of a file
 DISTRUST = "do not use this archive; get the data from another source"
-AGAIN = "delete the file and download it again"
+AGAIN = "delete the archive and download it again"
 
 
 def check_head(head: bytes, suffix: str) -> None:
@@ -72,7 +72,7 @@ def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit
     """Copy the folder `folder_inside` of a zip archive to `target`, completely or not at all.
 
     Raises DataError if the archive is damaged or unsafe, or unpacks to more than `limit` bytes. Also raises DataError
-    if the archive does not contain the folder, or if the folder does not contain the file `needed`.
+    if the archive lacks the folder, or if the folder lacks the file `needed`.
     """
     with _opened(file, limit) as archive:
         # Compare paths, not strings. As a string, the name `folder//x` without the prefix `folder/` would be the
@@ -93,10 +93,7 @@ def unpack(file: Path, folder_inside: str, target: Path, needed: str = "", limit
 
 
 def check(file: Path, limit: int = LIMIT) -> None:
-    """Read a zip archive to the end, and raise DataError if the archive is damaged or unsafe.
-
-    Also raises DataError if the archive unpacks to more than `limit` bytes.
-    """
+    """Raise DataError if a zip archive is damaged or unsafe, or unpacks to more than `limit` bytes."""
     with _opened(file, limit) as archive:
         for member in archive.infolist():
             with _Member(archive, member) as stream:
@@ -156,10 +153,7 @@ def _damage_as_data_error(where: object, what: str = "is damaged") -> Iterator[N
 
 
 def _fault(member: zipfile.ZipInfo) -> str:
-    """Return why a member must not be read, or "" if its header is acceptable.
-
-    The size of the member is checked later, during reading.
-    """
+    """Return why a member must not be read, or "" if its header is acceptable."""
     name = member.filename
     if not name:
         return "has no name"

@@ -55,11 +55,10 @@ SPLIT_FAULTS = {
 
 
 def check_folder(options: ProcessOptions) -> None:
-    """Check all files in the dataset's folder, and log every problem that is found (a finding).
+    """Check all files in the dataset's folder, and log every problem.
 
-    With --adopt, the missing meta files are written before the meta files are checked, if the content of all files is
-    valid. Raises DataError if the content of a file is not valid. Raises ArtifactError if only meta files are missing
-    or wrong.
+    With --adopt, missing meta files are written first, if the content of all files is valid. Raises DataError if the
+    content of a file is not valid. Raises ArtifactError if only meta files are missing or wrong.
     """
     folder = options.folder
     if not any(path.exists() for path in _tables(folder)):
@@ -74,11 +73,11 @@ def check_folder(options: ProcessOptions) -> None:
     for finding in (*content, *metas):
         log.warning("check: %s", finding)
     if content:
-        raise DataError(folder.path, f"the content of the files is not valid ({len(content)} findings)", content[0],
+        raise DataError(folder.path, f"the content of the files is not valid ({len(content)} problems)", content[0],
                         f"repair the files, or make them again with: {folder.make_command} --force")
     if metas:
         raise ArtifactError(folder.path, "the content of the files is valid, but meta files are missing or wrong "
-                            f"({len(metas)} findings)", metas[0],
+                            f"({len(metas)} problems)", metas[0],
                             "run the command that makes the file; if you made the file yourself, use --check --adopt")
     log.info("check: %s is valid: %d files", folder.path, len(_files(folder)))
 
@@ -105,10 +104,7 @@ def _kind_and_suffix(folder: DatasetFolder, path: Path) -> tuple[str, str]:
 
 
 def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], list[str]]:
-    """Check the content of all tables and arrays. Return the readable tables, and the findings about all files.
-
-    Each finding begins with the path of its file.
-    """
+    """Check the content of all tables and arrays. Return the readable tables, and one line of text per problem."""
     found, readable = [], []
     for path in _tables(folder):
         unreadable = _collect(path, _column_findings(work, path), success="")
@@ -123,10 +119,7 @@ def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], 
 
 
 def _collect(path: Path, findings: Iterable[str], success: str = "content ok") -> list[str]:
-    """Return the findings about a file, each preceded by the file's path.
-
-    If there are no findings, log the message `success`.
-    """
+    """Return a list with `path: finding` for each finding (a problem in the file). If there is none, log `success`."""
     found = []
     try:
         for finding in findings:
@@ -156,7 +149,7 @@ def _column_findings(work: Workspace, path: Path) -> Iterator[str]:
 
 
 def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
-    """Yield a finding for missing values, for ids that are not 0, 1, 2, …, and for duplicate raw ids."""
+    """Yield a message for missing values, for ids that are not 0, 1, 2, …, and for duplicate raw ids."""
     rows, columns = parquet_rows(path), COLUMNS[path.stem]
     counts = ", ".join(f"count(*) - count({name(column)})" for column in columns)
     for column, nulls in zip(columns, work.run(f"SELECT {counts} FROM {rows}")[0], strict=True):
@@ -176,9 +169,9 @@ def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
 
 
 def _event_findings(work: Workspace, folder: DatasetFolder) -> Iterator[str]:
-    """Yield a finding for unknown ids, invalid ratings, a wrong order and wrong splits in the interactions.
+    """Yield a message for each kind of problem in the interactions: unknown ids, bad ratings, wrong order, wrong split.
 
-    All three tables must be readable.
+    The files of the interactions, items and users must be readable.
     """
     num_users, num_items = (work.count(parquet_rows(path)) for path in (folder.users, folder.items))
     work.run(f"CREATE VIEW events AS FROM {parquet_rows(folder.interactions)}")
@@ -206,7 +199,7 @@ def _event_findings(work: Workspace, folder: DatasetFolder) -> Iterator[str]:
 
 
 def _array_findings(folder: DatasetFolder, path: Path, num_items: int | None) -> Iterator[str]:
-    """Yield a finding for each problem in an array file. `num_items` is None if the number of items is unknown."""
+    """Yield a message for each problem in an array file. `num_items` is None if the number of items is unknown."""
     kind, suffix = _kind_and_suffix(folder, path)
     dtype, ndim = ARRAYS[kind]
     try:
@@ -233,9 +226,9 @@ def _open_array(path: Path) -> np.ndarray:
 
 
 def _load_present(mask: Path, num_rows: int) -> np.ndarray:
-    """Return which rows have a vector of their own according to the mask file, bool (num_rows,).
+    """Load a mask file, bool (num_rows,). True means that the row has a vector of its own.
 
-    If the mask file is missing or invalid, all rows are True.
+    If the file is missing or invalid, all rows are True.
     """
     try:
         present = _open_array(mask)
@@ -257,7 +250,7 @@ def _vector_findings(array: np.ndarray, present: np.ndarray) -> Iterator[str]:
 
 
 def _meta_findings(folder: DatasetFolder, items_sha256: str | None, content_is_valid: bool) -> Iterator[str]:
-    """Yield a finding for each problem in the meta files.
+    """Yield a message for each problem in the meta files.
 
     If the content of all files is valid, also compare the codes with the codebook sizes in their meta files.
     """

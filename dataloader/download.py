@@ -61,17 +61,17 @@ def download(options: ProcessOptions) -> None:
                     tried = tried + wheel_unreachable.tried
             names, lines = ", ".join(file.target.name for file in files), "".join(f"\n  {line}" for line in tried)
             raise ResourceError(folder.name, "the raw files could not be downloaded", f"Tried:{lines}",
-                                f"check the network, use --mirror URL, or download the files ({names}) on another "
-                                "machine and pass the folder of these files with --raw_dir DIR; the next run continues "
-                                "partial downloads") from unreachable
+                                "check the network and run the same command again, which continues partial downloads; "
+                                f"or use --mirror URL; or download {names} on another machine, copy the files to a "
+                                "folder on this machine, and use --raw_dir DIR") from unreachable
 
 
 def raw_files(options: ProcessOptions) -> list[RemoteFile]:
     """Return the raw files of the dataset with their addresses, or an empty list if the source has nothing to download.
 
-    For each file name, the source's YAML contains a list of addresses, or a mapping with the key `addresses` and the
-    optional keys `size` and `sha256`. `size` and `sha256` are single values, or mappings from dataset names to values.
-    Raises ConfigError if an entry has an unknown key or no addresses.
+    The source's YAML lists the files. The entry of a file is a list of addresses, or a mapping with the key `addresses`
+    and the optional keys `size` and `sha256`. These two can be mappings from dataset names to values. Raises
+    ConfigError if an entry has an unknown key or no addresses.
     """
     dataset, where, files = options.folder.name, f"{CONFIGS / options.source}.yaml", []
     for name, entry in options.config["files"].items():

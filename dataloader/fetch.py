@@ -1,8 +1,7 @@
 """Downloads that try several addresses in order, resume after an interruption, and check each file.
 
-`<name>.part` contains the bytes received so far. `<name>.part.tag` records the address and the version of the file from
-which these bytes come. After the check, `<name>.part` is renamed to `<name>`, and the meta file `<name>.meta.json` is
-written.
+`<name>.part` contains the bytes received so far. `<name>.part.tag` records their address and the version of the file.
+After the check, `<name>.part` is renamed to `<name>`, and the meta file `<name>.meta.json` is written.
 """
 
 import itertools
@@ -62,7 +61,7 @@ class RemoteFile(NamedTuple):
 
 
 class Unreachable(Exception):
-    """Raised if no address could deliver a file. `tried` has one line per address, with the reason of the failure."""
+    """No address could deliver a file. `tried` has one line per address, with the reason."""
 
     def __init__(self, tried: list[str]):
         super().__init__("; ".join(tried))
@@ -77,9 +76,9 @@ def is_fetched(path: Path) -> bool:
 
 
 def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str]:
-    """Return the addresses of the file `name`. If a mirror is given, the first one is the file's address on the mirror.
+    """Return the addresses of the file `name`. If there is a mirror, the file's address on the mirror comes first.
 
-    A query in the mirror's URL, such as a token, is kept at the end of the address on the mirror.
+    A query in the mirror's URL, such as a token, is kept.
     """
     if not mirror:
         return addresses
@@ -90,9 +89,8 @@ def with_mirror(addresses: list[str], name: str, mirror: str | None) -> list[str
 def fetch_all(files: list[RemoteFile], force: bool = False) -> None:
     """Download the missing files, several at the same time. With `force`, download all files.
 
-    Raises Unreachable if some files could not be downloaded. This error is raised at the end and lists the failed
-    addresses of all files. Other errors, such as a full disk, are raised immediately. After an interruption, the next
-    call continues from the `.part` files.
+    Raises Unreachable at the end if some files could not be downloaded. Other errors, such as a full disk, are raised
+    immediately. After an interruption, the next call continues from the `.part` files.
     """
     stop = threading.Event()
     transfers = [Transfer(file, stop) for file in files]
@@ -323,9 +321,9 @@ class Transfer:
 
 
 def _validator_of(response: requests.Response) -> str:
-    """Return the value that identifies the server's version of the file in the header If-Range.
+    """Return the ETag of a response, else its modification date, else "".
 
-    This is the ETag or the modification date, or "" if the response has neither.
+    The value identifies the version of the file in the header If-Range.
     """
     etag = response.headers.get("ETag", "")
     # A weak ETag (W/...) is not used, because two versions with different bytes may have the same weak ETag.

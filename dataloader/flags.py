@@ -55,7 +55,7 @@ SOURCE_KEYS = ("order", "found_by", "found_names", "datasets", "files", "wheels"
 
 @cache
 def source_configs() -> dict[str, dict]:
-    """Return a dict from the name of each source to the content of its YAML, in the order of the key `order`."""
+    """Return the YAML of each source, sorted by the key `order`: name of the source -> content."""
     known = {path.stem: load_yaml(path)[0] for path in CONFIGS.glob("*.yaml")}
     sources = []
     for name, config in known.items():
@@ -179,7 +179,7 @@ def fill_flags(args: argparse.Namespace, argv: list[str]) -> str:
     """Set flags that are not on the command line to the values in --source_config or in `data/<D>/source.yaml`.
 
     Returns a line for the log that lists the flags that were set, or "" if none were set. Raises ConfigError for an
-    unknown key or a wrong value in the file; the error names the line in the file.
+    unknown key or a wrong value in the file.
     """
     remembered = DatasetFolder(args.data_root, args.dataset).source_flags
     path = remembered if args.source_config is None else Path(args.source_config)

@@ -9,11 +9,10 @@ length 1. Each part p has a weight w_p (--fusion_weights). There are three ways 
   fused-align   trains one linear map per part so that the mapped parts of an item are similar. Each mapped part is
                 scaled to length 1. The vector of an item is the weighted mean of its mapped parts.
 
-An item may have no vector in a part. fused-concat and fused-pca then use the mean of the unit vectors of the items that
-have one. The inner product of an item with this mean vector is the average of its inner products with these items. (If
-the mean vector were scaled to length 1, all items without this part would be neighbors of each other.) fused-align
-takes the mean over only those parts in which the item has a vector. The mask is True for the items that have a vector
-in at least one part.
+An item may have no vector in a part. fused-concat and fused-pca then use the mean of the other items' vectors. This
+mean is not scaled to length 1. Otherwise, all items without the part would be neighbors of each other. fused-align
+averages only the parts in which the item has a vector. The mask is True for the items that have a vector in at least
+one part.
 """
 
 import logging
@@ -128,7 +127,7 @@ def _make_fusion(options: FusionOptions, command: str) -> None:
         if reduced.pca and reduced.pca > (max_dims := min(num_dims, num_items - 1)):
             raise ConfigError(f"--fusion_dim {options.dim}", f"must be at most {max_dims}",
                               f"The parts have {num_dims} dimensions, and PCA of {num_items} items gives fewer than "
-                              f"{num_items}", "use a smaller number")
+                              f"{num_items} dimensions", "use a smaller number")
         vectors = transform.transformed(concatenated(parts), present, reduced)
     transform.publish_embedding(target, vectors, settings, command, inputs, present)
     shutil.rmtree(checkpoints, ignore_errors=True)  # no longer needed
@@ -151,7 +150,7 @@ def _load_part(folder: DatasetFolder, name: str, weight: float) -> Part:
 def concatenated(parts: list[Part]) -> np.ndarray:
     """Concatenate the parts, each multiplied by the square root of its weight: float32 (N, sum of D_p).
 
-    Empties the list `parts`: each part is removed when it is copied, so that its memory can be freed.
+    To save memory, each part is removed from the list `parts` when it is copied.
     """
     vectors = np.empty((len(parts[0].vectors), sum(part.vectors.shape[1] for part in parts)), dtype=np.float32)
     start = 0

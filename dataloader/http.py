@@ -78,9 +78,11 @@ def retry(attempt: Callable[[], Result], retry_policy: RetryPolicy, stop: thread
           on_failure: Callable[[TemporaryFailure, float], bool] = lambda failure, pause: False) -> Result:
     """Call `attempt` until it does not raise TemporaryFailure, and return its result.
 
-    After each failure, `on_failure(failure, pause)` is called with the seconds until the next attempt. It returns
-    whether to reset the count of attempts. Raises PermanentFailure if the last attempt fails, or if the server asks for
-    a longer pause than the policy allows. Raises Stopped if `stop` is set.
+    on_failure: called after each failure with the failure and the seconds until the next attempt. Returns whether to
+        reset the count of attempts.
+
+    Raises PermanentFailure if the last attempt fails, or if the server asks for a longer pause than the policy allows.
+    Raises Stopped if `stop` is set.
     """
     number = 1
     while True:
@@ -105,10 +107,10 @@ def is_retryable(status: int) -> bool:
 @contextmanager
 def answered(session: requests.Session, method: str, url: str, timeout: tuple[float, float],
              **more: object) -> Iterator[requests.Response]:
-    """Send a request and yield the response. Only the headers have been read; the caller reads the body.
+    """Send a request, and yield the response. The caller reads the body.
 
-    Raises TemporaryFailure or PermanentFailure if the request fails. Raises CutOff if the body cannot be read to the
-    end inside the `with` block.
+    Raises TemporaryFailure or PermanentFailure if the request fails. Raises CutOff if the caller cannot read the body
+    to the end.
     """
     try:
         response = session.request(method, url, timeout=timeout, stream=True, **more)
@@ -233,8 +235,7 @@ class Fetcher:
     """Downloads small files from many servers; `results()` yields the answers as they arrive.
 
     Temporary failures are retried. At most PER_HOST requests per host and AT_ONCE requests in total run at the same
-    time, and at most `rate` requests per second are sent. The threads are daemons, so that an interrupted command ends
-    immediately.
+    time. At most `rate` requests per second are sent.
     """
 
     retry_policy = RetryPolicy(attempts=4, first=1.0, longest=120.0)
@@ -257,7 +258,7 @@ class Fetcher:
         If the iterator is closed early, no more requests are sent.
         """
         self.session.headers.update(HEADERS)
-        with self.session, ThreadPool(THREADS) as pool:
+        with self.session, ThreadPool(THREADS) as pool:  # daemon threads: an interrupted command ends immediately
             try:
                 for address, answer in pool.imap_unordered(self._fetch, self.addresses):
                     if answer.body:

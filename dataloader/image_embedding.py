@@ -58,7 +58,7 @@ def embed(options: ImageOptions, command: str) -> None:
 
 
 def _make_vectors(options: ImageOptions, table: ImageTable) -> tuple[np.ndarray, dict]:
-    """Encode the images. Return the vectors, and the description of the encoder for the meta file.
+    """Encode the images. Return the vectors, and the encoder's settings for the meta file.
 
     The vectors are float32 (number of items with an image, D).
     """

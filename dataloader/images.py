@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
 def fetch_images(options: ImageFetchOptions, command: str) -> None:
     """Download the missing images to `images/`, and publish images.parquet with one row per item.
 
-    With --force, existing images are checked by decoding them completely. Raises ResourceError if no image could be
-    downloaded. With --missing_images error, writes images.parquet and then raises DataError if an item has no image.
+    With --force, existing images are decoded completely to check them. Raises ResourceError if no image could be
+    downloaded. With --missing_images error, raises DataError at the end if an item has no image.
     """
     set_up_pillow()
     folder = options.folder
@@ -200,10 +200,7 @@ def load_image_table(folder: DatasetFolder) -> ImageTable:
 
 
 def _recorded_files(folder: DatasetFolder) -> dict[str, tuple[int, int, str]]:
-    """Return a dict from each image file to the (width, height, sha256) that the last run recorded.
-
-    The items may have changed since the last run.
-    """
+    """Return what the last run recorded about the image files: file -> (width, height, sha256)."""
     try:
         return {row[0]: row[1:] for row in duckdb.sql(f"""SELECT file, width, height, sha256
             FROM {parquet_rows(folder.image_table)} WHERE file IS NOT NULL""").fetchall()}

@@ -1,4 +1,4 @@
-"""Checks of the flags of the data stage, and the options of each step."""
+"""Check the flags of the data stage, and convert them to the options of each step."""
 
 import argparse
 import json
@@ -307,7 +307,7 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     downloads, source = args.raw_dir is None and args.interactions is None, args.source or _find_source(args, folder)
     config = source_configs()[source]
     if downloads and args.dataset not in config["datasets"] and not folder.interactions.exists():
-        raise _unknown_name("--dataset", args.dataset, f"unknown dataset of the source {source}", config["datasets"],
+        raise _unknown_name("--dataset", args.dataset, f"unknown dataset for the source {source}", config["datasets"],
                             "correct the name or --source, or pass the folder of its raw files with --raw_dir DIR",
                             "Neither --raw_dir nor --interactions is given")
     # Use one folder per source, because the sources of different years have the same file names for a category.
@@ -344,7 +344,7 @@ def _unknown_name(flag: str, name: str, what: str, known: list[str], fix: str, w
 
 
 def _find_source(args: argparse.Namespace, folder: DatasetFolder) -> str:
-    """Return the name of the dataset's source. It is found from the raw files, the meta file, or the dataset's name.
+    """Return the name of the dataset's source, from the raw files, the meta file, or the dataset's name.
 
     Raises ConfigError if no source is found.
     """
@@ -408,13 +408,14 @@ def _template(name: str, config: dict) -> tuple[str, ...]:
         try:
             parsed = [part for part in Formatter().parse(piece) if part[1] is not None]
         except ValueError as error:
-            raise ConfigError(where, f"{piece!r} is not a valid piece", f"It cannot be parsed: {error}",
+            raise ConfigError(where, f"the piece {piece!r} of the template is invalid", f"It cannot be parsed: {error}",
                               "write pieces such as '{title} | by {brand}'") from error
         wrong = [field for _words, field, style, conversion in parsed if field not in known or conversion or style]
         if wrong or not parsed:
-            raise ConfigError(where, f"{piece!r} has " + (f"the invalid field {wrong[0]!r}" if wrong else "no field"),
-                              f"A piece can use these fields, without a format: {', '.join(known)}",
-                              "correct the piece")
+            raise ConfigError(where, f"the piece {piece!r} of the template has " + (
+                              f"the invalid field {wrong[0]!r}" if wrong else "no field"),
+                              f"The valid fields, without a format, are {', '.join(known)}",
+                              "write pieces such as '{title} | by {brand}'")
     return pieces
 
 
@@ -433,7 +434,8 @@ def _modalities(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
     needed = [m for m in MODALITIES if any(m == modality_of(part) for part in parts)]
     if given and (missing := [m for m in needed if m not in given]):
         raise ConfigError(f"--modalities {args.modalities}", f"must include {missing[0]}",
-                          f"--suffix {suffix} needs it", f"use --modalities {','.join(needed)}, or leave it out")
+                          f"--suffix {suffix} needs it",
+                          f"use --modalities {','.join(needed)}, or leave out --modalities")
     return tuple(m for m in MODALITIES if m in (given or needed)), suffix
 
 

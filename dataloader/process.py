@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 
 def check(options: ProcessOptions) -> None:
-    """Check the raw files that the flags name, and the existing tables and arrays. Writes nothing without --adopt.
+    """Check the raw files that the flags name, and the existing tables and arrays. Without --adopt, write nothing.
 
     Raises DataError if a raw file, a table or an array is not valid. Raises ArtifactError if a meta file is missing,
     stale or wrong.
@@ -65,7 +65,8 @@ def check(options: ProcessOptions) -> None:
             found = _fingerprints(family(options).raw_paths(options), {}) if recorded else {}
         for role, file in found.items():  # compare the sha256; the size and time of a damaged file may be unchanged
             if file["sha256"] != recorded.get(role, file)["sha256"]:
-                raise ArtifactError(options.folder.interactions, f"is stale: {file['file']} has changed since",
+                raise ArtifactError(options.folder.interactions,
+                                    f"is stale: {file['file']} has changed since the tables were made",
                                     fix=f"{options.folder.make_command} --force")
 
 
@@ -144,7 +145,7 @@ def _settings(options: ProcessOptions) -> dict:
 
 
 def _fingerprints(paths: list[Path], recorded: dict[str, dict]) -> dict[str, dict]:
-    """Return a dict from the role of each raw file (interactions or items) to the fingerprint of the file.
+    """Return the fingerprint of each raw file: role (interactions or items) -> fingerprint.
 
     A file is not read again if its size and time are equal to those in `recorded`.
     """
@@ -160,9 +161,8 @@ def _recorded_fingerprints(options: ProcessOptions) -> dict[str, dict]:
 def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> tuple[dict, str]:
     """Make the tables `items`, `users`, `described` and `numbered` in the workspace from the raw files.
 
-    Skipped lines are written to the file `bad_lines`. Returns the entries that the meta files of the three published
-    tables share, and an SQL expression that gives the split of a row of `numbered`. Raises DataError if fewer than two
-    users remain after filtering.
+    Skipped lines are written to the file `bad_lines`. Returns the common entries of the meta files, and an SQL
+    expression for the split of a row of `numbered`. Raises DataError if fewer than two users remain after filtering.
     """
     processing = options.processing
     raw = _fingerprints(paths, {} if options.check or options.force else _recorded_fingerprints(options))

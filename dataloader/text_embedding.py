@@ -34,8 +34,7 @@ def main(argv: list[str]) -> None:
 def embed(options: TextOptions, command: str) -> None:
     """Make and publish the text embedding, or reuse it if it is up to date.
 
-    The embedding is float32 (num_items, D). With --force, all texts are encoded again, even if their vectors are in the
-    cache.
+    The embedding is float32 (num_items, D). With --force, cached vectors are not used.
     """
     target, folder = options.target, options.folder
     folder.require()
@@ -63,10 +62,7 @@ def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
 
 
 def _make_vectors(options: TextOptions, texts: Texts) -> tuple[np.ndarray, dict]:
-    """Encode the texts. Return the vectors, float32 (num_items, D), and a description of the encoder for the meta file.
-
-    The description includes the precision and the library versions.
-    """
+    """Encode the texts. Return the vectors, float32 (num_items, D), and the encoder's settings for the meta file."""
     if options.model == "tfidf":
         return tfidf_vectors(texts.texts), {"encoder": options.model, "scikit-learn": version("scikit-learn")}
     if options.model.startswith(API):

@@ -20,9 +20,7 @@ FULL_DISK = ("No space left", "File too large", "Disk quota exceeded", "max_temp
 class Workspace:
     """An in-memory DuckDB database. Data beyond `memory_limit` is spilled to the scratch folder `folder`.
 
-    The database is not stored in a file, because DuckDB would compress every table in the file, although each table is
-    used only once. Queries run in a separate thread, so that the caller can handle a signal, such as Ctrl-C,
-    immediately. In the caller's thread, DuckDB might delay the signal until the end of the query.
+    Queries run in a separate thread, so that Ctrl-C takes effect immediately.
     """
 
     def __init__(self, folder: Path, memory_limit: str):
@@ -31,9 +29,11 @@ class Workspace:
     def __enter__(self) -> "Workspace":
         shutil.rmtree(self.folder, ignore_errors=True)  # left by a killed run; the caller holds the folder's lock
         self.folder.mkdir(parents=True)
+        # Do not store the database in a file: DuckDB would compress every table, although each table is used only once.
         self.connection = duckdb.connect(config={
             "memory_limit": self.memory_limit, "temp_directory": str(self.folder / "spill"),
             "preserve_insertion_order": True})
+        # In the caller's thread, DuckDB might delay a signal until the end of the query.
         self.thread = ThreadPoolExecutor(max_workers=1)
         return self
 
@@ -59,7 +59,7 @@ class Workspace:
                 wait([future])
 
     def run(self, query: str, *parameters: object) -> list[tuple]:
-        """Run a query and return all its rows. DuckDB requires that all rows are fetched before the next query."""
+        """Run a query and return all its rows."""
         return self._wait_for(lambda: self.connection.execute(query, list(parameters)).fetchall())
 
     def value(self, query: str, *parameters: object):

@@ -59,8 +59,7 @@ class AlignmentTask:
     rows: the indices of the items that have all parts
 
     A tenth of these items, but at most `max_held_out`, is held out to select the best epoch. If a tenth is fewer than
-    two items, all items are used for both training and selection. Each epoch permutes the training items at random on
-    the device and splits them into batches.
+    two items, all items are used for both training and selection.
     """
 
     name = "fuse: align"
@@ -119,12 +118,12 @@ class AlignmentTask:
 
 def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: Alignment, seed: int,
           device: torch.device, run: Run) -> tuple[np.ndarray, Best]:
-    """Train the projections, and return the fused vectors and the metrics of the best epoch.
+    """Train a linear map for each part, and return the fused vectors and the metrics of the best epoch.
 
-    parts: a tuple (vectors, mask, weight) for each part. The vectors (N, D_p) have length 1 and are centered in place.
-        The mask (N,) is true for the items that have the part.
+    parts: (vectors, mask, weight) of each part, for N items. The vectors (N, any number) have length 1 and are centered
+        in place. The mask (N,) is true for the items that have the part.
 
-    The fused vectors are float32 (N, D). The fused vector of an item is the weighted mean of its projected parts, or
+    The fused vectors are float32 (N, dim). The fused vector of an item is the weighted mean of its mapped parts, or
     zero if the item has no part. Raises DataError if fewer than two items have all parts. Raises TrainingError if the
     loss becomes NaN or infinite.
     """
@@ -132,7 +131,7 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
     complete = np.logical_and.reduce(present)
     if complete.sum() < 2:
         raise DataError("--fusion_parts", f"at least 2 items must have all parts, got {complete.sum()}",
-                        "The projections are trained on these items", "use --suffix fused-concat, or other parts")
+                        "fused-align is trained on these items", "use --suffix fused-concat, or other parts")
     for part in vectors:
         part -= mean_of(part, complete).astype(np.float32)
     tensors = [torch.from_numpy(part).to(device) for part in vectors]

@@ -30,8 +30,7 @@ CONTINUE = "then run the same command again; the texts that are already encoded 
 class ApiEncoder:
     """Encodes texts with the model `name` of an endpoint.
 
-    Raises ConfigError if the URL or the API key is invalid. Raises ConfigError if OpenAI's own endpoint is used without
-    a key.
+    Raises ConfigError if the URL or the API key is invalid, or if OpenAI's own endpoint is used without a key.
     """
 
     unit, flag, shard_size = "texts", "--text_model", SHARD
@@ -94,7 +93,7 @@ class ApiEncoder:
     def _ask(self, texts: list[str], rows: range) -> np.ndarray:
         """Send one request, and return the vectors of its texts. `rows` are the positions of the texts in the shard.
 
-        Raises TemporaryFailure if a retry may help. Raises another exception if a retry cannot help.
+        Raises TemporaryFailure if a retry may help, and another exception otherwise.
         """
         self.limit.wait()
         try:
@@ -128,7 +127,7 @@ class ApiEncoder:
 
 
 def endpoint(url: str | None) -> str:
-    """Return the URL of the endpoint, from the flag --api_url, the environment or the default.
+    """Return the URL of the endpoint: --api_url, else $OPENAI_BASE_URL, else OpenAI's own.
 
     Raises ConfigError if the URL is invalid or contains a password.
     """
@@ -138,8 +137,8 @@ def endpoint(url: str | None) -> str:
         raise ConfigError(where, "is not a URL such as https://host/v1", "The URL must not contain a query, and "
                           "must not end with /embeddings", "correct the URL")
     if parts.username or parts.password:
-        raise ConfigError(where, "must not contain a user name or password", "The URL is written to artifacts",
-                          f"remove both from the URL, and set {KEY_NAME} to the key instead")
+        raise ConfigError(where, "must not contain a user name or password", "The URL is written to meta files",
+                          f"remove them from the URL, and put the key into ${KEY_NAME}")
     return url.rstrip("/")
 
 
@@ -157,7 +156,7 @@ def parse_answer(response: requests.Response, num_texts: int) -> np.ndarray:
     if len(rows) != num_texts:
         raise ValueError(f"{len(rows)} vectors for {num_texts} texts")
     if set(vectors) != set(range(num_texts)):
-        raise ValueError(f"vectors without exactly the indices 0 to {num_texts - 1}")
+        raise ValueError(f"vectors whose indices are not 0 to {num_texts - 1}")
     shapes = {vector.shape for vector in vectors.values()}
     if len(shapes) > 1 or any(len(shape) != 1 or shape == (0,) for shape in shapes):
         raise ValueError("vectors of different lengths")

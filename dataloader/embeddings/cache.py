@@ -3,9 +3,8 @@
     <data_root>/.embeddings/<key of the encoder>/<number>-<unique>.safetensors
 
 Each file is a shard. It contains two arrays for n texts: `keys`, uint8 (n, 16), and `vectors`, float32 (n, D). The key
-of a text is the first 16 bytes of its sha256. For an image, the sha256 of the image file is used as the text. A shard
-gets its final name only when it is complete, and never changes afterwards. Therefore no lock is needed: if two
-processes encode the same texts, each process writes its own shard.
+of a text is the first 16 bytes of its sha256. For an image, the text is the sha256 of the image file. A complete shard
+never changes, so no lock is needed: two processes that encode the same texts write two shards.
 """
 
 import hashlib
@@ -39,7 +38,7 @@ def text_keys(texts: list[str]) -> np.ndarray:
 class VectorCache:
     """The cached shards of one encoder.
 
-    identity: all settings of the encoder that affect the vectors; another identity has another folder
+    identity: all settings of the encoder that affect the vectors; each identity has its own folder
     """
 
     def __init__(self, data_root: Path, identity: dict):
@@ -50,7 +49,7 @@ class VectorCache:
     def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the keys (n,) and vectors (n, D) of each shard.
 
-        The newest shard comes first, so that a text that was encoded again gets its new vector.
+        The newest shard comes first. If a text is in several shards, the first vector is therefore the newest one.
         """
         for path in sorted(self._paths(), key=_number, reverse=True):
             if (shard := self._read(path)) is not None:
@@ -101,7 +100,7 @@ class VectorCache:
             return None
         except SafetensorError as error:
             why = str(error)
-        log.warning("embed: %s is damaged and was deleted (%s); its texts are encoded again", path, why)
+        log.warning("embed: %s is damaged and was deleted (%s); its texts will be encoded again", path, why)
         path.unlink(missing_ok=True)
         return None
 
@@ -111,7 +110,7 @@ def _number(path: Path) -> int:
 
 
 def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:
-    """Return the sha256 of the dtypes, shapes and bytes of both arrays. It is recorded in the header of a shard."""
+    """Return the sha256 of the dtypes, shapes and bytes of both arrays, which is stored in the header of a shard."""
     digest = hashlib.sha256(f"{keys.dtype} {keys.shape} {vectors.dtype} {vectors.shape}".encode())
     digest.update(keys)
     digest.update(vectors)

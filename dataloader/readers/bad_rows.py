@@ -1,4 +1,4 @@
-"""Find rows that are not valid events or items, look them up in the raw file, and report or skip them."""
+"""Report or skip the rows of a raw file that are not valid events or items."""
 
 import itertools
 import json
@@ -26,8 +26,9 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain
     """Delete the invalid rows from the table `into`, list them in the file `log_path`, and return their number.
 
     bad: an SQL condition that is true for invalid rows
-    explain: a function that gets the raw values of an invalid row (column -> value); it returns why the row is invalid,
-        and a flag with which the row would be valid, or ""
+    explain: called with the raw values of an invalid row (column -> value). Returns the reason, and a flag that would
+        make the row valid ("" if there is none).
+    policy: "fail" or "skip"
 
     Raises DataError about the first invalid row if `policy` is "fail", or if more than MAX_BAD_SHARE of the rows are
     invalid.
@@ -60,10 +61,11 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain
 
 
 def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterator[tuple[str, dict | str, str]]:
-    """Look up rows in the raw file, and yield each one as (`file:line`, values, text).
+    """Yield (`file:line`, values, text) for some rows of the raw file.
 
-    `records` are the indices of the rows, from 0 and in ascending order. `values` is a dict (column -> value), or a
-    string with the reason why the row cannot be parsed.
+    records: the indices of these rows, from 0, in ascending order
+
+    `values` is a dict (column -> value), or the reason why the row cannot be parsed (a string).
     """
     if table.format == "csv":
         for line, values, text in select_rows(delimited.rows(table.path, table.layout), records):
@@ -116,7 +118,7 @@ def missing_field(table: RawTable, field: str) -> str:
 
 
 def number_fault(field: str, value: object, low: float, high: float, hint: str = "") -> str:
-    """Return why a raw value is not a number between `low` and `high`, or "" if it is such a number."""
+    """Return why a raw value is not a number from `low` to `high`, or "" if it is valid."""
     value = str(value)
     try:
         number = float(value)

@@ -13,7 +13,7 @@ from common.tables import sql_path
 from dataloader.readers.lines import DAMAGED, MAX_LINE, damaged, encodable, open_binary
 from dataloader.workspace import text
 
-BUFFER = 2 * MAX_LINE  # bytes that DuckDB reads at once; its default is 16 times the maximum line length
+BUFFER = 2 * MAX_LINE  # bytes that DuckDB reads at once; DuckDB's default is 16 * MAX_LINE
 INSTEAD = "\x1f"       # replaces a delimiter of several characters; the csv module accepts only a single character
 
 
@@ -60,8 +60,8 @@ def reader(path: Path, layout: Layout, columns: list[str]) -> str:
 def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str, str]]:
     """Yield (line number, values, text) for every row that is not blank, except the header.
 
-    A row can span several lines; the line number is the number of its first line. `values` is a dict (column -> value),
-    or a string with the reason why the row is invalid.
+    A row can span several lines; the line number is that of the first line. `values` is a dict (column -> value), or
+    the reason why the row is invalid (a string).
     """
     names = header(path, layout)
     for number, (line, values, whole) in enumerate(_rows(path, layout)):
@@ -77,7 +77,7 @@ def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str
 
 
 def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None:
-    """Write the rows of a file to `target` as JSON lines that contain only the columns `wanted`.
+    """Write the columns `wanted` of a file to `target`, as JSON lines.
 
     An invalid row becomes `{}`.
     """
@@ -90,7 +90,7 @@ def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None
 def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, str]]:
     """Yield (line number, values, text) for every row, including the header and blank rows.
 
-    `values` is a list of strings, or a string with the reason why the row is invalid.
+    `values` is a list of strings, or the reason why the row is invalid (a string).
     """
     csv.field_size_limit(MAX_LINE)  # a global setting of the csv module
     quoting = {"quotechar": layout.quote, "strict": True} if layout.quote else {"quoting": csv.QUOTE_NONE}

@@ -116,7 +116,7 @@ def _json_escape(match: re.Match) -> bytes:
 def value_at(record: dict, column: str) -> object:
     """Return the value of a column in a record, or None.
 
-    The column `actor.id` is the field `id` in the object `actor`, unless the record has a field with the whole name.
+    The column `actor.id` is the field `id` in the object `actor`, unless the record has a field named `actor.id`.
     """
     if (value := record.get(column)) is not None or "." not in column:
         return value
@@ -127,7 +127,7 @@ def value_at(record: dict, column: str) -> object:
 
 
 def column_names(record: dict, prefix: str = "") -> Iterator[str]:
-    """Yield the names of all columns of a record, also the dotted names of fields in nested objects."""
+    """Yield the column names of a record. A field in a nested object has a dotted name, such as `actor.id`."""
     for key, value in record.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict) and prefix.count(".") < MAX_DEPTH:
@@ -196,9 +196,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def first_format(path: Path) -> str | None:
-    """Return the format of a file, "json" or "python", or "" if none of its first NUM_FIRST lines is a valid record.
+    """Return the format of the first valid record in a file: "json" or "python".
 
-    The first valid record determines the format. Returns None if the file is empty or damaged.
+    Returns "" if none of the first NUM_FIRST lines is a valid record. Returns None if the file is empty or damaged.
     """
     found = None
     with suppress(OSError, DataError):  # the code that reads the whole file reports the error
@@ -214,8 +214,7 @@ def first_format(path: Path) -> str | None:
 def rewrite(path: Path, target: Path, format_: str) -> None:
     """Convert a file to uncompressed JSON lines, and leave out blank lines.
 
-    `format_` is the format of the file, "json" or "python". A line that is too long, or that cannot be converted,
-    becomes `{}`.
+    `format_` is "json" or "python". A line that is too long or cannot be converted becomes `{}`.
     """
     size = path.stat().st_size
     with target.open("wb") as out, Progress(f"read {path.name}", size, "B") as progress:
@@ -226,7 +225,7 @@ def rewrite(path: Path, target: Path, format_: str) -> None:
 def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
     """Yield the content of a file in blocks of whole lines, a few megabytes each.
 
-    If a line is much longer than MAX_LINE, most of it is dropped. The rest is still too long, and therefore invalid.
+    A line that is much longer than MAX_LINE is cut, but it stays too long to be valid.
     """
     rest = b""
     try:
@@ -248,22 +247,19 @@ def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
 
 
 def damaged(path: Path, error: BaseException) -> DataError:
-    """Return the error for a damaged file; it names the first line that cannot be read."""
+    """Return the error for a damaged file. The error names the first line that cannot be read."""
     num_lines = 0
     # Read small blocks: a read that fails does not return the valid bytes before the damage.
     with suppress(*DAMAGED), open_binary(path) as file:
         while some := file.read1(4096):
             num_lines += some.count(b"\n")
     return DataError(f"{path}:{num_lines + 1}", "the file is damaged from this line on",
-                     f"{num_lines} lines can be read; {error or type(error).__name__}",
+                     f"Only the {num_lines} lines before can be read ({error or type(error).__name__})",
                      "replace the file, or download it again with --force")
 
 
 def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
-    """Run `_rewrite_block` on every task, in several processes, and yield the results in the order of the tasks.
-
-    Only a few blocks are in memory at a time.
-    """
+    """Run `_rewrite_block` on every task in several processes, and yield the results in the order of the tasks."""
     num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if size < BLOCK or num_workers == 1:
         yield from (_rewrite_block(*task) for task in tasks)
@@ -273,7 +269,7 @@ def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:
     try:
         for task in tasks:
             waiting.append(pool.submit(_rewrite_block, *task))
-            if len(waiting) > 2 * num_workers:
+            if len(waiting) > 2 * num_workers:  # keep only a few blocks in memory
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -55,13 +55,13 @@ class RawTable(NamedTuple):
 def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str]) -> None:
     """Load a raw file into the new table `into`, with the rows in file order.
 
-    query: SQL for the rows of the table. The placeholder `{rows}` stands for the rows of the file, which have one
-        column per field. A missing or unreadable value is NULL.
-    types: field -> type of its column: VARCHAR, DOUBLE, or JSON if the value may be a list. For some formats, a DOUBLE
-        column contains text, so the query must convert it.
+    query: a SELECT statement in which `{rows}` stands for the rows of the file. These rows have one column per field. A
+        missing or unreadable value is NULL.
+    types: field -> column type: VARCHAR, DOUBLE, or JSON if the value may be a list. A DOUBLE column may contain text,
+        so the query must convert it.
 
-    DuckDB reads the file directly, which is fast. If DuckDB cannot read it, the file is first rewritten line by line.
-    Raises DataError if the file is damaged.
+    If DuckDB cannot read the file directly, the file is first rewritten line by line. Raises DataError if the file is
+    damaged.
     """
     if direct := _rows_in_place(work, table, types):
         try:
@@ -89,13 +89,13 @@ def _create(work: Workspace, into: str, query: str, rows: str) -> None:
 
 
 def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str) -> None:
-    """Use Python's parsers for the rows that DuckDB could not parse, and update these rows in the table `into`.
+    """Use Python to parse the rows that DuckDB could not parse, and update these rows in the table `into`.
 
     unread: an SQL condition that is true for the rows that DuckDB could not parse
     query, types: the same as for `load`
 
-    Python's parsers accept more than DuckDB's parser: for example a byte order mark, half of a surrogate pair (it
-    becomes `?`), and literals that do not exist in JSON. If Python cannot parse a row either, the row does not change.
+    Python accepts more than DuckDB: for example, a byte order mark, or half of a surrogate pair (it becomes `?`). A row
+    that Python cannot parse either does not change.
     """
     if table.format not in PARSERS or not work.value(f"SELECT count(*) FROM {into} WHERE {unread}"):
         return
@@ -165,7 +165,7 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
 
 
 def _first(values: list[str], kind: str) -> str:
-    """Return SQL for the first of several SQL values that is not NULL. An empty list counts as NULL."""
+    """Return SQL for the first of these SQL values that is not NULL. An empty list counts as NULL."""
     if kind == "JSON" and len(values) > 1:
         values = [f"CASE WHEN {value}::VARCHAR NOT IN ('[]', '\"\"') THEN {value} END" for value in values]
     return f"coalesce({', '.join(values)})" if values else f"NULL::{kind}"

@@ -35,16 +35,15 @@ def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str
 
     part: "interactions" or "items"
     absent: fields without a value in any row
-    optional: whether these fields are optional; if so, the error is raised only if the file matches another source
+    optional: if true, raise the error only if the file matches another source
 
-    Such a file is probably from another source. The fix in the error names the sources that match the file.
+    Such a file is probably from another source. The error suggests the sources that match the file.
     """
     found = existing_columns(work, table)
     if all(set(table.columns[field]) & set(found) for field in absent):
         return
-    # Find the other sources that match the file. A source matches if the file has the columns of this source for all
-    # `fields`. If no record can be parsed in the format of `source`, another source matches if it can parse the records
-    # and find its id column.
+    # A source matches if the file has the source's columns for all `fields`. If no record can be parsed in the format
+    # of `source`, compare only the id column.
     others = []
     fields = {*KNOWN_BY[part], *absent} if found else {"item"}
     for name, config in source_configs().items():

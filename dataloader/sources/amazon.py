@@ -11,7 +11,7 @@ from dataloader.workspace import Workspace
 def raw_paths(options: ProcessOptions) -> list[Path]:
     """Return the paths of the review file and, if it exists, the metadata file.
 
-    Raises DataError if there is no review file. Raises DataError if there is no metadata file, except with --raw_dir.
+    Raises DataError if a file is missing. With --raw_dir, the metadata file is optional.
     """
     dataset, fix = options.folder.name, f"bash dataloader/0_download_dataset.sh --dataset {options.folder.name} --force"
     reviews, metadata = ([options.raw / name.format(dataset=dataset) for name in options.config[part]["files"]]

@@ -18,8 +18,8 @@ OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "vertic
 def raw_paths(options: ProcessOptions) -> list[Path]:
     """Return the paths of the interactions file and, if there is one, the items file.
 
-    A file that is not given by a flag is searched by its name in the raw folder. Raises DataError if there is no
-    interactions file. Raises ConfigError if several files match.
+    Without a flag for a file, the raw folder is searched for it. Raises DataError if there is no interactions file.
+    Raises ConfigError if several files match.
     """
     interactions = options.local.interactions or _found(options, "interactions")
     if interactions is None:
@@ -62,8 +62,7 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
     defaults: field -> default name of its column
     named: field -> name of its column from a flag, or None
 
-    Raises ConfigError if a required column does not exist. Raises ConfigError if a column given by a flag does not
-    exist.
+    Raises ConfigError if a required column, or a column that a flag names, does not exist.
     """
     format_, layout = FORMATS.get(_ending(path), ("", Layout()))
     if not format_ or (format_ == "parquet" and path.suffix == ".gz"):
@@ -78,8 +77,8 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
         if existing.count(column) > 1:
             raise ConfigError(f"{path}:1", f"has {existing.count(column)} columns with the name {column}",
                               fix="rename all but one of them")
-        # A text may be missing in the first JSON records, but not in later ones. If `existing` is empty, no record can
-        # be parsed; raise no error here, because a later error about the first line is more helpful.
+        # The first JSON records may lack a text that later records have. If `existing` is empty, no record can be
+        # parsed. Raise no error here, because a later error about the first line is more helpful.
         may_follow = table.format == "json" and part == "items" and field != "item" and named[field] is None
         if column in existing or not existing or may_follow:
             table.columns[field] = [column]

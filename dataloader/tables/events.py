@@ -1,4 +1,4 @@
-"""Convert raw interactions to events with integer keys of users and items, and report invalid rows."""
+"""Convert raw interactions to events with integer user and item keys, and report invalid rows."""
 
 from pathlib import Path
 
@@ -15,11 +15,11 @@ IMPLICIT_RATING = "1"   # the rating of all events of a file without ratings
 
 
 def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_lines: Path) -> int:
-    """Load the interactions into the table `events (raw_user, raw_item, time, rating)`, without the invalid ones.
+    """Load the valid interactions into the table `events (raw_user, raw_item, time, rating)`, in file order.
 
-    The rows are in file order. `time` is in the unit of --time_unit, or in microseconds if that is `date`. A Parquet
-    column with a time type is converted to this unit. Returns the number of invalid lines that were skipped. Raises
-    DataError, with file and line, about the first invalid event if --bad_lines does not allow it to be skipped.
+    `time` is in the unit of --time_unit, or in microseconds with `--time_unit date`. Returns the number of invalid
+    lines that were skipped. Raises DataError if --bad_lines does not allow skipping them; the error names the first
+    invalid line.
     """
     unit = options.processing.time_unit
     dates = unit == "date" or type_of(work, table, "time").startswith(("DATE", "TIMESTAMP"))
@@ -46,17 +46,16 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
     newest = work.value('SELECT coalesce(max("time"), 0) FROM events')
     if unit in ("ms", "us") and 0 < newest < EARLIEST * UNITS[unit]:
         flag = _fitting_flag(newest, unit)
-        raise DataError(table.origin, f"the newest time is {newest}", f"In the unit {unit} this is in 1973 or earlier",
+        raise DataError(table.origin, f"the newest time is {newest}", f"In the unit {unit}, this is in 1973 or earlier",
                         f"use {flag}" if flag else "correct the times or --time_unit")
     return num_bad
 
 
 def make_keys(work: Workspace) -> None:
-    """Replace the table `events` by the table `kept`, which has integer keys instead of raw user and item ids.
+    """Replace `events` by the table `kept (user_key, item_key, time, rating, line)`, with integer keys for raw ids.
 
-    The columns are `kept (user_key, item_key, time, rating, line)`; `line` is the row id of the event in `events`. The
-    tables `user_keys (raw, key)` and `item_keys (raw, key)` map raw ids to keys. The key of a user or item is the
-    `line` of its first event.
+    `line` is the row id of the event in `events`. The tables `user_keys (raw, key)` and `item_keys (raw, key)` map raw
+    ids to keys. The key of a user or item is the `line` of its first event.
     """
     for side in ("user", "item"):
         work.run(f"""CREATE TABLE {side}_keys AS
@@ -68,7 +67,7 @@ def make_keys(work: Workspace) -> None:
 
 
 def _fault(table: RawTable, values: dict, unit: str, low: float, high: float) -> tuple[str, str]:
-    """Return why a row with these raw values is invalid, and a --time_unit flag with which it would be valid, or ""."""
+    """Return why a row with these raw values is invalid, and a --time_unit flag that would make it valid (or "")."""
     if fault := id_fault(table, values, "user") or id_fault(table, values, "item"):
         return fault, ""
     time, rating = (value_of(table, values, field) for field in ("time", "rating"))
@@ -88,7 +87,7 @@ def _fault(table: RawTable, values: dict, unit: str, low: float, high: float) ->
 
 
 def _fitting_flag(value: object, unit: str) -> str:
-    """Return a --time_unit flag with another unit, in which the value is a plausible time, or "" if there is none."""
+    """Return a --time_unit flag for another unit in which the value is a plausible time, or "" if there is none."""
     try:
         time = float(str(value))
     except ValueError:

@@ -7,7 +7,7 @@ from dataloader.workspace import Workspace
 
 
 class Report:
-    """The number of interactions that remain after each filter, in the order in which the filters ran."""
+    """The number of interactions left after each filter, in the order of the filters."""
 
     def __init__(self, work: Workspace):
         self.work = work
@@ -24,7 +24,7 @@ class Report:
         return filter_lines(self.steps)
 
     def how_to_keep_more(self) -> str:
-        """Return the fix for an error about too few events; it names the flags of the filters that removed events."""
+        """Return the fix for an error about too few events. It names the flags of the filters that removed events."""
         return f"relax {' or '.join(self.flags)}" if self.flags else "use a file with more interactions"
 
 
@@ -90,11 +90,12 @@ def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> Non
 def number(work: Workspace, unit: int) -> None:
     """Number users and items from 0, and sort the events by user, then time, then line.
 
+    unit: number of raw time units per second
+
     Creates the tables `users (id, raw_id, num_events)` and `items (id, raw_id, num_events)`, and the view
-    `numbered ("user", item, "timestamp", rating, place, length)`. The order of the ids is the order in which users and
-    items first occur in the remaining lines. `place` is the index of an event among the events of its user, and
-    `length` is the number of these events. `timestamp` is in whole seconds. The parameter `unit` is the number of raw
-    time units per second.
+    `numbered ("user", item, "timestamp", rating, place, length)`. The ids follow the order in which users and items
+    first occur in the remaining lines. `timestamp` is in whole seconds. `place` is the index of an event in the user's
+    history, and `length` is the length of this history.
     """
     for side in ("user", "item"):
         # In `sorted`, the events of a user are adjacent, and the first of them has the row id `begins`. The `place` of

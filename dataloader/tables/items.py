@@ -20,8 +20,7 @@ SEPARATORS = {"title": " ", "description": " ", "brand": " ", "price": " ", "cat
               "year": " ", "genres": ", "}
 TAG = r"<(?:[/!?]?[A-Za-z]|!--)[^<>]{0,500}>"    # an HTML tag; does not match "width < 5, height > 3"
 BLANK = r"\s\x0b\x1c-\x1f\x{85}\p{Z}"
-# UNEVEN matches all white space except a single space. A pattern that also matches a single space would replace every
-# space of a text by a space.
+# UNEVEN matches all white space except a single space, because replacing a space by a space would only take time.
 ODD_BLANK = (r"[\t-\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
              f"[{BLANK}]*")
 UNEVEN = f" [{BLANK}]+|{ODD_BLANK}"
@@ -38,15 +37,16 @@ NESTED = "[[["     # the beginning of a JSON value that is nested too deeply for
 
 
 def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted: str, bad_lines: Path) -> int:
-    """Load the item records into the table `metadata (raw_id, wanted, <fields>, image_url, nested)`.
+    """Load the item records into the table `metadata (raw_id, wanted, <fields>, image_url, nested)`, in file order.
 
-    The table has one row per record, in file order. Its fields are the title and the fields of the template, as plain
-    text. The parameter `wanted` is an SQL query that returns the raw ids of the items that are needed. The column
-    `wanted` is true for the records of these items, and by chance for a few others. The texts of all other records are
-    left empty. The column `nested` is true if one of the texts is in lists that are nested too deeply.
+    wanted: an SQL query for the raw ids of the needed items
 
-    Returns the number of invalid lines that were skipped. Raises DataError, with file and line, about the first invalid
-    item if --bad_lines does not allow it to be skipped.
+    The fields are the title and the fields of the template, as plain text. The column `wanted` is true for the records
+    of needed items, and by chance for a few others. The texts of all other records are empty. The column `nested` is
+    true if a text is in lists that are nested too deeply.
+
+    Returns the number of invalid lines that were skipped. Raises DataError if --bad_lines does not allow skipping them;
+    the error names the first invalid line.
     """
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
     # The wanted ids are stored as a bitmap with one bit per hash. A join with the ids would be exact, but it would lose
@@ -79,20 +79,20 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
 def _clean(field: str) -> str:
     """Return SQL that converts a field to plain text, without HTML entities, tags and repeated spaces.
 
-    If the field is missing, the text is empty. The members of a list, or of a list of lists, are joined. Entities are
-    decoded before tags are removed, because entities may encode a tag. The decoder is a Python function, which is slow,
-    so it is called only for texts with an entity and for very long texts. Each step evaluates the expression of the
-    previous step only once, because DuckDB would compute it again for a second use.
+    If the field is missing, the text is empty. The members of a list, or of a list of lists, are joined.
     """
+    # Each step evaluates the expression before it only once, because DuckDB would compute it again for a second use.
     raw = f"{field}::VARCHAR"
     members = f"""CASE WHEN starts_with({raw}, '[[') THEN json_extract_string({field}, '$[*][*]')
                        ELSE json_extract_string({field}, '$[*]') END"""
     plain = f"""CASE left({raw}, 1)
                      WHEN '[' THEN array_to_string(list_filter({members}, lambda m: m <> ''), '{SEPARATORS[field]}')
                      WHEN '{{' THEN NULL ELSE {field} ->> '$' END"""
+    # `unescape` is a Python function and therefore slow, so call it only where it is needed.
     has_entity = f"contains({raw}, '&') OR contains({raw}, '\\u0026')"
     text = f"""CASE WHEN strlen({raw}) > {MAX_FIELD} THEN unescape(left({plain}, {MAX_FIELD}))
                     WHEN {has_entity} THEN unescape({plain}) ELSE {plain} END"""
+    # Remove tags after decoding the entities, because entities may encode a tag.
     for pattern, by in ((TAG, " "), (UNEVEN, " "), ("^ | $", "")):
         text = f"regexp_replace({text}, '{pattern}', '{by}', 'g')"
     if field == "price":

@@ -24,8 +24,7 @@ def make_split(work: Workspace, processing: Processing, report: Report, raw: Pat
     """Return the split that the options select.
 
     Leave-one-out: if a user has at least three events, the last event is in test and the second to last is in valid.
-    All other events are in train. Temporal: valid and test begin at the same times for all users, so that no training
-    event is later than a test event.
+    All other events are in train. Temporal: valid and test begin at the same times for all users.
 
     Raises DataError if a split has no events. The error names the file `raw`.
     """
@@ -85,7 +84,7 @@ def counts(meta: dict) -> str:
 
 
 def report_lines(meta: dict) -> list[str]:
-    """Return a readable report on the filters and the statistics, from the meta file of the interactions."""
+    """Return a report on the filters and the statistics. `meta` is the meta file of the interactions."""
     statistics = meta["statistics"]
     days = " to ".join(datetime.fromtimestamp(statistics[f"{end}_timestamp"], UTC).strftime("%Y-%m-%d")
                        for end in ("first", "last"))
