@@ -27,7 +27,9 @@ class Parser(argparse.ArgumentParser):
         # argparse names the flag in a message such as "argument --top_k: invalid int value: 'x'".
         flag, _, what = message.removeprefix("argument ").partition(": ")
         if message.startswith("argument --"):
-            raise ConfigError(flag.partition("/")[0], what, fix="see --help")
+            flag = flag.partition("/")[0]
+            dash = f"; write a value that begins with '-' as {flag}=VALUE" if what.startswith("expected") else ""
+            raise ConfigError(flag, what, fix=f"see --help{dash}")
         raise ConfigError(Path(sys.argv[0]).name, message, fix="see --help")
 
     def flags(self) -> list[str]:

@@ -21,11 +21,18 @@ NOTHING = 1e-6
 
 
 def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> bool:
-    """Return whether the embedding exists and was made with these settings and inputs (file name -> sha256)."""
+    """Return whether the embedding exists and was made with these settings and inputs (file name -> sha256).
+
+    An embedding that the user has adopted, or that a recommender has exported, is always current: no step replaces it.
+    """
     try:
         meta = load_meta(target.path, "")
     except UserError:
         return False
+    if meta.get("settings", {}).get("adopted") or "recommender" in meta:
+        log.warning("embed: %s was made by: %s. The flags of this embedding have no effect (use --force to replace it)",
+                    target.path, meta["command"])
+        return True
     recorded = {**settings, "transform": target.transform._asdict()}
     return meta.get("settings") == recorded and inputs.items() <= meta["inputs"].items()
 

@@ -8,14 +8,14 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
-from common.artifacts import load_embeddings, load_mask, load_meta
+from common.artifacts import load_embeddings, load_mask, load_meta, save_array
 from common.errors import ArtifactError, ConfigError, DataError
 from common.publishing import file_sha256
 from dataloader.embeddings import transform
 from dataloader.embeddings.transform import is_current, publish_embedding, transformed
 from dataloader.options import Transform
 from tests.dataloader.dataset import add_item, write_dataset
-from tests.dataloader.helpers import mentions
+from tests.dataloader.helpers import logged, mentions
 from tests.errors import refused
 
 NONE = Transform(pca=None, whiten=False, zscore=False, l2=False)
@@ -165,6 +165,17 @@ def test_only_the_embedding_that_suffix_names_is_transformed(tmp_path):
     vectors = spread(4)
     publish(options, vectors.copy())
     np.testing.assert_array_equal(load_embeddings(options.folder, "td"), vectors)
+
+
+@pytest.mark.parametrize("origin", [{"settings": {"adopted": True}}, {"settings": {}, "recommender": "sasrec"}])
+def test_an_embedding_of_another_origin_is_not_replaced(tmp_path, caplog, origin):
+    options = write_dataset(tmp_path / "data", ["a", "b"]).text
+    items = load_meta(options.folder.items, "")
+    save_array(options.target.path, np.ones((2, 3), dtype=np.float32), {
+        "inputs": {options.folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"],
+        "command": "my own command", **origin})
+    assert is_current(options.target, SETTINGS, {})
+    assert logged(caplog, "my own command", "--force")
 
 
 def test_an_embedding_is_current_until_settings_or_inputs_change(tmp_path):
