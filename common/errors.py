@@ -85,7 +85,7 @@ def closest(name: str, known: Sequence[str]) -> str | None:
     # In a short name, a wrong case or punctuation mark makes the names look very different. Therefore compare only the
     # letters and digits first.
     letters, plain = _letters(name), {_letters(k): k for k in known}
-    close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.75)
+    close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.7)
     # A word too many or too few, such as lr_rate for lr.
     close = close or [k for k in known if k and (name.startswith(f"{k}_") or k.startswith(f"{name}_"))][:1]
     close = close or get_close_matches(name, known, n=1, cutoff=0.5)

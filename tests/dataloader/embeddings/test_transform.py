@@ -1,6 +1,7 @@
 """Transforms against scikit-learn, and which embeddings are published or refused."""
 
 import json
+import logging
 import re
 
 import numpy as np
@@ -175,7 +176,7 @@ def test_an_embedding_of_another_origin_is_not_replaced(tmp_path, caplog, origin
         "inputs": {options.folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"],
         "command": "my own command", **origin})
     assert is_current(options.target, SETTINGS, {})
-    assert logged(caplog, "my own command", "--force")
+    assert logged(caplog, "my own command", "--force", level=logging.WARNING)
 
 
 def test_an_embedding_is_current_until_settings_or_inputs_change(tmp_path):
