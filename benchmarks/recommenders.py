@@ -107,12 +107,12 @@ def add(path: Path, run: dict) -> None:
 
 
 def table(runs: list[dict]) -> str:
-    """Return a Markdown table with mean and sample standard deviation over the seeds; trials are not included."""
+    """Return a Markdown table with mean and sample standard deviation over the seeds of one commit, without trials."""
     rows: dict[tuple, list[dict]] = {}
     for run in runs:
         if not run["trial"]:
-            rows.setdefault((run["dataset"], run["model"], run["flags"]), []).append(run)
-    return markdown(("dataset", "model", "flags", "seeds", *SHOWN), [
+            rows.setdefault((run["dataset"], run["model"], run["flags"], run["commit"]), []).append(run)
+    return markdown(("dataset", "model", "flags", "commit", "seeds", *SHOWN), [
         [*row, ", ".join(str(run["seed"]) for run in of_row), *(shown([run["test"][name] for run in of_row])
                                                                for name in SHOWN)] for row, of_row in rows.items()])
 
