@@ -1,9 +1,9 @@
 """Run all stages: prepare the data, make the semantic IDs, and train a recommender and the baselines. Then print the
 results, and explain the semantic IDs.
 
-Each configuration key of the stages quantization and recommendation is also a flag: --quantization.KEY value,
---recommendation.KEY value, or --KEY value if only one of the two stages has the key. A baseline gets only those
-recommendation keys that it uses."""
+Each configuration key of the stages quantization and recommendation is also a flag: --quantization.KEY value or
+--recommendation.KEY value. If only one stage has the key, --KEY value is enough. A baseline ignores the recommendation
+keys that it does not use."""
 
 import argparse
 import re
@@ -46,10 +46,10 @@ def make_parser() -> Parser:
     add_data_flags(parser)
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="the folder with the runs")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
-                        help=f"one of {', '.join(quantizers.names())}")
+                        help=f"the quantizer: one of {', '.join(quantizers.names())}")
     baselines = " and ".join(recommenders.baselines())
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
-                        help=f"one of {', '.join(recommenders.names())}; the baselines {baselines} also run")
+                        help=f"the recommender: one of {', '.join(recommenders.names())}; {baselines} always run too")
     parser.add_argument("--filter_seen", action="store_true",
                         help="do not recommend items that are already in the user's history")
     parser.add_argument("--device", default="auto", metavar="DEV",
@@ -61,8 +61,9 @@ def make_parser() -> Parser:
 def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]:
     """Return the steps of the whole pipeline, in the order in which they run.
 
-    Each recommendation step writes the path of its run folder to the file `run_list`. The results step reads this file.
-    Raises ConfigError if a name or a key is unknown; the error therefore appears before the first step runs.
+    run_list: a temporary file; each recommendation step adds its run folder to it, and the results step reads it
+
+    Raises ConfigError if a name or a key is unknown.
     """
     from dataloader.flags import make_parser as make_data_parser
     from dataloader.options import resolve_options
@@ -77,7 +78,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     if options.check:
         return steps
     for suffix in _other_suffixes(args.quantizer_name, options.suffix, keys["quantization"]):
-        # The flags that transform vectors, such as --pca, apply only to the embedding named by --suffix.
+        # Flags such as --pca apply only to the embedding that --suffix names.
         other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
                                       "l2": False})
         titles = {step.title for step in steps}
@@ -101,11 +102,11 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 
 
 def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
-    """Return the configuration keys that were set on the command line, grouped by the model that gets them.
+    """Group the configuration keys of the command line by model.
 
-    The result is a dict of lists of `(key, text)` pairs. The list under "quantization" is for the quantizer, and the
-    list under the name of a recommender is for that recommender. Raises ConfigError if a key is unknown, if both stages
-    have a key and the command line does not name the stage, or if a value is wrong.
+    Returns a dict of lists of `(key, text)` pairs. The key "quantization" has the list for the quantizer. The name of
+    each recommender has the list for this recommender. Raises ConfigError if a key is unknown, if both stages have it,
+    or if its value is wrong.
     """
     from common.config import resolve
     from quantization import models as quantizers
@@ -122,7 +123,7 @@ def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
         if stage not in stages:
             found, own = [stage for stage, config in configs.items() if config.has_key(key)], key
             if len(found) > 1:
-                raise ConfigError(f"--{key}", "is a key of both stages",
+                raise ConfigError(f"--{key}", "is ambiguous: both stages have this key",
                                   fix="use " + " or ".join(f"--{stage}.{key}" for stage in found))
             if not found:
                 known = {name for config in configs.values() for name in config.leaf_names()} | set(args.flags)
@@ -141,7 +142,7 @@ def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
 
 
 def _with_stage(error: ConfigError, stage: str, overrides: list[tuple[str, str]]) -> ConfigError:
-    """Return the error with the flags as they are on the command line, such as --recommendation.lr instead of --lr."""
+    """Return the error with the user's own flag: --recommendation.lr instead of --lr if the user wrote this."""
     flag = str(error.where)
     key = f"{stage}.{flag.removeprefix('--')}"
     if key not in dict(overrides):
@@ -156,7 +157,7 @@ def as_flags(keys: list[tuple[str, str]]) -> list[str]:
 def _other_suffixes(quantizer_name: str, suffix: str, keys: list[tuple[str, str]]) -> list[str]:
     """Return the suffixes of all embeddings that the quantizer reads, except `suffix`.
 
-    Raises an error if the quantizer also needs a file outside the dataset, and this file does not exist.
+    Raises an error if the quantizer needs another file, such as imported IDs, and this file does not exist.
     """
     from common.config import resolve
     from quantization.models import DEFAULTS, config_path, find_class

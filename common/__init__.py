@@ -2,9 +2,9 @@
 
 import os
 
-# Limit how long the threads of PyTorch spin while they wait for each other. A thread that spins for long keeps a core
-# that another process may need; a quantizer then trained at 1/16 of its normal speed. If the cores are free, training
-# with short spins is 5 % slower. OpenMP reads the variables when it is loaded, so set them before torch is imported.
-# If the user has set one of the variables, keep the user's value.
+# PyTorch's threads spin (wait in a busy loop) for each other. Limit the time, because a spinning thread keeps a core
+# that another process may need: a quantizer then trained at 1/16 of its normal speed. If the cores are free, training
+# with short spins is 5 % slower. Set the variable before torch is imported, because OpenMP reads it at its start.
+# Values that the user has set are kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

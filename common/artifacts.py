@@ -1,7 +1,6 @@
 """The names of artifacts, and functions that load and check them.
 
-An artifact is a file that one stage writes and a later stage reads. A stage uses the results of an earlier stage only
-through artifacts and their meta files.
+An artifact is a file that one stage writes and a later stage reads. Each artifact has a meta file next to it.
 """
 
 import hashlib
@@ -27,17 +26,17 @@ SPLITS = ("train", "valid", "test")
 
 
 def load_meta(path: Path, fix: str) -> dict:
-    """Check that an artifact is up to date, and return its meta, a dict with the content of the meta file.
+    """Check that an artifact is up to date, and return the content of its meta file.
 
-    `fix` is the command that makes the artifact; the errors show this command. Raises DataError if the artifact is
-    missing. Raises ArtifactError if the artifact is damaged, if it has another schema version, or if one of its inputs
-    has changed since the artifact was made.
+    `fix` is the command that makes the artifact. It is shown in errors. Raises DataError if the artifact is missing.
+    Raises ArtifactError if the artifact is damaged or stale, or has another schema version. An artifact is stale if one
+    of its input files has changed.
     """
     finish_publishing(path)
     if not path.exists():
         raise DataError(path, "not found", fix=fix)
     if not meta_path(path).exists():
-        raise ArtifactError(path, "has no meta file", f"{meta_path(path).name} is missing in the same folder", fix)
+        raise ArtifactError(path, "has no meta file", f"The file {meta_path(path).name} is missing in its folder", fix)
     try:
         meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
         version, size, inputs, _ = meta["schema_version"], meta["size"], dict(meta["inputs"]), meta["sha256"]
@@ -57,7 +56,7 @@ def load_meta(path: Path, fix: str) -> dict:
 
 
 def verify(path: Path, fix: str) -> dict:
-    """Check an artifact like `load_meta`, check also the sha256 of the artifact's content, and return its meta."""
+    """Like `load_meta`, but also check that the content of the file matches the sha256 in its meta file."""
     meta = load_meta(path, fix)
     fix = f"{meta['command']} --force" if meta.get("command") else fix
     if file_sha256(path) != meta["sha256"]:
@@ -67,7 +66,7 @@ def verify(path: Path, fix: str) -> dict:
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """The folder `data_root/<name>/` of a dataset, and the paths of the artifacts in this folder."""
+    """The paths of all files of a dataset. They are in the folder `data_root/<name>/`."""
 
     data_root: Path
     name: str
@@ -119,7 +118,7 @@ class DatasetFolder:
         return folder_flag("--data_root", self.data_root, ROOT / "data")
 
     def require(self) -> None:
-        """Raise ConfigError if the dataset does not exist, that is, if the data stage has not made it."""
+        """Raise ConfigError if the dataset does not exist."""
         if self.interactions.exists():
             return
         names = sorted(p.parent.name for p in self.data_root.glob("*/interactions.parquet"))
@@ -137,7 +136,7 @@ class DatasetFolder:
         return self._variable_parts("codes")
 
     def _variable_parts(self, kind: str) -> list[str]:
-        """Return the part `*` of the names of all files `<name>.<kind>-*.npy` in the folder, sorted."""
+        """Find all files `<name>.<kind>-*.npy` in the folder. Return the parts of their names that `*` matches."""
         prefix = f"{self.name}.{kind}-"
         return sorted(path.name.removeprefix(prefix).removesuffix(".npy")
                       for path in self.path.glob(f"{escape(prefix)}*.npy"))
@@ -149,10 +148,10 @@ def variant(quantizer: str, suffix: str, tag: str | None) -> str:
 
 
 def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str) -> tuple[str, str]:
-    """Return the `why` and the `fix` of an error that says that the artifact `name` is missing.
+    """Return the texts `why` and `fix` of an error about an unknown name.
 
-    The fix contains the command `make`, which makes the artifact. If one of the known names is similar to `name`, the
-    fix first suggests to use that artifact instead, with the flags `flags(similar name)`.
+    `make` is the command that makes the artifact `name`. If a known name is similar, the fix also shows
+    `flags(similar name)`, the flags that select this artifact.
     """
     if (close := closest(name, known)) is None:
         return nearest(name, known), make
@@ -160,10 +159,7 @@ def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str
 
 
 def _rebuild_command(meta: dict, fix: str) -> str:
-    """Return the command that makes an artifact again: the command in its meta, or else `fix`, followed by --force.
-
-    Without --force, the command would reuse the existing artifact.
-    """
+    """Return the command that makes an artifact again, even if it exists. If the meta has no command, use `fix`."""
     return f"{meta.get('command') or fix} --force"
 
 
@@ -177,7 +173,7 @@ class Interactions(NamedTuple):
 
 
 def ids_sha256(raw_ids: Iterable[str]) -> str:
-    """Return a hash of raw ids that also depends on their order. It detects files that were made for other items."""
+    """Return a hash of the raw ids. The hash also changes if the order of the ids changes."""
     digest = hashlib.sha256()
     for raw_id in raw_ids:
         encoded = raw_id.encode("utf-8", "surrogatepass")
@@ -222,12 +218,12 @@ def load_image_urls(folder: DatasetFolder) -> np.ndarray:
     """Load the URL of the image of every item, in item order.
 
     Returns an object array (num_items,). The value is None for an item without an image. Raises DataError if
-    `items.parquet` was made by another program and has no column `image_url`.
+    `items.parquet` has no column `image_url`.
     """
     load_meta(folder.items, folder.make_command)
     if "image_url" not in _rows(folder.items).columns:
-        raise DataError(folder.items, "has no column image_url", "The column holds the URL of each item's image",
-                        "add the column; leave it empty for items without an image")
+        raise DataError(folder.items, "has no column image_url", "It must contain the URL of each item's image",
+                        "add the column (null for items without an image)")
     return _load_table(folder, folder.items, "item", ("image_url",))["image_url"]
 
 
@@ -246,10 +242,10 @@ def _load_table(folder: DatasetFolder, path: Path, order: str, names: tuple[str,
 
 
 def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
-    """Load an embedding, which has one vector per item of `items.parquet`.
+    """Load the embedding vectors of all items, in item order: float32 (num_items, dim).
 
-    Returns a float32 array (num_items, dim). Raises DataError if the embedding is missing or has values that are not
-    finite. Raises ArtifactError if the embedding is damaged, stale or made for other items.
+    Raises DataError if the file is missing, or contains NaN or infinite values. Raises ArtifactError if the file is
+    damaged, stale or made for other items.
     """
     fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     path = folder.embeddings(suffix)
@@ -265,10 +261,10 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
 
 
 def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
-    """Load the mask of an embedding, which tells which items have a vector of their own.
+    """Load the mask of an embedding: bool (num_items,).
 
-    Returns a bool array (num_items,). The value is False for items that were given the mean vector. If the embedding
-    has no mask file, the value is True for all items.
+    The value is False if the item has no vector of its own; such an item has the mean vector. If the embedding has no
+    mask file, the value is True for all items.
     """
     fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     meta = load_meta(folder.embeddings(suffix), fix)
@@ -281,10 +277,11 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
                distinct: bool = True) -> tuple[np.ndarray, dict]:
     """Load the semantic IDs of all items, and their meta.
 
-    The semantic IDs are an int32 array (num_items, num_levels). The meta is a dict with `codebook_sizes` (one size per
-    level), `disambiguation_level` (or None), and the collision rates before and after disambiguation. Raises DataError
-    if the file is missing. Raises ArtifactError if the file is damaged or stale. If `distinct` is True, also raises
-    ArtifactError if two items have the same semantic ID.
+    The semantic IDs are an int32 array (num_items, num_levels). The meta is a dict with the keys `codebook_sizes` (one
+    size per level), `disambiguation_level` (or None), `collision_rate_before` and `collision_rate_after`.
+
+    Raises DataError if the file is missing. Raises ArtifactError if the file is damaged or stale. If `distinct` is
+    True, raises ArtifactError if two items have the same semantic ID.
     """
     fix = f"python quantization/main.py --quantizer_name {quantizer} --dataset_name {folder.name}"
     fix += f" --embedding_suffix {suffix}" + (f" --tag {tag}" if tag else "") + folder.root_flag
@@ -305,7 +302,7 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
 
 
 def _codes_flags(folder: DatasetFolder, name: str) -> str:
-    """Return the flags that select the semantic IDs whose variant (see `variant`) is `name`."""
+    """Return the flags that select the semantic IDs with this name, for example `rqvae-td` (see `variant`)."""
     quantizer, _, rest = name.partition("-")
     # A suffix may contain '-' itself, so take the longest of the known suffixes that match.
     suffix = max((known for known in folder.suffixes() if f"{rest}-".startswith(f"{known}-")), key=len, default=rest)
@@ -321,8 +318,9 @@ def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str, ndim: 
     except (ValueError, EOFError) as error:
         raise ArtifactError(path, "is not a NumPy array file", str(error), fix) from error
     if array.dtype != dtype or array.ndim != ndim:
-        raise ArtifactError(path, f"holds {array.dtype} {array.shape}",
-                            f"Expected {np.dtype(dtype)} {'(items, columns)' if ndim == 2 else '(items,)'}", fix)
+        raise ArtifactError(path, f"contains a {array.dtype} array of shape {array.shape}",
+                            f"It must be a {np.dtype(dtype)} array of shape "
+                            f"{'(items, columns)' if ndim == 2 else '(items,)'}", fix)
     if len(array) != items["num_items"] or meta.get("items_sha256") != items["items_sha256"]:
         raise ArtifactError(path, f"was made for another list of items ({len(array)} rows)",
                             f"{folder.items.name} has {items['num_items']} items", fix)
@@ -330,7 +328,7 @@ def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str, ndim: 
 
 
 def save_array(path: Path, array: np.ndarray, meta: dict) -> dict:
-    """Publish an array as an .npy file with its meta file; return the complete meta."""
+    """Write an array to an .npy file, and write its meta file. Return the content of the meta file."""
     def write(staged: Path) -> None:
         with staged.open("wb") as file:
             np.save(file, array, allow_pickle=False)

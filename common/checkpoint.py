@@ -24,8 +24,8 @@ NUM_NAMED = 5  # an error message names at most this many keys
 class Checkpoints:
     """The checkpoints of one run: numbered checkpoints, from which training continues, and the best checkpoint.
 
-    If there are several processes, all of them must call the same methods in the same order. The first process writes
-    the file, and the others wait until the file is on the disk.
+    If there are several processes, all of them must call the same methods in the same order. Only the first process
+    writes files; the others wait.
     """
 
     def __init__(self, folder: Path, command: str):
@@ -65,8 +65,7 @@ class Checkpoints:
     def load_best(self) -> dict:
         """Load the best checkpoint.
 
-        Raises DataError if its file is missing. Raises ArtifactError if its file is damaged. In both cases, no other
-        checkpoint can replace the best one.
+        Raises DataError if the file is missing. Raises ArtifactError if the file is damaged.
         """
         return load_state(self.best, f"{self.command} --force")
 
@@ -74,8 +73,7 @@ class Checkpoints:
 def save_state(path: Path, state: dict, command: str) -> None:
     """Write a state to the file `path`, which must be `<run>/checkpoints/<file>`.
 
-    A state consists of nested dicts and lists whose values are tensors or JSON values. The meta file contains the name
-    of the run, so that `load_state` can reject a checkpoint that was copied from another run.
+    A state consists of nested dicts and lists of tensors and JSON values.
     """
     tensors: dict[str, torch.Tensor] = {}
     skeleton = json.dumps(_split(state, "", tensors))
@@ -88,6 +86,7 @@ def save_state(path: Path, state: dict, command: str) -> None:
                 raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
             raise
 
+    # With the name of the run, `load_state` can reject a checkpoint that was copied from another run.
     publish(path, write, {"inputs": {}, "command": command, "run": path.parent.parent.name})
 
 
@@ -109,15 +108,15 @@ def load_state(path: Path, fix: str) -> dict:
 
 
 def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, fix: str) -> None:
-    """Load `state`, the tensors of a checkpoint, into a model.
+    """Load the tensors of a checkpoint into a model.
 
-    If a buffer of the model has another dtype than in the checkpoint, the buffer first gets the dtype of the
-    checkpoint. If a buffer is still empty because the model fills it during fitting, the buffer also gets the shape of
-    the checkpoint.
+    state: key -> tensor
+    path: the file of the checkpoint, for errors
 
-    Raises ArtifactError if the checkpoint belongs to another model, configuration or set of items. The error names the
-    keys that do not match, and `path`, the file from which the checkpoint was read.
+    Buffers get the dtype of the checkpoint. Empty buffers also get the shape of the checkpoint. Raises ArtifactError if
+    the keys or the shapes do not match the model.
     """
+    # A model may fill a buffer only while it is fitted. Until then, the buffer is empty.
     for name, buffer in list(model.named_buffers()):
         if name in state and (buffer.dtype != state[name].dtype or not buffer.numel()):
             owner, _, own = name.rpartition(".")
@@ -147,8 +146,7 @@ def _some(names: list[str]) -> str:
 def _split(value, path: str, tensors: dict[str, torch.Tensor]):
     """Copy the tensors of a state into the dict `tensors`, and return the rest of the state as a JSON value.
 
-    The JSON value contains the key of each tensor in `tensors`. A dict becomes a list of pairs, because JSON would
-    convert integer keys to text.
+    In the JSON value, each tensor is replaced by its key in `tensors`.
     """
     if isinstance(value, torch.Tensor):
         while path in tensors:  # two keys can give the same path: 1 and "1", or "a/b" and "b" under "a"
@@ -157,6 +155,7 @@ def _split(value, path: str, tensors: dict[str, torch.Tensor]):
         tensors[path] = value.detach().cpu().clone().contiguous()
         return {"tensor": path}
     if isinstance(value, dict):
+        # A list of pairs, because JSON would convert integer keys to text.
         return {"dict": [[k, _split(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         return {"list": [_split(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
@@ -164,7 +163,7 @@ def _split(value, path: str, tensors: dict[str, torch.Tensor]):
 
 
 def _join(skeleton: dict, tensors: dict[str, torch.Tensor]):
-    """Return the original state: put the tensors back into `skeleton`, the JSON value that `_split` returned."""
+    """Return the original state from the two results of `_split`: the JSON value `skeleton` and the tensors."""
     [(kind, content)] = skeleton.items()
     if kind == "tensor":
         return tensors[content]

@@ -15,10 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that shows the defaults in its help and does not accept abbreviated flags.
-
-    If an argument is wrong, the parser raises ConfigError instead of ending the program.
-    """
+    """An argument parser that raises ConfigError if an argument is wrong. Flags cannot be abbreviated."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
@@ -38,7 +35,7 @@ class Parser(argparse.ArgumentParser):
     def guess(self, flag: str) -> tuple[str, str | None]:
         """Return a hint for an unknown flag, and the most similar known flag (or None).
 
-        The hint is "Did you mean '--x'?". If no known flag is similar, the hint is the list of all flags.
+        The hint is "Did you mean '--x'?", or the list of all flags if no flag is similar.
         """
         # Compare the flags without their leading dashes. The dashes would make any two short flags look similar.
         close = closest(flag.lstrip("-"), [known.lstrip("-") for known in self.flags()])
@@ -51,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the default of each flag that has one, and does not wrap the lines of the description and the epilog."""
+    """Shows the defaults of the flags. Does not wrap the lines of the description and the epilog."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         hidden = action.default is None or action.default is False
@@ -71,19 +68,19 @@ def add_force_flag(parser: Parser) -> None:
 
 
 def add_variant_flags(parser: Parser) -> None:
-    """Add the flags that select the semantic IDs, and the flag that sets the folder of the runs."""
+    """Add --run_root, and the flags --embedding_suffix and --tag, which select the semantic IDs."""
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="the folder with the runs")
     parser.add_argument("--embedding_suffix", default="td", metavar="S",
-                        help="the suffix of the embedding from which the semantic IDs are made")
+                        help="the suffix of the embedding, for example td")
     parser.add_argument("--tag", default=None, metavar="T",
-                        help="a name for this variant of the semantic IDs; it becomes a part of their file name")
+                        help="a name for this variant of the semantic IDs (a part of the file name)")
 
 
 def add_config_flags(parser: Parser) -> None:
     """Add --force, and the flags that change the configuration of a training run."""
     add_force_flag(parser)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE",
-                        help="a YAML file to use instead of the model's own YAML file")
+                        help="a YAML file that replaces the model's own YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value",
                         help="set the configuration key a.b to this value; --b=value does the same")
 
@@ -91,9 +88,11 @@ def add_config_flags(parser: Parser) -> None:
 def parse(parser: Parser, argv: list[str], open_ended: bool = False):
     """Parse the command line `argv`. Raises ConfigError for an unknown flag or a wrong value.
 
-    If `open_ended` is True, an unknown flag `--key value` is accepted: it sets a configuration key. The result then has
-    two more attributes. `overrides` is a list of the `(key, text)` pairs from --set and from unknown flags, and `flags`
-    is a list of the names of the known flags.
+    If `open_ended` is True, an unknown flag `--key value` sets a configuration key. The result then has two more
+    attributes:
+
+    overrides: the `(key, text)` pairs of --set and of the unknown flags
+    flags: the names of the known flags
     """
     args, rest = parser.parse_known_args(argv)
     for flag in ("dataset", "embedding_suffix", "tag"):
@@ -114,7 +113,7 @@ def folder_flag(flag: str, folder: Path, default: Path) -> str:
 
 
 def check_name(where: str, name: str | None) -> None:
-    """Raise ConfigError if it is not safe to use the name in file names, for example `../x` or `.x`."""
+    """Raise ConfigError if a name is not safe as a file name, for example `../x` or `.x`."""
     if name is not None and (not NAME.fullmatch(name) or name.startswith(".")):
         raise ConfigError(where, f"{name!r} is not a valid name",
                           "A name has at most 100 letters, digits, '.', '_' and '-', and does not begin with '.'",
@@ -122,9 +121,9 @@ def check_name(where: str, name: str | None) -> None:
 
 
 def given_flags(parser: Parser, args: argparse.Namespace, destinations: Iterable[str]) -> list[str]:
-    """Return the flags whose values differ from their defaults, as a list of arguments for another command.
+    """Return the flags that differ from their defaults, as arguments for another command.
 
-    Only flags whose argparse destination is in `destinations` are returned.
+    Only flags with an argparse `dest` in `destinations` are returned.
     """
     given = []
     for action in parser._actions:  # argparse has no public attribute for its actions
@@ -138,8 +137,9 @@ def reject_ignored(args: argparse.Namespace, flag: str, others: Iterable[str], r
                    keys: Iterable[str] = ()) -> None:
     """Raise ConfigError if the command line has options that have no effect together with `flag`.
 
-    With `flag`, the command does not train a model. The options without effect are the flags in `others`, and all
-    configuration keys except `keys`. `reason` is the sentence that explains this in the error.
+    others: flags that have no effect
+    reason: a sentence for the error
+    keys: the only configuration keys that have an effect
     """
     ignored = [f"--{key}" for key, _ in args.overrides if key not in keys]
     ignored += [f"--{other}" for other in others if getattr(args, other) not in (None, False)]
@@ -172,9 +172,9 @@ def _split_rest(rest: list[str], parser: Parser) -> list[tuple[str, str]]:
 
 
 def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
-    """Return the value of the first of these flags on the command line, or `default` if there is none of them.
+    """Return the value of the first of `flags` that is on the command line, or `default`.
 
-    The other flags are not parsed. This function is for a --help text that depends on the value of a flag.
+    Use this function before the command line is parsed, for example for a --help text that depends on a flag.
     """
     for word, following in pairwise([*argv, default]):
         flag, sign, value = word.partition("=")
@@ -186,7 +186,7 @@ def value_of(argv: list[str], flags: tuple[str, ...], default: str) -> str:
 def command_line(script: str, argv: list[str]) -> str:
     """Return the command line as text, for `Fix:` lines and meta files.
 
-    The text can be run in the root folder of the project. Secrets are masked, and --force and --debug are left out.
+    Secrets are masked. --force and --debug are left out.
     """
     line = shlex.join(script.split() + [mask_secrets(a) for a in argv if a not in ("--force", "--debug")])
     # In an ASCII locale, Python does not decode the bytes of a UTF-8 path, so decode them here.
@@ -194,7 +194,7 @@ def command_line(script: str, argv: list[str]) -> str:
 
 
 def help_with_keys(parser: Parser, yamls: list[Path]) -> None:
-    """Append YAML files to the --help text, so that it shows the configuration keys with defaults and comments."""
+    """Append YAML files to the --help text. They show the configuration keys with defaults and comments."""
     texts = (f"{path.relative_to(ROOT)}:\n{path.read_text(encoding='utf-8')}" for path in yamls)
     parser.epilog = ("Configuration keys. Each key is also a flag, such as --epochs 100 or --set common.seed=1:\n\n"
                      + "\n".join(texts))

@@ -43,9 +43,8 @@ class StopRequest:
     """Handles SIGINT and SIGTERM, the signals that ask this process to stop.
 
     Outside of `with stop_request:`, a signal raises Interrupted immediately. Inside the `with` block, the first signal
-    only sets `requested` to True. The code in the block must check `requested` regularly; if it is True, the code must
-    save its state and raise Interrupted. A second signal raises Interrupted immediately, unless it is the same signal
-    within half a second.
+    only sets `requested` to True. The block must check `requested` regularly, save its state and raise Interrupted
+    itself. A second signal raises Interrupted immediately. The same signal within half a second is ignored.
     """
 
     def __init__(self):
@@ -67,8 +66,7 @@ class StopRequest:
     def at_once(self):
         """Let a stop signal raise Interrupted immediately, even inside `with stop_request:`.
 
-        Use this block for a long operation that may be interrupted. If a stop was requested before the block, the block
-        raises Interrupted at its start.
+        If a stop was already requested, the block raises Interrupted at its start.
         """
         deferred, self._deferred = self._deferred, False
         try:
@@ -96,14 +94,14 @@ stop_request = StopRequest()
 
 
 def _stop_when_closed(pipe: int) -> None:
-    """Wait until the process at the other end of the pipe has ended, then stop this process."""
+    """Stop this process when the process at the other end of the pipe ends."""
     os.read(pipe, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
 def errors_of_models() -> Iterator[None]:
-    """Convert an exception that a model raises in the `with` block to a ConfigError that names the line and method."""
+    """Convert an exception of a model's code to a ConfigError. The error names the line and the method."""
     try:
         yield
     except (UserError, BrokenPipeError, ModuleNotFoundError):
@@ -119,15 +117,14 @@ def errors_of_models() -> Iterator[None]:
 
 
 def _location_in_model(error: Exception) -> tuple[str, str] | None:
-    """Return `file:line` and `Class.method` of the innermost frame in the traceback that belongs to a model.
+    """Return `file:line` and `Class.method` of the model's code that raised the error.
 
-    A frame belongs to a model if its code is in the model's file. If the traceback has no such frame, a frame also
-    belongs to a model if it is in a method that was called on an object of the model's file, such as an inherited
-    method. Returns None if no frame belongs to a model.
+    Returns None if the error does not come from a model.
     """
     if isinstance(error, SyntaxError) and error.filename in plug_in_files:
         return f"{error.filename}:{error.lineno}", "its import"
     frames = [(frame.f_code.co_filename, frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    # First look for code in a model's file, then for methods that a model inherits. The last entry is the innermost.
     own = [part for part in frames if part[0] in plug_in_files] or [
         part for part in frames if _file_of(part[1].f_locals.get("self")) in plug_in_files]
     if not own:
@@ -138,15 +135,14 @@ def _location_in_model(error: Exception) -> tuple[str, str] | None:
 
 
 def _file_of(value: object) -> str | None:
-    """Return the file that defines the class of an object, or None if the file is not known."""
+    """Return the file that defines the class of `value`, or None if the file is not known."""
     return getattr(sys.modules.get(type(value).__module__), "__file__", None)
 
 
 def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Run a command's `main(argv)` and return the exit code. An exception is printed as one line on stderr.
+    """Run `main(argv)` and return the exit code. An exception is printed as one line on stderr.
 
-    If this process is in a torch.distributed process group, the function does not return: it ends the process with the
-    exit code.
+    In a torch.distributed process group, the function does not return. It ends the process with the exit code.
     """
     argv = sys.argv[1:] if argv is None else argv
     stop_request.install()
@@ -188,9 +184,9 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
                        f"Fix: {environment_hint()}", 2, argv)
     except (MemoryError, RuntimeError) as error:
         if connection_lost(error):
-            return _report("torchrun: another process of this job has ended or hangs. The error message of that "
-                           "process or of torchrun gives the reason. Fix: run the same command again to continue from "
-                           "the last checkpoint", 5, argv, shared=True)
+            return _report("torchrun: another process of this job has ended or hangs. See the error message of that "
+                           "process or of torchrun. Fix: run the same command again to continue from the last "
+                           "checkpoint", 5, argv, shared=True)
         if not out_of_memory(error):
             raise
         return _report("memory: not enough memory. Fix: use a smaller batch_size or a machine with more memory", 5,
@@ -204,18 +200,18 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
 
 
 def environment_hint() -> str:
-    """Return the command that activates a Python environment with all packages that this project needs."""
+    """Return the command that installs the packages of this project or activates its environment."""
     root = Path(__file__).resolve().parents[1]
     activate = root / ".venv" / "bin" / "activate"
-    # If .venv is already active, some packages are missing in it, and setup.sh installs them.
+    # If .venv is already active, a package is missing in it. Then setup.sh installs the package.
     found = activate.exists() and Path(sys.prefix).resolve() != (root / ".venv").resolve()
     return f"source {activate if found else root / 'setup.sh'}"
 
 
 def _report(message: str, code: int, argv: list[str], shared: bool = False) -> int:
-    """Log and print an error, and return its exit code.
+    """Log and print an error, and return `code`.
 
-    If `shared` is True, all processes have this error, and only the first process prints it.
+    `shared` means that all processes have this error. Only the first process then prints it.
     """
     message = mask_secrets(message)
     log.error("error: %s", message)
@@ -230,11 +226,8 @@ def _report(message: str, code: int, argv: list[str], shared: bool = False) -> i
 
 
 def _wait_for_first() -> None:
-    """Make every process except the first wait before it prints an error.
-
-    If all processes fail with the same error, the first process prints it, and torchrun ends the others while they
-    wait. The error is then printed only once.
-    """
+    """Make every process except the first wait before it prints an error."""
+    # If all processes have the same error, torchrun ends the others while they wait, so the error is printed once.
     if not is_main():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -250,7 +243,7 @@ def _one_line(text: str) -> str:
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Report an unexpected exception (exit code 1): the traceback goes to run.log, and with --debug also to stderr."""
+    """Print an unexpected exception as one line. Write the traceback to run.log, and with --debug also to stderr."""
     log.error("internal error", exc_info=(kind, error, trace))
     _wait_for_first()
     fix = "run again with --debug and report the traceback"

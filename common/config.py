@@ -14,9 +14,8 @@ from common.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 
-# Allowed values of the keys of `common` and of the training loop (common/training.py). A bound is (smallest, largest);
-# None means no limit. A stage adds rules for its own keys in its defaults.yaml, and a model adds rules in its own YAML
-# file. Both use the keys `bounds` and `choices`.
+# Allowed values of the keys that all models have. A bound is (smallest, largest); None means no limit. Stages and
+# models can add rules in their YAML files, under the keys `bounds` and `choices`.
 BOUNDS: dict[str, tuple] = {
     "seed": (0, 2**31 - 1), "epochs": (1, None), "max_steps": (1, None), "batch_size": (1, None), "lr": (0, None),
     "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "eval_every": (1, None),
@@ -40,7 +39,7 @@ StrictLoader.add_implicit_resolver(
 
 
 class TrackedParams(dict):
-    """A dict of parameters that records which keys were read. Keys that `**` or a loop reads are recorded too."""
+    """A dict that records which keys were read, also by `**` or a loop."""
 
     def __init__(self, values: dict, where: str = "model_params"):
         super().__init__(values)
@@ -52,7 +51,7 @@ class TrackedParams(dict):
         return super().__getitem__(key)
 
     def __missing__(self, key):
-        raise ConfigError(self.where, f"missing key {key!r}", "Keys that the model has not read: "
+        raise ConfigError(self.where, f"missing key {key!r}", "Unused keys: "
                           + (", ".join(map(repr, self.unread())) or "none"), f"add {key}: <value>")
 
     def get(self, key, default=None):
@@ -79,20 +78,20 @@ class TrackedParams(dict):
 
 
 class Rules(NamedTuple):
-    """Rules of a configuration: the allowed values of its keys, and the training parameters that the model uses."""
+    """The allowed values of the keys of a configuration, and the training parameters that its model uses."""
 
     bounds: dict[str, tuple]  # key -> (smallest, largest)
     choices: dict[str, tuple]  # key -> allowed values
     always: set[str]          # training parameters that every model uses
     if_read: set[str]         # training parameters that a model uses only if it reads them
-    uses: set[str] | None     # training parameters that the model lists under `uses`; None if its YAML has no `uses`
+    uses: set[str] | None     # training parameters under `uses` in the model's YAML; None if it has no `uses`
 
 
 class Config:
     """A resolved configuration, with the place where each key was set.
 
-    `values` contains the configuration as nested dicts. `origins` maps each dotted key to the place where the key was
-    set: a flag of the command line, or `file:line`.
+    values: the configuration as nested dicts
+    origins: dotted key -> the place where the key was set (a flag or `file:line`)
     """
 
     def __init__(self, name: str, values: dict, origins: dict[str, str], rules: Rules, defaults: Path):
@@ -106,9 +105,9 @@ class Config:
         return self.values[self.name]["training_params"]
 
     def has_key(self, key: str) -> bool:
-        """Return whether the configuration has this key, which is a name or a dotted path.
+        """Return whether the configuration has this key: a name such as `lr`, or a dotted path.
 
-        A training parameter counts only if the model uses it according to the model's YAML.
+        Training parameters that the model does not use do not count.
         """
         paths = [path for path in _leaves(self.values) if path == key or path.endswith(f".{key}")]
         uses = self.rules.uses
@@ -116,13 +115,13 @@ class Config:
                    or path.rpartition(".")[2] in self.rules.always | uses for path in paths)
 
     def leaf_names(self) -> list[str]:
-        """Return the last part of every dotted key, such as `lr`."""
+        """Return the names of all keys without their sections, such as `lr`."""
         return [path.rpartition(".")[2] for path in _leaves(self.values)]
 
     def for_model(self, **data) -> dict:
-        """Return the configuration that a model's constructor takes: the nested dicts, and `data` under the key "data".
+        """Return the configuration for a model's constructor: the nested dicts, and `data` under the key "data".
 
-        The model's own sections are `TrackedParams`, which record the keys that the model reads.
+        The model's sections record which keys the model reads (see `TrackedParams`).
         """
         paths = {section: f"{self.name}.{section}" for section in SECTIONS}
         own = {section: TrackedParams(self.values[self.name][section], self.origins.get(path, path))
@@ -132,7 +131,7 @@ class Config:
     def check_all_read(self, model_config: dict) -> None:
         """Raise ConfigError if the model has not read one of its model parameters.
 
-        `model_config` is the result of `for_model` that was passed to the model's constructor.
+        `model_config` is the dict from `for_model` that the model's constructor has read.
         """
         params = model_config[self.name]["model_params"]
         for key in params.unread():
@@ -143,9 +142,10 @@ class Config:
     def check_training_keys(self, model_config: dict, by_gradient: bool) -> None:
         """Report training parameters that have no effect on the model.
 
-        An unused key from the command line raises ConfigError, and an unused key from the model's YAML logs a warning.
-        `model_config` is the result of `for_model` that was passed to the model's constructor. `by_gradient` tells
-        whether the training loop trains the model by gradient descent.
+        model_config: the dict from `for_model` that the model's constructor has read
+        by_gradient: whether the model is trained by gradient descent
+
+        An unused key on the command line raises ConfigError. An unused key in the model's YAML logs a warning.
         """
         keys = set(self.training_params)
         used = self.rules.uses if self.rules.uses is not None else keys - self.rules.if_read if by_gradient else set()
@@ -167,7 +167,7 @@ def reject_unused(config: Config, used: set[str]) -> None:
 
 
 def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
-    """Load a YAML file. Return its content, and a dict that maps each dotted key to its `file:line`.
+    """Load a YAML file. Return its content, and the `file:line` of each dotted key.
 
     Raises ConfigError if the file cannot be read, is not valid YAML, or has a duplicate key.
     """
@@ -179,7 +179,7 @@ def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     return copy.deepcopy(values), dict(origins)
 
 
-@cache  # a command loads the same YAML file several times
+@cache  # one command loads the same YAML file several times
 def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
     loader = StrictLoader(text)
     try:
@@ -201,7 +201,7 @@ def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
 
 
 def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> None:
-    """Store the `file:line` of every key of a YAML node in the dict `origins`.
+    """Store the `file:line` of each key of a YAML node in the dict `origins`.
 
     Raises ConfigError if a key is a duplicate or is not text.
     """
@@ -226,18 +226,16 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
             flags: Sequence[str] = (), declared_yaml: Path | None = None) -> Config:
     """Return the checked configuration of the model `name`.
 
-    Values from `model_yaml` replace the defaults, and values from the command line replace both. `overrides` is the
-    list of `(key, text)` pairs from the command line. `flags` contains the names of the command's own flags; if the
-    user misspells a flag, the error can suggest the right one. If `model_yaml` is not the model's own YAML file, pass
-    the model's own file as `declared_yaml`: the keys that describe the model (`DECLARED`) are read from that file.
+    model_yaml: the model's values; they replace the defaults
+    overrides: `(key, text)` pairs from the command line; they replace both
+    flags: names of the command's own flags, to suggest the right one if the user misspells a flag
+    declared_yaml: the model's own YAML file, if `model_yaml` is another file; the keys `DECLARED` are read from it
 
-    The sections `common` and `training_params` may contain only keys that the defaults have, and the values must have
-    the same types. The section `model_params` may contain any key; `Config.check_all_read` finds unused keys. Every
-    other section of the defaults is a group of options that several models share. If `model_params` has a key with the
-    name of a group, options that are missing under this key are taken from the defaults, and unknown options are
-    errors.
+    The sections `common` and `training_params` may contain only keys of the defaults, with values of the same types.
+    The section `model_params` may contain any key; `Config.check_all_read` finds unused keys. Every other section of
+    the defaults is a group of options. If `model_params` contains a group, the defaults fill in its missing options.
 
-    Raises ConfigError if a section or key is unknown, or if a value is wrong.
+    Raises ConfigError if a section, key or group option is unknown, or if a value is wrong.
     """
     defaults, default_origins = load_yaml(defaults_yaml)
     own, own_origins = load_yaml(model_yaml)
@@ -285,7 +283,7 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
 
 
 def declared(name: str, model_yaml: Path) -> dict:
-    """Return the entries of a model's YAML file that describe the model, such as `uses` (see `DECLARED`)."""
+    """Return the entries of a model's YAML file that are in `DECLARED`, such as `uses`."""
     values, origins = load_yaml(model_yaml)
     section = _mapping(values, name, origins, model_yaml)
     for key in section.keys() & DECLARED.keys():
@@ -298,7 +296,7 @@ def declared(name: str, model_yaml: Path) -> dict:
 def _rules(name: str, defaults: dict, declared_yaml: Path) -> Rules:
     """Merge the rules of the training loop, the stage and the model.
 
-    The model's rules replace the stage's rules, and the stage's rules replace the training loop's rules.
+    Rules of the model have priority, then rules of the stage.
     """
     model, stage = declared(name, declared_yaml), defaults.get("uses", {})
     for key in model.get("uses", []):
@@ -328,9 +326,9 @@ def _mapping(values: dict, key: str, origins: dict[str, str], path: Path) -> dic
 
 
 def _leaves(config: dict, prefix: str = "") -> dict[str, tuple[dict, str]]:
-    """Return the place of every value in the nested dicts that is not itself a dict.
+    """Find all values in nested dicts, except the dicts themselves.
 
-    The result maps the dotted path of the value to the dict that contains the value, and the key in that dict.
+    The result maps the dotted path of each value to a pair: the dict with the value, and the key in this dict.
     """
     found: dict[str, tuple[dict, str]] = {}
     for key, value in config.items():
@@ -358,10 +356,9 @@ def _override(config: dict, origins: dict[str, str], key: str, text: str, flags:
 
 
 def _value(where: str, text: str, before: object) -> object:
-    """Convert the text of an override to a value; `before` is the value that it replaces.
+    """Parse the text of an override as YAML. `before` is the value that the override replaces.
 
-    The text is parsed as YAML. If both the old and the new value are text, the new text is used unchanged unless it is
-    in quotes, because YAML would read the end of `codes #2.json` as a comment.
+    If `before` is text, text without quotes is returned unchanged.
     """
     if before == "":  # a key without a default, such as a path: use the text unchanged
         return text
@@ -369,14 +366,15 @@ def _value(where: str, text: str, before: object) -> object:
         value = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (StrictLoader is a SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(where, f"{text!r} is not a valid YAML value", fix="put it in quotes") from error
+    # YAML would read the end of `codes #2.json` as a comment.
     return text if isinstance(value, str) and isinstance(before, str) and text[0] not in "'\"" else value
 
 
 def check_section(values: dict, defaults: dict, section: str, origins: dict[str, str], rules: Rules) -> None:
     """Raise ConfigError if a section has an unknown key or a wrong value.
 
-    Each key must be in `defaults`. Each value must have the type of the default value, and must follow `rules`. An
-    integer is converted to a float if the default value is a float.
+    Each key must be in `defaults`. Each value must have the type of its default and follow `rules`. If the default is a
+    float, an integer is converted to a float.
     """
     for key, value in values.items():
         where = origins.get(f"{section}.{key}", section)
@@ -393,7 +391,7 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
 
 
 def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -> None:
-    """Raise ConfigError if a value is outside the bounds of its key, or is not one of the choices of its key."""
+    """Raise ConfigError if the rules do not allow this value for the key."""
     if key in rules.bounds:
         low, high = rules.bounds[key]
         fits = type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)

@@ -1,9 +1,8 @@
 """Data-parallel training: each process computes a shard of every batch, and the gradients are averaged.
 
-The averaged gradients equal those of the whole batch, so the number of processes changes only the speed and the
-rounding errors of a run. PyTorch's DistributedDataParallel averages the gradients. If a model needs more than a mean
-over the rows of a batch, for example how often the batch uses each code, the model must call `all_reduce_sum` or
-`all_gather`.
+The averaged gradients equal the gradients of the whole batch. The number of processes therefore changes only the speed
+and the rounding errors. If a model needs more than a mean over the rows of a batch, for example how often the batch
+uses each code, it must call `all_reduce_sum` or `all_gather`.
 """
 
 import hashlib
@@ -30,14 +29,13 @@ class Shard(NamedTuple):
     num_rows: int    # rows in the whole batch, B
 
     def weighted(self, losses: dict[str, Tensor], own: int, whole: int) -> dict[str, Tensor]:
-        """Scale the shard's mean losses so that their mean over all processes is the mean over the whole batch.
+        """Scale the losses of this shard, so that their mean over all processes is the loss of the whole batch.
 
-        own: number of elements (such as rows) in this shard; the shard's losses are means over these elements
+        losses: means over the elements (such as rows) of this shard
+        own: number of elements in this shard
         whole: number of elements in the whole batch
-
-        The scaling is necessary because shards can have different sizes, but DistributedDataParallel gives all
-        processes the same weight.
         """
+        # Shards can have different sizes, but DistributedDataParallel gives all processes the same weight.
         if self.num_shards == 1:
             return losses
         return {name: loss * (own * self.num_shards / whole) for name, loss in losses.items()}
@@ -51,11 +49,11 @@ _current = WHOLE
 def shard_batch(num_rows: int) -> Iterator[Shard]:
     """Split a batch of `num_rows` rows into one shard per process, and yield the shard of this process.
 
-    Inside the `with` block, the functions of this module use this shard. If there are W processes, a shard consists of
-    every W-th row, so that rows sorted by length are distributed evenly. If there are fewer rows than processes, every
-    process computes the whole batch, because an empty shard would give NaN.
+    Inside the `with` block, the functions of this module use this shard. If there are fewer rows than processes, every
+    process computes the whole batch; an empty shard would give NaN.
     """
     global _current
+    # With W processes, a shard has every W-th row. This distributes rows evenly if they are sorted by length.
     split = 1 < world_size() <= num_rows
     _current = Shard(slice(rank(), None, world_size()), world_size(), num_rows) if split else WHOLE
     try:
@@ -66,7 +64,7 @@ def shard_batch(num_rows: int) -> Iterator[Shard]:
 
 @torch.no_grad()
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Return the elementwise sum of `values` over all shards. No gradient flows through this function."""
+    """Return the elementwise sum of `values` over all shards, without gradient."""
     if _current.num_shards == 1:
         return values
     values = values.clone()
@@ -76,12 +74,9 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_gather(rows: Tensor) -> Tensor:
-    """Collect the rows of all shards, and return them in the order of the batch.
+    """Collect the rows of all shards, and return them in the order of the batch, without gradient.
 
     rows: the P rows of this process's shard, (P, ...) -> the B rows of the whole batch, (B, ...)
-
-    In the result, the rows of this process's shard are at the positions `shard_rows()`. No gradient flows through this
-    function.
     """
     if _current.num_shards == 1:
         return rows
@@ -94,30 +89,28 @@ def all_gather(rows: Tensor) -> Tensor:
 
 
 def shard_rows() -> slice:
-    """Return the slice that selects this process's shard from the rows of the batch."""
+    """Return the slice that selects the rows of this process's shard from the batch."""
     return _current.rows
 
 
 def mean_of_present(values: Tensor, present: Tensor) -> Tensor:
     """Return the mean of `values` over the marked rows of the batch, as a scalar.
 
-    values: one value per row of this process's shard, (P,); it must be 0 for a row that is not marked
-    present: whether a row is marked, (P,) bool
+    values: one value for each of the P rows of this process's shard, (P,); it must be 0 if the row is not marked
+    present: whether each row is marked, (P,) bool
 
-    If there are several shards, the result is the contribution of this shard. Scale it by `Shard.weighted`, called with
-    the numbers of rows in the shard and in the batch. The average of the scaled results over all processes is the mean
-    over the marked rows of the whole batch.
+    If there are several shards, the result is only the part of this shard. Pass it to `Shard.weighted`, with the number
+    of rows in the shard and in the batch. The mean over all processes is then the mean over the whole batch.
     """
     total = values.sum() / all_reduce_sum(present.sum()).clamp(min=1)
     return total if _current.num_shards == 1 else total * (_current.num_rows / len(values))
 
 
 class _Losses(nn.Module):
-    """A module that contains only the trainable parameters of a model; its forward pass calls `compute` for the losses.
+    """A module with the trainable parameters of a model. The forward pass returns the losses that `compute` returns."""
 
-    DistributedDataParallel wraps this module instead of the model, because it broadcasts all buffers of the module that
-    it wraps before each step. Recommenders have large buffers that never change, and this module does not have them.
-    """
+    # DistributedDataParallel wraps this module instead of the model. It broadcasts all buffers of a module before each
+    # step. Recommenders have large buffers that never change; this module has no buffers.
 
     def __init__(self, parameters: list[nn.Parameter], compute: Callable[..., dict[str, Tensor]]):
         super().__init__()
@@ -132,8 +125,8 @@ class _Losses(nn.Module):
 def data_parallel(model: nn.Module, compute: Callable[..., dict[str, Tensor]]) -> Callable[..., dict[str, Tensor]]:
     """Wrap the function `compute`, so that the backward pass averages the gradients over all processes.
 
-    `compute` returns a dict of losses, and the backward pass must start from `loss_total`. The model of the first
-    process is first copied to the other processes.
+    `compute` returns a dict of losses. The backward pass must start from `loss_total`. This function also copies the
+    model of the first process to the other processes.
     """
     if world_size() == 1:
         return compute
@@ -141,18 +134,15 @@ def data_parallel(model: nn.Module, compute: Callable[..., dict[str, Tensor]]) -
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         return compute
-    # Some models do not use all of their parameters. With a static graph, PyTorch finds the unused ones once, in the
-    # first step; `find_unused_parameters` would search in every step. If the unused parameters change from step to
-    # step, PyTorch raises an error.
+    # Some models do not use all of their parameters. With a static graph, PyTorch finds the unused ones only once, in
+    # the first step. If other parameters are unused in a later step, PyTorch raises an error.
     return DistributedDataParallel(_Losses(trainable, compute), static_graph=True)
 
 
 @torch.no_grad()
 def sync(model: nn.Module) -> None:
-    """Copy the parameters and buffers of the first process's model to the models of all other processes.
-
-    Without the copy, the models could differ: on GPUs, the same computation may give different rounding errors.
-    """
+    """Copy the parameters and buffers of the model from the first process to all other processes."""
+    # Without the copy, the models could differ: on GPUs, the same computation may give different rounding errors.
     if world_size() > 1:
         for value in _state(model).values():
             shared = value.contiguous()
@@ -163,7 +153,7 @@ def sync(model: nn.Module) -> None:
 def check_same_model(model: nn.Module) -> None:
     """Raise ConfigError if the models of the processes differ.
 
-    Typical causes are batch normalization and moving averages, because each process computes them from its own shard.
+    A typical cause is batch normalization, because each process computes the statistics from its own shard.
     """
     if world_size() == 1:
         return
@@ -174,7 +164,7 @@ def check_same_model(model: nn.Module) -> None:
     apart = [name for name, one, other in zip(state, highest, lowest, strict=True) if one != -other]
     if apart:
         raise ConfigError(type(model).__name__, f"{', '.join(apart[:3])} {'is' if len(apart) == 1 else 'are'} not the "
-                          "same in all processes", "Each process used only its own shard of the batch. A model that "
+                          "same in all processes", "Each process used only its own part of the batch. A model that "
                           "computes more than a mean over the rows must use the functions of common/data_parallel.py",
                           "use one process (python instead of torchrun)")
 

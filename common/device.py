@@ -13,10 +13,9 @@ log = logging.getLogger(__name__)
 def resolve_device(name: str, origin: str) -> torch.device:
     """Return the torch device called `name`, for example `cpu`. `auto` selects CUDA if it is available, else the CPU.
 
-    `origin` is the place where the name was set. If the name is `cuda` but CUDA is not available, the result depends on
-    this place. If the name was set in a YAML file, the function logs a warning and returns the CPU. If the name was set
-    on the command line (`origin` begins with `--`), the function raises ConfigError. If there are several processes on
-    a machine, each process gets its own GPU.
+    `origin` is the place where the name was set: a flag such as `--device`, or a line of a YAML file. If the name is
+    `cuda` but CUDA is not available, a flag raises ConfigError. A YAML file logs a warning, and the result is the CPU.
+    If there are several processes on a machine, each process gets its own GPU.
     """
     if name == "auto":
         return _for_this_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"), origin)
@@ -38,7 +37,7 @@ def _for_this_process(device: torch.device, origin: str) -> torch.device:
     if world_size() == 1 or device.type != "cuda":
         return device
     if device.index is not None:
-        raise ConfigError(origin, f"selects one GPU, {device}, for {world_size()} processes",
+        raise ConfigError(origin, f"{device} is a single GPU, but there are {world_size()} processes",
                           "Each process needs its own GPU", "use --device cuda or --device auto")
     if local_world_size() > torch.cuda.device_count():
         raise ConfigError("torchrun", f"started {local_world_size()} processes on a machine with "

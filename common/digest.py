@@ -1,4 +1,4 @@
-"""Computes a digest of the code that trains a model, to detect that the code has changed since a run was trained."""
+"""Computes a digest of the code that trains a model. If the digest has changed, the code has changed."""
 
 import ast
 import hashlib
@@ -17,9 +17,8 @@ def code_digest(model: Path, stage: Path) -> str:
     model: the path of the model's file
     stage: the path of the stage's folder
 
-    The digest covers the model's file, all files of the stage that the model's file imports directly or indirectly, the
-    stage's `trainer.py` and `dataset.py`, and the training loop. The digest is computed from the syntax trees without
-    docstrings, so it does not depend on comments and layout.
+    The digest covers the model's file, all files of the stage that it imports (directly or indirectly), the stage's
+    `trainer.py` and `dataset.py`, and the training loop. It ignores comments, docstrings and layout.
     """
     parsed = {path: _parse(path.read_text(encoding="utf-8"))
               for path in (stage / "trainer.py", stage / "dataset.py", ROOT / "common/training.py")}
@@ -34,7 +33,7 @@ def code_digest(model: Path, stage: Path) -> str:
 
 
 class _Parsed(NamedTuple):
-    """A parsed Python file: its syntax tree, from which the digest is computed, and its imports."""
+    """A parsed Python file: its syntax tree and its imports."""
 
     tree: str                             # the syntax tree as JSON, see `_as_lists`
     imports: list[tuple[int, list[str]]]  # per import: the number of leading dots, and the imported names
@@ -53,9 +52,9 @@ def _parse(text: str) -> _Parsed:
 
 
 def _files(imports: list[tuple[int, list[str]]], path: Path, stage: Path) -> Iterable[Path]:
-    """Yield those files in the folder `stage` that the file `path` imports.
+    """Yield the files in the folder `stage` that the file `path` imports.
 
-    `imports` contains all imports of the file, also the imports inside functions (see `_Parsed`).
+    imports: all imports of the file `path` (see `_Parsed`)
     """
     for level, names in imports:
         folder = path.parents[level - 1] if level else ROOT
@@ -67,10 +66,8 @@ def _files(imports: list[tuple[int, list[str]]], path: Path, stage: Path) -> Ite
 
 
 def _as_lists(node: object) -> object:
-    """Convert a syntax tree to nested lists, without docstrings and line numbers.
-
-    The result is the same for all versions of Python.
-    """
+    """Convert a syntax tree to nested lists, without docstrings and line numbers."""
+    # Unlike `ast.dump`, this gives the same result in all versions of Python.
     if isinstance(node, list):
         return [_as_lists(part) for part in node]
     if not isinstance(node, ast.AST):

@@ -1,8 +1,9 @@
 """Functions for commands that torchrun starts as several processes. A single process can call them too.
 
-All processes run the same program and read the same files; only the first one (rank 0) writes files and prints.
-Importing this module is fast, because torch is imported inside the functions that need it.
+All processes run the same program and read the same files. Only the first one (rank 0) writes files and prints.
 """
+
+# To make this import fast, torch is imported inside the functions that need it.
 
 import logging
 import os
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# How long a process waits for the others in a collective operation. A process that has ended is noticed immediately,
-# because its connection closes; the timeout is for a process that hangs. It must be longer than everything that the
-# first process does alone, such as writing the predictions.
+# How long a process waits for a process that hangs. (If a process ends, the others notice it immediately.) This time
+# must be longer than everything that the first process does alone, such as writing the predictions.
 PATIENCE = timedelta(minutes=10)
 
 
 def world_size() -> int:
-    """Return the number of processes. The environment variable WORLD_SIZE is ignored if torchrun has not set it."""
+    """Return the number of processes: 1 if the command was not started by torchrun."""
+    # Other programs, such as a job scheduler, may set WORLD_SIZE too.
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
@@ -33,7 +34,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Return the number of this process among the processes on its machine (from 0). Its GPU has the same number."""
+    """Return the number of this process on its machine. Numbers start at 0. The process uses the GPU of this number."""
     return int(os.environ["LOCAL_RANK"]) if world_size() > 1 else 0
 
 
@@ -48,9 +49,9 @@ def is_main() -> bool:
 
 
 def rank_seed_parts() -> tuple[int, ...]:
-    """Return the parts to add to the seed of a step, so that each process draws its own dropout masks.
+    """Return values to add to the parts of a seed (`derive_seed`), so that each process gets other random numbers.
 
-    If there is only one process, there are no such parts, and the result is ().
+    If there is only one process, the result is ().
     """
     return (rank(),) if world_size() > 1 else ()
 
@@ -59,9 +60,10 @@ def rank_seed_parts() -> tuple[int, ...]:
 def process_group(device: "torch.device") -> Iterator[None]:
     """Create the process group, and wait for all processes at the end of the `with` block.
 
-    The group still exists after the block; `end_process` destroys it. A second call uses the same group again, because
-    a new group would find the addresses of the old group and hang. If there is only one process, no group is created.
+    The group still exists after the block, and a second call uses it again. `end_process` destroys it. If there is only
+    one process, no group is created.
     """
+    # Do not destroy the group here: a second group would find the addresses of the first one and hang.
     if world_size() == 1:
         yield
         return
@@ -88,10 +90,9 @@ def has_process_group() -> bool:
 
 
 def end_process(code: int) -> NoReturn:
-    """Leave the process group and end this process without Python's normal shutdown.
-
-    During the normal shutdown, gloo aborts about a third of the processes that used DistributedDataParallel.
-    """
+    """Leave the process group, and end this process with the exit code `code`."""
+    # Skip Python's normal shutdown: there, gloo aborts about a third of the processes that used
+    # DistributedDataParallel.
     import torch.distributed as dist
 
     if code == 0:  # after an error the others may be in a collective operation, and this call would hang
@@ -109,7 +110,7 @@ def barrier() -> None:
 
 
 def all_reduce_max(*values: float) -> tuple[float, ...]:
-    """Return the maximum over all processes, separately for each value."""
+    """For each value, return its maximum over all processes."""
     if world_size() == 1:
         return values
     import torch
@@ -133,10 +134,9 @@ def mean(values: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
 
 
 def all_gather_rows(*arrays: "np.ndarray") -> None:
-    """Combine the arrays of all processes: after this call, each process has the rows of all processes.
+    """Fill in the rows that other processes have computed, in place.
 
-    The arrays are changed in place. Each row must belong to exactly one process. Before the call, a process must have
-    zeros in all rows that belong to other processes.
+    Each row must be computed by exactly one process. In the other processes, it must be zero before the call.
     """
     if world_size() == 1:
         return
@@ -148,5 +148,5 @@ def all_gather_rows(*arrays: "np.ndarray") -> None:
 
 
 def connection_lost(error: Exception) -> bool:
-    """Return whether a collective operation failed because another process has ended or hangs."""
+    """Return whether the error was raised because another process has ended or hangs."""
     return world_size() > 1 and (type(error).__name__.startswith("Dist") or "gloo" in str(error))

@@ -2,9 +2,10 @@
 
     python common/environment.py requirements.txt
 
-This command exits with 0 if all requirements are satisfied. Otherwise, it prints the requirements that are not
-satisfied, and exits with 1. The file needs only the standard library.
+The exit code is 0 if all requirements are satisfied. Otherwise, the command prints the missing ones and exits with 1.
 """
+
+# This file must import only the standard library.
 
 import re
 import sys

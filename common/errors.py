@@ -9,8 +9,10 @@ from difflib import get_close_matches
 class UserError(Exception):
     """An error that the user can fix, printed as `error: where: what. why. Fix: fix`.
 
-    `where` is a flag, a file or `file:line`. `what` describes the problem and begins with a lower-case letter. `why` is
-    a full sentence. `fix` is a command or an imperative clause. Both `what` and `why` may end with a question mark.
+    where: a flag, a file or `file:line`
+    what: the problem; begins with a lower-case letter
+    why: a full sentence
+    fix: a command, or what the user has to do
     """
 
     exit_code = 2
@@ -59,20 +61,19 @@ class LockedError(UserError):
 
 
 class Interrupted(BaseException):
-    """Raised to stop the command after SIGINT or SIGTERM; the exit code is 128 + the signal number.
+    """Raised to stop the command after SIGINT or SIGTERM. The exit code is 128 + the signal number."""
 
-    Like KeyboardInterrupt, it does not derive from Exception, so that a library's `except Exception` cannot catch it.
-    """
+    # Not derived from Exception, so that a library's `except Exception` does not catch it.
 
 
-NUM_NEIGHBORS = 500  # compare an unknown id with this many ids before it and after it in sorted order
+NUM_NEIGHBORS = 500  # an unknown id is compared with this many ids before and after it in sorted order
 
 URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]*://|\burl: /)(?P<user>[^\s/?#'\"]*@)?(?P<path>[^\s?#'\"]*)"
                  r"(?P<query>\?[^\s#'\"]*)?")
 
 
 def mask_secrets(text: str) -> str:
-    """Return the text, but replace the user name, the password and the query values in every URL by `***`."""
+    """Replace the user name, the password and the query values of every URL in the text by `***`."""
     def masked(url: re.Match) -> str:
         query = re.sub(r"=[^&]*", "=***", url["query"] or "")
         return f"{url['begin']}{'***@' if url['user'] else ''}{url['path']}{query}"
@@ -82,11 +83,10 @@ def mask_secrets(text: str) -> str:
 
 def closest(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that is most similar to `name`, or None if none is similar."""
-    # In a short name, a wrong case or punctuation mark makes the names look very different. Therefore compare only the
-    # letters and digits first.
+    # First compare only the letters and digits: in a short name, a wrong case or dash would make a big difference.
     letters, plain = _letters(name), {_letters(k): k for k in known}
     close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.7)
-    # A word too many or too few, such as lr_rate for lr.
+    # Next, names with an extra or a missing word, such as lr_rate for lr.
     close = close or [k for k in known if k and (name.startswith(f"{k}_") or k.startswith(f"{name}_"))][:1]
     close = close or get_close_matches(name, known, n=1, cutoff=0.5)
     close = close or [plain[p] for p in get_close_matches(letters, plain, n=1)]
@@ -94,9 +94,9 @@ def closest(name: str, known: Sequence[str]) -> str | None:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return "Did you mean 'x'?" if a known name is similar to `name`, or else the list "Known: a, b, c".
+    """Return "Did you mean 'x'?" if a known name is similar to `name`, else the list "Known: a, b, c".
 
-    Pass the result to `UserError` as `why`.
+    The result is meant for the argument `why` of `UserError`.
     """
     if (close := closest(name, known)) is not None:
         return f"Did you mean {close!r}?"
@@ -106,10 +106,9 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def nearest_id(raw_id: str, known: Iterable[str]) -> tuple[str, str | None]:
     """Return a hint for an unknown id, and the most similar known id (or None).
 
-    The hint is "Did you mean 'x'?". If no known id is similar, the hint tells the number and the range of the known
-    ids. A comparison with all ids would be slow, so `raw_id` is compared only with the `NUM_NEIGHBORS` ids before it
-    and after it in sorted order.
+    The hint is "Did you mean 'x'?", or the number and the range of the known ids if no id is similar.
     """
+    # A comparison with all ids would be slow, so compare only with the nearest ids in sorted order.
     ordered = sorted(known, key=str.casefold)
     place = bisect(ordered, raw_id.casefold(), key=str.casefold)
     close = closest(raw_id, ordered[max(place - NUM_NEIGHBORS, 0):place + NUM_NEIGHBORS])

@@ -1,4 +1,4 @@
-"""Locks for files and folders. The operating system releases the locks of a process when the process ends."""
+"""Locks for files and folders. When a process ends, the operating system releases its locks."""
 
 import logging
 import os
@@ -18,9 +18,8 @@ log = logging.getLogger(__name__)
 def lock(descriptor: int, wait: bool = False) -> bool | None:
     """Lock an open file until it is closed.
 
-    Returns True if the file is locked, False if another process holds the lock, and None if the operating system or
-    the file system does not support locks. If `wait` is True, the function waits until the other process releases the
-    lock.
+    Returns True if the file is now locked, False if another process has locked it, and None if the system does not
+    support locks. With `wait`, the function waits for the other process instead of returning False.
     """
     if fcntl is None:
         return None
@@ -36,8 +35,7 @@ def lock(descriptor: int, wait: bool = False) -> bool | None:
 class FolderLock:
     """Locks a folder until the end of the `with` block, or until the process ends.
 
-    If another process holds the lock, the constructor raises LockedError, which names that process. If `wait` is True,
-    the constructor waits until the other process releases the lock.
+    If another process has locked the folder, the constructor raises LockedError. With `wait`, it waits instead.
     """
 
     def __init__(self, folder: Path, wait: bool = False):

@@ -1,4 +1,4 @@
-"""Shows progress and the remaining time: as a bar on a terminal, otherwise as a plain line every few seconds."""
+"""Shows the progress and the remaining time: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -11,10 +11,9 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Shows how many of the `total` units of work are done, and the values that were last passed to `update`.
+    """Shows how many of `total` units are done, and the last values passed to `update`, such as the best metric.
 
-    A value is for example the best metric so far. On a terminal, the progress bar stays visible after the work is done.
-    With `kept=False`, the bar is erased; use this for work that is repeated many times.
+    With `kept=False`, the bar is erased at the end. Use this for work that is repeated many times.
     """
 
     def __init__(self, description: str, total: int, unit: str = "it", initial: int = 0, kept: bool = True):

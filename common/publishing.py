@@ -1,8 +1,8 @@
 """Atomic writes: a file or folder appears completely or not at all.
 
-An artifact is published together with its meta file `<file>.meta.json`. Each file or folder is first written under a
-temporary name, `.<name>.tmp-<token>` in the same folder, and then renamed; before the rename, it is called staged. A
-writer locks its staged file while it works. A staged file without a lock is a leftover of a writer that was killed.
+An artifact is published together with its meta file `<file>.meta.json`. A file or folder is first written under a
+temporary name, `.<name>.tmp-<token>`, and then renamed. Before the rename, it is called staged. The writer locks the
+staged file. A staged file without a lock is a leftover: its writer was killed.
 """
 
 import hashlib
@@ -21,17 +21,17 @@ from common.distributed import is_main
 from common.lock import lock
 
 SCHEMA_VERSION = 2
-SECONDS_TO_ABANDON = 86_400  # without locks, a staged file is a leftover if it has not changed for this time
+SECONDS_TO_ABANDON = 86_400  # without locks, a staged file that is older than this is a leftover
 
 
 def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
-    """Write the artifact `path` together with its meta file, and return the complete meta.
+    """Write the artifact `path` and its meta file, and return the content of the meta file.
 
-    `write` is called with the staged path, and must write the content to this path. Both files are staged and synced to
-    the disk before the first rename. If the process dies between the two renames, the staged meta file still exists and
-    describes the new content; the next reader completes the publishing (`finish_publishing`). A reader therefore always
-    gets the old pair of files or the new pair. If there are several processes, only the first one writes.
+    `write` is called with a temporary path, and must write the artifact to this path. A reader gets either both old
+    files or both new files, even if this process is killed. If there are several processes, only the first one writes.
     """
+    # Both files are on the disk before the first rename. If the process dies between the two renames, the next reader
+    # renames the staged meta file (`finish_publishing`).
     if not is_main():
         return {"schema_version": SCHEMA_VERSION, **meta}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,9 +62,9 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
 
 
 def finish_publishing(path: Path) -> None:
-    """Complete the publishing of `path` if the writer died after it had renamed the content.
+    """Complete the publishing of `path` if its writer was killed.
 
-    In this case, the meta file is still staged, and this function renames it.
+    If the writer has renamed the content but not the meta file, this function renames the meta file.
     """
     prefix = f".{meta_path(path).name}.tmp-"
     # Ignore a meta file if its content is still staged too: the writer has not renamed the content yet.
@@ -84,7 +84,7 @@ def finish_publishing(path: Path) -> None:
 
 
 def write_meta(path: Path, meta: dict) -> None:
-    """Write a meta file for an existing file, for example for a file that another program has made."""
+    """Write a meta file for an existing file, for example a file that another program has made."""
     write_bytes(meta_path(path), _json(_complete_meta(path, meta)))
 
 
@@ -116,8 +116,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Write or replace the folder `path`, completely or not at all.
 
-    `write` is called with the path of an empty staged folder, and must write the files to this folder. If the folder
-    `path` already exists, the old folder is renamed before the new folder gets this name, and is then removed.
+    `write` is called with the path of an empty temporary folder, and must write the files to this folder.
     """
     token = secrets.token_hex(8)
     staged, old = _staged(path, token), path.with_name(f".{path.name}.old-{token}")
@@ -146,7 +145,7 @@ def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
 def sweep(folder: Path, pattern: str) -> None:
     """Remove the temporary files and folders that killed writers have left in `folder`.
 
-    Only leftovers of files or folders whose final names match the glob pattern `pattern` are removed.
+    pattern: a glob pattern for the final names of these files and folders
     """
     for kind in ("tmp", "old"):
         for leftover in folder.glob(f".{pattern}.{kind}-*"):
@@ -178,10 +177,10 @@ def _locked_stage(staged: Path, make: Callable[[Path], None] = Path.touch) -> It
 
 @contextmanager
 def _abandoned(leftover: Path) -> Iterator[bool]:
-    """Yield whether a temporary file or folder is a leftover, that is, whether no writer has locked it.
+    """Yield whether a temporary file or folder is a leftover: no writer has locked it.
 
-    Inside the `with` block, this process holds the lock of a leftover, so no writer can lock it. If locks are not
-    supported, a leftover is a file or folder that has not changed for `SECONDS_TO_ABANDON`.
+    This process locks a leftover until the end of the `with` block. If locks are not supported, a leftover is a file or
+    folder that has not changed for `SECONDS_TO_ABANDON`.
     """
     name, token = leftover.name[1:].rsplit("-", 1)
     target = leftover.with_name(name.rsplit(".", 1)[0])
@@ -216,7 +215,7 @@ def meta_path(path: Path) -> Path:
 
 
 def _complete_meta(path: Path, meta: dict) -> dict:
-    """Return `meta` extended by the schema version, and by the sha256 and the size of the file `path`."""
+    """Add the schema version, and the sha256 and the size of the file `path`, to `meta`."""
     return {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(path), "size": path.stat().st_size, **meta}
 
 
@@ -237,8 +236,8 @@ def file_sha256(path: Path) -> str:
 def fingerprint(path: Path, known: dict | None = None) -> dict:
     """Return the name, size, modification time and sha256 of a file.
 
-    `known` is an earlier fingerprint. If the file still has the same name, size and modification time, its sha256 is
-    taken from `known` without reading the file. A process computes the sha256 of an unchanged file only once.
+    `known` is an earlier fingerprint of the file. If the name, size and modification time are still the same, the file
+    is not read, and the sha256 is taken from `known`.
     """
     status = path.stat()
     found = {"file": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}

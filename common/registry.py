@@ -1,4 +1,4 @@
-"""Loads plug-ins. A plug-in is a model class that is found by the name of its file."""
+"""Loads plug-ins. A plug-in is a model class in a file of the same name."""
 
 import importlib
 from pathlib import Path
@@ -10,10 +10,11 @@ plug_in_files: set[str] = set()  # files of the plug-ins that this process has l
 
 
 def unknown(flag: str, name: str, kind: str, known: list[str], files: str) -> ConfigError:
-    """Return the error for the plug-in `name`, which does not exist.
+    """Return the error for a plug-in that does not exist.
 
-    `kind` is the word for such a plug-in in the error, such as "quantizer". `files` names the files that the user has
-    to add to make a new plug-in.
+    flag: the flag with the unknown `name`
+    kind: the kind of plug-in, such as "quantizer"
+    files: the files that a new plug-in needs, as text
     """
     close = closest(name, known)
     return ConfigError(f"{flag} {name}", f"unknown {kind}", nearest(name, known),
@@ -21,19 +22,21 @@ def unknown(flag: str, name: str, kind: str, known: list[str], files: str) -> Co
 
 
 def load_class(path: Path, module: str, name: str, base: type) -> type[Any]:
-    """Import the file `path` under the module name `module`, and return the class of the plug-in `name`.
+    """Import `module`, the Python file `path`, and return the class of the plug-in `name`.
 
-    The class must have the name of the plug-in; case and underscores do not matter. Raises ConfigError if the file is
-    missing, or if the file has no class that has this name and is derived from `base`.
+    The class must be derived from `base` and have the name of the plug-in. Case and underscores do not matter. Raises
+    ConfigError if there is no such file or class.
     """
     if not path.exists():
-        raise ConfigError(path, "not found", f"A YAML file exists for the plug-in {name!r}", "add the file")
+        raise ConfigError(path, "not found", f"The model {name!r} has a YAML file but no Python file",
+                          "write the model's class in this file")
     plug_in_files.add(str(path))
     for attribute, value in vars(importlib.import_module(module)).items():
         if _plain(attribute) == _plain(name) and isinstance(value, type) and issubclass(value, base):
             return value
     raise ConfigError(path, f"has no class {name.replace('_', '').upper()} derived from {base.__name__}",
-                      fix=f"define a class with the name {name!r} (in any case) that is derived from {base.__name__}")
+                      fix=f"name the class like the model {name!r} (upper or lower case), and derive it from "
+                          f"{base.__name__}")
 
 
 def _plain(name: str) -> str:

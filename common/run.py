@@ -1,4 +1,4 @@
-"""The folder of a run, with its id, lock, log, metrics and result. Also sets up the logging of all commands."""
+"""The folder of a run, with its lock, log, metrics and result. Also sets up the logging of all commands."""
 
 import hashlib
 import json
@@ -30,9 +30,13 @@ T = TypeVar("T")
 class Run:
     """A training run in the folder `parent/<run id>/`.
 
-    The id of the run is a hash of the resolved configuration (with the seed), the inputs, and `code`, the digest of the
-    training code (common/digest.py). If the same command runs again, it therefore finds the same folder, and continues
-    the run or reuses its results.
+    config: the resolved configuration, with the seed
+    inputs: file name -> sha256 of each input file
+    command: the command line
+    code: the digest of the training code (common/digest.py)
+
+    The id of the run is a hash of `config`, `inputs` and `code`. If the same command runs again, it finds the same
+    folder, and continues the run or reuses its results.
     """
 
     def __init__(self, parent: Path, config: dict, inputs: dict[str, str], command: str, code: str = ""):
@@ -55,10 +59,9 @@ class Run:
         return (self.folder / "finished.json").exists()
 
     def open(self, force: bool) -> AbstractContextManager:
-        """Lock the folder, write config.yaml, and send the log to run.log. With `force`, delete earlier results.
+        """Lock the folder, write config.yaml, and start run.log. With `force`, delete earlier results.
 
-        If there are several processes, the first one does this while the others wait. Returns the lock as a context
-        manager.
+        If there are several processes, only the first one does this. Returns the lock as a context manager.
         """
         if not is_main():
             barrier()
@@ -79,9 +82,9 @@ class Run:
 
     @contextmanager
     def clock(self, part: str) -> Iterator[None]:
-        """Measure the time of the `with` block, and add it to the time of this part of the run in times.json.
+        """Measure the time of the `with` block, and add it to the time of this part in times.json.
 
-        If the run was interrupted and continued, the sum includes the time before the interruption.
+        If the run was interrupted and continued, the time before the interruption is included.
         """
         start = time.monotonic()
         try:
@@ -96,7 +99,7 @@ class Run:
     def seconds(self, part: str) -> float:
         """Return how many seconds a part of the run took, as measured by `clock`.
 
-        If a process of this run was ended by SIGKILL, the time of that process is not included.
+        If a process was ended by SIGKILL, its time is not included.
         """
         return self._seconds[part]
 
@@ -107,17 +110,14 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def truncate_metrics(self, num_lines: int) -> None:
-        """Keep only the first `num_lines` lines of metrics.jsonl.
-
-        The other lines are newer than the checkpoint from which training continues.
-        """
+        """Keep only the first `num_lines` lines of metrics.jsonl."""
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             if len(lines) > num_lines:
                 write_text(self.metrics, "".join(lines[:num_lines]))
 
     def finish(self, summary: dict) -> None:
-        """Write finished.json, which marks the run as finished, and make it the latest run of its parent folder."""
+        """Mark the run as finished: write finished.json and `latest`, which names the latest run."""
         write_text(self.folder / "finished.json", json.dumps(
             {"schema_version": SCHEMA_VERSION, "command": self.command, "inputs": self.inputs, "code": self.code,
              **_environment(), **summary}, indent=2) + "\n")
@@ -149,10 +149,10 @@ def _environment() -> dict:
 
 
 def latest_run(parent: Path) -> Path | None:
-    """Return the folder of the newest finished run under `parent`, or None.
+    """Return the folder of the latest finished run in `parent`, or None.
 
-    The file `latest` names this run. If the run in `latest` was deleted or is being repeated, the function logs a
-    warning and returns the newest of the other finished runs.
+    The file `latest` names this run. If that run is not finished or was deleted, the function logs a warning and
+    returns the newest finished run.
     """
     pointer = parent / "latest"
     name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
@@ -161,8 +161,8 @@ def latest_run(parent: Path) -> Path | None:
     finished = sorted(parent.glob("*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     if not finished:
         return None
-    log.warning("%s: the file latest does not name a finished run (it names %s); using %s, the newest of %d finished "
-                "runs", parent, name or "no run", finished[-1].parent.name, len(finished))
+    log.warning("%s: the file latest names %s, which is not a finished run; using %s, the newest of %d finished runs",
+                parent, name or "no run", finished[-1].parent.name, len(finished))
     return finished[-1].parent
 
 
@@ -189,10 +189,10 @@ def read_finished(run: Path, fix: str) -> dict:
 
 
 def read_runs(folders: Iterable[Path], read: Callable[[Path], T]) -> dict[Path, T]:
-    """Call `read` for each run folder, and return a dict from the folders to the results.
+    """Call `read` for each run folder, and return a dict of folder -> result.
 
-    If `read` raises ArtifactError for a folder, the folder is skipped and a warning is logged. If all folders are
-    skipped, for example after a change of the schema version, the last ArtifactError is raised.
+    If `read` raises ArtifactError, the folder is skipped and a warning is logged. If all folders are skipped, the last
+    ArtifactError is raised.
     """
     found, failure = {}, None
     for folder in folders:
@@ -214,10 +214,7 @@ class Formatter(logging.Formatter):
 
 
 class ConsoleHandler(logging.StreamHandler):
-    """A log handler that raises an error if the log cannot be written, for example because the disk is full.
-
-    The error ends the command. The base class would print a traceback and continue.
-    """
+    """A log handler that raises OSError if the log cannot be written, for example because the disk is full."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (overrides logging's method)
         if isinstance(sys.exc_info()[1], OSError):
@@ -226,7 +223,7 @@ class ConsoleHandler(logging.StreamHandler):
 
 
 def log_to_console() -> None:
-    """Print info messages on stdout and warnings on stderr. Debug messages go only to run.log.
+    """Print info messages on stdout and warnings on stderr.
 
     If there are several processes, only the first one prints.
     """
@@ -251,11 +248,11 @@ def _ours(record: logging.LogRecord) -> bool:
 
 
 class RunLog(logging.FileHandler):
-    """A log handler that writes the log of the current run to the file run.log of this run."""
+    """A log handler that writes the log of the current run to its run.log."""
 
 
 def log_to(path: Path) -> None:
-    """Write the log to the file `path` from now on. If the log of an earlier run is still open, close it."""
+    """From now on, write the log to the file `path`. Close the log file of an earlier run."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
         root.removeHandler(handler)

@@ -37,7 +37,7 @@ def script(path: str, *flags: str) -> list[str]:
 
 
 def run_steps(steps: list[Step]) -> None:
-    """Run the steps in order, and log how long each step takes. If a step fails, exit with the step's exit code."""
+    """Run the steps in order, and log the time of each step. If a step fails, exit with its exit code."""
     start = time.monotonic()
     for number, step in enumerate(steps, start=1):
         log.info("[%d/%d] %s", number, len(steps), step.title)
@@ -48,12 +48,11 @@ def run_steps(steps: list[Step]) -> None:
 
 
 def _run(command: list[str]) -> None:
-    """Run a step in a new process, and wait until it ends. If the step fails, exit with the exit code of the step.
+    """Run a step in a new process, and wait until it ends. If the step fails, exit with its exit code.
 
-    The step has its own process group. This function forwards each signal to the step exactly once, no matter whether
-    the signal was sent to this process, to this process's group, or from the keyboard. If this process ends, the step
-    ends as well, even if this process was ended by SIGKILL.
+    Signals are forwarded to the step. If this process ends, even by SIGKILL, the step ends as well.
     """
+    # The step has its own process group, so that it gets each signal only once, even a signal from the keyboard.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.getenv("PYTHONPATH")])])}
     watched, held = os.pipe()
     with _collected_signals() as signals, os.fdopen(held, "w"):
@@ -75,15 +74,14 @@ def _run(command: list[str]) -> None:
 def _collected_signals() -> Iterator[deque[int]]:
     """Yield a queue that collects the signals that arrive inside the `with` block.
 
-    The signals have no other effect inside the block. Signals that are still in the queue at the end of the block are
-    raised again after it.
+    Signals that are still in the queue at the end of the block take effect after the block.
     """
     signals: deque[int] = deque()
     previous = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGTTOU)}
     for number in FORWARDED:
         if previous[number] != signal.SIG_IGN:  # under nohup, SIGHUP is ignored; do not change that
             signal.signal(number, lambda number, frame: signals.append(number))
-    # The steps inherit this setting. Otherwise, the terminal setting `stty tostop` would suspend a step that prints.
+    # The steps inherit this. Otherwise, a terminal with the setting `stty tostop` would suspend a step that prints.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         yield signals

@@ -22,19 +22,16 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def sql_path(path: Path) -> str:
-    """Return a path as an SQL string for DuckDB.
-
-    The characters `*`, `?` and `[` are escaped, because DuckDB would read the path as a pattern.
-    """
-    # Use the absolute path, so that DuckDB does not expand `~`.
+    """Return a path as an SQL string for DuckDB."""
+    # DuckDB would read `*`, `?` and `[` as a pattern, and would expand `~` in a relative path.
     escaped = "".join(f"[{c}]" if c in "*?[" else c for c in str(path.resolve()))
     return "'" + escaped.replace("'", "''") + "'"
 
 
 def parquet_rows(path: Path, *options: str) -> str:
-    """Return an SQL expression for the rows of a Parquet file, to use as in `duckdb.sql(f"FROM {parquet_rows(path)}")`.
+    """Return an SQL expression for the rows of a Parquet file: `duckdb.sql(f"FROM {parquet_rows(path)}")`.
 
-    `options` are further arguments of DuckDB's function read_parquet. Hive partitioning is off; otherwise, DuckDB would
-    add a column `item` if the name of a parent folder is like `item=3`.
+    options: further arguments of DuckDB's function read_parquet
     """
+    # With Hive partitioning, DuckDB would add a column `item` if a parent folder has a name such as `item=3`.
     return f"read_parquet({', '.join([sql_path(path), 'hive_partitioning = false', *options])})"

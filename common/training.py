@@ -1,4 +1,4 @@
-"""The training loop of both stages. It takes the steps, saves checkpoints, and selects the best model."""
+"""The training loop of both stages. It trains a model, saves checkpoints, and selects the best model."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """The attributes and methods of a stage's trainer that the training loop uses."""
+    """A model with its data, as the training loop needs them. Each stage implements this protocol."""
 
     optimizer: torch.optim.Optimizer | None  # None if the model has no trainable parameters
     num_steps: int  # steps per epoch
@@ -36,20 +36,19 @@ class Task(Protocol):
         """The model to train."""
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """Take one optimizer step on batch `index` of the epoch, and return the losses as scalars on the device.
+        """Take one optimizer step on batch `index` of the epoch, and return the losses as scalar tensors.
 
-        If there are several processes, each process returns its own losses. The mean of a loss over the processes is
-        the loss of the batch.
+        If there are several processes, the mean of their losses must be the loss of the batch.
         """
 
     def end_epoch(self, epoch: int) -> None:
-        """Update the model or the data at the end of an epoch, if that is necessary."""
+        """Update the model or the data at the end of an epoch."""
 
     def evaluate(self) -> dict:
         """Return the metrics of the current model."""
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """Return the numbers of the items or users in batch `index` of the epoch; they help to find bad data."""
+        """Return the indices of the items or users in batch `index` of the epoch. They are used to report bad data."""
 
 
 class Best(NamedTuple):
@@ -61,7 +60,7 @@ class Best(NamedTuple):
 
 
 def derive_seed(*parts: object) -> int:
-    """Return a 32-bit seed that depends on all the given parts, such as the seed of the run, the epoch and the step."""
+    """Return a 32-bit seed that depends on all parts, for example on the seed of the run, the epoch and the step."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
@@ -75,19 +74,20 @@ def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | No
 
 
 def total_steps(num_steps: int, params: dict) -> int:
-    """Return the number of training steps in all epochs, where `num_steps` is the number of steps per epoch.
+    """Return the total number of training steps: `epochs` times `num_steps`, but at most `max_steps`.
 
-    The result is `epochs` times `num_steps`, but at most `max_steps`. Because of `max_steps`, the last epoch may have
-    fewer steps than the others.
+    num_steps: number of steps per epoch
     """
     return min(params["epochs"] * num_steps, params["max_steps"] or params["epochs"] * num_steps)
 
 
 def learning_rate(step: int, num_steps: int, params: dict) -> float:
-    """Return the learning rate of a step, where `num_steps` is the total number of steps.
+    """Return the learning rate of a step.
 
-    The learning rate increases linearly during the first `warmup_steps` steps. Then it is constant or, with the cosine
-    schedule, decays to 0 at step `num_steps`.
+    num_steps: total number of steps
+
+    The learning rate increases linearly during the first `warmup_steps` steps. Then it is constant, or it follows a
+    cosine and reaches 0 at step `num_steps`.
     """
     warmup = params["warmup_steps"]
     if step < warmup:
@@ -114,10 +114,8 @@ def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
 class TrainingLoop:
     """Trains the model of a task. If the run already has a checkpoint, training continues from the newest one.
 
-    All random numbers depend only on the seed, the epoch and the step. A run that was interrupted and continued
-    therefore takes the same steps as an uninterrupted run, and the resulting models are bit-identical. If there are
-    several processes, all of them take the same steps, make the same decisions and have the same model. Therefore a
-    run can be continued with a different number of processes.
+    A run that was interrupted and continued gives the same model, bit by bit, as a run without interruption. A run can
+    be continued with a different number of processes.
     """
 
     def __init__(self, task: Task, run: Run, params: dict, seed: int):
@@ -133,11 +131,11 @@ class TrainingLoop:
         self.last_save = time.monotonic()
 
     def train(self) -> Best:
-        """Train the model, load the best model into the task, and return the epoch and metrics of the best model.
+        """Train the model, and load the best model into the task.
 
         Training ends after the last epoch, or when the metric `select_by` has not improved for `patience` evaluations.
-        Raises ConfigError if there is no metric with the name `select_by`. Raises TrainingError if a loss or this
-        metric is not finite.
+        Raises ConfigError if there is no metric `select_by`. Raises TrainingError if a loss or this metric is not
+        finite.
         """
         self._resume()
         with stop_request, Progress(self.task.name, self.total_steps, "steps",
@@ -165,7 +163,7 @@ class TrainingLoop:
             self._save_if_due()
         means = {name: total.item() / num_steps for name, total in self._finite_totals().items()}
         check_same_model(self.task.model)
-        torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # also needed if a continued run starts here
+        torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may start here
         self.task.end_epoch(self.epoch)
         self.epoch, self.index, self.totals, self.first_bad = self.epoch + 1, 0, {}, None
         record: dict[str, object] = {"epoch": self.epoch, **means}
@@ -182,11 +180,10 @@ class TrainingLoop:
         self._save_if_due()
 
     def _evaluate(self) -> tuple[dict, Best]:
-        """Evaluate the model, and save it if it is the best so far. Set `done` if `patience` ends the training."""
+        """Evaluate the model, and save it if it is the best so far. Set `done` if training must end early."""
         self.task.model.eval()
-        # An evaluation may take minutes, so a stop signal ends a single process in the middle of the evaluation. A
-        # continued run then repeats the training steps since the last checkpoint, which take a few seconds. If there
-        # are several processes, they evaluate together, and no process may stop alone.
+        # An evaluation may take minutes, so a stop signal interrupts it. A continued run then repeats the steps since
+        # the last checkpoint. If there are several processes, no process may stop alone.
         with torch.no_grad(), stop_request.at_once() if world_size() == 1 else nullcontext():
             metrics = self.task.evaluate()
         name, sign = self.params["select_by"], -1 if self.params["select_mode"] == "min" else 1
@@ -209,10 +206,8 @@ class TrainingLoop:
         return metrics, self.best
 
     def _track_first_bad(self, losses: dict[str, Tensor]) -> None:
-        """Store the number of the current step in `first_bad` if its loss is the first loss that is not finite.
-
-        This function does not wait for the device. `_finite_totals` reads `first_bad` later.
-        """
+        """If this is the first step of the epoch with a loss that is not finite, store its index in `first_bad`."""
+        # Do not read the loss here: that would wait for the device. `_finite_totals` reads `first_bad` later.
         first, *others = losses.values()
         loss = sum(others, first)
         if self.first_bad is None:
@@ -223,15 +218,14 @@ class TrainingLoop:
     def _finite_totals(self) -> dict[str, Tensor]:
         """Return the sum of each loss over the steps of this epoch so far, averaged over the processes.
 
-        If a loss was not finite, writes the number and the batch of the first such step to not_finite.json, and raises
-        TrainingError.
+        If a loss is not finite, write the first bad step and its batch to not_finite.json, and raise TrainingError.
         """
         shared = mean(self.totals)
         totals = {name: total.item() for name, total in shared.items()}
         if all(map(math.isfinite, totals.values())):
             return shared
         bad = int(self.first_bad) if self.first_bad is not None else -1
-        # The step with the largest distance to the end of the epoch is the first bad step of all processes.
+        # There is no minimum over the processes, so take the maximum distance to the end of the epoch.
         [before_end] = all_reduce_max(self.task.num_steps - bad if bad >= 0 else 0)
         step = self.task.num_steps - int(before_end) if before_end else 0
         path = self.run.folder / "not_finite.json"
@@ -272,9 +266,8 @@ class TrainingLoop:
         self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]
         device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
         self.totals = {name: total.to(device) for name, total in state["totals"].items()}
-        # The best model may be newer than this checkpoint. If training repeats the steps in between, the results may
-        # not be bit-identical (on a GPU, or with another number of processes). Take the metrics of the best model from
-        # the file of the best model, so that the metrics and the model match.
+        # The best model may be newer than this checkpoint. Take its metrics from its own file: if the steps in between
+        # are repeated, the metrics may differ slightly (for example on a GPU).
         self.best = Best(*self.checkpoints.load_best()["best"]) if self.checkpoints.best.exists() else None
         self.done = state["done"]
         self.run.truncate_metrics(self.num_lines)

@@ -13,21 +13,20 @@ COLUMNS = ("tokenizer", "seed", "codes", "collisions", "collisions left", "large
            "perplexity", "Gini", "explained variance", "coherence (1 code)", "coherence (2 codes)",
            "behavioral coherence")
 NOTES = ("codes: levels x codebook size + codes of the disambiguation level. collisions: 1 - distinct IDs / items, "
-         "before disambiguation. collisions left: the same rate after disambiguation. largest bucket: number of items "
-         "that share the most frequent ID. lowest utilization: share of the codes that are in use, in the level with "
-         "the lowest share. perplexity, Gini: means over the levels. explained variance: share of the variance of the "
-         "embeddings that the reconstruction explains. coherence: text similarity of items that share the first 1 or 2 "
-         "codes / text similarity of random pairs. behavioral coherence: how often consecutive items of a user share "
-         "the first code / how often they share it by chance (training split).")
+         "before disambiguation. collisions left: the same after disambiguation. largest bucket: number of items with "
+         "the most frequent ID. lowest utilization: share of codes in use, for the level with the lowest share. "
+         "perplexity, Gini: means over the levels. explained variance: share of the embeddings' variance that the "
+         "reconstruction explains. coherence: text similarity of items that share the first 1 or 2 codes / text "
+         "similarity of random pairs. behavioral coherence: how often consecutive items of a user share the first "
+         "code / how often this happens by chance (training split).")
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
     """Return the comparison table as text, and write it to compare.md and compare.csv.
 
     The files are in the folder `run_root/quantization/<dataset>/`. If they cannot be written, the returned text says
-    so. The table leaves out tokenizers that were trained or evaluated on earlier versions of the dataset's files,
-    because their metrics are not comparable; the text gives the number of these tokenizers. Raises DataError if there
-    is no tokenizer to show.
+    so. If a tokenizer belongs to an earlier version of the dataset's files, the table does not show it. Raises
+    DataError if there is no tokenizer to show.
     """
     parent = run_root / "quantization" / folder.name
     runs = {path.name: run for path in sorted(parent.glob("*/")) if (run := latest_run(path)) is not None}
@@ -56,13 +55,12 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
 def _is_current(recorded: dict[str, str], folder: DatasetFolder) -> bool:
     """Return whether a run was trained and evaluated on the current files of the dataset.
 
-    `recorded` maps the name of each input file of the run to the file's hash. Files outside the dataset, such as
-    imported IDs, are not checked, because they may have been moved.
+    recorded: name -> hash of each input file of the run
     """
+    # Files outside the dataset, such as imported IDs, are not checked, because they may have been moved.
     names = {name for name in recorded if name in (folder.interactions.name, folder.items.name)
              or name.startswith(f"{folder.name}.emb-")}
-    # The files that `EvaluationData` in evaluate.py reads. Importing this class here would also import torch, which is
-    # slow.
+    # The files that `EvaluationData` reads. Its module is not imported here, because it imports torch, which is slow.
     names |= {path.name for path in (folder.interactions, folder.embeddings("td")) if path.exists()}
     return all(_sha256(folder.path / name) == recorded.get(name) for name in names)
 
@@ -87,9 +85,9 @@ def row(name: str, run: Path, summary: dict) -> list[str]:
 
 
 def shape(sizes: list[int], num_levels: int) -> str:
-    """Return the codebook sizes as text.
+    """Return the codebook sizes as text, for example `3 x 256 + 10`.
 
-    An example is `3 x 256 + 10`: three levels of 256 codes, and a disambiguation level of 10 codes.
+    The example has three levels of 256 codes, and a disambiguation level of 10 codes.
     """
     levels, extra = sizes[:num_levels], sizes[num_levels:]
     text = f"{len(levels)} x {levels[0]}" if len(set(levels)) == 1 else " x ".join(map(str, levels))

@@ -13,18 +13,17 @@ from common.training import derive_seed
 class Embeddings(NamedTuple):
     """The input of a quantizer, and the hashes of the files from which it was loaded."""
 
-    xs: np.ndarray          # embeddings, float32 (num_items, total width); or item numbers, int64 (num_items, 1)
+    xs: np.ndarray          # embeddings, float32 (num_items, total width); or item indices, int64 (num_items, 1)
     inputs: dict[str, int]  # suffix of an embedding -> its width, in the order of the columns of `xs`
     hashes: dict[str, str]  # file name -> sha256
-    items_sha256: str       # identifies the list of items that the rows belong to
+    items_sha256: str       # hash of the list of items
 
     @classmethod
     def load(cls, folder: DatasetFolder, suffixes: list[str]) -> "Embeddings":
         """Load the embeddings with these suffixes, and concatenate their columns.
 
-        If `suffixes` is empty, the item numbers are the input. If there are several embeddings, and one of them
-        has no vector for an item, the item gets zeros in the columns of this embedding; the other embeddings still
-        describe the item. A single embedding is loaded unchanged.
+        If `suffixes` is empty, the item indices are the input. If there are several embeddings, an item without a
+        vector in one embedding gets zeros in its columns. A single embedding is loaded unchanged.
         """
         items = load_meta(folder.items, folder.make_command)
         parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}
@@ -41,10 +40,7 @@ class Embeddings(NamedTuple):
 
 
 class Batches:
-    """Batches of the rows of a tensor, on the tensor's device.
-
-    The order of the rows in an epoch depends only on the seed and the number of the epoch.
-    """
+    """Batches of the rows of `xs`. The order of the rows depends only on the seed and the epoch."""
 
     def __init__(self, xs: Tensor, batch_size: int, seed: int):
         self.xs, self.batch_size, self.seed = xs, batch_size, seed
@@ -52,11 +48,11 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0)
 
     def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Tensor:
-        """Return batch `index` of the epoch, or only the given `rows` of this batch: (B, D)."""
+        """Return batch `index` of the epoch, or only the rows `rows` of this batch: (B, D)."""
         return self.xs[self.numbers(epoch, index)[rows]]
 
     def numbers(self, epoch: int, index: int) -> Tensor:
-        """Return the numbers of the items in batch `index` of the epoch: (B,)."""
+        """Return the indices of the items in batch `index` of the epoch: (B,)."""
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             self._order = torch.randperm(len(self.xs), generator=generator).to(self.xs.device, non_blocking=True)

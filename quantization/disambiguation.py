@@ -1,4 +1,4 @@
-"""Disambiguation: make semantic IDs distinct by an extra level, or by changing codes of the last level."""
+"""Disambiguation: make semantic IDs distinct. Either add a level, or change codes of the last level."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from common.errors import ConfigError
 from quantization.models.abstract_vq import AbstractVQ
 
 # N items, M items that share their ID with another item, L levels, K codes of the last level, D width
-# A prefix contains all codes of an item except the last one. G different prefixes of the M items.
+# The prefix of an item is its semantic ID without the last code. The M items have G different prefixes.
 
 SWEEPS = 5    # number of passes over the levels to estimate the codewords
 BATCH = 8192  # items per call of `last_distances`
@@ -27,11 +27,12 @@ def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: Abstra
                  content: np.ndarray | None) -> DistinctIDs:
     """Make the semantic IDs of all items distinct.
 
-    method: `extra_level` appends a level that numbers the items with the same codes; `reassign` changes codes of the
-        last level; `none` returns the codes unchanged
+    method: `extra_level` adds a level that numbers the items with the same codes; `reassign` changes codes of the last
+        level; `none` returns the codes unchanged
     codes: (N, L)
+    sizes: the L codebook sizes
     xs: the input of the model, (N, D)
-    content: an embedding (N, D) from which `reassign` estimates distances if the model does not provide them
+    content: an embedding of the items, (N, D), or None; `reassign` uses it if the model does not provide distances
 
     Raises ConfigError if the last level has too few codes for `reassign`.
     """
@@ -46,16 +47,13 @@ def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: Abstra
 
 
 def has_shared_id(codes: np.ndarray) -> np.ndarray:
-    """Return which items share their ID with another item: (N, L) -> bool (N,)."""
+    """For each item, return whether another item has the same codes: (N, L) -> bool (N,)."""
     bucket, counts = _buckets(codes)
     return counts[bucket] > 1
 
 
 def ranks(codes: np.ndarray) -> np.ndarray:
-    """Return the rank of each item among the items with the same codes: (N, L) -> (N,).
-
-    The ranks of these items are 0, 1, 2, ... in item order.
-    """
+    """Number the items that have the same codes 0, 1, 2, ... in item order: (N, L) -> (N,)."""
     bucket, counts = _buckets(codes)
     order = np.argsort(bucket, kind="stable")
     rank = np.empty(len(codes), dtype=np.int64)
@@ -64,25 +62,25 @@ def ranks(codes: np.ndarray) -> np.ndarray:
 
 
 def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Make the IDs distinct: if several items share an ID, one item keeps it, and the others get another last code.
+    """If several items share an ID, one item keeps it, and the others get another last code.
 
     codes: (N, L)
     shared: True for the M items that share their ID with another item, (N,)
-    distances: distances from these M items to all codes of the last level, (M, K)
+    distances: distances from these M items to the K codes of the last level, (M, K)
 
-    In the first round, each of the M items requests its own last code. In later rounds, each item that is still
-    without a code requests the nearest code that no item with the same prefix has. If several items with the same
-    prefix request the same code, the nearest item gets the code.
+    A code goes to the nearest item. The other items get the nearest code that is still free.
 
-    Raises ConfigError if more items have the same prefix than the last level has codes.
+    Raises ConfigError if the last level has too few codes.
     """
+    # First, each item requests its own last code. If several items with the same prefix request the same code, the
+    # nearest item gets it. The others then request their nearest free code, until every item has a code.
     codes, num_codes = codes.copy(), distances.shape[1]
     prefix, counts = _buckets(codes[:, :-1])
     if counts.max() > num_codes:
         raise ConfigError("common.disambiguation", f"reassign needs {counts.max()} codes in the last level, but this "
                           f"level has only {num_codes}", "That many items have the same codes in all other levels"
                           if codes.shape[1] > 1 else "The IDs have only one level, so each item needs its own code",
-                          f"use --codebook_size {counts.max()} or more, or --disambiguation extra_level")
+                          f"use --codebook_size {counts.max()} or larger, or --disambiguation extra_level")
     _, group = np.unique(prefix[shared], return_inverse=True)                                     # (M,), 0 to G - 1
     taken = np.zeros((group.max() + 1, num_codes), dtype=bool)
     group_of_prefix = np.full(len(counts), -1)
@@ -103,7 +101,7 @@ def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np
 
 @torch.no_grad()
 def _model_distances(model: AbstractVQ, xs: torch.Tensor) -> np.ndarray | None:
-    """Return the distances from items to all codes of the last level: (M, D) -> float32 (M, K).
+    """Return the distances from items to the K codes of the last level: (M, D) -> float32 (M, K).
 
     Return None if the model does not provide distances.
     """
@@ -114,10 +112,12 @@ def _model_distances(model: AbstractVQ, xs: torch.Tensor) -> np.ndarray | None:
 def estimated_distances(codes: np.ndarray, content: np.ndarray | None, num_codes: int) -> np.ndarray:
     """Estimate the squared distances from each item to the codewords of the last level: (N, K).
 
-    First, codewords of all levels are fitted: the sum of an item's codewords should approximate the item's row of
-    `content` (N, D). The distances are then measured from the item's residual at the last level. If `content` is None,
-    all distances are 0.
+    codes: (N, L)
+    content: an embedding of the items, (N, D); if it is None, all distances are 0
+    num_codes: number of codes of the last level, K
     """
+    # Fit codewords, so that the sum of an item's codewords is close to its row of `content`. Then measure the distances
+    # from the item's residual at the last level.
     if content is None:
         return np.zeros((len(codes), num_codes), dtype=np.float32)
     fitted = [np.zeros((int(level.max()) + 1, content.shape[1]), dtype=np.float32) for level in codes.T]
@@ -135,9 +135,9 @@ def estimated_distances(codes: np.ndarray, content: np.ndarray | None, num_codes
 
 
 def _nearest_of_each(group: np.ndarray, code: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """For each pair of group and code, return the index of the row with the smallest distance.
+    """For each group and code, return the index of the row with the smallest distance.
 
-    All arguments have one value per row. If several rows have the same distance, the first row is returned.
+    All arguments have one value per row. If distances are equal, the first row is returned.
     """
     order = np.lexsort((np.arange(len(group)), distance, code, group))
     first = np.ones(len(order), dtype=bool)
@@ -146,7 +146,7 @@ def _nearest_of_each(group: np.ndarray, code: np.ndarray, distance: np.ndarray) 
 
 
 def _buckets(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Group equal rows of codes (N, L) into buckets. Return the bucket of each row (N,), and the bucket sizes."""
+    """Put equal rows of codes (N, L) into one bucket. Return the bucket of each row (N,), and the bucket sizes."""
     if not codes.shape[1]:
         return np.zeros(len(codes), dtype=np.int64), np.array([len(codes)])
     _, bucket, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)

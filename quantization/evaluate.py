@@ -13,14 +13,14 @@ from quantization.utils import checked_codes
 
 # N items, L levels, K codebook size, D width, M pairs
 
-# If the embedding with this suffix exists, it measures the similarity of items for all tokenizers of a dataset, so that
-# the metrics of these tokenizers can be compared.
+# The embedding that measures the similarity of items. All tokenizers of a dataset use it, so that their metrics can be
+# compared.
 REFERENCE_SUFFIX = "td"
 COLUMNS = 32  # number of embedding columns that are summed at once
 
 
 class EvaluationData(NamedTuple):
-    """Data for the metrics that cannot be computed from the codes alone. Each field may be None."""
+    """Data for the metrics that need more than the codes. Each field may be None."""
 
     directions: np.ndarray | None  # reference embedding with rows scaled to length 1, float32 (N, D)
     pairs: np.ndarray | None       # pairs of consecutive items in the training events of a user, int64 (M, 2)
@@ -29,8 +29,8 @@ class EvaluationData(NamedTuple):
     def load(cls, folder: DatasetFolder, suffix: str) -> "EvaluationData":
         """Load the reference embedding, and the item pairs of the training split.
 
-        The reference embedding is `td`. If `td` does not exist, the embedding with the given suffix replaces it. A
-        field is None if its file does not exist.
+        The reference embedding is `td`. If it does not exist, the embedding `suffix` is used. If a file does not exist,
+        its field is None.
         """
         used, directions = _reference_suffix(folder, suffix), None
         if used is not None:
@@ -41,7 +41,7 @@ class EvaluationData(NamedTuple):
 
     @staticmethod
     def inputs(folder: DatasetFolder, suffix: str) -> dict[str, str]:
-        """Return a dict with the name and the sha256 hash of each file that `load` reads."""
+        """Return the hashes of the files that `load` reads: file name -> sha256."""
         used = _reference_suffix(folder, suffix)
         paths = [] if used is None else [folder.embeddings(used)]
         paths += [folder.interactions] if folder.interactions.exists() else []
@@ -65,7 +65,7 @@ def consecutive(folder: DatasetFolder) -> np.ndarray:
 
 
 def evaluate(model: AbstractVQ, xs: Tensor, batch_size: int, reference: EvaluationData) -> tuple[dict, np.ndarray]:
-    """Return the metrics of a model on all items, and the codes of the items (N, L).
+    """Return the metrics of a model on all items, and the codes of all items (N, L).
 
     xs: the input of the model for all items, (N, D)
     """
@@ -107,11 +107,12 @@ def code_metrics(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
 
 
 def similarity_metrics(codes: np.ndarray, reference: EvaluationData) -> dict:
-    """Return the metrics for the prefix coherence and the behavioral coherence of codes (N, L).
+    """Return the metrics of prefix coherence and behavioral coherence of codes (N, L).
 
-    Prefix coherence is the mean similarity of items that share their first codes, compared with random pairs of items.
-    Behavioral coherence is how often consecutive items of a user share their first code, compared with chance. A
-    metric is left out if `reference` lacks the data for it.
+    Prefix coherence: the similarity of items that share their first codes / the similarity of random pairs.
+    Behavioral coherence: how often consecutive items of a user share their first code / how often by chance.
+
+    If `reference` does not have the data for a metric, the metric is left out.
     """
     metrics: dict = {}
     if reference.directions is not None:
@@ -129,12 +130,12 @@ def similarity_metrics(codes: np.ndarray, reference: EvaluationData) -> dict:
 
 
 def collision_rate(codes: np.ndarray) -> float:
-    """Return the collision rate of codes (N, L): 1 - number of distinct IDs / number of items."""
+    """Return the collision rate of codes (N, L): 1 - (number of distinct IDs) / (number of items)."""
     return 1.0 - len(bucket_sizes(codes)) / len(codes)
 
 
 def bucket_sizes(codes: np.ndarray) -> np.ndarray:
-    """For each distinct ID in codes (N, L), return the number of items that have this ID."""
+    """Return the number of items of each distinct ID in codes (N, L)."""
     return np.unique(codes, axis=0, return_counts=True)[1]
 
 
@@ -148,7 +149,7 @@ def perplexity(counts: np.ndarray) -> float:
 
 
 def gini(counts: np.ndarray) -> float:
-    """Return the Gini coefficient of a level: 0 if all codes have equally many items, near 1 if one code has all items.
+    """Return the Gini coefficient of a level: 0 if all codes have equally many items, near 1 if one code has all.
 
     counts: number of items with each code of the level, (K,)
     """
@@ -159,7 +160,10 @@ def gini(counts: np.ndarray) -> float:
 def prefix_similarity(codes: np.ndarray, directions: np.ndarray) -> list[float | None]:
     """For each prefix length 1, 2, ..., L, return the mean cosine over all pairs of items with the same prefix.
 
-    The value is None if no two items have the same prefix of this length.
+    codes: (N, L)
+    directions: embeddings with rows of length 1, (N, D)
+
+    If no two items have the same prefix, the value is None.
     """
     prefix, means = np.zeros(len(codes), dtype=np.int64), []
     for level in codes.T:
@@ -171,12 +175,10 @@ def prefix_similarity(codes: np.ndarray, directions: np.ndarray) -> list[float |
 def group_similarity(group: np.ndarray, directions: np.ndarray) -> float | None:
     """Return the mean cosine over all pairs of items in the same group, or None if no group has two items.
 
-    group: group number of each item, (N,)
-    directions: (N, D), rows of length 1 (or 0)
-
-    The cosines of all pairs in a group of n unit vectors sum to (|sum of vectors|^2 - n) / 2, so the pairs need not be
-    enumerated.
+    group: the group of each item, (N,)
+    directions: embeddings with rows of length 1 (or 0), (N, D)
     """
+    # In a group of n unit vectors, the cosines of all pairs sum to (|sum of vectors|^2 - n) / 2.
     counts = np.bincount(group)
     grouped = np.flatnonzero(counts[group] > 1)
     grouped = grouped[np.argsort(group[grouped], kind="stable")]
@@ -187,7 +189,7 @@ def group_similarity(group: np.ndarray, directions: np.ndarray) -> float | None:
     squares = sum(float((np.add.reduceat(block.astype(np.float64), starts) ** 2).sum())
                   for block in (directions[grouped, column:column + COLUMNS]
                                 for column in range(0, directions.shape[1], COLUMNS)))
-    # The sum of the squared lengths is the number of unit vectors, because zero vectors add nothing to it.
+    # The sum of the squared lengths is the number of unit vectors; zero vectors add nothing.
     lengths = float(np.einsum("nd,nd->n", directions, directions)[grouped].sum(dtype=np.float64))
     return (squares - lengths) / float((counts * (counts - 1)).sum())
 
@@ -196,9 +198,9 @@ def same_first_code(first: np.ndarray, pairs: np.ndarray) -> tuple[float, float]
     """Return the share of pairs in which both items have the same first code, and the share expected by chance.
 
     first: first code of each item, (N,)
-    pairs: item numbers, (M, 2)
+    pairs: item indices, (M, 2)
 
-    "By chance" means that the two items are drawn independently from the two columns of `pairs`.
+    "By chance" means that the items of a pair are drawn independently, one from each column of `pairs`.
     """
     one, two = first[pairs[:, 0]], first[pairs[:, 1]]
     size = int(first.max()) + 1

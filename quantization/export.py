@@ -18,8 +18,8 @@ from common.publishing import write_text
 def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, target: Path) -> list[Path]:
     """Write the semantic IDs, items and user sequences to four files in the folder `target`. Return their paths.
 
-    <D> is the name of the dataset. The keys of the JSON files are raw ids of items or users. LC-Rec, LETTER and
-    MiniOneRec read these JSON files.
+    <D> is the name of the dataset. Items and users are given by their raw ids. LC-Rec, LETTER and MiniOneRec read the
+    JSON files.
 
     <D>.index.json: item -> tokens of its semantic ID
     <D>.item.json: item -> {"title": ..., "description": the item's text}
@@ -46,9 +46,8 @@ def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, 
 def _require_leave_one_out(folder: DatasetFolder) -> None:
     split = load_meta(folder.interactions, folder.make_command).get("split_name", "leave_one_out")
     if split != "leave_one_out":
-        raise ConfigError("--export", f"the dataset {folder.name} has a {split} split", "The exported files do not "
-                          "contain the split: programs that read these files use the last two items of each user for "
-                          "validation and test",
+        raise ConfigError("--export", f"the dataset {folder.name} has a {split} split", "Programs that read the "
+                          "exported files always use the last two items of each user for validation and test",
                           f"{folder.make_command} --split leave_one_out")
 
 
@@ -59,7 +58,7 @@ def _json_object(entries: Iterable[tuple[str, object]]) -> str:
 
 
 def _sequences(folder: DatasetFolder, raw_item: np.ndarray) -> Iterator[tuple[str, list[str]]]:
-    """For each user, yield the raw id of the user, and the raw ids of the user's items, oldest first."""
+    """For each user, yield the raw id and the raw ids of the user's items, oldest first."""
     events, raw_user = load_interactions(folder), load_users(folder)["raw_id"]
     ends = np.searchsorted(events.user, np.arange(1, len(raw_user)))
     for user, item in zip(raw_user, np.split(raw_item[events.item], ends), strict=True):
@@ -86,5 +85,5 @@ def token(level: int, code: int) -> str:
 
 
 def letter(level: int) -> str:
-    """Return the letters that name a level in a token. The levels are named a, b, ..., z, aa, ab, ..."""
+    """Return the name of a level in a token. The names are a, b, ..., z, aa, ab, ..."""
     return (letter(level // 26 - 1) if level >= 26 else "") + chr(ord("a") + level % 26)

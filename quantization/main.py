@@ -1,6 +1,6 @@
 """Train a quantizer on the item embeddings of a dataset, and write the semantic IDs of the items.
 
-With --compare, --explain or --export, report on existing semantic IDs instead.
+With --compare, --explain or --export, nothing is trained; existing semantic IDs are shown or exported.
 """
 
 import sys
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     folder.require()
     if args.compare or args.explain or args.export:
         reject_ignored(args, "--compare, --explain, --export", ("config", "strict", "force"),
-                       "These flags only report on existing semantic IDs")
+                       "These flags do not train; they only read existing semantic IDs")
         show(args, folder, name)
     else:
         from quantization.pipeline import Options, train
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
 
 
 def make_parser(argv: list[str]):
-    """Return the argument parser. Its --help also lists the keys of the chosen quantizer's YAML."""
+    """Return the argument parser. --help also shows the configuration keys of the quantizer in `argv`."""
     from common.cli import Parser, add_config_flags, add_shared_flags, add_variant_flags, help_with_keys, value_of
     from quantization.models import CONFIGS, DEFAULTS, names
 
@@ -50,8 +50,8 @@ def make_parser(argv: list[str]):
     parser.add_argument("--explain", action="store_true",
                         help="print what the codes mean, and write an HTML page for browsing them")
     parser.add_argument("--export", type=Path, default=None, metavar="DIR",
-                        help="write the semantic IDs, items and sequences into the folder DIR: JSON files in the "
-                             "format of LC-Rec, and a CSV table of the IDs")
+                        help="write JSON files in the format of LC-Rec (semantic IDs, items, user sequences) and a CSV "
+                             "table of the semantic IDs to the folder DIR")
     name = value_of(argv, ("--quantizer_name", "--model_name"), "rqvae").lower()
     help_with_keys(parser, [DEFAULTS,
                             CONFIGS / f"{name if name in names() else 'rqvae'}_config.yaml"])

@@ -40,8 +40,8 @@ class Options(NamedTuple):
 def train(config: Config, folder: DatasetFolder, options: Options, command: str) -> None:
     """Train one quantizer and publish its codes.
 
-    If a finished run with the same configuration and inputs has published its codes, keep them and train nothing
-    (unless `options.force` is set).
+    If a finished run with the same configuration and inputs exists, its codes are reused, unless `options.force` is
+    set.
     """
     run_root, suffix, tag, force, strict = options
     log_to_console()
@@ -80,15 +80,15 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
              meta["collision_rate_before"], meta["collision_rate_after"])
     log.info("quantization: wrote %s; codebook sizes %s", codes, meta["codebook_sizes"])
     if meta["collision_rate_after"]:
-        log.warning("quantization: recommenders cannot use these codes because some items share an ID; use "
+        log.warning("quantization: some items share an ID, so recommenders cannot use these codes; use "
                     "--disambiguation extra_level to make the IDs distinct")
 
 
 def report(folder: Path, metrics: dict, config: Config, settings: dict, strict: bool) -> tuple[str, str | None]:
-    """Return the diagnostics as text, and a warning about collapsed codebooks (None if no codebook has collapsed).
+    """Write the metrics and the diagnostics to evaluation.json in `folder`.
 
-    The function also writes the metrics and the diagnostics to evaluation.json in `folder`. Raises TrainingError if a
-    codebook has collapsed and `strict` is set.
+    Returns the diagnostics as text, and a warning if a codebook has collapsed (else None). With `strict`, raises
+    TrainingError if a codebook has collapsed.
     """
     lines = diagnose(metrics, settings)
     write_text(folder / EVALUATION, json.dumps({"metrics": metrics, "diagnostics": lines}, indent=2) + "\n")

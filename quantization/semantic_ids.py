@@ -1,4 +1,4 @@
-"""Access to the semantic IDs of a dataset from Python."""
+"""A Python class to load and use the semantic IDs of a dataset."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,7 @@ from common.errors import ConfigError, DataError, nearest_id
 class SemanticIDs:
     """The published semantic IDs of all items of a dataset.
 
-    codes: int32 (num_items, num_levels). Row i has the codes of item i. If there is a disambiguation level, it is the
-        last column.
+    codes: int32 (num_items, num_levels), including the disambiguation level if there is one
     raw_ids, titles: object arrays (num_items,)
     codebook_sizes: the number of codes of each level
     """
@@ -28,8 +27,8 @@ class SemanticIDs:
              data_root: str | Path | None = None) -> "SemanticIDs":
         """Load the semantic IDs that `quantization/main.py` has written.
 
-        Raises ConfigError if a name is invalid or the dataset is unknown. Raises DataError if the file of the codes is
-        missing. Raises ArtifactError if this file is stale or damaged.
+        Raises ConfigError if a name is invalid or the dataset is unknown. Raises DataError if there are no such
+        semantic IDs. Raises ArtifactError if their file is stale or damaged.
         """
         for where, name in (("dataset", dataset), ("quantizer", quantizer), ("suffix", suffix), ("tag", tag)):
             check_name(where, name)
@@ -40,7 +39,7 @@ class SemanticIDs:
         return cls(codes, items["raw_id"], items["title"], meta["codebook_sizes"])
 
     def of(self, raw_id: str) -> tuple[int, ...]:
-        """Return the semantic ID of the item with this raw id. Raises DataError if there is no such item."""
+        """Return the semantic ID of the item `raw_id`. Raises DataError if there is no such item."""
         if raw_id not in self._item_of:
             why, close = nearest_id(raw_id, self._item_of)
             raise DataError("raw_id", f"unknown item {raw_id!r}", why,

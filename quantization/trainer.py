@@ -22,13 +22,13 @@ from quantization.utils import check_contract
 
 log = logging.getLogger(__name__)
 
-# `maintain` is called once in this number of steps, or once per epoch if an epoch is shorter. In a long epoch, a
+# `maintain` is called once in this number of steps, or once per epoch if an epoch has fewer steps. In a long epoch, a
 # codebook could collapse before the end.
 MAINTAIN_EVERY = 100
 
 
 class QuantizerTask:
-    """The `common.training.Task` that trains a quantizer by gradient."""
+    """Trains a quantizer by gradient descent. It implements `common.training.Task`."""
 
     def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, reference: EvaluationData):
         self.model, self.xs, self.params, self.seed, self.name = model, xs, params, seed, name
@@ -41,7 +41,7 @@ class QuantizerTask:
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
         number = epoch * self.num_steps + index
         if number and number % min(MAINTAIN_EVERY, self.num_steps) == 0:
-            # This call is at the start of a step, so that it comes after the evaluation of the previous epoch (if any).
+            # Call this at the start of a step, so that it comes after the evaluation of the previous epoch.
             self.model.maintain(self.xs, self._generator("maintain", number))
             sync(self.model)
         num_rows = len(self.batches.numbers(epoch, index))
@@ -55,7 +55,7 @@ class QuantizerTask:
         return self.model.compute_loss(self.model(batch), batch)
 
     def end_epoch(self, epoch: int) -> None:
-        """Update the model at the end of an epoch. All processes use the same seed and make the same update."""
+        """Update the model at the end of an epoch. All processes make the same update."""
         self.model.end_epoch(self.xs, self._generator("end", epoch))
         sync(self.model)
 
@@ -70,12 +70,12 @@ class QuantizerTask:
         return metrics
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """Return the numbers of the items in batch `index` of the epoch."""
+        """Return the indices of the items in batch `index` of the epoch."""
         return self.batches.numbers(epoch, index).tolist()
 
 
 class Trainer:
-    """Trains one quantizer, and publishes the codes that the best checkpoint gives to the items."""
+    """Trains one quantizer, and publishes the codes of the items, which the best checkpoint computes."""
 
     def __init__(self, model: AbstractVQ, embeddings: Embeddings, config: Config, run: Run, device: torch.device,
                  reference: EvaluationData):
@@ -84,9 +84,9 @@ class Trainer:
         self.seed, self.reference = config["common"]["seed"], reference
 
     def train(self) -> dict:
-        """Train the model by its `fit` method or by gradient, and return the metrics of the best checkpoint.
+        """Train the model by its `fit` method or by gradient descent, and return the metrics of the best checkpoint.
 
-        At the end, `model` has the weights of the best checkpoint, and `codes` contains the codes of all items.
+        Afterwards, `model` has the weights of the best checkpoint, and `codes` has the codes of all items.
         """
         params = self.config.training_params
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "start"))
@@ -108,9 +108,9 @@ class Trainer:
         return metrics
 
     def publish(self, path: Path, command: str, info: dict) -> dict:
-        """Disambiguate the codes and write them to `path`, with a meta file. Return the content of the meta file.
+        """Disambiguate the codes, and write them to `path`. Return the content of the meta file.
 
-        info: additional entries of the meta file
+        info: additional entries for the meta file
         """
         sizes = list(self.model.codebook_sizes or (self.codes.max(axis=0) + 1).tolist())
         ids = disambiguate(self.config["common"]["disambiguation"], self.codes, sizes, self.model, self.xs,
@@ -125,7 +125,7 @@ class Trainer:
         return meta
 
     def _check_selection(self, select_by: str) -> None:
-        """Raise ConfigError if `select_by` is not a metric of this model. This check is made before the training."""
+        """Raise ConfigError if `select_by` is not a metric of this model."""
         with torch.no_grad():
             metrics = evaluate(self.model, self.xs[:256], 256, EvaluationData(None, None))[0]
         known = sorted(name for name, value in metrics.items() if isinstance(value, float)) + ["behavioral_coherence"]
@@ -135,7 +135,7 @@ class Trainer:
 
 
 def is_published(codes: Path, run_id: str) -> bool:
-    """Return whether the run `run_id` wrote the file `codes`, and the file is not stale."""
+    """Return whether the file `codes` is from the run `run_id` and is not stale."""
     try:
         return load_meta(codes, "").get("run") == run_id
     except UserError:

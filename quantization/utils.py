@@ -8,17 +8,16 @@ from quantization.models.abstract_vq import AbstractVQ
 
 # N items, B batch, L levels
 
-NUM_CHECKED = 64  # number of items that are used for the check
-MAX_MOVED = 0.05  # maximum share of these items that may get other codes in a batch than alone
+NUM_CHECKED = 64  # number of items for the check
+MAX_MOVED = 0.05  # maximum share of items with different codes in a batch and alone
 
 
 def check_contract(model: AbstractVQ, xs: Tensor) -> None:
     """Call the methods of a quantizer on a few items, and check what they return.
 
-    xs: (N, D), of which the first rows are used
+    xs: the input of the model, (N, D)
 
-    Raises ConfigError if a method returns a wrong value; the error names this method. Afterwards, the model is in eval
-    mode.
+    Raises ConfigError if a method returns a wrong value. Afterwards, the model is in eval mode.
     """
     batch = xs[:NUM_CHECKED]
     model.eval()
@@ -37,7 +36,7 @@ def check_contract(model: AbstractVQ, xs: Tensor) -> None:
                                   fix="return every loss as a scalar tensor")
         codes = checked_codes(model, batch)
         alone = torch.cat([checked_codes(model, row) for row in batch.split(1)])
-        moved = (codes != alone).any(dim=1).sum()  # because of rounding, a row may get another codeword
+        moved = (codes != alone).any(dim=1).sum()  # rounding may give a row another codeword
         if moved > MAX_MOVED * len(batch) or not torch.equal(codes, checked_codes(model, batch)):
             raise ConfigError(_place(model, "get_codes"), "returned different codes for the same items",
                               "The codes of an item must not depend on randomness or on the rest of the batch",
@@ -45,9 +44,9 @@ def check_contract(model: AbstractVQ, xs: Tensor) -> None:
 
 
 def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
-    """Return the codes of a batch, and check them: (B, D) -> int64 (B, L).
+    """Compute the codes of a batch: (B, D) -> int64 (B, L).
 
-    Raises ConfigError if the model returns codes with a wrong dtype, shape or range.
+    Raises ConfigError if the codes have a wrong dtype, shape or range.
     """
     where = _place(model, "get_codes")
     codes = model.get_codes(xs)

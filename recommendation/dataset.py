@@ -1,4 +1,4 @@
-"""The users' sequences of events, and windows: the parts of these sequences that a model reads."""
+"""The event sequences of the users. A model reads them in parts, called windows."""
 
 from typing import NamedTuple
 
@@ -23,9 +23,9 @@ class Sequences:
     """
 
     def __init__(self, item: np.ndarray, user: np.ndarray, split: np.ndarray, device: torch.device | str = "cpu"):
-        """Store the events of all users.
+        """Store the events, which must be sorted by user and then by time.
 
-        item, user: (E,) item and user of each event, sorted by user; the events of one user are sorted by time
+        item, user: (E,) item and user of each event
         split: (E,) split of each event, as an index into `SPLITS`
         """
         self.item, self.user, self.split = item, user, split
@@ -35,25 +35,25 @@ class Sequences:
 
     @classmethod
     def load(cls, folder: DatasetFolder, device: torch.device | str) -> "Sequences":
-        """Load the sequences of a dataset. Raises DataError if test events could leak into the training."""
+        """Load the sequences of a dataset. Raises DataError if the model could see test events during the training."""
         events = load_interactions(folder)
         split_name = load_meta(folder.interactions, folder.make_command).get("split_name")
         if problem := find_leak(events, split_name):
-            raise DataError(folder.interactions, problem, "Test events would leak into the training",
+            raise DataError(folder.interactions, problem, "The model could see test events during the training",
                             f"{folder.make_command} --force")
         return cls(events.item, events.user, events.split, device)
 
     def positions(self, split: str) -> np.ndarray:
-        """Return the events of a split that have a history, as indices into all events."""
+        """Return the indices of the events of a split that have a history."""
         of_split = self.split == SPLITS.index(split)
         return np.flatnonzero(of_split & (self.first < np.arange(len(self.item))))
 
     def num_without_history(self, split: str) -> int:
-        """Return the number of events of a split that have no history. Recommenders are not tested on these events."""
+        """Return the number of events of a split that have no history. These events are not evaluated."""
         return int((self.split == SPLITS.index(split)).sum()) - len(self.positions(split))
 
     def training_sequences(self) -> list[Tensor]:
-        """Return the training events as `[items, offsets]`, in the format that `AbstractRecommender.fit` expects."""
+        """Return the training events as `[items, offsets]`, the arguments of `AbstractRecommender.fit`."""
         train = self.split == SPLITS.index("train")
         counts = np.bincount(self.user[train], minlength=int(self.user[-1]) + 1)
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
@@ -69,7 +69,7 @@ class Sequences:
         return self.windows(np.maximum(self.first[positions], positions - max_history), positions)
 
     def windows(self, starts: np.ndarray, ends: np.ndarray) -> Windows:
-        """Return windows with padding. Row i has the items of the events from `starts[i]` to `ends[i] - 1`."""
+        """Return the items of the events from `starts[i]` to `ends[i] - 1` in row i, with padding at the end."""
         device = self.device_items.device
         # Blocking copies would make the CPU wait for the GPU twice in each step.
         start, length = (torch.from_numpy(a).to(device, non_blocking=True) for a in (starts, ends - starts))
@@ -80,7 +80,7 @@ class Sequences:
 
 
 def find_leak(events: Interactions, split_name: str | None) -> str | None:
-    """Return an error message if the split could leak test events into the training, else None."""
+    """Return an error message if the model could see test events during the training, else None."""
     train, valid, test = (events.split == SPLITS.index(name) for name in SPLITS)
     within = events.user[1:] == events.user[:-1]
     if (events.user[1:] < events.user[:-1]).any() or (events.timestamp[1:] < events.timestamp[:-1])[within].any():
@@ -127,14 +127,14 @@ class TrainingBatches:
                             "use a larger dataset (a lower --min_user_interactions does not help)")
         self.num_batches = -(-len(self.targets) // batch_size)
         if unit == "sequence":
-            # Every batch needs at least one segment, and the number of segments differs between epochs. So use at most
-            # as many batches as the smallest possible number of segments.
+            # Every batch needs at least one segment, but the number of segments differs between epochs. So do not use
+            # more batches than the smallest possible number of segments.
             num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]  # (U,) targets per user
             self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
         self._epoch, self._batches = -1, list[Spans]()
 
     def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Windows:
-        """Return the windows of a batch, or only the windows that the slice `rows` selects."""
+        """Return the windows of a batch. `rows` selects some of them (default: all)."""
         starts, ends = self.batch(epoch, index)
         return self.sequences.windows(starts[rows], ends[rows])
 
@@ -144,7 +144,7 @@ class TrainingBatches:
         return len(starts[rows]) if self.unit == "target" else int((ends - starts - 1)[rows].sum())
 
     def batch(self, epoch: int, index: int) -> Spans:
-        """For each window of a batch, return the range of its events."""
+        """Return the range of events of each window in a batch."""
         if epoch != self._epoch:
             rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
             self._epoch, self._batches = epoch, self._make_batches(rng)
@@ -153,10 +153,10 @@ class TrainingBatches:
     def _make_batches(self, rng: np.random.Generator) -> list[Spans]:
         starts, ends = self._single_targets() if self.unit == "target" else self._segments(rng)
         order = rng.permutation(len(starts))
-        # Sort the windows by length within groups of SORT_AHEAD batches. The windows of a batch then have similar
-        # lengths and need little padding, and the groups are still random. Every second group is sorted in descending
-        # order. Otherwise the batch at the border between two groups would contain the longest windows of one group
-        # and the shortest windows of the next, and its padding would make it as slow as ten batches.
+        # Sort the windows by length within random groups of SORT_AHEAD batches. The windows of a batch then need little
+        # padding. Every second group is sorted in descending order. Otherwise, a batch at the border of two groups
+        # would contain the longest windows of one group and the shortest of the next. Padding would make this batch as
+        # slow as ten batches.
         group = np.arange(len(order)) * self.num_batches // (len(order) * SORT_AHEAD)
         order = order[np.lexsort(((ends - starts)[order] * np.where(group % 2, -1, 1), group))]
         starts, ends = starts[order], ends[order]
@@ -171,16 +171,14 @@ class TrainingBatches:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _single_targets(self) -> Spans:
-        """Return one window per target: the newest `max_history` events before the target, and then the target."""
+        """Return one window per target: the `max_history` events before the target, and the target."""
         return Spans(np.maximum(self.sequences.first[self.targets], self.targets - self.max_history), self.targets + 1)
 
     def _segments(self, rng: np.random.Generator) -> Spans:
         """Split the training sequences at random points into segments, and return the segments as windows.
 
-        A segment contains at most `max_history` targets, and the item before the first target. The random points are
-        different in every epoch. Short sequences are also split, but the shorter a sequence is, the less often.
-        Without these splits, the model overfits and the validation metrics are lower. The numbers are in
-        benchmarks/README.md.
+        A segment has at most `max_history` targets, and one item before the first target. Short sequences are split
+        too, but less often. Without these splits, the model overfits (see benchmarks/README.md).
         """
         first = self.sequences.first[self.targets]
         new_user = np.r_[True, first[1:] != first[:-1]]

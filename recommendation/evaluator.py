@@ -1,4 +1,4 @@
-"""Evaluation of recommenders: rank the items of the catalogue for each history, and compute the metrics."""
+"""Evaluation of recommenders: rank the items for each history, and compute the metrics."""
 
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from recommendation.models.abstract_model import AbstractRecommender
 
 # H histories, B targets or batch size, N items, k items in a list, S largest number of seen items in a history
 
-# If the lists are longer than this, the batches are smaller. The cost of a search grows with both sizes.
+# For longer lists, the batches are smaller, because a search then needs more memory and time per history.
 USUAL_LENGTH = 64
 BUCKETS = ("cold", "tail", "middle", "head")
 
@@ -27,7 +27,7 @@ class Predictions(NamedTuple):
     """The items that a model recommends for each event of a split, and the target of each event."""
 
     positions: np.ndarray  # (B,) index of each event in `Sequences`
-    targets: np.ndarray    # (B,) item of each event, which the model should recommend
+    targets: np.ndarray    # (B,) item of each event
     items: np.ndarray      # (B, k) recommended items, best first; -1 is an empty position
     scores: np.ndarray     # (B, k) scores of `items`
 
@@ -35,8 +35,9 @@ class Predictions(NamedTuple):
 def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, title: str = "") -> Predictions:
     """Recommend items for every event of a split that has a history.
 
-    If `params["filter_seen"]` is true, all items of the history are excluded from the lists. This includes older items
-    that the model does not read because of `max_history`. If `title` is not empty, a progress bar is shown.
+    params: training parameters; with `filter_seen`, all items of the history are excluded, also items that are too old
+        for `max_history`
+    title: title of the progress bar; if empty, no progress bar is shown
 
     Raises TrainingError if a score is NaN.
     """
@@ -46,7 +47,7 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
                                      params["top_k"], params["filter_seen"], progress)
     if np.isnan(scores).any():
         num_bad = int(np.isnan(scores).any(axis=1).sum())
-        raise TrainingError(type(model).__name__, f"the scores of {num_bad} of {len(scores)} histories are NaN",
+        raise TrainingError(type(model).__name__, f"has NaN scores for {num_bad} of {len(scores)} histories",
                             fix="use a lower --lr (the losses are in the file metrics.jsonl of the run)"
                             if model.trained_by_gradient() else
                             f"correct the scores in {type(model).__name__}.recommend; --lr has no effect on them")
@@ -54,9 +55,7 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
 
 
 def metrics(predictions: Predictions, num_items: int) -> dict:
-    """Compute the metrics in metrics.py for the predictions, and the share of faulty positions in the lists.
-
-    The target is the only relevant item of an event. The shares are fractions of all positions in all lists:
+    """Compute the metrics of metrics.py, and these shares of all positions in all lists:
 
     missing_share: positions without an item
     duplicate_share: positions that repeat an item of the same list
@@ -73,10 +72,7 @@ def metrics(predictions: Predictions, num_items: int) -> dict:
 
 def evaluate(model: AbstractRecommender, sequences: Sequences, split: str, params: dict,
              title: str = "") -> tuple[Predictions, dict]:
-    """Return the predictions for the events of a split, and the metrics of these predictions.
-
-    The metrics are those of `metrics` for all events, and those of `by_popularity` for groups of events.
-    """
+    """Return the predictions for the events of a split, and the results of `metrics` and `by_popularity` for them."""
     num_items = model.catalogue.num_items
     predictions = predict(model, sequences, split, params, title)
     result = metrics(predictions, num_items)
@@ -91,12 +87,12 @@ def _ranked_lists(predictions: Predictions, num_items: int) -> RankedLists:
 
 
 def by_popularity(predictions: Predictions, counts: np.ndarray) -> dict[str, dict]:
-    """Return Recall@10 and NDCG@10 separately for four groups of targets, from unpopular to popular.
+    """Return Recall@10 and NDCG@10 for four groups of items: `cold`, `tail`, `middle` and `head`.
 
     counts: (N,) number of training events of each item
 
-    Items without training events are `cold`. The other items are sorted by popularity and split into three groups:
-    `tail`, `middle` and `head`. Each of these three has about a third of the training events.
+    Items without training events are `cold`. The other groups go from unpopular to popular items. Each of them has
+    about a third of the training events.
     """
     bucket_of = np.zeros(len(counts), dtype=int)
     order = np.argsort(counts, kind="stable")
@@ -119,17 +115,17 @@ class Ranking(NamedTuple):
 
     items: np.ndarray     # (H, k) int64; -1 is an empty position
     scores: np.ndarray    # (H, k)
-    fallback: np.ndarray  # (H,) bool; True if the history is empty, so that the list has the most popular items
+    fallback: np.ndarray  # (H,) bool; True if the history is empty; the list then has the most popular items
 
 
 def rank(model: AbstractRecommender, histories: Histories, popularity: np.ndarray, params: dict, top_k: int,
          filter_seen: bool = False, device: torch.device | str = "cpu") -> Ranking:
     """Return the `top_k` best items for each history, or the most popular items if the history is empty.
 
-    popularity: (N,) number of training events of each item; for an empty history, these numbers are the scores
+    popularity: (N,) number of training events of each item; these are the scores for an empty history
     filter_seen: whether to exclude the items of the history
 
-    The lists have fewer than `top_k` positions if the catalogue has fewer items.
+    If the catalogue has fewer than `top_k` items, the lists are shorter.
     """
     num_items, lengths = len(popularity), histories.lengths
     width = min(top_k, num_items)
@@ -155,9 +151,7 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Sp
     histories: the range of events of each history; the model reads only the newest `max_history` events of a range
     filter_seen: whether to exclude the items of the whole history
 
-    An empty position in a list has the item -1 and the score -inf. A batch contains histories of similar length, so
-    that little padding is needed. If there are several processes, each process ranks some of the batches, and then all
-    processes exchange their results. The result for a history does not depend on the other histories.
+    An empty position in a list has the item -1 and the score -inf. All processes return the same result.
     """
     (starts, ends), num_items = histories, model.catalogue.num_items
     items = np.zeros((len(starts), top_k), dtype=np.int64)
@@ -165,6 +159,7 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Sp
     seen = _seen(sequences.item, starts, ends, num_items) if filter_seen else None
     read_from = np.maximum(starts, ends - params["max_history"])
     size = max(params["eval_batch_size"] * USUAL_LENGTH // max(USUAL_LENGTH, top_k), 1)
+    # The histories of a batch have similar lengths, so they need little padding.
     by_length = np.argsort(read_from - ends, kind="stable")
     batches = [by_length[start:start + size] for start in range(0, len(by_length), size)]
     for batch in batches[process_number()::world_size()]:
@@ -183,7 +178,7 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Sp
 def _seen(item: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_items: int) -> np.ndarray:
     """Return the items of all histories in one sorted array without duplicates.
 
-    An item in the history with the index `row` is encoded as the number `row * N + item`.
+    Item i of history h is encoded as the number h * N + i, where N is the number of items in the catalogue.
     """
     lengths = ends - starts
     row = np.repeat(np.arange(len(starts)), lengths)
@@ -192,7 +187,7 @@ def _seen(item: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_items: int
 
 
 def _seen_by(batch: np.ndarray, seen: np.ndarray, num_items: int) -> torch.Tensor:
-    """Return the distinct items of each history in a batch: (B,) -> (B, S), with padding at the end of shorter rows.
+    """Return the distinct items of each history in a batch: (B, S), with padding at the end of shorter rows.
 
     batch: (B,) indices of histories
     seen: result of `_seen`

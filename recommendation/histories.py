@@ -1,4 +1,4 @@
-"""Queries for recommendations: read them from a file, and convert their raw ids to item numbers."""
+"""Requests for recommendations: read them from a file, and convert raw ids of items to item indices."""
 
 import json
 import shlex
@@ -19,20 +19,20 @@ FIX = 'write lines like ["id", "id"], {"user": "id", "history": ["id", "id"]} or
 
 
 class Query(NamedTuple):
-    """A request for recommendations. It names a user of the dataset, or contains a history."""
+    """A request for recommendations, with a user of the dataset or with a history."""
 
-    user: str | None           # raw id of a user in the dataset; if `history` is given, any name for the output
+    user: str | None           # raw id of a user in the dataset; with a history: any name, shown in the output
     history: list[str] | None  # raw ids of items, oldest first; None: use the user's events in the dataset
     where: str = ""            # where the query comes from (flag or file:line), for error messages
 
 
 class Histories(NamedTuple):
-    """The histories of several queries, converted to item numbers."""
+    """The histories of several queries, as item indices."""
 
     users: list[str | None]    # H entries: the user of each query
     items: np.ndarray          # (E,) int64, one history after another, oldest item first
     offsets: np.ndarray        # (H + 1,) history i is items[offsets[i]:offsets[i + 1]]
-    unknown: list[list[str]]   # H entries: the unknown raw ids of each history, which were skipped
+    unknown: list[list[str]]   # H entries: the skipped raw ids of each history (unknown items)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -40,7 +40,7 @@ class Histories(NamedTuple):
 
 
 class Lookup:
-    """Convert raw ids to item numbers, and find the events of users in the dataset."""
+    """Convert raw ids of items to item indices, and find the events of a user."""
 
     def __init__(self, folder: DatasetFolder, sequences: Sequences):
         self.folder, self.sequences = folder, sequences
@@ -50,7 +50,7 @@ class Lookup:
         self._user_of: dict[str, int] | None = None
 
     def histories(self, queries: Iterable[Query]) -> Histories:
-        """Return the histories of the queries as item numbers. Unknown items are skipped.
+        """Return the histories of the queries as item indices. Unknown items are skipped.
 
         Raises DataError if a query without a history names an unknown user.
         """
@@ -65,9 +65,9 @@ class Lookup:
         return Histories(users, items, np.cumsum([0, *map(len, rows)]), unknown)
 
     def split_at_commas(self, words: list[str]) -> list[str]:
-        """Return a list of raw ids from the words of --history, which may contain ids joined by commas.
+        """Split the words of --history at their commas, and return the raw ids.
 
-        A word is split at its commas only if the whole word is not a known item, but at least one of the parts is.
+        A word is not split if it is a known item, or if none of its parts is a known item.
         """
         result = []
         for word in words:
@@ -94,9 +94,9 @@ class Lookup:
 def read_histories(path: Path) -> list[Query]:
     """Read queries from a JSON Lines file, one query per line.
 
-    A line has one of three forms: a list of raw item ids, `{"user": ..., "history": [...]}`, or `{"user": ...}`. The
-    last form uses the user's events in the dataset as the history. Raises DataError if a line has another form. Raises
-    DataError if the file is empty or cannot be read.
+    A line is a list of raw item ids, `{"user": ..., "history": [...]}`, or `{"user": ...}`. The last form selects all
+    events of the user in the dataset. Raises DataError if a line has another form, or if the file is empty or cannot be
+    read.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -116,7 +116,7 @@ def _parse_query(line: str, where: str) -> Query:
         raise DataError(where, "is not valid JSON", str(error), FIX) from error
     value = {"history": value} if isinstance(value, list) else value
     if not isinstance(value, dict) or not value:
-        raise DataError(where, "must be a JSON list of raw ids, or a JSON object with the key user or history", fix=FIX)
+        raise DataError(where, "must be a JSON list, or a JSON object with the key user or history", fix=FIX)
     for key in value:
         if key not in KEYS:
             raise DataError(where, f"unknown key {key!r}", nearest(key, list(KEYS)), FIX)

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 
 def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None, force: bool) -> None:
-    """Train and test a recommender with the configured seed, or once with each of `seeds`. Log a table of metrics."""
+    """Train and test a recommender once, or once for each of `seeds`. Log a table of metrics."""
     from common.distributed import is_main
     from recommendation.pipeline import run_seeds
     from recommendation.results import seeds_table, table

@@ -1,4 +1,4 @@
-"""Definitions of all metrics, used by the flags, the evaluation and the tables. This module does not import torch."""
+"""Definitions of all metrics. This module does not import torch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ CUTOFFS = (1, 5, 10, 20)
 
 
 class RankedLists(NamedTuple):
-    """Lists of recommended items, one for each target, and the rank of the target in this list."""
+    """For each target, a list of recommended items, and the rank of the target in this list."""
 
     ranks: np.ndarray  # (B,) 1 is the best; infinity if the target is not in the list
     items: np.ndarray  # (B, k) best first; -1 is an empty position
@@ -21,16 +21,16 @@ class RankedLists(NamedTuple):
 class Metric(NamedTuple):
     """A metric: how to compute it, and where tables show it."""
 
-    compute: Callable         # takes (lists, cutoff); returns one value per target, (B,), or one number for all lists
+    compute: Callable         # (lists, cutoff) -> one value per target, (B,), or one number for all lists
     columns: tuple[int, ...]  # cutoffs at which tables show the metric
-    per_target: bool          # whether `compute` returns one value per target, so that the mean has a standard error
+    per_target: bool          # whether `compute` returns one value per target
 
 
 METRICS: dict[str, Metric] = {}
 
 
 def metric(*columns: int, per_target: bool = True) -> Callable:
-    """Return a decorator that registers a function as a metric. Tables show the metric at the cutoffs in `columns`."""
+    """Decorator that registers a function as a metric. Tables show the metric at the cutoffs in `columns`."""
     def register(function: Callable) -> Callable:
         METRICS[function.__name__] = Metric(function, columns, per_target)
         return function
@@ -40,7 +40,7 @@ def metric(*columns: int, per_target: bool = True) -> Callable:
 
 @metric(5, 10, 20)
 def recall(lists: RankedLists, cutoff: int) -> np.ndarray:
-    """1 if the rank of the target is at most `cutoff`, else 0. With one target per list, recall equals the hit rate."""
+    """1 if the rank of the target is at most `cutoff`, else 0."""
     return (lists.ranks <= cutoff).astype(float)
 
 
@@ -58,7 +58,7 @@ def mrr(lists: RankedLists, cutoff: int) -> np.ndarray:
 
 @metric(10, per_target=False)
 def coverage(lists: RankedLists, cutoff: int) -> float:
-    """The share of the catalogue's items that occur in the first `cutoff` positions of at least one list."""
+    """Share of the catalogue that occurs in the first `cutoff` positions of at least one list."""
     listed = np.unique(lists.items[:, :cutoff])
     return int((listed >= 0).sum()) / lists.num_items
 
@@ -69,9 +69,9 @@ def names() -> list[str]:
 
 
 def columns(cutoffs: tuple[int, ...] = CUTOFFS, kinds: tuple[bool, ...] = (True, False)) -> list[str]:
-    """Return the names of the metrics that tables show, such as `ndcg@10`, ordered by kind and then by cutoff.
+    """Return the names of the metrics that tables show, such as `ndcg@10`, sorted by kind and then by cutoff.
 
-    kinds: the values of `Metric.per_target` to include; (True,) selects only the metrics with one value per target
+    kinds: True for the metrics with one value per target, False for the metrics with one value for all lists
     """
     return [f"{name}@{cutoff}" for kind in kinds for cutoff in cutoffs for name, metric in METRICS.items()
             if metric.per_target is kind and cutoff in metric.columns]
@@ -80,8 +80,8 @@ def columns(cutoffs: tuple[int, ...] = CUTOFFS, kinds: tuple[bool, ...] = (True,
 def measure(lists: RankedLists) -> dict[str, float]:
     """Return the value of every metric at every cutoff, as a dict with keys such as `ndcg@10`.
 
-    If a metric has one value per target, the result is the mean over the targets. The dict then also has the standard
-    error of this mean, with a key such as `ndcg@10_stderr`.
+    For a metric with one value per target, this is the mean over the targets. The dict also has the standard error of
+    the mean, with a key such as `ndcg@10_stderr`.
     """
     means: dict[str, float] = {}
     shares: dict[str, float] = {}
@@ -98,8 +98,8 @@ def measure(lists: RankedLists) -> dict[str, float]:
 def mean_and_deviation(runs: list[dict]) -> dict[str, dict[str, float | None]]:
     """Return the mean and the standard deviation of each metric over runs with different seeds.
 
-    The result maps the name of a metric to a dict with the keys `mean` and `deviation`. It contains only the
-    metrics that all runs have. The deviation is the sample standard deviation, or None for a single run.
+    The keys are the metrics that all runs have. The values are dicts with the keys `mean` and `deviation`. `deviation`
+    is the sample standard deviation, or None for a single run.
     """
     values = {name: np.array([run[name] for run in runs]) for name, value in runs[0].items()
               if isinstance(value, float) and not name.endswith("_stderr") and all(name in run for run in runs)}

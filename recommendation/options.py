@@ -1,4 +1,4 @@
-"""The command-line flags of recommendation/main.py. They are checked without loading a dataset or torch."""
+"""The command-line flags of recommendation/main.py. This module does not import torch."""
 
 import argparse
 from itertools import pairwise
@@ -13,7 +13,7 @@ from recommendation.models import DEFAULTS, config_path, names
 
 
 def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
-    """Parse and check the command line; return its flags, and the configuration with all overrides applied.
+    """Parse and check the command line. Return the flags, and the configuration with all overrides.
 
     Raises ConfigError if a flag or a configuration key is wrong or has no effect.
     """
@@ -33,7 +33,7 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
 
 
 def make_parser(argv: list[str]) -> cli.Parser:
-    """Return the argument parser. The text of --help also lists the configuration keys of the chosen model."""
+    """Return the argument parser. Its --help also lists the configuration keys of the model."""
     parser = cli.Parser(prog="recommendation/main.py", description="Train and test recommenders on a dataset; "
                         "compare and export finished runs.")
     parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
@@ -66,9 +66,9 @@ def make_parser(argv: list[str]) -> cli.Parser:
 
 
 def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
-    """Raise ConfigError if a flag has no effect on the chosen action (--compare, an export, or else training)."""
+    """Raise ConfigError if a flag has no effect on the action (--compare, an export, or training)."""
     training = ("config", "seeds", "run_list", "filter_seen", "from_t5")
-    reason = "An export only converts a finished run and trains nothing"
+    reason = "An export does not train"
     if args.compare:
         cli.reject_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5", "run"),
                        "--compare only shows finished runs")
@@ -81,7 +81,7 @@ def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
     elif args.export_t5:
         cli.reject_ignored(args, "--export_t5", training, reason)
     elif args.run:
-        raise ConfigError("--run", "has no effect on training", "--run selects the finished run for an export",
+        raise ConfigError("--run", "has no effect on training", "--run selects the run to export",
                           "add --export_item_embeddings or --export_t5, or leave out --run")
 
 
@@ -97,10 +97,7 @@ def check_training(config: Config, seeds: str | None) -> None:
 
 
 def without_run_list(argv: list[str]) -> list[str]:
-    """Return the arguments in `argv` without --run_list and its value.
-
-    A run records its command so that a user can repeat it. A run list is only useful in the job that created it.
-    """
+    """Return the arguments in `argv` without --run_list and its value. A run does not record this flag."""
     pairs = pairwise(["", *argv])
     return [word for before, word in pairs if before != "--run_list" and word.partition("=")[0] != "--run_list"]
 

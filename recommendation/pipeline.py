@@ -1,4 +1,4 @@
-"""The pipeline of the recommendation stage: load the inputs, train and test a recommender, and write the results."""
+"""The pipeline of the recommendation stage."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """Load the inputs of a recommender, train and test the recommender, and write the results to a run folder."""
+    """Load the inputs, train and test a recommender, and write the results to a run folder."""
 
     def __init__(self, config: Config, folder: DatasetFolder, choice: Choice, run_root: Path, command: str,
                  from_t5: Path | None = None):
@@ -43,7 +43,7 @@ class Pipeline:
     def execute(self, force: bool) -> dict:
         """Train and test the model, and return the content of metrics.json.
 
-        If the run is already finished, return its metrics.json without training, unless `force` is set.
+        If the run is already finished, only read its metrics.json, unless `force` is set.
         """
         if self.run.finished and not force:
             log.info("recommendation: reusing run %s of %s (it is finished; use --force to repeat it)",
@@ -64,10 +64,10 @@ class Pipeline:
             write_text(self.run.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
             self._write_predictions(predictions, sequences)
             if test["num_without_history"]:
-                log.warning("recommendation: %d test events are skipped because their users have no earlier event",
+                log.warning("recommendation: %d test events are skipped, because their users have no earlier event",
                             test["num_without_history"])
             if test["missing_share"]:
-                log.warning("recommendation: %.2f%% of the positions in the recommended lists are empty: the "
+                log.warning("recommendation: %.2f%% of the positions in the recommended lists are empty. The "
                             "catalogue has %d items, and a list has %d positions%s", 100 * test["missing_share"],
                             num_items, params["top_k"],
                             " and excludes the items of the history" if params["filter_seen"] else "")
@@ -76,7 +76,7 @@ class Pipeline:
         return result
 
     def _build(self) -> AbstractRecommender:
-        """Build the model on the device, and report unused configuration keys."""
+        """Return the untrained model on the device. Raises ConfigError if a configuration key is unused."""
         model_config = self.config.for_model()
         torch.manual_seed(self.config["common"]["seed"])
         model = self.model_class(model_config, self.catalogue)
@@ -87,7 +87,7 @@ class Pipeline:
         return model.to(self.device)
 
     def _require_held_out(self, sequences: Sequences) -> None:
-        """Raise DataError if no validation event or no test event has a history. Call this before the training."""
+        """Raise DataError if no validation event or no test event has a history."""
         for split in ("valid", "test"):
             if not len(sequences.positions(split)):
                 raise DataError(self.folder.interactions, f"has no event with a history in the {split} split",
@@ -107,10 +107,10 @@ class Pipeline:
 
 
 def run_seeds(config: Config, seeds: list[int], make_pipeline: Callable[[], Pipeline], force: bool) -> dict:
-    """Train and test the model once with each seed; write a summary to `seeds.json`, and return the summary.
+    """Train and test the model once for each seed. Return a summary, and write it to `seeds.json`.
 
-    `seeds.json` is next to the run folders. The finished run of a seed is reused, unless `force` is set. This
-    function sets the seed in `config`, so `make_pipeline()` must return a pipeline for the current values of `config`.
+    A finished run is not repeated, unless `force` is set. For each seed, this function changes the seed in `config` and
+    then calls `make_pipeline`, which must use this `config`.
     """
     runs = {}
     for seed in seeds:

@@ -1,9 +1,8 @@
 """Recommend items for a user of the dataset, or for given histories, with a trained recommender.
 
-A history is a list of raw item ids, oldest first. After --history, write each id as a separate word, such as
---history A B "C, with a comma". A word that is not an item is split at its commas, so --history A,B,C works too. If an
-id begins with a dash, write --history=-A. In a file for --histories, each line is one of these JSON values:
-["A", "B"], {"user": "me", "history": ["A", "B"]}, or {"user": "U"} to use all events of user U in the dataset.
+A history is a list of raw item ids, oldest first. Write --history A B "C, with a comma" or --history A,B. If an id
+begins with a dash, write --history=-A. In a file for --histories, each line is ["A", "B"] or
+{"user": "me", "history": ["A", "B"]}, or {"user": "U"} to use all events of user U in the dataset.
 """
 
 import json
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_output(path: Path | None, histories: Path | None) -> None:
-    """Raise ConfigError if the output `path` is a folder, the file `histories`, or an artifact."""
+    """Raise ConfigError if the output `path` is a folder, is the input file `histories`, or is an artifact."""
     if path is None:
         return
     is_input = histories and histories.exists() and path.exists() and path.samefile(histories)

@@ -1,4 +1,4 @@
-"""A trained recommender, for use from Python and by recommend.py. It works with raw ids instead of item numbers."""
+"""The Python interface to a trained recommender. Users and items are given by their raw ids."""
 
 import logging
 from collections.abc import Iterable
@@ -32,12 +32,12 @@ class Result(NamedTuple):
     user: str | None              # the user of the query
     items: list[RecommendedItem]  # best first
     num_known: int                # number of items of the history that are in the catalogue
-    unknown: list[str]            # raw ids of the history that are not in the catalogue; they were skipped
+    unknown: list[str]            # skipped raw ids of the history, which are not in the catalogue
     fallback: bool                # True if the history has no known item; `items` are then the most popular items
 
 
 class Recommender:
-    """A trained recommender, together with the items and users of the dataset that it was trained on."""
+    """A trained recommender, with the items and users of its dataset."""
 
     def __init__(self, run: LoadedRun, lookup: Lookup):
         self.run, self.lookup = run, lookup
@@ -51,8 +51,8 @@ class Recommender:
         run: id of the run; None for the newest finished run
         device: device to compute on; None for the device in the run's configuration
 
-        Raises ConfigError if the dataset or the model is unknown. Raises DataError if there is no such run. Raises
-        ArtifactError if the dataset or the semantic IDs have changed since the run was trained.
+        Raises ConfigError if the dataset or the model is unknown. Raises DataError if no such run exists. Raises
+        ArtifactError if the dataset or the semantic IDs have changed since the training.
         """
         for where, name in (("dataset", dataset), ("quantizer", quantizer), ("suffix", suffix), ("tag", tag),
                             ("run", run)):
@@ -69,7 +69,7 @@ class Recommender:
         """Return the `k` best items for each history, best first.
 
         A history is a list of raw item ids, oldest first. Unknown ids are skipped with a warning. If a history has no
-        known item, the result is the most popular items. A result has fewer than `k` items if the catalogue has fewer.
+        known item, the result is the most popular items. If too few items are available, the result is shorter.
 
         filter_seen: whether to exclude the items of the history from the result
         """
@@ -80,7 +80,7 @@ class Recommender:
         return [result.items for result in self.answer(queries, k, filter_seen)]
 
     def evaluate(self, split: str = "test", filter_seen: bool | None = None) -> dict:
-        """Evaluate the recommender on a split ("valid" or "test"), and return the metrics as in `metrics.json`.
+        """Evaluate the recommender on a split ("valid" or "test"), and return the metrics.
 
         filter_seen: whether to exclude the items of the history from the lists; None to use the run's setting
         """
@@ -94,7 +94,7 @@ class Recommender:
         return evaluate(self.run.model, sequences, split, params)[1]
 
     def answer(self, queries: list[Query], k: int, filter_seen: bool) -> list[Result]:
-        """Return the recommended items for each query, as one `Result` per query.
+        """Return one `Result` with the recommended items for each query.
 
         Logs warnings, for example about unknown items. Raises DataError if a query without a history names an unknown
         user.
@@ -118,7 +118,7 @@ class Recommender:
 
 
 def _checked(history: Iterable[str], number: int) -> list[str]:
-    """Return the history as a list. Raises ConfigError if the history is a string, or if an id is not a string."""
+    """Return the history as a list. Raises ConfigError if the history is not a list of strings."""
     words = [history] if isinstance(history, str) else list(history)
     if isinstance(history, str) or not all(isinstance(word, str) for word in words):
         wrong = next((word for word in words if not isinstance(word, str)), history)
@@ -134,7 +134,7 @@ def _warn(histories: Histories, ranking: Ranking, k: int, num_items: int, max_hi
     num_short = int((ranking.items < 0).any(axis=1).sum())
     for what, count, more in (
             ("unknown items skipped", len(unknown), f" ({named})"),
-            ("histories without a known item, whose recommendations are ranked by popularity", num_empty, ""),
+            ("histories without a known item, for which the most popular items are recommended", num_empty, ""),
             (f"histories longer than {max_history} items, in which older items are ignored", num_long, ""),
             (f"histories with fewer than {k} recommendations, because no more items are available", num_short, "")):
         if count:

@@ -1,4 +1,4 @@
-"""Tables of results: a report on the runs of one job, and a comparison of all finished runs of a dataset."""
+"""Tables of results: a report on chosen runs, and a comparison of all finished runs of a dataset."""
 
 import argparse
 import json
@@ -26,21 +26,18 @@ log = logging.getLogger(__name__)
 NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
 _NAMES = ("model", "tokenizer", "seeds")
 NOTES = ("The metrics are from the test split. Each model ranks the items of the whole catalogue. The rows are sorted "
-         "by ndcg@10. For several seeds, a cell has the mean ± the standard deviation over the seeds. For one seed, a "
-         "cell has the value and, in brackets, the standard error over the events. `training` is the training time in "
-         "minutes, and `users/s` is the number of lists per second in the test; both depend on the machine. `settings` "
-         "lists the keys that differ from the model's config.yaml. In this column, `from_t5` means that the model was "
-         "initialized from a T5, and `earlier codes` means that the semantic IDs have changed since the run.")
+         "by ndcg@10. For several seeds, a cell has the mean ± the standard deviation. For one seed, a cell has the "
+         "value and, in brackets, the standard error. `training` is the training time in minutes. `users/s` is the "
+         "number of lists per second in the test. `settings` lists the keys that differ from the model's config.yaml. "
+         "`from_t5` means that the model was initialized from a T5. `earlier codes` means that the semantic IDs have "
+         "changed since the run.")
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
-    """Compare all finished runs of a dataset: return the tables as text, and write them as Markdown and CSV.
+    """Return tables of all finished runs of a dataset, and the commands that train missing baselines.
 
-    The files are `compare.md` and `compare.csv` in `run_root/recommendation/<dataset>/`. If they cannot be written, the
-    returned text says so. If a baseline has not been trained, the text lists the command that trains it. Runs on an
-    earlier version of the interactions are counted but not shown, because their metrics are not comparable.
-
-    Raises DataError if there is no run on the current interactions.
+    The tables are also written to `compare.md` and `compare.csv` in `run_root/recommendation/<dataset>/`. Runs on an
+    earlier version of the interactions are not shown. Raises DataError if there is no run on the current interactions.
     """
     parent = run_root / "recommendation" / folder.name
     sha256 = load_meta(folder.interactions, folder.make_command)["sha256"]
@@ -73,7 +70,7 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
 
 
 def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
-    """Return all finished runs that can be read, in the order in which they finished."""
+    """Return all readable finished runs, the oldest first."""
     finished = sorted(parent.glob("*/*/*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     runs = list(read_runs((path.parent for path in finished), read_run).values())
     current = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
@@ -91,7 +88,7 @@ def _sha256(path: Path) -> str | None:
 def _missing_baselines(runs: list[FinishedRun], folder: DatasetFolder, run_root: Path) -> list[str]:
     """Return the commands that train the missing baselines.
 
-    A baseline is missing if it has no run with a value of `filter_seen` that other runs have.
+    Each baseline needs a run for every value of `filter_seen` that occurs in `runs`.
     """
     present = {(run.model, run.filter_seen) for run in runs}
     return [Choice(baseline).training_command(folder, run_root) + (" --filter_seen" if filtered else "")
@@ -100,9 +97,9 @@ def _missing_baselines(runs: list[FinishedRun], folder: DatasetFolder, run_root:
 
 
 def _group_by_configuration(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
-    """Group the runs that differ only in the seed or the device; return the groups sorted by NDCG@10, best first.
+    """Group the runs that differ only in the seed or the device. The group with the best NDCG@10 is first.
 
-    If several runs of a group have the same seed, the group contains only the last of these runs.
+    If several runs of a group have the same seed, only the last one is kept.
     """
     groups: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
@@ -121,10 +118,7 @@ def row(runs: list[FinishedRun]) -> list[str]:
 
 
 def csv_row(runs: list[FinishedRun]) -> list[str]:
-    """Return the cells of one row of the CSV file, for a group of runs that differ only in their seeds.
-
-    The cell of a missing value is empty.
-    """
+    """Return the cells of one row of the CSV file, for a group of runs that differ only in their seeds."""
     run, tests = runs[0], [run.metrics["test"] for run in runs]
     metrics = mean_and_deviation(tests)
     values = [value for name in columns() for value in (
@@ -142,17 +136,18 @@ def _names(runs: list[FinishedRun]) -> list[str]:
 
 
 def cell(tests: list[dict], name: str) -> str:
-    """Return the text of a table cell: the mean of a metric over the seeds, and the error.
+    """Return the text of a table cell for a metric.
 
-    For several seeds, the error is the standard deviation over the seeds. For one seed, it is the standard error over
-    the users, in brackets.
+    tests: the test metrics of one run per seed
+
+    For several seeds: the mean and the standard deviation. For one seed: the value and the standard error in brackets.
     """
     error = tests[0].get(f"{name}_stderr") if len(tests) == 1 else None
     return _mean_cell(mean_and_deviation(tests).get(name)) + (f" (± {error:.4f})" if error is not None else "")
 
 
 def settings(run: FinishedRun) -> str:
-    """Return a text with the keys of a run that differ from the model's YAML, such as `lr=0.003 d_model=64`.
+    """Return the keys of a run that differ from the model's YAML, such as `lr=0.003 d_model=64`.
 
     The text also has `from_t5` if the model was initialized from a T5, and `earlier codes` if the semantic IDs have
     changed since the run.
@@ -171,7 +166,7 @@ def settings(run: FinishedRun) -> str:
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
-    """Flatten nested dicts into one dict. Nested keys are joined by dots, such as `a.b.c`."""
+    """Flatten nested dicts into one dict, with keys such as `a.b.c`."""
     found: dict[str, object] = {}
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -206,15 +201,12 @@ def main(argv: list[str]) -> None:
 
 
 def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice, Path]:
-    """Return the runs that the flags select, as a dict that maps each choice to a run folder.
-
-    Raises DataError if the run list is empty.
-    """
+    """Return the run folder of each choice that the flags select. Raises DataError if the run list is empty."""
     listed = []
     if args.run_list is not None:
         listed = [Path(line) for line in args.run_list.read_text(encoding="utf-8").splitlines()]
         if not listed:
-            raise DataError(args.run_list, "lists no runs",
+            raise DataError(args.run_list, "is empty",
                             fix=f"python recommendation/main.py --model=M --run_list {args.run_list}")
     models = [run.parent.parent.name for run in listed] or args.models.split(",")
     choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in models]
@@ -224,8 +216,8 @@ def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice,
 def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> str:
     """Return a table of the runs, and the recommendations of the last run for three users.
 
-    Raises ArtifactError if the interactions or the semantic IDs have changed since a run was trained. Raises DataError
-    if the runs have different values of `filter_seen`.
+    Raises ArtifactError if the interactions or the semantic IDs have changed since the training. Raises DataError if
+    the runs have different values of `filter_seen`.
     """
     finished = {}
     for choice, run in runs.items():
@@ -247,9 +239,7 @@ def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> s
 def table(rows: dict[str, dict]) -> str:
     """Return a Markdown table of test metrics.
 
-    rows: name of a model -> content of its metrics.json
-
-    If an old run does not have a metric, the cell is empty.
+    rows: name of a model -> content of its metrics.json; a missing metric gives an empty cell
     """
     names = columns((5, 10), kinds=(True,))
     return markdown(("model", *names), [
@@ -271,10 +261,7 @@ def _mean_cell(value: dict | None) -> str:
 
 
 def examples(folder: DatasetFolder, run: Path, model: str) -> str:
-    """Return a text that shows the newest items in the history and ten recommendations, for each of three users.
-
-    The users are spread evenly over the test events.
-    """
+    """Return a text with the last ten items of the history and ten recommendations, for each of three test users."""
     items = load_items(folder)
     title_of = dict(zip(items["raw_id"], items["title"], strict=True))
     sequences = Sequences.load(folder, "cpu")

@@ -21,7 +21,7 @@ from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 
 log = logging.getLogger(__name__)
 
-NO_CODES = "no-codes"  # the variant name of models that use no semantic IDs
+NO_CODES = "no-codes"  # name of the variant if the model does not use semantic IDs
 # The flags that select the semantic IDs, and their defaults.
 FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}
 
@@ -39,12 +39,12 @@ class Choice(NamedTuple):
         return find_class(self.model).needs_codes
 
     def runs(self, run_root: Path, dataset: str) -> Path:
-        """Return the folder that contains the runs of this choice on a dataset."""
+        """Return the folder of all runs of this recommender on a dataset."""
         variant_name = variant(self.quantizer, self.suffix, self.tag) if self.needs_codes else NO_CODES
         return run_root / "recommendation" / dataset / self.model / variant_name
 
     def training_command(self, folder: DatasetFolder, run_root: Path) -> str:
-        """Return the command that trains the recommender, with all flags that differ from their defaults."""
+        """Return the command that trains this recommender on the dataset."""
         flags = [f"--{name} {value}" for (name, default), value in zip(FLAGS.items(), self[1:], strict=True)
                  if value != default and self.needs_codes]
         root = [] if run_root.resolve() == ROOT / "runs" else [f"--run_root {shlex.quote(str(run_root))}"]
@@ -52,20 +52,20 @@ class Choice(NamedTuple):
                          *root]) + folder.root_flag
 
     def flags_of(self, name: str) -> str:
-        """Return the flags that a user must change to select the semantic IDs `name`, such as `rqvae-td-small`."""
+        """Return the flags to change to select the semantic IDs `name`, such as `rqvae-td-small`."""
         words = name.split("-")
         splits = [[words[:i], words[i:j], words[j:]]
                   for i in range(1, len(words)) for j in range(i + 1, len(words) + 1)]
         others = [tuple("-".join(part) or None for part in split) for split in splits]
-        # The parts may contain dashes themselves. Try all ways to split the name into three parts, and take the split
-        # that has the most parts in common with this choice.
+        # The parts of the name may contain dashes. Try all splits into three parts. Take the split that has the most
+        # parts in common with this choice.
         other = max(others, key=lambda values: sum(map(eq, values, self[1:])))
         return " ".join(f"--{flag} {value}" if value else f"without --{flag}"
                         for flag, value, own in zip(FLAGS, other, self[1:], strict=True) if value != own)
 
 
 class Source(NamedTuple):
-    """The catalogue of a dataset, and the checksums of the files that the catalogue was loaded from."""
+    """The catalogue of a dataset, and the checksums of its files."""
 
     catalogue: Catalogue
     inputs: dict[str, str]        # file name -> sha256
@@ -87,7 +87,7 @@ def load_source(folder: DatasetFolder, choice: Choice) -> Source:
     if meta.get("collapse"):
         num_distinct = round((1 - meta["collision_rate_before"]) * len(codes))
         log.warning("recommendation: WARNING: %s: %d items have only %d distinct IDs before disambiguation: %s. "
-                    "The semantic IDs were made by: %s", path.name, len(codes), num_distinct, meta["collapse"],
+                    "The command that made this file: %s", path.name, len(codes), num_distinct, meta["collapse"],
                     meta["command"])
     return Source(Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"]), inputs,
                   {key: meta[key] for key in ("collision_rate_before", "collision_rate_after")})
@@ -148,16 +148,15 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     device: device to compute on; None for the device in the run's configuration
     run_id: id of the run; None for the newest finished run
 
-    Raises DataError if there is no such finished run. Raises ArtifactError if the interactions or semantic IDs have
-    changed since the training. Raises ArtifactError if the configuration or the checkpoint belongs to another version
-    of the model.
+    Raises DataError if no such run exists. Raises ArtifactError if the interactions or semantic IDs have changed since
+    the training, or if the configuration or the checkpoint does not fit the current code of the model.
     """
     run, command = find_run(folder, run_root, choice, run_id), choice.training_command(folder, run_root)
     summary = read_finished(run, f"{command} --force")
     command, source = summary["command"], load_source(folder, choice)
     if summary.get("code") != code_of(choice.model):
-        log.warning("recommendation: %s was trained with another version of the code. Since then, the model, a file "
-                    "that the model imports, or the trainer has changed", run)
+        log.warning("recommendation: %s was trained with another version of the code: the code of the model or of "
+                    "the trainer has changed", run)
     require_same_inputs(run, summary["inputs"], source.inputs, command)
     config, model = _build(run, choice.model, source, f"{command} --force")
     checkpoints = Checkpoints(run / "checkpoints", command)
@@ -169,8 +168,7 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
 def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str | None = None) -> Path:
     """Return the folder of the finished run `run_id`, or of the newest finished run if `run_id` is None.
 
-    Raises DataError if there is no such run. The message suggests a run with a similar id, or flags that select
-    semantic IDs with a finished run.
+    Raises DataError if no such run exists.
     """
     parent = choice.runs(run_root, folder.name)
     run = latest_run(parent)
@@ -179,7 +177,7 @@ def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str 
         if run_id not in finished:
             raise DataError(f"--run {run_id}", f"is not a finished run in {parent}", nearest(run_id, finished),
                             f"use --run {closest(run_id, finished) or finished[0]}, or leave out --run to use the "
-                            "newest run")
+                            "newest finished run")
         return parent / run_id
     if run is None:
         others = sorted({path.parent.parent.name for path in parent.parent.glob("*/*/finished.json")})
@@ -193,17 +191,17 @@ def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str 
 def require_same_inputs(run: Path, recorded: dict[str, str], current: dict[str, str], command: str) -> None:
     """Raise ArtifactError if an input file has changed since the run was trained.
 
-    recorded, current: file name -> sha256, at the time of the training and now
+    recorded, current: file name -> sha256, at the training and now
     command: the command that trains the model again
     """
     for name, sha256 in current.items():
         if recorded.get(name) != sha256:
-            raise ArtifactError(run, f"is stale: {name} has changed since",
+            raise ArtifactError(run, f"is stale: {name} has changed since the training",
                                 f"The sha256 was {str(recorded.get(name))[:12]} and is now {sha256[:12]}", command)
 
 
 def _build(run: Path, name: str, source: Source, fix: str) -> tuple[Config, AbstractRecommender]:
-    """Return the run's configuration, and a new model with this configuration but without the trained weights."""
+    """Return the run's configuration, and an untrained model with this configuration."""
     try:
         config = resolve(name, run / "config.yaml", DEFAULTS, [])
         model_config = config.for_model()
@@ -211,5 +209,5 @@ def _build(run: Path, name: str, source: Source, fix: str) -> tuple[Config, Abst
         config.check_all_read(model_config)
     except ConfigError as error:  # not a mistake of the user, so the fix is to repeat the run
         raise ArtifactError(error.where, error.what,
-                            f"The run belongs to another version of {name}. {error.why}".strip(), fix) from error
+                            f"The run was made with another version of {name}. {error.why}".strip(), fix) from error
     return config, model

@@ -1,4 +1,4 @@
-"""Training of a recommender, and selection of the weights with the best validation metric."""
+"""Training of a recommender. The weights with the best validation metric are kept."""
 
 import logging
 from collections.abc import Callable
@@ -54,15 +54,15 @@ class RecommenderTask:
         return validate(self.recommender, self.sequences, self.params, self.name)
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
-        """Return the user number of each window in a batch."""
+        """Return the user index of each window in a batch."""
         return self.sequences.user[self.batches.batch(epoch, index).starts].tolist()
 
 
 def train(model: AbstractRecommender, sequences: Sequences, config: Config, run: Run) -> Best:
     """Train the model, and return the validation metrics of the best weights.
 
-    If the class of the model overrides `fit`, then `fit` trains the model. All other models are trained by gradient
-    descent, and have the weights with the best validation metric afterwards. Test events are not used.
+    If the class of the model overrides `fit`, `fit` trains the model. Otherwise, the model is trained by gradient
+    descent, and has the weights with the best validation metric afterwards. Test events are not used.
     """
     params, seed = config.training_params, config["common"]["seed"]
     tried = sequences.histories(sequences.positions("valid")[:NUM_TRIED], params["max_history"])
@@ -82,29 +82,25 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
 
 
 def loss_function(model: AbstractRecommender, params: dict, device: torch.device) -> Loss:
-    """Return the loss function of the model, with the training parameters `precision` and `compile` applied.
-
-    The weights, the optimizer and the evaluation always use float32.
-    """
+    """Return the loss function of the model, with the precision and compilation that `params` selects."""
     compute = _compiled(model.compute_loss) if params["compile"] else model.compute_loss
     if params["precision"] == "float32":
         return compute
     if device.type != "cuda":
-        log.info("precision: bfloat16 needs CUDA; the training on the %s uses float32", device.type)
+        log.info("precision: bfloat16 needs CUDA. The device is %s, so the training uses float32", device.type)
         return compute
     return lambda windows: _autocast(compute, windows, device.type)
 
 
 def _autocast(compute: Loss, windows: Windows, device_type: str) -> dict[str, Tensor]:
-    """Compute the losses in bfloat16. Loss scaling is not needed, because bfloat16 has the same range as float32."""
+    """Compute the losses in bfloat16."""
+    # Loss scaling is not needed, because bfloat16 has the same range as float32.
     with torch.autocast(device_type, dtype=torch.bfloat16):
         return compute(windows)
 
 
 def _compiled(compute: Loss) -> Loss:
-    """Return a version of `compute` that is compiled at the first call. One compilation covers windows of all shapes.
-
-    The returned function raises ConfigError if the model cannot be compiled on this machine.
+    """Return a compiled version of `compute`. It raises ConfigError if the model cannot be compiled on this machine.
     """
     from torch._dynamo.exc import TorchDynamoException  # PyTorch has no public name for compiler errors
 
@@ -116,7 +112,7 @@ def _compiled(compute: Loss) -> Loss:
         except TorchDynamoException as error:
             if out_of_memory(error):
                 raise
-            # The message is about a page long. The cause is at the beginning, so keep only the first two lines.
+            # The message is about a page long. The first two lines name the cause.
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ConfigError("training_params.compile", "the model cannot be compiled on this machine",
                               " ".join(lines[:2]), "use --compile false") from error

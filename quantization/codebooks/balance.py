@@ -1,7 +1,7 @@
-"""Prices of clusters, which limit the sizes of the clusters.
+"""Limit the sizes of clusters with prices.
 
-Each row belongs to the cluster for which the cost of the row plus the price of the cluster is lowest. A cluster
-therefore becomes smaller if its price rises.
+Each row belongs to the cluster with the lowest cost plus price. If the price of a cluster rises, the cluster becomes
+smaller.
 """
 
 from itertools import pairwise
@@ -22,10 +22,11 @@ def raise_prices(costs: Tensor, prices: Tensor, max_size: int, num_rounds: int) 
     max_size: maximum number of rows in a cluster
     num_rounds: maximum number of rounds
 
-    A cluster with n > max_size rows has n - max_size surplus rows. Each round raises the prices of all full clusters by
-    the same amount. The amount is chosen such that as many rows leave the full clusters as there are surplus rows. If
-    the prices were raised one cluster at a time, the prices of two full clusters would rise in turn, in tiny steps.
+    A full cluster has at least `max_size` rows. A cluster with n > max_size rows has n - max_size surplus rows.
     """
+    # Each round raises the prices of all full clusters by the same amount, such that about `surplus` rows leave the
+    # full clusters. If the prices were raised one cluster at a time, two full clusters would exchange rows in tiny
+    # steps.
     for _ in range(num_rounds):
         priced = costs + prices
         lowest, codes = priced.min(dim=1)
@@ -48,16 +49,13 @@ def exact_prices(costs: Tensor, prices: Tensor, max_size: int) -> Tensor:
     costs: float64 (N, K), the cost of each row in each cluster
     prices: (K,), prices at which there are only a few surplus rows
 
-    If no cluster exceeds `max_size` at the given prices, the function returns them unchanged. At the returned prices, a
-    cluster can exceed `max_size` only if some rows are equal or nearly equal.
-
-    The cheapest assignment is the one with the lowest total cost among all assignments that respect the limit. There
-    are prices that lead to exactly this assignment if each row goes to the cluster with the lowest cost plus price (the
-    dual of the transport problem). The function finds the assignment by successive shortest paths: each surplus row
-    starts a chain of moves from cluster to cluster, and the chain ends in a cluster that has room. Many prices lead to
-    the same assignment. The function returns the mean of the extreme ones, because the mean has a margin: a small
-    change of a cost does not change the assignment.
+    If no cluster exceeds `max_size` at the given prices, the function returns these prices. Otherwise, the new prices
+    give the assignment with the lowest total cost that respects the limit. A cluster can still exceed `max_size` if
+    some rows are equal or nearly equal.
     """
+    # This is the dual of a transport problem, solved by successive shortest paths. Each surplus row starts a chain of
+    # moves from cluster to cluster. The chain ends in a cluster that has room. Many prices give the same assignment.
+    # Their mean has a margin: a small change of a cost does not change the assignment.
     codes = (costs + prices).argmin(dim=1)
     counts = torch.bincount(codes, minlength=len(prices))
     if not (counts > max_size).any():
@@ -94,16 +92,13 @@ def _cheapest_row(costs: Tensor, codes: Tensor, source: int, target: int) -> int
 def _cheapest_chain(moves: Tensor, prices: Tensor, counts: Tensor, max_size: int) -> tuple[list[int], Tensor]:
     """Find the cheapest chain of moves from a cluster that is too large to a cluster that has room.
 
-    Return the list of the clusters in the chain, and the new prices (K,). At the new prices, the moves of the chain
-    cost nothing.
+    Return the clusters in the chain, and new prices (K,). At the new prices, the moves of the chain cost nothing.
 
     moves: (K, K), the lowest cost of moving one row from each cluster to each other cluster
     counts: (K,), the number of rows in each cluster
-
-    The algorithm is Bellman-Ford on reduced costs. The reduced cost of a move is its cost plus the price of the target
-    minus the price of the source. Reduced costs are clamped at 0; otherwise, rounding errors could create a cycle of
-    negative cost.
     """
+    # Bellman-Ford on reduced costs: the cost of a move, plus the price of the target, minus the price of the source.
+    # Reduced costs are clamped at 0, because rounding errors could create a cycle of negative cost.
     reduced_costs = (moves + prices - prices.unsqueeze(1)).clamp(min=0)
     total = torch.where(counts > max_size, 0.0, torch.inf).to(moves)
     previous = torch.full_like(counts, -1)
@@ -124,12 +119,10 @@ def _mean_of_extremes(moves: Tensor) -> Tensor:
     """Return prices (K,) at which every row prefers its own cluster, by a margin wherever possible.
 
     moves: (K, K), the lowest cost of moving one row from each cluster to each other cluster
-
-    Prices p have a margin if p[j] - p[k] < moves[j, k] for all clusters j and k. Take any target cluster, and set p[j]
-    to the cost of the cheapest chain of moves from cluster j to the target. These prices almost satisfy the condition:
-    the two sides are equal along the chains. The function returns the mean of such prices over all target clusters. For
-    the mean, the two sides are equal only where a margin is impossible. The Floyd-Warshall algorithm finds the chains.
     """
+    # Prices p have a margin if p[j] - p[k] < moves[j, k] for all clusters j and k. Take any target cluster, and set
+    # p[j] to the cost of the cheapest chain of moves from cluster j to the target (Floyd-Warshall). Then both sides are
+    # equal along the chains. For the mean over all targets, both sides are equal only where a margin is impossible.
     chains = torch.where(moves.isfinite(), moves, len(moves) * moves[moves.isfinite()].abs().max())
     for cluster in range(len(moves)):
         chains = torch.minimum(chains, chains[:, cluster, None] + chains[cluster])

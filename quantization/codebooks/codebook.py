@@ -13,7 +13,9 @@ from quantization.codebooks.nearest import directions, distances_exactly, neares
 
 
 class Codebook(nn.Module):
-    """A codebook of K codewords, trained by gradient or as moving averages of the rows that choose each codeword.
+    """A codebook of K codewords.
+
+    The codewords are trained by gradient, or they are moving averages of the rows that choose them.
 
     A quantizer that uses a codebook must
 
@@ -21,7 +23,7 @@ class Codebook(nn.Module):
     - call `choose` in `forward`,
     - call `nearest` in `get_codes`, with float64 rows,
     - call `restart_dead` in `maintain`,
-    - with `update: gradient`, have a loss that pulls each chosen codeword towards the rows that chose the codeword.
+    - with `update: gradient`, have a loss that pulls each codeword towards the rows that chose the codeword.
     """
 
     usage: Tensor   # (K,) how often each codeword was chosen in training since the last call of `restart_dead`
@@ -149,17 +151,15 @@ class Codebook(nn.Module):
         return chosen.argmax(dim=1), chosen @ self.codewords
 
     def _choose_uniformly_in_batch(self, rows: Tensor) -> Tensor:
-        """Return a code for each row of this process's shard: (N, D) -> (N,).
+        """Return the codes of this process's rows: (N, D) -> (N,).
 
-        In the whole batch, all codes are about equally frequent. Every process computes the codes of the whole batch.
+        All codes are about equally frequent in the whole batch of all processes.
         """
         return self._choose_uniformly(all_gather(rows))[shard_rows()]
 
     def _choose_uniformly(self, rows: Tensor) -> Tensor:
-        """Return a code for each row, such that all codes are about equally frequent: (N, D) -> (N,).
-
-        This is an optimal transport problem. Sinkhorn iterations solve it approximately.
-        """
+        """Return a code for each row, such that all codes are about equally frequent: (N, D) -> (N,)."""
+        # Sinkhorn iterations solve this optimal transport problem approximately.
         costs = distances_exactly(rows, self._compared())
         costs = (costs - costs.amin(dim=1, keepdim=True)) / (costs.amax() - costs.amin()).clamp(min=1e-12)
         kernel = torch.exp(-costs / self.options["sinkhorn_epsilon"])                              # (N, K)
@@ -189,7 +189,7 @@ def check_options(options: dict, where: str, num_levels: int) -> None:
 
 
 def _draw(count: int, num_rows: int, generator: torch.Generator) -> Tensor:
-    """Return `count` random row numbers. The numbers are distinct if there are at least `count` rows."""
+    """Return `count` random row indices. The indices are distinct if `num_rows` is at least `count`."""
     picks = torch.randperm(num_rows, generator=generator)[:count]
     return picks if len(picks) == count else torch.cat([picks, torch.randint(num_rows, (count - len(picks),),
                                                                               generator=generator)])

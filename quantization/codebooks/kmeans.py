@@ -33,13 +33,13 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
            max_size: int | None = None) -> Clusters:
     """Cluster rows (N, D) with Lloyd's algorithm, initialized by k-means++.
 
-    The centroid of an empty cluster moves to one of the rows that are farthest from their centroids. With `cosine`, a
-    row belongs to the centroid at the smallest angle.
+    With `cosine`, a row belongs to the centroid at the smallest angle.
 
     With `max_size`, no cluster has more than `max_size` rows, unless more than `max_size` rows are equal or nearly
-    equal. The centroids and the offsets of the result form a power diagram. The initial centroids are random rows
-    instead of k-means++, so that dense regions get many centroids.
+    equal. The initial centroids are then random rows instead of k-means++.
     """
+    # With `max_size`, dense regions need many centroids; random rows provide them. The centroids and the offsets of the
+    # result form a power diagram.
     count = max(SAMPLE_ROWS, SAMPLE_PER_CLUSTER * num_clusters)
     sample = rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
     centroids = _initial_centroids(sample, num_clusters, generator, uniform=max_size is not None)
@@ -59,16 +59,12 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
 def _initial_centroids(sample: Tensor, num_clusters: int, generator: torch.Generator, uniform: bool) -> Tensor:
     """Draw the initial centroids (K, D) from the rows of a sample, with k-means++ (Arthur and Vassilvitskii 2007).
 
-    The probability of a row is proportional to the squared distance from the row to the nearest centroid so far. For
-    each centroid, the function draws several candidate rows, and keeps the candidate that makes the sum of all
-    distances smallest. With a single candidate, distant groups of rows often get no centroid.
-
-    With `uniform`, the function draws one candidate, and all rows that differ from the centroids so far have the same
-    probability.
-
-    If there are fewer distinct rows than clusters, the remaining centroids are copies of rows with added noise. The
-    function does not wait for the GPU.
+    With `uniform`, the centroids are random distinct rows instead. If there are fewer distinct rows than clusters, the
+    remaining centroids are copies of rows with added noise.
     """
+    # The probability of a row is proportional to the squared distance to the nearest centroid so far. For each
+    # centroid, draw several candidates, and keep the one with the smallest sum of distances. With a single candidate,
+    # distant groups of rows often get no centroid. This function does not wait for the GPU.
     num_draws = 1 if uniform else 2 + int(math.log(num_clusters))
     draws = torch.rand(num_clusters, num_draws, generator=generator).to(sample.device, torch.float64)
     noise = 1e-3 * _scale(sample) * torch.randn(num_clusters, sample.shape[1], generator=generator).to(sample)
@@ -126,9 +122,7 @@ def _means(rows: Tensor, codes: Tensor, distance: Tensor, num_clusters: int) -> 
 
 
 def _costs(rows: Tensor, centroids: Tensor) -> Tensor:
-    """Return the squared distance from each row to each centroid, minus |row|^2: float64 (N, K).
-
-    |row|^2 can be left out because it is the same for all clusters.
-    """
+    """Return the squared distance from each row to each centroid, minus |row|^2: float64 (N, K)."""
+    # |row|^2 is the same for all clusters and does not affect the assignment.
     rows, centroids = rows.double(), centroids.double()
     return torch.addmm(centroids.square().sum(dim=1), rows, centroids.T, alpha=-2.0)

@@ -29,15 +29,14 @@ def nearest_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = No
 
     If several codewords are equally near, the function returns the first one. The result for a row does not depend on
     the other rows.
-
-    On the CPU, the function first computes all rows in float32. It then repeats in float64 only the rows for which a
-    rounding error could change the result. This is much faster and gives the same codes.
     """
     if not len(rows):
         return torch.zeros(0, dtype=torch.long, device=rows.device)
     chunk = max(1, CHUNK_CELLS // len(codewords))
     if rows.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
         return torch.cat([_first_smallest(part, codewords, offsets) for part in rows.split(chunk)])
+    # On the CPU, compute all rows in float32 first. Repeat in float64 only the rows for which a rounding error could
+    # change the code. This is much faster and gives the same codes.
     codes, clear = map(torch.cat, zip(*(_clearly_smallest(part, codewords, offsets) for part in rows.split(chunk)),
                                       strict=True))
     unclear = (~clear).nonzero().squeeze(1)
@@ -65,13 +64,12 @@ def _first_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -> 
 def _clearly_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
     """Find the nearest codewords in float32, and mark the rows for which the result is certain.
 
-    Return the codes (N,), and a bool (N,) that is True if rounding errors cannot have changed the code. This is the
-    case if the distance to every other codeword is larger than the smallest distance by more than `margin`.
-
-    For a row r and a codeword c, the error of their inner product is at most (D + 2) ROUNDING |r| |c|, in any order of
-    summation (Higham 2002, section 3.1). The rest of the margin allows for the errors of the other sums, for the ties
-    of `_first_smallest` and for underflow.
+    Return the codes (N,), and a bool (N,) that is True if rounding errors cannot have changed the code.
     """
+    # A code is certain if all other distances are larger than the smallest distance by more than `margin`. For a row r
+    # and a codeword c, the error of the inner product is at most (D + 2) ROUNDING |r| |c|, in any order of summation
+    # (Higham 2002, section 3.1). The rest of the margin allows for the errors of the other sums, for the ties of
+    # `_first_smallest` and for underflow.
     bias = codewords.double().square().sum(dim=1) + (0.0 if offsets is None else offsets.double())
     norm, max_norm = rows.float().norm(dim=1), codewords.float().norm(dim=1).max()
     max_bias = bias.abs().max().float()
@@ -83,5 +81,5 @@ def _clearly_smallest(rows: Tensor, codewords: Tensor, offsets: Tensor | None) -
 
 
 def directions(codewords: Tensor) -> Tensor:
-    """Scale codewords (K, D) to length 1. The nearest one is then the one at the smallest angle to a row."""
+    """Scale codewords (K, D) to length 1. The nearest codeword is then the one at the smallest angle."""
     return torch.nn.functional.normalize(codewords, dim=1)

@@ -21,7 +21,7 @@ class Quantized(NamedTuple):
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks of K codewords. Each codebook quantizes the residual that the previous codebook leaves.
+    """L codebooks of K codewords. Each codebook quantizes the residual of the previous codebook.
 
     num_levels: the number of codebooks, L
     size: the number of codewords of each codebook, K
@@ -45,8 +45,7 @@ class ResidualQuantizer(nn.Module):
     def forward(self, latent: Tensor) -> Quantized:
         """Quantize latents (B, H), and return the quantized latents, the codes and the losses.
 
-        Each loss is a sum of squares over the H columns and over the levels, averaged over the batch. The
-        reconstruction loss is also a sum over columns, averaged over the batch.
+        Each loss is a sum of squares over columns and levels, averaged over the batch.
         """
         residual, codes, quantized = latent, [], torch.zeros_like(latent)
         codebook_loss = commitment_loss = latent.new_zeros(())
@@ -95,7 +94,7 @@ class ResidualQuantizer(nn.Module):
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
         """Initialize the codebooks from latents of the data (N, H).
 
-        Each codebook is initialized from the residuals that the previous codebook leaves.
+        Each codebook is initialized from the residuals of the previous codebook.
         """
         residual = latent
         for codebook in self.codebooks:
@@ -116,13 +115,11 @@ class ResidualQuantizer(nn.Module):
 
 
 def rotate(latent: Tensor, quantized: Tensor) -> Tensor:
-    """Rotate and scale each latent so that it equals its quantized latent, and return the result (B, H).
+    """Return the values of `quantized`, with a gradient that flows to `latent`: (B, H), (B, H) -> (B, H).
 
-    latent, quantized: (B, H)
-
-    The result has the values of `quantized`, and its gradient flows to `latent`. This is the rotation trick (Fifty et
-    al. 2024, arXiv 2410.06424). The rotation is R = I - 2 r r^T + 2 q e^T with e = latent / |latent|,
-    q = quantized / |quantized| and r = (e + q) / |e + q|. In the backward pass, R is a constant.
+    This is the rotation trick (Fifty et al. 2024, arXiv 2410.06424). It rotates and scales each latent. The rotation is
+    R = I - 2 r r^T + 2 q e^T with e = latent / |latent|, q = quantized / |quantized| and r = (e + q) / |e + q|. In the
+    backward pass, R is a constant.
     """
     with torch.no_grad():
         length, target = latent.norm(dim=1, keepdim=True), quantized.norm(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Functions that resolve `codebook_size: auto`, and that check integers in the configuration."""
+"""Resolve `codebook_size: auto`, and check integers in the configuration."""
 
 from common.errors import ConfigError
 

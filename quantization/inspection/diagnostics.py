@@ -8,13 +8,13 @@ GOOD_COLLISIONS, BAD_COLLISIONS = 0.02, 0.10
 GOOD_UTILIZATION, BAD_UTILIZATION = 0.95, 0.70
 EVEN_GINI, UNEVEN_GINI = 0.35, 0.60
 GOOD_COHERENCE = 2.0  # ratio to the value of random pairs, or to the value expected by chance
-SHOWN_PREFIXES = 4    # the report has a line for items that share 1, ..., SHOWN_PREFIXES codes
+SHOWN_PREFIXES = 4    # maximum prefix length in the report
 
 
 def diagnose(metrics: dict, settings: dict) -> list[str]:
-    """Return the lines of the report: the value of each metric, what the value means, and advice if it is bad.
+    """Return the lines of the report: each metric, its meaning, and settings to try if the metric is bad.
 
-    The advice names only keys of `settings`.
+    settings: the result of `settings_of`; the report suggests only these settings
     """
     lines = [*_reconstruction(metrics, settings), _collisions(metrics, settings), _bucket(metrics)]
     for level, share in enumerate(metrics["utilization"]):
@@ -23,9 +23,10 @@ def diagnose(metrics: dict, settings: dict) -> list[str]:
 
 
 def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
-    """Return the settings that the advice may name.
+    """Return the settings that the report can suggest to change, with their values.
 
-    These are the model parameters, and some training parameters if the model is trained by gradient.
+    These are the model parameters. For a model that is trained by gradient descent, they also include the number of
+    epochs and the learning rate.
     """
     params, training = config[config.name]["model_params"], config.training_params
     settings = {**params, **(params.get("codebook") or {}), "num_items": num_items}
@@ -39,9 +40,9 @@ def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
 
 
 def collapsed_levels(metrics: dict, min_utilization: float) -> list[int]:
-    """Return the collapsed levels, counted from 0.
+    """Return the indices of the collapsed levels.
 
-    A level has collapsed if the share of its codes in use is below `min_utilization`, or if all items have the same
+    A level has collapsed if less than the share `min_utilization` of its codes is in use, or if all items have the same
     code.
     """
     return [level for level, share in enumerate(metrics["utilization"])
@@ -49,7 +50,7 @@ def collapsed_levels(metrics: dict, min_utilization: float) -> list[int]:
 
 
 def collapse_warning(metrics: dict, levels: list[int], settings: dict) -> str:
-    """Return a warning that describes the collapsed levels and names up to three settings to try."""
+    """Return a warning about the collapsed levels, with up to three settings to try."""
     shares = [(level + 1, metrics["utilization"][level]) for level in levels]
     used = ", ".join(f"level {level} uses {share:.0%} of its codes" if share < 1 else
                      f"level {level} gives all items the same code" for level, share in shares)
@@ -62,8 +63,7 @@ def _any(settings: dict) -> bool:
     return True
 
 
-# Name of a hint -> the setting that the hint is about, the advice, and a function. The function returns whether the
-# advice would change the settings.
+# Name of a hint -> the setting, the suggested change, and a function that returns whether the change has an effect.
 HINTS = {
     "restart_dead": ("restart_dead", "--restart_dead true", lambda settings: not settings["restart_dead"]),
     "start": ("start", "--start kmeans", lambda settings: settings["start"] != "kmeans"),
@@ -88,7 +88,7 @@ def _size(settings: dict) -> int:
 
 
 def _advice(settings: dict, *hints: str) -> str:
-    """Return "; try a, b or c" with the first three hints that would change the settings, or "" if no hint would."""
+    """Return "; try a, b or c" with the first three hints that have an effect, or "" if there are none."""
     chosen = [HINTS[hint] for hint in hints]
     tries = [change for key, change, changes in chosen if key in settings and changes(settings)][:3]
     if not tries:

@@ -1,4 +1,4 @@
-"""The tree of all prefixes of the semantic IDs, with the size, typical words and example titles of each prefix."""
+"""Shows the semantic IDs as a tree of prefixes. Each prefix has a size, typical words and example titles."""
 
 import re
 import unicodedata
@@ -10,13 +10,13 @@ from scipy import sparse
 from quantization.export import letter, token
 from quantization.inspection.keywords import Background, best, count, typical, word_table
 
-# N items, L levels of the ID, G nodes (prefixes) at one depth, V words
+# N items, L levels of the ID, G nodes (prefixes) of one depth, V words
 
 MAX_EXAMPLES = 3     # examples of a prefix
-# Words and examples are always computed for the first two depths. They are computed for a deeper depth only if the tree
-# down to this depth has at most MAX_NODES nodes (nodes with a single item are not counted).
+# The first two depths always have words and examples. A deeper depth has them only if the tree down to this depth has
+# at most MAX_NODES nodes. Nodes with a single item are not counted.
 MAX_NODES = 30_000
-SHOWN = (10, 3)      # number of prefixes in the text: at the first depth, and below each prefix of the first depth
+SHOWN = (10, 3)      # number of prefixes in the text: of length 1, and of length 2 below each of them
 LINE = 100           # maximum width of a line in the text, in columns
 
 # Characters that would break a line, control the terminal or reverse the reading direction.
@@ -44,12 +44,12 @@ class Tree(NamedTuple):
 
     @property
     def columns(self) -> list[int]:
-        """The column of `codes` for each depth of the tree. The column of the disambiguation level is left out."""
+        """The column of `codes` for each depth of the tree. The disambiguation level is not part of the tree."""
         return [level for level in range(self.codes.shape[1]) if level != self.counter]
 
     @property
     def shape(self) -> str:
-        """The codebook sizes as text: `3 levels × 256 codes`, or the size of each codebook if the sizes differ."""
+        """The codebook sizes as text, such as `3 levels × 256 codes` or `2 levels of 64, 256 codes`."""
         sizes = [self.sizes[column] for column in self.columns]
         return _plural(len(sizes), "level") + (
             f" × {_plural(sizes[0], 'code')}" if len(set(sizes)) == 1 else f" of {', '.join(map(str, sizes))} codes")
@@ -58,14 +58,14 @@ class Tree(NamedTuple):
         return self.codes[self.depths[depth].first[node], self.columns[:depth + 1]].tolist()
 
     def largest_nodes(self, depth: int, parent: int | None = None) -> np.ndarray:
-        """Return the nodes at a depth, or only the children of `parent`. Nodes with more items come first."""
+        """Return the nodes of one depth, or only the children of `parent`, the largest first."""
         found = self.depths[depth]
         nodes = np.arange(len(found.size)) if parent is None else np.flatnonzero(found.parent == parent)
         return nodes[np.argsort(-found.size[nodes], kind="stable")]
 
 
 class PageInfo(NamedTuple):
-    """Information that is shown together with the tree."""
+    """Data about the items and the quantizer, to show together with the tree."""
 
     dataset: str
     quantizer: str              # name of the quantizer, with embedding suffix and tag
@@ -82,7 +82,8 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
                disambiguation_level: int | None) -> Tree:
     """Build the prefix tree of codes (N, L), with typical words and examples for each prefix.
 
-    An item without a title is described by the first 200 characters of its text.
+    titles, texts: of the items, (N,); the words come from the title, or from the text if there is no title
+    sizes: the L codebook sizes
     """
     descriptions = [title if title and title.strip() else (text or "")[:200]
                     for title, text in zip(titles, texts, strict=True)]
@@ -99,8 +100,7 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
         if depth < 2 or num_described <= MAX_NODES:
             counts = count(node, has_word)
             chosen = typical(counts, size, background, found.parent)
-            # Some nodes have no siblings, or no typical words in comparison with the siblings. Compare these nodes with
-            # all items.
+            # A node may have no siblings, or no typical words compared with its siblings. Compare it with all items.
             without_words = np.bincount(chosen[0], minlength=len(size)) == 0
             more = typical(counts, size, all_items, np.zeros_like(size), without_words)
             chosen = np.concatenate([chosen, more], axis=1)
@@ -113,7 +113,7 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
 
 
 def _examples(depth: Depth, has_word: sparse.csr_array, chosen: np.ndarray) -> list[list[int]]:
-    """For each node, return the items whose titles contain the most of the node's typical words."""
+    """For each node, return the items with the largest number of the node's typical words in their titles."""
     typical = sparse.csr_array((np.ones(chosen.shape[1], dtype=np.int32), (chosen[0], chosen[1])),
                                shape=(len(depth.size), has_word.shape[1]))
     score = np.asarray(typical[depth.node].multiply(has_word).sum(axis=1)).ravel()  # (N,)
@@ -149,14 +149,14 @@ def _heading(tree: Tree, info: PageInfo) -> list[str]:
             f"{_plural(len(tree.codes), 'item')}; {tree.shape}; collision rate {before:.4f}, "
             f"after disambiguation {after:.4f}",
             "After each prefix: number of items, share of the parent prefix (at the first level: of all items),",
-            "words that are typical of this prefix compared with its sibling prefixes, most typical titles."]
+            "typical words compared with the sibling prefixes, and typical titles."]
 
 
 def _node_lines(tree: Tree, info: PageInfo, depth: int, node: int, out_of: int) -> list[str]:
     found, indent = tree.depths[depth], "    " * depth
     size, words = int(found.size[node]), ", ".join(found.words[node])
     head = f"{indent}{_prefix_text(tree, depth, node)}  {_plural(size, 'item')}, {size / out_of:.1%}"
-    # Titles of product variants are often equal after they are cut. Show each only once.
+    # Variants of a product often have the same title after the cut. Show it only once.
     titles = dict.fromkeys(cut(info.names[i], LINE - len(indent) - 6) for i in found.examples[node])
     return [head + (f":  {words}" if words else ""), *(f"{indent}    · {title}" for title in titles)]
 
@@ -170,7 +170,7 @@ def _more(tree: Tree, depth: int, hidden: np.ndarray, where: str) -> list[str]:
 
 
 def _equal_codes(tree: Tree, info: PageInfo) -> list[str]:
-    """Return text lines that show the largest groups of items with the same codes at all levels of the tree."""
+    """Return the text lines about items with the same codes: the largest groups, with some of their items."""
     depth = len(tree.depths) - 1
     size, order = tree.depths[depth].size, tree.largest_nodes(depth)
     shared = order[size[order] > 1]
@@ -178,7 +178,7 @@ def _equal_codes(tree: Tree, info: PageInfo) -> list[str]:
         return ["", "No two items have the same codes."]
     lines = ["", f"Items with the same codes: {size[shared].sum():,} in {_plural(len(shared), 'group')}"]
     if tree.counter is not None:
-        lines[-1] += f"; <{letter(tree.counter)}_…> only numbers the items of a group and has no meaning"
+        lines[-1] += f"; <{letter(tree.counter)}_…> only numbers the items of a group"
     for node in shared[:SHOWN[1]]:
         members = np.flatnonzero(tree.depths[depth].node == node)
         lines.append(f"    {_prefix_text(tree, depth, node)}  {_plural(len(members), 'item')}")
@@ -196,7 +196,7 @@ def _plural(number: int, noun: str) -> str:
 
 
 def cut(text: str, columns: int) -> str:
-    """Put the text on one line, and cut it to at most `columns` columns. A wide character takes two columns."""
+    """Put the text on one line, and cut it to at most `columns` columns. Wide characters have two columns."""
     text = UNPRINTABLE.sub(" ", text).encode("utf-8", "replace").decode().strip()
     widths = np.cumsum([1 + (unicodedata.east_asian_width(c) in "WF") for c in text[:columns + 1]])
     if not text or widths[-1] <= columns:

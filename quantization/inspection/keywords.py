@@ -14,25 +14,25 @@ MAX_WORDS = 5        # maximum number of typical words of a prefix
 MIN_SHARE = 0.1      # a typical word occurs in at least this share of the prefix's items
 MIN_SCORE = 1.0      # minimum z-score of a typical word
 
-# This list is short on purpose. It need not contain words that occur in all titles, because these are never typical.
-# Longer lists would remove useful words such as "fire" and "mill". The last line contains units of goods for sale.
+# This list is short on purpose. Words that occur in all titles are never typical, so they need not be in the list.
+# Longer lists would remove useful words such as "fire" and "mill". The last line contains units of goods.
 STOP_WORDS = frozenset(re.findall(r"\w+", """
     an and are as at be by for from has in into is it its of on or our out per that the their this to up use used using
     via we with without you your und der die das für mit et le la les des de du pour avec el los con para amp nbsp quot
     inch inches pack packs pc pcs piece pieces"""))
 # Characters of scripts that have no spaces between words.
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-# All characters except separators. A pattern of letters only would split words in which vowels are combining marks.
+# All characters except separators. (Letters only would split words in scripts that write vowels as combining marks.)
 LETTERS = ("[^\\s\\x00-/:-@\\[-`{-\\xbf\xd7\xf7\u2000-\u2bff\u3000-\u303f\ud800-\udfff\ufe0f\U0001f000-\U0001faff"
            + CJK + "]")
 WORD = re.compile(rf"[{CJK}]+|(?:(?:\d+[.,])+|\b[^\W\d_]-)?{LETTERS}+")  # a word, such as 1.75mm or t-shirt
 
 
 def word_table(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
-    """Find the words that occur in at least two texts, and return which text contains which of these words.
+    """Find the words that occur in at least two texts.
 
     texts: one text per item
-    Returns a table (N, V), which is 1 if the text of the item contains the word, else 0; and the list of words (V,).
+    Returns a table (N, V), 1 if the text of the item contains the word, else 0; and the words (V,).
     """
     try:
         vectorizer = CountVectorizer(analyzer=words_of, binary=True, dtype=np.int32)
@@ -57,8 +57,8 @@ def word_table(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, without stop words.
 
-    A word has at least two characters, and one of them is a letter. In scripts that have no spaces between words, every
-    pair of adjacent characters counts as a word.
+    A word has at least two characters, and at least one letter. In Chinese and Japanese, every pair of adjacent
+    characters is a word.
     """
     words = []
     for found in WORD.findall(unicodedata.normalize("NFKC", text).lower()):
@@ -70,7 +70,7 @@ def words_of(text: str) -> list[str]:
 
 
 def _singular(word: str, known: dict[str, int]) -> str:
-    """Return the singular of an English plural if the singular is in `known`. Otherwise, return the word itself."""
+    """Return the singular of an English plural if `known` contains it, else the word itself."""
     if len(word) < 4 or not word.endswith("s") or word.endswith("ss"):
         return word
     candidates = [word[:-1]] + ([word[:-2]] if word.endswith("es") else [])
@@ -79,14 +79,14 @@ def _singular(word: str, known: dict[str, int]) -> str:
 
 
 class Background(NamedTuple):
-    """Word counts with which the counts of nodes are compared: one row per parent node, or one row for all items."""
+    """Word counts to compare the nodes with: one row per parent node, or one row for all items."""
 
     counts: sparse.csr_array  # (rows, V) number of items with each word
     size: np.ndarray          # (rows,) number of items
 
 
 def count(node: np.ndarray, has_word: sparse.csr_array) -> sparse.csr_array:
-    """For each node, count the items that contain each word: node (N,), has_word (N, V) -> (G, V)."""
+    """For each node and word, count the items: node of each item (N,), words of each item (N, V) -> (G, V)."""
     members = sparse.csr_array((np.ones(len(node), dtype=np.int32), (node, np.arange(len(node)))))
     counts = sparse.csr_array(members @ has_word)
     counts.sort_indices()
@@ -95,16 +95,16 @@ def count(node: np.ndarray, has_word: sparse.csr_array) -> sparse.csr_array:
 
 def typical(counts: sparse.csr_array, size: np.ndarray, background: Background, parent: np.ndarray,
             selected: np.ndarray | None = None) -> np.ndarray:
-    """Return the most typical words of each node, the most typical first.
+    """Return up to `MAX_WORDS` typical words of each node, the most typical first.
 
     counts: number of items with each word in each node, (G, V)
     size: number of items of each node, (G,)
-    parent: row of `background` with which each node is compared, (G,)
-    selected: mask of the nodes for which words are returned, (G,); None: all nodes
-    Returns the nodes and their words, (2, number of words): column i has a node and one of the node's words.
+    parent: the row of `background` for each node, (G,)
+    selected: mask of the nodes to return words for, (G,); None: all nodes
+    Returns pairs of a node and a word, (2, number of pairs)
 
-    The score of a word is the z-score of a difference: the log-odds of the word inside the node, minus the log-odds in
-    the rest of the background row (Monroe et al. 2008, with document frequencies and a flat prior of 0.5).
+    The score of a word is the z-score of its log-odds inside the node, minus its log-odds in the rest of the background
+    row (Monroe et al. 2008, with document frequencies and a flat prior of 0.5).
     """
     table = counts.tocoo()
     kept = (table.data >= 2) & (table.data >= MIN_SHARE * size[table.row])
@@ -114,15 +114,14 @@ def typical(counts: sparse.csr_array, size: np.ndarray, background: Background, 
     cells = np.array([inside, size[node] - inside, whole - inside, total - size[node] - whole + inside]) + 0.5
     log_odds = np.log(cells[0] / cells[1]) - np.log(cells[2] / cells[3])
     score = log_odds / np.sqrt((1 / cells).sum(axis=0))
-    # The prior favors small nodes. Therefore, the share of items with the word must also be higher inside the node than
-    # in the background row.
+    # The prior favors small nodes. Therefore, the word must also be more frequent in the node than in the background.
     kept = (score >= MIN_SCORE) & (inside * total > whole * size[node])
     chosen = best(node[kept], score[kept], word[kept], MAX_WORDS)
     return np.array([node[kept][chosen], word[kept][chosen]])
 
 
 def _look_up(counts: sparse.csr_array, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """Return `counts[row, column]` for arrays of rows and columns. Each of these entries must be stored in `counts`."""
+    """Return `counts[row, column]` for arrays of rows and columns. These entries must not be 0."""
     table = counts.tocoo()
     keys = table.row.astype(np.int64) * counts.shape[1] + table.col
     return table.data[np.searchsorted(keys, row * counts.shape[1] + column)].astype(np.int64)
@@ -131,8 +130,8 @@ def _look_up(counts: sparse.csr_array, row: np.ndarray, column: np.ndarray) -> n
 def best(node: np.ndarray, score: np.ndarray, tie: np.ndarray, limit: int) -> np.ndarray:
     """For each node, return the indices of the entries with the `limit` highest scores.
 
-    `node`, `score` and `tie` have one value per entry. The indices are ordered by node, and then from the highest score
-    to the lowest. Entries with equal scores are ordered by `tie`.
+    `node`, `score` and `tie` have one value per entry. The result is ordered by node, then by score, the highest first.
+    Entries with equal scores are ordered by `tie`.
     """
     order = np.lexsort((tie, -score, node))
     _, start, count = np.unique(node[order], return_index=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""An HTML page for browsing semantic IDs: a single file that a browser opens from disk, without a network."""
+"""An HTML page for browsing semantic IDs: a single file that needs no network."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from common.publishing import write_text
 from quantization.inspection.explain import PageInfo, Tree, build_tree, describe, display_names
 
 TEMPLATE = Path(__file__).with_name("page.html")
-MAX_ITEMS = 100_000   # a page with this number of items has about 20 MB, which a browser opens easily
+MAX_ITEMS = 100_000   # maximum number of items on the page, which then has about 20 MB
 TITLE_LENGTH = 160    # maximum number of characters of a title
-# Characters that could end the script element, that are line ends in JavaScript, or that UTF-8 cannot encode.
+# Characters that could end the script element, line ends of JavaScript, and characters that UTF-8 cannot encode.
 UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, page: Path) -> str:
-    """Return a text that shows what the codes mean, and write the tree of all prefixes to the HTML file `page`."""
+    """Return a text that shows what the codes mean, and write the HTML page to the file `page`."""
     codes, meta = load_codes(folder, quantizer, suffix, tag, distinct=False)
     items = load_items(folder)
     tree = build_tree(codes, items["title"], items["text"], meta["codebook_sizes"], meta["disambiguation_level"])
@@ -31,23 +31,23 @@ def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None,
 
 
 def make_page(tree: Tree, info: PageInfo) -> str:
-    """Return the HTML text of the page: the template page.html with the data of the tree inserted as JSON."""
+    """Return the HTML text of the page: page.html with the data of the tree as JSON."""
     return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", embed(page_data(tree, info)))
 
 
 def embed(data: dict) -> str:
-    """Convert data to JSON text that is safe inside a script element. `json.loads` converts the text back."""
+    """Convert data to JSON text that is safe inside an HTML script element."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    # These characters occur only inside the strings of the JSON text. There, every character may be escaped.
+    # The unsafe characters occur only in JSON strings, where every character may be escaped.
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def page_data(tree: Tree, info: PageInfo) -> dict:
     """Return the data for the script in page.html: the items, and the prefixes with typical words and examples.
 
-    codes: a flat list of all codes of the first item, then all codes of the second item, ...
-    nodes: a prefix such as "12.3" -> [size, words, examples]. The size also counts items that are not on the page. The
-        words are indices into `vocabulary`. The examples are indices of items on the page.
+    codes: a flat list: all codes of the first item, then all codes of the second item, ...
+    nodes: a prefix such as "12.3" -> [number of items, words, examples]. Items that are not on the page count too.
+        Words are indices into `vocabulary`. Examples are indices of items on the page.
     """
     kept = kept_items(tree)
     index_of = {item: i for i, item in enumerate(kept.tolist())}
@@ -68,10 +68,9 @@ def page_data(tree: Tree, info: PageInfo) -> dict:
 
 
 def kept_items(tree: Tree) -> np.ndarray:
-    """Return the items that the page shows, in item order: all items, or only `MAX_ITEMS` if there are more.
+    """Return the items that the page shows, in item order: all items, but at most `MAX_ITEMS`.
 
-    If there are more, the page shows the examples of each first code, and then the items of the most frequent first
-    codes.
+    If there are more, the examples of each first code are shown, then items of the most frequent first codes.
     """
     num_items, first = len(tree.codes), tree.depths[0]
     if num_items <= MAX_ITEMS:

@@ -32,8 +32,8 @@ def model_path(name: str) -> Path:
 def find_class(name: str) -> type[Any]:
     """Return the class of the quantizer `name`, which is defined in models/<name>.py.
 
-    The name of the class must be the same as the name of the quantizer; upper case, lower case and underscores do not
-    matter. Raises ConfigError if the file does not exist or does not define the class.
+    The class must have the name of the quantizer, ignoring case and underscores. Raises ConfigError if
+    the file does not exist or does not define the class.
     """
     from .abstract_vq import AbstractVQ
 

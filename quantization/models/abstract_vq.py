@@ -38,13 +38,14 @@ class AbstractVQ(nn.Module, ABC):
 
     @abstractmethod
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
-        """Compute the losses from the outputs of `forward`, and return them as a dict of scalars.
+        """Return the losses as a dict of scalars. The loss to minimize has the key `loss_total`.
 
-        The loss to minimize has the key `loss_total`.
+        forward_outputs: the result of `forward`
+        original_xs: (B, D) the input of `forward`
 
-        With several processes, each process computes the losses of its shard of the batch. The trainer then averages
-        the losses of all shards, weighted by their numbers of rows. This is correct if each loss is a mean over rows. A
-        quantizer that computes anything else from a training batch must use the functions of common/data_parallel.py.
+        Each loss must be a mean over rows. With several processes, each process computes the losses of its shard of the
+        batch, and the trainer averages them. If `forward` or a loss needs the whole batch, use the functions of
+        common/data_parallel.py.
         """
 
     # The following methods are optional.
@@ -53,10 +54,11 @@ class AbstractVQ(nn.Module, ABC):
     def embedding_suffixes(cls, config: dict, suffix: str) -> list[str]:
         """Return the suffixes of the embeddings that the quantizer reads.
 
-        By default, the quantizer reads one embedding; its suffix is the flag `--embedding_suffix`. If there are several
-        embeddings, `xs` contains the columns of all of them, with the widths in `config["data"]["inputs"]`. If an item
-        has no vector in one of the embeddings, the columns of this embedding are zero for the item. If the list is
-        empty, `xs` contains the numbers of the items, int64 (N, 1), so that a model can look up their codes.
+        suffix: the value of `--embedding_suffix`
+
+        By default, the quantizer reads the embedding with this suffix. With several embeddings, `xs` contains the
+        columns of all of them, with the widths in `config["data"]["inputs"]`. If an embedding has no vector for an
+        item, these columns are zero. If the list is empty, `xs` contains the indices of the items, int64 (N, 1).
         """
         return [suffix]
 
@@ -75,21 +77,20 @@ class AbstractVQ(nn.Module, ABC):
     def last_distances(self, xs: Tensor) -> Tensor | None:
         """For each item, return the distance to each of the K codes of the last level: (B, D) -> (B, K).
 
-        The codes of the item in the other levels stay the same. `--disambiguation reassign` uses the distances to move
-        items to the nearest free code. By default, this method returns None, and the distances are estimated from the
-        codes.
+        `--disambiguation reassign` uses the distances to move items to the nearest free code of the last level. The
+        default returns None. The distances are then estimated from the codes.
         """
         return None
 
     @property
     def codebook_sizes(self) -> list[int] | None:
-        """The number of possible codes of each level. None means that the numbers are inferred from the codes."""
+        """The number of possible codes of each level, or None to infer the numbers from the codes."""
         return None
 
     def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
         """Fit the model to all items (N, D) at once, and return True.
 
-        By default, this method does nothing and returns False, and the model is trained by gradient.
+        The default returns False. The model is then trained by gradient.
         """
         return False
 
@@ -107,9 +108,8 @@ class AbstractVQ(nn.Module, ABC):
     def maintain(self, xs: Tensor, generator: torch.Generator) -> None:
         """Do regular maintenance during training, for example restart dead codewords; `xs` (N, D) has all items.
 
-        The trainer calls this method every 100 training steps, or once per epoch if an epoch is shorter. It calls the
-        method at the beginning of a step, after the evaluation of the previous epoch (if any). The method should not
-        wait for the GPU.
+        The trainer calls this method every 100 training steps, or once per epoch if an epoch is shorter. The method
+        should not wait for the GPU.
         """
 
     def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:

@@ -16,10 +16,7 @@ from .abstract_vq import AbstractVQ
 
 
 class LatentQuantizer(Protocol):
-    """The interface of modules that quantize latents. `ResidualQuantizer` is one of them.
-
-    A new module can use `Codebook` to implement the interface.
-    """
+    """The interface of modules that quantize latents, for example `ResidualQuantizer`."""
 
     @property
     def sizes(self) -> list[int]:
@@ -40,7 +37,7 @@ class LatentQuantizer(Protocol):
     def last_distances(self, latent: Tensor) -> Tensor | None:
         """For each latent, return the distance to each of the K codes of the last level: float64 (B, H) -> (B, K).
 
-        The codes of the latent in the other levels stay the same. Return None if the distances are unknown.
+        Return None if the distances are unknown.
         """
 
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
@@ -96,7 +93,7 @@ class LatentVQ(AbstractVQ):
 class AutoencoderVQ(LatentVQ):
     """Base class of autoencoders whose latent is quantized.
 
-    A derived class must set `section`, the name of its section in the configuration, and override `make_quantizer`. It
+    A derived class must override `make_quantizer` and set `section`, the name of its section in the configuration. It
     may also override `make_latent_size` and `compute_loss`.
 
     `make_quantizer` can use these attributes:
@@ -106,8 +103,8 @@ class AutoencoderVQ(LatentVQ):
     - `self.latent_size`: the latent size H
     - `self.config["data"]["num_items"]`: the number of items
 
-    The section must have the `model_params` keys `hidden_sizes`, `latent_size` and `standardize`, and the keys that
-    `make_quantizer` reads. If a class overrides `make_latent_size`, it does not need the key `latent_size`.
+    The `model_params` of the section must have the keys `hidden_sizes`, `latent_size` and `standardize`. The key
+    `latent_size` is not needed if `make_latent_size` is overridden.
     """
 
     section: str
@@ -152,7 +149,7 @@ class AutoencoderVQ(LatentVQ):
 
 
 def suffixes_with(suffix: str, other: str, quantizer: str) -> list[str]:
-    """Return the suffixes of both embeddings of a quantizer that reads two embeddings.
+    """Return `[suffix, other]`, the suffixes for a quantizer that reads two embeddings.
 
     suffix: the suffix on the command line
     other: the suffix of the embedding that the quantizer always reads

@@ -18,9 +18,9 @@ from .autoencoder import AutoencoderVQ
 class ResidualFSQ(nn.Module):
     """Residual finite scalar quantization (FSQ). There is no trained codebook.
 
-    Each latent dimension is squashed to the interval (-1, 1). The first level divides the interval into V equal parts
-    and rounds the dimension to the midpoint of its part. The residual is in the interval (-1/V, 1/V). It is multiplied
-    by V, and the next level quantizes it in the same way. `num_values` contains the number V of each dimension.
+    Each latent dimension is mapped to the interval (-1, 1). Each level divides this interval into V equal parts and
+    rounds the value to the midpoint of its part. The residual is multiplied by V, and the next level quantizes it in
+    the same way. `num_values` contains the number V of each dimension.
     """
 
     num_values: Tensor  # (H,) number of values of each dimension
@@ -54,10 +54,7 @@ class ResidualFSQ(nn.Module):
         return self._codes(self._digits(self._squash(latent.double()))[0])
 
     def last_distances(self, latent: Tensor) -> Tensor:
-        """For each latent, return the squared distance to each of the K codes of the last level: (B, H) -> (B, K).
-
-        The distance is measured from the input of the last level, which is a scaled residual.
-        """
+        """For each latent, return the squared distance to each of the K codes of the last level: (B, H) -> (B, K)."""
         last_inputs = self._digits(self._squash(latent.double()))[1]
         combinations = torch.arange(self.sizes[-1], device=latent.device).unsqueeze(1) // self.places % self.num_values
         return distances_exactly(last_inputs, self._midpoints(combinations))
@@ -92,10 +89,7 @@ class ResidualFSQ(nn.Module):
 
     @torch.no_grad()
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
-        """Measure the mean and standard deviation of the latents (N, H).
-
-        `_squash` needs them to distribute the latents over all values.
-        """
+        """Measure the mean and standard deviation of the latents (N, H)."""
         deviation, self.mean = torch.std_mean(latent, dim=0, correction=0)
         self.deviation = deviation.clamp(min=1e-6)
 

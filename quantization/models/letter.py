@@ -20,9 +20,8 @@ from .rqvae import RQVAE
 class LETTER(RQVAE):
     """RQ-VAE with two additional losses, the alignment loss and the diversity loss.
 
-    The alignment loss makes the quantized latent of an item similar to the collaborative vector of the item. An item
-    has no alignment loss if its collaborative vector is missing (all zero). The diversity loss spreads the codewords
-    evenly.
+    The alignment loss makes the quantized latent of an item similar to the item's collaborative vector. It ignores
+    items without a collaborative vector (all zero). The diversity loss spreads the codewords evenly.
     """
 
     section = "letter"

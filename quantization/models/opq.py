@@ -1,8 +1,4 @@
-"""Optimized product quantization (OPQ, Ge et al. 2013, CVPR).
-
-The library faiss learns a rotation of the embeddings. Product quantization (PQ) is then applied to the rotated
-embeddings.
-"""
+"""Optimized product quantization (OPQ, Ge et al. 2013, CVPR)."""
 
 import importlib.util
 

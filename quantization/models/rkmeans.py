@@ -25,12 +25,12 @@ class RKMEANS(AbstractVQ):
     Nothing is trained by gradient. With `normalize_residuals`, the residuals are scaled to length 1 before the k-means
     of each level.
 
-    With `largest_cluster`, the sizes of the clusters are limited. The clusters of a level then form a power diagram.
-    Therefore the code of an item can be computed without the other items, and the size limit still holds.
+    With `largest_cluster`, the sizes of the clusters are limited. The code of an item still does not depend on the
+    other items.
     """
 
     codewords: Tensor  # (L, K, D)
-    offsets: Tensor    # float64 (L, K), added to the squared distances to limit the cluster sizes
+    offsets: Tensor    # float64 (L, K), added to the squared distances to limit the cluster sizes (power diagram)
     lengths: Tensor    # (L,) mean length of each level's residuals before they are normalized; 1 if they are not
 
     def __init__(self, config: dict, input_size: int):
@@ -43,7 +43,7 @@ class RKMEANS(AbstractVQ):
         self.max_size = self.params["largest_cluster"]
         if self.max_size is not None and not (isinstance(self.max_size, int | float) and self.max_size >= 1):
             raise ConfigError(f"{where}.largest_cluster", "must be null or a number of at least 1, got "
-                              f"{self.max_size!r}", "The maximum cluster size is this number times items / "
+                              f"{self.max_size!r}", "The maximum cluster size is largest_cluster * items / "
                               "codebook_size", "correct the value")
         self.normalized = self.params["normalize_residuals"]
         self.standardizer = Standardizer(input_size, self.params["standardize"])
@@ -84,8 +84,8 @@ class RKMEANS(AbstractVQ):
                 self.offsets[level] = clusters.offsets
             codes = nearest_exactly(rows, self.codewords[level], self.offsets[level])
             if max_size is not None and (found := int(torch.bincount(codes).max())) > max_size:
-                log.warning("rkmeans: level %d has a cluster of %d items, but the limit is %d. The reason is that "
-                            "too many items are equal or nearly equal", level + 1, found, max_size)
+                log.warning("rkmeans: level %d has a cluster of %d items, but the limit is %d. Too many items are "
+                            "equal or nearly equal", level + 1, found, max_size)
             rows = rows - self.codewords[level][codes]
         return True
 

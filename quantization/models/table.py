@@ -11,8 +11,8 @@ from .abstract_vq import AbstractVQ
 class TableVQ(AbstractVQ):
     """A quantizer that looks up the codes of items in a table and does not read an embedding.
 
-    A derived class must register the table as the buffer `codes`. Instead of embeddings, the argument `xs` of the
-    methods contains the numbers of the items, int64 (B, 1).
+    A derived class must register the table as the buffer `codes`. The argument `xs` of the methods contains the indices
+    of the items, int64 (B, 1), instead of embeddings.
     """
 
     codes: Tensor  # int64 (N, L)

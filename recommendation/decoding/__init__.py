@@ -1,1 +1,1 @@
-"""Decoding: turn the scores or logits of any model into lists of the best items."""
+"""Decoding: find the best items from the scores or logits of a model."""

@@ -1,4 +1,4 @@
-"""Beam search and exact search over the semantic IDs of the catalogue, for all users of a batch at once."""
+"""Beam search and exact search for the items with the most likely semantic IDs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,28 +9,28 @@ from torch import Tensor
 from recommendation.decoding.top_k import Recommendations, in_order, top_items
 from recommendation.decoding.trie import Trie
 
-# B batch, K beams, C codebook size of a level, J largest number of children of one node of a level, P nodes of a level,
-# N items, S largest number of seen items in a history
+# B batch, K beams, C codebook size of the level, J largest number of children of a node of the level,
+# P nodes of the level, N items, S largest number of seen items in a history
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
-"""The function by which a search runs a model.
+"""A function that runs the model for one level of the search.
 
-`step(level, codes, parents)` returns the logits of all codes of a level: (B, K, C).
+`step(level, codes, parents)` returns the logits of all C codes of the level, for each of the K beams: (B, K, C).
 
 codes: (B, K) the last code of each beam
-parents: (B, K) for each beam, the index of the beam of the previous step that it continues
+parents: (B, K) each beam extends a beam of the previous step; this is the index of that beam
 
-At the first level, K is 1, because all beams would be equal.
+At the first level, K is 1.
 """
 
 
 class Beams(NamedTuple):
-    """The prefixes of semantic IDs that a search currently keeps. All tensors have the shape (B, K)."""
+    """The current beams of a search. Each beam is a prefix of a semantic ID. All tensors have the shape (B, K)."""
 
-    scores: Tensor   # sums of log-probabilities; -inf if the prefix does not exist
+    scores: Tensor   # sums of log-probabilities; -inf if no item has the prefix
     nodes: Tensor    # nodes of the prefixes in the trie
     codes: Tensor    # last codes of the prefixes
-    parents: Tensor  # indices of the beams of the previous step that the prefixes continue
+    parents: Tensor  # each beam extends a beam of the previous step; this is the index of that beam
 
 
 def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,
@@ -39,12 +39,11 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
 
     The score of an item is the sum of the log-probabilities of its codes.
 
-    valid_only: whether to normalize a code's probability over the codes that lead to valid items, instead of over the
-        whole codebook. If only one item has a certain prefix, the remaining codes of this item then have probability 1,
-        and `step` is not called for them.
-    seen: (B, S) items to exclude. Prefixes that lead only to seen items are excluded as well. The scores of the other
-        items do not change.
+    valid_only: if True, the probabilities of the codes that lead to valid items sum to 1; if False, the probabilities
+        of all codes of the codebook sum to 1
+    seen: (B, S) items to exclude; the scores of the other items do not change
     """
+    # If only one item has a prefix, `valid_only` gives its remaining codes probability 1, without a call of `step`.
     root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
     leaves = None if seen is None else trie.leaves_of(seen)
     beams = Beams(_mask_seen(root.float(), trie, 0, root, leaves), root, root, root)
@@ -64,7 +63,7 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
 def _mask_seen(scores: Tensor, trie: Trie, level: int, nodes: Tensor, leaves: Tensor | None) -> Tensor:
     """Set the score of a node to -inf if all items below the node are seen.
 
-    leaves: (B, S + 1) leaves of the seen items, a result of `Trie.leaves_of`; None if no item is excluded
+    leaves: (B, S + 1) leaves of the seen items, from `Trie.leaves_of`; None if no item is excluded
     """
     return scores if leaves is None else scores.masked_fill(trie.all_masked(level, nodes, leaves), float("-inf"))
 
@@ -85,9 +84,8 @@ def _extend(step: Step, trie: Trie, level: int, beams: Beams, valid_only: bool, 
 def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
     """Split the beams into open beams and settled beams. A beam is settled if only one item has its prefix.
 
-    The first result has the open beams, in as few columns as possible. The second result has the settled beams, each
-    extended by the only code that can follow. Both results can also contain beams of the other kind; these have the
-    score -inf.
+    Return the open beams, and the settled beams extended by the next code of their item. Unused entries in both results
+    have the score -inf.
     """
     is_open = ~trie.has_single_item(level, beams.nodes) & (beams.scores > float("-inf"))
     settled = Beams(beams.scores.masked_fill(is_open, float("-inf")), trie.first_child(level, beams.nodes),
@@ -101,7 +99,7 @@ def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, valid_only
                  seen: Tensor | None = None) -> Recommendations:
     """Compute the exact score of every item, and return the `top_k` most likely items of each history.
 
-    The arguments and scores are those of `beam_search`, but every prefix in the trie has a beam.
+    The arguments are those of `beam_search`. `step` is called with all prefixes of the trie as beams.
     """
     codes = parents = torch.zeros(1, dtype=torch.int64, device=trie.items.device)
     scores = torch.zeros(batch_size, 1, device=codes.device)                            # (B, P)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 # B batch, N items, k items in a list, S largest number of seen items in a history
 
-PADDING = -1  # fills the end of shorter rows in tensors of items; no real item has this number
+PADDING = -1  # fills the end of shorter rows in tensors of items
 
 
 class Recommendations(NamedTuple):
@@ -18,9 +18,9 @@ class Recommendations(NamedTuple):
 
 
 def in_row(items: Tensor, values: Tensor) -> Tensor:
-    """Return for each value whether the same row of `items` contains it.
+    """Return for each value whether the same row of `items` contains this value.
 
-    items: (B, S), values: (B, any number) -> bool, in the shape of `values`
+    items: (B, S), values: (B, any size) -> bool, (B, same size)
     """
     items = items.sort(dim=1).values
     place = torch.searchsorted(items, values.contiguous()).clamp(max=items.shape[1] - 1)
@@ -33,17 +33,17 @@ def top_items(scores: Tensor, top_k: int, seen: Tensor | None = None) -> Recomme
     scores: (B, N)
     seen: (B, S) items to exclude, with PADDING at the end of shorter rows
 
-    Items with equal scores are sorted by item number.
+    If scores are equal, the item with the smaller index is first.
     """
     if seen is not None:
-        # `clamp` turns PADDING into item 0. The limit of PADDING is inf, so the score of item 0 does not change.
+        # `clamp` turns PADDING into item 0. The limit is inf there, so the score of item 0 does not change.
         limit = torch.where(seen == PADDING, float("inf"), float("-inf")).to(scores.dtype)
         scores = scores.scatter_reduce(1, seen.clamp(min=0), limit, "amin")
     k = min(top_k, scores.shape[1])
     best, items = scores.topk(k, dim=1)
-    # `topk` is 30 times as fast as sorting all items, but it does not define which of several equal scores it selects,
-    # or in which order. Sort all items only in rows where an item outside the top k has the same score as the last item
-    # in the top k. In the other rows, it is enough that `in_order` below sorts the k items.
+    # `topk` is 30 times as fast as sorting all items, but it may select any of the items with equal scores. Sort all
+    # items only in rows where an item outside the top k has the same score as the last item in the top k. In the other
+    # rows, `in_order` sorts the k items.
     tied = (scores >= best[:, -1:]).sum(dim=1) > k
     if tied.any():
         values, order = scores[tied].sort(dim=1, descending=True, stable=True)
@@ -54,10 +54,10 @@ def top_items(scores: Tensor, top_k: int, seen: Tensor | None = None) -> Recomme
 
 
 def in_order(items: Tensor, scores: Tensor, top_k: int) -> Recommendations:
-    """Sort the items of each row by score, and return the `top_k` best: (B, any number) -> (B, top_k).
+    """Sort the items of each row by score, and return the `top_k` best: (B, any size) -> (B, top_k).
 
-    Items with equal scores are sorted by item number. If a row has fewer than `top_k` items, the remaining positions
-    have item -1 and score -inf.
+    If scores are equal, the item with the smaller index is first. If a row has fewer than `top_k` items, the remaining
+    positions have item -1 and score -inf.
     """
     items, by_id = items.sort(dim=1)
     scores, by_score = scores.gather(1, by_id).sort(dim=1, descending=True, stable=True)

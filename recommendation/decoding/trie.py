@@ -1,4 +1,4 @@
-"""A trie of the semantic IDs of all items, stored in tensors on the device of the model."""
+"""A trie (prefix tree) of the semantic IDs of all items, stored in tensors."""
 
 import numpy as np
 import torch
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 from recommendation.decoding.top_k import PADDING
 
-# B batch, K beams, J largest number of children of one node of a level, N items, L levels,
-# P number of children of all nodes of a level, S largest number of seen items in a history
+# B batch, K beams, J largest number of children of a node of the level, N items, L levels,
+# P nodes of the next level, S largest number of seen items in a history
 
 
 class Trie(nn.Module):
     """A tree of all prefixes of semantic IDs, in a compressed sparse row format.
 
-    Node 0 of level 0 is the root. The children of node n of level l are the nodes `starts_l[n]` to
-    `starts_l[n + 1] - 1` of level l + 1, sorted by their codes. The nodes of the last level are the leaves; each leaf
-    is the semantic ID of one item. The trie stores one code and one start per node, and nothing for prefixes that do
-    not exist. The leaves below a node are consecutive too: `leaves_l[n]` is the first leaf below node n of level l. The
-    last entry of `leaves_l` is N.
+    The root is node 0 of level 0. Each leaf is the semantic ID of one item. Node n of level l has these children and
+    leaves:
+
+    children: nodes `starts_l[n]` to `starts_l[n + 1] - 1` of level l + 1, sorted by their codes
+    leaves: nodes `leaves_l[n]` to `leaves_l[n + 1] - 1` of the last level
     """
 
     items: Tensor  # (N,) item of each leaf
@@ -35,7 +35,7 @@ class Trie(nn.Module):
         table = codes.cpu().numpy().astype(np.int32)
         order = np.lexsort(table.T[::-1])
         ordered = table[order]
-        new = np.zeros(len(codes), dtype=bool)  # True if an ID and the previous ID are in different nodes
+        new = np.zeros(len(codes), dtype=bool)  # True if an ID and the previous ID have different prefixes
         new[0] = True
         node = np.zeros(len(codes), dtype=np.int64)  # node of each ID at the current level
         self.max_children: list[int] = []
@@ -58,10 +58,9 @@ class Trie(nn.Module):
         self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def children_of(self, level: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the children of each node: their codes, their nodes, and whether they exist. (B, K) -> (B, K, J) each.
+        """Return the children of each node as (codes, nodes, exists): (B, K) -> (B, K, J) each.
 
-        If a node has fewer than J children, the remaining entries are children of other nodes. The third result is
-        False for these entries.
+        If a node has fewer than J children, `exists` is False for the remaining entries. Ignore these entries.
         """
         starts, codes = self.get_buffer(f"starts_{level}"), self.get_buffer(f"codes_{level}")
         begin, end = starts[nodes].unsqueeze(2).long(), starts[nodes + 1].unsqueeze(2)
@@ -71,14 +70,15 @@ class Trie(nn.Module):
         return codes[child].long(), child, exists
 
     def has_single_item(self, level: int, nodes: Tensor) -> Tensor:
-        """Return for each of the nodes of a level whether there is only one item below the node."""
+        """Return for each node of a level whether there is only one item below the node."""
         first = self.get_buffer(f"leaves_{level}")
         return first[nodes + 1] - first[nodes] == 1
 
     def leaves_of(self, items: Tensor) -> Tensor:
-        """Return the leaves of the items, sorted in each row, and N as the last column: (B, S) -> (B, S + 1) int32.
+        """Return the leaves of the items, in the format that `all_masked` needs: (B, S) -> (B, S + 1) int32.
 
-        The items of a row must be distinct, except for PADDING. The leaf of PADDING is N.
+        Each row is sorted, and ends with the number of items N. The leaf of PADDING is N too. The other items of a row
+        must be distinct.
         """
         leaves = self.leaf[items].masked_fill(items == PADDING, len(self.leaf))
         return F.pad(leaves.sort(dim=1).values, (0, 1), value=len(self.leaf))
@@ -86,29 +86,29 @@ class Trie(nn.Module):
     def all_masked(self, level: int, nodes: Tensor, leaves: Tensor) -> Tensor:
         """Return for each node whether `leaves` contains all leaves below the node.
 
-        nodes: (B, any number) -> bool of the same shape
+        nodes: (B, any size) -> bool, (B, same size)
         leaves: (B, S + 1) result of `leaves_of`
         """
         first = self.get_buffer(f"leaves_{level}")
         begin, end = first[nodes], first[nodes + 1]
-        # `leaves` is sorted, and the entries below N are distinct. A node with n leaves has the leaves `begin` to
-        # `end - 1`. Let i be the index of the first entry that is at least `begin`. Then `leaves` contains all leaves
-        # of the node exactly if the entry at i + n - 1 is `end - 1`.
+        # A node has n = end - begin leaves: `begin` to `end - 1`. `leaves` is sorted and has no duplicates except N.
+        # Let i be the index of the first entry >= `begin`. All leaves of the node are in `leaves` if and only if the
+        # entry at i + n - 1 is `end - 1`.
         last = torch.searchsorted(leaves, begin) + (end - begin - 1)
         return leaves.gather(1, last.clamp(max=leaves.shape[1] - 1)) == end - 1
 
     def first_child(self, level: int, nodes: Tensor) -> Tensor:
-        """For each node, return the child that has the smallest code: (B, K) -> (B, K)."""
+        """Return the child with the smallest code of each node: (B, K) -> (B, K)."""
         return self.get_buffer(f"starts_{level}")[nodes].long()
 
     def level(self, level: int) -> tuple[Tensor, Tensor]:
-        """Return the code and the parent of each node of the next level, in the order of these nodes: (P,) each."""
+        """Return the code and the parent of each of the P nodes of level `level + 1`: (P,) each."""
         starts = self.get_buffer(f"starts_{level}")
         parents = torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
         return self.get_buffer(f"codes_{level}").long(), parents
 
     def paths(self) -> Tensor:
-        """For each item, return the path of nodes from the root: (N, L + 1) int64. Column l is a node of level l."""
+        """Return the nodes from the root to the leaf of each item: (N, L + 1) int64. Column l has nodes of level l."""
         nodes = [torch.arange(len(self.items), device=self.items.device)]
         for level in reversed(range(self.num_levels)):
             nodes.append(self.level(level)[1][nodes[-1]])
@@ -116,5 +116,5 @@ class Trie(nn.Module):
         return torch.empty_like(paths).index_copy_(0, self.items.long(), paths)
 
     def items_of(self, nodes: Tensor) -> Tensor:
-        """Return the items of the given nodes of the last level, the leaves."""
+        """Return the items of the given leaves."""
         return self.items[nodes].long()

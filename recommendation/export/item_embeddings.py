@@ -1,4 +1,4 @@
-"""Export of a recommender's item vectors to an embedding file, from which quantizers can make semantic IDs."""
+"""Export of a recommender's item vectors to an embedding file. Quantizers can read this file."""
 
 import json
 import logging
@@ -26,11 +26,11 @@ def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path
     device: device to compute on; None for the device in the run's configuration
     run_id: id of the run; None for the newest finished run
 
-    The vectors are float32 (N, D). An item without training events gets the mean vector of the other items, and a mask
-    file records which items these are.
+    The vectors are float32 (N, D). An item without training events gets the mean vector of the other items. A mask file
+    marks these items.
 
-    Raises ConfigError if the model has no item vectors. Raises ConfigError if another command has already made an
-    embedding with this suffix, unless `force` is set.
+    Raises ConfigError if the model has no item vectors. Raises ConfigError if an embedding with this suffix exists and
+    was not exported from this model, unless `force` is set.
     """
     _require_vectors(choice.model)
     _protect_other_embedding(folder.embeddings(suffix), choice.model, force)
@@ -61,7 +61,7 @@ def _item_vectors(model: AbstractRecommender, num_items: int) -> np.ndarray:
 
 
 def _publish(folder: DatasetFolder, suffix: str, vectors: np.ndarray, meta: dict) -> Path:
-    """Write the vectors, and a mask file if some items have no training event; return the path of the vectors."""
+    """Write the vectors and return their path. Also write a mask file if some items have no training event."""
     path, mask = folder.embeddings(suffix), folder.mask(suffix)
     events = load_interactions(folder)
     present = np.bincount(events.item[events.split == 0], minlength=len(vectors)) > 0
@@ -82,8 +82,8 @@ def _require_vectors(model: str) -> None:
         return find_class(name).item_embeddings is not AbstractRecommender.item_embeddings
 
     if not has_vectors(model):
-        raise ConfigError(f"--model {model}", "has no item embeddings", "Only models that implement item_embeddings "
-                          "have item embeddings",
+        raise ConfigError(f"--model {model}", "cannot export item embeddings", "The model does not implement "
+                          "the method item_embeddings",
                           f"use --model {' or '.join(name for name in names() if has_vectors(name))}")
 
 

@@ -1,4 +1,4 @@
-"""Export of a trained encoder-decoder to a folder that transformers' T5 can load, and import from such a folder."""
+"""Export of a trained encoder-decoder in the format of transformers' T5, and import from this format."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MODEL = "encoder_decoder"
 WEIGHTS = ("config.json", "model.safetensors")
 FILES = (*WEIGHTS, "generation_config.json", "index.json", "README.md")
 
-NOT_THE_SAME = ("T5 in transformers has neither a causal encoder nor a bias in the cross-attention. This model was "
-                "trained with both (train_on: every_position), so T5 computes different scores. To get the same "
-                "scores, train the model with --train_on target.")
+NOT_THE_SAME = ("This model has a causal encoder and a bias in the cross-attention (train_on: every_position). T5 in "
+                "transformers has neither, so T5 computes different scores. To get the same scores, train the model "
+                "with --train_on target.")
 README = Path(__file__).with_name("t5_readme.md")
 
 
 def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, force: bool) -> None:
     """Raise ConfigError if --export_t5 or --from_t5 does not work with the model, or if the target folder exists.
 
-    With `force`, the target folder may exist if it contains only an earlier export. This check needs no slow import.
+    With `force`, the target folder may exist if it contains only an earlier export.
     """
     for flag, value in (("export_t5", export_to), ("from_t5", from_t5)):
         if value is not None and model != MODEL:
@@ -45,7 +45,7 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
 
     run_id: id of the run; None for the newest finished run
 
-    The folder is written completely or not at all.
+    If an error occurs, the folder is not changed.
     """
     from recommendation.models.encoder_decoder.model import EncoderDecoder
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
@@ -76,12 +76,9 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
 
 
 def t5_inputs(source: Path, command: str) -> dict[str, str]:
-    """Return the sha256 of each weight file in the folder `source`.
+    """Return the sha256 of each weight file in the folder `source`. Raises DataError if a file is missing.
 
-    A run that starts from these weights records these checksums, like those of its other inputs. `command` is the
-    command that trains the model; the error message shows it.
-
-    Raises DataError if a file is missing.
+    command: the command that trains the model, for the error message
     """
     for name in WEIGHTS:
         if not (source / name).is_file():
@@ -93,8 +90,8 @@ def t5_inputs(source: Path, command: str) -> dict[str, str]:
 def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
     """Load the T5 weights in the folder `source` into the model.
 
-    Logs a warning if index.json in this folder has other semantic IDs for the items than the dataset. Raises
-    ArtifactError if the files cannot be used for this model.
+    Logs a warning if the semantic IDs in index.json differ from those of the dataset. Raises ArtifactError if the files
+    cannot be used for this model.
     """
     from recommendation.models.encoder_decoder.t5 import load_t5, read_t5
 
@@ -102,15 +99,15 @@ def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
     log.info("recommendation: initialized from %s", source)
     if not (source / "index.json").is_file():
         return
-    fix = "use an index.json that --export_t5 wrote, or delete the file"
+    fix = "use the index.json that --export_t5 wrote, or delete this file"
     index = read_json(source / "index.json", fix)
     if not isinstance(index, dict):
-        raise ArtifactError(source / "index.json", "must be an object that maps raw ids to tokens", fix=fix)
+        raise ArtifactError(source / "index.json", "must be a JSON object that maps raw item ids to tokens", fix=fix)
     ours = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
     common = [item for item in ours if item in index]
     num_changed = sum(ours[item] != index[item] for item in common)
     if num_changed or not common:
-        log.warning("%s: only %d of the %d items in the dataset have the same semantic IDs as in this file",
+        log.warning("%s: only %d of the %d items of the dataset have the same semantic ID in this file",
                     source / "index.json", len(common) - num_changed, len(ours))
 
 
@@ -123,5 +120,5 @@ def _require_free(target: Path, force: bool) -> None:
                           fix="use --force to replace it, or choose another folder")
     others = sorted(path.name for path in target.iterdir() if path.name not in FILES) if target.is_dir() else ["a file"]
     if others:
-        raise ConfigError(f"--export_t5 {target}", f"must be a folder with only an earlier export, found {others[0]}",
-                          "--force replaces the whole folder", "choose another folder")
+        raise ConfigError(f"--export_t5 {target}", f"is not an export of a T5 model: found {others[0]}",
+                          "--force would delete the whole folder", "choose another folder")

@@ -50,10 +50,9 @@ class AbstractRecommender(nn.Module, ABC):
 
         seen: (B, S) items to exclude, without duplicates in a row, and with PADDING at the end of shorter rows
 
-        An item has the same score as in `recommend`. The default implementation gets longer lists from `recommend` and
-        removes the seen items. Override this method if longer lists take more time, or if the length of the list
-        changes the result, as in beam search. A subclass that overrides only `recommend` gets this default, not the
-        `recommend_unseen` of its parent class.
+        The scores must be the same as in `recommend`. The default calls `recommend` with a larger `top_k` and removes
+        the seen items. Override this method if a larger `top_k` is slow or changes the result, as in beam search. A
+        subclass that overrides only `recommend` gets this default.
         """
         num_items, num_seen = self.catalogue.num_items, (seen != PADDING).sum(dim=1)
         # A history that needs few extra items must not get a longer list because of another history in the batch: the
@@ -79,18 +78,15 @@ class AbstractRecommender(nn.Module, ABC):
             cls.recommend_unseen = AbstractRecommender.recommend_unseen  # type: ignore[method-assign]
 
     def item_embeddings(self) -> Tensor | None:
-        """Return the item vectors that the model learned from the users' sequences, or None if it has no item vectors.
-
-        The shape is (N, vector size).
-        """
+        """Return the learned vectors of all items, (N, vector size), or None if the model has no item vectors."""
         return None
 
     def prepare(self) -> None:
-        """Build an index, or other data that makes recommendation faster, from the final weights.
+        """Build data that makes recommendation faster, for example an index.
 
-        This method is called before the test, and before recommending for more than N histories. It may take as long as
-        recommending for N histories. The model must also work if this method has not been called, as in validation. The
-        recommendations must then be at least as good.
+        This method is called after training: before the test, and before recommending for more than `num_items`
+        histories. It may take as long as recommending for `num_items` histories. Validation does not call it. Without
+        this call, the recommendations must be at least as good.
         """
 
     def properties(self) -> dict:
@@ -103,7 +99,7 @@ class AbstractRecommender(nn.Module, ABC):
     def fit(self, sequences: list[Tensor]) -> bool:
         """Fit the model to the training sequences and return True.
 
-        The default does nothing and returns False, which means that the model is trained by gradient descent.
+        The default returns False. The model is then trained by gradient descent.
 
         sequences: two tensors, items (E,) and offsets (U + 1,). The training items of user u are
             `items[offsets[u]:offsets[u + 1]]`.
@@ -119,8 +115,8 @@ class AbstractRecommender(nn.Module, ABC):
     def training_unit(self) -> Literal["target", "sequence"]:
         """The kind of windows that the trainer passes to `compute_loss`.
 
-        `target`: Each row is a history, followed by one target. In every epoch, each training
-        event that has a history is the target of one row.
+        `target`: Each row is a history, followed by one target. In every epoch, each training event that has a history
+        is the target of one row.
         `sequence`: Each row is a segment of a user's sequence. Every item of the row except the first is a target. A
         row has at most `max_history` targets. The sequences are split at different points in every epoch.
         """
@@ -130,6 +126,6 @@ class AbstractRecommender(nn.Module, ABC):
         """Return the losses of a batch as `{"loss_total": <the loss to minimize>, ...}`.
 
         Each loss is a scalar, the mean over the targets of the windows. With several processes, each process gets a
-        shard of the windows. The trainer then weights the losses of a process by the number of targets in its shard.
+        shard of the windows. The trainer weights the losses by the number of targets in each shard.
         """
         raise TypeError(f"{type(self).__name__} must implement `fit` or `compute_loss`")

@@ -10,14 +10,17 @@ from common.errors import ConfigError
 
 from .abstract_model import PADDING, AbstractRecommender, Recommendations, Windows
 
-NUM_TRIED = 8  # number of histories, and also of training windows, that are used for the check
+NUM_TRIED = 8  # the check uses this number of histories and this number of training windows
 
 
 def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, windows: Windows | None) -> None:
-    """Check what the model recommends for `histories`, and its loss for `windows` unless this is None.
+    """Check the recommendations and the loss of a model.
 
-    Raises ConfigError if a method returns a wrong result. The error names the method. After the check, the random state
-    and the mode of every module (training or evaluation) are the same as before.
+    histories: input of `recommend` and `recommend_unseen`
+    windows: input of `compute_loss`, or None to skip the loss
+
+    Raises ConfigError if a method returns a wrong result. The error names the method. The check changes neither the
+    random state nor the mode (training or evaluation) of the model.
     """
     modes = {module: module.training for module in model.modules()}
     seen = histories.items.sort(dim=1, descending=True).values                 # puts PADDING (-1) at the end
@@ -41,7 +44,7 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
 
 def _check_lists(model: AbstractRecommender, method: str, call: Callable[[], Recommendations], histories: Windows,
                  top_k: int) -> Tensor:
-    """Run `call` twice, check the recommendations that it returns, and return their items.
+    """Check the recommendations that `call` returns, and return their items.
 
     Raises ConfigError if the recommendations are wrong, or if they depend on random numbers.
     """

@@ -121,18 +121,15 @@ class AbstractGenerator(AbstractRecommender):
 
 
 class PrefixCache:
-    """A cache of the attention keys and values of the tokens in the beams, for one layer.
-
-    Each position has its own tensors. Therefore a reordering of the beams copies only whole rows. It does not copy a
-    position that all beams share.
-    """
+    """A cache of the attention keys and values of the tokens in the beams, for one layer."""
 
     def __init__(self) -> None:
         # The key and the value of each position, (B, K, H, head width) each. K is 1 if all beams share the position.
+        # With separate tensors, a reordering of the beams copies whole rows and no shared position.
         self.levels: list[tuple[Tensor, Tensor]] = []
 
     def extend(self, key: Tensor, value: Tensor, parents: Tensor) -> None:
-        """Reorder the cached positions for the new beams, and add the newest position of these beams.
+        """Reorder the cached positions for the new beams, and add the newest position.
 
         key, value: (B, H, K, head width)
         parents: (B, K) the beam of the previous step that each beam continues
@@ -163,9 +160,9 @@ class PrefixCache:
 def _rows(part: Tensor, row: Tensor) -> Tensor:
     """Return the rows of `part` that the new beams continue: (B, old beams, H, head width) -> (B, K, H, head width).
 
-    row: (B, K) old beam that each new beam continues, as an index into the old beams of the whole batch
+    row: (B, K) index of the old beam that each new beam continues; the old beams of the whole batch are numbered from 0
 
-    If all beams share one row per user, `part` is returned unchanged.
+    If there is one old beam per user, `part` is returned unchanged.
     """
     if part.shape[1] == 1:
         return part

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 
 def stack(num_blocks: int, make: Callable[[], Iterable[nn.Module]]) -> Any:
-    """Return a ModuleList of `num_blocks` blocks. Each call of `make` returns the layers of one block.
-
-    The return type is Any, because type checkers do not know the types of the layers in a ModuleList.
-    """
+    """Return a ModuleList of `num_blocks` blocks. Each call of `make` returns the layers of one block."""
+    # The return type is Any, because type checkers do not know the types of the layers in a ModuleList.
     return nn.ModuleList(nn.ModuleList(make()) for _ in range(num_blocks))
 
 
@@ -33,12 +31,12 @@ class RMSNorm(nn.Module):
 class RelativeBias(nn.Module):
     """A learned attention bias that depends on the head and on the distance between query and key.
 
-    The distances are grouped into buckets, and each bucket has one value per head. Half of the buckets are for a single
-    small distance each. The other buckets are for ranges of distances. The ranges become wider on a logarithmic scale
-    up to `max_distance`, and the last range also includes all larger distances.
+    Distances are grouped into buckets. Each bucket has one value per head. Half of the buckets contain one small
+    distance each. The other buckets contain ranges that grow logarithmically up to `max_distance`. The last bucket also
+    contains all larger distances.
 
-    With `bidirectional`, half of all buckets are for keys after the query, and half are for all other keys.
-    Without `bidirectional`, all keys after the query are in the bucket of distance 0.
+    With `bidirectional`, half of all buckets are for keys after the query. Without `bidirectional`, all keys after the
+    query are in the bucket of distance 0.
     """
 
     def __init__(self, num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool):
@@ -47,7 +45,7 @@ class RelativeBias(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_buckets, num_heads))
 
     def forward(self, num_queries: int, num_keys: int) -> Tensor:
-        """Return the bias for queries and keys whose positions start at 0: (1, H, Q, T)."""
+        """Return the bias for all pairs of a query and a key: (1, H, Q, T). Positions start at 0."""
         device = self.weight.device
         return self.of(torch.arange(num_keys, device=device) - torch.arange(num_queries, device=device).unsqueeze(1))
 
@@ -60,11 +58,10 @@ class RelativeBias(nn.Module):
 
     @torch.no_grad()
     def start_recent(self) -> None:
-        """Initialize the bias so that a query prefers the positions shortly before the query.
+        """Initialize the bias such that each query prefers keys shortly before it.
 
         From one bucket to the next, the bias decreases by 1 in the first head, by 1/2 in the second head, by 1/4 in the
-        third head, and so on. This is ALiBi (Press et al. 2022, arXiv 2108.12409) applied to buckets. Training may
-        change the values.
+        third head, and so on. The idea is from ALiBi (Press et al. 2022, arXiv 2108.12409).
         """
         num_before = self.num_buckets // (2 if self.bidirectional else 1)
         slopes = 2.0 ** -torch.arange(self.weight.shape[1])
@@ -86,16 +83,13 @@ class RelativeBias(nn.Module):
 
 
 def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Apply dropout with about the given rate.
-
-    On the CPU, each random number has 64 bits and is used for eight elements, so the rate is rounded to a multiple of
-    1/256. One random number per element, as in `F.dropout`, took 40 % of a training step. `F.dropout` is used on other
-    devices, and in compiled code, because torch.compile does not support the shared random numbers.
-    """
+    """Apply dropout. On the CPU, the rate is rounded to a multiple of 1/256."""
     if not training or rate == 0.0:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, rate)
+    # Use one byte of a random 64-bit number per element. One random number per element, as in `F.dropout`, took 40 % of
+    # a training step. torch.compile does not support this code.
     threshold = min(round(256 * rate), 255)
     draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
     # Convert the bytes to floats first and then compare, because converting booleans to floats is much slower.
@@ -115,12 +109,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
     bias: added to the scores, broadcastable to (B, H, Q, T)
     rate: dropout rate of the attention weights
 
-    As in T5, the scores are not divided by the square root of the head width. Instead, the initial
-    weights of the queries are smaller by this factor.
+    As in T5, the scores are not divided by the square root of K. Instead, `initialize` makes the query weights smaller.
     """
     if not torch.is_grad_enabled() and rate == 0.0:
-        # The fused kernel saves memory, because it does not store all scores. It is used only if there is no dropout
-        # and no gradient.
+        # The fused kernel saves memory, because it does not store all scores.
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         return attended.transpose(1, 2).flatten(2)
     scores = query @ key.transpose(-1, -2)
@@ -131,10 +123,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
 
 
 def as_bias(allowed: Tensor) -> Tensor:
-    """Convert a mask to an attention bias. The bias is 0 for True and the most negative float32 for False.
-
-    If the bias for False was -inf, a row that has only False would give NaN.
-    """
+    """Convert a mask to an attention bias. The bias is 0 for True and the most negative float32 for False."""
+    # With -inf for False, a row that has only False would give NaN.
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
@@ -191,7 +181,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
         """Attend from each position of `x` to the memory: (B, Q, M) -> (B, Q, M).
 
-        memory: the result of `project_memory`, with one row of keys and values for each row of `x`
+        memory: the keys and values from `project_memory`, for the same batch
         """
         query = split_heads(self.query(self.norm(x)), self.num_heads)
         attended = attend(query, *memory, bias, self.dropout if self.training else 0.0)

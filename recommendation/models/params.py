@@ -51,13 +51,12 @@ class Params:
     def distances(self) -> tuple[int, int]:
         """Return `num_buckets` and `max_distance` of a relative position bias.
 
-        `num_buckets` must be at least 4. `max_distance` must be greater than `num_buckets / 2`, because half of the
-        buckets are for a single distance each.
+        `num_buckets` must be at least 4. `max_distance` must be greater than `num_buckets / 2`.
         """
         num_buckets, max_distance = self.count("num_buckets"), self.count("max_distance")
         if num_buckets < 4:
             self._refuse("num_buckets", "at least 4")
-        if max_distance <= num_buckets // 2:
+        if max_distance <= num_buckets // 2:  # the first half of the buckets contains one distance each
             self._refuse("max_distance", f"greater than half of num_buckets ({num_buckets // 2})")
         return num_buckets, max_distance
 

@@ -69,7 +69,7 @@ class DecoderOnly(AbstractGenerator):
 class _DecodingStep:
     """A callable that computes the logits of one level for all beams (see `beam_search.Step`).
 
-    The history of each user is read only once. All beams of the user attend to this history.
+    All beams of a user attend to the same keys and values of the history.
     """
 
     def __init__(self, model: DecoderOnly, last: Tensor, memories: list[tuple[Tensor, Tensor]], end: Tensor):
@@ -99,10 +99,10 @@ class _DecodingStep:
         return model.heads[level](model.norm(x))
 
     def _biases(self, level: int) -> tuple[Tensor, Tensor]:
-        """Return the two attention biases of the newest position of the beams.
+        """Return two attention biases for the newest token of each beam.
 
-        The first bias is for the tokens of the history, (B, H, 1, T). The second bias is for the tokens of the beam,
-        (1, H, 1, level).
+        The first bias, (B, H, 1, T), is for the tokens of the history. The second bias, (1, H, 1, level), is for the
+        tokens of the beam.
         """
         bias, num_tokens = self.model.bias, self.memories[0][0].shape[2]
         token = torch.arange(num_tokens, device=self.end.device)
@@ -113,7 +113,7 @@ class _DecodingStep:
 
 def _attend_to_both(query: Tensor, key: Tensor, value: Tensor, history_bias: Tensor, cache: PrefixCache,
                     beam_bias: Tensor) -> Tensor:
-    """Attend to the history and to the beam, with one softmax over the positions of both: (B, K, H * width).
+    """Attend to the tokens of the history and of the beam, with one softmax over both: (B, K, H * width).
 
     query: (B, H, K, width) one query per beam
     key, value: (B, H, T, width) keys and values of the history

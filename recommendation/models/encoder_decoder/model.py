@@ -27,17 +27,14 @@ from ..params import Params
 class EncoderDecoder(AbstractGenerator):
     """A Transformer whose encoder reads the history and whose decoder generates the next item's semantic ID.
 
-    With `train_on: target`, a window has one target, and each token of the encoder attends to the whole history, as in
-    T5.
+    With `train_on: target`, each window has one target. Each encoder token attends to the whole history, as in T5.
 
-    With `train_on: every_position`, every item of a window except the first is a target, and one forward pass computes
-    the losses of all targets. A token of the encoder attends only to the tokens of the same item and of earlier items.
-    For each target, the decoder attends only to the encoder output of the items before the target. Such an encoder does
-    not know the distance from a token to the target. Therefore cross-attention has a relative bias, which T5 does not
-    have. Recommendation uses the same mask and bias as training.
+    With `train_on: every_position`, every item of a window except the first is a target. Each encoder token attends
+    only to tokens of the same item and of earlier items. For each target, the decoder attends only to the items before
+    the target. Cross-attention has a relative bias, unlike in T5.
 
-    `t5.py` in this folder copies the weights to and from the T5 of transformers. This T5 computes the same scores as a
-    model with `train_on: target`.
+    `t5.py` converts the weights to and from the T5 of transformers. With `train_on: target`, both models compute the
+    same scores.
     """
 
     def __init__(self, config: dict, catalogue: Catalogue):
@@ -56,6 +53,7 @@ class EncoderDecoder(AbstractGenerator):
             SelfAttention(*attention), CrossAttention(*attention), FeedForward(width, d_ff, rate)))
         self.decoder_bias = RelativeBias(num_heads, *distances, bidirectional=False)
         self.decoder_norm = RMSNorm(width)
+        # With `every_position`, the encoder output does not contain the distance to the target. This bias adds it.
         self.memory_bias = (RelativeBias(num_heads, *distances, bidirectional=False)
                             if self.train_on == "every_position" else None)
         initialize(self, width, head_width)
@@ -111,8 +109,8 @@ class EncoderDecoder(AbstractGenerator):
         """Return the cross-attention bias for training.
 
         With `train_on: target`, the bias hides the padding. Its shape is (B, 1, 1, T).
-        With `train_on: every_position`, each target has the relative bias of the items before the target, and all other
-        items are hidden. The shape is (1, H, G * L, T).
+        With `train_on: every_position`, the bias depends on the distance to the target. It hides the target and all
+        later items. Its shape is (1, H, G * L, T).
         """
         if self.memory_bias is None:
             return self._padding_mask(history)
@@ -122,7 +120,7 @@ class EncoderDecoder(AbstractGenerator):
         return bias.repeat_interleave(self.num_levels, dim=2)
 
     def _recommending_bias(self, histories: Windows) -> Tensor:
-        """Return the cross-attention bias for recommendation, where the next item comes after the whole history.
+        """Return the cross-attention bias for recommending the item after the history.
 
         The shape is (B, 1, 1, T) with `train_on: target`, and (B, H, 1, T) with `train_on: every_position`.
         """
@@ -161,7 +159,7 @@ class EncoderDecoder(AbstractGenerator):
 class _DecodingStep:
     """A callable that computes the logits of one level for all beams (see `beam_search.Step`).
 
-    The memory of each user is projected only once. All beams of the user attend to this memory.
+    All beams of a user attend to the same keys and values of the encoder output.
     """
 
     def __init__(self, model: EncoderDecoder, memory: Tensor, memory_bias: Tensor):

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SHARED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
           "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj",
           "layer_norm_epsilon", "scale_decoder_outputs", "pad_token_id", "decoder_start_token_id")
-# The names of our weights, each with the names of the T5 weights that are concatenated to get our weight.
+# For each of our weights, the T5 weights that are concatenated to get our weight.
 STACKED = {"qkv": ["q", "k", "v"], "query": ["q"], "key_value": ["k", "v"], "out": ["o"], "wi": ["wi"], "wo": ["wo"]}
 
 
@@ -31,9 +31,9 @@ def to_t5(model: EncoderDecoder) -> Any:
     """Return a T5ForConditionalGeneration in eval mode with the model's weights.
 
     Code c of a level is the token `1 + sum of the earlier codebook sizes + c`. Token 0 is the padding token and the
-    start token of the decoder. The heads of the model have no row for token 0, so row 0 of the T5's head is zero.
-    T5 does not support codebook sizes, a mask of the encoder, or a bias of cross-attention. These values are stored in
-    `config.semantic_ids`.
+    start token of the decoder. The logit of token 0 is always 0, because the model never predicts this token.
+
+    T5 has no codebook sizes, no encoder mask and no cross-attention bias. `config.semantic_ids` stores these values.
     """
     t5: Any = transformers.T5ForConditionalGeneration(t5_config(model)).eval()
     # transformers 5 always ties the head of a new T5 to the embedding. It ignores the config.
@@ -64,9 +64,9 @@ def t5_config(model: EncoderDecoder) -> "transformers.T5Config":
 
 
 def _generation_config(model: EncoderDecoder) -> "transformers.GenerationConfig":
-    """Return generation settings with which T5 searches as the model does.
+    """Return settings for `generate`: the beam width of the model, and one new token per level.
 
-    The score of a beam is the sum of the log-probabilities of its tokens. A semantic ID has one token per level.
+    The score of a beam is the sum of the log-probabilities of its tokens.
     """
     of_beams = {"num_beams": model.num_beams, "length_penalty": 0.0} if model.num_beams > 1 else {}
     return transformers.GenerationConfig(max_new_tokens=model.num_levels, renormalize_logits=True, pad_token_id=START,
@@ -77,9 +77,10 @@ def _generation_config(model: EncoderDecoder) -> "transformers.GenerationConfig"
 def load_t5(model: EncoderDecoder, t5: Any) -> None:
     """Copy the weights of `t5` into the model.
 
-    The bias of cross-attention is read from `config.semantic_ids` of the T5. If it is missing there, the bias is set to
-    zero. A zero bias has no effect. Raises ConfigError if the sizes or the kinds of layers differ between the T5 and
-    the model.
+    The cross-attention bias is read from `config.semantic_ids` of the T5. If it is missing there, the bias is set to
+    zero and has no effect.
+
+    Raises ConfigError if the sizes or layers of the T5 and of the model differ.
     """
     own = _check_compatible(model, t5)
     for ours, theirs in weight_pairs(model, t5):
@@ -97,9 +98,9 @@ def load_t5(model: EncoderDecoder, t5: Any) -> None:
 
 
 def _check_compatible(model: EncoderDecoder, t5: Any) -> dict:
-    """Check that the T5 has the same sizes and layers as the model, and return `semantic_ids` of the T5's config.
+    """Return `config.semantic_ids` of the T5, or an empty dict if it is missing.
 
-    Raises ConfigError if they differ.
+    Raises ConfigError if the sizes or layers of the T5 and of the model differ.
     """
     where, wanted = t5.name_or_path or "T5", t5_config(model)
     own = getattr(t5.config, "semantic_ids", None) or {}
@@ -136,25 +137,23 @@ def read_t5(folder: Path) -> Any:
         raise ArtifactError(folder, "cannot be loaded as a T5", str(error), fix) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
-            raise ArtifactError(folder, f"the weights do not match config.json. Here are up to three "
-                                f"{problem.replace('_', ' ')}",
+            raise ArtifactError(folder, "the weights do not match config.json "
+                                f"({problem.replace('_', ' ')}; at most three are shown)",
                                 ", ".join(sorted(map(str, report[problem]))[:3]), fix)
     return t5
 
 
 def quiet() -> None:
-    """Turn off the progress bars and warnings of transformers.
-
-    transformers 5 warns about heads that are not tied to the embedding, although it loads them correctly.
-    """
+    """Turn off the progress bars and warnings of transformers."""
+    # transformers 5 warns about heads that are not tied to the embedding, although it loads them correctly.
     disable_progress_bar()
     set_verbosity_error()
 
 
 def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tensor]]]:
-    """Return each weight of the model, together with the T5 weights that are concatenated to get it.
+    """Return pairs of a weight of the model and the T5 weights that are concatenated to get this weight.
 
-    The heads and the bias of cross-attention are not included.
+    The output heads and the cross-attention bias are not included.
     """
     pairs = [(model.embedding.weight, [t5.shared.weight])]
     stacks: list[Any] = [(model.encoder, t5.encoder, model.encoder_bias, model.encoder_norm),

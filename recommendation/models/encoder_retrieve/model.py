@@ -25,19 +25,16 @@ class EncoderRetrieve(AbstractRecommender):
 
     The input vector of an item is the sum of the codewords of its semantic ID. The logits of a head are the
     similarities between the output of the head and the codewords of the level. The score of an item is the sum of
-    the logits or log-probabilities of its codes. Therefore the levels have no order, and no search over prefixes is
-    needed.
+    the logits or log-probabilities of its codes.
 
-    `normalize_over: codebook` is the loss of RPG, with a separate softmax over the codes of each level.
-    `normalize_over: valid_items` uses one softmax over the scores of all items. This loss needs a score of every item
-    for every target of a step, so it is limited to catalogues of a few hundred thousand items.
+    `normalize_over: codebook` is the loss of RPG. It has a separate softmax over the codes of each level.
+    `normalize_over: valid_items` uses one softmax over the scores of all items. It computes a score for
+    every item and target, so use it only for catalogues of up to a few hundred thousand items.
 
-    `scoring: exact` scores all items. `scoring: graph` walks through a graph that connects items with similar
-    codewords, and scores only the items that the walk reaches. The walk starts at random items and at the newest items
-    of the history. Each hop goes from the `num_beams` best items to the `num_neighbours` neighbors of each of these
-    items. The first hop starts from up to twice as many items.
-    Building the graph takes as long as scoring all items for N histories. Therefore validation does not use the graph
-    and scores all items. The test uses the graph, because it may have more than N histories.
+    `scoring: exact` scores all items. `scoring: graph` walks through a graph that connects similar items, and scores
+    only the items that the walk reaches. The walk starts at random items and at the newest items of the history. Each
+    hop goes from the `num_beams` best items to the `num_neighbours` neighbors of each of these items. Validation does
+    not use the graph.
     """
 
     training_unit: Literal["sequence"] = "sequence"
@@ -77,9 +74,9 @@ class EncoderRetrieve(AbstractRecommender):
         self.graph: Tensor | None = None  # (N, G), built by `prepare`
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
-        """Return the mean cross-entropy of the targets: all items except the first item of each window.
+        """Return the mean cross-entropy of all items except the first item of each window.
 
-        With `normalize_over: codebook`, this is the cross-entropy of the codes of the targets.
+        With `normalize_over: codebook`, this is the mean cross-entropy of the codes of these items.
         """
         targets = windows.items[:, 1:]
         logits = self._logits(self._read(windows.items[:, :-1]))                  # (B, W - 1, L, C)
@@ -145,9 +142,8 @@ class EncoderRetrieve(AbstractRecommender):
               top_k: int) -> Recommendations:
         """Return the best items that a walk through the graph reaches.
 
-        Each hop of the walk starts from the best items that the walk has reached so far. A hop may start from seen
-        items, but the result does not contain seen items. With `normalize_over: valid_items`, the scores are sums of
-        logits, because log-probabilities would need the scores of all items.
+        The walk may go through seen items, but the result does not contain them. With `normalize_over: valid_items`,
+        the scores are sums of logits instead of log-probabilities.
         """
         num_beams = min(max(self.num_beams, top_k), len(self.rows))
         beams = self._starts(histories, num_beams)
@@ -173,7 +169,8 @@ class EncoderRetrieve(AbstractRecommender):
     def _starts(self, histories: Windows, num_beams: int) -> Tensor:
         """Return the items from which the walk of each history starts.
 
-        These are the newest items of the history, and random items that are the same for all histories.
+        These are up to `num_beams` newest items of the history, and `num_beams` random items. The random items are the
+        same for all histories.
         """
         generator = torch.Generator().manual_seed(0)
         random = torch.randperm(len(self.rows), generator=generator)[:num_beams].to(histories.items.device)
@@ -184,7 +181,7 @@ class EncoderRetrieve(AbstractRecommender):
         return torch.cat([own, random.expand(len(own), -1)], dim=1)
 
     def prepare(self) -> None:
-        if self.scoring == "graph":
+        if self.scoring == "graph":  # this takes as long as scoring all items for `num_items` histories
             self.graph = self._build_graph()
 
     @torch.no_grad()
@@ -210,8 +207,6 @@ class EncoderRetrieve(AbstractRecommender):
 
 
 def _rows(table: Tensor, places: Tensor) -> Tensor:
-    """Return `table[places]` for `places` (B, K).
-
-    `index_select` copies whole rows. On the CPU, this is about twice as fast as indexing.
-    """
+    """Return `table[places]` for `places` (B, K)."""
+    # On the CPU, `index_select` copies whole rows and is about twice as fast as indexing.
     return table.index_select(0, places.flatten()).view(*places.shape, -1)

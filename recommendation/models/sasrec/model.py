@@ -16,10 +16,10 @@ from ..params import Params
 class SASRec(AbstractRecommender):
     """Causal self-attention over the items of a history.
 
-    The score of an item is the inner product of the item's embedding and the output at the last position. Every
-    position is trained to predict the next item, by cross-entropy over all items. The paper used a loss with sampled
-    negatives. That loss made SASRec weak in many comparisons (Klenitskiy and Vasilev 2023, arXiv 2309.07602). Unlike in
-    the paper, the blocks are pre-norm and have no bias terms.
+    The score of an item is the inner product of the item's embedding and the output at the last position. In training,
+    every position predicts the next item. The loss is the cross-entropy over all items. The loss of the paper, with
+    sampled negatives, gives worse results (Klenitskiy and Vasilev 2023, arXiv 2309.07602). Unlike in the paper, the
+    blocks are pre-norm and have no bias terms.
     """
 
     needs_codes = False
