@@ -44,7 +44,8 @@ class StopRequest:
 
     Outside of `with stop_request:`, a signal raises Interrupted immediately. Inside the `with` block, the first signal
     only sets `requested` to True. The block must check `requested` regularly, save its state and raise Interrupted
-    itself. A second signal raises Interrupted immediately. The same signal within half a second is ignored.
+    itself. A second signal raises Interrupted immediately, unless it is the same signal and arrives less than half a
+    second after the first one; such a signal is ignored.
     """
 
     def __init__(self):

@@ -94,8 +94,8 @@ def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[
     unread: an SQL condition that is true for the rows that DuckDB could not parse
     query, types: the same as for `load`
 
-    Python accepts more than DuckDB: for example, a byte order mark, or half of a surrogate pair (it becomes `?`). A row
-    that Python cannot parse either does not change.
+    Python accepts more than DuckDB: for example, a byte order mark, or half of a surrogate pair (it becomes `?`). If
+    Python also fails to parse a row, the row does not change.
     """
     if table.format not in PARSERS or not work.value(f"SELECT count(*) FROM {into} WHERE {unread}"):
         return
