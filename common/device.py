@@ -14,8 +14,8 @@ def resolve_device(name: str, origin: str) -> torch.device:
     """Return the torch device called `name`, for example `cpu`. `auto` selects CUDA if it is available, else the CPU.
 
     `origin` is the place where the name was set: a flag such as `--device`, or a line of a YAML file. If CUDA is not
-    available, this function raises ConfigError for a `cuda` that was set by a flag. For a `cuda` in a YAML file, it logs
-    a warning and returns the CPU. If there are several processes on a machine, each process gets its own GPU.
+    available, this function raises ConfigError for a `cuda` that was set by a flag. For a `cuda` in a YAML file, it
+    logs a warning and returns the CPU. If there are several processes on a machine, each process gets its own GPU.
     """
     if name == "auto":
         return _for_this_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"), origin)
