@@ -57,7 +57,7 @@ def _command(name: str, note: str, parser: Parser, without: set[str] = frozenset
     rows = ["| flag | default | meaning |", "|---|---|---|"]
     for action in parser._actions:  # argparse has no public name for them
         if action.dest != "help" and action.option_strings and action.dest not in without:
-            rows.append(f"| {_names(action)} | {_default(action)} | {_cell(action.help or '').replace('%%', '%')} |")
+            rows.append(f"| {_names(action)} | {_default(action)} | {_prose((action.help or '').replace('%%', '%'))} |")
     return [f"### `{name}`\n", *([f"{note}\n"] if note else []), *rows, ""]
 
 
@@ -83,7 +83,7 @@ def _keys(path: Path) -> list[str]:
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for key, value in _leaves(values):
         comment = lines[int(origins[key].rpartition(":")[2]) - 1].partition(" # ")[2]
-        rows.append(f"| `{key}` | `{_cell(_yaml(value))}` | {_cell(comment.strip())} |")
+        rows.append(f"| `{key}` | `{_cell(_yaml(value))}` | {_prose(comment)} |")
     return [f"### `{path.relative_to(ROOT)}`\n", *note, "", *rows, ""]
 
 
@@ -100,6 +100,11 @@ def _leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 def _yaml(value: object) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _prose(text: str) -> str:
+    """Return a table cell in which `<D>` is not taken for HTML."""
+    return _cell(text).replace("<", "&lt;")
 
 
 def _cell(text: str) -> str:
