@@ -103,7 +103,7 @@ def test_a_silent_server_times_out_and_is_retried(server, monkeypatch):
     assert len(server.moments) == 4
 
 
-@pytest.mark.parametrize("named", [lambda: "1", lambda: formatdate(time.time() + 2, usegmt=True)],
+@pytest.mark.parametrize("named", [lambda: "1", lambda: formatdate(time.time() + 3, usegmt=True)],
                          ids=["seconds", "date"])
 def test_a_requested_pause_holds_for_all_addresses_of_the_host(server, named):
     first, *others = server.serve_images(5)

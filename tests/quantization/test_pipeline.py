@@ -17,7 +17,7 @@ from quantization.models import find_class
 from tests.errors import Outcome, refused
 
 from .conftest import NUM_ITEMS, WIDTH, numbers
-from .tiny_data import save_embedding, save_interactions, save_items
+from .tiny_data import save_embedding, save_interactions, save_items, save_users
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +28,7 @@ def no_waiting_for_the_disk(monkeypatch):
 @pytest.fixture
 def folder(tmp_path, xs) -> DatasetFolder:
     folder = save_items(DatasetFolder(tmp_path / "data", "Tiny"), NUM_ITEMS)
+    save_users(folder, [f"user {user}" for user in range(20)])
     save_embedding(folder, "td", xs.numpy())
     save_interactions(folder, [(user, (3 * user + step) % NUM_ITEMS, split) for user in range(20)
                                for step, split in enumerate(["train", "train", "train", "valid", "test"])])
@@ -213,7 +214,7 @@ def test_shared_codes_are_a_warning_with_a_flag(quantize, capsys):
 def test_exported_and_imported_codes_are_the_same(quantize, folder, tmp_path):
     quantize("rkmeans")
     codes, meta = load_codes(folder, "rkmeans", "td", None)
-    index, _ = export(folder, "rkmeans", "td", None, tmp_path / "out")
+    index, *_ = export(folder, "rkmeans", "td", None, tmp_path / "out")
     first = quantize("imported", file=index)
     imported, again = load_codes(folder, "imported", "td", None)
     assert imported.tolist() == codes.tolist()

@@ -255,10 +255,10 @@ def overwrite(options, array: np.ndarray | None = None, damage: int = 0) -> None
 
 @pytest.mark.parametrize(("array", "values"), [
     (np.array([[object()]] * 4, dtype=object), ()),
-    (np.zeros((4, 3), dtype=np.float16), ("float16 (4, 3)", "float32")),
-    (np.zeros((4, 3), dtype=np.float64), ("float64 (4, 3)", "float32")),
-    (np.zeros(4, dtype=np.float32), ("float32 (4,)",)),
-    (np.zeros((4, 3, 2), dtype=np.float32), ("float32 (4, 3, 2)",)),
+    (np.zeros((4, 3), dtype=np.float16), ("float16", "(4, 3)", "float32")),
+    (np.zeros((4, 3), dtype=np.float64), ("float64", "(4, 3)", "float32")),
+    (np.zeros(4, dtype=np.float32), ("float32", "(4,)")),
+    (np.zeros((4, 3, 2), dtype=np.float32), ("float32", "(4, 3, 2)")),
     (np.zeros((5, 3), dtype=np.float32), ("5", "items.parquet", "4")),
 ], ids=["object", "float16", "float64", "1-d", "3-d", "5 rows"])
 def test_another_array_is_refused_with_its_type_and_shape(tmp_path, array, values):
