@@ -1,12 +1,14 @@
 """Check, transform and publish embedding vectors. Steps 3, 4 and 5 share this code."""
 
+import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from common.artifacts import DatasetFolder, load_items, load_meta, save_array
-from common.errors import ConfigError, DataError, UserError
+from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.publishing import meta_path
 from dataloader.embeddings.encode import named
 from dataloader.options import Embedding, Transform
@@ -24,17 +26,35 @@ def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> boo
     """Return whether the embedding exists and was made with these settings and inputs (file name -> sha256).
 
     An embedding that the user has adopted, or that a recommender has exported, is always current: no step replaces it.
+    Raises ArtifactError if such an embedding is damaged or stale.
     """
     try:
         meta = load_meta(target.path, "")
-    except UserError:
+    except UserError as error:
+        if _made_elsewhere(_recorded(target.path)):
+            raise ArtifactError(error.where, error.what, "It was adopted, or exported by a recommender. Only --force "
+                                "replaces it", f"delete {meta_path(target.path)}, write the vectors of the current "
+                                "items, and adopt or export them again; or use --force") from error
         return False
-    if meta.get("settings", {}).get("adopted") or "recommender" in meta:
+    if _made_elsewhere(meta):
         log.warning("embed: %s was made by: %s. The flags of this embedding have no effect (use --force to replace it)",
                     target.path, meta["command"])
         return True
     recorded = {**settings, "transform": target.transform._asdict()}
     return meta.get("settings") == recorded and inputs.items() <= meta["inputs"].items()
+
+
+def _recorded(path: Path) -> dict:
+    """Return the content of the meta file, even if the artifact is stale. Return {} if there is no valid meta file."""
+    try:
+        meta = json.loads(meta_path(path).read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError):
+        meta = {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def _made_elsewhere(meta: dict) -> bool:
+    return bool(meta.get("settings", {}).get("adopted")) or "recommender" in meta
 
 
 def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, command: str,

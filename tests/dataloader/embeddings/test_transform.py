@@ -177,6 +177,9 @@ def test_an_embedding_of_another_origin_is_not_replaced(tmp_path, caplog, origin
         "command": "my own command", **origin})
     assert is_current(options.target, SETTINGS, {})
     assert logged(caplog, "my own command", "--force", level=logging.WARNING)
+    add_item(options, "c")
+    with refused(ArtifactError, options.target.path, names=["items.parquet"], fix=["--force"]):
+        is_current(options.target, SETTINGS, {})
 
 
 def test_an_embedding_is_current_until_settings_or_inputs_change(tmp_path):
