@@ -104,9 +104,9 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
     """Group the configuration keys of the command line by model.
 
-    Returns a dict of lists of `(key, text)` pairs. The key "quantization" has the list for the quantizer. The name of
-    each recommender has the list for this recommender. Raises ConfigError if a key is unknown, if both stages have it,
-    or if its value is wrong.
+    Returns a dict of lists of `(key, text)` pairs. The dict maps "quantization" to the list for the quantizer, and the
+    name of each recommender to the list for this recommender. Raises ConfigError if a key is unknown, if both stages
+    have it, or if its value is wrong.
     """
     from common.config import resolve
     from quantization import models as quantizers
@@ -142,7 +142,7 @@ def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
 
 
 def _with_stage(error: ConfigError, stage: str, overrides: list[tuple[str, str]]) -> ConfigError:
-    """Return the error with the user's own flag: --recommendation.lr instead of --lr if the user wrote this."""
+    """Return the error with the flag that the user wrote, for example --recommendation.lr instead of --lr."""
     flag = str(error.where)
     key = f"{stage}.{flag.removeprefix('--')}"
     if key not in dict(overrides):

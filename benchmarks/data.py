@@ -83,7 +83,7 @@ def machine() -> dict:
 
 
 def generate(folder: Path, num_events: int, num_users: int, num_items: int) -> None:
-    """Write generated reviews and metadata as gzipped JSON lines. The values are hashes, so that all runs are equal."""
+    """Write generated reviews and metadata as gzipped JSON lines. The values are hashes, so all runs write the same."""
     folder.mkdir(parents=True, exist_ok=True)
     reviews, metadata = folder / f"{NAME}.json.gz", folder / f"meta_{NAME}.json.gz"
     if reviews.exists() and metadata.exists():
@@ -117,7 +117,10 @@ def ours(folder: Path, scratch: Path, source: str = "amazon18") -> dict:
 
 
 def literals(folder: Path, scratch: Path, rounds: int) -> dict:
-    """Measure the data stage on metadata as Python dicts, with text as description and a list of category lists."""
+    """Measure the data stage on metadata that is written as Python dicts, as in Amazon 2014.
+
+    The description is a text. The categories are a list of lists.
+    """
     raw = scratch / "literals"
     raw.mkdir()
     (raw / f"reviews_{NAME}_5.json.gz").symlink_to((folder / f"{NAME}.json.gz").resolve())
@@ -187,7 +190,10 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict:
 
 
 def embed(texts_file: Path, model: Path, scratch: Path, rounds: int) -> dict:
-    """Embed all texts with our cache and shards, beginning with an empty cache, and with only the library, in turns."""
+    """Embed all texts with our code and with only the library, in turns.
+
+    Our code uses shards and a cache. In each turn, the cache is empty at the beginning.
+    """
     sys.path[0] = str(ROOT)
     import numpy as np
 

@@ -54,10 +54,14 @@ class Cornac:
         build = TIGER._build_semantic_ids if own_level else LETTER._build_semantic_ids
         build(tiger, codes[:, :tiger.rqvae_num_levels])
         if not np.array_equal(tiger.sid_table, codes) or tiger.level_sizes != codebook_sizes:
-            raise SystemExit(f"error: cornac has other codes, with sizes {tiger.level_sizes}, not {codebook_sizes}")
+            raise SystemExit(f"error: cornac built codes that differ from ours: sizes {tiger.level_sizes}, ours "
+                             f"{codebook_sizes}")
 
     def train(self, num_batches: int) -> tuple[int, float]:
-        """Train a new generator for `num_batches` steps of cornac's `fit`; return its number of targets and seconds."""
+        """Train a new generator for `num_batches` steps of cornac's `fit`.
+
+        Return the number of targets and the seconds.
+        """
         num_targets, seconds, own_batches = 0, 0.0, recom_tiger.session_seq_iter
 
         def batches(*args: object, **options: object):
@@ -77,10 +81,10 @@ class Cornac:
                 self.tiger._fit_seq2seq(torch, None)
             except StopTraining:
                 return num_targets, seconds
-        raise SystemExit("error: cornac's epoch ended early. Fix: use fewer --peer_batches")
+        raise SystemExit("error: cornac's epoch has too few batches. Fix: use a smaller --peer_batches")
 
     def take_weights(self, model) -> None:
-        """Copy the weights of our encoder-decoder with `train_on: target`, which is the same model."""
+        """Copy the weights of our encoder-decoder. With `train_on: target`, it is the same model as cornac's TIGER."""
         tiger = self.tiger
         own = TIGERSeq2Seq(tiger.level_sizes, tiger.d_model, tiger.d_ff, tiger.num_heads, tiger.d_kv,
                            tiger.num_enc_layers, tiger.num_dec_layers, tiger.dropout).eval()
@@ -95,7 +99,7 @@ class Cornac:
         tiger.enc_token_table[:-1] = tiger.sid_table + own.offsets.numpy()
 
     def recommend(self, histories: list[np.ndarray], num_beams: int) -> np.ndarray:
-        """Return the items (B, K), best first. Like `rank` in cornac, this handles one history at a time."""
+        """Return the items (B, K), best first. As `rank` in cornac does, score one history at a time."""
         self.tiger.n_beams = num_beams
         scores = [self.tiger.score(user, history) for user, history in enumerate(histories)]
         return np.stack([row.argsort(kind="stable")[::-1][:num_beams] for row in scores])

@@ -33,7 +33,7 @@ PEERS = {"epochs": ["cornac", "vector-quantize-pytorch"], "collisions": ["cornac
          "kmeans": ["cornac", "faiss-cpu", "scikit-learn"], "large": ["duckdb"]}
 HIDDEN, LATENT, NUM_LEVELS, CODEBOOK_SIZE, COMMITMENT = (512, 256, 128), 32, 3, 256, 0.25
 CHECK_SECONDS = 2.0  # seconds of training between two measurements of the collision rate
-WITHIN = 1.01        # inertias up to this factor above faiss's count as equal
+WITHIN = 1.01        # an inertia of at most this factor times the inertia of faiss counts as equal
 LIMIT_GB = 8.0
 EVENTS = 20          # events per item in `large`
 BLOCK = 10_000       # rows that are generated at a time
@@ -155,7 +155,7 @@ class Clock:
 
 
 def train_ours(xs, seed: int, device: str, watch: Callable, **keys: object) -> None:
-    """Train our RQ-VAE with the trainer of the stage, its defaults and `keys`; call `watch` after each epoch."""
+    """Train our RQ-VAE with our trainer, and call `watch` after each epoch. `keys` override the defaults."""
     import torch
 
     from common.config import resolve
@@ -215,7 +215,10 @@ def train_cornac(xs, seed: int, device: str, watch: Callable, **params: object) 
 
 
 def train_vqp(xs, seed: int, device: str, watch: Callable, num_epochs: int, batch_size: int, options: dict) -> None:
-    """Train an autoencoder with ResidualVQ in its usual settings: moving averages, k-means of the first batch."""
+    """Train an autoencoder with ResidualVQ in its usual settings.
+
+    The codebooks are initialized by k-means on the first batch and updated by moving averages.
+    """
     import torch
     from vector_quantize_pytorch import ResidualVQ
 
@@ -239,7 +242,7 @@ def train_vqp(xs, seed: int, device: str, watch: Callable, num_epochs: int, batc
 
 
 def epochs(args: argparse.Namespace) -> dict:
-    """Measure the epochs per second of all three in turns, one run per seed.
+    """Measure the epochs per second of all three programs in turns, one run per seed.
 
     The first epoch, which includes the initialization by k-means, is not measured.
     """
@@ -325,7 +328,7 @@ def kmeans(args: argparse.Namespace) -> dict:
 
 
 def in_turns(xs, methods: dict, seeds: list[int], iterations: dict[str, int]) -> tuple[dict, dict]:
-    """Return the median seconds and the mean inertia after the last level of each method; one run per seed."""
+    """For each method, return the median seconds, and the mean inertia after the last level; one run per seed."""
     seconds, inertia = {name: [] for name in methods}, {name: [] for name in methods}
     for seed in seeds:
         for name, cluster in methods.items():
@@ -340,7 +343,10 @@ def in_turns(xs, methods: dict, seeds: list[int], iterations: dict[str, int]) ->
 
 
 def clusterings(threads: int) -> dict[str, Callable]:
-    """Return the k-means functions: rows (N, D), seed, iterations -> centroids (K, D), codes (N,)."""
+    """Return name -> k-means function.
+
+    Each function has the signature `(rows (N, D), seed, iterations) -> (centroids (K, D), codes (N,))`.
+    """
     import faiss
     import torch
     from cornac.models.tiger.tiger import _kmeans

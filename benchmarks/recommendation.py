@@ -42,7 +42,7 @@ USERS = {"ours": 512, "transformers": 64, "cornac": 16}  # users per turn
 ITEMS = {"trie": 10_000_000, "graph": 100_000, "seen": 20_000}
 NUM_SEEN = 2000
 LIMIT_GB = 2.0
-SKEW = 1.5  # of generated codes; smaller codes are more frequent
+SKEW = 1.5  # exponent for generated codes; it makes smaller codes more frequent
 
 
 def main() -> None:
@@ -110,9 +110,9 @@ def load(args: argparse.Namespace) -> Data:
 
 
 def make_task(data: Data, **keys: object):
-    """Return the training task of the stage for our encoder-decoder, with its defaults, `SIZES` and `keys`.
+    """Return a RecommenderTask for our encoder-decoder. `SIZES` and `keys` override the defaults of the model.
 
-    By default the softmax is over the whole codebook, as in the other models.
+    The softmax is over the whole codebook, as in the other models, unless `keys` changes this.
     """
     import torch
 
@@ -144,7 +144,7 @@ def train(args: argparse.Namespace) -> dict:
 
 
 def our_turns(data: Data, train_on: str, args: argparse.Namespace) -> Callable[[int], tuple[int, float]]:
-    """Return a function that takes some training steps and returns the number of targets and the seconds.
+    """Return a function that runs some training steps and returns the number of targets and the seconds.
 
     The time of a batch depends on the length of its windows. Therefore each turn uses batches from the shortest to the
     longest, and different turns use different batches.
@@ -172,7 +172,7 @@ def our_turns(data: Data, train_on: str, args: argparse.Namespace) -> Callable[[
 def in_turns(contenders: dict[str, Callable], rounds: int, unit: str) -> dict:
     """Return the median rate of each model, and the ratio of our rates to that of the faster peer.
 
-    contenders: name -> function of the turn's number that returns the amount of work and the seconds
+    contenders: name -> function; the function gets the number of a turn and returns the amount of work and the seconds
     """
     rates = {name: [] for name in contenders}
     for number in range(rounds):
@@ -250,7 +250,7 @@ def decode_with(model, cornac, t5, data: Data, num_beams: int, rounds: int) -> d
 
 
 def in_common(ours, theirs) -> float:
-    """Return the mean share of our items in a row that are also in their row."""
+    """For each row, compute the share of our items that are also in the row of the other model. Return the mean."""
     return float((ours[:, :, None] == theirs[:, None]).any(axis=2).mean())
 
 
@@ -266,7 +266,7 @@ def users_of(sequences, split: str, turn: int, count: int):
 
 
 def recommended(model, sequences, split: str, num_beams: int):
-    """Return the predictions of the stage: `num_beams` items per user."""
+    """Return the predictions of our model: `num_beams` items per user."""
     from recommendation.evaluator import predict
 
     model.num_beams = num_beams
@@ -275,7 +275,7 @@ def recommended(model, sequences, split: str, num_beams: int):
 
 
 def normalize(args: argparse.Namespace) -> dict:
-    """Measure users per second and validation metrics with both normalizations of the same weights, in turns."""
+    """Measure users per second and validation metrics with both normalizations, in turns, with the same weights."""
     import numpy as np
 
     from recommendation.evaluator import Predictions, metrics
@@ -303,7 +303,10 @@ def normalize(args: argparse.Namespace) -> dict:
 
 
 def trained(data: Data, args: argparse.Namespace):
-    """Return our model, from a finished run or after a short training on every position, and its origin."""
+    """Return our model, and a text that tells where its weights come from.
+
+    The weights are from a finished run, or from a short training with `train_on: every_position`.
+    """
     if args.checkpoint is None:
         task = make_task(data, train_on="every_position")
         steps = train_for(task, 90.0 if args.seconds is None else args.seconds)
@@ -342,7 +345,11 @@ def write_codes(path: Path, num_items: int) -> None:
 
 
 def generated_codes(num_items: int):
-    """Return distinct IDs, int32 (N, 4): three skewed levels of 256 codes, and one that numbers equal prefixes."""
+    """Return distinct IDs, int32 (N, 4).
+
+    Three levels have 256 codes, and smaller codes are more frequent. The fourth level numbers the IDs that have the
+    same first three codes.
+    """
     import numpy as np
 
     rng, key = np.random.default_rng(0), np.zeros(num_items, dtype=np.int64)

@@ -107,7 +107,10 @@ def add(path: Path, run: dict) -> None:
 
 
 def table(runs: list[dict]) -> str:
-    """Return a Markdown table with mean and sample standard deviation over the seeds of one commit, without trials."""
+    """Return a Markdown table of all runs except trials.
+
+    A row has the mean and the sample standard deviation over the seeds of one commit.
+    """
     rows: dict[tuple, list[dict]] = {}
     for run in runs:
         if not run["trial"]:

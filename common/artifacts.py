@@ -36,7 +36,7 @@ def load_meta(path: Path, fix: str) -> dict:
     if not path.exists():
         raise DataError(path, "not found", fix=fix)
     if not meta_path(path).exists():
-        raise ArtifactError(path, "has no meta file", f"The file {meta_path(path).name} is missing in its folder", fix)
+        raise ArtifactError(path, "has no meta file", f"There is no {meta_path(path).name} in the same folder", fix)
     try:
         meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
         version, size, inputs, _ = meta["schema_version"], meta["size"], dict(meta["inputs"]), meta["sha256"]
@@ -47,7 +47,8 @@ def load_meta(path: Path, fix: str) -> dict:
         raise ArtifactError(meta_path(path), f"has schema version {version}",
                             f"This code reads schema version {SCHEMA_VERSION}", fix)
     if path.stat().st_size != size:
-        raise ArtifactError(path, f"has {path.stat().st_size} bytes", f"Its meta file says {size} bytes", fix)
+        raise ArtifactError(path, f"has {path.stat().st_size} bytes, but its meta file says {size} bytes",
+                            "The file was changed or damaged", fix)
     for name, sha256 in inputs.items():
         # If the input itself has a problem, this call raises an error with the command that rebuilds the input.
         if load_meta(path.with_name(name), fix)["sha256"] != sha256:
@@ -150,8 +151,8 @@ def variant(quantizer: str, suffix: str, tag: str | None) -> str:
 def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str) -> tuple[str, str]:
     """Return the texts `why` and `fix` of an error about an unknown name.
 
-    `make` is the command that makes the artifact `name`. If a known name is similar, the fix also shows
-    `flags(similar name)`, the flags that select this artifact.
+    `make` is the command that makes the artifact `name`. If a known name is similar, the fix also shows the
+    flags that select the known name: `flags(known name)`.
     """
     if (close := closest(name, known)) is None:
         return nearest(name, known), make
@@ -255,7 +256,8 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
     array = _load_array(folder, path, np.float32, fix)
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
-        raise DataError(path, f"rows {np.flatnonzero(~finite)[:10].tolist()} are not finite",
+        raise DataError(path, "contains NaN or infinite values, for example in the rows "
+                        f"{np.flatnonzero(~finite)[:10].tolist()}",
                         fix=_rebuild_command(load_meta(path, fix), fix))
     return np.ascontiguousarray(array)
 

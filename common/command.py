@@ -31,7 +31,7 @@ SECONDS_FOR_FIRST = 5.0  # if the first process fails, torchrun ends the other p
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Replace a character that the output encoding does not have by a JSON escape such as \\u00b1."""
+    """Return a JSON escape such as \\u00b1 for characters that the output encoding does not have."""
     assert isinstance(error, UnicodeEncodeError)
     return json.dumps(error.object[error.start:error.end])[1:-1], error.end
 
@@ -65,9 +65,10 @@ class StopRequest:
 
     @contextmanager
     def at_once(self):
-        """Let a stop signal raise Interrupted immediately, even inside `with stop_request:`.
+        """Let a stop signal raise Interrupted immediately, until the end of the `with` block.
 
-        If a stop was already requested, the block raises Interrupted at its start.
+        This also holds inside `with stop_request:`. If a stop was requested before the block, Interrupted is raised at
+        the start of the block.
         """
         deferred, self._deferred = self._deferred, False
         try:

@@ -107,7 +107,7 @@ class Config:
     def has_key(self, key: str) -> bool:
         """Return whether the configuration has this key: a name such as `lr`, or a dotted path.
 
-        Training parameters that the model does not use do not count.
+        The result is False for a training parameter that the model does not use.
         """
         paths = [path for path in _leaves(self.values) if path == key or path.endswith(f".{key}")]
         uses = self.rules.uses

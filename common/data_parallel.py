@@ -74,9 +74,9 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_gather(rows: Tensor) -> Tensor:
-    """Collect the rows of all shards, and return them in the order of the batch, without gradient.
+    """Return the rows of the whole batch, in order and without gradient: (P, ...) -> (B, ...).
 
-    rows: the P rows of this process's shard, (P, ...) -> the B rows of the whole batch, (B, ...)
+    rows: the rows of this process's shard
     """
     if _current.num_shards == 1:
         return rows
@@ -175,5 +175,5 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _as_bytes(value: Tensor) -> Tensor:
-    """Return a view of a contiguous tensor as uint8, which every backend can send."""
+    """View a contiguous tensor as uint8. Every backend can send this type."""
     return value.flatten().view(torch.uint8)

@@ -49,7 +49,7 @@ def is_main() -> bool:
 
 
 def rank_seed_parts() -> tuple[int, ...]:
-    """Return values to add to the parts of a seed (`derive_seed`), so that each process gets other random numbers.
+    """Return additional arguments for `derive_seed`, so that each process gets different random numbers.
 
     If there is only one process, the result is ().
     """
@@ -134,9 +134,9 @@ def mean(values: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
 
 
 def all_gather_rows(*arrays: "np.ndarray") -> None:
-    """Fill in the rows that other processes have computed, in place.
+    """In each array, fill in the rows that other processes have computed. The arrays are changed in place.
 
-    Each row must be computed by exactly one process. In the other processes, it must be zero before the call.
+    Each row must be computed by exactly one process. In the other processes, the row must be zero before the call.
     """
     if world_size() == 1:
         return

@@ -177,7 +177,7 @@ def _locked_stage(staged: Path, make: Callable[[Path], None] = Path.touch) -> It
 
 @contextmanager
 def _abandoned(leftover: Path) -> Iterator[bool]:
-    """Yield whether a temporary file or folder is a leftover: no writer has locked it.
+    """Yield True if a temporary file or folder is a leftover (no writer has locked it), else False.
 
     This process locks a leftover until the end of the `with` block. If locks are not supported, a leftover is a file or
     folder that has not changed for `SECONDS_TO_ABANDON`.

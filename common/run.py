@@ -182,7 +182,7 @@ def read_finished(run: Path, fix: str) -> dict:
     """Load `finished.json` of a run. Raises ArtifactError if the file is damaged or has another schema version."""
     path = run / "finished.json"
     content = read_json(path, fix, "inputs", "command")
-    if (version := content.get("schema_version")) != SCHEMA_VERSION:
+    if (version := content.get("schema_version", 1)) != SCHEMA_VERSION:  # version 1 did not record it
         raise ArtifactError(path, f"has schema version {version}", f"This code reads schema version {SCHEMA_VERSION}",
                             f"{content['command']} --force")
     return content
@@ -199,7 +199,7 @@ def read_runs(folders: Iterable[Path], read: Callable[[Path], T]) -> dict[Path, 
         try:
             found[folder] = read(folder)
         except ArtifactError as error:
-            log.warning("skipped: %s", error)
+            log.warning("skipped a run: %s", error)
             failure = error
     if failure is not None and not found:
         raise failure

@@ -81,7 +81,7 @@ def _collected_signals() -> Iterator[deque[int]]:
     for number in FORWARDED:
         if previous[number] != signal.SIG_IGN:  # under nohup, SIGHUP is ignored; do not change that
             signal.signal(number, lambda number, frame: signals.append(number))
-    # The steps inherit this. Otherwise, a terminal with the setting `stty tostop` would suspend a step that prints.
+    # Ignore SIGTTOU; the steps inherit this. Otherwise, a terminal with `stty tostop` would suspend a step that prints.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     try:
         yield signals

@@ -29,9 +29,11 @@ def sql_path(path: Path) -> str:
 
 
 def parquet_rows(path: Path, *options: str) -> str:
-    """Return an SQL expression for the rows of a Parquet file: `duckdb.sql(f"FROM {parquet_rows(path)}")`.
+    """Return an SQL expression for the rows of a Parquet file.
 
     options: further arguments of DuckDB's function read_parquet
+
+    Example: `duckdb.sql(f"FROM {parquet_rows(path)}")`
     """
     # With Hive partitioning, DuckDB would add a column `item` if a parent folder has a name such as `item=3`.
     return f"read_parquet({', '.join([sql_path(path), 'hive_partitioning = false', *options])})"

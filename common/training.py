@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Task(Protocol):
-    """A model with its data, as the training loop needs them. Each stage implements this protocol."""
+    """The methods and attributes that the training loop uses. Each stage implements this protocol."""
 
     optimizer: torch.optim.Optimizer | None  # None if the model has no trainable parameters
     num_steps: int  # steps per epoch

@@ -79,7 +79,7 @@ def check_folder(options: ProcessOptions) -> None:
         raise ArtifactError(folder.path, "the content of the files is valid, but meta files are missing or wrong "
                             f"({len(metas)} problems)", metas[0],
                             "run the command that makes the file; if you made the file yourself, use --check --adopt")
-    log.info("check: %s is valid: %d files", folder.path, len(_files(folder)))
+    log.info("check: the folder %s is valid (%d files)", folder.path, len(_files(folder)))
 
 
 def _tables(folder: DatasetFolder) -> list[Path]:
@@ -119,7 +119,7 @@ def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], 
 
 
 def _collect(path: Path, findings: Iterable[str], success: str = "content ok") -> list[str]:
-    """Return a list with `path: finding` for each finding (a problem in the file). If there is none, log `success`."""
+    """Return one line `path: finding` for each problem in the file. If there are no problems, log `success`."""
     found = []
     try:
         for finding in findings:

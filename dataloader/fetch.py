@@ -1,7 +1,8 @@
 """Downloads that try several addresses in order, resume after an interruption, and check each file.
 
-`<name>.part` contains the bytes received so far. `<name>.part.tag` records their address and the version of the file.
-After the check, `<name>.part` is renamed to `<name>`, and the meta file `<name>.meta.json` is written.
+`<name>.part` contains the bytes received so far. `<name>.part.tag` records the address that they come from, and the
+version of the file. After the check, `<name>.part` is renamed to `<name>`, and the meta file `<name>.meta.json` is
+written.
 """
 
 import itertools
@@ -323,7 +324,7 @@ class Transfer:
 def _validator_of(response: requests.Response) -> str:
     """Return the ETag of a response, else its modification date, else "".
 
-    The value identifies the version of the file in the header If-Range.
+    A request to continue the download sends this value in the header If-Range, to ask for the same version of the file.
     """
     etag = response.headers.get("ETag", "")
     # A weak ETag (W/...) is not used, because two versions with different bytes may have the same weak ETag.

@@ -164,7 +164,7 @@ def add_data_flags(parser: Parser) -> None:
 # `--mirror` is not stored, because it may contain a password.
 REMEMBERED = {flag.dest: flag for flag in chain(FLAGS["source of the data"], FLAGS[OWN_FILES], FLAGS["processing"])
               if flag.dest not in ("mirror", "source_config", "memory_limit", "check", "adopt", "export_recbole")}
-# If a flag in the keys is on the command line, the flags in its value are not taken from source.yaml either.
+# If a flag in the keys is on the command line, the flags in the value of this key are not taken from source.yaml.
 REPLACES = {"raw_dir": ("source", "interactions", "items"), "interactions": ("source", "raw_dir"),
             "split": ("split_ratios", "split_dates"), "split_ratios": ("split_dates",),
             "split_dates": ("split_ratios",)}

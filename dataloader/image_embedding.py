@@ -67,7 +67,7 @@ def _make_vectors(options: ImageOptions, table: ImageTable) -> tuple[np.ndarray,
     folder, present = options.folder, table.present
     device = resolve_device(options.device, "--device")
     model = find_model(options.model, folder.data_root, options.mirror, "--image_model")
-    log.info("embed: %s from %s, on %s", options.model, model, device)
+    log.info("embed: using the model %s in %s, on %s", options.model, model, device)
     hashes, raw_ids = table.sha256[present], table.raw_id[present]
     fix = f"{make_command(folder)} --force (checks all images and fetches the damaged ones again)"
     sources = {sha256: ImageFile(folder.images / file, raw_id, fix)

@@ -110,7 +110,7 @@ def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
             found.setdefault(f"{record.status} ({record.detail})", []).append(record.url)
         commonest = sorted(found.items(), key=lambda reason: -len(reason[1]))[:3]
         raise ResourceError(folder.images, f"none of {len(urls)} images could be downloaded", "; ".join(
-            f"{len(some)} images: {reason}, such as {some[0]}" for reason, some in commonest),
+            f"{len(some)} images: {reason}, for example {some[0]}" for reason, some in commonest),
             "check the network, then run the same command again")
     import pandas as pd  # this import takes a second, so it runs only after all flags have been checked
 
@@ -222,7 +222,7 @@ def refuse_missing(folder: DatasetFolder) -> None:
 
 
 def _missing(folder: DatasetFolder) -> tuple[int, list[tuple]]:
-    """Return the number of items without an image, and the raw id, status and detail of the first NUM_LISTED ones."""
+    """Return the number of items without an image, and (raw id, status, detail) of the first NUM_LISTED of them."""
     counts = load_meta(folder.image_table, make_command(folder))["counts"]
     rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.image_table)}
                           WHERE status <> 'ok' ORDER BY item LIMIT {NUM_LISTED}""").fetchall()

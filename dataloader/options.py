@@ -56,7 +56,7 @@ class Processing(NamedTuple):
 
     @property
     def settings(self) -> dict:
-        """The options that affect the tables, as the meta files store them: tuples are lists, as in JSON."""
+        """The options that affect the tables, for the meta files. Tuples become lists, because JSON has no tuples."""
         used = {"split_dates" if self.split_dates else "split_ratios"} if self.split == "temporal" else set()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in self._asdict().items()
                 if key in used or key not in ("split_ratios", "split_dates")}
@@ -364,7 +364,7 @@ def _find_source(args: argparse.Namespace, folder: DatasetFolder) -> str:
         found = next((name for name, config in configs.items() if args.dataset in config["datasets"]), None)
     if found is None and args.raw_dir is not None:
         raise ConfigError(f"--raw_dir {args.raw_dir}", f"contains no known raw file of {args.dataset}",
-                          "Known raw files are those of Amazon, MovieLens and RecBole, and interactions.*",
+                          "Known raw files are interactions.* and the files of Amazon, MovieLens and RecBole",
                           "set the source with --source, or pass the files with --interactions FILE --items FILE")
     if found is None and not folder.interactions.exists():
         names = sorted({d for config in configs.values() for d in config["datasets"]})
@@ -414,7 +414,7 @@ def _template(name: str, config: dict) -> tuple[str, ...]:
         if wrong or not parsed:
             raise ConfigError(where, f"the piece {piece!r} of the template has " + (
                               f"the invalid field {wrong[0]!r}" if wrong else "no field"),
-                              f"The valid fields, without a format, are {', '.join(known)}",
+                              f"The valid fields are {', '.join(known)}; a field must not have a format",
                               "write pieces such as '{title} | by {brand}'")
     return pieces
 

@@ -161,8 +161,9 @@ def _recorded_fingerprints(options: ProcessOptions) -> dict[str, dict]:
 def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], bad_lines: Path) -> tuple[dict, str]:
     """Make the tables `items`, `users`, `described` and `numbered` in the workspace from the raw files.
 
-    Skipped lines are written to the file `bad_lines`. Returns the common entries of the meta files, and an SQL
-    expression for the split of a row of `numbered`. Raises DataError if fewer than two users remain after filtering.
+    Skipped lines are written to the file `bad_lines`. Returns two values: a dict with the entries that all meta files
+    have in common, and an SQL expression whose value is the split of a row of `numbered`. Raises DataError if fewer
+    than two users remain after filtering.
     """
     processing = options.processing
     raw = _fingerprints(paths, {} if options.check or options.force else _recorded_fingerprints(options))

@@ -1,4 +1,4 @@
-"""Step 3: make the text embedding of the items: <D>.emb-<suffix>.npy, by default <D>.emb-td.npy."""
+"""Step 3: make the text embedding of the items (<D>.emb-<suffix>.npy, by default <D>.emb-td.npy)."""
 
 import logging
 import sys
@@ -50,7 +50,10 @@ def embed(options: TextOptions, command: str) -> None:
 
 
 def _settings(options: TextOptions) -> tuple[dict, dict[str, dict]]:
-    """Return the model's settings for the meta file, and the fingerprints of its files if it is a local folder."""
+    """Return the model's settings for the meta file, and the fingerprints of the model's files.
+
+    The fingerprints are a dict (file name -> fingerprint), which is empty unless the model is a local folder.
+    """
     if options.model in ("", API):
         raise ConfigError(f"--text_model {options.model}", "the name of the model is missing",
                           fix=f"use --text_model {options.model}<name>")
@@ -76,7 +79,7 @@ def _make_vectors(options: TextOptions, texts: Texts) -> tuple[np.ndarray, dict]
         import torch
 
         devices = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    log.info("embed: %s from %s, on %s", options.model, folder, ", ".join(devices))
+    log.info("embed: using the model %s in %s, on %s", options.model, folder, ", ".join(devices))
     data_root, force = options.folder.data_root, options.force
     if device.type == "cuda":
         try:

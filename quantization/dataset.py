@@ -22,8 +22,9 @@ class Embeddings(NamedTuple):
     def load(cls, folder: DatasetFolder, suffixes: list[str]) -> "Embeddings":
         """Load the embeddings with these suffixes, and concatenate their columns.
 
-        If `suffixes` is empty, the item indices are the input. If there are several embeddings, an item without a
-        vector in one embedding gets zeros in its columns. A single embedding is loaded unchanged.
+        If `suffixes` is empty, the item indices are the input. If there are several embeddings, and one of them has no
+        vector for an item, the item gets zeros in the columns of this embedding. A single embedding is loaded
+        unchanged.
         """
         items = load_meta(folder.items, folder.make_command)
         parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}

@@ -78,7 +78,7 @@ def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np
     prefix, counts = _buckets(codes[:, :-1])
     if counts.max() > num_codes:
         raise ConfigError("common.disambiguation", f"reassign needs {counts.max()} codes in the last level, but this "
-                          f"level has only {num_codes}", "That many items have the same codes in all other levels"
+                          f"level has only {num_codes}", f"{counts.max()} items have the same codes in all other levels"
                           if codes.shape[1] > 1 else "The IDs have only one level, so each item needs its own code",
                           f"use --codebook_size {counts.max()} or larger, or --disambiguation extra_level")
     _, group = np.unique(prefix[shared], return_inverse=True)                                     # (M,), 0 to G - 1

@@ -107,10 +107,12 @@ def code_metrics(codes: np.ndarray, codebook_sizes: list[int] | None) -> dict:
 
 
 def similarity_metrics(codes: np.ndarray, reference: EvaluationData) -> dict:
-    """Return the metrics of prefix coherence and behavioral coherence of codes (N, L).
+    """Measure the prefix coherence and the behavioral coherence of codes (N, L), and return the metrics.
 
-    Prefix coherence: the similarity of items that share their first codes / the similarity of random pairs.
-    Behavioral coherence: how often consecutive items of a user share their first code / how often by chance.
+    Prefix coherence: the mean similarity of items with the same first codes, divided by the mean similarity of random
+    pairs.
+    Behavioral coherence: of the pairs of consecutive items, the share with the same first code, divided by the share
+    expected by chance.
 
     If `reference` does not have the data for a metric, the metric is left out.
     """

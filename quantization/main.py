@@ -50,8 +50,8 @@ def make_parser(argv: list[str]):
     parser.add_argument("--explain", action="store_true",
                         help="print what the codes mean, and write an HTML page for browsing them")
     parser.add_argument("--export", type=Path, default=None, metavar="DIR",
-                        help="write JSON files in the format of LC-Rec (semantic IDs, items, user sequences) and a CSV "
-                             "table of the semantic IDs to the folder DIR")
+                        help="export to the folder DIR: JSON files in the format of LC-Rec (semantic IDs, items, user "
+                             "sequences), and a CSV table of the semantic IDs")
     name = value_of(argv, ("--quantizer_name", "--model_name"), "rqvae").lower()
     help_with_keys(parser, [DEFAULTS,
                             CONFIGS / f"{name if name in names() else 'rqvae'}_config.yaml"])

@@ -80,7 +80,7 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
              meta["collision_rate_before"], meta["collision_rate_after"])
     log.info("quantization: wrote %s; codebook sizes %s", codes, meta["codebook_sizes"])
     if meta["collision_rate_after"]:
-        log.warning("quantization: some items share an ID, so recommenders cannot use these codes; use "
+        log.warning("quantization: recommenders cannot use the semantic IDs, because some items share an ID; use "
                     "--disambiguation extra_level to make the IDs distinct")
 
 

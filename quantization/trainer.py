@@ -75,7 +75,7 @@ class QuantizerTask:
 
 
 class Trainer:
-    """Trains one quantizer, and publishes the codes of the items, which the best checkpoint computes."""
+    """Trains one quantizer, computes the codes of all items with the best checkpoint, and publishes the codes."""
 
     def __init__(self, model: AbstractVQ, embeddings: Embeddings, config: Config, run: Run, device: torch.device,
                  reference: EvaluationData):

@@ -9,7 +9,7 @@ from quantization.models.abstract_vq import AbstractVQ
 # N items, B batch, L levels
 
 NUM_CHECKED = 64  # number of items for the check
-MAX_MOVED = 0.05  # maximum share of items with different codes in a batch and alone
+MAX_MOVED = 0.05  # maximum share of items whose codes change if each item is encoded alone
 
 
 def check_contract(model: AbstractVQ, xs: Tensor) -> None:

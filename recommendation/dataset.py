@@ -95,8 +95,8 @@ def find_leak(events: Interactions, split_name: str | None) -> str | None:
     held_out = valid | test
     if (split_name == "temporal" and train.any() and held_out.any()
             and events.timestamp[train].max() >= events.timestamp[held_out].min()):
-        return ("has a training event that is not earlier than all validation and test events, but the dataset was "
-                "made with --split temporal")
+        return ("has a training event at or after the time of a validation or test event, but the dataset was made "
+                "with --split temporal")
     return None
 
 
@@ -123,8 +123,8 @@ class TrainingBatches:
         self.targets = sequences.positions("train")
         if not len(self.targets):
             raise DataError("interactions.parquet", "has no training event with a history",
-                            "Every user has only one training event",
-                            "use a larger dataset (a lower --min_user_interactions does not help)")
+                            "No user has more than one training event",
+                            "use a dataset with more events per user (a lower --min_user_interactions does not help)")
         self.num_batches = -(-len(self.targets) // batch_size)
         if unit == "sequence":
             # Every batch needs at least one segment, but the number of segments differs between epochs. So do not use

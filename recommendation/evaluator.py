@@ -18,7 +18,7 @@ from recommendation.models.abstract_model import AbstractRecommender
 
 # H histories, B targets or batch size, N items, k items in a list, S largest number of seen items in a history
 
-# For longer lists, the batches are smaller, because a search then needs more memory and time per history.
+# If the lists are longer than this, the batches are smaller, because a search needs more memory and time per history.
 USUAL_LENGTH = 64
 BUCKETS = ("cold", "tail", "middle", "head")
 
@@ -33,10 +33,10 @@ class Predictions(NamedTuple):
 
 
 def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, title: str = "") -> Predictions:
-    """Recommend items for every event of a split that has a history.
+    """Recommend items for all events of a split that have a history.
 
-    params: training parameters; with `filter_seen`, all items of the history are excluded, also items that are too old
-        for `max_history`
+    params: training parameters; with `filter_seen`, all items of the history are excluded, even older items that the
+        model does not read because of `max_history`
     title: title of the progress bar; if empty, no progress bar is shown
 
     Raises TrainingError if a score is NaN.
@@ -55,7 +55,7 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
 
 
 def metrics(predictions: Predictions, num_items: int) -> dict:
-    """Compute the metrics of metrics.py, and these shares of all positions in all lists:
+    """Compute the metrics of metrics.py. Also compute three shares, relative to the number of positions in all lists:
 
     missing_share: positions without an item
     duplicate_share: positions that repeat an item of the same list
@@ -178,7 +178,7 @@ def rank_windows(model: AbstractRecommender, sequences: Sequences, histories: Sp
 def _seen(item: np.ndarray, starts: np.ndarray, ends: np.ndarray, num_items: int) -> np.ndarray:
     """Return the items of all histories in one sorted array without duplicates.
 
-    Item i of history h is encoded as the number h * N + i, where N is the number of items in the catalogue.
+    If history h contains item i, the array contains the number h * N + i. N is the number of items in the catalogue.
     """
     lengths = ends - starts
     row = np.repeat(np.arange(len(starts)), lengths)

@@ -19,7 +19,7 @@ class RankedLists(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A metric: how to compute it, and where tables show it."""
+    """A metric: how to compute it, and at which cutoffs tables show it."""
 
     compute: Callable         # (lists, cutoff) -> one value per target, (B,), or one number for all lists
     columns: tuple[int, ...]  # cutoffs at which tables show the metric

@@ -68,7 +68,7 @@ def make_parser(argv: list[str]) -> cli.Parser:
 def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
     """Raise ConfigError if a flag has no effect on the action (--compare, an export, or training)."""
     training = ("config", "seeds", "run_list", "filter_seen", "from_t5")
-    reason = "An export does not train"
+    reason = "An export does not train a model"
     if args.compare:
         cli.reject_ignored(args, "--compare", (*training, "force", "export_item_embeddings", "export_t5", "run"),
                        "--compare only shows finished runs")
@@ -111,6 +111,6 @@ def parse_seeds(text: str) -> list[int]:
                           fix="write --seeds 1,2,3") from error
     low, high = BOUNDS["seed"]
     if len(set(seeds)) < len(seeds) or min(seeds) < low or max(seeds) > high:
-        raise ConfigError("--seeds", f"must be different integers from {low} to {high}, got {text!r}",
+        raise ConfigError("--seeds", f"must be distinct integers from {low} to {high}, got {text!r}",
                           fix="write --seeds 1,2,3")
     return seeds

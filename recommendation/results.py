@@ -147,7 +147,7 @@ def cell(tests: list[dict], name: str) -> str:
 
 
 def settings(run: FinishedRun) -> str:
-    """Return the keys of a run that differ from the model's YAML, such as `lr=0.003 d_model=64`.
+    """Return a text with the settings of a run that differ from the model's YAML, such as `lr=0.003 d_model=64`.
 
     The text also has `from_t5` if the model was initialized from a T5, and `earlier codes` if the semantic IDs have
     changed since the run.

@@ -52,7 +52,7 @@ class Choice(NamedTuple):
                          *root]) + folder.root_flag
 
     def flags_of(self, name: str) -> str:
-        """Return the flags that a user must change to get other semantic IDs, such as those called `rqvae-td-small`."""
+        """Return the flags that a user must change to select the semantic IDs `name`, for example `rqvae-td-small`."""
         words = name.split("-")
         splits = [[words[:i], words[i:j], words[j:]]
                   for i in range(1, len(words)) for j in range(i + 1, len(words) + 1)]

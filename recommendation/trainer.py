@@ -100,8 +100,7 @@ def _autocast(compute: Loss, windows: Windows, device_type: str) -> dict[str, Te
 
 
 def _compiled(compute: Loss) -> Loss:
-    """Return a compiled version of `compute`. It raises ConfigError if the model cannot be compiled on this machine.
-    """
+    """Wrap `compute` in torch.compile. A call raises ConfigError if the model cannot be compiled on this machine."""
     from torch._dynamo.exc import TorchDynamoException  # PyTorch has no public name for compiler errors
 
     compiled = torch.compile(compute, dynamic=True)

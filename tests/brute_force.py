@@ -1,10 +1,13 @@
-"""Ranking metrics computed list by list in plain Python, as another program would from predictions.jsonl."""
+"""Ranking metrics in plain Python, computed list by list. Another program could use predictions.jsonl in this way."""
 
 import math
 
 
 def brute_force(items: list[list], targets: list, num_items: int) -> dict[str, float]:
-    """Every metric over all lists of items, best first; -1 pads a list."""
+    """Return every metric over all lists.
+
+    items: one list per target, best item first, with -1 at the end of shorter lists
+    """
     metrics: dict = {}
     for cutoff in (1, 5, 10, 20):
         of_metric: dict[str, list[float]] = {"recall": [], "ndcg": [], "mrr": []}
@@ -25,14 +28,21 @@ def brute_force(items: list[list], targets: list, num_items: int) -> dict[str, f
 
 
 def best_unseen(scores: dict[int, float], seen: list[int], top_k: int) -> tuple[list[int], list[float]]:
-    """The unseen items with the highest scores, and their scores; the smaller item first if scores are equal."""
+    """Return the unseen items with the highest scores, and their scores.
+
+    If scores are equal, the smaller item is first. If there are fewer than `top_k` unseen items, the remaining
+    positions have item -1 and score -inf.
+    """
     best = sorted(scores.keys() - set(seen), key=lambda item: (-scores[item], item))[:top_k]
     missing = top_k - len(best)
     return best + [-1] * missing, [scores[item] for item in best] + [float("-inf")] * missing
 
 
 def buckets(counts: list[int]) -> list[str]:
-    """Each item's popularity bucket, from the items' numbers of training events."""
+    """Return the popularity bucket of each item.
+
+    counts: number of training events of each item
+    """
     names, before = [""] * len(counts), 0
     for item in sorted(range(len(counts)), key=lambda item: counts[item]):
         names[item] = "cold" if not counts[item] else ("tail", "middle", "head")[min(3 * before // sum(counts), 2)]
@@ -41,7 +51,7 @@ def buckets(counts: list[int]) -> list[str]:
 
 
 def of_bucket(name: str, items: list[list], targets: list, bucket_of: dict) -> dict:
-    """The entry of one bucket in metrics.json."""
+    """Return the entry of one bucket in metrics.json."""
     inside = [(row, target) for row, target in zip(items, targets, strict=True) if bucket_of[target] == name]
     metrics = brute_force([row for row, _ in inside], [target for _, target in inside], 1) if inside else {}
     return {"num_items": list(bucket_of.values()).count(name), "num_targets": len(inside),

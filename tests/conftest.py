@@ -1,7 +1,7 @@
-"""Marks every test, and keeps unit tests from starting processes and asking networks.
+"""Mark every test. Fail unit tests that start a process or connect to a server.
 
-Three processes share the tests, a file at a time; the file that runs the whole job goes first, as it takes longest.
-One process has all files that load a model of transformers, which takes seconds.
+Three processes run the tests, one file at a time. The file that runs the whole job is first, because it takes longest.
+One process runs all files that load a model of transformers, because loading the first model takes seconds.
 """
 
 import logging
@@ -22,7 +22,7 @@ WITH_TRANSFORMERS = {"test_sentence", "test_text_embedding", "test_image_embeddi
 
 
 class ByFile(LoadFileScheduling):
-    """Files for the processes; those with transformers count as one."""
+    """Give whole files to the processes. All files with transformers count as one file."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
@@ -45,13 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A unit test that starts a process or connects to a server fails: it has to be marked as slow."""
+    """Fail a unit test that starts a process or connects to a server. Such a test must be marked as slow."""
     if request.node.get_closest_marker("unit") is None:
         return
     start = subprocess.Popen.__init__
 
     def refuse(self, args, *rest, **options):
-        if args[0] != "git":  # which tells a run its commit
+        if args[0] != "git":  # a run calls git to record the commit
             raise AssertionError(f"a unit test starts {args}; mark it with @pytest.mark.slow")
         start(self, args, *rest, **options)
 
@@ -64,7 +64,7 @@ def nothing_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(autouse=True)
 def as_before():
-    """What the code under test installs for a whole process is put back: log files, hooks, signals."""
+    """After each test, restore the log handlers, the exception hook and the signal handlers of the process."""
     root = logging.getLogger()
     handlers, level, hook = root.handlers[:], root.level, sys.excepthook
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

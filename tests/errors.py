@@ -1,4 +1,4 @@
-"""Checks of a user's error: its type, its place, its exit code and what it names. Its wording is free to change."""
+"""Check a UserError: its type, its location, its exit code and the values that it names, but not its wording."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ class PrintedError(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
 
     @property
     def error(self) -> PrintedError:
-        """The one error line of stderr. A second one, or a traceback, fails the test."""
+        """The error line in stderr. A second error line or a traceback fails the test."""
         assert "Traceback" not in self.err, self.err
         [line] = [line for line in self.err.splitlines() if line.startswith("error: ")] or [self.err]
         where, _, rest = line.removeprefix("error: ").partition(": ")
@@ -35,7 +35,11 @@ class Outcome(NamedTuple):
 
     def check_error(self, kind: type[UserError], where: object, *, names: Iterable[object] = (),
                     fix: Iterable[object] = ()) -> None:
-        """The command ended with the exit code of `kind`, at `where`, naming `names`, with a fix that names `fix`."""
+        """Check that the command ended with the exit code of `kind` and with an error at `where`.
+
+        names: values that the error must name
+        fix: values that the fix must name
+        """
         assert self.code == kind.exit_code, self.err
         error = self.error
         assert error.where == str(where), self.err
@@ -48,7 +52,12 @@ class Outcome(NamedTuple):
 @contextmanager
 def refused(kind: type[UserError], where: object = None, *, names: Iterable[object] = (),
             fix: Iterable[object] = ()) -> Iterator[pytest.ExceptionInfo[Any]]:
-    """The block raises exactly `kind` at `where` (None: not checked), naming `names`, with a fix that names `fix`."""
+    """Check that the block raises an error of exactly the type `kind`.
+
+    where: location of the error; None: not checked
+    names: values that the error must name
+    fix: values that the fix must name
+    """
     with pytest.raises(kind) as raised:
         yield raised
     error = raised.value

@@ -6,7 +6,7 @@ from common.config import Config, resolve
 
 
 def small_config(name: str, model_yaml: Path, defaults_yaml: Path, sizes: dict[str, object]) -> Config:
-    """The model's own configuration, with the values of those keys in `sizes` that it uses."""
+    """Return the model's configuration. `sizes` replaces the values of the keys that the model uses."""
     plain = resolve(name, model_yaml, defaults_yaml, [])
     sections = {"common": plain["common"], f"{name}.training_params": plain.training_params,
                 f"{name}.model_params": plain[name]["model_params"]}

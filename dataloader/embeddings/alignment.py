@@ -120,8 +120,8 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
           device: torch.device, run: Run) -> tuple[np.ndarray, Best]:
     """Train a linear map for each part, and return the fused vectors and the metrics of the best epoch.
 
-    parts: (vectors, mask, weight) of each part, for N items. The vectors (N, any number) have length 1 and are centered
-        in place. The mask (N,) is true for the items that have the part.
+    parts: (vectors, mask, weight) of each part. The vectors (N, D_p) must have length 1; this function centers them in
+        place. The mask (N,) is true for the items that have the part.
 
     The fused vectors are float32 (N, dim). The fused vector of an item is the weighted mean of its mapped parts, or
     zero if the item has no part. Raises DataError if fewer than two items have all parts. Raises TrainingError if the
@@ -130,7 +130,7 @@ def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: A
     vectors, present, weights = zip(*parts, strict=True)
     complete = np.logical_and.reduce(present)
     if complete.sum() < 2:
-        raise DataError("--fusion_parts", f"at least 2 items must have all parts, got {complete.sum()}",
+        raise DataError("--fusion_parts", f"at least 2 items must have a vector in every part, got {complete.sum()}",
                         "fused-align is trained on these items", "use --suffix fused-concat, or other parts")
     for part in vectors:
         part -= mean_of(part, complete).astype(np.float32)

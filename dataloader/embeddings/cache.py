@@ -3,8 +3,8 @@
     <data_root>/.embeddings/<key of the encoder>/<number>-<unique>.safetensors
 
 Each file is a shard. It contains two arrays for n texts: `keys`, uint8 (n, 16), and `vectors`, float32 (n, D). The key
-of a text is the first 16 bytes of its sha256. For an image, the text is the sha256 of the image file. A complete shard
-never changes, so no lock is needed: two processes that encode the same texts write two shards.
+of a text is the first 16 bytes of its sha256. For an image, the sha256 of its file is used as the text. A complete
+shard never changes, so no lock is needed: two processes that encode the same texts write two shards.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class VectorCache:
     def drop_superseded(self, newest: int, keys: np.ndarray) -> None:
         """Delete the old shards whose texts have all been encoded again.
 
-        newest: the number of the newest old shard; shards with a larger number are kept
+        newest: the number of the newest shard before the texts were encoded again; shards with a larger number are kept
         keys: the keys of the texts that have been encoded again
         """
         for path in self._paths():
@@ -110,7 +110,7 @@ def _number(path: Path) -> int:
 
 
 def _digest(keys: np.ndarray, vectors: np.ndarray) -> str:
-    """Return the sha256 of the dtypes, shapes and bytes of both arrays, which is stored in the header of a shard."""
+    """Return the sha256 of the dtypes, shapes and bytes of both arrays. The header of a shard contains this sha256."""
     digest = hashlib.sha256(f"{keys.dtype} {keys.shape} {vectors.dtype} {vectors.shape}".encode())
     digest.update(keys)
     digest.update(vectors)

@@ -75,8 +75,8 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
     vectors[matrix.items] = found
     present[matrix.items] = np.einsum("mk,mk->m", found, found) > NOISE ** 2
     if num_faint := len(matrix.items) - int(present.sum()):
-        log.info("cf: %d of these items get no vector, because their vectors in %d dimensions are nearly 0", num_faint,
-                 found.shape[1])
+        log.info("cf: %d items that co-occur with another item get no vector, because their vectors with %d dimensions "
+                 "would be nearly 0", num_faint, found.shape[1])
     return vectors, present
 
 
@@ -100,7 +100,7 @@ def co_occurrence(users: np.ndarray, items: np.ndarray, smoothing: float) -> CoO
 
     users, items: the user and the item of each event, both (num_events,)
 
-    Users with only one item are left out, and so are items that have events with only such users.
+    Users with only one item are left out. An item is left out too if all its events belong to such users.
     """
     num_users, num_items = (int(ids.max(initial=-1)) + 1 for ids in (users, items))
     ones = np.ones(len(users), dtype=np.float32)
@@ -140,7 +140,8 @@ def leading_eigenpairs(matrix: CoOccurrence, config: Collaborative, seed: int) -
             before, cut = values[:config.num_dims], max(float(values[-1]), low / 2)
             # Limit the degree so that the filter amplifies the first eigenvector at most SPREAD times as much as an
             # eigenvector at the cut. Otherwise, rounding errors along the leading eigenvectors would dominate the
-            # columns. `distance` is from the center of the interval to the largest eigenvalue, in half widths.
+            # columns. `distance` is the distance from the center of the interval to the largest eigenvalue, divided by
+            # half the width of the interval.
             distance = (2 * values[0] - low - cut) / (cut - low)
             degree = int(np.arccosh(SPREAD) / np.arccosh(distance)) if distance > 1 else 1
             degree = min(max(1, degree), config.filter_degree, num_products)
@@ -173,7 +174,7 @@ def _filtered(matrix: CoOccurrence, columns: np.ndarray, interval: tuple[float, 
 
 
 def _project(matrix: CoOccurrence, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Approximate eigenvalues and eigenvectors of S within the span of the block: (M, B) -> (B,) and (M, B).
+    """Compute approximate eigenvalues and eigenvectors of S in the span of the block: (M, B) -> (B,) and (M, B).
 
     The eigenvalues are in descending order. The method is the Rayleigh-Ritz projection. The block is overwritten.
     """
@@ -190,7 +191,7 @@ def _project(matrix: CoOccurrence, block: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _scaled(values: np.ndarray, block: np.ndarray, num_dims: int) -> np.ndarray:
-    """Scale the eigenvectors to item vectors: (M, B) -> float32 (M, num_dims), or fewer dimensions.
+    """Scale the eigenvectors to item vectors: (M, B) -> float32 (M, K), where K is at most `num_dims`.
 
     Each eigenvector is multiplied by the square root of its eigenvalue. Then all item vectors are scaled to a mean
     squared length of 1. The sign of an eigenvector is arbitrary, so its entry with the largest absolute value is made
@@ -198,7 +199,7 @@ def _scaled(values: np.ndarray, block: np.ndarray, num_dims: int) -> np.ndarray:
     """
     kept = min(num_dims, int((values > 1e-5 * values[0]).sum()))
     if kept < num_dims:
-        log.info("cf: only %d dimensions, because the training events do not provide more", kept)
+        log.info("cf: the vectors have only %d dimensions, because the training events do not provide more", kept)
     block = block[:, :kept]
     signs = np.sign(block[np.abs(block).argmax(axis=0), np.arange(kept)])
     block *= signs * np.sqrt(values[:kept] * len(block) / values[:kept].sum()).astype(np.float32)

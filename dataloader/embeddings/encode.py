@@ -88,9 +88,9 @@ def encode_all(encoder: Encoder, items: Texts, cache: VectorCache, fresh: bool =
             part = missing[start:start + encoder.shard_size]
             vectors = _encode_shard(encoder, items, rows[part], progress)
             if found.vectors is not None and vectors.shape[1] != found.vectors.shape[1]:
-                raise DataError(items.path, f"the model returned vectors with {vectors.shape[1]} dimensions",
-                                f"The cached vectors of {encoder.unit} in {cache.folder} have "
-                                f"{found.vectors.shape[1]} dimensions",
+                raise DataError(items.path, f"the model returned vectors with {vectors.shape[1]} dimensions, expected "
+                                f"{found.vectors.shape[1]}", f"The cached vectors of {encoder.unit} in {cache.folder} "
+                                f"have {found.vectors.shape[1]} dimensions",
                                 f"use --force to encode all {encoder.unit} again")
             cache.write(keys[part], vectors)
             found.take(keys[part], vectors)
@@ -106,7 +106,8 @@ class _Found:
     """The vectors that have been read or encoded so far.
 
     keys: the keys of the distinct texts, sorted, (U,)
-    rows: for each distinct text, the first item with this text, (U,). The vector of the text is stored in this row.
+    rows: for each distinct text, the index of the first item with this text, (U,). The row of `vectors` with this index
+        contains the vector of the text.
     """
 
     def __init__(self, keys: np.ndarray, rows: np.ndarray, num_items: int):
@@ -131,7 +132,8 @@ class _Found:
 def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Progress) -> np.ndarray:
     """Encode the texts of these rows: float32 (len(rows), D).
 
-    Raises DataError or ResourceError if this fails, or if a vector is all zero or not finite.
+    Raises DataError if the encoder fails, or if a vector is all zero or not finite. Raises ResourceError if there is
+    not enough memory.
     """
     fix = f"use another {encoder.flag}, or check the {encoder.unit} of these items"
     try:
@@ -145,8 +147,8 @@ def _encode_shard(encoder: Encoder, items: Texts, rows: np.ndarray, progress: Pr
                         f"{failed.why}. Items: {ids}", fix) from failed
     bad = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
     if bad.any():
-        raise DataError(items.path, f"the model returned unusable vectors for {bad.sum()} {encoder.unit} (not finite, "
-                        "or all zero)", f"Items: {named(items.raw_ids[np.sort(rows[bad])])}", fix)
+        raise DataError(items.path, f"the vectors of {bad.sum()} {encoder.unit} are unusable (not finite, or all zero)",
+                        f"Items: {named(items.raw_ids[np.sort(rows[bad])])}", fix)
     return vectors
 
 

@@ -41,14 +41,14 @@ def known_model(name: str) -> tuple[str, dict | None]:
 
 
 def model_settings(key: str, name: str, artifact: Path) -> tuple[dict, dict[str, dict]]:
-    """Return the settings that identify a model in a meta file, and the fingerprints of its files.
+    """Return the settings that identify a model in a meta file, and the fingerprints of the model's files.
 
     key: the settings key for the name of the model, such as "text_model"
     name: the name of a model, or a folder with a model
     artifact: an embedding; model files that are unchanged since it was made are not read again
 
-    There are fingerprints (file name -> fingerprint) only for a model in a folder. The function downloads nothing and
-    imports no large library.
+    The fingerprints are a dict (file name -> fingerprint), which is empty unless `name` is a folder. The function
+    downloads nothing and imports no large library.
     """
     if Path(name).is_dir():
         recorded = {}
@@ -99,7 +99,7 @@ def find_model(name: str, data_root: Path, mirror: str | None, flag: str = "--te
             continue
         weights = folder / "model.safetensors"
         if entry and "sha256" in entry and (found := fingerprint(weights)["sha256"]) != entry["sha256"]:
-            raise DataError(weights, f"has sha256 {found}", f"The expected sha256 is {entry['sha256']}",
+            raise DataError(weights, f"has the wrong sha256 {found}", f"The expected sha256 is {entry['sha256']}",
                             f"delete {folder} and run the same command again")
         return folder
     from huggingface_hub import constants

@@ -25,8 +25,8 @@ NOTHING = 1e-6
 def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> bool:
     """Return whether the embedding exists and was made with these settings and inputs (file name -> sha256).
 
-    An embedding that the user has adopted, or that a recommender has exported, is always current: no step replaces it.
-    Raises ArtifactError if such an embedding is damaged or stale.
+    Without --force, no step replaces an embedding that the user has adopted, or that a recommender has exported. If
+    such an embedding is valid, return True for all settings and inputs. If it is damaged or stale, raise ArtifactError.
     """
     try:
         meta = load_meta(target.path, "")
@@ -37,8 +37,8 @@ def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> boo
                                 "items, and adopt or export them again; or use --force") from error
         return False
     if _made_elsewhere(meta):
-        log.warning("embed: %s was made by: %s. The flags of this embedding have no effect (use --force to replace it)",
-                    target.path, meta["command"])
+        log.warning("embed: keeping %s, which was made by another command (%s). The flags for this embedding have no "
+                    "effect; use --force to replace the embedding", target.path, meta["command"])
         return True
     recorded = {**settings, "transform": target.transform._asdict()}
     return meta.get("settings") == recorded and inputs.items() <= meta["inputs"].items()
@@ -76,7 +76,7 @@ def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, co
     path, mask = target.path, folder.mask(suffix)
     present = np.ones(len(vectors), dtype=bool) if present is None else present
     if len(vectors) != items["num_items"]:
-        raise DataError(path, f"{len(vectors)} vectors were made for {items['num_items']} items",
+        raise DataError(path, f"needs one vector per item, got {len(vectors)} vectors for {items['num_items']} items",
                         fix=f"{command} --force")
     if not present.any():
         raise DataError(path, "no item has a vector", fix=f"leave out the embedding {suffix}")

@@ -36,7 +36,8 @@ def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
     _line, names, line = next(_rows(path, layout), (1, [""], ""))
     start = line[:2].encode("utf-8", "surrogateescape")
     if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{origin or path}:1", "is UTF-16", f"It begins with {start!r}", "save the file as UTF-8")
+        raise DataError(f"{origin or path}:1", "is encoded in UTF-16", f"It begins with {start!r}",
+                        "save the file as UTF-8")
     fault = names if isinstance(names, str) else "" if any(map(str.strip, names)) else "is blank"
     if fault:
         raise DataError(f"{origin or path}:1", fault, "The first line must contain the column names",

@@ -254,7 +254,7 @@ def damaged(path: Path, error: BaseException) -> DataError:
         while some := file.read1(4096):
             num_lines += some.count(b"\n")
     return DataError(f"{path}:{num_lines + 1}", "the file is damaged from this line on",
-                     f"Only the {num_lines} lines before can be read ({error or type(error).__name__})",
+                     f"Only the {num_lines} lines before this line can be read ({error or type(error).__name__})",
                      "replace the file, or download it again with --force")
 
 

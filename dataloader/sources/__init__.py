@@ -31,13 +31,13 @@ def family(options: ProcessOptions) -> ModuleType:
 
 def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str, absent: list[str],
                         optional: bool = False) -> None:
-    """Raise DataError if the file has no column for one of the fields `absent`.
+    """Raise DataError if the file has no column for at least one of the fields `absent`.
+
+    A file without this column is probably from another source. The error suggests the sources that match the file.
 
     part: "interactions" or "items"
     absent: fields without a value in any row
     optional: if true, raise the error only if the file matches another source
-
-    Such a file is probably from another source. The error suggests the sources that match the file.
     """
     found = existing_columns(work, table)
     if all(set(table.columns[field]) & set(found) for field in absent):

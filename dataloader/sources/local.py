@@ -18,14 +18,14 @@ OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "vertic
 def raw_paths(options: ProcessOptions) -> list[Path]:
     """Return the paths of the interactions file and, if there is one, the items file.
 
-    Without a flag for a file, the raw folder is searched for it. Raises DataError if there is no interactions file.
+    A file that no flag names is searched for in the raw folder. Raises DataError if there is no interactions file.
     Raises ConfigError if several files match.
     """
     interactions = options.local.interactions or _found(options, "interactions")
     if interactions is None:
         names = ", ".join(name.format(dataset=options.folder.name) for name in options.config["interactions"]["files"])
         raise DataError(options.raw, "has no interactions file",
-                        f"Looked for {names} with the extension {' or '.join(FORMATS)}", "use --interactions FILE")
+                        f"Looked for {names}. Known extensions are {', '.join(FORMATS)}", "use --interactions FILE")
     items = options.local.items or _found(options, "items")
     return [interactions] if items is None else [interactions, items]
 
@@ -60,14 +60,14 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
     """Return the table of a file, with the fields whose columns exist in the file.
 
     defaults: field -> default name of its column
-    named: field -> name of its column from a flag, or None
+    named: field -> the column name that a flag gives, or None
 
     Raises ConfigError if a required column, or a column that a flag names, does not exist.
     """
     format_, layout = FORMATS.get(_ending(path), ("", Layout()))
     if not format_ or (format_ == "parquet" and path.suffix == ".gz"):
         raise ConfigError(f"--{part} {path}", f"unknown file extension {''.join(path.suffixes[-2:])!r}",
-                          f"Known: {', '.join(FORMATS)}; all except Parquet also with .gz",
+                          f"Known extensions are {', '.join(FORMATS)}; all except Parquet can be followed by .gz",
                           "convert the file to one of these formats, or correct its extension")
     table = RawTable(path, format_, {}, layout=layout)
     existing = existing_columns(work, table)

@@ -7,7 +7,7 @@ from dataloader.workspace import Workspace
 
 
 class Report:
-    """The number of interactions left after each filter, in the order of the filters."""
+    """The number of interactions that remain after each filter, in the order of the filters."""
 
     def __init__(self, work: Workspace):
         self.work = work

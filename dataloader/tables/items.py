@@ -43,7 +43,7 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
 
     The fields are the title and the fields of the template, as plain text. The column `wanted` is true for the records
     of needed items, and by chance for a few others. The texts of all other records are empty. The column `nested` is
-    true if a text is in lists that are nested too deeply.
+    true if the value of a text field is a list that is nested too deeply.
 
     Returns the number of invalid lines that were skipped. Raises DataError if --bad_lines does not allow skipping them;
     the error names the first invalid line.
@@ -81,7 +81,7 @@ def _clean(field: str) -> str:
 
     If the field is missing, the text is empty. The members of a list, or of a list of lists, are joined.
     """
-    # Each step evaluates the expression before it only once, because DuckDB would compute it again for a second use.
+    # Each step evaluates the previous expression only once, because DuckDB would compute every further copy again.
     raw = f"{field}::VARCHAR"
     members = f"""CASE WHEN starts_with({raw}, '[[') THEN json_extract_string({field}, '$[*][*]')
                        ELSE json_extract_string({field}, '$[*]') END"""

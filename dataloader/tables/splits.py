@@ -14,10 +14,10 @@ SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99"
 
 
 class Split(NamedTuple):
-    """An SQL expression that gives the split of each event in `numbered`, and a description of the split."""
+    """How the events are split: an SQL expression for the queries, and entries for the meta file."""
 
-    expression: str
-    info: dict  # entries about the split for the meta file
+    expression: str  # for a row of `numbered`, its value is train, valid or test
+    info: dict       # entries about the split for the meta file
 
 
 def make_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:

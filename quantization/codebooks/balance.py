@@ -1,4 +1,4 @@
-"""Limit the sizes of clusters with prices.
+"""Use prices to limit the sizes of clusters.
 
 Each row belongs to the cluster with the lowest cost plus price. If the price of a cluster rises, the cluster becomes
 smaller.
@@ -49,9 +49,9 @@ def exact_prices(costs: Tensor, prices: Tensor, max_size: int) -> Tensor:
     costs: float64 (N, K), the cost of each row in each cluster
     prices: (K,), prices at which there are only a few surplus rows
 
-    If no cluster exceeds `max_size` at the given prices, the function returns these prices. Otherwise, the new prices
-    give the assignment with the lowest total cost that respects the limit. A cluster can still exceed `max_size` if
-    some rows are equal or nearly equal.
+    If no cluster exceeds `max_size` at the given prices, the function returns these prices. Otherwise, of all
+    assignments that respect the limit, the new prices give the one with the lowest total cost. A cluster can still
+    exceed `max_size` if some rows are equal or nearly equal.
     """
     # This is the dual of a transport problem, solved by successive shortest paths. Each surplus row starts a chain of
     # moves from cluster to cluster. The chain ends in a cluster that has room. Many prices give the same assignment.

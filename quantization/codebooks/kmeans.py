@@ -18,7 +18,7 @@ ROUNDS, LAST_ROUNDS = 5, 50  # maximum rounds of `raise_prices` in each k-means 
 
 
 class Clusters(NamedTuple):
-    """The result of k-means. A row belongs to the cluster with the smallest squared distance plus offset."""
+    """The result of k-means. A row belongs to the cluster with the smallest sum of squared distance and offset."""
 
     centroids: Tensor            # (K, D)
     offsets: Tensor | None       # float64 (K,), added to the squared distances to limit the sizes; None: no limit

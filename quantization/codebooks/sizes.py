@@ -27,7 +27,7 @@ def hidden_sizes(widths: object, where: str) -> list[int]:
     Raises ConfigError if `widths` is not a list of integers >= 1.
     """
     if not isinstance(widths, list) or any(type(width) is not int or width < 1 for width in widths):
-        raise ConfigError(f"{where}.hidden_sizes", f"must be a list of integers of at least 1, got {widths!r}",
+        raise ConfigError(f"{where}.hidden_sizes", f"must be a list of integers, each at least 1, got {widths!r}",
                           fix="use a list such as --hidden_sizes [512,256,128]")
     return widths
 

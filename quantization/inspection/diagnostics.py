@@ -42,8 +42,8 @@ def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
 def collapsed_levels(metrics: dict, min_utilization: float) -> list[int]:
     """Return the indices of the collapsed levels.
 
-    A level has collapsed if less than the share `min_utilization` of its codes is in use, or if all items have the same
-    code.
+    A level has collapsed if the share of its codes in use is less than `min_utilization`, or if all items have the same
+    code in this level.
     """
     return [level for level, share in enumerate(metrics["utilization"])
             if share < min_utilization or share == metrics["perplexity"][level] == 1]

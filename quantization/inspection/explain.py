@@ -82,7 +82,8 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
                disambiguation_level: int | None) -> Tree:
     """Build the prefix tree of codes (N, L), with typical words and examples for each prefix.
 
-    titles, texts: of the items, (N,); the words come from the title, or from the text if there is no title
+    titles, texts: the title and the text of each item, (N,); the words come from the title, or from the text if there
+        is no title
     sizes: the L codebook sizes
     """
     descriptions = [title if title and title.strip() else (text or "")[:200]
@@ -113,7 +114,7 @@ def build_tree(codes: np.ndarray, titles: np.ndarray, texts: np.ndarray, sizes: 
 
 
 def _examples(depth: Depth, has_word: sparse.csr_array, chosen: np.ndarray) -> list[list[int]]:
-    """For each node, return the items with the largest number of the node's typical words in their titles."""
+    """For each node, return the items whose titles contain the largest number of the node's typical words."""
     typical = sparse.csr_array((np.ones(chosen.shape[1], dtype=np.int32), (chosen[0], chosen[1])),
                                shape=(len(depth.size), has_word.shape[1]))
     score = np.asarray(typical[depth.node].multiply(has_word).sum(axis=1)).ravel()  # (N,)
@@ -148,7 +149,7 @@ def _heading(tree: Tree, info: PageInfo) -> list[str]:
     return [f"What the semantic IDs of {info.dataset} mean ({info.quantizer})",
             f"{_plural(len(tree.codes), 'item')}; {tree.shape}; collision rate {before:.4f}, "
             f"after disambiguation {after:.4f}",
-            "After each prefix: number of items, share of the parent prefix (at the first level: of all items),",
+            "After each prefix: number of items, share of the parent's items (at the first level: of all items),",
             "typical words compared with the sibling prefixes, and typical titles."]
 
 

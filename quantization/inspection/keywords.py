@@ -32,7 +32,8 @@ def word_table(texts: list[str]) -> tuple[sparse.csr_array, np.ndarray]:
     """Find the words that occur in at least two texts.
 
     texts: one text per item
-    Returns a table (N, V), 1 if the text of the item contains the word, else 0; and the words (V,).
+    Returns a table (N, V) and the words (V,). An entry of the table is 1 if the text of the item contains the word,
+    else 0.
     """
     try:
         vectorizer = CountVectorizer(analyzer=words_of, binary=True, dtype=np.int32)
@@ -86,7 +87,11 @@ class Background(NamedTuple):
 
 
 def count(node: np.ndarray, has_word: sparse.csr_array) -> sparse.csr_array:
-    """For each node and word, count the items: node of each item (N,), words of each item (N, V) -> (G, V)."""
+    """Return how many items of each node contain each word: (G, V) for G nodes.
+
+    node: the node of each item, (N,)
+    has_word: 1 if the item contains the word, else 0, (N, V)
+    """
     members = sparse.csr_array((np.ones(len(node), dtype=np.int32), (node, np.arange(len(node)))))
     counts = sparse.csr_array(members @ has_word)
     counts.sort_indices()
@@ -100,11 +105,11 @@ def typical(counts: sparse.csr_array, size: np.ndarray, background: Background, 
     counts: number of items with each word in each node, (G, V)
     size: number of items of each node, (G,)
     parent: the row of `background` for each node, (G,)
-    selected: mask of the nodes to return words for, (G,); None: all nodes
+    selected: True for each node whose words are returned, (G,) bool; None: all nodes
     Returns pairs of a node and a word, (2, number of pairs)
 
-    The score of a word is the z-score of its log-odds inside the node, minus its log-odds in the rest of the background
-    row (Monroe et al. 2008, with document frequencies and a flat prior of 0.5).
+    The score of a word compares its log-odds inside the node with its log-odds in the rest of the background row. The
+    score is the z-score of the difference (Monroe et al. 2008, with document frequencies and a flat prior of 0.5).
     """
     table = counts.tocoo()
     kept = (table.data >= 2) & (table.data >= MIN_SHARE * size[table.row])

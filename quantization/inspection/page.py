@@ -70,7 +70,8 @@ def page_data(tree: Tree, info: PageInfo) -> dict:
 def kept_items(tree: Tree) -> np.ndarray:
     """Return the items that the page shows, in item order: all items, but at most `MAX_ITEMS`.
 
-    If there are more, the examples of each first code are shown, then items of the most frequent first codes.
+    If there are more items, the function selects the examples of each first code first, and then items of the most
+    frequent first codes.
     """
     num_items, first = len(tree.codes), tree.depths[0]
     if num_items <= MAX_ITEMS:

@@ -58,13 +58,14 @@ class AbstractVQ(nn.Module, ABC):
 
         By default, the quantizer reads the embedding with this suffix. With several embeddings, `xs` contains the
         columns of all of them, with the widths in `config["data"]["inputs"]`. If an embedding has no vector for an
-        item, these columns are zero. If the list is empty, `xs` contains the indices of the items, int64 (N, 1).
+        item, its columns are zero for this item. If the list is empty, `xs` contains the indices of the items, int64
+        (N, 1).
         """
         return [suffix]
 
     @classmethod
     def other_files(cls, config: dict) -> list[Path]:
-        """Return the paths of files outside the dataset that the codes depend on.
+        """Return the paths of all files that the codes depend on and that are not part of the dataset.
 
         If the content of such a file has changed, the quantizer is trained again in a new run.
         """

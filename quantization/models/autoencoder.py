@@ -158,6 +158,7 @@ def suffixes_with(suffix: str, other: str, quantizer: str) -> list[str]:
     Raises ConfigError if the two suffixes are equal.
     """
     if suffix == other:
-        raise ConfigError(f"--embedding_suffix {suffix}", f"{quantizer} always reads this embedding",
-                          f"{quantizer} needs a text embedding in addition", "use --embedding_suffix td")
+        raise ConfigError(f"--embedding_suffix {suffix}", "must name a text embedding",
+                          f"{quantizer} reads two embeddings: {other} and a text embedding",
+                          "use --embedding_suffix td")
     return [suffix, other]

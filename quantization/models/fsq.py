@@ -109,8 +109,8 @@ class FSQ(AutoencoderVQ):
     def make_latent_size(self) -> int:
         values = self.params["num_values"]
         if not isinstance(values, list) or not values or any(type(v) is not int or v < 2 for v in values):
-            raise ConfigError(f"{self.where}.num_values", "must be a list of integers of at least 2, one per latent "
-                              f"dimension, got {values!r}", fix="use a list such as --num_values [4,4,4,4]")
+            raise ConfigError(f"{self.where}.num_values", "must be a list with one integer per latent dimension, "
+                              f"each at least 2, got {values!r}", fix="use a list such as --num_values [4,4,4,4]")
         return len(values)
 
     def make_quantizer(self) -> ResidualFSQ:

@@ -18,7 +18,7 @@ Step = Callable[[int, Tensor, Tensor], Tensor]
 `step(level, codes, parents)` returns the logits of all C codes of the level, for each of the K beams: (B, K, C).
 
 codes: (B, K) the last code of each beam
-parents: (B, K) each beam extends a beam of the previous step; this is the index of that beam
+parents: (B, K) for each beam, the index of the beam of the previous step that it extends
 
 At the first level, K is 1.
 """
@@ -30,7 +30,7 @@ class Beams(NamedTuple):
     scores: Tensor   # sums of log-probabilities; -inf if no item has the prefix
     nodes: Tensor    # nodes of the prefixes in the trie
     codes: Tensor    # last codes of the prefixes
-    parents: Tensor  # each beam extends a beam of the previous step; this is the index of that beam
+    parents: Tensor  # for each beam, the index of the beam of the previous step that it extends
 
 
 def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,
@@ -43,7 +43,8 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
         of all codes of the codebook sum to 1
     seen: (B, S) items to exclude; the scores of the other items do not change
     """
-    # If only one item has a prefix, `valid_only` gives its remaining codes probability 1, without a call of `step`.
+    # If only one item has a prefix, the remaining codes of this item have probability 1 with `valid_only`. They need no
+    # call of `step`.
     root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
     leaves = None if seen is None else trie.leaves_of(seen)
     beams = Beams(_mask_seen(root.float(), trie, 0, root, leaves), root, root, root)

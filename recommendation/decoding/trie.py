@@ -98,17 +98,17 @@ class Trie(nn.Module):
         return leaves.gather(1, last.clamp(max=leaves.shape[1] - 1)) == end - 1
 
     def first_child(self, level: int, nodes: Tensor) -> Tensor:
-        """Return the child with the smallest code of each node: (B, K) -> (B, K)."""
+        """For each node, return its child with the smallest code: (B, K) -> (B, K)."""
         return self.get_buffer(f"starts_{level}")[nodes].long()
 
     def level(self, level: int) -> tuple[Tensor, Tensor]:
-        """Return the code and the parent of each of the P nodes of level `level + 1`: (P,) each."""
+        """For each of the P nodes of level `level + 1`, return its code and its parent: (P,) each."""
         starts = self.get_buffer(f"starts_{level}")
         parents = torch.arange(len(starts) - 1, device=starts.device).repeat_interleave(starts.diff())
         return self.get_buffer(f"codes_{level}").long(), parents
 
     def paths(self) -> Tensor:
-        """Return the nodes from the root to the leaf of each item: (N, L + 1) int64. Column l has nodes of level l."""
+        """For each item, return the nodes from the root to its leaf: (N, L + 1) int64, one column per level."""
         nodes = [torch.arange(len(self.items), device=self.items.device)]
         for level in reversed(range(self.num_levels)):
             nodes.append(self.level(level)[1][nodes[-1]])

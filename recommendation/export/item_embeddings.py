@@ -26,8 +26,8 @@ def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path
     device: device to compute on; None for the device in the run's configuration
     run_id: id of the run; None for the newest finished run
 
-    The vectors are float32 (N, D). An item without training events gets the mean vector of the other items. A mask file
-    marks these items.
+    The vectors are float32 (N, D). If some items have no training events, these items get the mean vector of the other
+    items. A mask file then tells which items have training events.
 
     Raises ConfigError if the model has no item vectors. Raises ConfigError if an embedding with this suffix exists and
     was not exported from this model, unless `force` is set.

@@ -21,9 +21,9 @@ MODEL = "encoder_decoder"
 WEIGHTS = ("config.json", "model.safetensors")
 FILES = (*WEIGHTS, "generation_config.json", "index.json", "README.md")
 
-NOT_THE_SAME = ("This model has a causal encoder and a bias in the cross-attention (train_on: every_position). T5 in "
-                "transformers has neither, so T5 computes different scores. To get the same scores, train the model "
-                "with --train_on target.")
+NOT_THE_SAME = ("The exported model was trained with a causal encoder and a bias in the cross-attention (train_on: "
+                "every_position). T5 in transformers has neither, so T5 computes different scores. To get the same "
+                "scores, train the model with --train_on target.")
 README = Path(__file__).with_name("t5_readme.md")
 
 
@@ -90,13 +90,13 @@ def t5_inputs(source: Path, command: str) -> dict[str, str]:
 def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
     """Load the T5 weights in the folder `source` into the model.
 
-    Logs a warning if the semantic IDs in index.json differ from those of the dataset. Raises ArtifactError if the files
-    cannot be used for this model.
+    Logs a warning if the semantic IDs in index.json differ from those of the dataset. Raises ConfigError if the folder
+    contains another kind of model, or a T5 with other sizes or layers. Raises ArtifactError if a file is damaged.
     """
     from recommendation.models.encoder_decoder.t5 import load_t5, read_t5
 
     load_t5(model, read_t5(source))
-    log.info("recommendation: initialized from %s", source)
+    log.info("recommendation: initialized the model from the T5 in %s", source)
     if not (source / "index.json").is_file():
         return
     fix = "use the index.json that --export_t5 wrote, or delete this file"

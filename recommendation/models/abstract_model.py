@@ -85,8 +85,8 @@ class AbstractRecommender(nn.Module, ABC):
         """Build data that makes recommendation faster, for example an index.
 
         This method is called after training: before the test, and before recommending for more than `num_items`
-        histories. It may take as long as recommending for `num_items` histories. Validation does not call it. Without
-        this call, the recommendations must be at least as good.
+        histories. It may take as long as recommending for `num_items` histories. Validation does not call it. If it
+        is not called, recommendation may be slower, but the recommended items must be at least as good.
         """
 
     def properties(self) -> dict:

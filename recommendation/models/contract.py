@@ -37,7 +37,8 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
         losses = {"loss_total": torch.zeros(())} if windows is None else model.compute_loss(windows)
         loss = losses.get("loss_total") if isinstance(losses, dict) else None
         if not isinstance(loss, Tensor) or loss.ndim:
-            _refuse(model, "compute_loss", f"returned {_described(losses)}", 'return {"loss_total": <a scalar tensor>}')
+            _refuse(model, "compute_loss", f"returned a wrong value: {_described(losses)}",
+                    'return {"loss_total": <a scalar tensor>}')
     for module, mode in modes.items():
         module.training = mode
 
@@ -59,14 +60,14 @@ def _check_lists(model: AbstractRecommender, method: str, call: Callable[[], Rec
                     "use no random numbers, or a torch.Generator with a fixed seed")
     result, num_items, shape = results[0], model.catalogue.num_items, (len(histories.items), top_k)
     if not isinstance(result, Recommendations) or any(not isinstance(p, Tensor) or p.shape != shape for p in result):
-        _refuse(model, method, f"returned {_described(result)}",
+        _refuse(model, method, f"returned a wrong value: {_described(result)}",
                 f"return Recommendations(items, scores), each of shape (histories, top_k) = {shape}, and fill empty "
                 "positions with item -1")
     items, scores = result
     ordered, present = items.sort(dim=1).values, items != PADDING
     for broken, what, fix in (
-            (items.is_floating_point() or ((items < PADDING) | (items >= num_items)).any(), f"returned items from "
-             f"{items.min().item()} to {items.max().item()}",
+            (items.is_floating_point() or ((items < PADDING) | (items >= num_items)).any(), "returned invalid items "
+             f"(the smallest is {items.min().item()}, the largest is {items.max().item()})",
              f"return integers from 0 to {num_items - 1}, or -1 for an empty position"),
             ((~present[:, :-1] & present[:, 1:]).any(), "returned -1 before an item", "put -1 after the last item"),
             (((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PADDING)).any(), "listed an item twice",

@@ -125,14 +125,14 @@ class PrefixCache:
 
     def __init__(self) -> None:
         # The key and the value of each position, (B, K, H, head width) each. K is 1 if all beams share the position.
-        # With separate tensors, a reordering of the beams copies whole rows and no shared position.
+        # Each position has separate tensors, so reordering the beams copies whole rows, and copies no shared position.
         self.levels: list[tuple[Tensor, Tensor]] = []
 
     def extend(self, key: Tensor, value: Tensor, parents: Tensor) -> None:
-        """Reorder the cached positions for the new beams, and add the newest position.
+        """Reorder the cache to match the new beams, and add the keys and values of the newest position.
 
         key, value: (B, H, K, head width)
-        parents: (B, K) the beam of the previous step that each beam continues
+        parents: (B, K) for each beam, the index of the beam of the previous step that it extends
         """
         if self.levels:
             num_before = self.levels[-1][0].shape[1]
@@ -158,11 +158,12 @@ class PrefixCache:
 
 
 def _rows(part: Tensor, row: Tensor) -> Tensor:
-    """Return the rows of `part` that the new beams continue: (B, old beams, H, head width) -> (B, K, H, head width).
+    """Return the entry of `part` for each new beam: (B, old beams, H, head width) -> (B, K, H, head width).
 
-    row: (B, K) index of the old beam that each new beam continues; the old beams of the whole batch are numbered from 0
+    A new beam gets the entry of the old beam that it extends. If there is one old beam per user, `part` is returned
+    unchanged.
 
-    If there is one old beam per user, `part` is returned unchanged.
+    row: (B, K) for each new beam, the number of the old beam; the old beams of the whole batch are numbered from 0
     """
     if part.shape[1] == 1:
         return part

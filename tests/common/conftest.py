@@ -1,4 +1,4 @@
-"""Runs code in a Python process of its own, as it may end the process."""
+"""Run code in a separate Python process, because the code may end the process."""
 
 import os
 import subprocess
@@ -12,7 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def python():
-    """Runs `python -c code *arguments` with the project importable; the finished process, output as text."""
+    """A function that runs `python -c code *arguments` and returns the finished process.
+
+    The code can import the project. The output is text.
+    """
     def run(code: str, *arguments: object, **options) -> subprocess.CompletedProcess:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], text=True, check=False, timeout=60,
@@ -22,7 +25,7 @@ def python():
 
 @pytest.fixture
 def command(python):
-    """Runs the lines as the `main(argv)` of a command, through `run_command`."""
+    """A function that runs `body` as the `main(argv)` of a command, with `run_command`."""
     def run(body: str, *arguments: object, **options) -> subprocess.CompletedProcess:
         lines = "".join(f"    {line}\n" for line in body.splitlines())
         return python("import logging, os, signal, sys, time\n"

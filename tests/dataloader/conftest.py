@@ -7,7 +7,7 @@ from tests.dataloader.helpers import FaultyServer
 
 @pytest.fixture(autouse=True)
 def no_network_but_loopback(monkeypatch):
-    """A test that looks up a real host fails at once and names the host."""
+    """Fail a test at once if it looks up a host other than localhost. The failure names the host."""
     look_up = socket.getaddrinfo
 
     def refuse(host, *args, **kwargs):

@@ -47,7 +47,10 @@ class Tree(NamedTuple):
         return self.root / "data" / "Baby" / name
 
     def written(self) -> dict[Path, int]:
-        """Every file of the data and of finished runs, and when it was written. Reusing them changes no entry."""
+        """Return the time of the last write of every data file and of the files of finished runs.
+
+        If a command reuses a file, this time does not change.
+        """
         runs = self.root / "runs"
         files = [*(self.root / "data").rglob("*"), *runs.rglob("finished.json"), *runs.rglob("*.safetensors")]
         return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
@@ -62,7 +65,10 @@ def copy_program(target: Path) -> Tree:
 
 
 def write_baby(folder: Path) -> None:
-    """A catalogue in the 2014 format. Users walk between neighbouring items, so that models can learn."""
+    """Write reviews and metadata in the format of Amazon 2014.
+
+    The next item of a user is close to the previous one, so that models can learn.
+    """
     rng = random.Random(7)
     kinds = ("bottle", "stroller", "blanket", "monitor", "toy", "bib", "crib", "seat")
     colours = ("red", "blue", "green", "white", "grey")
@@ -99,7 +105,7 @@ def mirror(tmp_path_factory):
 
 
 def shorten_training(config: Path) -> None:
-    """Train fewer epochs and validate less often, which takes most of the time with so few users."""
+    """Set fewer epochs and less frequent validation. With so few users, validation takes most of the time."""
     text = config.read_text()
     assert "    epochs: 60\n" in text
     config.write_text(text.replace("    epochs: 60\n", "    epochs: 12\n    eval_every: 4\n"))
@@ -107,7 +113,10 @@ def shorten_training(config: Path) -> None:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory, worker_id, mirror) -> tuple[Tree, Outcome]:
-    """The user's first command in a fresh copy of the program, with a short training; test processes share it."""
+    """The first command of a user, in a fresh copy of the program, with a short training. It runs only once.
+
+    All test processes share the copy and the outcome.
+    """
     folder = tmp_path_factory.getbasetemp()
     folder = (folder if worker_id == "master" else folder.parent) / "whole run"
     tree, ended = Tree(folder / "program"), folder / "outcome.json"

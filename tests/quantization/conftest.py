@@ -40,7 +40,7 @@ NUM_INDEXED = 512  # items in the `index_file`
 
 @pytest.fixture(scope="session")
 def index_file(tmp_path_factory):
-    """Semantic IDs of items `raw-0` to `raw-511`, three levels of 8 codes, all different."""
+    """A file with distinct semantic IDs of the items `raw-0` to `raw-511`: three levels, 8 codes per level."""
     path = tmp_path_factory.mktemp("index") / "index.json"
     path.write_text(json.dumps({f"raw-{item}": [f"<a_{item % 8}>", f"<b_{item // 8 % 8}>", f"<c_{item // 64}>"]
                                 for item in range(NUM_INDEXED)}))
@@ -84,7 +84,7 @@ def make_config(index_file):
 
 @pytest.fixture(scope="session")
 def make_model(make_folder):
-    """Config -> its seeded model; each of its embeddings is `WIDTH` wide."""
+    """Config -> a seeded model; each input embedding has the width `WIDTH`."""
     def make(config: Config, num_items: int = NUM_ITEMS):
         if config.name == "opq":
             pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
@@ -110,7 +110,7 @@ def make_rqvae(make_config, make_model):
 
 @pytest.fixture
 def xs() -> torch.Tensor:
-    """(40, 6)"""
+    """Random items, (40, 6)."""
     return torch.from_numpy(np.random.default_rng(0).normal(size=(NUM_ITEMS, WIDTH)).astype(np.float32))
 
 

@@ -33,13 +33,16 @@ SMALL = {
 
 
 def random_codes(num_items: int, sizes: list[int], seed: int = 0) -> torch.Tensor:
-    """Distinct codes (N, L), drawn at random from all possible ones."""
+    """Return distinct semantic IDs (N, L), drawn at random from all possible IDs."""
     numbers = np.random.default_rng(seed).permutation(int(np.prod(sizes)))[:num_items]
     return torch.from_numpy(np.stack(np.unravel_index(numbers, sizes), axis=1))
 
 
 def leave_one_out(histories: list[list[int]]) -> Sequences:
-    """Each user's last item is test, the one before it valid; users with fewer than three items have only train."""
+    """Split the histories: the last item of a user is a test event, and the item before it is a validation event.
+
+    Users with fewer than three items have only training events.
+    """
     split = [([0] * (len(items) - 2) + [1, 2]) if len(items) > 2 else [0] * len(items) for items in histories]
     assert SPLITS == ("train", "valid", "test")
     user = np.repeat(np.arange(len(histories)), [len(items) for items in histories])
@@ -73,7 +76,7 @@ def sequences() -> Sequences:
 
 @pytest.fixture
 def make_config():
-    """name, key=value, ... -> Config, with each key of `SMALL` that the recommender's YAML or the defaults have."""
+    """name, key=value, ... -> Config with the values of `SMALL` for the keys that the recommender uses."""
     def make(name: str, **own: object) -> Config:
         return small_config(name, config_path(name), DEFAULTS, SMALL | own)
 
@@ -107,7 +110,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture
 def train(tmp_path, make_config):
-    """name, histories, key=value, ... -> the dataset of these histories with a finished run."""
+    """name, histories, key=value, ... -> a dataset with these histories and a finished run."""
     from .test_pipeline import HISTORIES, write_data  # it imports this file
 
     def run(name: str, histories: list[list[int]] = HISTORIES, *, force: bool = False, **own: object) -> Trained:
@@ -120,7 +123,7 @@ def train(tmp_path, make_config):
     return run
 
 
-# The losses of all models. Models that can normalize over the valid items have a second one.
+# All pairs of a model and a loss. Models that can normalize over the valid items have two losses.
 LOSSES = [*((name, "codebook") for name in names()),
           *((name, "valid_items") for name in ("encoder_decoder", "decoder_only", "encoder_retrieve"))]
 GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
@@ -139,7 +142,7 @@ def model(request, make_model):
 
 @pytest.fixture(params=itertools.product(["every_position", "decoder_only"], ["codebook", "valid_items"]), ids="-".join)
 def everywhere(request, make_model):
-    """Generators that learn every item of a window at once, with each of the two normalizations."""
+    """A generator whose targets are all items of a window except the first, with each of the two normalizations."""
     generator, normalize_over = request.param
     name, own = GENERATORS[generator]
     model = make_model(name, **own, normalize_over=normalize_over).eval()
@@ -159,7 +162,7 @@ def randomize(model: torch.nn.Module) -> None:
 
 
 def logits_of(model, windows) -> list[torch.Tensor]:
-    """The logits (P, C) of each level that `compute_loss` computes for the P targets, without padding."""
+    """For each level, return the logits (P, C) that `compute_loss` computes for the P targets, without padding."""
     logits: list[torch.Tensor] = []
     hooks = [head.register_forward_hook(lambda _, __, output: logits.append(output.detach())) for head in model.heads]
     model.compute_loss(windows)
@@ -172,7 +175,10 @@ def logits_of(model, windows) -> list[torch.Tensor]:
 
 
 def teacher_forced(model, history: list[int], items: list[int]) -> list[torch.Tensor]:
-    """Log-probabilities (items, C) of each level for each item after the history, computed without a cache."""
+    """For each level, return the log-probabilities (items, C) of the codes, computed without a cache.
+
+    Each item is the target after the history.
+    """
     logits = logits_of(model, windows_of(*([*history, item] for item in items)))
     num_targets = len(logits[0]) // len(items)  # of each row; the last one follows the whole history
     return [level[num_targets - 1::num_targets].log_softmax(dim=-1) for level in logits]

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SHARED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
           "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj",
           "layer_norm_epsilon", "scale_decoder_outputs", "pad_token_id", "decoder_start_token_id")
-# For each of our weights, the T5 weights that are concatenated to get our weight.
+# Name of our weight -> names of the T5 weights whose concatenation gives it.
 STACKED = {"qkv": ["q", "k", "v"], "query": ["q"], "key_value": ["k", "v"], "out": ["o"], "wi": ["wi"], "wo": ["wo"]}
 
 
@@ -137,9 +137,9 @@ def read_t5(folder: Path) -> Any:
         raise ArtifactError(folder, "cannot be loaded as a T5", str(error), fix) from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
-            raise ArtifactError(folder, "the weights do not match config.json "
-                                f"({problem.replace('_', ' ')}; at most three are shown)",
-                                ", ".join(sorted(map(str, report[problem]))[:3]), fix)
+            raise ArtifactError(folder, "the weights do not match config.json",
+                                f"{problem.replace('_', ' ').capitalize()} (at most three are shown): "
+                                + ", ".join(sorted(map(str, report[problem]))[:3]), fix)
     return t5
 
 
@@ -151,7 +151,7 @@ def quiet() -> None:
 
 
 def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tensor]]]:
-    """Return pairs of a weight of the model and the T5 weights that are concatenated to get this weight.
+    """For each weight of the model, return a pair: the weight, and the list of T5 weights whose concatenation gives it.
 
     The output heads and the cross-attention bias are not included.
     """

@@ -169,8 +169,8 @@ class EncoderRetrieve(AbstractRecommender):
     def _starts(self, histories: Windows, num_beams: int) -> Tensor:
         """Return the items from which the walk of each history starts.
 
-        These are up to `num_beams` newest items of the history, and `num_beams` random items. The random items are the
-        same for all histories.
+        These are the newest items of the history (at most `num_beams`), and `num_beams` random items. The random items
+        are the same for all histories.
         """
         generator = torch.Generator().manual_seed(0)
         random = torch.randperm(len(self.rows), generator=generator)[:num_beams].to(histories.items.device)

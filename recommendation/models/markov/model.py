@@ -9,8 +9,8 @@ from ..abstract_model import AbstractRecommender, Catalogue, Recommendations, Wi
 class Markov(AbstractRecommender):
     """A first-order Markov chain.
 
-    The score of an item is the number of times that it followed the last item of the history in training. Of two items
-    with the same number, the more popular item has the higher score.
+    The score of an item is the number of times that it followed the last item of the history in training. If two items
+    followed it equally often, the more popular item has the higher score.
     """
 
     needs_codes = False
