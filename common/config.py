@@ -232,8 +232,9 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
     declared_yaml: the model's own YAML file, if `model_yaml` is another file; the keys `DECLARED` are read from it
 
     The sections `common` and `training_params` may contain only keys of the defaults, with values of the same types.
-    The section `model_params` may contain any key; `Config.check_all_read` finds unused keys. Every other section of
-    the defaults is a group of options. If `model_params` contains a group, the defaults fill in its missing options.
+    The section `model_params` may contain any key; `Config.check_all_read` finds unused keys. All further sections of
+    the defaults, such as `codebook`, have the default options of a group. If `model_params` has a key with the name of
+    a group, the defaults fill in the options that are missing there.
 
     Raises ConfigError if a section, key or group option is unknown, or if a value is wrong.
     """

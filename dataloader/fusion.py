@@ -9,10 +9,10 @@ length 1. Each part p has a weight w_p (--fusion_weights). There are three ways 
   fused-align   trains one linear map per part so that the mapped parts of an item are similar. Each mapped part is
                 scaled to length 1. The vector of an item is the weighted mean of its mapped parts.
 
-An item may have no vector in a part. fused-concat and fused-pca then use the mean of the other items' vectors. This
-mean is not scaled to length 1. Otherwise, all items without the part would be neighbors of each other. fused-align
-averages only the parts in which the item has a vector. The mask is True for the items that have a vector in at least
-one part.
+An item may have no vector in a part. fused-concat and fused-pca then use the mean of the other items' vectors. They do
+not scale this mean to length 1, because long equal vectors would make all items without the part neighbors of each
+other. fused-align averages only the parts in which the item has a vector. The mask is True for the items that have a
+vector in at least one part.
 """
 
 import logging

@@ -414,7 +414,7 @@ def _template(name: str, config: dict) -> tuple[str, ...]:
         if wrong or not parsed:
             raise ConfigError(where, f"the piece {piece!r} of the template has " + (
                               f"the invalid field {wrong[0]!r}" if wrong else "no field"),
-                              f"The valid fields are {', '.join(known)}; a field must not have a format",
+                              f"The valid fields are {', '.join(known)}; only the name of a field may be in braces",
                               "write pieces such as '{title} | by {brand}'")
     return pieces
 

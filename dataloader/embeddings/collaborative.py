@@ -191,7 +191,7 @@ def _project(matrix: CoOccurrence, block: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _scaled(values: np.ndarray, block: np.ndarray, num_dims: int) -> np.ndarray:
-    """Scale the eigenvectors to item vectors: (M, B) -> float32 (M, K), where K is at most `num_dims`.
+    """Scale the eigenvectors to get item vectors: (M, B) -> float32 (M, K), where K is at most `num_dims`.
 
     Each eigenvector is multiplied by the square root of its eigenvalue. Then all item vectors are scaled to a mean
     squared length of 1. The sign of an eigenvector is arbitrary, so its entry with the largest absolute value is made

@@ -57,8 +57,8 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
 
     query: a SELECT statement in which `{rows}` stands for the rows of the file. These rows have one column per field. A
         missing or unreadable value is NULL.
-    types: field -> column type: VARCHAR, DOUBLE, or JSON if the value may be a list. For some files, the column of a
-        DOUBLE field has the type VARCHAR, so the query must convert it.
+    types: field -> type of its column in `{rows}`: VARCHAR, DOUBLE, or JSON if the value may be a list. For some
+        files, `{rows}` has VARCHAR instead of DOUBLE, so the query must convert these columns.
 
     If DuckDB cannot read the file directly, the file is first rewritten line by line. Raises DataError if the file is
     damaged.

@@ -25,8 +25,8 @@ class RKMEANS(AbstractVQ):
     Nothing is trained by gradient. With `normalize_residuals`, the residuals are scaled to length 1 before the k-means
     of each level.
 
-    With `largest_cluster`, the sizes of the clusters are limited. The code of an item still does not depend on the
-    other items.
+    With `largest_cluster`, the training limits the sizes of the clusters. After the training, the code of an item
+    depends only on its own embedding, as without a limit.
     """
 
     codewords: Tensor  # (L, K, D)

@@ -18,7 +18,7 @@ Step = Callable[[int, Tensor, Tensor], Tensor]
 `step(level, codes, parents)` returns the logits of all C codes of the level, for each of the K beams: (B, K, C).
 
 codes: (B, K) the last code of each beam
-parents: (B, K) for each beam, the index of the beam of the previous step that it extends
+parents: (B, K) for each beam, the index of its parent beam in the previous step
 
 At the first level, K is 1.
 """
@@ -30,7 +30,7 @@ class Beams(NamedTuple):
     scores: Tensor   # sums of log-probabilities; -inf if no item has the prefix
     nodes: Tensor    # nodes of the prefixes in the trie
     codes: Tensor    # last codes of the prefixes
-    parents: Tensor  # for each beam, the index of the beam of the previous step that it extends
+    parents: Tensor  # for each beam, the index of its parent beam in the previous step
 
 
 def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,

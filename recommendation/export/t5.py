@@ -91,7 +91,8 @@ def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
     """Load the T5 weights in the folder `source` into the model.
 
     Logs a warning if the semantic IDs in index.json differ from those of the dataset. Raises ConfigError if the folder
-    contains another kind of model, or a T5 with other sizes or layers. Raises ArtifactError if a file is damaged.
+    contains another kind of model, or a T5 whose sizes or layers differ from the model's. Raises ArtifactError if a
+    file is damaged.
     """
     from recommendation.models.encoder_decoder.t5 import load_t5, read_t5
 

@@ -132,7 +132,7 @@ class PrefixCache:
         """Reorder the cache to match the new beams, and add the keys and values of the newest position.
 
         key, value: (B, H, K, head width)
-        parents: (B, K) for each beam, the index of the beam of the previous step that it extends
+        parents: (B, K) for each beam, the index of its parent beam in the previous step
         """
         if self.levels:
             num_before = self.levels[-1][0].shape[1]

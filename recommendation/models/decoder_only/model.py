@@ -86,7 +86,7 @@ class _DecodingStep:
         """Return the logits of a level for all beams: (B, K, C).
 
         codes: (B, K) the last code of each beam
-        parents: (B, K) for each beam, the index of the beam of the previous step that it extends
+        parents: (B, K) for each beam, the index of its parent beam in the previous step
         """
         model, x = self.model, self.last
         if level:

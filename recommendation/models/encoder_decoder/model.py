@@ -171,7 +171,7 @@ class _DecodingStep:
         """Return the logits of a level for all beams: (B, K, C).
 
         codes: (B, K) the last code of each beam
-        parents: (B, K) for each beam, the index of the beam of the previous step that it extends
+        parents: (B, K) for each beam, the index of its parent beam in the previous step
         """
         model = self.model
         tokens = codes + model.first_token[level - 1] if level else torch.full_like(codes, START)
