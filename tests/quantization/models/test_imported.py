@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.errors import ConfigError, DataError
-from quantization.models.imported import IMPORTED, read_codes, table
+from quantization.id_files import read_codes
+from quantization.models.imported import IMPORTED, table
 from tests.errors import refused
 from tests.quantization.conftest import numbers, shown
 
