@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from common.errors import DataError
@@ -38,8 +38,9 @@ def read_codes(path: Path) -> dict[str, list[int]]:
     for where, raw_id, value in _read_json(path) if path.suffix == ".json" else _read_csv(path):
         found = parse(value)
         if not found:
-            raise DataError(where, f"{repr(value)[:200]} is not a semantic ID", "Expected integers from 0 to 999999999, "
-                            "or tokens that end in such an integer, for example <a_12>", "correct the entry")
+            raise DataError(where, f"{repr(value)[:200]} is not a semantic ID", "Expected integers from 0 to "
+                            "999999999, or tokens that end in such an integer, for example <a_12>",
+                            "correct the entry")
         if raw_id in codes:
             raise _duplicate(where, raw_id)
         codes[raw_id] = found
@@ -49,16 +50,17 @@ def read_codes(path: Path) -> dict[str, list[int]]:
     return codes if len(first_with) == 1 else _cut(path, codes, first_with)
 
 
-def parse(value: list) -> list[int] | None:
-    """Return the codes of a semantic ID, or None if the value is not a semantic ID.
+def parse(value: list) -> list | None:
+    """Return the codes of a semantic ID, or None if the value is not a semantic ID. The list of codes may be empty.
 
     value: a list with one integer or token per level, or a list with one text, such as "1,2,3" or
         "<|sid_begin|><s_a_1><s_b_2><|sid_end|>"
     """
     words = _words(value[0]) if len(value) == 1 and isinstance(value[0], str) else value
-    first, last = (bool(words) and isinstance(words[end], str) and bool(MARKER.fullmatch(words[end].strip()))
-                   for end in (0, -1))
-    codes = [_code(word) for word in words[first:len(words) - last]]
+    codes = [_code(word) for word in words]
+    if None in codes:
+        first, last = (isinstance(word, str) and MARKER.fullmatch(word.strip()) for word in (words[0], words[-1]))
+        codes = codes[1 if first else 0:-1 if last else None]
     return None if None in codes else codes
 
 
@@ -72,9 +74,14 @@ def _words(text: str) -> list[str]:
 
 def _code(word: object) -> int | None:
     if isinstance(word, str):
-        match = CODE.fullmatch(word.strip())
-        return int(match["token"] or match["number"]) if match else None
+        return _code_of_text(word)
     return word if type(word) is int and 0 <= word <= 999_999_999 else None
+
+
+@lru_cache(maxsize=100_000)  # most tokens occur in many IDs
+def _code_of_text(word: str) -> int | None:
+    match = CODE.fullmatch(word.strip())
+    return int(match["token"] or match["number"]) if match else None
 
 
 def _cut(path: Path, codes: dict[str, list[int]], first_with: dict[int, str]) -> dict[str, list[int]]:

@@ -23,14 +23,15 @@ def unknown_user(folder: DatasetFolder, raw_user: str, guess: tuple[str, str | N
     """
     steps = load_meta(folder.interactions, folder.make_command).get("filters") or [{"step": "read", "interactions": 0}]
     has_removed, filters = steps[-1]["interactions"] < steps[0]["interactions"], "; ".join(filter_lines(steps))
-    is_flag, (why, close) = where == "--user", guess
+    found = _raw_events(folder, raw_user) if has_removed else None
+    is_flag = where == "--user"
     history = ("pass the raw ids of the user's items with --history" if is_flag else
                f"write {json.dumps({'user': raw_user, 'history': ['id', 'id']})} with the raw ids of the user's items")
-    found = _raw_events(folder, raw_user) if has_removed else None
     if found and found.num_events:
         return DataError(where, f"the filters removed the user {raw_user!r} from the dataset {folder.name}",
                          f"{found.path} has {found.num_events} events of this user. Filters: {filters}",
                          f"{history}, or make the dataset again with other filters")
+    why, close = guess
     fix = (f"use a raw id from {folder.users}" if close is None else
            f"use --user={shlex.quote(close)}" if is_flag else f"use {json.dumps({'user': close})}")
     if has_removed and not found:
@@ -78,11 +79,14 @@ def _count(path: Path, columns: list[str], raw_user: str) -> RawEvents | None:
         rows = f"read_json({sql_path(path)}, format = 'newline_delimited', columns = {{{types}}}, {options})"
     else:
         rows = f"read_csv({sql_path(path)}, header = true, all_varchar = true, {options})"
-    # RecBole adds the type to the name of a column, such as user_id:token.
-    found = [name for name in duckdb.sql(f"FROM {rows}").columns if name.partition(":")[0] in columns]
-    users = f"coalesce({', '.join(f'{_quoted(name)}::VARCHAR' for name in found)}, NULL)"
-    counts = duckdb.execute(f"SELECT count(*) FILTER ({users} = ?), count({users}) FROM {rows}", [raw_user]).fetchone()
-    return RawEvents(path, counts[0]) if counts and counts[1] else None
+    with duckdb.connect() as connection:
+        names = [row[0] for row in connection.execute(f"DESCRIBE FROM {rows}").fetchall()]
+        # RecBole adds the type to the name of a column, such as user_id:token.
+        found = [f"{_quoted(name)}::VARCHAR" for name in names if name.partition(":")[0] in columns]
+        users = f"coalesce({', '.join([*found, 'NULL'])})"
+        [(num_events, num_users)] = connection.execute(
+            f"SELECT count(*) FILTER ({users} = ?), count({users}) FROM {rows}", [raw_user]).fetchall()
+    return RawEvents(path, num_events) if num_users else None
 
 
 def _quoted(column: str) -> str:
