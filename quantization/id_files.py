@@ -35,12 +35,13 @@ def read_codes(path: Path) -> dict[str, list[int]]:
     """
     codes: dict[str, list[int]] = {}
     first_with: dict[int, str] = {}  # number of codes -> location of the first entry with this number
-    for where, raw_id, value in _read_json(path) if path.suffix == ".json" else _read_csv(path):
+    entries, fix = (_read_json(path), "correct the entry") if path.suffix == ".json" else (
+        _read_csv(path), "correct the line; if a column has no codes, remove it, or name the raw ids item_id")
+    for where, raw_id, value in entries:
         found = parse(value)
         if not found:
             raise DataError(where, f"{repr(value)[:200]} is not a semantic ID", "Expected integers from 0 to "
-                            "999999999, or tokens that end in such an integer, for example <a_12>",
-                            "correct the entry")
+                            "999999999, or tokens that end in such an integer, for example <a_12>", fix)
         if raw_id in codes:
             raise _duplicate(where, raw_id)
         codes[raw_id] = found
