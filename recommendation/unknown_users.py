@@ -60,7 +60,8 @@ def _raw_events(folder: DatasetFolder, raw_user: str) -> RawEvents | None:
         path = folder.path / (flags.get("interactions") or Path(raw_dir, recorded.get("file", "")))
         if not path.is_file() or path.stat().st_size != recorded.get("size"):
             return None
-        return _count(path, [flags["user_column"]] if flags.get("user_column") else list(USER_COLUMNS), raw_user)
+        columns = [str(flags["user_column"])] if flags.get("user_column") else list(USER_COLUMNS)
+        return _count(path, columns, raw_user)
     except (UserError, OSError, duckdb.Error):
         return None
 
