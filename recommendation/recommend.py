@@ -26,6 +26,7 @@ log = logging.getLogger("recommendation")
 def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
     from common.cli import check_name, parse
+    from common.output import show
     from common.publishing import write_text
     from recommendation.models import config_path
 
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
         log.info("recommendation: wrote %s", args.output)
     else:
         for line in lines:
-            print(line)
+            show(line)
 
 
 def check_output(path: Path | None, histories: Path | None) -> None:
