@@ -177,7 +177,8 @@ def _locked_stage(staged: Path, path: Path, make: Callable[[Path], None] = Path.
     try:
         yield
     except OSError as error:  # the error for a full disk does not name the file
-        error.filename = error.filename or str(path)
+        if error.errno:
+            error.filename = error.filename or str(path)
         raise
     finally:
         os.close(descriptor)

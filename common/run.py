@@ -252,7 +252,7 @@ class RunLog(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (overrides logging's method)
         error = sys.exc_info()[1]
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno:
             error.filename = error.filename or self.baseFilename
             raise
         super().handleError(record)

@@ -25,7 +25,7 @@ STOPPED = "Another program, or the end of the session, has stopped it"
 CRASHED = "Usually, a library has crashed"
 AGAIN = "run the same command again (without --force), which continues the work"
 REPAIR = f"{AGAIN}; if the step crashes again, install the packages of requirements.txt again"
-MEANINGS = {
+MEANINGS: dict[int, tuple[str, str]] = {
     signal.SIGKILL: ("Usually, the memory was full and the system has stopped the largest process", "close other "
                      "programs, use a smaller batch_size, or give the machine or the container more memory, and run "
                      "the same command again"),

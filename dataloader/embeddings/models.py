@@ -18,7 +18,8 @@ from dataloader.fetch import Unreachable, fetch_wheel
 from dataloader.flags import CONFIGS
 from dataloader.http import PermanentFailure, TemporaryFailure, answered
 
-HUB_TIMEOUT = (5.0, 5.0)  # seconds to connect, and for the answer; without a network, the hub's own client would retry for minutes
+# Seconds to connect, and to wait for the answer. Without a network, the hub's own client would retry for minutes.
+HUB_TIMEOUT = (5.0, 5.0)
 OWNER = "sentence-transformers"  # the owner on the hub if a model is given without an owner
 # The files that are downloaded from the hub. They include no pickle files and no files for other frameworks.
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -137,7 +138,8 @@ def _from_hub(repository: str, flag: str) -> Path:
         return Path(huggingface_hub.snapshot_download(repository, **wanted))
     except (TemporaryFailure, PermanentFailure) as failure:
         raise Unreachable([f"{endpoint}/{repository}: {failure}"]) from failure
-    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ImportError) as error:  # a proxy may need a package
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ImportError) as error:
+        # An ImportError names the package that a SOCKS proxy needs.
         raise Unreachable([f"{endpoint}/{repository}: {' '.join(str(error).split())[:200]}"]) from error
 
 
