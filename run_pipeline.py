@@ -17,6 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parent)
 from common.cli import ROOT, Parser, add_shared_flags, check_name, given_flags, parse  # noqa: E402
 from common.command import run_command  # noqa: E402
 from common.errors import ConfigError, nearest  # noqa: E402
+from common.output import flush, show  # noqa: E402
 from common.steps import Step, module, run_steps, script  # noqa: E402
 
 
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> None:
 
         log_to_console()
         if filled:
-            print(f"data: {filled}", flush=True)
+            show(f"data: {filled}")
+            flush(sys.stdout)
         run_steps(steps)
 
 

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from common.errors import ConfigError, closest, mask_secrets
+from common.output import show
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -63,6 +65,10 @@ class Parser(argparse.ArgumentParser):
     def _action(self, word: str) -> argparse.Action | None:
         """Return the action of the flag with which a word of the command line begins, or None."""
         return self._option_string_actions.get(word.partition("=")[0])  # argparse has no public attribute
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse would ignore that --help cannot be written.
+        show(message, file or sys.stderr, end="")
 
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]

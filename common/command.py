@@ -1,9 +1,5 @@
 """The entry point that all commands share: signals, exit codes, and errors printed as one line."""
 
-import codecs
-import errno
-import io
-import json
 import logging
 import os
 import signal
@@ -12,31 +8,22 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from common.distributed import connection_lost, end_process, has_process_group, is_main, rank
-from common.errors import ConfigError, Interrupted, UserError, mask_secrets, out_of_memory
+from common.errors import ConfigError, Interrupted, ResourceError, UserError, mask_secrets
+from common.machine import machine_error
+from common.output import discard, flush, prepare_streams, show
 from common.registry import plug_in_files
 
 log = logging.getLogger(__name__)
 # Without a handler, logging itself would print errors to stderr, in addition to `_report`.
 log.addHandler(logging.NullHandler())
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WATCHED = "STEP_WATCHES"  # environment variable: descriptor of a pipe that closes when the parent process ends
 SECONDS_OF_ONE_REQUEST = 0.5  # GNU timeout sends one signal twice: to its child and to the process group
 SECONDS_FOR_FIRST = 5.0  # if the first process fails, torchrun ends the other processes within this time
-
-
-def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Return a JSON escape such as \\u00b1 for characters that the output encoding does not have."""
-    assert isinstance(error, UnicodeEncodeError)
-    return json.dumps(error.object[error.start:error.end])[1:-1], error.end
-
-
-codecs.register_error("json_escape", _escape)
 
 
 class StopRequest:
@@ -110,8 +97,7 @@ def errors_of_models() -> Iterator[None]:
         raise
     except Exception as error:
         location = _location_in_model(error)
-        if (location is None or out_of_memory(error) or connection_lost(error)
-                or getattr(error, "errno", 0) in FULL_DISK):
+        if location is None or connection_lost(error) or isinstance(machine_error(error), ResourceError):
             raise
         where, method = location
         raise ConfigError(where, f"{method} raised {type(error).__name__}", _one_line(str(error)),
@@ -148,9 +134,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
     """
     argv = sys.argv[1:] if argv is None else argv
     stop_request.install()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="json_escape")
+    prepare_streams()
     sys.excepthook = _report_bug
     try:
         code = _exit_code(main, argv)
@@ -166,9 +150,14 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
 
 def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
     try:
+        _require_folder()
         with errors_of_models():
-            main(argv)
-        sys.stdout.flush()  # flush inside the `try`: a full disk or a closed pipe raises here
+            try:
+                main(argv)
+            except SystemExit as ended:  # --help ends with code 0
+                if ended.code:
+                    raise
+        flush(sys.stdout)  # inside the `try`: a full disk or a closed pipe raises here
         return 0
     except UserError as error:
         return _report(str(error), error.exit_code, argv)
@@ -179,35 +168,25 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
                        128 + stop_request.signal_number, argv, shared=True)
     except BrokenPipeError:
         # The program that reads our output (such as head) has ended, so a message is of no use.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return 141
-    except ModuleNotFoundError as error:
-        return _report(f"{sys.executable}: the package {error.name!r} is not installed. "
-                       f"Fix: {environment_hint()}", 2, argv)
-    except (MemoryError, RuntimeError) as error:
-        if connection_lost(error):
+    except Exception as error:
+        if isinstance(error, RuntimeError) and connection_lost(error):
             return _report("torchrun: another process of this job has ended or hangs. See the error message of that "
                            "process or of torchrun. Fix: run the same command again to continue from the last "
                            "checkpoint", 5, argv, shared=True)
-        if not out_of_memory(error):
+        if (problem := machine_error(error)) is None:
             raise
-        return _report("memory: not enough memory. Fix: use a smaller batch_size or a machine with more memory", 5,
-                       argv)
+        return _report(str(problem), problem.exit_code, argv)
+
+
+def _require_folder() -> None:
+    """Raise ConfigError if the current folder has been deleted. Libraries would fail there, some with exit code 2."""
+    try:
+        os.getcwd()
     except OSError as error:
-        if error.errno in FULL_DISK:
-            return _report(f"{error.filename or 'disk'}: {error.strerror}. Fix: free some disk space and run the "
-                           "same command again", 5, argv)
-        return _report(f"{error.filename or 'system'}: {error.strerror or error}. Fix: check the path and its "
-                       "permissions", 2, argv)
-
-
-def environment_hint() -> str:
-    """Return the command that installs the packages of this project or activates its environment."""
-    root = Path(__file__).resolve().parents[1]
-    activate = root / ".venv" / "bin" / "activate"
-    # If .venv is already active, a package is missing in it. Then setup.sh installs the package.
-    found = activate.exists() and Path(sys.prefix).resolve() != (root / ".venv").resolve()
-    return f"source {activate if found else root / 'setup.sh'}"
+        raise ConfigError("current folder", "has been deleted", f"{error.strerror}: {os.getenv('PWD', '')}",
+                          "change to an existing folder with cd, and run the same command again") from error
 
 
 def _report(message: str, code: int, argv: list[str], shared: bool = False) -> int:
@@ -215,16 +194,22 @@ def _report(message: str, code: int, argv: list[str], shared: bool = False) -> i
 
     `shared` means that all processes have this error. Only the first process then prints it.
     """
-    message = mask_secrets(message)
-    log.error("error: %s", message)
-    log.debug("%s", traceback.format_exc())
+    message, trace = mask_secrets(message), traceback.format_exc()
+    with suppress(OSError):  # the disk of run.log may be full
+        log.error("error: %s", message)
+        log.debug("%s", trace)
     if shared and not is_main():
         return code
     _wait_for_first()
-    if "--debug" in argv:
-        print(mask_secrets(traceback.format_exc()), end="", file=sys.stderr)
-    print(f"error: {_prefix()}{_one_line(message)}", file=sys.stderr, flush=True)
+    _print_error(message, trace if "--debug" in argv else "")
     return code
+
+
+def _print_error(message: str, trace: str = "") -> None:
+    """Print a traceback and an error message. If standard error cannot be written, they are lost."""
+    with suppress(ResourceError, BrokenPipeError):
+        show(mask_secrets(trace) + f"error: {_prefix()}{_one_line(message)}", sys.stderr)
+        flush(sys.stderr)
 
 
 def _wait_for_first() -> None:
@@ -246,11 +231,26 @@ def _one_line(text: str) -> str:
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an unexpected exception as one line. Write the traceback to run.log, and with --debug also to stderr."""
-    log.error("internal error", exc_info=(kind, error, trace))
+    with suppress(OSError):
+        log.error("internal error", exc_info=(kind, error, trace))
     _wait_for_first()
-    fix = "run again with --debug and report the traceback"
-    if "--debug" in sys.argv:
-        print(mask_secrets("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
-        fix = "report the traceback above"
-    print(f"error: {_prefix()}internal: {kind.__name__}: {_one_line(mask_secrets(str(error)))}. Fix: {fix}",
-          file=sys.stderr, flush=True)
+    shown = "".join(traceback.format_exception(kind, error, trace)) if "--debug" in sys.argv else ""
+    fix = "report the traceback above" if shown else "run again with --debug and report the traceback"
+    _print_error(f"internal: {kind.__name__}: {mask_secrets(str(error))}. Fix: {fix}", shown)
+
+
+def report_failed_imports() -> None:
+    """From now on, report a fault of the machine outside of `run_command` as `run_command` does.
+
+    Call this function before the first import that may fail, for example because the memory is full.
+    """
+    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        problem = machine_error(error) if isinstance(error, Exception) else None
+        if problem is None:
+            _report_bug(kind, error, trace)
+        else:
+            _print_error(str(problem))
+            os._exit(problem.exit_code)
+
+    prepare_streams()
+    sys.excepthook = report

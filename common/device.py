@@ -1,6 +1,7 @@
 """Selection of the device on which a run computes."""
 
 import logging
+import re
 
 import torch
 
@@ -10,26 +11,47 @@ from common.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
+# Names of devices that `torch.device` rejects: it knows npu and tpu only with a plug-in, and no very large numbers.
+OTHER_DEVICES = re.compile(r"(cuda|npu|tpu)(:\d+)?")
+
+
 def resolve_device(name: str, origin: str) -> torch.device:
     """Return the torch device called `name`, for example `cpu`. `auto` selects CUDA if it is available, else the CPU.
 
-    `origin` is the place where the name was set: a flag such as `--device`, or a line of a YAML file. If CUDA is not
-    available, this function raises ConfigError for a `cuda` that was set by a flag. For a `cuda` in a YAML file, it
-    logs a warning and returns the CPU. If there are several processes on a machine, each process gets its own GPU.
+    `origin` is the place where the name was set: a flag such as `--device`, or a line of a YAML file. If the device is
+    not available, this function raises ConfigError if a flag has set the device. If a YAML file has set it, the
+    function logs a warning and returns the CPU. If there are several processes on a machine, each process gets its own
+    GPU.
     """
     if name == "auto":
         return _for_this_process(torch.device("cuda" if torch.cuda.is_available() else "cpu"), origin)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(origin, f"unknown device {name!r}", fix="use auto, cpu, cuda or cuda:<n>") from error
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+    device = _parse(name)
+    if device is None and not OTHER_DEVICES.fullmatch(name):
+        raise ConfigError(origin, f"unknown device {name!r}", fix="use auto, cpu, cuda or cuda:<n>")
+    if device is None or not _is_available(device, int(name.partition(":")[2] or 0)):
         if origin.startswith("--"):
-            raise ConfigError(origin, f"{name!r} is not available", f"{torch.cuda.device_count()} CUDA devices are "
-                              "visible", "use --device auto or --device cpu")
+            why = (f"{torch.cuda.device_count()} CUDA devices are visible" if name.startswith("cuda") else
+                   "PyTorch cannot use this device on this machine")
+            raise ConfigError(origin, f"{name!r} is not available", why, "use --device auto or --device cpu")
         log.warning("%s: device %s is not available; running on the CPU", origin, name)
         return torch.device("cpu")
     return _for_this_process(device, origin)
+
+
+def _parse(name: str) -> torch.device | None:
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        return None
+
+
+def _is_available(device: torch.device, index: int) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and index < torch.cuda.device_count()
+    try:
+        return torch.ones(1, device=device).add(1).item() == 2  # the only test that works for all types of devices
+    except (RuntimeError, AssertionError, ImportError):
+        return False
 
 
 def _for_this_process(device: torch.device, origin: str) -> torch.device:

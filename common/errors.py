@@ -1,5 +1,6 @@
-"""Exceptions for user errors, suggestions for misspelled names, and masking of secrets."""
+"""Exceptions for user errors, suggestions for misspelled names, masking of secrets, and errors of the memory."""
 
+import errno
 import re
 from bisect import bisect
 from collections.abc import Iterable, Sequence
@@ -71,6 +72,11 @@ NUM_NEIGHBORS = 500  # an unknown id is compared with this many ids before and a
 URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]*://|\burl: /)(?P<user>[^\s/?#'\"]*@)?(?P<path>[^\s?#'\"]*)"
                  r"(?P<query>\?[^\s#'\"]*)?")
 
+OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemoryException")  # the classes of PyTorch and DuckDB
+# Parts of the messages of PyTorch, C++, CUDA, the operating system, the loader of libraries, and Python's threads.
+NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", "ALLOC_FAILED",
+             "failed to map segment", "cannot map zero-fill pages", "can't start new thread")
+
 
 def mask_secrets(text: str) -> str:
     """Replace the user name, the password and the query values of every URL in the text by `***`."""
@@ -121,8 +127,12 @@ def _letters(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Return whether the error was raised because there was not enough memory."""
-    # PyTorch raises OutOfMemoryError on a GPU, but a plain RuntimeError on the CPU.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
-        "can't allocate memory" in str(error))
+def out_of_memory(error: BaseException | None) -> bool:
+    """Return whether the error, or the error that caused it, was raised because there was not enough memory."""
+    while error is not None:
+        # PyTorch raises OutOfMemoryError on a GPU, but a plain RuntimeError on the CPU and in the CUDA libraries.
+        if (isinstance(error, MemoryError) or type(error).__name__ in OUT_OF_MEMORY
+                or getattr(error, "errno", None) == errno.ENOMEM or any(words in str(error) for words in NO_MEMORY)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

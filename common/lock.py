@@ -44,8 +44,8 @@ class FolderLock:
         self.file = self.path.open("a+")
         locked = lock(self.file.fileno(), wait)
         if locked is None:
-            log.warning("%s: locks are not supported here; do not run two commands in this folder at the same time",
-                        folder)
+            log.warning("%s: the file system does not support locks, so nothing prevents a second run on this folder. "
+                        "Do not run two commands on it at the same time", folder)
         elif not locked:
             self.file.seek(0)
             holder = self.file.read().strip() or "an unknown process"

@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 from common.distributed import is_main
+from common.output import flush, show
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -49,9 +50,9 @@ class Progress:
         counts, unit = f"{self.done}/{self.total}", self.unit
         if unit == "B":
             counts, rate, unit = f"{self.done / 1e6:.1f}/{self.total / 1e6:.1f}", rate / 1e6, "MB"
-        print(f"{self.description}: {counts} {unit} "
-              f"({100 * self.done / max(self.total, 1):.0f} %), {rate:.1f} {unit}/s, ETA {eta}{tail}",
-              file=sys.stderr, flush=True)
+        show(f"{self.description}: {counts} {unit} "
+              f"({100 * self.done / max(self.total, 1):.0f} %), {rate:.1f} {unit}/s, ETA {eta}{tail}", sys.stderr)
+        flush(sys.stderr)
 
     def __enter__(self):
         return self

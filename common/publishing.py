@@ -5,6 +5,7 @@ temporary name, `.<name>.tmp-<token>`, and then renamed. Before the rename, it i
 staged file. A staged file without a lock is a leftover: its writer was killed.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from common.distributed import is_main
 from common.lock import lock
 
 SCHEMA_VERSION = 2
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system does not have the call
 SECONDS_TO_ABANDON = 86_400  # without locks, a staged file that is older than this is a leftover
 
 
@@ -37,13 +39,13 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
     path.parent.mkdir(parents=True, exist_ok=True)
     token, described = secrets.token_hex(8), False
     staged, staged_meta = _staged(path, token), _staged(meta_path(path), token)
-    with _locked_stage(staged_meta):  # lock the meta file, because `write` may replace the file `staged`
+    with _locked_stage(staged_meta, path):  # lock the meta file, because `write` may replace the file `staged`
         try:
             write(staged)
             meta = _complete_meta(staged, meta)
             staged_meta.write_bytes(_json(meta))
             described = True
-            staged.chmod(staged_meta.stat().st_mode)  # safetensors makes its files readable only by their owner
+            _set_mode(staged, staged_meta.stat().st_mode)  # safetensors makes its files readable only by their owner
             for file in (staged, staged_meta):
                 _sync(file)
             os.replace(staged, path)
@@ -102,7 +104,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = _staged(path, secrets.token_hex(8))
-    with _locked_stage(staged):
+    with _locked_stage(staged, path):
         try:
             staged.write_bytes(content)
             _sync(staged)
@@ -121,12 +123,12 @@ def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
     token = secrets.token_hex(8)
     staged, old = _staged(path, token), path.with_name(f".{path.name}.old-{token}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked_stage(staged, Path.mkdir):
+    with _locked_stage(staged, path, Path.mkdir):
         try:
             write(staged)
             for part in staged.rglob("*"):
                 if part.is_file():
-                    part.chmod(staged.stat().st_mode & 0o666)
+                    _set_mode(part, staged.stat().st_mode & 0o666)
                 _sync(part)
             _sync(staged)
             if path.exists():
@@ -157,8 +159,11 @@ def sweep(folder: Path, pattern: str) -> None:
 
 
 @contextmanager
-def _locked_stage(staged: Path, make: Callable[[Path], None] = Path.touch) -> Iterator[None]:
-    """Create a staged file or folder, and lock it until the end of the `with` block."""
+def _locked_stage(staged: Path, path: Path, make: Callable[[Path], None] = Path.touch) -> Iterator[None]:
+    """Create a staged file or folder, and lock it until the end of the `with` block.
+
+    path: the final path, for errors
+    """
     while True:
         make(staged)
         try:
@@ -171,6 +176,10 @@ def _locked_stage(staged: Path, make: Callable[[Path], None] = Path.touch) -> It
         os.close(descriptor)
     try:
         yield
+    except OSError as error:  # the error for a full disk does not name the file
+        if error.errno:
+            error.filename = error.filename or str(path)
+        raise
     finally:
         os.close(descriptor)
 
@@ -251,9 +260,24 @@ def _sha256_of_version(path: Path, size: int, mtime_ns: int) -> str:
     return file_sha256(path)
 
 
+def _set_mode(path: Path, mode: int) -> None:
+    """Change who can read a file. Do nothing if the file system has no such modes."""
+    try:
+        path.chmod(mode)
+    except OSError as error:
+        if error.errno not in (*UNSUPPORTED, errno.EPERM):
+            raise
+
+
 def _sync(path: Path) -> None:
+    """Write a file or a folder to the disk. Do nothing if the file system cannot do this for a single file or folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            error.filename = str(path)
+            raise
     finally:
         os.close(descriptor)

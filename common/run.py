@@ -20,6 +20,7 @@ from common.cli import ROOT
 from common.distributed import barrier, is_main
 from common.errors import ArtifactError, mask_secrets
 from common.lock import FolderLock
+from common.output import flush, show
 from common.publishing import SCHEMA_VERSION, write_text
 
 log = logging.getLogger(__name__)
@@ -214,12 +215,11 @@ class Formatter(logging.Formatter):
 
 
 class ConsoleHandler(logging.StreamHandler):
-    """A log handler that raises OSError if the log cannot be written, for example because the disk is full."""
+    """A log handler that raises ResourceError if the log cannot be written, for example because the disk is full."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (overrides logging's method)
-        if isinstance(sys.exc_info()[1], OSError):
-            raise
-        super().handleError(record)
+    def emit(self, record: logging.LogRecord) -> None:
+        show(self.format(record), self.stream)
+        flush(self.stream)
 
 
 def log_to_console() -> None:
@@ -248,7 +248,14 @@ def _ours(record: logging.LogRecord) -> bool:
 
 
 class RunLog(logging.FileHandler):
-    """A log handler that writes the log of the current run to its run.log."""
+    """A log handler that writes the log of the current run to its run.log. Raises OSError if that fails."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (overrides logging's method)
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError) and error.errno:
+            error.filename = error.filename or self.baseFilename
+            raise
+        super().handleError(record)
 
 
 def log_to(path: Path) -> None:

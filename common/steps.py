@@ -13,16 +13,44 @@ from typing import NamedTuple
 
 from common.cli import ROOT
 from common.command import WATCHED, stop_request
-from common.errors import Interrupted
+from common.errors import Interrupted, UserError
 
 log = logging.getLogger(__name__)
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 
 
+# What it usually means if a signal ends a step, and what to do
+STOPPED = "Another program, or the end of the session, has stopped it"
+CRASHED = "Usually, a library has crashed"
+AGAIN = "run the same command again (without --force), which continues the work"
+REPAIR = f"{AGAIN}; if the step crashes again, install the packages of requirements.txt again"
+MEANINGS: dict[int, tuple[str, str]] = {
+    signal.SIGKILL: ("Usually, the memory was full and the system has stopped the largest process", "close other "
+                     "programs, use a smaller batch_size, or give the machine or the container more memory, and run "
+                     "the same command again"),
+    signal.SIGABRT: ("Usually, a library has stopped it, for example because the memory was full", REPAIR),
+    signal.SIGSEGV: (CRASHED, REPAIR),
+    signal.SIGFPE: (CRASHED, REPAIR),
+    signal.SIGBUS: ("Usually, the disk or the shared memory (/dev/shm) is full, or a file became shorter while it was "
+                    "read", f"free some space, and {AGAIN}"),
+    signal.SIGILL: ("Usually, a package was built for another processor", "install packages for this processor"),
+    signal.SIGXCPU: ("It has used up the CPU time that it may use", "raise the limit (ulimit -t)"),
+    **dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT), (STOPPED, AGAIN))}
+
+
 class Step(NamedTuple):
     title: str
     command: list[str]
+
+
+class StepKilled(UserError):
+    """A signal has ended a step. The exit code is 128 + the number of the signal, as in a shell."""
+
+    def __init__(self, where: str, title: str, number: int):
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        super().__init__(where, f"{title!r} was ended by {name}", *MEANINGS.get(number, ("", AGAIN)))
+        self.exit_code = 128 + number
 
 
 def module(name: str, *flags: str) -> list[str]:
@@ -37,18 +65,25 @@ def script(path: str, *flags: str) -> list[str]:
 
 
 def run_steps(steps: list[Step]) -> None:
-    """Run the steps in order, and log the time of each step. If a step fails, exit with its exit code."""
+    """Run the steps in order, and log the time of each step.
+
+    If a step fails, exit with its exit code. Raises StepKilled if a signal ends a step.
+    """
     start = time.monotonic()
     for number, step in enumerate(steps, start=1):
         log.info("[%d/%d] %s", number, len(steps), step.title)
         step_start = time.monotonic()
-        _run(step.command)
+        code = _run(step.command)
+        if code < 0:
+            raise StepKilled(f"step {number}/{len(steps)}", step.title, -code)
+        if code:
+            sys.exit(code)  # the step has printed its error
         log.info("[%d/%d] took %.0f s\n", number, len(steps), time.monotonic() - step_start)
     log.info("all steps done in %.0f s", time.monotonic() - start)
 
 
-def _run(command: list[str]) -> None:
-    """Run a step in a new process, and wait until it ends. If the step fails, exit with its exit code.
+def _run(command: list[str]) -> int:
+    """Run a step in a new process, and wait until it ends. Return its exit code, as in `subprocess`.
 
     Signals are forwarded to the step. If this process ends, even by SIGKILL, the step ends as well.
     """
@@ -66,8 +101,7 @@ def _run(command: list[str]) -> None:
                 _forward(signals.popleft(), child)
     if stop_request.requested:
         raise Interrupted()
-    if child.returncode:
-        sys.exit(child.returncode if child.returncode > 0 else 128 - child.returncode)
+    return child.returncode
 
 
 @contextmanager

@@ -250,7 +250,8 @@ class Transfer:
             file = Path(scratch) / self.file.target.name
             if done.returncode or not file.exists():
                 lines = done.stderr.strip().splitlines() or ["no output"]
-                raise PermanentFailure(([line for line in lines if line.startswith("ERROR:")] or lines)[-1])
+                errors = [line for line in lines if line.startswith("ERROR:") and line != "ERROR: Exception:"]
+                raise PermanentFailure((errors or lines)[-1])  # the last line of a traceback names the exception
             os.replace(file, self.part)
         self.got = self._size()
 

@@ -123,6 +123,11 @@ def answered(session: requests.Session, method: str, url: str, timeout: tuple[fl
         proxy = " to the proxy" if isinstance(error, requests.exceptions.ProxyError) else ""
         raise (NoSuchHost if isinstance(cause, gaierror) else TemporaryFailure)(
             f"cannot connect{proxy}: {getattr(cause, 'strerror', None) or cause}", responded=False) from error
+    except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidProxyURL) as error:
+        # The URL itself may be right: the proxy may need a package, or the URL of the proxy may be wrong.
+        needs = " (install PySocks, or set HTTPS_PROXY and ALL_PROXY to an HTTP proxy)" * ("SOCKS" in str(error))
+        raise PermanentFailure(f"the URL or its proxy cannot be used: {str(error).rstrip('.')}{needs}",
+                               "unreachable" if host_of(url) else "bad address") from error
     except (requests.RequestException, ValueError) as error:  # an invalid URL, or too many redirects
         raise PermanentFailure(str(error), "bad address" if isinstance(error, ValueError) else "unreachable") from error
     with response:

@@ -11,11 +11,12 @@ from pathlib import Path
 from common.artifacts import load_meta
 from common.cli import command_line
 from common.command import run_command
-from common.errors import ArtifactError, DataError, UserError
+from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.lock import FolderLock
 from common.publishing import fingerprint, publish
 from common.run import log_to_console
 from common.tables import parquet_rows
+from common.targets import check_targets
 from dataloader.check import check_folder
 from dataloader.flags import remember_flags
 from dataloader.options import ProcessOptions, parse_options
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SCRATCH = ".work"
 ROLES = ("interactions", "items")
+ITEM_COLUMNS = ("item_id:token", "title:token_seq", "text:token_seq")  # of RecBole's file of items
 NUM_LISTED = 10  # maximum number of bad lines that --check prints
 
 
@@ -76,6 +78,8 @@ def process(options: ProcessOptions, command: str) -> None:
     The events are filtered, sorted and split. Users and items are numbered.
     """
     folder = options.folder
+    if options.export_recbole is not None:
+        check_export(options)
     if options.filled:
         log.info("process: %s", options.filled)
     why = "--force" if options.force else outdated(options)
@@ -233,6 +237,20 @@ def _log_report(options: ProcessOptions, meta: dict) -> None:
                         expected, found)
 
 
+def check_export(options: ProcessOptions) -> None:
+    """Raise ConfigError if --export_recbole would replace a raw file, or a file that it has not written."""
+    target, names = options.export_recbole, [f"{options.folder.name}.{kind}" for kind in ("item", "inter")]
+    raw_paths: list[Path] = []
+    with suppress(UserError):  # the raw files may have been deleted
+        raw_paths = [path for path in family(options).raw_paths(options) if path.exists()]
+    for raw in raw_paths:
+        if any((target / name).exists() and raw.samefile(target / name) for name in names):
+            raise ConfigError(f"--export_recbole {target}", f"would replace the raw file {raw}",
+                              fix="choose another folder")
+    check_targets("--export_recbole", target, [options.folder.data_root], names[0], names[1:],
+                  lambda line: line == "\t".join(ITEM_COLUMNS))
+
+
 def export(options: ProcessOptions) -> None:
     """Write RecBole's atomic files, `<D>.inter` and `<D>.item`, to the folder of --export_recbole.
 
@@ -242,15 +260,15 @@ def export(options: ProcessOptions) -> None:
     folder, target = options.folder, options.export_recbole
     load_meta(folder.interactions, folder.make_command)
     items, users = (parquet_rows(path) for path in (folder.items, folder.users))
-    title, text_ = (f"regexp_replace({column}, '[\\t\\r\\n]+', ' ', 'g')" for column in ("title", '"text"'))
-    files = {f"{folder.name}.inter": f"""
+    columns = ("raw_id", *(f"regexp_replace({name}, '[\\t\\r\\n]+', ' ', 'g')" for name in ("title", '"text"')))
+    files = {f"{folder.name}.item": f"""
+                 SELECT {", ".join(f'{value} AS "{name}"' for value, name in zip(columns, ITEM_COLUMNS, strict=True))}
+                 FROM {items} ORDER BY item""",
+             f"{folder.name}.inter": f"""
                  SELECT u.raw_id AS "user_id:token", i.raw_id AS "item_id:token", e.rating AS "rating:float",
                         e."timestamp"::DOUBLE AS "timestamp:float"
                  FROM {parquet_rows(folder.interactions, "file_row_number = true")} e
-                 JOIN {users} u ON e."user" = u."user" JOIN {items} i ON e.item = i.item ORDER BY e.file_row_number""",
-             f"{folder.name}.item": f"""
-                 SELECT raw_id AS "item_id:token", {title} AS "title:token_seq", {text_} AS "text:token_seq"
-                 FROM {items} ORDER BY item"""}
+                 JOIN {users} u ON e."user" = u."user" JOIN {items} i ON e.item = i.item ORDER BY e.file_row_number"""}
     with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
         for path, rows in ((folder.items, items), (folder.users, users)):
             if bad := work.run(f"SELECT raw_id FROM {rows} WHERE regexp_matches(raw_id, '[\\t\\r\\n]') LIMIT 1"):

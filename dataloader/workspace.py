@@ -1,5 +1,6 @@
 """A temporary DuckDB database for the conversion of raw files to tables."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ from common.errors import ResourceError
 Result = TypeVar("Result")
 
 IDS_AT_ONCE = 100_000
+LIMIT = re.compile(r"/[\d.]+ \w+ used")  # in DuckDB's message if the data needs more than `memory_limit`
 FULL_DISK = ("No space left", "File too large", "Disk quota exceeded", "max_temp_directory_size")
 
 
@@ -45,7 +47,8 @@ class Workspace:
             if any(words in str(error) for words in FULL_DISK):
                 raise ResourceError(self.folder.parent, "the disk is full", first_line(error),
                                     "free some disk space and run the same command again") from error
-            if isinstance(error, duckdb.OutOfMemoryException):
+            # Otherwise the system has no memory; a larger --memory_limit would not help.
+            if isinstance(error, duckdb.OutOfMemoryException) and LIMIT.search(str(error)):
                 raise ResourceError("memory", f"{self.memory_limit} is not enough for this dataset",
                                     first_line(error), "use a larger --memory_limit") from error
 

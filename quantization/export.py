@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import numpy as np
 from common.artifacts import DatasetFolder, load_codes, load_interactions, load_items, load_meta, load_users
 from common.errors import ConfigError
 from common.publishing import write_text
+from common.targets import check_targets
 
 # N items, L levels
+
+NAMES = ("index.json", "item.json", "inter.json", "ids.csv")
+HEADER = re.compile(r"raw_id(,code_\d+)+,semantic_id,title")
 
 
 def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, target: Path) -> list[Path]:
@@ -26,21 +31,24 @@ def export(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, 
     <D>.inter.json: user -> items, oldest first; the last item is for the test, the item before it for validation
     <D>.ids.csv: raw id, codes, semantic ID and title of every item
 
-    Raises ConfigError if the split is not leave-one-out, because `inter.json` cannot represent other splits.
+    Raises ConfigError if the split is not leave-one-out, because `inter.json` cannot represent other splits. Raises
+    ConfigError if one of the files exists and is not from an earlier export.
     """
+    *others, first = (f"{folder.name}.{name}" for name in NAMES)
+    check_targets("--export", target, (folder.data_root,), first, others, HEADER.fullmatch)
     _require_leave_one_out(folder)
     codes, _ = load_codes(folder, quantizer, suffix, tag, distinct=False)
     items = load_items(folder)
     rows = tokens(codes)
     texts = ({"title": title, "description": text} for title, text in zip(items["title"], items["text"], strict=True))
-    contents = {
+    contents = {  # ids.csv is the first file, because `check_targets` looks for it
+        "ids.csv": _table(items["raw_id"], codes, rows, items["title"]),
         "index.json": _json_object(zip(items["raw_id"], rows, strict=True)),
         "item.json": _json_object(zip(items["raw_id"], texts, strict=True)),
-        "inter.json": _json_object(_sequences(folder, items["raw_id"])),
-        "ids.csv": _table(items["raw_id"], codes, rows, items["title"])}
+        "inter.json": _json_object(_sequences(folder, items["raw_id"]))}
     for name, content in contents.items():
         write_text(target / f"{folder.name}.{name}", content)
-    return [target / f"{folder.name}.{name}" for name in contents]
+    return [target / f"{folder.name}.{name}" for name in NAMES]
 
 
 def _require_leave_one_out(folder: DatasetFolder) -> None:

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     if args.compare or args.explain or args.export:
         reject_ignored(args, "--compare, --explain, --export", ("config", "strict", "force"),
                        "These flags do not train; they only read existing semantic IDs")
-        show(args, folder, name)
+        show_existing(args, folder, name)
     else:
         from quantization.pipeline import Options, train
 
@@ -58,24 +58,26 @@ def make_parser(argv: list[str]):
     return parser
 
 
-def show(args, folder, name: str) -> None:
+def show_existing(args, folder, name: str) -> None:
     """Compare, explain or export existing semantic IDs, depending on the flags. Nothing is trained."""
+    from common.output import show
+
     if args.compare:
         from quantization.compare import compare
 
-        print(compare(folder, args.run_root))
+        show(compare(folder, args.run_root))
     if args.explain:
         from common.artifacts import variant
         from quantization.inspection.page import explain
 
         parent = args.run_root / "quantization" / folder.name / variant(name, args.embedding_suffix, args.tag)
         page = parent / "explain.html"
-        print(explain(folder, name, args.embedding_suffix, args.tag, page))
+        show(explain(folder, name, args.embedding_suffix, args.tag, page))
     if args.export:
         from quantization.export import export
 
         for path in export(folder, name, args.embedding_suffix, args.tag, args.export):
-            print(f"quantization: wrote {path}")
+            show(f"quantization: wrote {path}")
 
 
 if __name__ == "__main__":

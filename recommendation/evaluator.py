@@ -54,6 +54,22 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
     return Predictions(positions, sequences.item[positions], items, scores)
 
 
+def cannot_rank(model: AbstractRecommender, items: np.ndarray, scores: np.ndarray) -> str:
+    """Return a warning if a trained model gives the same score to all items of every list, else "".
+
+    items, scores: (H, k) each; -1 is an empty position
+
+    A training with a very high learning rate ends like this, without a loss that is not finite.
+    """
+    several = (items >= 0).sum(axis=1) > 1
+    lowest, highest = (best(np.where(items >= 0, scores, empty), axis=1)[several]
+                       for best, empty in ((np.min, np.inf), (np.max, -np.inf)))
+    if not model.trained_by_gradient() or not several.any() or (lowest < highest).any():
+        return ""
+    return (f"recommendation: WARNING: {type(model).__name__} gives the same score to all items of a list, so their "
+            "order has no meaning. The training has probably diverged; use a lower --lr")
+
+
 def metrics(predictions: Predictions, num_items: int) -> dict:
     """Compute the metrics of metrics.py. Also compute three shares, relative to the number of positions in all lists:
 

@@ -27,9 +27,10 @@ def main(argv: list[str]) -> None:
     choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
     command = command_line("python recommendation/main.py", without_run_list(argv))
     if args.compare:
+        from common.output import show
         from recommendation.results import compare
 
-        print(compare(folder, args.run_root))
+        show(compare(folder, args.run_root))
     elif args.export_item_embeddings:
         from recommendation.export.item_embeddings import export_item_embeddings
 

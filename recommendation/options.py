@@ -7,6 +7,7 @@ from pathlib import Path
 from common import cli
 from common.config import BOUNDS, Config, resolve
 from common.errors import ConfigError, nearest
+from common.targets import check_new_folder, check_target
 from recommendation import metrics
 from recommendation.export.t5 import check_t5_flags
 from recommendation.models import DEFAULTS, config_path, names
@@ -28,6 +29,11 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     if args.seeds is not None:
         args.seeds = parse_seeds(args.seeds)
     check_t5_flags(args.model, args.export_t5, args.from_t5, args.force)
+    roots = (args.data_root, args.run_root)
+    if args.export_t5 is not None:
+        check_new_folder("--export_t5", args.export_t5, roots)
+    if args.run_list is not None:
+        check_target("--run_list", args.run_list, roots, lambda line: Path(line).is_absolute())
     reject_unused_flags(args, parser)
     return args, config
 

@@ -16,7 +16,7 @@ from common.errors import DataError
 from common.publishing import write_text
 from common.run import Run, read_json
 from recommendation.dataset import Sequences
-from recommendation.evaluator import Predictions, evaluate
+from recommendation.evaluator import Predictions, cannot_rank, evaluate
 from recommendation.export.t5 import initialize_from_t5, t5_inputs
 from recommendation.metrics import mean_and_deviation
 from recommendation.models import code_of, find_class
@@ -63,6 +63,8 @@ class Pipeline:
                       **self.collisions}
             write_text(self.run.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
             self._write_predictions(predictions, sequences)
+            if warning := cannot_rank(model, predictions.items, predictions.scores):
+                log.warning("%s", warning)
             if test["num_without_history"]:
                 log.warning("recommendation: %d test events are skipped, because their users have no earlier event",
                             test["num_without_history"])

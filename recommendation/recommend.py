@@ -5,8 +5,10 @@ begins with a dash, write --user=-U or --history=-A --history=B. In a file for -
 {"user": "me", "history": ["A", "B"]}, or {"user": "U"} to use all events of user U in the dataset.
 """
 
+import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("recommendation")
 
+HEADING = re.compile(r"(User .*|History \d+) \(\d+ known items.*\)")  # the first line of a table
+
 
 def main(argv: list[str]) -> None:
     from common.artifacts import DatasetFolder
     from common.cli import check_name, parse
-    from common.publishing import write_text
+    from common.output import show
+    from common.targets import write_target
     from recommendation.models import config_path
 
     args = parse(make_parser(), argv)
@@ -35,7 +40,7 @@ def main(argv: list[str]) -> None:
     config_path(args.model)
     if args.top_k < 1:
         raise ConfigError(f"--top_k {args.top_k}", "must be at least 1", fix="use --top_k 10")
-    check_output(args.output, args.histories)
+    check_output(args)
     DatasetFolder(args.data_root, args.dataset).require()
 
     from common.run import log_to_console
@@ -52,22 +57,32 @@ def main(argv: list[str]) -> None:
     results = recommender.answer(queries, args.top_k, args.filter_seen)
     lines = (_json_lines if args.format == "jsonl" else _table_lines)(results)
     if args.output:
-        write_text(args.output, "".join(f"{line}\n" for line in lines))
+        write_target(args.output, "".join(f"{line}\n" for line in lines))
         log.info("recommendation: wrote %s", args.output)
     else:
         for line in lines:
-            print(line)
+            show(line)
 
 
-def check_output(path: Path | None, histories: Path | None) -> None:
-    """Raise ConfigError if the output `path` is a folder, is the input file `histories`, or is an artifact."""
+def check_output(args: argparse.Namespace) -> None:
+    """Raise ConfigError if --output names the file of --histories, or a file that another command has written."""
+    from common.targets import check_target
+
+    path, histories = args.output, args.histories
     if path is None:
         return
-    is_input = histories and histories.exists() and path.exists() and path.samefile(histories)
-    what = ("is a folder" if path.is_dir() else "is the file with the histories" if is_input else
-            "is an artifact that other commands read" if path.with_name(f"{path.name}.meta.json").exists() else None)
-    if what:
-        raise ConfigError(f"--output {path}", what, fix="choose the name of a new file")
+    if histories and histories.exists() and path.exists() and path.samefile(histories):
+        raise ConfigError(f"--output {path}", "is the file with the histories", fix="choose the name of a new file")
+    check_target("--output", path, (args.data_root, args.run_root), is_answer)
+
+
+def is_answer(line: str) -> bool:
+    """Return whether a line could be the first line of the output of this command, in one of its formats."""
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        return HEADING.fullmatch(line) is not None
+    return isinstance(answer, dict) and {"items", "titles", "scores", "unknown"} <= answer.keys()
 
 
 def make_parser():

@@ -9,7 +9,7 @@ from common.artifacts import DatasetFolder
 from common.cli import ROOT, check_name
 from common.errors import ConfigError
 from recommendation.dataset import Sequences
-from recommendation.evaluator import Ranking, evaluate, rank
+from recommendation.evaluator import Ranking, cannot_rank, evaluate, rank
 from recommendation.histories import Histories, Lookup, Query
 from recommendation.models import config_path
 from recommendation.runs import Choice, LoadedRun, load_recommender
@@ -105,6 +105,9 @@ class Recommender:
         params = self.run.config.training_params
         popularity = self.lookup.sequences.training_counts(num_items)
         ranking = rank(self.run.model, histories, popularity, params, k, filter_seen, self.run.device)
+        answered = ~ranking.fallback
+        if warning := cannot_rank(self.run.model, ranking.items[answered], ranking.scores[answered]):
+            log.warning("%s", warning)
         _warn(histories, ranking, k, num_items, params["max_history"])
         return [Result(histories.users[row], self._items(ranking, row), int(num_known), histories.unknown[row],
                        bool(ranking.fallback[row])) for row, num_known in enumerate(histories.lengths)]

@@ -16,8 +16,10 @@ from common.publishing import fingerprint, meta_path
 from dataloader.archives import unpack
 from dataloader.fetch import Unreachable, fetch_wheel
 from dataloader.flags import CONFIGS
+from dataloader.http import PermanentFailure, TemporaryFailure, answered
 
-HUB_TIMEOUT = 5  # seconds; without a network, the hub's own client would retry for minutes
+# Seconds to connect, and to wait for the answer. Without a network, the hub's own client would retry for minutes.
+HUB_TIMEOUT = (5.0, 5.0)
 OWNER = "sentence-transformers"  # the owner on the hub if a model is given without an owner
 # The files that are downloaded from the hub. They include no pickle files and no files for other frameworks.
 HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -131,11 +133,13 @@ def _from_hub(repository: str, flag: str) -> Path:
                           "correct the path or the name") from error
     endpoint = huggingface_hub.constants.ENDPOINT
     try:
-        requests.head(endpoint, timeout=HUB_TIMEOUT)
+        with requests.Session() as session, answered(session, "HEAD", endpoint, HUB_TIMEOUT):
+            pass
         return Path(huggingface_hub.snapshot_download(repository, **wanted))
-    except requests.RequestException as error:
-        raise Unreachable([f"{endpoint}/{repository}: cannot connect"]) from error
-    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (TemporaryFailure, PermanentFailure) as failure:
+        raise Unreachable([f"{endpoint}/{repository}: {failure}"]) from failure
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ImportError) as error:
+        # An ImportError names the package that a SOCKS proxy needs.
         raise Unreachable([f"{endpoint}/{repository}: {' '.join(str(error).split())[:200]}"]) from error
 
 

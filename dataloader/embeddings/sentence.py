@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import ConfigError
+from common.errors import ConfigError, out_of_memory
 from dataloader.embeddings.encode import BatchFailed
 from dataloader.embeddings.models import content_sha256, model_files
 
@@ -86,7 +86,7 @@ class SentenceEncoder:
             model = SentenceTransformer(str(self.folder), device=self.devices[0], local_files_only=True,
                                         model_kwargs={"dtype": torch.float16 if self.half else torch.float32})
         except (*FAULTS, OSError, SafetensorError) as error:
-            if _is_out_of_memory(error):
+            if out_of_memory(error):
                 raise
             raise ConfigError(f"{self.flag} {self.folder}", "cannot be loaded", " ".join(str(error).split())[:300],
                               "use a sentence-transformers model, or a folder that contains one") from error
@@ -103,10 +103,10 @@ class SentenceEncoder:
                 vectors = model.encode(self.inputs(texts, rows), batch_size=len(rows), show_progress_bar=False,
                                        device=self.devices[0])
             except FAULTS as error:
-                out_of_memory = _is_out_of_memory(error)
-                if not out_of_memory or len(rows) == 1:
+                no_memory = out_of_memory(error)
+                if not no_memory or len(rows) == 1:
                     raise BatchFailed(rows, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                                      out_of_memory) from error
+                                      no_memory) from error
                 vectors = None
             if vectors is None:
                 # Free the memory outside the `except` block, because the exception keeps the tensors of the failed
@@ -161,10 +161,3 @@ def _wake_up(pool: dict, finished: threading.Event) -> None:
         while not finished.wait(1.0):
             if not all(worker.is_alive() for worker in pool["processes"]):
                 pool["output"].put([-1, None])
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether the error means that memory ran out."""
-    # PyTorch raises OutOfMemoryError on a GPU, but a plain RuntimeError on the CPU and in the CUDA libraries.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(
-        words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))

@@ -119,7 +119,8 @@ def _require_free(target: Path, force: bool) -> None:
     if not force:
         raise ConfigError(f"--export_t5 {target}", "already exists",
                           fix="use --force to replace it, or choose another folder")
-    others = sorted(path.name for path in target.iterdir() if path.name not in FILES) if target.is_dir() else ["a file"]
-    if others:
+    names = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"}
+    others = sorted(names - {*FILES}) or (["no index.json"] if names and "index.json" not in names else [])
+    if others:  # for example, a T5 model that was downloaded from the Hugging Face hub has no index.json
         raise ConfigError(f"--export_t5 {target}", f"is not an export of a T5 model: found {others[0]}",
                           "--force would delete the whole folder", "choose another folder")

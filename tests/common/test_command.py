@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from common import command as frame
 from common.command import StopRequest, run_command, stop_request
 from common.errors import (
     ArtifactError,
@@ -18,6 +17,7 @@ from common.errors import (
     ResourceError,
     TrainingError,
 )
+from common.machine import environment_hint
 from tests.common.helpers import assert_interrupted
 from tests.errors import Outcome
 
@@ -158,7 +158,7 @@ def test_a_missing_package_is_named_with_its_fix(outcome):
     def main(argv):
         import no_such_package.part  # noqa: F401
     ended = outcome(main)
-    ended.check_error(ConfigError, sys.executable, names=["'no_such_package'"], fix=[frame.environment_hint()])
+    ended.check_error(ConfigError, sys.executable, names=["'no_such_package'"], fix=[environment_hint()])
     assert ended.err.count("\n") == 1
 
 
@@ -254,13 +254,3 @@ def test_within_the_loop_the_first_signal_is_only_noted():
         request._receive(signal.SIGTERM, None)
         assert request.requested
         assert request.signal_number == signal.SIGTERM
-
-
-def test_the_hint_prefers_an_existing_environment(monkeypatch, tmp_path):
-    monkeypatch.setattr(frame, "__file__", str(tmp_path / "common" / "command.py"))
-    assert frame.environment_hint() == f"source {tmp_path / 'setup.sh'}"
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "activate").touch()
-    assert frame.environment_hint() == f"source {tmp_path / '.venv' / 'bin' / 'activate'}"
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))  # which is active, and lacks the package
-    assert frame.environment_hint() == f"source {tmp_path / 'setup.sh'}"

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from common.cli import ROOT
-from common.steps import Step, module, run_steps, script
+from common.steps import Step, StepKilled, module, run_steps, script
 from tests.common.helpers import assert_interrupted
+from tests.errors import Outcome, refused
 
 pytestmark = pytest.mark.slow
 
@@ -39,14 +40,34 @@ def test_steps_run_in_order_and_log_their_seconds(tmp_path, caplog):
     assert re.search(r"\b\d+ s", total)
 
 
-@pytest.mark.parametrize(("code", "left_with"), [("sys.exit(3)", 3), ("sys.exit(7)", 7), ("1 / 0", 1),
-                                                 ("os.kill(os.getpid(), 9)", 137), ("os.kill(os.getpid(), 15)", 143)])
+@pytest.mark.parametrize(("code", "left_with"), [("sys.exit(3)", 3), ("sys.exit(7)", 7), ("1 / 0", 1)])
 def test_a_failing_step_ends_the_job_with_its_code(tmp_path, code, left_with):
     failing = Step("fails", [sys.executable, "-c", f"import os, sys; sys.stderr = open(os.devnull, 'w'); {code}"])
     with pytest.raises(SystemExit) as raised:
         run_steps([failing, Step("never", writes(tmp_path / "file", "x"))])
     assert raised.value.code == left_with
     assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV", "SIGRTMIN"])
+def test_a_killed_step_is_named_with_its_signal(tmp_path, name):
+    number = getattr(signal, name)
+    killed = [sys.executable, "-c", f"import os, resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); "
+                                    f"os.kill(os.getpid(), {number})"]
+    with refused(StepKilled, "step 2/3", names=["'data: images'", name]) as raised:
+        run_steps([Step("first", writes(tmp_path / "first", "1")), Step("data: images", killed),
+                   Step("never", writes(tmp_path / "file", "x"))])
+    assert raised.value.exit_code == 128 + number
+    assert (raised.value.why != "") == (name != "SIGRTMIN")
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_killed_step_ends_the_command_with_its_signal(start):
+    process = start(job("import os; os.kill(os.getpid(), 9)"))
+    _out, err = process.communicate(timeout=20)
+    error = Outcome(process.returncode, "", err).error
+    assert process.returncode == 137
+    assert (error.where, "SIGKILL" in error.what, "batch_size" in error.fix) == ("step 1/2", True, True)
 
 
 def test_modules_and_scripts_run_from_this_checkout(tmp_path, monkeypatch, capfd):

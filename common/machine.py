@@ -1,0 +1,73 @@
+"""Errors of the machine: the memory, the disk, the file system and the installed packages."""
+
+import errno
+import sys
+from pathlib import Path
+
+from common.errors import NO_MEMORY, ConfigError, ResourceError, UserError, out_of_memory
+
+try:
+    import resource
+except ImportError:  # Windows, for example, has no resource limits
+    resource = None  # type: ignore[assignment]
+
+PACKAGES = ("common", "dataloader", "quantization", "recommendation")
+FULL_DISK = ("ENOSPC", "EDQUOT")
+ELSEWHERE = "use a folder on another file system, for example with --data_root or --run_root"
+# What to do about an error of the operating system
+FIXES = (
+    (ResourceError, "free some disk space and run the same command again", FULL_DISK),
+    (ResourceError, f"raise the limit for the size of files (ulimit -f), or {ELSEWHERE}", ("EFBIG",)),
+    (ResourceError, "raise the limit for the number of open files (ulimit -n)", ("EMFILE", "ENFILE")),
+    (ResourceError, "close other programs, or raise the limit for the number of processes (ulimit -u)", ("EAGAIN",)),
+    (ResourceError, f"check the disk or the network file system, or {ELSEWHERE}",
+     ("EIO", "ENODEV", "ENXIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EREMOTEIO", "EHOSTDOWN", "ENOLINK", "EUCLEAN")),
+    (ConfigError, "check the path and its permissions", ("EACCES", "EPERM")),
+    (ConfigError, "check the path",
+     ("ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENOTEMPTY", "ELOOP", "ENAMETOOLONG")),
+    (ConfigError, ELSEWHERE,
+     ("EROFS", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL", "ENOLCK", "EXDEV", "ENOTTY", "EMLINK")))
+
+
+def machine_error(error: Exception) -> UserError | None:
+    """Return the error that tells the user what to do about a fault of the machine.
+
+    Returns None if `error` is not a fault of the machine.
+    """
+    if out_of_memory(error):
+        return ResourceError("memory", "not enough memory", _reason(error), _memory_fix())
+    if isinstance(error, ModuleNotFoundError):
+        return ConfigError(sys.executable, f"the package {error.name!r} is not installed", fix=environment_hint())
+    if isinstance(error, ImportError) and error.name and error.name.partition(".")[0] not in PACKAGES:
+        return ConfigError(sys.executable, f"the package {error.name.partition('.')[0]!r} cannot be loaded",
+                           _reason(error), f"install it again, or {environment_hint()}")
+    if not isinstance(error, OSError):
+        return None
+    what, name = error.strerror or str(error), errno.errorcode.get(error.errno or 0)
+    where = error.filename2 or error.filename or ("disk" if name in FULL_DISK else "system")
+    for kind, fix, names in FIXES:
+        if name in names:
+            return kind(where, what, fix=fix)
+    return ConfigError(where, what, fix="run the same command with --debug to see which call failed")
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of the error's message that names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if any(words in line for words in NO_MEMORY)), lines[0] if lines else "")[:300]
+
+
+def _memory_fix() -> str:
+    fix = "use a smaller batch_size or a machine with more memory"
+    if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
+        return fix
+    return f"raise the limit of {limit // 2**20} MB for this process (ulimit -v), {fix}"
+
+
+def environment_hint() -> str:
+    """Return the command that installs the packages of this project or activates its environment."""
+    root = Path(__file__).resolve().parents[1]
+    activate = root / ".venv" / "bin" / "activate"
+    # If .venv is already active, a package is missing in it. Then setup.sh installs the package.
+    found = activate.exists() and Path(sys.prefix).resolve() != (root / ".venv").resolve()
+    return f"source {activate if found else root / 'setup.sh'}"

@@ -1,0 +1,115 @@
+"""Files that a user names for output: which existing files may be replaced, and how they are written."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
+
+from common.errors import ConfigError
+from common.output import show
+from common.publishing import meta_path, write_text
+
+MAX_LINE = 1_000_000  # bytes of the first line that are read
+# Names of the files in the folders of datasets and runs, and of the folders in them whose files all belong to them.
+FILES = re.compile(r"(interactions|items|users|images)\.parquet|.*\.(emb|mask|codes)-.*\.npy|.*\.meta\.json|"
+                   r"source\.yaml|bad_lines\.jsonl|config\.yaml|run\.log|(metrics|predictions)\.jsonl|"
+                   r"(metrics|times|finished|evaluation|not_finite|seeds)\.json|latest|compare\.(md|csv)|report\.md|"
+                   r"explain\.html|\.lock|.*\.safetensors", re.IGNORECASE)
+FOLDERS = {"raw", "images", "checkpoints", ".models", ".embeddings"}
+OWN = "has a name that this program uses in the folders of datasets and runs"
+
+
+def check_target(flag: str, path: Path, roots: Iterable[Path], could_have_written: Callable[[str], object]) -> None:
+    """Raise ConfigError if writing the file `path` would destroy a file that `flag` has not written.
+
+    flag: the flag that names the file, for the error
+    roots: the folders with the datasets and the runs
+    could_have_written: takes the first line of an existing file; the result is true if `flag` could have written it
+
+    Pipes and character devices are allowed. So are an empty file and /dev/stdout.
+    """
+    if _standard_stream(path) is not None:
+        return
+    parent = next((folder for folder in path.absolute().parents if folder.exists()), path.parent)
+    what = _what_it_is(path)
+    if not parent.is_dir():
+        raise ConfigError(f"{flag} {path}", f"cannot be written: {parent} is not a folder", fix="choose another path")
+    if what is None and _has_own_name(path.resolve(), [root.resolve() for root in roots]):
+        what = OWN
+    if what is None and path.is_file() and (line := _first_line(path)) and not could_have_written(line):
+        what = f"exists, and an earlier {flag} has not written it"
+    if what is not None:
+        raise ConfigError(f"{flag} {path}", what, fix="choose another path, or move the file that exists")
+
+
+def check_targets(flag: str, folder: Path, roots: Iterable[Path], first: str, others: Iterable[str],
+                  could_have_written: Callable[[str], object]) -> None:
+    """Raise ConfigError if writing files to `folder` would destroy files that `flag` has not written.
+
+    first: the name of the file that is written first; it must exist if any of the files exists
+    others: the names of the other files
+    could_have_written: as in `check_target`, for the file `first`
+    """
+    roots, target = [*roots], folder / first
+    # Other programs write files of the same form as `others`, so the file `first` tells whose files they are.
+    checks = {target: could_have_written, **{folder / name: lambda line: target.exists() for name in others}}
+    for path, check in checks.items():
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ConfigError(f"{flag} {path}", "is not a regular file", fix="choose another folder")
+        check_target(flag, path, roots, check)
+
+
+def check_new_folder(flag: str, folder: Path, roots: Iterable[Path]) -> None:
+    """Raise ConfigError if a folder has the name of a folder that this program makes for a dataset or a run."""
+    if _has_own_name(folder.resolve() / "file", [root.resolve() for root in roots]):
+        raise ConfigError(f"{flag} {folder}", OWN, fix="choose another folder")
+
+
+def _what_it_is(path: Path) -> str | None:
+    """Return why this kind of file cannot be replaced, or None."""
+    if path.is_dir():
+        return "is a folder"
+    if path.is_block_device() or path.is_socket():
+        return "is a disk or a socket"
+    if meta_path(path).exists() or meta_path(path.resolve()).exists():
+        return "is an artifact that other commands read"
+    return None
+
+
+def _has_own_name(path: Path, roots: list[Path]) -> bool:
+    inside = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
+    return any(FILES.fullmatch(path.name) or FOLDERS & set(part.parts[:-1]) for part in inside)
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line of a file without its line break, or the beginning of the file if it has no line break."""
+    with path.open("rb") as file:
+        return file.readline(MAX_LINE).decode("utf-8", "replace").rstrip("\n")
+
+
+def _standard_stream(path: Path) -> TextIO | None:
+    """Return standard output or standard error if `path` is a name of it, such as /dev/stdout, else None."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # no such file, or a stream without a descriptor
+            if path.is_symlink() and os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+                return stream
+    return None
+
+
+def write_target(path: Path, text: str) -> None:
+    """Write a text to a file that `check_target` allows. Pipes, devices and links stay what they are."""
+    if (stream := _standard_stream(path)) is not None:  # another descriptor would overwrite its text
+        show(text, stream, end="")
+        return
+    if not path.is_symlink() and (path.is_file() or not path.exists()):
+        write_text(path, text)
+        return
+    try:
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # a rename would replace the device
+            file.write(text)
+    except OSError as error:
+        error.filename = str(path)
+        raise
