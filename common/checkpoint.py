@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from common.artifacts import verify
 from common.distributed import barrier, is_main
 from common.errors import ArtifactError, UserError
+from common.metas import verify
 from common.publishing import publish, sweep
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import DatasetFolder, load_embeddings, load_mask, load_meta
+from common.artifacts import DatasetFolder, load_embeddings, load_items_meta, load_mask, load_meta
 from common.training import derive_seed
 
 
@@ -26,7 +26,7 @@ class Embeddings(NamedTuple):
         vector for an item, the item gets zeros in the columns of this embedding. A single embedding is loaded
         unchanged.
         """
-        items = load_meta(folder.items, folder.make_command)
+        items = load_items_meta(folder)
         parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}
         if len(parts) > 1:
             for suffix, vectors in parts.items():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
-from common.artifacts import DatasetFolder, load_codes, load_meta, variant
+from common.artifacts import DatasetFolder, load_codes, load_items_meta, load_meta, variant
 from common.checkpoint import Checkpoints, restore
 from common.cli import ROOT
 from common.config import Config, resolve
@@ -79,7 +79,7 @@ def load_source(folder: DatasetFolder, choice: Choice) -> Source:
     """
     inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
     if not choice.needs_codes:
-        num_items = load_meta(folder.items, folder.make_command)["num_items"]
+        num_items = load_items_meta(folder)["num_items"]
         return Source(Catalogue(num_items, None, []), inputs, {})
     codes, meta = load_codes(folder, *choice[1:])
     path = folder.codes(*choice[1:])
