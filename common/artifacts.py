@@ -16,9 +16,9 @@ import numpy as np
 from common.arrays import open_array
 from common.cli import ROOT, folder_flag
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
-from common.metas import Meta, load_meta
+from common.metas import load_meta
 from common.publishing import meta_path, publish
-from common.reading import shortened
+from common.reading import Record, shortened
 from common.table_files import column_findings, event_findings, id_findings, ids_sha256, num_rows, read_events
 from common.tables import parquet_rows
 
@@ -185,7 +185,7 @@ def load_users(folder: DatasetFolder) -> dict[str, np.ndarray]:
     return _load_table(folder, folder.users, "user", "raw_id")[0]
 
 
-def load_items_meta(folder: DatasetFolder) -> Meta:
+def load_items_meta(folder: DatasetFolder) -> Record:
     """Return the meta of items.parquet, with the number of items in `num_items`.
 
     Raises ArtifactError if the file is damaged or stale, or has another number of rows.
@@ -211,7 +211,7 @@ def _load_items(folder: DatasetFolder, *columns: str) -> dict[str, np.ndarray]:
     return items
 
 
-def _load_table(folder: DatasetFolder, path: Path, key: str, *columns: str) -> tuple[dict[str, np.ndarray], Meta]:
+def _load_table(folder: DatasetFolder, path: Path, key: str, *columns: str) -> tuple[dict[str, np.ndarray], Record]:
     """Load columns of a table, in the order of its column `key`. Also return the meta of the table."""
     meta = load_meta(path, folder.make_command)
     fix = _rebuild_command(meta, folder.make_command)

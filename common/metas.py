@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 
 from common.errors import ArtifactError, DataError
 from common.publishing import SCHEMA_VERSION, content_sha256, finish_publishing, is_unchanged, meta_path
-from common.reading import check_types, read_record, require_regular
+from common.reading import Record, read_record, require_regular
 
 
 class Fingerprint(TypedDict):
@@ -26,23 +26,7 @@ OPTIONAL: dict[str, Any] = {
 }
 
 
-class Meta(dict):
-    """The content of a meta file. A missing key raises ArtifactError.
-
-    path: the meta file
-    fix: the command that makes the artifact again
-    """
-
-    def __init__(self, content: dict, path: Path, fix: str):
-        super().__init__(content)
-        self.path, self.fix = path, fix
-
-    def __missing__(self, key: str):
-        raise ArtifactError(self.path, f"has no key {key!r}",
-                            "The file is damaged, or another version of the code has written it", self.fix)
-
-
-def load_meta(path: Path, fix: str) -> Meta:
+def load_meta(path: Path, fix: str) -> Record:
     """Check that an artifact is up to date, and return the content of its meta file.
 
     `fix` is the command that makes the artifact. It is shown in errors. Raises DataError if the artifact is missing.
@@ -55,12 +39,12 @@ def load_meta(path: Path, fix: str) -> Meta:
     return _load(path, fix, thorough=False)
 
 
-def verify(path: Path, fix: str) -> Meta:
+def verify(path: Path, fix: str) -> Record:
     """Like `load_meta`, but always read the content of the file, also if the file is large."""
     return _load(path, fix, thorough=True)
 
 
-def _load(path: Path, fix: str, thorough: bool, dependents: tuple[Path, ...] = ()) -> Meta:
+def _load(path: Path, fix: str, thorough: bool, dependents: tuple[Path, ...] = ()) -> Record:
     """Do the work of `load_meta`. `dependents` are the artifacts that have `path` as a direct or indirect input."""
     meta = _read(path, fix)
     size, same_size = path.stat().st_size, path.stat().st_size == meta["size"]
@@ -81,7 +65,7 @@ def _load(path: Path, fix: str, thorough: bool, dependents: tuple[Path, ...] = (
     return meta
 
 
-def _read(path: Path, fix: str) -> Meta:
+def _read(path: Path, fix: str) -> Record:
     """Return the content of a meta file. Raises ArtifactError if it is missing, is damaged or has another version."""
     finish_publishing(path)
     meta_file = meta_path(path)
@@ -93,11 +77,11 @@ def _read(path: Path, fix: str) -> Meta:
         raise ArtifactError(path, "cannot be read", str(error), fix) from error
     if not meta_file.exists():
         raise ArtifactError(path, "has no meta file", f"There is no {meta_file.name} in the same folder", fix)
-    meta = Meta(read_record(meta_file, fix, {"schema_version": int}, {"command": str | None}), meta_file, fix)
+    meta = read_record(meta_file, fix, {"schema_version": int}, {"command": str | None})
     if meta.get("command"):
         meta.fix = f"{meta['command']} --force"
     if meta["schema_version"] != SCHEMA_VERSION:
         raise ArtifactError(meta_file, f"has schema version {meta['schema_version']}",
                             f"This code reads schema version {SCHEMA_VERSION}", meta.fix)
-    check_types(meta, meta_file, meta.fix, REQUIRED, OPTIONAL)
+    meta.check(REQUIRED, OPTIONAL)
     return meta

@@ -26,7 +26,7 @@ class Embeddings(NamedTuple):
         vector for an item, the item gets zeros in the columns of this embedding. A single embedding is loaded
         unchanged.
         """
-        items = load_items_meta(folder)
+        items = load_meta(folder.items, folder.make_command)
         parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}
         if len(parts) > 1:
             for suffix, vectors in parts.items():
@@ -36,7 +36,8 @@ class Embeddings(NamedTuple):
         if len(parts) == 1:
             [xs] = parts.values()  # no copy: the array may be large
         else:
-            xs = np.concatenate(list(parts.values()), axis=1) if parts else np.arange(items["num_items"])[:, None]
+            xs = (np.concatenate(list(parts.values()), axis=1) if parts else
+                  np.arange(load_items_meta(folder)["num_items"])[:, None])
         return cls(xs, {s: p.shape[1] for s, p in parts.items()}, hashes, items["items_sha256"])
 
 
