@@ -421,7 +421,7 @@ def write_dataset(folder, num_items: int, width: int) -> None:
     columns = "i AS item, 'B' || i AS raw_id, 'no. ' || i AS title, 'no. ' || i AS text"
     items = publish(folder.items, table(columns, num_items), {"inputs": {}, **same})
     made_from = {"inputs": {folder.items.name: items["sha256"]}, **same}
-    columns = (f'i // 10 AS "user", (hash(i) % {num_items})::BIGINT AS item, i AS "timestamp", 5.0 AS rating, '
+    columns = (f'i // 10 AS "user", (hash(i) % {num_items})::BIGINT AS item, i AS "timestamp", 5.0::FLOAT AS rating, '
                "CASE i % 10 WHEN 9 THEN 'test' WHEN 8 THEN 'valid' ELSE 'train' END AS split")
     publish(folder.interactions, table(columns, num_items * EVENTS), made_from)
     publish(folder.embeddings("td"), write_vectors, made_from)

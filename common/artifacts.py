@@ -3,10 +3,9 @@
 An artifact is a file that one stage writes and a later stage reads. Each artifact has a meta file next to it.
 """
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from itertools import pairwise
@@ -15,55 +14,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from common.arrays import open_array
 from common.cli import ROOT, folder_flag
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
-from common.publishing import SCHEMA_VERSION, file_sha256, finish_publishing, meta_path, publish
+from common.metas import load_meta
+from common.publishing import meta_path, publish
+from common.reading import Record, shortened
+from common.table_files import column_findings, event_findings, id_findings, ids_sha256, num_rows, read_events
 from common.tables import parquet_rows
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyRelation
+    from duckdb import DuckDBPyConnection
 
-SPLITS = ("train", "valid", "test")
-
-
-def load_meta(path: Path, fix: str) -> dict:
-    """Check that an artifact is up to date, and return the content of its meta file.
-
-    `fix` is the command that makes the artifact. It is shown in errors. Raises DataError if the artifact is missing.
-    Raises ArtifactError if the artifact is damaged or stale, or has another schema version. An artifact is stale if one
-    of its input files has changed.
-    """
-    finish_publishing(path)
-    if not path.exists():
-        raise DataError(path, "not found", fix=fix)
-    if not meta_path(path).exists():
-        raise ArtifactError(path, "has no meta file", f"There is no {meta_path(path).name} in the same folder", fix)
-    try:
-        meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
-        version, size, inputs, _ = meta["schema_version"], meta["size"], dict(meta["inputs"]), meta["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(meta_path(path), "is not a valid meta file", repr(error), fix) from error
-    fix = f"{meta['command']} --force" if meta.get("command") else fix
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(meta_path(path), f"has schema version {version}",
-                            f"This code reads schema version {SCHEMA_VERSION}", fix)
-    if path.stat().st_size != size:
-        raise ArtifactError(path, f"has {path.stat().st_size} bytes, but its meta file says {size} bytes",
-                            "The file was changed or damaged", fix)
-    for name, sha256 in inputs.items():
-        # If the input itself has a problem, this call raises an error with the command that rebuilds the input.
-        if load_meta(path.with_name(name), fix)["sha256"] != sha256:
-            raise ArtifactError(path, f"is stale: its input {name} has changed", fix=fix)
-    return meta
-
-
-def verify(path: Path, fix: str) -> dict:
-    """Like `load_meta`, but also check that the content of the file matches the sha256 in its meta file."""
-    meta = load_meta(path, fix)
-    fix = f"{meta['command']} --force" if meta.get("command") else fix
-    if file_sha256(path) != meta["sha256"]:
-        raise ArtifactError(path, "does not match the sha256 in its meta file", "The file was changed or damaged", fix)
-    return meta
+MAX_CODES = 1 << 20  # maximum size of a codebook that has more codes than there are items
 
 
 @dataclass(frozen=True)
@@ -185,46 +148,30 @@ class Interactions(NamedTuple):
     split: np.ndarray      # int8, index into SPLITS
 
 
-def ids_sha256(raw_ids: Iterable[str]) -> str:
-    """Return a hash of the raw ids. The hash also changes if the order of the ids changes."""
-    digest = hashlib.sha256()
-    for raw_id in raw_ids:
-        encoded = raw_id.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
-
-
-def _rows(path: Path) -> "DuckDBPyRelation":
-    import duckdb
-
-    rows = duckdb.sql(f"FROM {parquet_rows(path)}")
-    assert rows is not None  # for mypy: only statements without a result give None
-    return rows
-
-
 def load_interactions(folder: DatasetFolder) -> Interactions:
     """Load all events of a dataset.
 
     Raises DataError if the file is missing. Raises ArtifactError if the file is damaged or stale, or has invalid
     values.
     """
-    load_meta(folder.interactions, folder.make_command)
-    columns = _rows(folder.interactions).project(
-        f"""user::BIGINT AS "user", item::BIGINT AS item, timestamp::BIGINT AS "timestamp",
-            (list_position({list(SPLITS)}, split) - 1)::TINYINT AS split""").fetchnumpy()
-    for name, column in columns.items():
-        if np.ma.is_masked(column):
-            raise ArtifactError(folder.interactions, f"{np.ma.count_masked(column)} events have no valid {name}",
-                                fix=f"{folder.make_command} --force")
-    return Interactions(*(np.asarray(columns[name]) for name in Interactions._fields))
+    path = folder.interactions
+    fix = _rebuild_command(load_meta(path, folder.make_command), folder.make_command)
+    with _reading(path, fix) as connection:
+        _refuse(path, column_findings(connection, path), fix)
+        events = read_events(connection, path)
+        num_users, num_items = (num_rows(connection, table) if table.is_file() else None
+                                for table in (folder.users, folder.items))
+        _refuse(path, event_findings(events, num_users, num_items), fix)
+    return Interactions(*(np.asarray(getattr(events, name)) for name in Interactions._fields))
 
 
 def load_items(folder: DatasetFolder) -> dict[str, np.ndarray]:
     """Load the raw id, the title and the text of every item, in item order.
 
-    Returns a dict with the keys `raw_id`, `title` and `text`. Each value is an object array (num_items,).
+    Returns a dict with the keys `raw_id`, `title` and `text`. Each value is an object array (num_items,). Raises
+    DataError if the file is missing. Raises ArtifactError if the file is damaged or stale, or has invalid values.
     """
-    return _load_table(folder, folder.items, "item", ("raw_id", "title", "text"))
+    return _load_items(folder, "title", "text")
 
 
 def load_image_urls(folder: DatasetFolder) -> np.ndarray:
@@ -233,25 +180,77 @@ def load_image_urls(folder: DatasetFolder) -> np.ndarray:
     Returns an object array (num_items,). The value is None for an item without an image. Raises DataError if
     `items.parquet` has no column `image_url`.
     """
-    load_meta(folder.items, folder.make_command)
-    if "image_url" not in _rows(folder.items).columns:
+    fix = _rebuild_command(load_meta(folder.items, folder.make_command), folder.make_command)
+    with _reading(folder.items, fix) as connection:
+        columns = connection.sql(f"FROM {parquet_rows(folder.items)}").columns
+    if "image_url" not in columns:
         raise DataError(folder.items, "has no column image_url", "It must contain the URL of each item's image",
                         "add the column (null for items without an image)")
-    return _load_table(folder, folder.items, "item", ("image_url",))["image_url"]
+    return _load_items(folder, "image_url")["image_url"]
 
 
 def load_users(folder: DatasetFolder) -> dict[str, np.ndarray]:
     """Load the raw id of every user, in user order.
 
-    Returns a dict with the key `raw_id`. The value is an object array (num_users,).
+    Returns a dict with the key `raw_id`. The value is an object array (num_users,). Raises the errors of `load_items`.
     """
-    return _load_table(folder, folder.users, '"user"', ("raw_id",))
+    return _load_table(folder, folder.users, "user", "raw_id")[0]
 
 
-def _load_table(folder: DatasetFolder, path: Path, order: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    load_meta(path, folder.make_command)
-    rows = _rows(path).order(order).project(", ".join(names)).fetchall()
-    return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(names)}
+def load_items_meta(folder: DatasetFolder) -> Record:
+    """Return the meta of items.parquet, with the number of items in `num_items`.
+
+    Raises ArtifactError if the file is damaged or stale, or has another number of rows.
+    """
+    meta = load_meta(folder.items, folder.make_command)
+    fix = _rebuild_command(meta, folder.make_command)
+    with _reading(folder.items, fix) as connection:
+        if (found := num_rows(connection, folder.items)) != meta["num_items"]:
+            raise ArtifactError(meta_path(folder.items), f"num_items must be {found}, got {meta['num_items']}",
+                                f"{folder.items.name} has {found} rows", fix)
+    return meta
+
+
+def _load_items(folder: DatasetFolder, *columns: str) -> dict[str, np.ndarray]:
+    """Load `raw_id` and other columns of items.parquet. Also compare the raw ids with the meta file."""
+    items, meta = _load_table(folder, folder.items, "item", "raw_id", *columns)
+    num_items, found = len(items["raw_id"]), ids_sha256(items["raw_id"])
+    if (num_items, found) != (meta["num_items"], meta["items_sha256"]):
+        raise ArtifactError(folder.items, "does not have the items that its meta file describes",
+                            f"The file has {num_items} items with the hash {found[:12]}, the meta file says "
+                            f"{meta['num_items']} items with the hash {meta['items_sha256'][:12]}",
+                            _rebuild_command(meta, folder.make_command))
+    return items
+
+
+def _load_table(folder: DatasetFolder, path: Path, key: str, *columns: str) -> tuple[dict[str, np.ndarray], Record]:
+    """Load columns of a table, in the order of its column `key`. Also return the meta of the table."""
+    meta = load_meta(path, folder.make_command)
+    fix = _rebuild_command(meta, folder.make_command)
+    with _reading(path, fix) as connection:
+        _refuse(path, column_findings(connection, path), fix)
+        _refuse(path, id_findings(connection, path), fix)
+        rows = connection.sql(f"""SELECT {", ".join(columns)} FROM {parquet_rows(path)} ORDER BY "{key}" """).fetchall()
+    return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(columns)}, meta
+
+
+@contextmanager
+def _reading(path: Path, fix: str) -> Iterator["DuckDBPyConnection"]:
+    """Yield a DuckDB connection to read the table `path`. If DuckDB cannot read the table, raise ArtifactError."""
+    import duckdb
+
+    try:
+        yield duckdb.default_connection()
+    except duckdb.OutOfMemoryException:  # does not mean that the file is damaged
+        raise
+    except duckdb.Error as error:
+        raise ArtifactError(path, "cannot be read", shortened(str(error)), fix) from error
+
+
+def _refuse(path: Path, findings: Iterable[str], fix: str) -> None:
+    """Raise ArtifactError for the first finding."""
+    for finding in findings:
+        raise ArtifactError(path, finding, fix=fix)
 
 
 def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
@@ -271,7 +270,7 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
         raise DataError(path, "contains NaN or infinite values, for example in the rows "
                         f"{np.flatnonzero(~finite)[:10].tolist()}",
                         fix=_rebuild_command(load_meta(path, fix), fix))
-    return np.ascontiguousarray(array)
+    return array
 
 
 def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
@@ -304,15 +303,21 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
         raise DataError(path, "not found", *_suggest(
             variant(quantizer, suffix, tag), folder.variants(), lambda close: _codes_flags(folder, close), fix))
     codes, meta = _load_array(folder, path, np.int32, fix), load_meta(path, fix)
-    sizes = np.array(meta.get("codebook_sizes", []))
-    if len(sizes) != codes.shape[1] or (codes < 0).any() or (codes >= sizes).any():
-        raise ArtifactError(path, "has codes outside its codebooks", f"The codebook sizes are {sizes.tolist()}",
-                            _rebuild_command(meta, fix))
+    _refuse(path, codebook_findings(codes, meta.get("codebook_sizes", [])), _rebuild_command(meta, fix))
     if distinct and len(np.unique(codes, axis=0)) != len(codes):
         command = re.sub(r" --disambiguation[ =]\S+", "", meta.get("command") or fix)
         raise ArtifactError(path, "gives several items the same semantic ID",
                             "A recommender cannot tell these items apart", f"{command} --disambiguation extra_level")
     return codes, meta
+
+
+def codebook_findings(codes: np.ndarray, sizes: list[int]) -> Iterator[str]:
+    """Yield a message if the semantic IDs do not fit the codebook sizes in their meta file."""
+    # A recommender has a vector for every code of a codebook, so a wrong size could fill the memory.
+    if sizes and max(sizes) > (limit := max(MAX_CODES, len(codes))):
+        yield f"a codebook of {max(sizes)} codes is too large for {len(codes)} items; the largest allowed is {limit}"
+    elif len(sizes) != codes.shape[1] or (codes < 0).any() or (codes >= np.array(sizes)).any():
+        yield f"has codes outside its codebooks; its meta file has the codebook sizes {sizes}"
 
 
 def _codes_flags(folder: DatasetFolder, name: str) -> str:
@@ -328,17 +333,19 @@ def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str, ndim: 
     meta = load_meta(path, fix)
     items, fix = load_meta(folder.items, folder.make_command), _rebuild_command(meta, fix)
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ArtifactError(path, "is not a NumPy array file", str(error), fix) from error
+        array = open_array(path)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(path, "is not a valid .npy file", str(error), fix) from error
     if array.dtype != dtype or array.ndim != ndim:
         raise ArtifactError(path, f"contains a {array.dtype} array of shape {array.shape}",
                             f"It must be a {np.dtype(dtype)} array of shape "
                             f"{'(items, columns)' if ndim == 2 else '(items,)'}", fix)
+    if ndim == 2 and not array.shape[1]:
+        raise ArtifactError(path, f"has no columns: its shape is {array.shape}", fix=fix)
     if len(array) != items["num_items"] or meta.get("items_sha256") != items["items_sha256"]:
         raise ArtifactError(path, f"was made for another list of items ({len(array)} rows)",
                             f"{folder.items.name} has {items['num_items']} items", fix)
-    return array
+    return np.array(array, order="C")
 
 
 def save_array(path: Path, array: np.ndarray, meta: dict) -> dict:

@@ -10,15 +10,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from common.artifacts import verify
 from common.distributed import barrier, is_main
 from common.errors import ArtifactError, UserError
+from common.metas import verify
 from common.publishing import publish, sweep
+from common.reading import Record, parse_json, shortened
 
 log = logging.getLogger(__name__)
 
 NUM_KEPT = 2   # the newest checkpoint, and the previous one in case the newest cannot be read
 NUM_NAMED = 5  # an error message names at most this many keys
+# The types of the values in the states of training runs. Not every state has all of them.
+TYPES = {"model": dict[str, torch.Tensor], "optimizer": dict, "epoch": int, "index": int, "num_lines": int,
+         "totals": dict[str, torch.Tensor], "done": bool, "best": tuple[int, float, dict]}
 
 
 class Checkpoints:
@@ -53,7 +57,7 @@ class Checkpoints:
             save_state(self.best, state, self.command)
         barrier()
 
-    def load_newest(self) -> dict | None:
+    def load_newest(self) -> Record | None:
         """Load the newest numbered checkpoint that can be read. Return None if there is no such checkpoint."""
         for path in self.numbered():
             try:
@@ -62,10 +66,8 @@ class Checkpoints:
                 log.warning("skipped a checkpoint, trying the previous one: %s", error)
         return None
 
-    def load_best(self) -> dict:
-        """Load the best checkpoint.
-
-        Raises DataError if the file is missing. Raises ArtifactError if the file is damaged.
+    def load_best(self) -> Record:
+        """Load the best checkpoint. Raises the errors of `load_state`.
         """
         return load_state(self.best, f"{self.command} --force")
 
@@ -90,10 +92,11 @@ def save_state(path: Path, state: dict, command: str) -> None:
     publish(path, write, {"inputs": {}, "command": command, "run": path.parent.parent.name})
 
 
-def load_state(path: Path, fix: str) -> dict:
+def load_state(path: Path, fix: str) -> Record:
     """Load a state that `save_state` has written.
 
-    Raises DataError if the file is missing. Raises ArtifactError if the file is damaged or belongs to another run.
+    Raises DataError if the file is missing. Raises ArtifactError if the file is damaged or belongs to another run, or
+    if weights of the model are not finite.
     """
     run = verify(path, fix).get("run", path.parent.parent.name)
     if run != path.parent.parent.name:
@@ -101,10 +104,13 @@ def load_state(path: Path, fix: str) -> dict:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            skeleton = json.loads(file.metadata()["state"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(path, "is not a checkpoint", str(error), fix) from error
-    return _join(skeleton, tensors)
+            state = Record(_join(parse_json(file.metadata()["state"]), tensors), path, fix)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ArtifactError(path, "is not a checkpoint", shortened(str(error)), fix) from error
+    state.check({}, TYPES)
+    if bad := [name for name, tensor in state.get("model", {}).items() if not tensor.isfinite().all()]:
+        raise ArtifactError(path, "has weights that are NaN or infinite", _some(bad), fix)
+    return state
 
 
 def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, fix: str) -> None:
@@ -132,6 +138,14 @@ def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, 
     if found:
         raise ArtifactError(path, "does not match the model", "; ".join(found), fix)
     model.load_state_dict(state)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Record) -> None:
+    """Load the entry `optimizer` of a checkpoint. Raises ArtifactError if it does not fit the optimizer."""
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(state.path, "has a state of another optimizer", shortened(str(error)), state.fix) from error
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from common.errors import ConfigError, nearest
+from common.reading import fits, kind_name, read_text, shortened
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,37 @@ CHOICES: dict[str, tuple] = {
 NULLABLE = {"patience": int, "max_steps": int}  # keys that may be null, and the type of their other values
 SECTIONS = ("model_params", "training_params")
 # Keys of a model's YAML file that describe the model, and the types of their values.
-DECLARED = {"baseline": bool, "uses": list, "bounds": dict, "choices": dict}
+DECLARED = {"baseline": bool, "uses": list[str], "bounds": dict, "choices": dict[str, list]}
+TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
 
 
 class StrictLoader(yaml.SafeLoader):
-    """A safe YAML loader that reads `1e-4` as a float; PyYAML reads it as text."""
+    """A safe YAML loader for values that JSON has too: text, numbers, booleans, null, lists and keys with values.
+
+    Unlike PyYAML, it reads `1e-4` as a float and `2020-01-31` as text. It refuses aliases, because a few lines of them
+    can stand for gigabytes, and all other types, such as sets.
+    """
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, f"the alias *{event.anchor} is not allowed; write the value "
+                                              "itself", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node, deep=False):
+        if node.tag not in TAGS:
+            raise yaml.constructor.ConstructorError(None, None, f"the type {node.tag} is not allowed", node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # for example a number of 5,000 digits
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
+# Without this rule, `2020-01-31` is text, and `2001-99-99` is not an error.
+StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
@@ -172,8 +197,8 @@ def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
     Raises ConfigError if the file cannot be read, is not valid YAML, or has a duplicate key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(path, "cannot be read", str(error), "give the path of an existing YAML file") from error
     values, origins = _parse(text, path)
     return copy.deepcopy(values), dict(origins)
@@ -181,23 +206,27 @@ def load_yaml(path: Path) -> tuple[dict, dict[str, str]]:
 
 @cache  # one command loads the same YAML file several times
 def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
-    loader = StrictLoader(text)
     try:
+        loader = StrictLoader(text)
         node = loader.get_single_node()
         origins: dict[str, str] = {}
         if node is not None:
             _walk(node, path, "", origins)
         values = {} if node is None else loader.construct_document(node)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
-        raise ConfigError(where, "is not valid YAML", str(getattr(error, "problem", error)),
+        raise ConfigError(where, "is not valid YAML", _yaml_problem(error),
                           "correct that line (indent with spaces)") from error
-    finally:
-        loader.dispose()
     if not isinstance(values, dict):
         raise ConfigError(f"{path}:1", "is not a mapping of keys to values", fix="begin the file with `common:`")
     return values, origins
+
+
+def _yaml_problem(error: yaml.YAMLError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "The values are nested too deeply"
+    return shortened(str(getattr(error, "problem", error)))
 
 
 def _walk(node: yaml.Node, path: Path, prefix: str, origins: dict[str, str]) -> None:
@@ -288,8 +317,8 @@ def declared(name: str, model_yaml: Path) -> dict:
     values, origins = load_yaml(model_yaml)
     section = _mapping(values, name, origins, model_yaml)
     for key in section.keys() & DECLARED.keys():
-        if type(section[key]) is not DECLARED[key]:
-            raise ConfigError(origins[f"{name}.{key}"], f"{name}.{key} must be of type {DECLARED[key].__name__}, "
+        if not fits(section[key], DECLARED[key]):
+            raise ConfigError(origins[f"{name}.{key}"], f"{name}.{key} must be of type {kind_name(DECLARED[key])}, "
                               f"got {section[key]!r}", fix="correct the value")
     return {key: section[key] for key in DECLARED if key in section}
 
@@ -306,7 +335,7 @@ def _rules(name: str, defaults: dict, declared_yaml: Path) -> Rules:
                 defaults["training_params"])), "use keys of training_params")
     bounds = {**defaults.get("bounds", {}), **model.get("bounds", {})}
     for key, bound in bounds.items():
-        if type(bound) is not list or len(bound) != 2:
+        if not fits(bound, list[float | None]) or len(bound) != 2:
             raise ConfigError(declared_yaml, f"the bounds of {key} must be [smallest, largest], got {bound!r}",
                               "The value null means no limit", "correct the value")
     return Rules(BOUNDS | {key: tuple(bound) for key, bound in bounds.items()},
@@ -365,8 +394,9 @@ def _value(where: str, text: str, before: object) -> object:
         return text
     try:
         value = yaml.load(text, Loader=StrictLoader)  # noqa: S506 (StrictLoader is a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(where, f"{text!r} is not a valid YAML value", fix="put it in quotes") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(where, f"{shortened(text)!r} is not a valid YAML value", _yaml_problem(error),
+                          "put it in quotes") from error
     # YAML would read the end of `codes #2.json` as a comment.
     return text if isinstance(value, str) and isinstance(before, str) and text[0] not in "'\"" else value
 

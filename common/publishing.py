@@ -20,9 +20,11 @@ from pathlib import Path
 
 from common.distributed import is_main
 from common.lock import lock
+from common.reading import parse_json, read_text
 
 SCHEMA_VERSION = 2
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system does not have the call
+LARGE = 256 << 20  # bytes; the meta file of a larger file records the modification time, see `is_unchanged`
 SECONDS_TO_ABANDON = 86_400  # without locks, a staged file that is older than this is a leftover
 
 
@@ -72,13 +74,13 @@ def finish_publishing(path: Path) -> None:
     # Ignore a meta file if its content is still staged too: the writer has not renamed the content yet.
     staged = [file for file in path.parent.glob(f"{escape(prefix)}*")
               if not _staged(path, file.name.removeprefix(prefix)).exists()]
-    if not staged or not path.exists():
+    if not staged or not path.is_file():
         return
-    sha256 = file_sha256(path)
+    sha256 = content_sha256(path)
     for candidate in staged:
         try:
-            complete = json.loads(candidate.read_text(encoding="utf-8"))["sha256"] == sha256
-        except (OSError, ValueError, KeyError):
+            complete = parse_json(read_text(candidate))["sha256"] == sha256
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # a writer is still writing this meta file, or a process has just renamed it
         if complete:
             with suppress(FileNotFoundError):  # the writer or another reader has just renamed it
@@ -225,7 +227,9 @@ def meta_path(path: Path) -> Path:
 
 def _complete_meta(path: Path, meta: dict) -> dict:
     """Add the schema version, and the sha256 and the size of the file `path`, to `meta`."""
-    return {"schema_version": SCHEMA_VERSION, "sha256": file_sha256(path), "size": path.stat().st_size, **meta}
+    status = path.stat()
+    large = {"mtime_ns": status.st_mtime_ns} if status.st_size > LARGE else {}
+    return {"schema_version": SCHEMA_VERSION, "sha256": content_sha256(path), "size": status.st_size, **large, **meta}
 
 
 def _json(meta: dict) -> bytes:
@@ -242,6 +246,26 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_sha256(path: Path) -> str:
+    """Like `file_sha256`, but one process reads the same version of a file only once."""
+    status = path.stat()
+    return _sha256_of_version(path.resolve(), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+@cache
+def _sha256_of_version(path: Path, *version: int) -> str:
+    return file_sha256(path)
+
+
+def is_unchanged(path: Path, meta: dict) -> bool:
+    """Return whether the meta file of a large file records the current size and modification time of the file.
+
+    The meta files of other files do not record the time. Their content must be compared instead.
+    """
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns) == (meta["size"], meta.get("mtime_ns"))
+
+
 def fingerprint(path: Path, known: dict | None = None) -> dict:
     """Return the name, size, modification time and sha256 of a file.
 
@@ -252,12 +276,7 @@ def fingerprint(path: Path, known: dict | None = None) -> dict:
     found = {"file": path.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     if known and found.items() <= known.items():
         return {**found, "sha256": known["sha256"]}
-    return {**found, "sha256": _sha256_of_version(path.resolve(), status.st_size, status.st_mtime_ns)}
-
-
-@cache
-def _sha256_of_version(path: Path, size: int, mtime_ns: int) -> str:
-    return file_sha256(path)
+    return {**found, "sha256": content_sha256(path)}
 
 
 def _set_mode(path: Path, mode: int) -> None:

@@ -16,12 +16,14 @@ from typing import TypeVar
 
 import yaml
 
-from common.cli import ROOT
+from common.cli import NAME, ROOT
+from common.config import load_yaml
 from common.distributed import barrier, is_main
-from common.errors import ArtifactError, mask_secrets
+from common.errors import ArtifactError, ConfigError, mask_secrets
 from common.lock import FolderLock
 from common.output import flush, show
-from common.publishing import SCHEMA_VERSION, write_text
+from common.publishing import SCHEMA_VERSION, write_bytes, write_text
+from common.reading import WHY, Record, fits, read_record, read_text, shortened
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +94,21 @@ class Run:
             yield
         finally:
             path = self.folder / "times.json"
-            times = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            times = self._earlier_times(path)
             # The time is at least a millisecond, because callers divide by it.
             times[part] = self._seconds[part] = round(times.get(part, 0.0) + max(time.monotonic() - start, 0.001), 3)
             write_text(path, json.dumps(times) + "\n")
+
+    def _earlier_times(self, path: Path) -> dict[str, float]:
+        if not path.exists():
+            return {}
+        try:
+            times = read_record(path, f"{self.command} --force", {})
+            times.check(dict.fromkeys(times, float), {})
+        except ArtifactError as error:  # the result of the training is worth more than its time
+            log.warning("the times before the interruption are lost: %s", error)
+            return {}
+        return times
 
     def seconds(self, part: str) -> float:
         """Return how many seconds a part of the run took, as measured by `clock`.
@@ -112,10 +125,10 @@ class Run:
 
     def truncate_metrics(self, num_lines: int) -> None:
         """Keep only the first `num_lines` lines of metrics.jsonl."""
-        if self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        if self.metrics.is_file():
+            lines = self.metrics.read_bytes().splitlines(keepends=True)
             if len(lines) > num_lines:
-                write_text(self.metrics, "".join(lines[:num_lines]))
+                write_bytes(self.metrics, b"".join(lines[:num_lines]))
 
     def finish(self, summary: dict) -> None:
         """Mark the run as finished: write finished.json and `latest`, which names the latest run."""
@@ -127,7 +140,7 @@ class Run:
     def make_latest(self) -> None:
         write_text(self.parent / "latest", self.id + "\n")
 
-    def summary(self) -> dict:
+    def summary(self) -> Record:
         return read_finished(self.folder, f"{self.command} --force")
 
 
@@ -155,38 +168,43 @@ def latest_run(parent: Path) -> Path | None:
     The file `latest` names this run. If that run is not finished or was deleted, the function logs a warning and
     returns the newest finished run.
     """
-    pointer = parent / "latest"
-    name = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
-    if name and (parent / name / "finished.json").exists():
+    try:
+        name = read_text(parent / "latest").strip()
+    except (OSError, ValueError):  # missing or damaged
+        name = ""
+    if NAME.fullmatch(name) and (parent / name / "finished.json").exists():
         return parent / name
     finished = sorted(parent.glob("*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     if not finished:
         return None
     log.warning("%s: the file latest names %s, which is not a finished run; using %s, the newest of %d finished runs",
-                parent, name or "no run", finished[-1].parent.name, len(finished))
+                parent, shortened(name) or "no run", finished[-1].parent.name, len(finished))
     return finished[-1].parent
 
 
-def read_json(path: Path, fix: str, *keys: str) -> dict:
-    """Load a JSON file of a run. Raises ArtifactError if the file cannot be read or does not have all of `keys`."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(path, "cannot be read", str(error), fix) from error
-    if missing := [key for key in keys if not isinstance(content, dict) or key not in content]:
-        raise ArtifactError(path, f"has no key {missing[0]!r}",
-                            "The file is damaged, or another version of the code has written it", fix)
-    return content
-
-
-def read_finished(run: Path, fix: str) -> dict:
+def read_finished(run: Path, fix: str) -> Record:
     """Load `finished.json` of a run. Raises ArtifactError if the file is damaged or has another schema version."""
-    path = run / "finished.json"
-    content = read_json(path, fix, "inputs", "command")
+    content = read_record(run / "finished.json", fix, {"inputs": dict[str, str], "command": str}, {
+        "schema_version": int, "code": str, "metrics": dict, "codebook_sizes": list[int],
+        "collision_rate_after": float, "users_per_second": float})
+    content.fix = f"{content['command']} --force"
     if (version := content.get("schema_version", 1)) != SCHEMA_VERSION:  # version 1 did not record it
-        raise ArtifactError(path, f"has schema version {version}", f"This code reads schema version {SCHEMA_VERSION}",
-                            f"{content['command']} --force")
+        raise ArtifactError(content.path, f"has schema version {version}",
+                            f"This code reads schema version {SCHEMA_VERSION}", content.fix)
     return content
+
+
+def read_config(run: Path, fix: str) -> dict:
+    """Load `config.yaml` of a run. Raises ArtifactError if the file is damaged or has no seed."""
+    path = run / "config.yaml"
+    try:
+        config, _ = load_yaml(path)
+    except ConfigError as error:  # not a mistake of the user
+        raise ArtifactError(error.where, error.what, error.why, fix) from error
+    common = config.get("common")
+    if not isinstance(common, dict) or not fits(common.get("seed"), int):
+        raise ArtifactError(path, "common.seed must be of type int", WHY, fix)
+    return config
 
 
 def read_runs(folders: Iterable[Path], read: Callable[[Path], T]) -> dict[Path, T]:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import Checkpoints, restore
+from common.checkpoint import Checkpoints, restore, restore_optimizer
 from common.command import stop_request
 from common.data_parallel import check_same_model
 from common.distributed import all_reduce_max, mean, rank_seed_parts, world_size
@@ -262,7 +262,7 @@ class TrainingLoop:
             return
         restore(self.task.model, state["model"], self.checkpoints.folder, f"{self.run.command} --force")
         if self.task.optimizer:
-            self.task.optimizer.load_state_dict(state["optimizer"])
+            restore_optimizer(self.task.optimizer, state)
         self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]
         device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
         self.totals = {name: total.to(device) for name, total in state["totals"].items()}

@@ -2,44 +2,28 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import duckdb
 import numpy as np
 
-from common.artifacts import SPLITS, DatasetFolder, load_meta, verify
+from common.arrays import open_array
+from common.artifacts import DatasetFolder, codebook_findings, load_items_meta, load_meta
 from common.errors import ArtifactError, DataError, UserError
 from common.lock import FolderLock
-from common.publishing import file_sha256, meta_path, write_meta
+from common.metas import verify
+from common.publishing import content_sha256, meta_path, write_meta
+from common.table_files import SPLITS, column_findings, event_findings, id_findings, read_events
 from common.tables import parquet_rows
 from dataloader.options import ProcessOptions
-from dataloader.workspace import Workspace, first_line, name
+from dataloader.workspace import Workspace, first_line
 
 log = logging.getLogger(__name__)
 
-INTEGER = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
-NUMBER = (*INTEGER, "FLOAT", "DOUBLE")
-TEXT = ("VARCHAR",)
-COLUMNS = {"interactions": {"user": INTEGER, "item": INTEGER, "timestamp": INTEGER, "rating": NUMBER, "split": TEXT},
-           "items": {"item": INTEGER, "raw_id": TEXT, "title": TEXT, "text": TEXT},
-           "users": {"user": INTEGER, "raw_id": TEXT}}
 ARRAYS = {"emb": (np.float32, 2), "mask": (bool, 1), "codes": (np.int32, 2)}
-ARRAY_ERRORS = (ValueError, OSError, OverflowError)  # raised by NumPy if a file does not match its header
 ROWS = 65_536     # number of rows of an array that are checked at once
 NUM_NAMED = 10    # maximum number of rows that a finding lists
-# For each possible fault of an event, the SQL condition that finds it, and the text of the finding. In the conditions,
-# `u` and `t` are the user and the time of an event, and `p` is the position of its split in SPLITS. `before_u`,
-# `before_t` and `before_p` are the same values of the previous event in the file.
-EVENT_FAULTS = {
-    "u < 0 OR u >= {num_users}": "have a user that is not in users.parquet",
-    "item < 0 OR item >= {num_items}": "have an item that is not in items.parquet",
-    f"split NOT IN {SPLITS}": f"have a split that is not one of {', '.join(SPLITS)}",
-    "NOT isfinite(rating::DOUBLE)": "have a rating that is not finite",
-    "before_u > u OR (before_u = u AND before_t > t)": "are not sorted by user and time",
-    "before_u = u AND before_p > p":
-        "are in train or valid, although the user's previous event is in a later split (data leakage)",
-}
 # For each kind of split, a query that returns one row per finding, and the text of the finding.
 SPLIT_FAULTS = {
     "leave_one_out": ("""
@@ -105,14 +89,16 @@ def _kind_and_suffix(folder: DatasetFolder, path: Path) -> tuple[str, str]:
 
 def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], list[str]]:
     """Check the content of all tables and arrays. Return the readable tables, and one line of text per problem."""
-    found, readable = [], []
+    found, readable, sizes = [], [], dict[Path, int]()
     for path in _tables(folder):
-        unreadable = _collect(path, _column_findings(work, path), success="")
-        found += unreadable or _collect(path, _row_findings(work, path))
-        readable += [] if unreadable else [path]
-    if readable == _tables(folder):
-        found += _collect(folder.interactions, _event_findings(work, folder), "events ok")
-    num_items = work.count(parquet_rows(folder.items)) if folder.items in readable else None
+        unreadable = _collect(path, _findings(work, column_findings, path), success="")
+        found += unreadable
+        if not unreadable:
+            readable.append(path)
+            sizes[path] = work.count(parquet_rows(path))
+            found += _collect(path, _event_findings(work, folder, sizes) if path == folder.interactions else
+                              _findings(work, id_findings, path))
+    num_items = sizes.get(folder.items)
     for path in _arrays(folder):
         found += _collect(path, _array_findings(folder, path, num_items))
     return readable, found
@@ -133,62 +119,19 @@ def _collect(path: Path, findings: Iterable[str], success: str = "content ok") -
     return found
 
 
-def _column_findings(work: Workspace, path: Path) -> Iterator[str]:
-    if not path.exists():
-        yield "not found"
-        return
-    types = {row[0]: row[1] for row in work.run(f"DESCRIBE FROM {parquet_rows(path)}")}
-    required = COLUMNS[path.stem]
-    if missing := [column for column in required if column not in types]:
-        yield f"missing columns: {', '.join(missing)}; the file has the columns {', '.join(types)}"
-    for column, allowed in required.items():
-        if column in types and types[column] not in allowed:
-            yield f"the type of column {column} must be {' or '.join(allowed)}, got {types[column]}"
-    if not work.count(parquet_rows(path)):
-        yield "has no rows"
+def _findings(work: Workspace, check: Callable[..., Iterator[str]], path: Path) -> Iterator[str]:
+    yield from work.call(lambda connection: list(check(connection, path)))
 
 
-def _row_findings(work: Workspace, path: Path) -> Iterator[str]:
-    """Yield a message for missing values, for ids that are not 0, 1, 2, …, and for duplicate raw ids."""
-    rows, columns = parquet_rows(path), COLUMNS[path.stem]
-    counts = ", ".join(f"count(*) - count({name(column)})" for column in columns)
-    for column, nulls in zip(columns, work.run(f"SELECT {counts} FROM {rows}")[0], strict=True):
-        if nulls:
-            yield f"{nulls} rows have no {column}"
-    if path.stem == "interactions":
-        return
-    key = path.stem.removesuffix("s")
-    [(num, distinct, low, high, raw_ids)] = work.run(f"""
-        SELECT count(*), count(DISTINCT {name(key)}), min({name(key)}), max({name(key)}), count(DISTINCT raw_id)
-        FROM {rows}""")
-    if (distinct, low, high) != (num, 0, num - 1):
-        yield (f"the column {key} must contain all ids from 0 to {num - 1}, got {distinct} different ids from {low} to "
-               f"{high}")
-    if raw_ids < num:
-        yield f"has duplicate raw ids: only {raw_ids} of {num} are different"
-
-
-def _event_findings(work: Workspace, folder: DatasetFolder) -> Iterator[str]:
+def _event_findings(work: Workspace, folder: DatasetFolder, sizes: dict[Path, int]) -> Iterator[str]:
     """Yield a message for each kind of problem in the interactions: unknown ids, bad ratings, wrong order, wrong split.
 
-    The files of the interactions, items and users must be readable.
+    sizes: number of rows of each readable table
     """
-    num_users, num_items = (work.count(parquet_rows(path)) for path in (folder.users, folder.items))
-    work.run(f"CREATE VIEW events AS FROM {parquet_rows(folder.interactions)}")
-    # A window function without ORDER BY uses the rows in the order of the file, without sorting them.
-    counts = ", ".join(f"count(*) FILTER ({fault.format(num_users=num_users, num_items=num_items)})"
-                       for fault in EVENT_FAULTS)
-    [(*counts, distinct)] = work.run(f"""
-        WITH places AS (SELECT item, rating, split, "user" AS u, "timestamp" AS t,
-                               list_position({list(SPLITS)}, split) AS p FROM events),
-             pairs AS (SELECT *, lag(u) OVER () AS before_u, lag(t) OVER () AS before_t, lag(p) OVER () AS before_p
-                       FROM places)
-        SELECT {counts}, count(DISTINCT u) FROM pairs""")
-    for count, finding in zip(counts, EVENT_FAULTS.values(), strict=True):
-        if count:
-            yield f"{count} events {finding}"
-    if distinct < num_users:
-        yield f"{num_users - distinct} of the {num_users} users in users.parquet have no events"
+    path = folder.interactions
+    events = work.call(lambda connection: read_events(connection, path))
+    yield from event_findings(events, sizes.get(folder.users), sizes.get(folder.items))
+    work.run(f"CREATE VIEW events AS FROM {parquet_rows(path)}")
     try:
         split_name = load_meta(folder.interactions, "").get("split_name")
     except UserError:  # reported by `_meta_findings`
@@ -203,8 +146,8 @@ def _array_findings(folder: DatasetFolder, path: Path, num_items: int | None) ->
     kind, suffix = _kind_and_suffix(folder, path)
     dtype, ndim = ARRAYS[kind]
     try:
-        array = _open_array(path)
-    except ARRAY_ERRORS as error:
+        array = open_array(path)
+    except (OSError, ValueError) as error:
         yield f"is not a valid .npy file: {error}"
         return
     if array.dtype != dtype or array.ndim != ndim:
@@ -212,6 +155,8 @@ def _array_findings(folder: DatasetFolder, path: Path, num_items: int | None) ->
         return
     if num_items is not None and len(array) != num_items:
         yield f"has {len(array)} rows, but there are {num_items} items"
+    if ndim == 2 and not array.shape[1]:
+        yield "has no columns"
     if kind == "emb":
         yield from _vector_findings(array, _load_present(folder.mask(suffix), len(array)))
     if kind == "codes":
@@ -221,18 +166,14 @@ def _array_findings(folder: DatasetFolder, path: Path, num_items: int | None) ->
             yield "has the same semantic ID for several items"
 
 
-def _open_array(path: Path) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="r")  # unlike `np.load`, it never opens archives or pickles
-
-
 def _load_present(mask: Path, num_rows: int) -> np.ndarray:
     """Load a mask file, bool (num_rows,). True means that the row has a vector of its own.
 
     If the file is missing or invalid, all rows are True.
     """
     try:
-        present = _open_array(mask)
-    except ARRAY_ERRORS:  # the mask is missing or invalid; `_array_findings` reports an invalid mask
+        present = open_array(mask)
+    except (OSError, ValueError):  # the mask is missing or invalid; `_array_findings` reports an invalid mask
         present = np.zeros(0)
     return present if present.dtype == bool and present.shape == (num_rows,) else np.ones(num_rows, dtype=bool)
 
@@ -256,9 +197,9 @@ def _meta_findings(folder: DatasetFolder, items_sha256: str | None, content_is_v
     """
     for path in _files(folder):
         try:
-            meta = load_meta(path, folder.make_command)
-            # Without --force, the command would compare only the recorded hashes, and reuse the damaged file.
-            verify(path, f"{meta.get('command') or folder.make_command} --force")
+            meta = verify(path, folder.make_command)
+            if path == folder.items and items_sha256 is not None:
+                load_items_meta(folder)
         except UserError as error:
             yield str(error)
             continue
@@ -266,9 +207,8 @@ def _meta_findings(folder: DatasetFolder, items_sha256: str | None, content_is_v
         if items_sha256 is not None and path != folder.users and found != items_sha256:
             yield f"{path}: was made for other items (items_sha256 {found}, but items.parquet has {items_sha256})"
         if content_is_valid and _kind_and_suffix(folder, path)[0] == "codes":
-            codes, sizes = _open_array(path), np.array(meta.get("codebook_sizes", []))
-            if len(sizes) != codes.shape[1] or (codes >= sizes).any():
-                yield f"{path}: has codes outside its codebooks; its meta file has the codebook sizes {sizes.tolist()}"
+            yield from (f"{path}: {finding}" for finding in codebook_findings(
+                open_array(path), meta.get("codebook_sizes", [])))
 
 
 def _items_sha256(work: Workspace, folder: DatasetFolder) -> str:
@@ -289,9 +229,9 @@ def _adopt(work: Workspace, folder: DatasetFolder) -> None:
         own = {}  # entries that the next stage reads
         if kind == "emb":
             inputs += [folder.mask(suffix)] * folder.mask(suffix).exists()
-            own = {"dim": _open_array(path).shape[1]}
+            own = {"dim": open_array(path).shape[1]}
         elif kind == "codes":  # valid codes are distinct, so the collision rates are 0
-            own = {"codebook_sizes": (_open_array(path).max(axis=0) + 1).tolist(), "disambiguation_level": None,
+            own = {"codebook_sizes": (open_array(path).max(axis=0) + 1).tolist(), "disambiguation_level": None,
                    "collision_rate_before": 0.0, "collision_rate_after": 0.0}
-        write_meta(path, {"inputs": {p.name: file_sha256(p) for p in inputs}, **shared, **own})
+        write_meta(path, {"inputs": {p.name: content_sha256(p) for p in inputs}, **shared, **own})
         log.info("check: wrote %s", meta_path(path).name)

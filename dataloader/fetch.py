@@ -27,6 +27,7 @@ from common.artifacts import load_meta
 from common.errors import ResourceError, UserError, mask_secrets
 from common.progress import Progress
 from common.publishing import file_sha256, publish
+from common.reading import parse_json, read_text
 from dataloader.archives import HEAD, check_archive, check_head
 from dataloader.http import (
     CutOff,
@@ -208,8 +209,8 @@ class Transfer:
         If the server now has another version of the file, the download starts again from the first byte.
         """
         start, validator, headers = self._size(), "", {"Accept-Encoding": "identity"}
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):  # the tag file is missing or damaged
-            tag = json.loads(self.tag.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, KeyError, TypeError):  # the tag file is missing or damaged
+            tag = parse_json(read_text(self.tag))
             validator = tag["validator"] if tag["address"] == mask_secrets(address) else ""
         if start and validator:
             headers |= {"Range": f"bytes={start}-", "If-Range": validator}

@@ -1,7 +1,6 @@
 """Check the flags of the data stage, and convert them to the options of each step."""
 
 import argparse
-import json
 import math
 import re
 from contextlib import suppress
@@ -18,6 +17,7 @@ from common.config import BOUNDS as SHARED_BOUNDS
 from common.config import CHOICES, Rules, check_section, load_yaml
 from common.errors import ConfigError, closest, nearest
 from common.publishing import meta_path
+from common.reading import parse_json, read_text
 from dataloader.flags import (
     CONFIGS,
     DEFAULT_RATIOS,
@@ -356,10 +356,10 @@ def _find_source(args: argparse.Namespace, folder: DatasetFolder) -> str:
         found = next((name for name, config in configs.items() for pattern, lines in config["found_by"].items()
                       if re.fullmatch(config["found_names"], args.dataset)
                       for path in args.raw_dir.glob(pattern.format(dataset=args.dataset))
-                      if lines == "any" or first_format(path) in (lines, "")), None)
+                      if path.is_file() and (lines == "any" or first_format(path) in (lines, ""))), None)
     else:
         with suppress(OSError, ValueError, KeyError, TypeError):  # the meta file is missing or damaged
-            found = json.loads(meta_path(folder.interactions).read_text(encoding="utf-8"))["settings"]["source"]
+            found = str(parse_json(read_text(meta_path(folder.interactions)))["settings"]["source"])
     if found not in configs:
         found = next((name for name, config in configs.items() if args.dataset in config["datasets"]), None)
     if found is None and args.raw_dir is not None:

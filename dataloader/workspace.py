@@ -65,6 +65,10 @@ class Workspace:
         """Run a query and return all its rows."""
         return self._wait_for(lambda: self.connection.execute(query, list(parameters)).fetchall())
 
+    def call(self, function: Callable[[duckdb.DuckDBPyConnection], Result]) -> Result:
+        """Call a function with the connection of this workspace, and return its result."""
+        return self._wait_for(lambda: function(self.connection))
+
     def value(self, query: str, *parameters: object):
         """Run a query that returns one row, and return the first value in this row."""
         [(value, *_)] = self.run(query, *parameters)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from common.artifacts import DatasetFolder, load_meta
 from common.cli import ROOT, folder_flag
-from common.errors import DataError, UserError
+from common.errors import ArtifactError, DataError, UserError
 from common.publishing import write_text
-from common.run import latest_run, read_finished, read_runs
+from common.reading import WHY, Record
+from common.run import latest_run, read_config, read_finished, read_runs
 from common.tables import csv_text, markdown
 
 COLUMNS = ("tokenizer", "seed", "codes", "collisions", "collisions left", "largest bucket", "lowest utilization",
@@ -19,6 +20,11 @@ NOTES = ("codes: levels x codebook size + codes of the disambiguation level. col
          "reconstruction explains. coherence: text similarity of items that share the first 1 or 2 codes / text "
          "similarity of random pairs. behavioral coherence: how often consecutive items of a user share the first "
          "code / how often this happens by chance (training split).")
+FIX = "run the quantizer again with --force"
+# The metrics in finished.json that the table needs, and their types.
+METRICS = {"collision_rate": float, "largest_bucket": int, "utilization": list[float], "perplexity": list[float]}
+OPTIONAL_METRICS = {"gini": list[float], "explained_variance": float | None, "prefix_coherence": list[float | None],
+                    "behavioral_coherence": float | None}
 
 
 def compare(folder: DatasetFolder, run_root: Path) -> str:
@@ -30,7 +36,7 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     """
     parent = run_root / "quantization" / folder.name
     runs = {path.name: run for path in sorted(parent.glob("*/")) if (run := latest_run(path)) is not None}
-    readable = read_runs(runs.values(), lambda run: read_finished(run, "run the quantizer again with --force"))
+    readable = read_runs(runs.values(), _read)
     summaries = {name: readable[run] for name, run in runs.items()
                  if run in readable and _is_current(readable[run]["inputs"], folder)}
     if not summaries:
@@ -72,6 +78,17 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
+def _read(run: Path) -> Record:
+    """Return the content of finished.json. Raises ArtifactError if an entry that the table needs is wrong."""
+    summary = read_finished(run, FIX)
+    metrics = Record(summary["metrics"], summary.path, summary.fix)
+    metrics.check(METRICS, OPTIONAL_METRICS)
+    if not 0 < len(metrics["utilization"]) <= len(summary["codebook_sizes"]):
+        raise ArtifactError(summary.path, "utilization must have one value per level, got "
+                            f"{metrics['utilization']}", WHY, summary.fix)
+    return summary
+
+
 def row(name: str, run: Path, summary: dict) -> list[str]:
     """Return the table row of one tokenizer. A cell is empty if the run did not record the metric."""
     metrics, sizes = summary["metrics"], summary["codebook_sizes"]
@@ -95,9 +112,7 @@ def shape(sizes: list[int], num_levels: int) -> str:
 
 
 def _seed(run: Path) -> str:
-    import yaml
-
-    return str(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["common"]["seed"])
+    return str(read_config(run, FIX)["common"]["seed"])
 
 
 def _mean(values: list[float] | None) -> float | None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import DatasetFolder, load_embeddings, load_mask, load_meta
+from common.artifacts import DatasetFolder, load_embeddings, load_items_meta, load_mask, load_meta
 from common.training import derive_seed
 
 
@@ -36,7 +36,8 @@ class Embeddings(NamedTuple):
         if len(parts) == 1:
             [xs] = parts.values()  # no copy: the array may be large
         else:
-            xs = np.concatenate(list(parts.values()), axis=1) if parts else np.arange(items["num_items"])[:, None]
+            xs = (np.concatenate(list(parts.values()), axis=1) if parts else
+                  np.arange(load_items_meta(folder)["num_items"])[:, None])
         return cls(xs, {s: p.shape[1] for s, p in parts.items()}, hashes, items["items_sha256"])
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import SPLITS, DatasetFolder, load_embeddings, load_interactions, load_meta
+from common.artifacts import DatasetFolder, load_embeddings, load_interactions, load_meta
+from common.table_files import SPLITS
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.utils import checked_codes
 

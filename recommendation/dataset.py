@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.artifacts import SPLITS, DatasetFolder, Interactions, load_interactions, load_meta
+from common.artifacts import DatasetFolder, Interactions, load_interactions, load_meta
 from common.errors import DataError
+from common.table_files import SPLITS
 from common.training import derive_seed
 from recommendation.models.abstract_model import PADDING, Windows
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from common.artifacts import DatasetFolder, load_items, load_users
 from common.errors import DataError, nearest, nearest_id
+from common.reading import require_regular
 from recommendation.dataset import Sequences
 from recommendation.unknown_users import unknown_user
 
@@ -95,6 +96,7 @@ def read_histories(path: Path) -> list[Query]:
     read.
     """
     try:
+        require_regular(path)
         with path.open(encoding="utf-8-sig") as file:
             queries = [_parse_query(line, f"{path}:{number}") for number, line in enumerate(file, start=1)
                        if line.strip()]

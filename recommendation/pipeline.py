@@ -14,14 +14,14 @@ from common.device import resolve_device
 from common.distributed import process_group
 from common.errors import DataError
 from common.publishing import write_text
-from common.run import Run, read_json
+from common.run import Run
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, cannot_rank, evaluate
 from recommendation.export.t5 import initialize_from_t5, t5_inputs
 from recommendation.metrics import mean_and_deviation
 from recommendation.models import code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender
-from recommendation.runs import Choice, load_source
+from recommendation.runs import Choice, load_source, read_metrics
 from recommendation.trainer import train
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Pipeline:
             log.info("recommendation: reusing run %s of %s (it is finished; use --force to repeat it)",
                      self.run.id, self.config.name)
             self.run.make_latest()
-            return read_json(self.run.folder / "metrics.json", f"{self.run.command} --force")
+            return read_metrics(self.run.folder, f"{self.run.command} --force")
         model, num_items, params = self._build(), self.catalogue.num_items, self.config.training_params
         sequences = Sequences.load(self.folder, self.device)
         self._require_held_out(sequences)

@@ -107,7 +107,7 @@ def _group_by_configuration(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
         key = json.dumps([run.model, run.variant, run.inputs, common, run.config[run.model]], sort_keys=True)
         groups.setdefault(key, {})[run.seed] = run
     return sorted(([by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups.values()),
-                  key=lambda group: -(_mean([run.metrics["test"]["ndcg@10"] for run in group]) or 0))
+                  key=lambda group: -(_mean([run.metrics["test"].get("ndcg@10") for run in group]) or 0))
 
 
 def row(runs: list[FinishedRun]) -> list[str]:
@@ -243,8 +243,9 @@ def table(rows: dict[str, dict]) -> str:
     """
     names = columns((5, 10), kinds=(True,))
     return markdown(("model", *names), [
-        [model, *(f"{row['test'][name]:.4f} (±{row['test'][name + '_stderr']:.4f})" if name in row["test"] else ""
-                  for name in names)] for model, row in rows.items()])
+        [model, *(f"{row['test'][name]:.4f} (±{row['test'][name + '_stderr']:.4f})"
+                  if {name, f"{name}_stderr"} <= row["test"].keys() else "" for name in names)]
+        for model, row in rows.items()])
 
 
 def seeds_table(model: str, summary: dict) -> str:

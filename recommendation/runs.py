@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 
-from common.artifacts import DatasetFolder, load_codes, load_meta, variant
+from common.artifacts import DatasetFolder, load_codes, load_items_meta, load_meta, variant
 from common.checkpoint import Checkpoints, restore
 from common.cli import ROOT
 from common.config import Config, resolve
 from common.device import resolve_device
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
-from common.run import latest_run, read_finished, read_json
+from common.reading import WHY, Record, fits, read_record
+from common.run import latest_run, read_config, read_finished
 from recommendation.models import DEFAULTS, code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 
 log = logging.getLogger(__name__)
 
+BY_POPULARITY = "by_popularity"  # the only metric that is not a number
 NO_CODES = "no-codes"  # name of the variant if the model does not use semantic IDs
 # The flags that select the semantic IDs, and their defaults.
 FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}
@@ -79,7 +80,7 @@ def load_source(folder: DatasetFolder, choice: Choice) -> Source:
     """
     inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
     if not choice.needs_codes:
-        num_items = load_meta(folder.items, folder.make_command)["num_items"]
+        num_items = load_items_meta(folder)["num_items"]
         return Source(Catalogue(num_items, None, []), inputs, {})
     codes, meta = load_codes(folder, *choice[1:])
     path = folder.codes(*choice[1:])
@@ -119,16 +120,25 @@ def read_run(folder: Path) -> FinishedRun:
     """Read the configuration and the results of a finished run. Raises ArtifactError if a file cannot be read."""
     fix = f"delete {folder} and train the model again"
     finished = read_finished(folder, fix)
-    fix, model, times = f"{finished['command']} --force", folder.parent.parent.name, folder / "times.json"
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        config["common"]["seed"], config[model]["training_params"]["filter_seen"]  # raises KeyError if missing
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ArtifactError(folder / "config.yaml", "cannot be read", str(error), fix) from error
+    fix, model, times = finished.fix, folder.parent.parent.name, folder / "times.json"
+    config = read_config(folder, fix)
+    params = config[model].get("training_params") if isinstance(config.get(model), dict) else None
+    if not isinstance(params, dict) or not fits(params.get("filter_seen"), bool):
+        raise ArtifactError(folder / "config.yaml", f"{model}.training_params.filter_seen must be of type bool", WHY,
+                            fix)
     return FinishedRun(model, folder.parent.name, config, finished["inputs"],
-                       read_json(folder / "metrics.json", fix, "test", "num_parameters"),
-                       read_json(times, fix, "training")["training"] if times.exists() else float("nan"),
+                       read_metrics(folder, fix),
+                       read_record(times, fix, {"training": float})["training"] if times.exists() else float("nan"),
                        finished.get("users_per_second"))
+
+
+def read_metrics(folder: Path, fix: str) -> Record:
+    """Read `metrics.json` of a finished run. Raises ArtifactError if the file is damaged."""
+    metrics = read_record(folder / "metrics.json", fix, {"test": dict, "num_parameters": int})
+    numbers = Record({f"test.{name}": value for name, value in metrics["test"].items() if name != BY_POPULARITY},
+                     metrics.path, fix)
+    numbers.check({**dict.fromkeys(numbers, float), "test.num_targets": int}, {})
+    return metrics
 
 
 class LoadedRun(NamedTuple):

@@ -26,15 +26,14 @@ this number of dimensions. Finally, all vectors are multiplied by one factor, so
 import logging
 from typing import NamedTuple
 
-import duckdb
 import numpy as np
 from scipy.linalg import qr
 from scipy.sparse import csr_matrix
 
-from common.artifacts import DatasetFolder, load_meta
-from common.errors import ArtifactError, DataError
+from common.artifacts import DatasetFolder, load_interactions, load_items_meta
+from common.errors import DataError
 from common.progress import Progress
-from common.tables import parquet_rows
+from common.table_files import SPLITS
 from dataloader.options import Collaborative
 
 log = logging.getLogger(__name__)
@@ -52,18 +51,15 @@ def item_vectors(folder: DatasetFolder, config: Collaborative, seed: int) -> tup
     """Compute the embedding cf: the vectors of all N items, float32 (N, K), and a mask, bool (N,).
 
     The mask is true for the items that have a vector; the vectors of the other items are zero. Raises DataError if no
-    user has two different training items. Raises ArtifactError if the item of an event is not in items.parquet.
+    user has two different training items. Raises ArtifactError if a table is damaged.
     """
-    num_items = load_meta(folder.items, folder.make_command)["num_items"]
-    # Read only the training events. The events of valid and test must not influence the vectors.
-    events = duckdb.sql(f"FROM {parquet_rows(folder.interactions)}").filter("split = 'train'").project(
-        '"user"::INTEGER AS "user", item::INTEGER AS item').fetchnumpy()
-    users, items = np.asarray(events["user"]), np.asarray(events["item"])
-    if len(items) and items.max() >= num_items:
-        raise ArtifactError(folder.interactions, f"contains item {items.max()}",
-                            f"{folder.items.name} has only {num_items} items", f"{folder.make_command} --force")
+    num_items, events = load_items_meta(folder)["num_items"], load_interactions(folder)
+    # Use only the training events. The events of valid and test must not influence the vectors.
+    train = events.split == SPLITS.index("train")
+    users, items = events.user[train].astype(np.int32), events.item[train].astype(np.int32)
+    del events, train  # for 20 million events, these arrays need as much memory as the matrix
     matrix = co_occurrence(users, items, config.smoothing)
-    del events, users, items  # for 20 million events, these arrays need as much memory as the matrix
+    del users, items
     if not len(matrix.items):
         raise DataError(folder.interactions, "no user has two different items in the training split",
                         "The embedding cf is computed from such pairs of items",

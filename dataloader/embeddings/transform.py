@@ -1,6 +1,5 @@
 """Check, transform and publish embedding vectors. Steps 3, 4 and 5 share this code."""
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from common.artifacts import DatasetFolder, load_items, load_meta, save_array
 from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.publishing import meta_path
+from common.reading import parse_json, read_text
 from dataloader.embeddings.encode import named
 from dataloader.options import Embedding, Transform
 
@@ -47,14 +47,15 @@ def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> boo
 def _recorded(path: Path) -> dict:
     """Return the content of the meta file, even if the artifact is stale. Return {} if there is no valid meta file."""
     try:
-        meta = json.loads(meta_path(path).read_text(encoding="utf-8")) if path.exists() else {}
+        meta = parse_json(read_text(meta_path(path))) if path.exists() else {}
     except (OSError, ValueError):
         meta = {}
     return meta if isinstance(meta, dict) else {}
 
 
 def _made_elsewhere(meta: dict) -> bool:
-    return bool(meta.get("settings", {}).get("adopted")) or "recommender" in meta
+    settings = meta.get("settings")
+    return (isinstance(settings, dict) and bool(settings.get("adopted"))) or "recommender" in meta
 
 
 def publish_embedding(target: Embedding, vectors: np.ndarray, settings: dict, command: str,

@@ -16,7 +16,7 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
     dataset, fix = options.folder.name, f"bash dataloader/0_download_dataset.sh --dataset {options.folder.name} --force"
     reviews, metadata = ([options.raw / name.format(dataset=dataset) for name in options.config[part]["files"]]
                          for part in ("interactions", "items"))
-    found, items = (next((path for path in paths if path.exists()), None) for paths in (reviews, metadata))
+    found, items = (next((path for path in paths if path.is_file()), None) for paths in (reviews, metadata))
     if found is None:
         raise DataError(options.raw, "has no review file", "Looked for " + ", ".join(p.name for p in reviews), fix)
     if items is None and options.downloads:

@@ -33,7 +33,7 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
 def _found(options: ProcessOptions, part: str) -> Path | None:
     for pattern in options.config[part]["files"]:
         found = [path for path in sorted(options.raw.glob(pattern.format(dataset=options.folder.name)))
-                 if _ending(path) in FORMATS and not path.name.endswith(".meta.json")]
+                 if path.is_file() and _ending(path) in FORMATS and not path.name.endswith(".meta.json")]
         if len(found) > 1:
             raise ConfigError(options.raw, f"has several {part} files", ", ".join(path.name for path in found),
                               f"choose one with --{part} FILE")

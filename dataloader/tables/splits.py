@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from common.artifacts import SPLITS
 from common.errors import DataError
+from common.table_files import SPLITS
 from dataloader.options import Processing, timestamp_of
 from dataloader.tables.filters import Report, filter_lines
 from dataloader.workspace import Workspace

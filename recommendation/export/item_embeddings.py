@@ -1,6 +1,5 @@
 """Export of a recommender's item vectors to an embedding file. Quantizers can read this file."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import numpy as np
 import torch
 
 from common.artifacts import DatasetFolder, load_interactions, load_meta, save_array
-from common.errors import ConfigError, TrainingError
+from common.errors import ArtifactError, ConfigError, TrainingError
 from common.publishing import meta_path
+from common.reading import read_record
 from recommendation.models import find_class, names
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.runs import Choice, load_recommender
@@ -92,8 +92,8 @@ def _protect_other_embedding(path: Path, model: str, force: bool) -> None:
     if force or not path.exists():
         return
     try:
-        meta = json.loads(meta_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        meta: dict = read_record(meta_path(path), "", {}, {"recommender": str, "command": str | None})
+    except ArtifactError:
         meta = {}
     if meta.get("recommender") != model:
         raise ConfigError(path, "already exists", f"It was made by: {meta.get('command') or 'an unknown command'}",

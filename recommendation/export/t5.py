@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.artifacts import DatasetFolder, load_items
-from common.errors import ArtifactError, ConfigError, DataError
+from common.errors import ConfigError, DataError
 from common.publishing import file_sha256, publish_folder
-from common.run import read_json
+from common.reading import read_record
 
 if TYPE_CHECKING:
     from recommendation.runs import Choice  # for type checks only, because loading torch is slow
@@ -101,9 +101,7 @@ def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
     if not (source / "index.json").is_file():
         return
     fix = "use the index.json that --export_t5 wrote, or delete this file"
-    index = read_json(source / "index.json", fix)
-    if not isinstance(index, dict):
-        raise ArtifactError(source / "index.json", "must be a JSON object that maps raw item ids to tokens", fix=fix)
+    index = read_record(source / "index.json", fix, {})
     ours = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
     common = [item for item in ours if item in index]
     num_changed = sum(ours[item] != index[item] for item in common)

@@ -11,6 +11,7 @@ from common import artifacts, publishing
 from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, load_mask, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
+from common.metas import verify
 from common.publishing import publish
 from tests.common.helpers import names, numbers, put
 from tests.errors import refused
@@ -247,18 +248,18 @@ def test_a_file_made_elsewhere_needs_a_meta(folder):
     publishing.write_meta(path, {"inputs": {folder.items.name: publishing.file_sha256(folder.items)},
                                 "items_sha256": ITEMS, "title": "Zoë"})
     assert load_embeddings(folder, "td").tolist() == [[1, 1]] * 3
-    meta = artifacts.verify(path, "")
-    assert (meta["schema_version"], meta["size"]) == (artifacts.SCHEMA_VERSION, path.stat().st_size)
+    meta = verify(path, "")
+    assert (meta["schema_version"], meta["size"]) == (publishing.SCHEMA_VERSION, path.stat().st_size)
     assert names(folder.path) == {"items.parquet", "items.parquet.meta.json", path.name, f"{path.name}.meta.json"}
 
 
 def test_a_file_that_changed_no_longer_fits_its_meta(folder):
     folder.users.write_bytes(b"users")
     publishing.write_meta(folder.users, {"inputs": {}})
-    artifacts.verify(folder.users, "")
+    verify(folder.users, "")
     folder.users.write_bytes(b"USERS")
     with refused(ArtifactError, folder.users):
-        artifacts.verify(folder.users, "")
+        verify(folder.users, "")
 
 
 def test_an_object_array_is_not_written_either(tmp_path):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from common import publishing
-from common.artifacts import load_meta
-from common.artifacts import verify as verify_artifact
+from common import metas, publishing
 from common.errors import ArtifactError, DataError, Interrupted
+from common.metas import load_meta
+from common.metas import verify as verify_artifact
 from common.publishing import SCHEMA_VERSION, publish, publish_folder, sweep
 from tests.common.helpers import flip_a_bit, names, numbers, put
 from tests.errors import refused
@@ -296,12 +296,62 @@ def test_another_schema_version_is_refused(tmp_path, version):
     assert numbers(raised) >= {str(version), str(SCHEMA_VERSION)}
 
 
-def test_verify_finds_a_flipped_bit_in_the_content(tmp_path):
+def test_a_flipped_bit_in_the_content_is_found(tmp_path):
     put(tmp_path / "file", b"hello")
     flip_a_bit(tmp_path / "file")
-    load_meta(tmp_path / "file", "make it")
-    with refused(ArtifactError, tmp_path / "file", fix=["make file --force"]):
-        verify_artifact(tmp_path / "file", "make it")
+    for check in (load_meta, verify_artifact):
+        with refused(ArtifactError, tmp_path / "file", fix=["make file --force"]):
+            check(tmp_path / "file", "make it")
+
+
+def test_an_input_that_changed_under_its_meta_is_found(chain):
+    items, _, codes = chain
+    flip_a_bit(items)
+    with refused(ArtifactError, items, fix=["make items --force"]):
+        load_meta(codes, "make it")
+
+
+def test_one_process_hashes_the_same_version_once(tmp_path, monkeypatch):
+    path, hashed = tmp_path / "file", []
+    put(path, b"hello")
+    monkeypatch.setattr(publishing, "file_sha256", lambda path: hashed.append(path.name) or SHA256_OF_HELLO)
+    for _ in range(2):
+        load_meta(path, "make it")
+        verify_artifact(path, "make it")
+    assert hashed == ["file"]
+
+
+def test_a_large_file_is_hashed_if_its_time_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing, "LARGE", 4)
+    path = tmp_path / "file"
+    assert put(path, b"hello")["mtime_ns"] == path.stat().st_mtime_ns
+    put(tmp_path / "small", b"tiny")
+    assert "mtime_ns" not in load_meta(tmp_path / "small", "make it")
+    before = path.stat().st_mtime_ns
+    flip_a_bit(path)
+    os.utime(path, ns=(before, before))  # the size and the time of the damaged file are unchanged
+    load_meta(path, "make it")
+    with refused(ArtifactError, path):
+        verify_artifact(path, "make it")
+    os.utime(path)
+    with refused(ArtifactError, path, fix=["make file --force"]):
+        load_meta(path, "make it")
+    flip_a_bit(path)  # a copy of the right content has another time
+    load_meta(path, "make it")
+
+
+def test_a_file_published_during_a_load_is_accepted(tmp_path, monkeypatch):
+    put(tmp_path / "file", b"hello")
+    read, is_first = metas.read_record, [True]
+
+    def slow(path, *rest):
+        content = read(path, *rest)
+        if is_first.pop() if is_first else False:
+            put(tmp_path / "file", b"other", edition=2)
+        return content
+
+    monkeypatch.setattr(metas, "read_record", slow)
+    assert load_meta(tmp_path / "file", "make it")["edition"] == 2
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import threading
 import pytest
 import yaml
 
-from common.errors import ArtifactError, LockedError
+from common.errors import LockedError
 from common.lock import FolderLock
-from common.run import Run, latest_run, log_to, read_json
+from common.run import Run, latest_run, log_to
 from tests.errors import Outcome, refused
 
 CONFIG = {"common": {"seed": 0}, "vq": {"training_params": {"lr": 0.1, "patience": None}}}
@@ -230,14 +230,6 @@ def test_a_run_being_repeated_is_not_the_latest(new_run):
         run.finish({})
     with run.open(force=True):
         assert latest_run(run.parent) is None
-
-
-@pytest.mark.parametrize("text", [None, "", "{", b"\xff".decode("latin-1")])
-def test_an_unreadable_json_file_is_an_artifact_error(tmp_path, text):
-    if text is not None:
-        (tmp_path / "m.json").write_text(text, encoding="latin-1")
-    with refused(ArtifactError, tmp_path / "m.json", fix=["train --force"]):
-        read_json(tmp_path / "m.json", "train --force")
 
 
 @pytest.mark.slow

@@ -4,20 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import DatasetFolder, save_array
+from common.artifacts import DatasetFolder, ids_sha256, load_meta, save_array
 from common.errors import DataError
-from common.publishing import file_sha256, publish
+from common.publishing import file_sha256
 from quantization.dataset import Batches, Embeddings
 from tests.errors import refused
+from tests.quantization.tiny_data import save_items
 
 
 @pytest.fixture
 def folder(tmp_path) -> DatasetFolder:
     """A dataset of three items with the embeddings td (2 wide) and image (1 wide)."""
     folder = DatasetFolder(tmp_path, "Tiny")
-    items = publish(folder.items, lambda path: path.write_bytes(b"items"),
-                    {"inputs": {}, "num_items": 3, "items_sha256": "abc"})
-    meta = {"inputs": {folder.items.name: items["sha256"]}, "items_sha256": "abc"}
+    save_items(folder, 3)
+    items = load_meta(folder.items, "")
+    meta = {"inputs": {folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"]}
     save_array(folder.embeddings("td"), np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32), meta)
     save_array(folder.embeddings("image"), np.array([[7], [8], [9]], dtype=np.float32), meta)
     return folder
@@ -29,7 +30,7 @@ def test_one_embedding_is_read_with_its_hash(folder):
     assert embeddings.xs.dtype == np.float32
     assert embeddings.inputs == {"td": 2}
     assert embeddings.hashes == {"Tiny.emb-td.npy": file_sha256(folder.embeddings("td"))}
-    assert embeddings.items_sha256 == "abc"
+    assert embeddings.items_sha256 == ids_sha256(["raw 0", "raw 1", "raw 2"])
 
 
 def test_several_embeddings_are_joined_in_the_given_order(folder):

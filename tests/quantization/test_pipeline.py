@@ -166,7 +166,7 @@ def test_changed_reference_data_updates_the_metrics(quantize, folder, xs, change
     if changed == "td":
         save_embedding(folder, "td", xs.numpy() ** 2)
     else:
-        save_interactions(folder, [(user, item, "train") for user in range(5) for item in (user, user + 7)])
+        save_interactions(folder, [(user, item, "train") for user in range(20) for item in (user % 5, user % 5 + 7)])
     second = quantize("rkmeans", suffix="other")
     after = json.loads((second / "evaluation.json").read_text())["metrics"]
     assert second != first

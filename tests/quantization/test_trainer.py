@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import DatasetFolder, load_codes
+from common.artifacts import DatasetFolder, ids_sha256, load_codes
 from common.checkpoint import Checkpoints
 from common.command import stop_request
 from common.config import resolve
 from common.errors import ArtifactError, ConfigError, DataError, Interrupted, TrainingError
-from common.publishing import publish
 from common.run import Run
 from quantization.dataset import Embeddings
 from quantization.evaluate import EvaluationData
@@ -24,6 +23,7 @@ from quantization.trainer import QuantizerTask, Trainer, is_published
 from tests.errors import refused
 
 from .conftest import NUM_ITEMS, WIDTH, numbers
+from .tiny_data import save_items
 
 
 class Signs(AbstractVQ):
@@ -80,10 +80,7 @@ def _no_waiting_for_the_disk():
 
 @pytest.fixture
 def folder(tmp_path) -> DatasetFolder:
-    folder = DatasetFolder(tmp_path / "data", "Tiny")
-    publish(folder.items, lambda path: path.write_bytes(b"items"),
-            {"inputs": {}, "num_items": NUM_ITEMS, "items_sha256": "abc"})
-    return folder
+    return save_items(DatasetFolder(tmp_path / "data", "Tiny"), NUM_ITEMS)
 
 
 def embeddings_of(folder: DatasetFolder, xs: torch.Tensor) -> Embeddings:
@@ -123,7 +120,7 @@ def test_a_trained_quantizer_publishes_distinct_codes_with_their_meta(make_confi
     assert meta["disambiguation_level"] == 1
     assert meta["collision_rate_before"] == metrics["collision_rate"] == 1 - len(sizes) / NUM_ITEMS
     assert meta["collision_rate_after"] == 0.0
-    assert meta["items_sha256"] == "abc"
+    assert meta["items_sha256"] == ids_sha256(f"raw {item}" for item in range(NUM_ITEMS))
     assert set(meta["inputs"]) == {"items.parquet"}
     assert (meta["quantizer"], meta["command"]) == ("q", "a command")
     assert len(run.metrics.read_text().splitlines()) == 3  # epochs

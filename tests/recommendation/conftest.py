@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from common.artifacts import SPLITS, DatasetFolder
+from common.artifacts import DatasetFolder
 from common.config import Config
+from common.table_files import SPLITS
 from recommendation.dataset import Sequences
 from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import PADDING, Catalogue, Windows

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from common.artifacts import DatasetFolder, load_meta, save_array
+from common.artifacts import DatasetFolder, ids_sha256, load_meta, save_array
 from common.errors import ArtifactError, DataError
 from common.publishing import publish, write_meta
 from recommendation.evaluator import predict
@@ -23,12 +23,18 @@ from .conftest import NUM_ITEMS, SIZES, random_codes
 # Raw ids that a careless reader would convert to numbers or to missing values; row i is item or user i.
 RAW_ITEMS = [f"000{item}" for item in range(NUM_ITEMS - 1)] + ["NA"]
 HISTORIES = [[(3 * user + step * step) % NUM_ITEMS for step in range(4 + user % 5)] for user in range(12)]
+ITEMS_SHA256 = ids_sha256(RAW_ITEMS)
 RAW_USERS = [f"user {user}" for user in range(len(HISTORIES))]
 
 
 def write_table(path, frame: pd.DataFrame, meta: dict) -> str:
     return publish(path, lambda staged: duckdb.from_df(frame).write_parquet(str(staged)),
-                   {"inputs": {}, "num_items": NUM_ITEMS, "items_sha256": "abc", **meta})["sha256"]
+                   {"inputs": {}, "num_items": NUM_ITEMS, "items_sha256": ITEMS_SHA256, **meta})["sha256"]
+
+
+def write_users(folder: DatasetFolder, num_users: int) -> None:
+    raw_ids = [f"user {user}" for user in range(num_users)]
+    write_table(folder.users, pd.DataFrame({"user": range(num_users), "raw_id": raw_ids}), {})
 
 
 def write_data(root, histories: list[list[int]]) -> DatasetFolder:
@@ -36,12 +42,13 @@ def write_data(root, histories: list[list[int]]) -> DatasetFolder:
     folder = DatasetFolder(root / "data", "Tiny")
     items = write_table(folder.items, pd.DataFrame({"item": range(NUM_ITEMS), "raw_id": RAW_ITEMS, "title": RAW_ITEMS,
                                                     "text": RAW_ITEMS}), {})
-    write_table(folder.users, pd.DataFrame({"user": range(len(RAW_USERS)), "raw_id": RAW_USERS}), {})
+    write_users(folder, len(histories))
     events = [(user, item, time, split) for user, history in enumerate(histories) for time, (item, split) in
               enumerate(zip(history, ["train"] * (len(history) - 2) + ["valid", "test"], strict=False))]
-    write_table(folder.interactions, pd.DataFrame(events, columns=["user", "item", "timestamp", "split"]), {})
+    frame = pd.DataFrame(events, columns=["user", "item", "timestamp", "split"]).assign(rating=5.0)
+    write_table(folder.interactions, frame, {})
     save_array(folder.codes("rqvae", "td", None), random_codes(NUM_ITEMS, SIZES).numpy().astype("int32"), {
-        "inputs": {"items.parquet": items}, "items_sha256": "abc", "codebook_sizes": SIZES,
+        "inputs": {"items.parquet": items}, "items_sha256": ITEMS_SHA256, "codebook_sizes": SIZES,
         "disambiguation_level": None, "collision_rate_before": 0.25, "collision_rate_after": 0.0})
     return folder
 
@@ -148,8 +155,9 @@ def test_a_model_is_prepared_between_training_and_test(execute, monkeypatch):
 def test_test_events_without_history_are_skipped_and_counted(tmp_path, make_config, caplog):
     folder = write_data(tmp_path, HISTORIES[:11])
     before = duckdb.read_parquet(str(folder.interactions)).df()
-    first = pd.DataFrame([(11, 3, 0, "test"), (11, 4, 1, "test")], columns=before.columns)
+    first = pd.DataFrame([(11, 3, 0, "test", 5.0), (11, 4, 1, "test", 5.0)], columns=before.columns)
     write_table(folder.interactions, pd.concat([before, first]), {})
+    write_users(folder, 12)
     pipeline = Pipeline(make_config("markov", top_k=20), folder, Choice("markov"), tmp_path / "runs", "a command")
     test = pipeline.execute(force=False)["test"]
     assert (test["num_targets"], test["num_without_history"]) == (12, 1)

@@ -29,7 +29,7 @@ from tests.small import small_config
 from tests.text import lines_with
 
 from .conftest import SMALL
-from .test_pipeline import HISTORIES, write_data, write_table
+from .test_pipeline import HISTORIES, write_data, write_table, write_users
 
 
 @pytest.fixture
@@ -303,8 +303,9 @@ def test_an_examples_history_ends_before_its_test_item(tmp_path, make_config):
     folder = write_data(tmp_path, [])
     splits = ["train", "train", "valid", "test", "test", "test"]
     events = [(user, user * 10 + time, time, split) for user in (0, 1) for time, split in enumerate(splits)]
-    frame = pd.DataFrame(events, columns=["user", "item", "timestamp", "split"])
+    frame = pd.DataFrame(events, columns=["user", "item", "timestamp", "split"]).assign(rating=5.0)
     write_table(folder.interactions, frame, {"split_name": "temporal"})
+    write_users(folder, 2)
     pipeline = Pipeline(make_config("markov", top_k=20), folder, Choice("markov"), tmp_path / "runs", "train")
     pipeline.execute(force=False)
     text = examples(folder, pipeline.run.folder, "markov")

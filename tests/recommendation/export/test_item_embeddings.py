@@ -12,6 +12,8 @@ from recommendation.main import main
 from recommendation.runs import Choice, load_recommender
 from tests.errors import refused
 
+from ..test_pipeline import ITEMS_SHA256
+
 # Items 0 to 28 have training events, item 29 only a test event.
 HISTORIES = [[*range(start, 29), 0, 29] for start in (0, 5)]
 
@@ -45,7 +47,8 @@ def test_only_its_own_embedding_is_overwritten_without_force(sasrec):
     export(sasrec, "--model=sasrec")
     export(sasrec, "--model=sasrec")
     path = sasrec.folder.embeddings("mine")
-    save_array(path, np.ones((30, 2), dtype=np.float32), {"inputs": {}, "items_sha256": "abc", "command": "a command"})
+    save_array(path, np.ones((30, 2), dtype=np.float32), {
+        "inputs": {}, "items_sha256": ITEMS_SHA256, "command": "a command"})
     before = path.read_bytes()
     with refused(ConfigError, path, names=["a command"], fix=["--export_item_embeddings", "--force"]):
         export(sasrec, "--model=sasrec")
