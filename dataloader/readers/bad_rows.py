@@ -102,11 +102,18 @@ def bad_id(column: str) -> str:
     return f"coalesce(strlen({column}), 0) NOT BETWEEN 1 AND {MAX_ID}"
 
 
-def id_fault(table: RawTable, values: dict, field: str) -> str:
-    """Return why the raw id in the field of a row is invalid, or "" if the id is valid."""
-    if value_of(table, values, field) is None:
+def id_fault(table: RawTable, values: dict, field: str, largest: int) -> str:
+    """Return why the raw id in the field of a row is invalid, or "" if the id is valid.
+
+    largest: the largest floating-point number that is a valid id
+    """
+    found = value_of(table, values, field)
+    if found is None:
         return missing_field(table, field)
-    value = str(value_of(table, values, field))
+    if isinstance(found, float) and not (found.is_integer() and abs(found) <= largest):
+        return (f"{field} must be a text or a whole number, got {found!r} (floating-point numbers are exact only up to "
+                f"{largest:,}; store the ids as text or as integers)")
+    value = str(found)
     length = len(value.encode("utf-8", "surrogatepass"))
     if length > MAX_ID:
         return f"{field} must have at most {MAX_ID:,} bytes, got {length:,} bytes: {value[:20]!r}…"
