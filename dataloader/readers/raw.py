@@ -91,7 +91,7 @@ def _create(work: Workspace, into: str, query: str, rows: str) -> None:
 
 
 def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str,
-           num_inexact: int) -> None:
+           num_inexact: int = 0) -> None:
     """Read again what `load` could not read correctly, and update the table `into`.
 
     query, types: the same as for `load`

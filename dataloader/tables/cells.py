@@ -71,7 +71,7 @@ def note(field: str, missing: tuple[str, ...] | None) -> str:
 
 
 def value(field: str) -> str:
-    """Return SQL for a raw value, or NULL if `<field>_note` is not NULL. A text that contains a list becomes the list."""
+    """Return SQL for a raw value, or NULL if the value has a note. A text that contains a list becomes the list."""
     raw = f"{field}::VARCHAR"
     return f"""CASE WHEN {field}_note IS NOT NULL THEN NULL WHEN starts_with({raw}, '"[') THEN
                     CASE WHEN wanted AND ends_with({raw}, ']"')

@@ -68,8 +68,9 @@ def _fault(table: RawTable, values: dict, times: Times, largest: dict[str, int],
            high: float) -> tuple[str, str]:
     """Return why a row with these raw values is invalid, and a flag that would make it valid (or "")."""
     for field in ("user", "item"):
-        if fault := id_fault(table, values, field, largest[field]):
-            return fault, ""
+        fault, instead = id_fault(table, values, field, largest[field])
+        if fault:
+            return fault, instead
     time, rating = (value_of(table, values, field) for field in ("time", "rating"))
     if time is None:
         return missing_field(table, "time"), ""

@@ -53,10 +53,14 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     if num_records and not num_ids:
         refuse_other_source(work, table, "items", options.source, ["item"])
     repair(work, table, "metadata", query, types, "raw_id IS NULL", num_inexact)
-    largest = largest_id(work, table, "item")
-    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: (id_fault(
-        table, values, "item", largest) or "has a text in lists that are nested three or more levels deep", ""),
-        options.processing.bad_lines, bad_lines)
+    largest, deep = largest_id(work, table, "item"), "has a text in lists that are nested three or more levels deep"
+
+    def explain(values: dict) -> tuple[str, str]:
+        fault, instead = id_fault(table, values, "item", largest)
+        return fault or deep, instead
+
+    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", explain,
+                         options.processing.bad_lines, bad_lines)
 
 
 def _query(fields: list[str], missing: tuple[str, ...] | None, is_wanted: str) -> str:

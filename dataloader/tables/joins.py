@@ -13,6 +13,7 @@ MIN_SHARE, LOW_SHARE = 0.01, 0.5  # of the items that have a record: below, the 
 NUM_COMPARED = 10_000             # items without a record that are compared in other forms
 MIN_EXPLAINED = 0.1               # the share of these items that must have a record in another form
 EXCERPT = 60                      # characters of an id in a message
+UNICODE_FORM = "the Unicode form of characters"
 # For each usual difference between two ids of the same item, SQL that removes the difference. The last ones remove
 # several differences; the first form with the most matches explains them.
 FORMS = {
@@ -21,11 +22,11 @@ FORMS = {
     "leading zeros": r"regexp_replace(id, '^0+(.)', '\1')",
     "a fraction such as .0": r"regexp_replace(id, '^(\d+)\.0*$', '\1')",
     "quotes": """trim(id, '"''`')""",
-    "the Unicode form of a character": "nfc_normalize(id)",
+    UNICODE_FORM: "nfc_normalize(id)",
     "the notation of a number": "CASE WHEN try_cast(id AS DOUBLE) < 9e15 THEN try_cast(id AS DOUBLE)::VARCHAR END",
     "punctuation or case": r"nullif(lower(regexp_replace(id, '[^\p{L}\p{N}]+', '', 'g')), '')",
-    "characters before or after the number": r"ltrim(nullif(regexp_extract(id, '^\D*(\d+)(?:\.0*)?\D*$', 1), ''), '0')",
     "the part before the last separator": r"regexp_replace(id, '^.*[/:_#|.-]([^/:_#|.-]+)$', '\1')",
+    "characters before or after the number": r"ltrim(nullif(regexp_extract(id, '^\D*(\d+)(?:\.0*)?\D*$', 1), ''), '0')",
 }
 
 
@@ -42,9 +43,10 @@ def check_join(work: Workspace, tables: list[RawTable], options: ProcessOptions)
         return counts
     ours, theirs, reason = _example(work)
     events, records = (table.origin for table in tables)
-    what = f"has records of only {num_found:,} of the {num_items:,} items in {events}"
-    why = f"{events} has the item {ours[:EXCERPT]!r}, and this file has {theirs[:EXCERPT]!r}; " + (
-        f"ids of the two files differ in {reason}" if reason else "these ids have no common form")
+    what = f"has records of {num_found:,} of the {num_items:,} items in {events}"
+    shown = ascii if reason == UNICODE_FORM else repr  # two forms of a character look the same
+    why = f"{events} has the item {shown(ours[:EXCERPT])}, and {records} has {shown(theirs[:EXCERPT])}; " + (
+        f"the ids of the two files differ in {reason}" if reason else "these ids have no common form")
     if num_found >= MIN_SHARE * num_items:
         log.warning("process: %s %s. %s", records, what, why)
         return counts
@@ -64,10 +66,9 @@ def _example(work: Workspace) -> tuple[str, str, str]:
     best = 0, "", "", ""
     for reason, form in FORMS.items():
         [(number, *pair)] = work.run(f"""
-            SELECT count(*), arg_min(ours.id, ours.rowid), arg_min(theirs.id, ours.rowid)
+            SELECT count(DISTINCT form), arg_min(ours.id, ours.rowid), arg_min(theirs.id, ours.rowid)
             FROM (SELECT id, rowid, {form} AS form FROM our_ids) ours
-            JOIN (SELECT arg_min(id, rowid) AS id, {form} AS form FROM their_ids GROUP BY ALL) theirs
-            ON ours.form = theirs.form""")
+            JOIN (SELECT arg_min(id, rowid) AS id, {form} AS form FROM their_ids GROUP BY ALL) theirs USING (form)""")
         if number > best[0]:
             best = number, *pair, reason
     if best[0] >= MIN_EXPLAINED * work.count("our_ids"):

@@ -24,7 +24,11 @@ PADDED = r"^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)\d* (.*)$"
 # DuckDB accepts offsets from UTC that do not exist, such as +15:00, +99:00 and +01:75.
 WRONG_OFFSET = r":\d+(\.\d+)? ?[+-](1[5-9]|[2-9]\d|\d\d:?[6-9])"
 COMPACT_SHARE = 0.9     # if more times than this are dates written as numbers, they are not seconds
-OTHER_FORMS = "--time_format '%d/%m/%Y %H:%M' (in the codes of strptime)"
+# Forms of dates that a message can suggest.
+FORMS = ("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z",
+         *(f"{day}{time}" for time in ("", " %H:%M", " %H:%M:%S") for day in (
+             "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%d %b %Y", "%b %d, %Y", "%m %d, %Y")))
+ANY_FORM = "--time_format FORM, such as '%d/%m/%Y %H:%M'"
 
 
 class Times:
@@ -71,14 +75,14 @@ class Times:
             return "", ""
         flag = _fitting_flag(value, self.form)
         fault = number_fault("time", value, 0, LATEST * UNITS[self.form], f" (valid with {flag})" if flag else "")
-        return fault, flag or (OTHER_FORMS if not _is_number(value) else "")
+        return fault, flag or ("" if _is_number(value) else ANY_FORM)
 
     def date_fault(self, value: object) -> tuple[str, str]:
         """Return the reason and the flag for a date that is invalid."""
         flag = _fitting_flag(value, self.form)
         form = f"a date in the form {self.format!r}" if self.format else "an ISO 8601 date"
         return (f"time must be {form} from 1970 to 2100, got {str(value)[:40]!r}" + (
-            f" (valid with {flag})" if flag else ""), flag or OTHER_FORMS)
+            f" (valid with {flag})" if flag else ""), flag or ANY_FORM)
 
     def check(self, work: Workspace, table: RawTable) -> int:
         """Check the times of the table `events`, and return the number of events before 1990.
@@ -101,9 +105,9 @@ class Times:
             self._refuse_dates(work, table, num_events)
         if 2 * num_early > num_events:
             read = f"{early * unit:.15g} is read as {_day(early)} (--time_unit {self.form})" if unit else _day(early)
-            flag = _fitting_flag(early * unit, self.form) or "--time_unit, --time_format" if unit else "the dates"
+            flag = _fitting_flag(early * unit, self.form) or "--time_unit"
             log.warning("process: %d of %d events in %s are before 1990, for example %s. If the times are not ranks, "
-                        "check %s and --time_column", num_early, num_events, table.origin, read, flag)
+                        "check %s, --time_format and --time_column", num_early, num_events, table.origin, read, flag)
         return num_early
 
     def _refuse_dates(self, work: Workspace, table: RawTable, num_events: int) -> None:
@@ -130,13 +134,15 @@ def _cast(date: str) -> str:
 
 
 def _fitting_flag(value: object, form: str) -> str:
-    """Return a --time_unit flag for another unit in which the value is a plausible time, or "" if there is none."""
+    """Return a flag for another unit or form in which the value is a plausible time, or "" if there is none."""
     fits = ["date"] if _is_date(str(value)) else []
     with suppress(ValueError):
         time = float(str(value))
         fits += [unit for unit, scale in UNITS.items()
                  if (USUAL if unit == "day" else EARLIEST) * scale <= time <= LATEST * scale]
-    return next((f"--time_unit {unit}" for unit in fits if unit != form), "")
+    flags = [f"--time_unit {unit}" for unit in fits if unit != form]
+    flags += [f"--time_format '{other}'" for other in FORMS if not fits and _matches(str(value), other)]
+    return flags[0] if flags else ""
 
 
 def _is_date(value: str) -> bool:
@@ -145,6 +151,12 @@ def _is_date(value: str) -> bool:
         with suppress(ValueError):
             timestamp = datetime.strptime(number[1].ljust(14, "0"), "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()
     return timestamp is not None and 0 <= timestamp <= LATEST
+
+
+def _matches(date: str, form: str) -> bool:
+    with suppress(ValueError):
+        return 1970 <= datetime.strptime(date, form).year < 2100
+    return False
 
 
 def _is_number(value: object) -> bool:
