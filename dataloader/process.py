@@ -180,7 +180,8 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
     apply_filters(work, processing, report)
     [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
     if first == last:
-        records or _describe_items(work, options, tables, "SELECT raw FROM item_keys WHERE false", bad_lines)
+        if not records and len(tables) > 1:  # ids that do not join are the more important error
+            _read_records(work, options, tables, "SELECT raw FROM item_keys WHERE false", bad_lines)
         raise DataError(paths[0], "has no interactions after filtering" if first is None else
                         "has only one user after filtering", "; ".join(report.lines()), report.how_to_keep_more())
     number(work)
@@ -205,16 +206,24 @@ def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTa
                     bad_lines: Path) -> dict:
     """Make the table `described` with the titles and texts of the items, and return counts for the meta files.
 
-    `wanted` is an SQL query for the raw ids of the items to describe. Raises DataError if the ids of the interactions
-    and of the item records are not the same ids.
+    `wanted` is an SQL query for the raw ids of the items to describe.
     """
     if len(tables) == 1:
         log.warning("process: no items file was found, so the items have no text")
         work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
-    counts = {"num_bad_lines": read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0,
-              **check_join(work, tables, options), **check_records(work, options, wanted)}
+    counts = _read_records(work, options, tables, wanted, bad_lines) | check_records(work, options, wanted)
     describe(work, options.processing.template)
     return counts
+
+
+def _read_records(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
+                  bad_lines: Path) -> dict:
+    """Make the table `metadata` from the item records, and return counts for the meta files.
+
+    Raises DataError if almost no item of the interactions has a record.
+    """
+    num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
+    return {"num_bad_lines": num_bad, **check_join(work, tables, options)}
 
 
 def _log_report(options: ProcessOptions, meta: dict) -> None:
