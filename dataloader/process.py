@@ -20,11 +20,13 @@ from common.targets import check_targets
 from dataloader.check import check_folder
 from dataloader.flags import remember_flags
 from dataloader.options import ProcessOptions, parse_options
-from dataloader.readers.raw import UNITS, RawTable
+from dataloader.readers.raw import RawTable
 from dataloader.sources import family
 from dataloader.tables.events import make_keys, read_events
 from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number
 from dataloader.tables.items import MAX_TEXT, describe, read_items
+from dataloader.tables.joins import check_join
+from dataloader.tables.records import check_records
 from dataloader.tables.splits import counts, make_split, measure, report_lines
 from dataloader.workspace import Workspace, text
 
@@ -173,47 +175,59 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
     raw = _fingerprints(paths, {} if options.check or options.force else _recorded_fingerprints(options))
     log.info("process: reading %s", ", ".join(map(str, paths)))
     tables = family(options).raw_tables(options, paths, work)
-    num_bad = read_events(work, tables[0], options, bad_lines)
+    events = read_events(work, tables[0], options, bad_lines)
     make_keys(work)
-    report = Report(work)
+    report, records = Report(work), {}
     if processing.drop_items_without_text:
-        num_bad += _describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
+        records = _describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
         drop_items_without_text(work, report)
     apply_filters(work, processing, report)
     [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
     if first == last:
+        if not records and len(tables) > 1:  # ids that do not join are the more important error
+            _read_records(work, options, tables, "SELECT raw FROM item_keys WHERE false", bad_lines)
         raise DataError(paths[0], "has no interactions after filtering" if first is None else
                         "has only one user after filtering", "; ".join(report.lines()), report.how_to_keep_more())
-    number(work, UNITS[processing.time_unit])
+    number(work)
+    records = records or _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
     split = make_split(work, processing, report, paths[0])
-    if not processing.drop_items_without_text:
-        num_bad += _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
     [(without_text, cut, without_record)] = work.run("""
         SELECT count(*) FILTER (coalesce(d."text", '') = ''), count(*) FILTER (d.cut),
                count(*) FILTER (d.raw_id IS NULL)
         FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id""")
-    [(records, distinct)] = work.run("SELECT count(*), count(DISTINCT raw_id) FROM metadata")
     statistics = measure(work)
-    return {"settings": _settings(options), "raw": raw, "filters": report.steps, "num_bad_lines": num_bad,
+    num_distinct = records["num_records"] - records["num_duplicate_records"]
+    return {"settings": _settings(options), "raw": raw, "filters": report.steps, **records,
+            "num_bad_lines": events.num_bad + records["num_bad_lines"],
+            "num_events_before_1990": events.num_before_1990,
             "num_without_text": without_text, "num_texts_cut": cut, "num_without_record": without_record,
-            "num_records": records, "num_duplicate_records": records - distinct,
-            "num_unused_records": distinct - (statistics["num_items"] - without_record), "statistics": statistics,
+            "num_unused_records": num_distinct - (statistics["num_items"] - without_record), "statistics": statistics,
             **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")},
             **split.info}, split.expression
 
 
 def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
-                    bad_lines: Path) -> int:
-    """Make the table `described` with the titles and texts of the items, and return the number of skipped lines.
+                    bad_lines: Path) -> dict:
+    """Make the table `described` with the titles and texts of the items, and return counts for the meta files.
 
     `wanted` is an SQL query for the raw ids of the items to describe.
     """
     if len(tables) == 1:
         log.warning("process: no items file was found, so the items have no text")
         work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
-    num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
+    counts = _read_records(work, options, tables, wanted, bad_lines) | check_records(work, options, wanted)
     describe(work, options.processing.template)
-    return num_bad
+    return counts
+
+
+def _read_records(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
+                  bad_lines: Path) -> dict:
+    """Make the table `metadata` from the item records, and return counts for the meta files.
+
+    Raises DataError if almost no item of the interactions has a record.
+    """
+    num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
+    return {"num_bad_lines": num_bad, **check_join(work, tables, options)}
 
 
 def _log_report(options: ProcessOptions, meta: dict) -> None:

@@ -78,10 +78,8 @@ def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> Non
         report.add(f"the {min_user}/{min_item}-core (user/item)", *flags)
 
 
-def number(work: Workspace, unit: int) -> None:
+def number(work: Workspace) -> None:
     """Number users and items from 0, and sort the events by user, then time, then line.
-
-    unit: number of raw time units per second
 
     Creates the tables `users (id, raw_id, num_events)` and `items (id, raw_id, num_events)`, and the view
     `numbered ("user", item, "timestamp", rating, place, length)`. The ids follow the order in which users and items
@@ -103,6 +101,6 @@ def number(work: Workspace, unit: int) -> None:
         FROM kept k JOIN user_numbers u ON k.user_key = u.key JOIN item_numbers i ON k.item_key = i.key
         ORDER BY u.id, k."time", k.line""")
     work.run("DROP TABLE kept")
-    work.run(f"""CREATE VIEW numbered AS
-        SELECT "user", item, "time" // {unit} AS "timestamp", rating, rowid - begins AS place, num_events AS length
+    work.run("""CREATE VIEW numbered AS
+        SELECT "user", item, floor("time")::BIGINT AS "timestamp", rating, rowid - begins AS place, num_events AS length
         FROM sorted""")
