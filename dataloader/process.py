@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from common.artifacts import load_meta
+from common.artifacts import counts, load_meta
 from common.cli import command_line
 from common.command import run_command
 from common.errors import ArtifactError, DataError, UserError
@@ -16,6 +16,7 @@ from common.lock import FolderLock
 from common.publishing import fingerprint, publish
 from common.run import log_to_console
 from common.tables import parquet_rows
+from dataloader.card import write_card
 from dataloader.check import check_folder
 from dataloader.flags import remember_flags
 from dataloader.options import ProcessOptions, parse_options
@@ -24,7 +25,7 @@ from dataloader.sources import family
 from dataloader.tables.events import make_keys, read_events
 from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number
 from dataloader.tables.items import MAX_TEXT, describe, read_items
-from dataloader.tables.splits import counts, make_split, measure, report_lines
+from dataloader.tables.splits import make_split, measure, report_lines
 from dataloader.workspace import Workspace, text
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,11 @@ def process(options: ProcessOptions, command: str) -> None:
         if (folder.path / SCRATCH).exists():  # left by a run that was killed after it had published all tables
             with FolderLock(folder.path):
                 shutil.rmtree(folder.path / SCRATCH)
-        log.info("process: reusing %s (%s)", folder.interactions, counts(load_meta(folder.interactions, command)))
+        meta = load_meta(folder.interactions, command)
+        log.info("process: reusing %s (%s)", folder.interactions, counts(meta))
+    # A run that was killed after it had published all tables has written no card.
+    if "statistics" in meta and write_card(folder):
+        log.info("process: wrote %s", folder.card)
     if not options.downloads:
         remember_flags(folder.source_flags, options.flags)
     elif options.source != "local":
