@@ -5,7 +5,7 @@ from itertools import pairwise
 from common.artifacts import DatasetFolder, counts, load_meta
 from common.publishing import write_text
 from common.tables import markdown, percent
-from dataloader.tables.splits import days_of
+from dataloader.tables.statistics import days_of
 
 HEADER = "This file shows numbers from `interactions.parquet.meta.json`. Step 2 renews it together with the tables."
 

@@ -20,19 +20,18 @@ from dataloader.card import write_card
 from dataloader.check import check_folder
 from dataloader.flags import remember_flags
 from dataloader.options import ProcessOptions, parse_options
-from dataloader.readers.raw import UNITS, RawTable
-from dataloader.sources import family
+from dataloader.raw_report import check_raw_files
+from dataloader.sources import ROLES, family
 from dataloader.tables.events import make_keys, read_events
-from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number
-from dataloader.tables.items import MAX_TEXT, describe, read_items
-from dataloader.tables.splits import make_split, measure, report_lines
+from dataloader.tables.filters import Report, drop_items_without_text
+from dataloader.tables.items import describe_items
+from dataloader.tables.splits import filter_and_split
+from dataloader.tables.statistics import notes, report_lines, summarize
 from dataloader.workspace import Workspace, text
 
 log = logging.getLogger(__name__)
 
 SCRATCH = ".work"
-ROLES = ("interactions", "items")
-NUM_LISTED = 10  # maximum number of bad lines that --check prints
 
 
 def main(argv: list[str]) -> None:
@@ -47,18 +46,11 @@ def main(argv: list[str]) -> None:
 def check(options: ProcessOptions) -> None:
     """Check the raw files that the flags name, and the existing tables and arrays. Without --adopt, write nothing.
 
-    Raises DataError if a raw file, a table or an array is not valid. Raises ArtifactError if a meta file is missing,
-    stale or wrong.
+    Raises DataError if something in the raw files would stop `process`, or if a table or an array is not valid. Raises
+    ArtifactError if a meta file is missing, stale or wrong.
     """
     if not options.downloads:
-        paths = family(options).raw_paths(options)
-        with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
-            bad_lines = Path(scratch) / "bad_lines.jsonl"
-            _log_report(options, _make_tables(work, options, paths, bad_lines)[0])
-            if bad_lines.exists():
-                for line in bad_lines.read_text(encoding="utf-8").splitlines()[:NUM_LISTED]:
-                    log.warning("check: this line would be skipped: %s", line)
-        log.info("check: the raw files are valid")
+        check_raw_files(options)
     if options.downloads or options.folder.interactions.exists():
         check_folder(options)
         recorded, found = _recorded_fingerprints(options), {}
@@ -101,7 +93,10 @@ def process(options: ProcessOptions, command: str) -> None:
                 inputs[path.name] = publish(path, partial(work.copy, query), {
                     "inputs": inputs if path == folder.interactions else {}, "command": command, **meta,
                     "items_sha256": ids_sha256})["sha256"]
-        _log_report(options, meta)
+        for line in report_lines(meta):
+            log.info("process: %s", line)
+        for level, note in notes(options, meta):
+            log.log(level, "process: %s", note)
     else:
         if (folder.path / SCRATCH).exists():  # left by a run that was killed after it had published all tables
             with FolderLock(folder.path):
@@ -171,71 +166,22 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
     than two users remain after filtering.
     """
     processing = options.processing
-    raw = _fingerprints(paths, {} if options.check or options.force else _recorded_fingerprints(options))
+    raw = _fingerprints(paths, {} if options.force else _recorded_fingerprints(options))
     log.info("process: reading %s", ", ".join(map(str, paths)))
     tables = family(options).raw_tables(options, paths, work)
+    items = tables[1] if len(tables) > 1 else None
+    if items is None:
+        log.warning("process: no items file was found, so the items have no text")
     num_bad = read_events(work, tables[0], options, bad_lines)
     make_keys(work)
     report = Report(work)
     if processing.drop_items_without_text:
-        num_bad += _describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
+        num_bad += describe_items(work, options, items, "SELECT raw FROM item_keys", bad_lines)
         drop_items_without_text(work, report)
-    apply_filters(work, processing, report)
-    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
-    if first == last:
-        raise DataError(paths[0], "has no interactions after filtering" if first is None else
-                        "has only one user after filtering", "; ".join(report.lines()), report.how_to_keep_more())
-    number(work, UNITS[processing.time_unit])
-    split = make_split(work, processing, report, paths[0])
+    split = filter_and_split(work, processing, report, paths[0])
     if not processing.drop_items_without_text:
-        num_bad += _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
-    [(without_text, cut, without_record)] = work.run("""
-        SELECT count(*) FILTER (coalesce(d."text", '') = ''), count(*) FILTER (d.cut),
-               count(*) FILTER (d.raw_id IS NULL)
-        FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id""")
-    [(records, distinct)] = work.run("SELECT count(*), count(DISTINCT raw_id) FROM metadata")
-    statistics = measure(work)
-    return {"settings": _settings(options), "raw": raw, "filters": report.steps, "num_bad_lines": num_bad,
-            "num_without_text": without_text, "num_texts_cut": cut, "num_without_record": without_record,
-            "num_records": records, "num_duplicate_records": records - distinct,
-            "num_unused_records": distinct - (statistics["num_items"] - without_record), "statistics": statistics,
-            **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")},
-            **split.info}, split.expression
-
-
-def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
-                    bad_lines: Path) -> int:
-    """Make the table `described` with the titles and texts of the items, and return the number of skipped lines.
-
-    `wanted` is an SQL query for the raw ids of the items to describe.
-    """
-    if len(tables) == 1:
-        log.warning("process: no items file was found, so the items have no text")
-        work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
-    num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
-    describe(work, options.processing.template)
-    return num_bad
-
-
-def _log_report(options: ProcessOptions, meta: dict) -> None:
-    """Log the report on the tables, and compare their counts with the counts in the literature."""
-    for line in report_lines(meta):
-        log.info("process: %s", line)
-    if meta["num_without_text"]:
-        log.warning("process: %d items have no text; their raw ids are used as text", meta["num_without_text"])
-    if meta["num_texts_cut"]:
-        log.info("process: %d texts are longer than %d characters and were cut", meta["num_texts_cut"], MAX_TEXT)
-    expected = options.config["expected"].get(options.folder.name)
-    found = [meta["num_users"], meta["num_items"], meta["num_interactions"]]
-    # The counts in the literature are after 5-core filtering, without any other filter.
-    five_core = options.processing._replace(min_user_interactions=5, min_item_interactions=5, min_rating=None,
-                                            duplicates="keep", drop_items_without_text=False)
-    if expected and options.processing == five_core:
-        if expected == found:
-            log.info("process: the counts are equal to those in the literature")
-        else:
-            log.warning("process: the literature has %s users, items and interactions, but this dataset has %s",
-                        expected, found)
+        num_bad += describe_items(work, options, items, "SELECT raw_id FROM items", bad_lines)
+    return {"settings": _settings(options), "raw": raw, **summarize(work, report, split, num_bad)}, split.expression
 
 
 def export(options: ProcessOptions) -> None:

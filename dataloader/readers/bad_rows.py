@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import DataError
 from dataloader.readers import delimited
@@ -19,13 +20,25 @@ MAX_BAD_SHARE = 0.01
 MAX_ID = 10_000  # bytes; a longer id means that the file is broken
 EXCERPT = 80     # characters
 AT_ONCE = 1000   # records per query
+NUM_EXAMPLES = 3  # rows of each kind that --check shows
 
 
-def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain: Callable[[dict], tuple[str, str]],
-                  policy: str, log_path: Path) -> int:
+class BadRows(NamedTuple):
+    """All invalid rows of one kind in a file, for the report of --check."""
+
+    kind: str            # such as "have no valid time"
+    num: int
+    num_rows: int        # all rows of the file
+    examples: list[str]  # `file:line: reason` of the first rows
+    flag: str            # a flag that would make the first row valid, or ""
+    skipped: bool        # whether `process` would skip these rows
+
+
+def drop_bad_rows(work: Workspace, table: RawTable, into: str, kinds: dict[str, str],
+                  explain: Callable[[dict], tuple[str, str]], policy: str, log_path: Path) -> int:
     """Delete the invalid rows from the table `into`, list them in the file `log_path`, and return their number.
 
-    bad: an SQL condition that is true for invalid rows
+    kinds: for each kind of invalid row, a description and an SQL condition that is true for such rows
     explain: called with the raw values of an invalid row (column -> value). Returns the reason, and a flag that would
         make the row valid ("" if there is none).
     policy: "fail" or "skip"
@@ -33,15 +46,19 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain
     Raises DataError about the first invalid row if `policy` is "fail", or if more than MAX_BAD_SHARE of the rows are
     invalid.
     """
+    bad = " OR ".join(f"({condition})" for condition in kinds.values())
     num_bad, num_rows = work.value(f"SELECT count(*) FROM {into} WHERE {bad}"), work.count(into)
     if not num_bad:
         return 0
+    stops = policy == "fail" or num_bad > MAX_BAD_SHARE * num_rows
+    if work.findings is not None:
+        work.findings.bad_rows += _bad_rows_by_kind(work, table, into, kinds, explain, num_rows, not stops)
     with work.connection.cursor() as cursor:
         records = cursor.execute(f"SELECT rowid FROM {into} WHERE {bad} ORDER BY rowid")
         rows = ((where, *((values, "") if isinstance(values, str) else explain(values)), text[:EXCERPT])
                 for where, values, text
                 in _rows_at(work, table, (record for record, in iter(records.fetchone, None))))
-        if policy == "fail" or num_bad > MAX_BAD_SHARE * num_rows:
+        if stops:
             where, reason, flag, excerpt = next(rows)
             limit, fix = "", "correct the line, or use --bad_lines skip if at most 1% of the lines are invalid"
             if policy == "skip":
@@ -49,15 +66,33 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, bad: str, explain
             # The flag would change how all lines are read, so suggest it only if at least half of them are invalid.
             if flag and 2 * num_bad >= num_rows:
                 fix = f"use {flag}, or {fix}"
-            raise DataError(where, reason,
-                            f"The line is {excerpt!r}; {num_bad:,} of {num_rows:,} lines are invalid{limit}", fix)
-        with log_path.open("a", encoding="utf-8") as file:
-            for where, reason, _flag, excerpt in rows:
-                file.write(json.dumps({"where": where, "reason": reason, "excerpt": excerpt}) + "\n")
-    log.warning("process: skipped %d of %d lines of %s; they are listed in %s", num_bad, num_rows, table.path.name,
-                log_path)
+            work.stop(DataError(where, reason,
+                                f"The line is {excerpt!r}; {num_bad:,} of {num_rows:,} lines are invalid{limit}", fix))
+        elif work.findings is None:
+            with log_path.open("a", encoding="utf-8") as file:
+                for where, reason, _flag, excerpt in rows:
+                    file.write(json.dumps({"where": where, "reason": reason, "excerpt": excerpt}) + "\n")
+            log.warning("process: skipped %d of %d lines of %s; they are listed in %s", num_bad, num_rows,
+                        table.path.name, log_path)
     work.run(f"DELETE FROM {into} WHERE {bad}")
     return num_bad
+
+
+def _bad_rows_by_kind(work: Workspace, table: RawTable, into: str, kinds: dict[str, str],
+                      explain: Callable[[dict], tuple[str, str]], num_rows: int, skipped: bool) -> Iterator[BadRows]:
+    """Yield the invalid rows of each kind. A row of several kinds counts for the first of them."""
+    cases = " ".join(f"WHEN {condition} THEN {place}" for place, condition in enumerate(kinds.values()))
+    found = work.run(f"""
+        SELECT kind, count(*), min(record, {NUM_EXAMPLES}) FROM (SELECT CASE {cases} END AS kind, rowid AS record
+                                                                 FROM {into})
+        WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind""")
+    records = sorted(record for _kind, _num, first in found for record in first)
+    reasons = {record: (f"{where}: {values}", "") if isinstance(values, str) else
+               (f"{where}: {explain(values)[0]}", explain(values)[1])
+               for record, (where, values, _text) in zip(records, _rows_at(work, table, iter(records)), strict=True)}
+    for kind, num, first in found:
+        examples, flag = [reasons[record][0] for record in first], reasons[first[0]][1]
+        yield BadRows(list(kinds)[kind], num, num_rows, examples, flag, skipped)
 
 
 def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterator[tuple[str, dict | str, str]]:

@@ -39,7 +39,8 @@ class RawTable(NamedTuple):
     """A raw file, its format, and the columns that contain each field."""
 
     path: Path
-    format: str                        # "json" or "python" (literals), one record per line; "csv"; "parquet"
+    format: str                        # "json" or "python" (literals), one record per line; "csv"; "parquet"; "" if
+                                       # a check cannot read the file
     columns: dict[str, list[str]]      # field -> its columns; the first column with a value is used
     source: str = ""                   # if `path` was extracted from an archive: the name to use in messages
     layout: Layout = Layout()          # only for "csv"

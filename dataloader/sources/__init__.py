@@ -17,6 +17,7 @@ from dataloader.workspace import Workspace
 
 # The fields whose columns identify the source of a file. Other fields may be missing in some records.
 KNOWN_BY = {"interactions": ("user", "item", "time", "rating"), "items": ("item", "title")}
+ROLES = ("interactions", "items")  # the content of the raw files, in the order of `raw_paths`
 NUM_LISTED = 20
 
 

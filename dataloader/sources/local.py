@@ -49,11 +49,15 @@ def _ending(path: Path) -> str:
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Return the table of interactions and, if there is an items file, the table of items.
 
-    Raises ConfigError if a required column is missing.
+    Raises ConfigError if a required column is missing. In a check, the table lacks this column instead. If the check
+    cannot read a file at all, the format of its table is "".
     """
-    named = (options.local.columns, options.local.item_columns)
-    return [_table(work, path, part, options.config[part]["columns"], columns)
-            for path, part, columns in zip(paths, ("interactions", "items"), named, strict=False)]
+    tables, named = [], (options.local.columns, options.local.item_columns)
+    for path, part, columns in zip(paths, ("interactions", "items"), named, strict=False):
+        tables.append(RawTable(path, "", {}))
+        with work.recording():
+            tables[-1] = _table(work, path, part, options.config[part]["columns"], columns)
+    return tables
 
 
 def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], named: dict[str, str | None]) -> RawTable:
@@ -75,16 +79,17 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
         column = named[field] or default
         column = column.split(":")[0] if layout.typed else column
         if existing.count(column) > 1:
-            raise ConfigError(f"{path}:1", f"has {existing.count(column)} columns with the name {column}",
-                              fix="rename all but one of them")
+            work.stop(ConfigError(f"{path}:1", f"has {existing.count(column)} columns with the name {column}",
+                                  fix="rename all but one of them"))
+            continue
         # The first JSON records may lack a text that later records have. If `existing` is empty, no record can be
         # parsed. Raise no error here, because a later error about the first line is more helpful.
         may_follow = table.format == "json" and part == "items" and field != "item" and named[field] is None
         if column in existing or not existing or may_follow:
             table.columns[field] = [column]
         elif named[field] is not None or field in ("user", "item", "time"):
-            raise _no_column(table, column, existing,
-                             "--item_id_column" if part == "items" and field == "item" else f"--{field}_column")
+            work.stop(_no_column(table, column, existing,
+                                 "--item_id_column" if part == "items" and field == "item" else f"--{field}_column"))
     return table
 
 

@@ -38,16 +38,20 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
         refuse_other_source(work, table, "interactions", options.source, absent)
     repair(work, table, "events", query, types, "raw_user IS NULL AND raw_item IS NULL")
     low, high = options.config["rating_range"]
-    bad = f"""{bad_id('raw_user')} OR {bad_id('raw_item')} OR "time" IS NULL OR rating IS NULL
-              OR "time" NOT BETWEEN 0 AND {LATEST * UNITS[unit]} OR NOT isfinite(rating)
-              OR rating NOT BETWEEN {low} AND {high}"""
-    num_bad = drop_bad_rows(work, table, "events", bad, lambda values: _fault(
+    kinds = {"cannot be read": 'raw_user IS NULL AND raw_item IS NULL AND "time" IS NULL',
+             "have no valid user": bad_id("raw_user"), "have no valid item": bad_id("raw_item"),
+             "have no valid time": '"time" IS NULL',
+             "have a time that is not from 1970 to 2100": f'"time" NOT BETWEEN 0 AND {LATEST * UNITS[unit]}',
+             "have no valid rating": "rating IS NULL OR NOT isfinite(rating)",
+             f"have a rating that is not from {low:,g} to {high:,g}": f"rating NOT BETWEEN {low} AND {high}"}
+    num_bad = drop_bad_rows(work, table, "events", kinds, lambda values: _fault(
         table, values, "date" if dates else unit, low, high), options.processing.bad_lines, bad_lines)
     newest = work.value('SELECT coalesce(max("time"), 0) FROM events')
     if unit in ("ms", "us") and 0 < newest < EARLIEST * UNITS[unit]:
         flag = _fitting_flag(newest, unit)
-        raise DataError(table.origin, f"the newest time is {newest}", f"In the unit {unit}, this is in 1973 or earlier",
-                        f"use {flag}" if flag else "correct the times or --time_unit")
+        work.stop(DataError(table.origin, f"the newest time is {newest}",
+                            f"In the unit {unit}, this is in 1973 or earlier",
+                            f"use {flag}" if flag else "correct the times or --time_unit"))
     return num_bad
 
 

@@ -36,6 +36,20 @@ BITS_FOR_ONE = 16  # minimum number of bits per wanted id in the bitmap
 NESTED = "[[["     # the beginning of a JSON value that is nested too deeply for a text
 
 
+def describe_items(work: Workspace, options: ProcessOptions, table: RawTable | None, wanted: str,
+                   bad_lines: Path) -> int:
+    """Make the table `described` with the titles and texts of the items, and return the number of skipped lines.
+
+    table: the items file, or None if there is none
+    wanted: an SQL query for the raw ids of the items to describe
+    """
+    if table is None:
+        work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
+    num_bad = read_items(work, table, options, wanted, bad_lines) if table is not None else 0
+    describe(work, options.processing.template)
+    return num_bad
+
+
 def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted: str, bad_lines: Path) -> int:
     """Load the item records into the table `metadata (raw_id, wanted, <fields>, image_url, nested)`, in file order.
 
@@ -71,7 +85,8 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     if work.count("metadata") and not work.value("SELECT count(raw_id) FROM metadata"):
         refuse_other_source(work, table, "items", options.source, ["item"])
     repair(work, table, "metadata", query, types, "raw_id IS NULL")
-    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: (id_fault(
+    return drop_bad_rows(work, table, "metadata", {
+        "have no valid item": bad_id("raw_id"), "have a text in nested lists": "nested"}, lambda values: (id_fault(
         table, values, "item") or "has a text in lists that are nested three or more levels deep", ""),
         options.processing.bad_lines, bad_lines)
 

@@ -1,17 +1,16 @@
-"""Split the events into train, valid and test, and compute the statistics of the dataset."""
+"""Filter the events, and split them into train, valid and test."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from common.artifacts import SPLITS, counts, facts
+from common.artifacts import SPLITS
 from common.errors import DataError
 from dataloader.options import Processing, timestamp_of
-from dataloader.tables.filters import Report, filter_lines
+from dataloader.readers.raw import UNITS
+from dataloader.tables.filters import Report, apply_filters, number
 from dataloader.workspace import Workspace
 
 TARGETS = ("valid", "test")
-SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
 class Split(NamedTuple):
@@ -19,6 +18,20 @@ class Split(NamedTuple):
 
     expression: str  # for a row of `numbered`, its value is train, valid or test
     info: dict       # entries about the split for the meta file
+
+
+def filter_and_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:
+    """Filter the events in the table `kept`, number their users and items, and return the split.
+
+    Raises DataError if fewer than two users remain, or if a split has no events. The error names the file `raw`.
+    """
+    apply_filters(work, processing, report)
+    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
+    if first == last:
+        raise DataError(raw, "has no interactions after filtering" if first is None else
+                        "has only one user after filtering", "; ".join(report.lines()), report.how_to_keep_more())
+    number(work, UNITS[processing.time_unit])
+    return make_split(work, processing, report, raw)
 
 
 def make_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:
@@ -71,51 +84,3 @@ def make_split(work: Workspace, processing: Processing, report: Report, raw: Pat
     return Split(expression, {**info, "num_in_split": {name: found[name][0] for name in SPLITS},
                               "num_repeats": {name: repeats.get(name, 0) for name in TARGETS},
                               "num_cold_items": {name: found[name][1] for name in TARGETS}})
-
-
-def measure(work: Workspace) -> dict:
-    """Return statistics: counts, density, percentiles of the events per user and per item, first and last timestamp."""
-    num_users, num_items, num_events = (work.count(table) for table in ("users", "items", "sorted"))
-    [(first, last)] = work.run('SELECT min("timestamp"), max("timestamp") FROM numbered')
-    # Exact duplicates have the same user, item and time. Search only the times at which a user has several events.
-    work.run("""CREATE TABLE moments AS SELECT "user", "time", count(*) AS num_further FROM (
-        SELECT "user", "time", lag("user") OVER () AS user_before, lag("time") OVER () AS time_before FROM sorted)
-        WHERE "user" = user_before AND "time" = time_before GROUP BY ALL""")
-    equal_times = work.value("SELECT coalesce(sum(num_further), 0)::BIGINT FROM moments")
-    repeated = work.value("""SELECT coalesce(sum(n - 1), 0)::BIGINT FROM (
-        SELECT count(*) AS n FROM sorted SEMI JOIN moments USING ("user", "time") GROUP BY "user", item, "time")""")
-    quantiles, percentiles = ", ".join(f"quantile_disc(num_events, {share})" for share in SHARES.values()), {}
-    for table, key in (("users", "events_of_a_user"), ("items", "events_of_an_item")):
-        [(mean, *values)] = work.run(f"SELECT avg(num_events), {quantiles} FROM {table}")
-        percentiles[key] = {"mean": round(mean, 2), **dict(zip(SHARES, values, strict=True))}
-    return {
-        "num_users": num_users, "num_items": num_items, "num_interactions": num_events,
-        "density": num_events / (num_users * num_items), **percentiles,
-        "first_timestamp": first, "last_timestamp": last, "num_exact_duplicates": repeated,
-        "num_equal_times": equal_times,  # events with the same time as the previous event of their user
-    }
-
-
-def days_of(first: int, last: int) -> str:
-    """Return a time range in seconds as dates (UTC), such as `2025-01-06 to 2025-08-19`."""
-    return " to ".join(datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d") for seconds in (first, last))
-
-
-def report_lines(meta: dict) -> list[str]:
-    """Return a report on the filters and the statistics. `meta` is the meta file of the interactions."""
-    statistics = meta["statistics"]
-    days = days_of(statistics["first_timestamp"], statistics["last_timestamp"])
-    parts = ", ".join(f"{name} {count:,}" for name, count in meta["num_in_split"].items())
-    lines = [*filter_lines(meta["filters"]), f"{counts(meta)}; density {statistics['density']:.4%}",
-             *(f"{key.replace('_', ' ')}: " + ", ".join(f"{k} {v:g}" for k, v in statistics[key].items())
-               for key in ("events_of_a_user", "events_of_an_item")),
-             f"{days}; {meta['split_name']}: {parts}", facts(meta)]
-    if meta["num_records"]:
-        lines.append(f"{meta['num_records']:,} item records: {meta['num_duplicate_records']:,} are duplicates, "
-                     f"{meta['num_unused_records']:,} belong to items without interactions; "
-                     f"{meta['num_without_record']:,} items have no record")
-    if repeated := statistics["num_exact_duplicates"]:
-        lines.append(f"{repeated:,} events are exact duplicates (same user, item and time)")
-    return lines
-
-

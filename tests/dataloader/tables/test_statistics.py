@@ -6,7 +6,8 @@ import re
 import pytest
 
 from common.artifacts import load_meta
-from dataloader.tables.splits import filter_lines, report_lines
+from dataloader.tables.filters import filter_lines
+from dataloader.tables.statistics import report_lines
 from tests.dataloader.helpers import mentions
 from tests.dataloader.processing import run
 
