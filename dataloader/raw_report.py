@@ -97,6 +97,8 @@ class _RawCheck:
         fields = {column: field for field, columns in table.columns.items() for column in columns}
         existing = _different(existing_columns(self.work, table), table)
         columns = [c for c in existing if c in fields or existing.index(c) < MAX_COLUMNS]
+        if not columns:
+            return ["  has no records that can be read"]
         num_rows, found = profile(self.work, table, columns)
         in_text = "".join(self.options.processing.template)
         rows = []

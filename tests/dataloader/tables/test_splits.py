@@ -164,7 +164,8 @@ def test_split_dates_begin_valid_and_test(work):
                         split_dates=("2014-01-01", "2014-03-01"))
     assert [s for _user, _time, s in found] == ["train", "valid", "valid", "test"]
     assert info == {"split_name": "temporal", "split_begins": {"valid": begin, "test": begin + 59 * day},
-                    "num_in_split": {"train": 1, "valid": 2, "test": 1}}
+                    "num_in_split": {"train": 1, "valid": 2, "test": 1}, "num_repeats": {"valid": 0, "test": 0},
+                    "num_cold_items": {"valid": 2, "test": 1}}
 
 
 @pytest.mark.parametrize(("date", "second"), [

@@ -61,8 +61,8 @@ def test_the_report_counts_removed_and_remaining_events(tmp_path, caplog):
     for line, values in ((users, (7.5, 5, 6, 7, 9, 10, 10, 10)), (items, (5, 1, 3, 5, 6, 12, 12, 12))):
         assert mentions(line, *(f"{name} {value}" for name, value in zip(names, values, strict=True)))
     assert mentions(splits, "1970-01-05", "1970-01-10", "leave_one_out", "train 33", "valid 6", "test 6")
-    # The last two events of u4 to u9 are valid and test, all with "popular".
-    assert numbers(targets) == [0, 8, 100]  # cold items, items without a text, percent of repeats
+    # The last two events of u4 to u9 are valid and test. All are with "popular", which has no event in train.
+    assert numbers(targets) == [1, 8, 100]  # cold items, items without a text, percent of repeats
     assert numbers(records) == [0, 1, 2, 8]  # unused ones, repeated ones, all, and items without one
     assert report_lines(load_meta(options.folder.interactions, "")) == report[1:-1]
     assert mentions(report[-1], options.folder.card)
