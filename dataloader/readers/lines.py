@@ -165,13 +165,35 @@ def encodable(value: str) -> bool:
     return True
 
 
+REPLACE = "replace the file by a complete copy"  # the fix for a damaged file
 NUM_FIRST = 100  # lines read to detect the format
 BLOCK = 4 << 20  # bytes of lines parsed at a time
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
+def is_gzip(path: Path) -> bool:
+    """Return whether a file is gzipped. Its name may say otherwise: some programs unpack a file and keep its name."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def open_binary(path: Path):
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path) if is_gzip(path) else path.open("rb")
+
+
+def compression(path: Path) -> str:
+    """Return the option `compression` of DuckDB's readers for a file."""
+    return f"compression = '{'gzip' if is_gzip(path) else 'none'}'"
+
+
+def verify(path: Path) -> None:
+    """Read a gzipped file to its end, where its checksum is, which DuckDB does not compare.
+
+    Raises DataError if the file is damaged. Does not read a file that is not gzipped.
+    """
+    if is_gzip(path):
+        for _block in blocks(path):
+            pass
 
 
 def select_rows(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple]:
@@ -188,7 +210,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     The line numbers begin at 1. Raises DataError if the file is damaged.
     """
     number = 0
-    for block in _blocks(path):
+    for block in blocks(path):
         for line in block.removesuffix(b"\n").split(b"\n"):
             number += 1
             if line.strip():
@@ -218,11 +240,11 @@ def rewrite(path: Path, target: Path, format_: str) -> None:
     """
     size = path.stat().st_size
     with target.open("wb") as out, Progress(f"read {path.name}", size, "B") as progress:
-        for block in _in_processes(size, ((block, format_) for block in _blocks(path, progress))):
+        for block in _in_processes(size, ((block, format_) for block in blocks(path, progress))):
             out.write(block)
 
 
-def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
+def blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
     """Yield the content of a file in blocks of whole lines, a few megabytes each.
 
     A line that is much longer than MAX_LINE is cut, but it stays too long to be valid.
@@ -230,7 +252,7 @@ def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
     rest = b""
     try:
         with path.open("rb") as raw:
-            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            file = gzip.GzipFile(fileobj=raw) if is_gzip(path) else raw
             while block := file.read(BLOCK):
                 if progress is not None:
                     progress.update(raw.tell() - progress.done)
@@ -255,7 +277,7 @@ def damaged(path: Path, error: BaseException) -> DataError:
             num_lines += some.count(b"\n")
     return DataError(f"{path}:{num_lines + 1}", "the file is damaged from this line on",
                      f"Only the {num_lines} lines before this line can be read ({error or type(error).__name__})",
-                     "replace the file, or download it again with --force")
+                     REPLACE)
 
 
 def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:

@@ -17,10 +17,12 @@ from dataloader.readers.lines import (
     NO_RECORD,
     PARSERS,
     column_names,
+    compression,
     numbered_lines,
     plain_json,
     rewrite,
     select_rows,
+    verify,
 )
 from dataloader.workspace import FULL_DISK, Workspace, name, text
 
@@ -32,7 +34,8 @@ UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "date": 1_000_000}
 LONG_LINE = 16 << 20  # maximum bytes of a line for DuckDB, which allocates memory for several such lines
 NUM_FIRST = 1000      # JSON records from which the column names are collected; a single record may lack some of them
 # Exceptions of DuckDB for a file that it cannot read; IOException may also mean a full disk.
-UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException)
+UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException,
+              duckdb.NotImplementedException)
 
 
 class RawTable(NamedTuple):
@@ -64,6 +67,8 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
     If DuckDB cannot read the file directly, the file is first rewritten line by line. Raises DataError if the file is
     damaged.
     """
+    if table.format == "json":
+        verify(table.path)
     if direct := _rows_in_place(work, table, types):
         try:
             _create(work, into, query, direct)
@@ -126,7 +131,8 @@ def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> s
         return _rows_of_json(table, table.path, types, LONG_LINE)
     columns = [] if table.format == "python" else existing_columns(work, table)
     # In a file with one column, DuckDB may or may not read a blank line as a row.
-    if not columns or (table.format == "csv" and len(columns) == 1):
+    if not columns or (table.format == "csv" and (
+            len(columns) == 1 or not delimited.suits_duckdb(table.path, table.layout))):
         return ""
     sql_names = {column: f"c{place}" if table.format == "csv" else name(column) for place, column in enumerate(columns)}
     select = []
@@ -162,7 +168,7 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
     # With `ignore_errors`, DuckDB does not skip an invalid line: the line becomes a row of NULLs.
     return (f"SELECT {', '.join(select)} FROM read_json({sql_path(path)}, format = 'newline_delimited', "
             f"hive_partitioning = false, records = true, columns = {{{listed}}}, ignore_errors = true, "
-            f"maximum_object_size = {longest}, compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
+            f"maximum_object_size = {longest}, {compression(path)})")
 
 
 def _first(values: list[str], kind: str) -> str:

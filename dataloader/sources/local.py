@@ -9,7 +9,7 @@ from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.workspace import Workspace
 
 ATOMIC = ("csv", Layout("\t", quote="", typed=True))  # RecBole's atomic files
-FORMATS = {".csv": ("csv", Layout()), ".tsv": ("csv", Layout("\t")), ".inter": ATOMIC, ".item": ATOMIC,
+FORMATS = {".csv": ("csv", Layout()), ".tsv": ("csv", Layout("\t", lenient=True)), ".inter": ATOMIC, ".item": ATOMIC,
            **dict.fromkeys((".jsonl", ".json", ".ndjson"), ("json", Layout())),
            **dict.fromkeys((".parquet", ".pq"), ("parquet", Layout()))}
 OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "vertical bars"}
