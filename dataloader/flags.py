@@ -108,7 +108,8 @@ FLAGS = {
              "--split_ratios", "D1,D2"),
         Flag("--memory_limit", "the memory limit of DuckDB; larger data is spilled to disk", "M", "2GB", re.compile(
             r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size such as 2GB"),
-        Flag("--check", "only check the dataset's files, and the raw files if flags name them; write nothing", bool),
+        Flag("--check", "only check the dataset's files, and print a report on the raw files that flags name; write "
+             "nothing", bool),
         Flag("--adopt", "with --check: write the missing meta files for valid files that you made yourself; the "
              "other stages need a meta file for every file", bool),
         Flag("--export_recbole", "also write RecBole's atomic files to this folder", "DIR")],
