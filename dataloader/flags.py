@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -67,6 +68,16 @@ def source_configs() -> dict[str, dict]:
     return {name: known[name] for _order, name in sorted(sources)}
 
 
+def is_date_form(form: str) -> bool:
+    """Return whether DuckDB can read dates in this form, which has the codes of strptime."""
+    import duckdb  # slow to import, and rarely needed here
+
+    with duckdb.connect() as connection, suppress(duckdb.InvalidInputException):
+        connection.execute("SELECT try_strptime('', ?)", [form])
+        return "%" in form
+    return False
+
+
 ABOVE_0, FROM_0 = (lambda n: n > 0, "above 0"), (lambda n: n >= 0, "at least 0")
 OWN_FILES = "your own files (--source local)"
 FLAGS = {
@@ -87,8 +98,10 @@ FLAGS = {
         *(Flag(f"--{field}_column", f"the {field} column of the items (default: {field}, if it exists)", "C")
           for field in ITEM_FIELDS)],
     "processing": [
-        Flag("--time_unit", "the unit of the raw timestamps; date means ISO 8601 (default: from the source's YAML)",
-             ("s", "ms", "us", "date")),
+        Flag("--time_unit", "the unit of the raw timestamps since 1970; date means ISO 8601 or digits such as 20140228 "
+             "(default: from the source's YAML)", ("s", "ms", "us", "day", "date")),
+        Flag("--time_format", "the form of the raw dates, in the codes of strptime, such as '%%d/%%m/%%Y %%H:%%M'; "
+             "instead of --time_unit", "F", None, is_date_form, "codes of strptime, such as '%d/%m/%Y %H:%M'"),
         Flag("--bad_lines", "fail: an invalid line is an error; skip: skip invalid lines, at most 1 %% of all lines, "
              "and list them in a file", ("fail", "skip"), "fail"),
         Flag("--min_rating", "drop events with a lower rating", "R", None, math.isfinite, "finite"),
@@ -98,6 +111,8 @@ FLAGS = {
                "minimum (default: from the source's YAML, 5)", "N", None, *FROM_0) for side in ("user", "item")),
         Flag("--template", "the text of an item: the name of a template in the source's YAML, or pieces such as "
              "'{title} | by {brand}'; a piece with an empty field is left out", "T", "td"),
+        Flag("--missing_values", "the texts that mean a missing value in the fields of items, separated by commas "
+             "(default: \\N,nan,NaN,<NA>, and None, null and NULL if at least two records have them; '': none)", "V"),
         Flag("--drop_items_without_text", "drop items without text (default: keep them and use their raw ids as text)",
              bool),
         Flag("--split", "leave_one_out: each user's last event is test, and the event before it is valid; temporal: "
@@ -167,6 +182,7 @@ REMEMBERED = {flag.dest: flag for flag in chain(FLAGS["source of the data"], FLA
               if flag.dest not in ("mirror", "source_config", "memory_limit", "check", "adopt", "export_recbole")}
 # If a flag in the keys is on the command line, the flags in the value of this key are not taken from source.yaml.
 REPLACES = {"raw_dir": ("source", "interactions", "items"), "interactions": ("source", "raw_dir"),
+            "time_unit": ("time_format",), "time_format": ("time_unit",),
             "split": ("split_ratios", "split_dates"), "split_ratios": ("split_dates",),
             "split_dates": ("split_ratios",)}
 IGNORE = "none"  # the value of --source_config that ignores source.yaml

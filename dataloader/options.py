@@ -52,6 +52,8 @@ class Processing(NamedTuple):
     split_ratios: tuple[float, ...]
     split_dates: tuple[str, ...]
     time_unit: str
+    time_format: str | None        # the form of the dates, if it is not ISO 8601; `time_unit` is then "date"
+    missing_values: tuple[str, ...] | None  # the texts that mean a missing value; None: the defaults
     bad_lines: str
 
     @property
@@ -299,6 +301,9 @@ def _check_combinations(args: argparse.Namespace) -> None:
     if args.check and args.export_recbole is not None:
         raise ConfigError("--export_recbole", "cannot be combined with --check", "The check writes no files",
                           "leave out one of the two")
+    if args.time_format is not None and args.time_unit not in (None, "date"):
+        raise ConfigError("--time_format", f"cannot be combined with --time_unit {args.time_unit}",
+                          "Times in this form are dates", "leave out one of the two")
     if args.whiten and args.pca is None:
         raise ConfigError("--whiten", "has no effect without --pca", fix="use --pca N --whiten")
 
@@ -316,7 +321,8 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
               for key in ("min_user_interactions", "min_item_interactions")]
     processing = Processing(args.min_rating, args.duplicates, *minima, args.drop_items_without_text,
                             _template(args.template, config), args.split, *_split(args),
-                            args.time_unit or config["time_unit"], args.bad_lines)
+                            "date" if args.time_format else args.time_unit or config["time_unit"], args.time_format,
+                            _missing_values(args.missing_values), args.bad_lines)
     if source != "local":  # ignore remembered flags of other files
         own = {flag.dest for flag in FLAGS[OWN_FILES]} & getattr(args, "filled_flags", set())
         vars(args).update(dict.fromkeys(own))
@@ -389,6 +395,10 @@ def _split(args: argparse.Namespace) -> tuple[tuple[float, ...], tuple[str, ...]
            not dates or (len(dates) == 2 and None not in seconds and seconds[0] < seconds[1]),
            "two dates, the earlier one first, such as 2014-01-01,2014-03-01")
     return ratios, dates
+
+
+def _missing_values(listed: str | None) -> tuple[str, ...] | None:
+    return None if listed is None else tuple(value for value in listed.split(",") if value)
 
 
 def _template(name: str, config: dict) -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from dataloader.options import ProcessOptions, parse_options
 from dataloader.raw_report import check_raw_files
 from dataloader.sources import ROLES, family
 from dataloader.tables.events import make_keys, read_events
-from dataloader.tables.filters import Report, drop_items_without_text
+from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number, too_few_users
 from dataloader.tables.items import describe_items
-from dataloader.tables.splits import filter_and_split
+from dataloader.tables.splits import make_split
 from dataloader.tables.statistics import notes, report_lines, summarize
 from dataloader.workspace import Workspace, text
 
@@ -169,19 +169,24 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
     raw = _fingerprints(paths, {} if options.force else _recorded_fingerprints(options))
     log.info("process: reading %s", ", ".join(map(str, paths)))
     tables = family(options).raw_tables(options, paths, work)
-    items = tables[1] if len(tables) > 1 else None
-    if items is None:
+    if len(tables) == 1:
         log.warning("process: no items file was found, so the items have no text")
-    num_bad = read_events(work, tables[0], options, bad_lines)
+    events = read_events(work, tables[0], options, bad_lines)
     make_keys(work)
-    report = Report(work)
+    report, records = Report(work), {}
     if processing.drop_items_without_text:
-        num_bad += describe_items(work, options, items, "SELECT raw FROM item_keys", bad_lines)
+        records = describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
         drop_items_without_text(work, report)
-    split = filter_and_split(work, processing, report, paths[0])
-    if not processing.drop_items_without_text:
-        num_bad += describe_items(work, options, items, "SELECT raw_id FROM items", bad_lines)
-    return {"settings": _settings(options), "raw": raw, **summarize(work, report, split, num_bad)}, split.expression
+    apply_filters(work, processing, report)
+    if error := too_few_users(work, report, paths[0]):
+        if not records:  # if the ids of the two files do not fit, this is the more important error
+            describe_items(work, options, tables, "SELECT raw FROM item_keys WHERE false", bad_lines)
+        raise error
+    number(work)
+    records = records or describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
+    split = make_split(work, processing, report, paths[0])
+    return {"settings": _settings(options), "raw": raw,
+            **summarize(work, report, events, records, split)}, split.expression
 
 
 def export(options: ProcessOptions) -> None:

@@ -4,20 +4,23 @@ import logging
 import re
 import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import DataError
+from common.errors import DataError, UserError
 from common.tables import markdown, percent
 from dataloader.options import ProcessOptions
 from dataloader.readers.lines import NAMES, PARSERS
 from dataloader.readers.profile import plain, profile, shown
-from dataloader.readers.raw import UNITS, RawTable, existing_columns, load, type_of
+from dataloader.readers.raw import ID, RawTable, existing_columns, load
 from dataloader.sources import ROLES, family
-from dataloader.tables.events import make_keys, read_events
-from dataloader.tables.filters import Report, drop_items_without_text
+from dataloader.tables.events import EventCounts, make_keys, read_events
+from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number, too_few_users
 from dataloader.tables.items import describe_items
-from dataloader.tables.splits import filter_and_split
+from dataloader.tables.splits import make_split
 from dataloader.tables.statistics import days_of, notes, report_lines, summarize
+from dataloader.tables.times import Times
 from dataloader.workspace import Findings, Workspace
 
 log = logging.getLogger(__name__)
@@ -26,7 +29,8 @@ REQUIRED = {"interactions": ("user", "item", "time"), "items": ("item",)}
 MAX_COLUMNS = 50  # columns of a file that the report shows; the used ones come first
 NUM_IDS = 3       # example ids
 DELIMITERS = {",": "CSV", "\t": "TSV"}
-UNIT_IN_FIX = re.compile(r"--time_unit (\w+)")
+# The flags in the fix of an error with which the check reads the times again.
+UNIT, FORMAT = re.compile(r"--time_unit (s|ms|us|day|date)\b"), re.compile(r"--time_format '([^']+)'")
 
 
 def check_raw_files(options: ProcessOptions) -> None:
@@ -34,17 +38,36 @@ def check_raw_files(options: ProcessOptions) -> None:
 
     Raises DataError if something would stop `process`. The error is about the first reason; the report has all reasons.
     """
-    findings = Findings()
-    with (tempfile.TemporaryDirectory() as scratch,
+    findings, messages = Findings(), []
+    with (_collecting(messages), tempfile.TemporaryDirectory() as scratch,
           Workspace(Path(scratch) / ".work", options.memory_limit, findings) as work):
         check = _RawCheck(work, options)
-        lines = [*check.lines(), "", *_result(check.options, findings)]
-    log.info("%s", "\n".join(lines))
+        lines = check.lines()
+    if messages:
+        lines += ["", "notes", *(f"  {message}" for message in dict.fromkeys(messages))]
+    log.info("%s", "\n".join([*lines, "", *_result(check.options, findings)]))
     if findings.errors:
         first, num = findings.errors[0], len(findings.errors)
         end = "" if first.why.endswith(("?", ".")) or not first.why else "."
         more = f"{end} The report has {num} reasons; this is the first" if num > 1 else ""
         raise DataError(first.where, first.what, f"{first.why}{more}", first.fix)
+
+
+@contextmanager
+def _collecting(messages: list[str]) -> Iterator[None]:
+    """Add the messages that the steps log to the list, instead of printing them before the report."""
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage().removeprefix("process: "))
+
+    logger, handler = logging.getLogger("dataloader"), Handler(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 def _result(options: ProcessOptions, findings: Findings) -> list[str]:
@@ -60,6 +83,16 @@ def _result(options: ProcessOptions, findings: Findings) -> list[str]:
             command]
 
 
+def _fitting_times(errors: list[UserError]) -> dict[str, str]:
+    """Return the flags for another form of the times that the fix of an error names, or {}."""
+    for error in errors:
+        if found := FORMAT.search(error.fix):
+            return {"time_unit": "date", "time_format": found[1]}
+        if found := UNIT.search(error.fix):
+            return {"time_unit": found[1]}
+    return {}
+
+
 class _RawCheck:
     """The steps of `process` on raw files. After a fault, the check continues with the next step that is possible."""
 
@@ -68,7 +101,9 @@ class _RawCheck:
         self.work, self.findings = work, work.findings
         self.options = options  # with another --time_unit, if that one fits the file
         self.tables: dict[str, RawTable] = {}
-        self.has_events = self.has_item_keys = self.has_texts = False
+        self.events: EventCounts | None = None  # None: the events cannot be read
+        self.records: dict = {}                 # empty: the items cannot be read
+        self.has_item_keys = False
 
     def lines(self) -> list[str]:
         """Run all steps, and return the report on the files and on the filters."""
@@ -132,31 +167,31 @@ class _RawCheck:
             lines += self._bad_lines()
         elif "item" in table.columns:  # the ids can be compared with those of the items file
             with self.work.recording():
-                load(self.work, table, "item_keys", "SELECT DISTINCT item AS raw FROM {rows} WHERE item <> ''",
-                     {"item": "VARCHAR"})
+                load(self.work, table, "item_keys", """
+                    SELECT item AS raw, row_number() OVER () AS key FROM (SELECT DISTINCT item FROM {rows})
+                    WHERE item <> ''""", {"item": ID})
                 self.has_item_keys = True
-        return lines + (self._event_facts() if self.has_events else [])
+        return lines + (self._event_facts() if self.events else [])
 
     def _read_events(self, table: RawTable) -> None:
-        """Make the table `events`. If another time unit fits the file, read the file again with this unit."""
+        """Make the table `events`. If an error names another form of the times, read the file again in this form."""
         with self.work.recording():
-            read_events(self.work, table, self.options, Path())
-            self.has_events = True
-        units = (UNIT_IN_FIX.search(error.fix) for error in self.findings.errors)
-        fitting = next((unit[1] for unit in units if unit and unit[1] in UNITS), None)
-        if fitting is not None:
+            self.events = read_events(self.work, table, self.options, Path())
+        if flags := _fitting_times(self.findings.errors):
             self.options = self.options._replace(
-                processing=self.options.processing._replace(time_unit=fitting),
-                flags={**self.options.flags, "time_unit": fitting})
+                processing=self.options.processing._replace(**{"time_format": None, **flags}),
+                flags={**self.options.flags, **flags})
             self.findings.bad_rows = [rows for rows in self.findings.bad_rows if rows.flag]
             self.work.run("DROP TABLE IF EXISTS events")
             with self.work.recording():
-                read_events(self.work, table, self.options, Path())
+                self.events = read_events(self.work, table, self.options, Path())
 
     def _event_facts(self) -> list[str]:
         """Return counts, the time range and the repeats of the valid events. Replaces `events` by `kept`."""
-        unit = UNITS[self.options.processing.time_unit]
-        has_dates = type_of(self.work, self.tables["interactions"], "time").startswith(("DATE", "TIMESTAMP"))
+        processing = self.options.processing
+        form = Times(self.work, self.tables["interactions"], processing).form
+        flag = {"typed": "", "format": f", read with --time_format '{processing.time_format}'"}.get(
+            form, f", read with --time_unit {form}")
         [(num, first, last)] = self.work.run('SELECT count(*), min("time"), max("time") FROM events')
         make_keys(self.work)
         self.has_item_keys = True
@@ -167,24 +202,23 @@ class _RawCheck:
                    (SELECT count(*) FROM (SELECT DISTINCT user_key, item_key, "time" FROM kept))""")
         num_users, num_items = (self.work.count(f"{side}_keys") for side in ("user", "item"))
         return [f"  {num:,} valid events of {num_users:,} users with {num_items:,} items",
-                f"  time: {days_of(first // unit, last // unit)}" + (
-                    "" if has_dates else f", read with --time_unit {self.options.processing.time_unit}"),
+                f"  time: {days_of(int(first), int(last))}{flag}",
                 f"  repeats: {num - pairs:,} events ({percent((num - pairs) / num)}) repeat a pair of user and item; "
                 f"{num - distinct:,} are exact duplicates (also the same time)"]
 
     def _items(self) -> list[str]:
-        if (table := self.tables.get("items")) is None:
+        if "items" not in self.tables:
             return ["", "items: no file, so the items have no text"] if self.tables else []
         lines = self._file("items")
         if not self._is_complete("items"):
             return lines
         if not self.has_item_keys:
-            self.work.run("CREATE TABLE item_keys (raw VARCHAR)")
+            self.work.run("CREATE TABLE item_keys (raw VARCHAR, key UINTEGER)")
         self.findings.bad_rows = []
         with self.work.recording():
-            describe_items(self.work, self.options, table, "SELECT raw FROM item_keys", Path())
-            self.has_texts = True
-        return [*lines, *self._bad_lines(), *(self._join() if self.has_texts and self.has_item_keys else [])]
+            self.records = describe_items(self.work, self.options, list(self.tables.values()),
+                                          "SELECT raw FROM item_keys", Path())
+        return [*lines, *self._bad_lines(), *(self._join() if self.records and self.has_item_keys else [])]
 
     def _join(self) -> list[str]:
         """Return how many items of the interactions have a record, with example ids of those that have none."""
@@ -205,27 +239,32 @@ class _RawCheck:
 
     def _tables(self) -> list[str]:
         """Return what the filters would leave, and the split."""
-        needs_texts, report = self.options.processing.drop_items_without_text, None
-        if not self.has_events or (needs_texts and not self.has_texts):
+        processing, table = self.options.processing, self.tables.get("interactions")
+        if self.events is None or (processing.drop_items_without_text and "items" in self.tables and not self.records):
             return ["", "filters and splits: not checked, because of the faults above"] if self.tables else []
-        lines, report = ["", "after the filters"], Report(self.work)
-        if not self.has_texts:
-            for table in ("metadata", "described"):
-                self.work.run(f"DROP TABLE IF EXISTS {table}")
-            describe_items(self.work, self.options, None, "", Path())
-        if needs_texts:
+        report, records = Report(self.work), self.records
+        if not records:
+            for name in ("metadata", "described"):
+                self.work.run(f"DROP TABLE IF EXISTS {name}")
+            records = describe_items(self.work, self.options, [table], "SELECT raw FROM item_keys", Path())
+        if processing.drop_items_without_text:
             drop_items_without_text(self.work, report)
-        with self.work.recording():
-            split = filter_and_split(self.work, self.options.processing, report,
-                                     self.tables["interactions"].path)
-            meta = summarize(self.work, report, split, 0)
-            if self.has_texts or "items" not in self.tables:
-                found = [*report_lines(meta), *(note for _level, note in notes(self.options, meta))]
-            else:
-                del meta["num_without_text"]
-                found = [*report_lines(meta), "the texts are not checked, because of the faults above"]
-            return lines + [f"  {line}" for line in found]
-        return lines + [f"  {line}" for line in report.lines()]
+        apply_filters(self.work, processing, report)
+        lines = report.lines()
+        if error := too_few_users(self.work, report, table.path):
+            self.work.stop(error)
+        else:
+            number(self.work)
+            with self.work.recording():
+                split = make_split(self.work, processing, report, table.path)
+                lines = self._summary(summarize(self.work, report, self.events, records, split))
+        return ["", "after the filters", *(f"  {line}" for line in lines)]
+
+    def _summary(self, meta: dict) -> list[str]:
+        if "items" in self.tables and not self.records:
+            del meta["num_without_text"]
+            return [*report_lines(meta), "the texts are not checked, because of the faults above"]
+        return [*report_lines(meta), *(note for _level, note in notes(self.options, meta))]
 
     def _bad_lines(self) -> list[str]:
         lines = []

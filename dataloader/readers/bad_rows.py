@@ -40,7 +40,7 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, kinds: dict[str, 
 
     kinds: for each kind of invalid row, a description and an SQL condition that is true for such rows
     explain: called with the raw values of an invalid row (column -> value). Returns the reason, and a flag that would
-        make the row valid ("" if there is none).
+        make the row valid, or other words that follow "use" ("" if there are none).
     policy: "fail" or "skip"
 
     Raises DataError about the first invalid row if `policy` is "fail", or if more than MAX_BAD_SHARE of the rows are
@@ -137,15 +137,22 @@ def bad_id(column: str) -> str:
     return f"coalesce(strlen({column}), 0) NOT BETWEEN 1 AND {MAX_ID}"
 
 
-def id_fault(table: RawTable, values: dict, field: str) -> str:
-    """Return why the raw id in the field of a row is invalid, or "" if the id is valid."""
-    if value_of(table, values, field) is None:
-        return missing_field(table, field)
-    value = str(value_of(table, values, field))
+def id_fault(table: RawTable, values: dict, field: str, largest: int) -> tuple[str, str]:
+    """Return why the raw id in the field of a row is invalid, and what to use instead; or ("", "") if the id is valid.
+
+    largest: the largest floating-point number that is a valid id
+    """
+    found = value_of(table, values, field)
+    if found is None:
+        return missing_field(table, field), ""
+    if isinstance(found, float) and not (found.is_integer() and abs(found) <= largest):
+        return (f"{field} must be a text or a whole number, up to {largest:,} if it is a floating-point number, "
+                f"got {found!r}", "text or integers for the ids")
+    value = str(found)
     length = len(value.encode("utf-8", "surrogatepass"))
     if length > MAX_ID:
-        return f"{field} must have at most {MAX_ID:,} bytes, got {length:,} bytes: {value[:20]!r}…"
-    return "" if encodable(value) else f"{field} must be valid Unicode, got {value[:40]!r}"
+        return f"{field} must have at most {MAX_ID:,} bytes, got {length:,} bytes: {value[:20]!r}…", ""
+    return "" if encodable(value) else f"{field} must be valid Unicode, got {value[:40]!r}", ""
 
 
 def missing_field(table: RawTable, field: str) -> str:

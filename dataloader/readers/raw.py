@@ -28,9 +28,11 @@ from dataloader.workspace import FULL_DISK, Workspace, name, text
 
 log = logging.getLogger(__name__)
 
-LATEST = 4_102_444_800  # seconds; the year 2100
-# For each --time_unit, the number of time units per second in the table `events`. Dates are stored in microseconds.
-UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "date": 1_000_000}
+# Kinds of raw ids. Ids are text, but some writers store whole numbers as floating-point numbers. These become integers,
+# so that 1001.0 is the same id as 1001; texts are never changed.
+ID = "id"              # in JSON: a number is read like a text, which is fast
+EXACT_ID = "exact id"  # in JSON: a number with a fraction or an exponent is read as a number
+LARGEST_EXACT = {"DOUBLE": 1 << 53, "FLOAT": 1 << 24}  # up to here, the types have a value for every whole number
 LONG_LINE = 16 << 20  # maximum bytes of a line for DuckDB, which allocates memory for several such lines
 NUM_FIRST = 1000      # JSON records from which the column names are collected; a single record may lack some of them
 # Exceptions of DuckDB for a file that it cannot read; IOException may also mean a full disk.
@@ -61,8 +63,8 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
 
     query: a SELECT statement in which `{rows}` stands for the rows of the file. These rows have one column per field. A
         missing or unreadable value is NULL.
-    types: field -> type of its column in `{rows}`: VARCHAR, DOUBLE, or JSON if the value may be a list. For some
-        files, `{rows}` has VARCHAR instead of DOUBLE, so the query must convert these columns.
+    types: field -> type of its column in `{rows}`: VARCHAR, DOUBLE, JSON if the value may be a list, ID or EXACT_ID
+        (both VARCHAR). For some files, `{rows}` has VARCHAR instead of DOUBLE, so the query must convert these columns.
 
     If DuckDB cannot read the file directly, the file is first rewritten line by line. Raises DataError if the file is
     damaged.
@@ -94,16 +96,25 @@ def _create(work: Workspace, into: str, query: str, rows: str) -> None:
     work.run(f"CREATE TABLE {into} AS {query.replace('{rows}', f'({rows})')}")
 
 
-def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str) -> None:
-    """Use Python to parse the rows that DuckDB could not parse, and update these rows in the table `into`.
+def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str,
+           num_inexact: int = 0) -> None:
+    """Read again what `load` could not read correctly, and update the table `into`.
 
-    unread: an SQL condition that is true for the rows that DuckDB could not parse
     query, types: the same as for `load`
+    unread: an SQL condition that is true for the rows that DuckDB could not parse
+    num_inexact: the number of rows for which `inexact_id` is true. If there are such rows in a JSON file, the whole
+        file is loaded again, and the kind ID becomes EXACT_ID.
 
-    Python accepts more than DuckDB: for example, a byte order mark, or half of a surrogate pair (it becomes `?`). If
-    Python also fails to parse a row, the row does not change.
+    Rows that DuckDB could not parse are parsed by Python, which accepts more: for example, a byte order mark, or half
+    of a surrogate pair (it becomes `?`). If Python also fails to parse a row, the row does not change.
     """
-    if table.format not in PARSERS or not work.value(f"SELECT count(*) FROM {into} WHERE {unread}"):
+    if table.format not in PARSERS:
+        return
+    types = {field: EXACT_ID if kind == ID else kind for field, kind in types.items()}
+    if num_inexact:
+        work.run(f"DROP TABLE {into}")
+        load(work, table, into, query, types)
+    if not work.value(f"SELECT count(*) FROM {into} WHERE {unread}"):
         return
     work.run(f"CREATE TABLE unread AS SELECT rowid AS record FROM {into} WHERE {unread} ORDER BY rowid")
     again = work.folder / "again.jsonl"
@@ -135,16 +146,21 @@ def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> s
             len(columns) == 1 or not delimited.suits_duckdb(table.path, table.layout))):
         return ""
     sql_names = {column: f"c{place}" if table.format == "csv" else name(column) for place, column in enumerate(columns)}
+    column_types = _parquet_types(work, table) if table.format == "parquet" else {}
     select = []
     for field, kind in types.items():
-        found = [sql_names[c] for c in table.columns.get(field, ()) if c in sql_names]
-        values = [f"to_json({c})" if kind == "JSON" else f"{c}::VARCHAR" for c in found]
+        found = [(sql_names[c], LARGEST_EXACT.get(column_types.get(c, "")))
+                 for c in table.columns.get(field, ()) if c in sql_names]
+        values = [f"to_json({c})" if kind == "JSON" else _integer(c, largest) if kind in (ID, EXACT_ID) and largest else
+                  f"{c}::VARCHAR" for c, largest in found]
         select.append(f"{_first(values, kind)} AS {name(field)}")
     return f"SELECT {', '.join(select)} FROM {reader(table)}"
 
 
 def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: int = MAX_LINE + 1) -> str:
     kinds: dict[str, str] = {}
+    exact = {field for field, kind in types.items() if kind == EXACT_ID}
+    types = {field: {ID: "VARCHAR", EXACT_ID: "JSON"}.get(kind, kind) for field, kind in types.items()}
     for field, kind in types.items():
         for column in table.columns.get(field, ()):
             if (root := column.partition(".")[0]) != column:  # such as actor.id
@@ -164,7 +180,8 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
                 root, *path_in_root = column.split(".")
                 path_text = "$" + "".join(f'."{key}"' for key in path_in_root)
                 values.append(f"({name(root)} {'->' if kind == 'JSON' else '->>'} {text(path_text)})")
-        select.append(f"{_first(values, kind)} AS {name(field)}")
+        value = _first(values, kind)
+        select.append(f"{_exact_id(value) if field in exact else value} AS {name(field)}")
     # With `ignore_errors`, DuckDB does not skip an invalid line: the line becomes a row of NULLs.
     return (f"SELECT {', '.join(select)} FROM read_json({sql_path(path)}, format = 'newline_delimited', "
             f"hive_partitioning = false, records = true, columns = {{{listed}}}, ignore_errors = true, "
@@ -175,7 +192,34 @@ def _first(values: list[str], kind: str) -> str:
     """Return SQL for the first of these SQL values that is not NULL. An empty list counts as NULL."""
     if kind == "JSON" and len(values) > 1:
         values = [f"CASE WHEN {value}::VARCHAR NOT IN ('[]', '\"\"') THEN {value} END" for value in values]
-    return f"coalesce({', '.join(values)})" if values else f"NULL::{kind}"
+    return f"coalesce({', '.join(values)})" if values else f"NULL::{'VARCHAR' if kind in (ID, EXACT_ID) else kind}"
+
+
+def _integer(number: str, largest: int) -> str:
+    """Return SQL that writes a whole floating-point number as an integer; the result is NULL for any other number."""
+    return f"CASE WHEN abs({number}) <= {largest} AND trunc({number}) = {number} THEN {number}::BIGINT::VARCHAR END"
+
+
+def _exact_id(value: str) -> str:
+    """Return SQL for the raw id in a JSON value. DuckDB's type DOUBLE includes whole numbers of more than 64 bits."""
+    return rf"""CASE WHEN json_type({value}) = 'DOUBLE' AND NOT regexp_full_match({value}::VARCHAR, '-?\d+')
+                    THEN {_integer(f'({value}::DOUBLE)', LARGEST_EXACT['DOUBLE'])} ELSE {value} ->> '$' END"""
+
+
+def inexact_id(table: RawTable, column: str) -> str:
+    """Return an SQL condition that is true if a raw id of the kind ID may be a JSON number that is not an integer."""
+    if table.format not in PARSERS:
+        return "false"
+    # In a CASE, DuckDB evaluates the slow conditions only where the fast condition is true.
+    number = rf"regexp_full_match({column}, '-?(\d+\.\d+(e.*)?|\d+e.*)')"
+    return f"""CASE WHEN {column} < ':' THEN CASE WHEN contains({column}, '.') OR contains({column}, 'e') THEN {number}
+                                                   ELSE {column} = '-Infinity' END
+                    ELSE {column} IN ('NaN', 'Infinity') END"""
+
+
+def largest_id(work: Workspace, table: RawTable, field: str) -> int:
+    """Return the largest whole number that a raw id can be, if it is stored as a floating-point number."""
+    return LARGEST_EXACT.get(type_of(work, table, field), LARGEST_EXACT["DOUBLE"])
 
 
 def reader(table: RawTable) -> str:

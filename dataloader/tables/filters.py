@@ -1,7 +1,9 @@
 """Filter events by rating, duplicates and k-core, and number the remaining users and items."""
 
 from itertools import pairwise
+from pathlib import Path
 
+from common.errors import DataError
 from dataloader.options import Processing
 from dataloader.workspace import Workspace
 
@@ -50,6 +52,15 @@ def apply_filters(work: Workspace, processing: Processing, report: Report) -> No
     k_core(work, processing.min_user_interactions, processing.min_item_interactions, report)
 
 
+def too_few_users(work: Workspace, report: Report, raw: Path) -> DataError | None:
+    """Return an error about the file `raw` if the filters leave fewer than two users, else None."""
+    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
+    if first != last:
+        return None
+    left = "no interactions" if first is None else "only one user"
+    return DataError(raw, f"has {left} after filtering", "; ".join(report.lines()), report.how_to_keep_more())
+
+
 def drop_items_without_text(work: Workspace, report: Report) -> None:
     """Drop the events of items that have an empty text or no record."""
     work.run("""CREATE TABLE without_text AS
@@ -87,10 +98,8 @@ def k_core(work: Workspace, min_user: int, min_item: int, report: Report) -> Non
         report.add(f"the {min_user}/{min_item}-core (user/item)", *flags)
 
 
-def number(work: Workspace, unit: int) -> None:
+def number(work: Workspace) -> None:
     """Number users and items from 0, and sort the events by user, then time, then line.
-
-    unit: number of raw time units per second
 
     Creates the tables `users (id, raw_id, num_events)` and `items (id, raw_id, num_events)`, and the view
     `numbered ("user", item, "timestamp", rating, place, length)`. The ids follow the order in which users and items
@@ -112,6 +121,6 @@ def number(work: Workspace, unit: int) -> None:
         FROM kept k JOIN user_numbers u ON k.user_key = u.key JOIN item_numbers i ON k.item_key = i.key
         ORDER BY u.id, k."time", k.line""")
     work.run("DROP TABLE kept")
-    work.run(f"""CREATE VIEW numbered AS
-        SELECT "user", item, "time" // {unit} AS "timestamp", rating, rowid - begins AS place, num_events AS length
+    work.run("""CREATE VIEW numbered AS
+        SELECT "user", item, floor("time")::BIGINT AS "timestamp", rating, rowid - begins AS place, num_events AS length
         FROM sorted""")

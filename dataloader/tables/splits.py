@@ -1,4 +1,4 @@
-"""Filter the events, and split them into train, valid and test."""
+"""Split the events into train, valid and test."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,8 +6,7 @@ from typing import NamedTuple
 from common.artifacts import SPLITS
 from common.errors import DataError
 from dataloader.options import Processing, timestamp_of
-from dataloader.readers.raw import UNITS
-from dataloader.tables.filters import Report, apply_filters, number
+from dataloader.tables.filters import Report
 from dataloader.workspace import Workspace
 
 TARGETS = ("valid", "test")
@@ -18,20 +17,6 @@ class Split(NamedTuple):
 
     expression: str  # for a row of `numbered`, its value is train, valid or test
     info: dict       # entries about the split for the meta file
-
-
-def filter_and_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:
-    """Filter the events in the table `kept`, number their users and items, and return the split.
-
-    Raises DataError if fewer than two users remain, or if a split has no events. The error names the file `raw`.
-    """
-    apply_filters(work, processing, report)
-    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
-    if first == last:
-        raise DataError(raw, "has no interactions after filtering" if first is None else
-                        "has only one user after filtering", "; ".join(report.lines()), report.how_to_keep_more())
-    number(work, UNITS[processing.time_unit])
-    return make_split(work, processing, report, raw)
 
 
 def make_split(work: Workspace, processing: Processing, report: Report, raw: Path) -> Split:

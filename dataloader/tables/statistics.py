@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from common.artifacts import counts, facts
 from dataloader.options import ProcessOptions
+from dataloader.tables.events import EventCounts
 from dataloader.tables.filters import Report, filter_lines
 from dataloader.tables.items import MAX_TEXT
 from dataloader.tables.splits import Split
@@ -13,18 +14,21 @@ from dataloader.workspace import Workspace
 SHARES = {"min": 0.0, "p25": 0.25, "median": 0.5, "p75": 0.75, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-def summarize(work: Workspace, report: Report, split: Split, num_bad: int) -> dict:
-    """Return the entries of the meta files that describe the content of the tables."""
+def summarize(work: Workspace, report: Report, events: EventCounts, records: dict, split: Split) -> dict:
+    """Return the entries of the meta files that describe the content of the tables.
+
+    records: the counts that `describe_items` returns
+    """
     [(without_text, cut, without_record)] = work.run("""
         SELECT count(*) FILTER (coalesce(d."text", '') = ''), count(*) FILTER (d.cut),
                count(*) FILTER (d.raw_id IS NULL)
         FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id""")
-    [(records, distinct)] = work.run("SELECT count(*), count(DISTINCT raw_id) FROM metadata")
     statistics = _measure(work)
-    return {"filters": report.steps, "num_bad_lines": num_bad,
+    num_distinct = records["num_records"] - records["num_duplicate_records"]
+    return {"filters": report.steps, **records, "num_bad_lines": events.num_bad + records["num_bad_lines"],
+            "num_events_before_1990": events.num_before_1990,
             "num_without_text": without_text, "num_texts_cut": cut, "num_without_record": without_record,
-            "num_records": records, "num_duplicate_records": records - distinct,
-            "num_unused_records": distinct - (statistics["num_items"] - without_record), "statistics": statistics,
+            "num_unused_records": num_distinct - (statistics["num_items"] - without_record), "statistics": statistics,
             **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")},
             **split.info}
 

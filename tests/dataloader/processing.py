@@ -10,7 +10,7 @@ from tests.dataloader.helpers import mentions, write_baby
 from tests.dataloader.helpers import process_options as make_options
 
 COMMAND = "bash dataloader/2_process.sh"
-Event = tuple[str, str, int] | tuple[str, str, int, float]  # user, item, time, and perhaps the rating
+Event = tuple[str, str, float] | tuple[str, str, float, float]  # user, item, time, and perhaps the rating
 
 
 def run(tmp_path: Path, events: list[Event], *flags: str, metadata: list[str] = (), minimum: int = 0) -> ProcessOptions:
@@ -24,7 +24,7 @@ def run(tmp_path: Path, events: list[Event], *flags: str, metadata: list[str] = 
 
 def fill(work: Workspace, events: list[Event]) -> None:
     """Make the table of the readers of raw files, and the integer keys of its users and items."""
-    work.run('CREATE OR REPLACE TABLE events (raw_user VARCHAR, raw_item VARCHAR, "time" BIGINT, rating DOUBLE)')
+    work.run('CREATE OR REPLACE TABLE events (raw_user VARCHAR, raw_item VARCHAR, "time" DOUBLE, rating DOUBLE)')
     for event in events:
         work.run("INSERT INTO events VALUES (?, ?, ?, ?)", *event, *[5.0] * (4 - len(event)))
     for table in ("user_keys", "item_keys", "kept"):
@@ -42,7 +42,8 @@ def processing(**changed) -> Processing:
     """Processing without any filter, with some values changed."""
     plain = Processing(min_rating=None, duplicates="keep", min_user_interactions=0, min_item_interactions=0,
                        drop_items_without_text=False, template=("{title}",), split="leave_one_out",
-                       split_ratios=(0.8, 0.1, 0.1), split_dates=(), time_unit="s", bad_lines="fail")
+                       split_ratios=(0.8, 0.1, 0.1), split_dates=(), time_unit="s", time_format=None, missing_values=None,
+                       bad_lines="fail")
     return plain._replace(**changed)
 
 

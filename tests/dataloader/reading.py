@@ -36,7 +36,7 @@ def read_raw(options: ProcessOptions, wanted: str | None = None) -> tuple[list[t
         tables = reader.raw_tables(options, reader.raw_paths(options), work)
         log = bad_lines(options)
         log.parent.mkdir(parents=True, exist_ok=True)
-        num_bad = read_events(work, tables[0], options, log)
+        num_bad = read_events(work, tables[0], options, log).num_bad
         events = work.run('SELECT raw_user, raw_item, "time", rating FROM events ORDER BY rowid')
         if len(tables) == 1:
             return events, [], num_bad
@@ -60,7 +60,8 @@ def events_of(options: ProcessOptions) -> list[tuple]:
 def items_of(options: ProcessOptions) -> list[dict]:
     """The records without the columns that no test of a text needs."""
     records = read_raw(options)[1]
-    return [{key: value for key, value in record.items() if key not in ("wanted", "nested")} for record in records]
+    return [{key: value for key, value in record.items()
+             if key not in ("wanted", "nested") and not key.endswith("_note")} for record in records]
 
 
 def bad_lines(options: ProcessOptions) -> Path:

@@ -136,6 +136,7 @@ def test_at_most_three_lines_of_a_kind_are_shown(tmp_path):
     (lambda time: time * 1000 + 1_400_000_000_000, "s", "ms"),
     (lambda time: time + 1_400_000_000, "ms", "s"),
     (lambda time: f"2014-05-{13 + time // DAY:02}" if time < 10 * DAY else "2014-06-22", "s", "date"),
+    (lambda time: 20140513 + time // DAY if time < 10 * DAY else 20140622, "s", "date"),
     (lambda time: time + 1_400_000_000, "date", "s")])
 def test_the_check_goes_on_with_the_fitting_time_unit(tmp_path, times: Callable, flag, fitting):
     events = [(user, item, times(time), rating) for user, item, time, rating in EVENTS]

@@ -48,9 +48,7 @@ YEARS = pytest.mark.parametrize("write", [amazon14, amazon18, amazon23])
 @YEARS
 def test_ids_are_unchanged_and_events_keep_their_order(tmp_path, write):
     events = [(raw_id, raw_id, 1_700_000_000 - time) for time, raw_id in enumerate(ODD_IDS)]
-    found = [(user, item, time // (1000 if write is amazon23 else 1), rating)
-             for user, item, time, rating in events_of(write(tmp_path, events))]
-    assert found == [(*event, 5.0) for event in events]
+    assert events_of(write(tmp_path, events)) == [(*event, 5.0) for event in events]
 
 
 @YEARS
@@ -66,7 +64,7 @@ def test_every_rating_is_kept(tmp_path, write):
 
 
 def test_the_times_of_2023_keep_their_milliseconds(tmp_path):
-    assert events_of(amazon23(tmp_path, EVENT)) == [("a", "x", 1_700_000_000_007, 5.0)]
+    assert events_of(amazon23(tmp_path, EVENT)) == [("a", "x", 1_700_000_000.007, 5.0)]
 
 
 @pytest.mark.slow

@@ -155,20 +155,20 @@ def test_events_of_items_without_text_are_removed(work):
     check_report(report, (4,), (2, "--drop_items_without_text"))
 
 
-def numbered(work: Workspace, events, unit: int = 1) -> list[tuple]:
+def numbered(work: Workspace, events) -> list[tuple]:
     """user, item, timestamp, place, length of each event, in the order of the output."""
     fill(work, events)
     for table in ("user_numbers", "users", "item_numbers", "items", "sorted"):
         work.run(f"DROP TABLE IF EXISTS {table}")
     work.run("DROP VIEW IF EXISTS numbered")
-    number(work, unit)
+    number(work)
     return work.run('SELECT "user", item, "timestamp", place, length FROM numbered')
 
 
 def test_users_and_items_are_numbered_by_first_appearance(work):
     fill(work, [("z", "q", 9), ("d", "y", 8), *EVENTS])  # z and q fall; of the others y and d come first
     k_core(work, 2, 2, Report(work))
-    number(work, 1)
+    number(work)
     assert work.run("SELECT id, raw_id FROM users") == [(0, "d"), (1, "a"), (2, "b"), (3, "c")]
     assert work.run("SELECT id, raw_id FROM items") == [(0, "y"), (1, "x"), (2, "z")]
 
@@ -191,8 +191,8 @@ def test_numbers_order_and_places_equal_a_sort_in_python(shared, events):
     assert numbered(shared, events) == numbered_by_hand(events)
 
 
-def test_milliseconds_order_events_and_whole_seconds_are_published(work):
-    events = [("a", "late", 1999), ("a", "early", 1001), ("a", "between", 1500), ("a", "before", 999)]
+def test_fractions_order_events_and_whole_seconds_are_published(work):
+    events = [("a", "late", 1.999), ("a", "early", 1.001), ("a", "between", 1.5), ("a", "before", 0.999)]
     late, early, between, before = range(4)
-    assert numbered(work, events, unit=1000) == [(0, before, 0, 0, 4), (0, early, 1, 1, 4), (0, between, 1, 2, 4),
-                                                 (0, late, 1, 3, 4)]
+    assert numbered(work, events) == [(0, before, 0, 0, 4), (0, early, 1, 1, 4), (0, between, 1, 2, 4),
+                                      (0, late, 1, 3, 4)]

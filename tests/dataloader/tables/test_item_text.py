@@ -162,7 +162,7 @@ def test_items_without_text_are_dropped_before_other_filters(tmp_path, caplog):
 
 def test_without_metadata_all_texts_are_raw_ids(tmp_path, caplog):
     raw = tmp_path / "raw"
-    write_gz(raw / "reviews_Baby_5.json.gz", [review(user, "x", n) for user in "ab" for n in range(3)])
+    write_gz(raw / "reviews_Baby_5.json.gz", [review(user, "x", 10**9 + n) for user in "ab" for n in range(3)])
     options = make_options(tmp_path / "data", "--raw_dir", str(raw), "--min_user_interactions=0",
                            "--min_item_interactions=0")
     process(options, COMMAND)

@@ -26,14 +26,14 @@ def work(tmp_path_factory):
         yield work
 
 
-def split(work: Workspace, events, unit: int = 1, **flags) -> tuple[list[tuple], dict]:
+def split(work: Workspace, events, **flags) -> tuple[list[tuple], dict]:
     """user, second, split of every event, in their order; and the recorded info of the split."""
     fill(work, events)
     for table in ("user_numbers", "users", "item_numbers", "items", "sorted"):
         work.run(f"DROP TABLE IF EXISTS {table}")
     work.run("DROP VIEW IF EXISTS numbered")
     report = Report(work)
-    number(work, unit)
+    number(work)
     made = make_split(work, processing(**flags), report, RAW)
     return work.run(f'SELECT "user", "timestamp", {made.expression} FROM numbered'), made.info
 
@@ -42,7 +42,7 @@ def splits_in(text: str) -> list[str]:
     return re.findall(r"\b(?:train|valid|test)\b", text)
 
 
-def at(*times: int) -> list[tuple[str, str, int]]:
+def at(*times: float) -> list[tuple[str, str, float]]:
     """One event at each of these times, each of its own user and item."""
     return [(f"user {n}", f"item {n}", time) for n, time in enumerate(times)]
 
@@ -128,8 +128,7 @@ def test_events_of_one_moment_are_in_one_split(work):
 
 
 def test_a_border_within_a_second_moves_to_its_start(work):
-    found, _info = split(work, at(1000, 2000, 2001, 2999, 3000), unit=1000, split="temporal",
-                         split_ratios=(0.4, 0.4, 0.2))
+    found, _info = split(work, at(1, 2, 2.001, 2.999, 3), split="temporal", split_ratios=(0.4, 0.4, 0.2))
     assert [(time, s) for _user, time, s in found] == [(1, "train"), (2, "valid"), (2, "valid"), (2, "valid"),
                                                        (3, "test")]
 
