@@ -22,6 +22,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 MODALITIES = ("text", "image")
 FUSIONS = ("fused-concat", "fused-pca", "fused-align")
 DEFAULT_RATIOS = (0.8, 0.1, 0.1)
+MEMORY_LIMIT = "2GB"
 ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")
 
 
@@ -121,8 +122,8 @@ FLAGS = {
              f"{','.join(map(str, DEFAULT_RATIOS))})", "A,B,C"),
         Flag("--split_dates", "temporal split: the start of valid and the start of test (ISO 8601, UTC), instead of "
              "--split_ratios", "D1,D2"),
-        Flag("--memory_limit", "the memory limit of DuckDB; larger data is spilled to disk", "M", "2GB", re.compile(
-            r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size such as 2GB"),
+        Flag("--memory_limit", "the memory limit of DuckDB; larger data is spilled to disk", "M", MEMORY_LIMIT,
+             re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size such as 2GB"),
         Flag("--check", "only check the dataset's files, and print a report on the raw files that flags name; write "
              "nothing", bool),
         Flag("--adopt", "with --check: write the missing meta files for valid files that you made yourself; the "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common.errors import DataError, UserError
 from common.tables import markdown, percent
+from dataloader.flags import MEMORY_LIMIT
 from dataloader.options import ProcessOptions
 from dataloader.readers.lines import NAMES, PARSERS
 from dataloader.readers.profile import plain, profile, shown
@@ -73,6 +74,8 @@ def _collecting(messages: list[str]) -> Iterator[None]:
 def _result(options: ProcessOptions, findings: Findings) -> list[str]:
     """Return whether `process` would stop, all reasons, and the command that it would run."""
     flags = {"dataset": options.folder.name, **options.flags}
+    if options.memory_limit != MEMORY_LIMIT:
+        flags["memory_limit"] = options.memory_limit
     words = [word for flag, value in flags.items()
              for word in ([f"--{flag}"] if value is True else [f"--{flag}={value}"])]
     command = f"    bash dataloader/2_process.sh {shlex.join(words)}{options.folder.root_flag}"
@@ -115,7 +118,7 @@ class _RawCheck:
             self.tables = dict(zip(ROLES, source.raw_tables(self.options, paths, self.work) if paths else [],
                                    strict=False))
         return [f"Check of the raw files of {self.options.folder.name} (source {self.options.source})",
-                *filter(None, [self.options.filled]), *self._interactions(), *self._items(), *self._tables()]
+                *filter(None, [self.options.filled]), *self._interactions(), *self._items(), *self._after_filters()]
 
     def _file(self, role: str) -> list[str]:
         """Return the format and the columns of a file."""
@@ -131,7 +134,7 @@ class _RawCheck:
     def _columns(self, role: str, table: RawTable) -> list[str]:
         fields = {column: field for field, columns in table.columns.items() for column in columns}
         existing = _different(existing_columns(self.work, table), table)
-        columns = [c for c in existing if c in fields or existing.index(c) < MAX_COLUMNS]
+        columns = [c for place, c in enumerate(existing) if c in fields or place < MAX_COLUMNS]
         if not columns:
             return ["  has no records that can be read"]
         num_rows, found = profile(self.work, table, columns)
@@ -163,8 +166,7 @@ class _RawCheck:
             return []
         lines = self._file("interactions")
         if self._is_complete("interactions"):
-            self._read_events(table)
-            lines += self._bad_lines()
+            lines += self._read_events(table)
         elif "item" in table.columns:  # the ids can be compared with those of the items file
             with self.work.recording():
                 load(self.work, table, "item_keys", """
@@ -173,18 +175,26 @@ class _RawCheck:
                 self.has_item_keys = True
         return lines + (self._event_facts() if self.events else [])
 
-    def _read_events(self, table: RawTable) -> None:
-        """Make the table `events`. If an error names another form of the times, read the file again in this form."""
+    def _read_events(self, table: RawTable) -> list[str]:
+        """Make the table `events`, and return the invalid lines.
+
+        If an error names another form of the times, read the file again in this form.
+        """
         with self.work.recording():
             self.events = read_events(self.work, table, self.options, Path())
-        if flags := _fitting_times(self.findings.errors):
-            self.options = self.options._replace(
-                processing=self.options.processing._replace(**{"time_format": None, **flags}),
-                flags={**self.options.flags, **flags})
-            self.findings.bad_rows = [rows for rows in self.findings.bad_rows if rows.flag]
-            self.work.run("DROP TABLE IF EXISTS events")
-            with self.work.recording():
-                self.events = read_events(self.work, table, self.options, Path())
+        if not (flags := _fitting_times(self.findings.errors)):
+            return self._bad_lines()
+        self.findings.bad_rows = [rows for rows in self.findings.bad_rows if " time" in rows.kind]
+        lines = [*self._bad_lines(), "  The rest of the report reads the times with "
+                 + " ".join(f"--{flag} {shlex.quote(value)}" for flag, value in flags.items())]
+        self.options = self.options._replace(
+            processing=self.options.processing._replace(**{"time_format": None, **flags}),
+            flags={**self.options.flags, **flags})
+        self.findings.bad_rows, self.events = [], None
+        self.work.run("DROP TABLE IF EXISTS events")
+        with self.work.recording():
+            self.events = read_events(self.work, table, self.options, Path())
+        return [*lines, *self._bad_lines()]
 
     def _event_facts(self) -> list[str]:
         """Return counts, the time range and the repeats of the valid events. Replaces `events` by `kept`."""
@@ -196,6 +206,8 @@ class _RawCheck:
         make_keys(self.work)
         self.has_item_keys = True
         if not num:
+            if self.findings.errors:  # that no events are left for the filters is not another fault
+                self.events = None
             return ["  no valid events"]
         [(pairs, distinct)] = self.work.run("""
             SELECT (SELECT count(*) FROM (SELECT DISTINCT user_key, item_key FROM kept)),
@@ -237,7 +249,7 @@ class _RawCheck:
             lines += [f"    {what}, for example: {', '.join(map(shown, ids))}"] if ids else []
         return lines
 
-    def _tables(self) -> list[str]:
+    def _after_filters(self) -> list[str]:
         """Return what the filters would leave, and the split."""
         processing, table = self.options.processing, self.tables.get("interactions")
         if self.events is None or (processing.drop_items_without_text and "items" in self.tables and not self.records):

@@ -30,7 +30,6 @@ class BadRows(NamedTuple):
     num: int
     num_rows: int        # all rows of the file
     examples: list[str]  # `file:line: reason` of the first rows
-    flag: str            # a flag that would make the first row valid, or ""
     skipped: bool        # whether `process` would skip these rows
 
 
@@ -87,12 +86,10 @@ def _bad_rows_by_kind(work: Workspace, table: RawTable, into: str, kinds: dict[s
                                                                  FROM {into})
         WHERE kind IS NOT NULL GROUP BY kind ORDER BY kind""")
     records = sorted(record for _kind, _num, first in found for record in first)
-    reasons = {record: (f"{where}: {values}", "") if isinstance(values, str) else
-               (f"{where}: {explain(values)[0]}", explain(values)[1])
+    reasons = {record: f"{where}: {values if isinstance(values, str) else explain(values)[0]}"
                for record, (where, values, _text) in zip(records, _rows_at(work, table, iter(records)), strict=True)}
     for kind, num, first in found:
-        examples, flag = [reasons[record][0] for record in first], reasons[first[0]][1]
-        yield BadRows(list(kinds)[kind], num, num_rows, examples, flag, skipped)
+        yield BadRows(list(kinds)[kind], num, num_rows, [reasons[record] for record in first], skipped)
 
 
 def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterator[tuple[str, dict | str, str]]:
