@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from glob import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -197,6 +198,17 @@ def facts(meta: dict) -> str:
     if "num_without_text" in meta:
         found.append(f"{meta['num_without_text']:,} items without text")
     return ", ".join(found)
+
+
+def filter_lines(steps: list[dict]) -> list[str]:
+    """Return one line of text per filter: how many interactions the filter removed, and how many are left.
+
+    steps: the value of `filters` in the meta file of the interactions
+    """
+    first, left = steps[0], [step["interactions"] for step in steps]
+    return [f"{left[0]:,} interactions {first['step']}",
+            *(f"{before - after:,} removed by {step['step']}, {after:,} left"
+              for step, (before, after) in zip(steps[1:], pairwise(left), strict=True))]
 
 
 class Interactions(NamedTuple):

@@ -3,10 +3,10 @@
 import logging
 from datetime import UTC, datetime
 
-from common.artifacts import counts, facts
+from common.artifacts import counts, facts, filter_lines
 from dataloader.options import ProcessOptions
 from dataloader.tables.events import EventCounts
-from dataloader.tables.filters import Report, filter_lines
+from dataloader.tables.filters import Report
 from dataloader.tables.items import MAX_TEXT
 from dataloader.tables.splits import Split
 from dataloader.workspace import Workspace

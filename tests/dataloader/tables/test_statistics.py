@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from common.artifacts import load_meta
-from dataloader.tables.filters import filter_lines
+from common.artifacts import filter_lines, load_meta
 from dataloader.tables.statistics import report_lines
 from tests.dataloader.helpers import mentions
 from tests.dataloader.processing import run
