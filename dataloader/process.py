@@ -24,7 +24,7 @@ from dataloader.raw_report import check_raw_files
 from dataloader.sources import ROLES, family
 from dataloader.tables.events import make_keys, read_events
 from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number, too_few_users
-from dataloader.tables.items import describe_items
+from dataloader.tables.items import describe_items, read_records
 from dataloader.tables.splits import make_split
 from dataloader.tables.statistics import notes, report_lines, summarize
 from dataloader.workspace import Workspace, text
@@ -179,8 +179,8 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
         drop_items_without_text(work, report)
     apply_filters(work, processing, report)
     if error := too_few_users(work, report, paths[0]):
-        if not records:  # if the ids of the two files do not fit, this is the more important error
-            describe_items(work, options, tables, "SELECT raw FROM item_keys WHERE false", bad_lines)
+        if not records and len(tables) > 1:  # ids that do not join are the more important error
+            read_records(work, options, tables, "SELECT raw FROM item_keys WHERE false", bad_lines)
         raise error
     number(work)
     records = records or describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)

@@ -26,15 +26,22 @@ def describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTab
 
     tables: the interactions file and, if there is one, the items file
     wanted: an SQL query for the raw ids of the items to describe
-
-    Raises DataError if the ids of the interactions and of the item records are not the same ids.
     """
     if len(tables) == 1:
         work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
-    counts = {"num_bad_lines": read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0,
-              **check_join(work, tables, options), **check_records(work, options, wanted)}
+    counts = read_records(work, options, tables, wanted, bad_lines) | check_records(work, options, wanted)
     describe(work, options.processing.template)
     return counts
+
+
+def read_records(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
+                 bad_lines: Path) -> dict:
+    """Make the table `metadata` from the item records, and return counts for the meta files.
+
+    Raises DataError if almost no item of the interactions has a record.
+    """
+    num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
+    return {"num_bad_lines": num_bad, **check_join(work, tables, options)}
 
 
 def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted: str, bad_lines: Path) -> int:

@@ -9,9 +9,10 @@ from dataloader.workspace import Workspace
 log = logging.getLogger(__name__)
 
 MAX_PLAIN_TITLE = 200  # characters; a shorter title is a title, whatever it contains
-# The beginnings of functions, variables and calls in JavaScript, and of rules in CSS.
-CODE = (r"\bfunction\s*\w*\s*\(|\bgetTime\(\)|\b(?:var|let|const)\s+\w+\s*=|=>\s*\{|\bdocument\.\w+|"
-        r"[.#][A-Za-z_][\w-]*[^{}<>]{0,100}\{|[\w-]+\s*\{\s*[\w-]+\s*:|@(?:media|import|font-face)\b")
+# Functions, variables and calls in JavaScript, and rules in CSS, but not words such as "functions (and more)".
+CODE = (r"\bfunction\(|\bfunction\b[^(){}]{0,50}\([^(){}]{0,200}\)\s*\{|=>\s*\{|\bgetTime\(\)|\bdocument\.\w+\(|"
+        r"\b(?:var|let|const)\s+\w+\s*=|(?:^|[\s,;}])[.#][A-Za-z_][\w-]*\s*\{|[\w-]\s*\{\s*[\w-]+\s*:[^{}]+[;}]|"
+        r"(?:^|[\s;}])@(?:media|import|font-face)\b")
 EXCERPT = 60  # characters of an example
 
 

@@ -42,8 +42,8 @@ def processing(**changed) -> Processing:
     """Processing without any filter, with some values changed."""
     plain = Processing(min_rating=None, duplicates="keep", min_user_interactions=0, min_item_interactions=0,
                        drop_items_without_text=False, template=("{title}",), split="leave_one_out",
-                       split_ratios=(0.8, 0.1, 0.1), split_dates=(), time_unit="s", time_format=None, missing_values=None,
-                       bad_lines="fail")
+                       split_ratios=(0.8, 0.1, 0.1), split_dates=(), time_unit="s", time_format=None,
+                       missing_values=None, bad_lines="fail")
     return plain._replace(**changed)
 
 

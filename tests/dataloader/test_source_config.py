@@ -82,6 +82,27 @@ def test_the_whole_job_obeys_a_default_on_the_command_line(events, process, tmp_
     assert options.process.local.columns["user"] == "who"
 
 
+def test_the_form_of_times_and_missing_values_are_remembered(events, process):
+    dates = numbers = events.read_text()
+    for minute in (1, 2, 3):
+        dates = dates.replace(str(START + 1000 * minute), f"28/02/2014 00:0{minute}")
+    events.write_text(dates)
+    flags = [flag for flag in FLAGS if "time_unit" not in flag]
+    folder = process(f"--interactions={events}", *flags, "--time_format=%d/%m/%Y %H:%M", "--missing_values=N/A,-")
+    remembered = yaml.safe_load(folder.source_flags.read_text())
+    assert (remembered["time_format"], remembered["missing_values"]) == ("%d/%m/%Y %H:%M", "N/A,-")
+    before = table(folder.interactions)
+    process("--force")
+    assert table(folder.interactions) == before
+    events.write_text(numbers)
+    process("--time_unit=ms")  # replaces the form
+    assert "time_format" not in yaml.safe_load(folder.source_flags.read_text())
+    assert [row[2] for row in table(folder.interactions)] == [START // 1000 + n for n in (1, 2, 3)] * 2
+    events.write_text(dates)
+    process("--time_format=%d/%m/%Y %H:%M")  # replaces the unit
+    assert table(folder.interactions) == before
+
+
 def test_a_config_file_fills_flags_and_its_paths_are_relative(events, process, tmp_path):
     config = tmp_path / "shop.yaml"
     config.write_text("interactions: events.csv\nuser_column: who\nitem_column: what\ntime_column: when\n"
