@@ -57,6 +57,8 @@ def _time(meta: dict) -> list[str]:
         share = statistics["num_equal_times"] / statistics["num_interactions"]
         text.append(f"{percent(share)} of the events have the same time as the previous event of their user; the order "
                     "of such events is the order of the lines.")
+    if meta.get("num_events_before_1990"):
+        text.append(f"{meta['num_events_before_1990']:,} of the events read are before 1990.")
     if "num_exact_duplicates" in statistics:
         text.append(f"{statistics['num_exact_duplicates']:,} events are exact duplicates (same user, item and time).")
     return ["## Time", "\n".join(text)] if text else []
@@ -92,8 +94,11 @@ def _items(meta: dict) -> list[str]:
     named = {"num_without_text": "items without text (their raw ids are used as text)",
              "num_without_record": "items without a record in the items file",
              "num_texts_cut": "texts that were cut, because they are too long",
+             "num_contradicting_items": "items with records that contradict each other",
              "num_records": "records in the items file", "num_duplicate_records": "further records of the same item",
-             "num_unused_records": "records of items without interactions"}
+             "num_unused_records": "records of items without interactions",
+             "num_raw_items": "items before the filters",
+             "num_raw_items_with_record": "items before the filters that have a record"}
     rows = [[what, f"{meta[key]:,}"] for key, what in named.items() if key in meta]
     return ["## Items", markdown(["what", "number"], rows)] if rows else []
 
