@@ -38,7 +38,7 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
         refuse_other_source(work, table, "interactions", options.source, absent)
     repair(work, table, "events", query, types, "raw_user IS NULL AND raw_item IS NULL")
     low, high = options.config["rating_range"]
-    bad = f"""{bad_id('raw_user')} OR {bad_id('raw_item')} OR "time" IS NULL OR rating IS NULL
+    bad = f"""{bad_id('raw_user', table)} OR {bad_id('raw_item', table)} OR "time" IS NULL OR rating IS NULL
               OR "time" NOT BETWEEN 0 AND {LATEST * UNITS[unit]} OR NOT isfinite(rating)
               OR rating NOT BETWEEN {low} AND {high}"""
     num_bad = drop_bad_rows(work, table, "events", bad, lambda values: _fault(

@@ -71,7 +71,7 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     if work.count("metadata") and not work.value("SELECT count(raw_id) FROM metadata"):
         refuse_other_source(work, table, "items", options.source, ["item"])
     repair(work, table, "metadata", query, types, "raw_id IS NULL")
-    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", lambda values: (id_fault(
+    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id', table)} OR nested", lambda values: (id_fault(
         table, values, "item") or "has a text in lists that are nested three or more levels deep", ""),
         options.processing.bad_lines, bad_lines)
 
