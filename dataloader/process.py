@@ -21,7 +21,7 @@ from dataloader.check import check_folder
 from dataloader.flags import remember_flags
 from dataloader.options import ProcessOptions, parse_options
 from dataloader.raw_report import check_raw_files
-from dataloader.sources import ROLES, family
+from dataloader.sources import ROLES, family, with_download
 from dataloader.tables.events import make_keys, read_events
 from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number, too_few_users
 from dataloader.tables.items import describe_items, read_records
@@ -76,7 +76,8 @@ def process(options: ProcessOptions, command: str) -> None:
         if folder.interactions.exists():
             log.info("process: making the tables again (%s)", why)
         paths = family(options).raw_paths(options)
-        with FolderLock(folder.path), Workspace(folder.path / SCRATCH, options.memory_limit) as work:
+        with (with_download(options), FolderLock(folder.path),
+              Workspace(folder.path / SCRATCH, options.memory_limit) as work):
             bad_lines = folder.path / "bad_lines.jsonl"
             bad_lines.unlink(missing_ok=True)
             meta, split = _make_tables(work, options, paths, bad_lines)
@@ -127,7 +128,7 @@ def outdated(options: ProcessOptions) -> str:
     if options.source == "local" and options.downloads:  # no flag names the user's own files this time
         if recorded.get("adopted"):
             return ""
-        current |= {columns: recorded.get(columns) for columns in ("columns", "item_columns")}
+        current |= {key: recorded.get(key) for key in ("columns", "item_columns", "layout")}
     if differing := [key for key in sorted({*recorded, *current}) if recorded.get(key) != current.get(key)]:
         return "; ".join(f"{key}: {recorded.get(key)} -> {current.get(key)}" for key in differing)
     try:
@@ -140,7 +141,8 @@ def outdated(options: ProcessOptions) -> str:
 
 
 def _settings(options: ProcessOptions) -> dict:
-    own = {"columns": options.local.columns, "item_columns": options.local.item_columns}
+    own = {"columns": options.local.columns, "item_columns": options.local.item_columns,
+           **({"layout": layout} if (layout := options.local.layout.settings) else {})}
     return {"source": options.source, **options.processing.settings, **(own if options.source == "local" else {})}
 
 

@@ -146,7 +146,8 @@ class _RawCheck:
                                              and f"{{{field}}}" not in in_text)
             rows.append([plain(column.name), column.type, percent(column.num_missing / max(num_rows, 1)),
                          column.example, field + unused])
-        form = DELIMITERS.get(table.layout.delimiter, "delimited") if table.format == "csv" else NAMES.get(
+        form = DELIMITERS.get(
+            table.layout.delimiter, f"separator {table.layout.delimiter!r}") if table.format == "csv" else NAMES.get(
             table.format, table.format.title())
         known = {**self.options.config.get(role, {}).get("columns", {}), **table.columns}
         absent = [field for field in known if not set(table.columns.get(field, ())) & set(existing)]

@@ -43,11 +43,7 @@ def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
 
 def first_row(path: Path, layout: Layout, origin: str = "") -> list[str]:
     """Return the fields of the first row of a file. Raises DataError if the row is blank or cannot be read."""
-    _line, fields, line = next(_rows(path, layout, None), (1, [""], ""))
-    start = line[:2].encode("utf-8", "surrogateescape")
-    if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{origin or path}:1", "is encoded in UTF-16", f"It begins with {start!r}",
-                        "save the file as UTF-8")
+    _line, fields, _text = next(_rows(path, layout, None), (1, [""], ""))
     fault = fields if isinstance(fields, str) else "" if any(map(str.strip, fields)) else "is blank"
     if fault:
         raise DataError(f"{origin or path}:1", fault, "The first line must contain the column names",
@@ -194,7 +190,7 @@ def _lenient_row(taken: list[str], lines: _Lines, layout: Layout, width: int | N
         """
         nonlocal delimited
         delimited = delimited or layout.delimiter in inside
-        return (delimited or width == 1) and (width is None or _fits(_split(line, layout)[0], width))
+        return (delimited or width == 1) and (width is None or _fits(fields_of(line, layout), width))
 
     values, opened = _split(taken[0], layout)
     num_lines, delimited = 1, opened is not None and layout.delimiter in taken[0][opened:]
@@ -261,6 +257,11 @@ def _patterns(layout: Layout) -> Patterns:
                     re.compile(f"{inside}{quote}", re.DOTALL),
                     re.compile(f"{escape or quote}([{quote}{escape}])"),
                     re.compile(f"(?:(?:{'|'.join(values)}|(?! *{quote}){unquoted})(?:{end}|\r?\n|\r))*+".encode()))
+
+
+def fields_of(line: str, layout: Layout) -> list[str]:
+    """Return the fields of a line in a lenient layout."""
+    return _split(line, layout)[0]
 
 
 def _split(text_: str, layout: Layout) -> tuple[list[str], int | None]:

@@ -165,10 +165,16 @@ def encodable(value: str) -> bool:
     return True
 
 
-REPLACE = "replace the file by a complete copy"  # the fix for a damaged file
 NUM_FIRST = 100  # lines read to detect the format
 BLOCK = 4 << 20  # bytes of lines parsed at a time
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+REPLACE = "replace the file by a complete copy"
+
+
+class DamagedError(DataError):
+    """A raw file ends too early, or its checksum is wrong."""
 
 
 def is_gzip(path: Path) -> bool:
@@ -268,16 +274,16 @@ def blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
         yield rest
 
 
-def damaged(path: Path, error: BaseException) -> DataError:
+def damaged(path: Path, error: BaseException) -> DamagedError:
     """Return the error for a damaged file. The error names the first line that cannot be read."""
     num_lines = 0
     # Read small blocks: a read that fails does not return the valid bytes before the damage.
     with suppress(*DAMAGED), open_binary(path) as file:
         while some := file.read1(4096):
             num_lines += some.count(b"\n")
-    return DataError(f"{path}:{num_lines + 1}", "the file is damaged from this line on",
-                     f"Only the {num_lines} lines before this line can be read ({error or type(error).__name__})",
-                     REPLACE)
+    return DamagedError(f"{path}:{num_lines + 1}", "the file is damaged, at the latest in this line",
+                        f"Only the {num_lines} lines before this line can be read ({error or type(error).__name__})",
+                        REPLACE)
 
 
 def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:

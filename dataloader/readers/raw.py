@@ -54,6 +54,11 @@ class RawTable(NamedTuple):
     def origin(self) -> str:
         return self.source or str(self.path)
 
+    @property
+    def numbered(self) -> bool:
+        """Whether --no_header says that the columns have numbers instead of names."""
+        return self.layout.header is not None and not self.source
+
     def all_columns(self) -> list[str]:
         return list(dict.fromkeys(column for columns in self.columns.values() for column in columns))
 

@@ -42,7 +42,7 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
     repair(work, table, "events", query, types, "raw_user IS NULL AND raw_item IS NULL", num_inexact)
     low, high = options.config["rating_range"]
     kinds = {"cannot be read": 'raw_user IS NULL AND raw_item IS NULL AND "time" IS NULL',
-             "have no valid user": bad_id("raw_user"), "have no valid item": bad_id("raw_item"),
+             "have no valid user": bad_id("raw_user", table), "have no valid item": bad_id("raw_item", table),
              "have no valid time": '"time" IS NULL',
              "have a time that is not from 1970 to 2100": f'"time" NOT BETWEEN 0 AND {LATEST}',
              "have no valid rating": "rating IS NULL OR NOT isfinite(rating)",

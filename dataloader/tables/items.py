@@ -85,7 +85,7 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
         fault, instead = id_fault(table, values, "item", largest)
         return fault or deep, instead
 
-    kinds = {"have no valid item": bad_id("raw_id"), "have a text in nested lists": "nested"}
+    kinds = {"have no valid item": bad_id("raw_id", table), "have a text in nested lists": "nested"}
     return drop_bad_rows(work, table, "metadata", kinds, explain, options.processing.bad_lines, bad_lines)
 
 
