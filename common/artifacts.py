@@ -16,12 +16,12 @@ import numpy as np
 
 from common.arrays import open_array
 from common.cli import ROOT, folder_flag
-from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
+from common.errors import ArtifactError, ConfigError, DataError, UserError, closest, nearest
 from common.metas import load_meta
 from common.publishing import meta_path, publish
 from common.reading import Record, shortened
 from common.table_files import column_findings, event_findings, id_findings, ids_sha256, num_rows, read_events
-from common.tables import parquet_rows
+from common.tables import parquet_rows, percent
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -61,6 +61,10 @@ class DatasetFolder:
     @property
     def source_flags(self) -> Path:
         return self.path / "source.yaml"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "card.md"
 
     @property
     def image_table(self) -> Path:
@@ -126,6 +130,37 @@ def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str
 def _rebuild_command(meta: dict, fix: str) -> str:
     """Return the command that makes an artifact again, even if it exists. If the meta has no command, use `fix`."""
     return f"{meta.get('command') or fix} --force"
+
+
+def dataset_line(folder: DatasetFolder) -> str:
+    """Return one line of text about a dataset, from the meta file of its interactions, for logs and tables of results.
+
+    If this meta file is not valid, the line says why. A fact that the meta file does not have is left out.
+    """
+    try:
+        meta = load_meta(folder.interactions, folder.make_command)
+    except UserError as error:  # each command itself checks the files that it reads
+        return f"{folder.name}: {folder.interactions.name} {error.what}"
+    head = [counts(meta), meta.get("split_name")]
+    return f"{folder.name}: " + "; ".join(filter(None, [", ".join(filter(None, head)), facts(meta)]))
+
+
+def counts(meta: dict) -> str:
+    return ", ".join(f"{meta[f'num_{name}']:,} {name}" for name in ("users", "items", "interactions")
+                     if f"num_{name}" in meta)
+
+
+def facts(meta: dict) -> str:
+    """Return the facts about a dataset that limit what its metrics mean, or "" if the meta file has none of them."""
+    found = []
+    if "num_repeats" in meta:
+        share = meta["num_repeats"]["test"] / meta["num_in_split"]["test"]
+        found.append(f"{percent(share)} of the test events repeat an item")
+    if "num_cold_items" in meta:
+        found.append(f"{meta['num_cold_items']['test']:,} cold items")
+    if "num_without_text" in meta:
+        found.append(f"{meta['num_without_text']:,} items without text")
+    return ", ".join(found)
 
 
 def filter_lines(steps: list[dict]) -> list[str]:

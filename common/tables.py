@@ -21,6 +21,13 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return buffer.getvalue()
 
 
+def percent(share: float) -> str:
+    """Return a share as text, such as `31 %`. A share below 0.5 % or above 99.5 % never becomes 0 % or 100 %."""
+    if 0 < share < 0.005:
+        return "under 1 %"
+    return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+
+
 def sql_path(path: Path) -> str:
     """Return a path as an SQL string for DuckDB."""
     # DuckDB would read `*`, `?` and `[` as a pattern, and would expand `~` in a relative path.

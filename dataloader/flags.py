@@ -22,6 +22,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 MODALITIES = ("text", "image")
 FUSIONS = ("fused-concat", "fused-pca", "fused-align")
 DEFAULT_RATIOS = (0.8, 0.1, 0.1)
+MEMORY_LIMIT = "2GB"
 ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")
 
 
@@ -96,14 +97,28 @@ FLAGS = {
                                   ("rating", "rating, if it exists"))),
         Flag("--item_id_column", "the item id column of the items (default: the value of --item_column)", "C"),
         *(Flag(f"--{field}_column", f"the {field} column of the items (default: {field}, if it exists)", "C")
-          for field in ITEM_FIELDS)],
+          for field in ITEM_FIELDS),
+        Flag("--no_header", "the CSV or TSV files whose first line does not contain the column names; their columns "
+             "have numbers from 1, as in --user_column 1", ("interactions", "items", "both")),
+        Flag("--separator", "the characters between the columns of CSV and TSV files, or the word tab or space "
+             "(default: commas or tabs, as the file extension says, or what the first lines contain instead)", "S",
+             None, re.compile(r"""[^"\\\r\n\0]{1,4}|\\t|space""").fullmatch,
+             "one to four characters without quotes and backslashes, or the word tab or space"),
+        Flag("--quoting", "the quotes in CSV and TSV files. none: a quote is a part of the text; double: a quote at "
+             "the start of a field opens a quoted value (default: double for commas and semicolons; for other "
+             "separators, a quote is a part of the text unless quotes enclose the whole field)", ("none", "double")),
+        Flag("--escape", "the character before a quote within a quoted value, such as \\ in files of Spark (default: "
+             "such quotes are doubled)", "C", None, re.compile(r'(?=[!-~])[^\w"]').fullmatch,
+             "one character that is not a letter, a digit, a blank or a quote")],
     "processing": [
         Flag("--time_unit", "the unit of the raw timestamps since 1970; date means ISO 8601 or digits such as 20140228 "
              "(default: from the source's YAML)", ("s", "ms", "us", "day", "date")),
         Flag("--time_format", "the form of the raw dates, in the codes of strptime, such as '%%d/%%m/%%Y %%H:%%M'; "
              "instead of --time_unit", "F", None, is_date_form, "codes of strptime, such as '%d/%m/%Y %H:%M'"),
         Flag("--bad_lines", "fail: an invalid line is an error; skip: skip invalid lines, at most 1 %% of all lines, "
-             "and list them in a file", ("fail", "skip"), "fail"),
+             "and list them in a file; skip:5%%: the same with another limit", "P", "fail",
+             re.compile(r"fail|skip(:(?!0+(\.0+)?%)\d{1,2}(\.\d+)?%)?").fullmatch,
+             "fail, skip, or skip with a limit between 0% and 100%, such as skip:5%"),
         Flag("--min_rating", "drop events with a lower rating", "R", None, math.isfinite, "finite"),
         Flag("--duplicates", "keep: keep all events; exact: keep one event per user, item and time; user_item: keep "
              "each user's first event with an item", ("keep", "exact", "user_item"), "keep"),
@@ -121,9 +136,10 @@ FLAGS = {
              f"{','.join(map(str, DEFAULT_RATIOS))})", "A,B,C"),
         Flag("--split_dates", "temporal split: the start of valid and the start of test (ISO 8601, UTC), instead of "
              "--split_ratios", "D1,D2"),
-        Flag("--memory_limit", "the memory limit of DuckDB; larger data is spilled to disk", "M", "2GB", re.compile(
-            r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size such as 2GB"),
-        Flag("--check", "only check the dataset's files, and the raw files if flags name them; write nothing", bool),
+        Flag("--memory_limit", "the memory limit of DuckDB; larger data is spilled to disk", "M", MEMORY_LIMIT,
+             re.compile(r"(?=.*[1-9])\d+(\.\d+)? ?[KMGT]i?B", re.IGNORECASE).fullmatch, "a size such as 2GB"),
+        Flag("--check", "only check the dataset's files, and print a report on the raw files that flags name; write "
+             "nothing", bool),
         Flag("--adopt", "with --check: write the missing meta files for valid files that you made yourself; the "
              "other stages need a meta file for every file", bool),
         Flag("--export_recbole", "also write RecBole's atomic files to this folder", "DIR")],

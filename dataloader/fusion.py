@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_embeddings, load_mask, load_meta
+from common.artifacts import DatasetFolder, dataset_line, load_embeddings, load_mask, load_meta
 from common.cli import command_line
 from common.command import run_command
 from common.errors import ArtifactError, ConfigError, DataError, closest
@@ -64,6 +64,7 @@ def fuse(options: FusionOptions, command: str) -> None:
         raise ConfigError(f"--suffix {suffix}", "is not made by step 5", f"Step 5 makes cf, {', '.join(FUSIONS)}",
                           f"--suffix {close}" if close else make_command(options, suffix))
     folder.require()
+    log.info("fuse: %s", dataset_line(folder))
     with FolderLock(folder.path):
         if suffix == "cf":
             _make_collaborative(options, options.target, command)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from common.artifacts import load_meta
+from common.artifacts import dataset_line, load_meta
 from common.cli import command_line
 from common.command import run_command
 from common.errors import DataError
@@ -37,6 +37,7 @@ def embed(options: ImageOptions, command: str) -> None:
     set_up_pillow()
     target, folder = options.target, options.folder
     folder.require()
+    log.info("embed: %s", dataset_line(folder))
     table, fetched = load_image_table(folder), load_meta(folder.image_table, make_command(folder))
     if options.missing == "error":
         refuse_missing(folder)

@@ -64,6 +64,19 @@ class Processing(NamedTuple):
                 if key in used or key not in ("split_ratios", "split_dates")}
 
 
+class FileLayout(NamedTuple):
+    """The layout of the user's own CSV and TSV files. None: see the flag's default."""
+
+    no_header: str | None  # "interactions", "items" or "both"
+    separator: str | None
+    quoting: str | None    # "none" or "double"
+    escape: str | None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+
 class Local(NamedTuple):
     """The user's own files and the names of their columns.
 
@@ -74,6 +87,7 @@ class Local(NamedTuple):
     items: Path | None
     columns: dict[str, str | None]       # user, item, time, rating
     item_columns: dict[str, str | None]  # item and ITEM_FIELDS
+    layout: FileLayout
 
 
 class ProcessOptions(NamedTuple):
@@ -295,6 +309,9 @@ def _check_combinations(args: argparse.Namespace) -> None:
     if args.mirror is not None and (mirror.scheme not in ("http", "https") or not mirror.hostname):
         # Do not print the address, because it may contain a password.
         raise ConfigError("--mirror", "must be an http or https address", fix="use --mirror https://HOST/FOLDER")
+    if args.escape is not None and args.quoting == "none":
+        raise ConfigError("--escape", "has no effect with --quoting none", "The escape is only used in quoted values",
+                          "leave out one of the two")
     if args.adopt and not args.check:
         raise ConfigError("--adopt", "has no effect without --check", "Only files that pass the check are adopted",
                           "use --check --adopt")
@@ -333,7 +350,8 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
     columns, item_columns = ({name: getattr(args, f"{name}_column") for name in names}
                              for names in (("user", "item", "time", "rating"), ITEM_FIELDS))
     item_columns = {"item": args.item_id_column or args.item_column, **item_columns}
-    local = Local(args.interactions, args.items, columns, item_columns)
+    local = Local(args.interactions, args.items, columns, item_columns,
+                  FileLayout(args.no_header, args.separator, args.quoting, args.escape))
     return ProcessOptions(folder, source, config, raw, downloads, args.mirror, local, processing,
                           args.memory_limit, args.export_recbole, args.check, args.adopt, args.force,
                           remembered_flags(args, source), getattr(args, "filled", ""))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from common.artifacts import load_meta
+from common.artifacts import counts, load_meta
 from common.cli import command_line
 from common.command import run_command
 from common.errors import ArtifactError, ConfigError, DataError, UserError
@@ -17,25 +17,23 @@ from common.publishing import fingerprint, publish
 from common.run import log_to_console
 from common.tables import parquet_rows
 from common.targets import check_targets
+from dataloader.card import write_card
 from dataloader.check import check_folder
 from dataloader.flags import remember_flags
 from dataloader.options import ProcessOptions, parse_options
-from dataloader.readers.raw import RawTable
-from dataloader.sources import family
+from dataloader.raw_report import check_raw_files
+from dataloader.sources import ROLES, family, with_download
 from dataloader.tables.events import make_keys, read_events
-from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number
-from dataloader.tables.items import MAX_TEXT, describe, read_items
-from dataloader.tables.joins import check_join
-from dataloader.tables.records import check_records
-from dataloader.tables.splits import counts, make_split, measure, report_lines
+from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number, too_few_users
+from dataloader.tables.items import describe_items, read_records
+from dataloader.tables.splits import make_split
+from dataloader.tables.statistics import notes, report_lines, summarize
 from dataloader.workspace import Workspace, text
 
 log = logging.getLogger(__name__)
 
 SCRATCH = ".work"
-ROLES = ("interactions", "items")
 ITEM_COLUMNS = ("item_id:token", "title:token_seq", "text:token_seq")  # of RecBole's file of items
-NUM_LISTED = 10  # maximum number of bad lines that --check prints
 
 
 def main(argv: list[str]) -> None:
@@ -50,18 +48,11 @@ def main(argv: list[str]) -> None:
 def check(options: ProcessOptions) -> None:
     """Check the raw files that the flags name, and the existing tables and arrays. Without --adopt, write nothing.
 
-    Raises DataError if a raw file, a table or an array is not valid. Raises ArtifactError if a meta file is missing,
-    stale or wrong.
+    Raises DataError if something in the raw files would stop `process`, or if a table or an array is not valid. Raises
+    ArtifactError if a meta file is missing, stale or wrong.
     """
     if not options.downloads:
-        paths = family(options).raw_paths(options)
-        with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
-            bad_lines = Path(scratch) / "bad_lines.jsonl"
-            _log_report(options, _make_tables(work, options, paths, bad_lines)[0])
-            if bad_lines.exists():
-                for line in bad_lines.read_text(encoding="utf-8").splitlines()[:NUM_LISTED]:
-                    log.warning("check: this line would be skipped: %s", line)
-        log.info("check: the raw files are valid")
+        check_raw_files(options)
     if options.downloads or options.folder.interactions.exists():
         check_folder(options)
         recorded, found = _recorded_fingerprints(options), {}
@@ -89,7 +80,8 @@ def process(options: ProcessOptions, command: str) -> None:
         if folder.interactions.exists():
             log.info("process: making the tables again (%s)", why)
         paths = family(options).raw_paths(options)
-        with FolderLock(folder.path), Workspace(folder.path / SCRATCH, options.memory_limit) as work:
+        with (with_download(options), FolderLock(folder.path),
+              Workspace(folder.path / SCRATCH, options.memory_limit) as work):
             bad_lines = folder.path / "bad_lines.jsonl"
             bad_lines.unlink(missing_ok=True)
             meta, split = _make_tables(work, options, paths, bad_lines)
@@ -106,12 +98,19 @@ def process(options: ProcessOptions, command: str) -> None:
                 inputs[path.name] = publish(path, partial(work.copy, query), {
                     "inputs": inputs if path == folder.interactions else {}, "command": command, **meta,
                     "items_sha256": ids_sha256})["sha256"]
-        _log_report(options, meta)
+        for line in report_lines(meta):
+            log.info("process: %s", line)
+        for level, note in notes(options, meta):
+            log.log(level, "process: %s", note)
     else:
         if (folder.path / SCRATCH).exists():  # left by a run that was killed after it had published all tables
             with FolderLock(folder.path):
                 shutil.rmtree(folder.path / SCRATCH)
-        log.info("process: reusing %s (%s)", folder.interactions, counts(load_meta(folder.interactions, command)))
+        meta = load_meta(folder.interactions, command)
+        log.info("process: reusing %s (%s)", folder.interactions, counts(meta))
+    # A run that was killed after it had published all tables has written no card.
+    if "statistics" in meta and write_card(folder):
+        log.info("process: wrote %s", folder.card)
     if not options.downloads:
         remember_flags(folder.source_flags, options.flags)
     elif options.source != "local":
@@ -133,7 +132,7 @@ def outdated(options: ProcessOptions) -> str:
     if options.source == "local" and options.downloads:  # no flag names the user's own files this time
         if recorded.get("adopted"):
             return ""
-        current |= {columns: recorded.get(columns) for columns in ("columns", "item_columns")}
+        current |= {key: recorded.get(key) for key in ("columns", "item_columns", "layout")}
     if differing := [key for key in sorted({*recorded, *current}) if recorded.get(key) != current.get(key)]:
         return "; ".join(f"{key}: {recorded.get(key)} -> {current.get(key)}" for key in differing)
     try:
@@ -146,7 +145,8 @@ def outdated(options: ProcessOptions) -> str:
 
 
 def _settings(options: ProcessOptions) -> dict:
-    own = {"columns": options.local.columns, "item_columns": options.local.item_columns}
+    own = {"columns": options.local.columns, "item_columns": options.local.item_columns,
+           **({"layout": layout} if (layout := options.local.layout.settings) else {})}
     return {"source": options.source, **options.processing.settings, **(own if options.source == "local" else {})}
 
 
@@ -172,83 +172,27 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
     than two users remain after filtering.
     """
     processing = options.processing
-    raw = _fingerprints(paths, {} if options.check or options.force else _recorded_fingerprints(options))
+    raw = _fingerprints(paths, {} if options.force else _recorded_fingerprints(options))
     log.info("process: reading %s", ", ".join(map(str, paths)))
     tables = family(options).raw_tables(options, paths, work)
+    if len(tables) == 1:
+        log.warning("process: no items file was found, so the items have no text")
     events = read_events(work, tables[0], options, bad_lines)
     make_keys(work)
     report, records = Report(work), {}
     if processing.drop_items_without_text:
-        records = _describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
+        records = describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)
         drop_items_without_text(work, report)
     apply_filters(work, processing, report)
-    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
-    if first == last:
+    if error := too_few_users(work, report, paths[0]):
         if not records and len(tables) > 1:  # ids that do not join are the more important error
-            _read_records(work, options, tables, "SELECT raw FROM item_keys WHERE false", bad_lines)
-        raise DataError(paths[0], "has no interactions after filtering" if first is None else
-                        "has only one user after filtering", "; ".join(report.lines()), report.how_to_keep_more())
+            read_records(work, options, tables, "SELECT raw FROM item_keys WHERE false", bad_lines)
+        raise error
     number(work)
-    records = records or _describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
+    records = records or describe_items(work, options, tables, "SELECT raw_id FROM items", bad_lines)
     split = make_split(work, processing, report, paths[0])
-    [(without_text, cut, without_record)] = work.run("""
-        SELECT count(*) FILTER (coalesce(d."text", '') = ''), count(*) FILTER (d.cut),
-               count(*) FILTER (d.raw_id IS NULL)
-        FROM items i LEFT JOIN described d ON i.raw_id = d.raw_id""")
-    statistics = measure(work)
-    num_distinct = records["num_records"] - records["num_duplicate_records"]
-    return {"settings": _settings(options), "raw": raw, "filters": report.steps, **records,
-            "num_bad_lines": events.num_bad + records["num_bad_lines"],
-            "num_events_before_1990": events.num_before_1990,
-            "num_without_text": without_text, "num_texts_cut": cut, "num_without_record": without_record,
-            "num_unused_records": num_distinct - (statistics["num_items"] - without_record), "statistics": statistics,
-            **{key: statistics[key] for key in ("num_users", "num_items", "num_interactions")},
-            **split.info}, split.expression
-
-
-def _describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
-                    bad_lines: Path) -> dict:
-    """Make the table `described` with the titles and texts of the items, and return counts for the meta files.
-
-    `wanted` is an SQL query for the raw ids of the items to describe.
-    """
-    if len(tables) == 1:
-        log.warning("process: no items file was found, so the items have no text")
-        work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
-    counts = _read_records(work, options, tables, wanted, bad_lines) | check_records(work, options, wanted)
-    describe(work, options.processing.template)
-    return counts
-
-
-def _read_records(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
-                  bad_lines: Path) -> dict:
-    """Make the table `metadata` from the item records, and return counts for the meta files.
-
-    Raises DataError if almost no item of the interactions has a record.
-    """
-    num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
-    return {"num_bad_lines": num_bad, **check_join(work, tables, options)}
-
-
-def _log_report(options: ProcessOptions, meta: dict) -> None:
-    """Log the report on the tables, and compare their counts with the counts in the literature."""
-    for line in report_lines(meta):
-        log.info("process: %s", line)
-    if meta["num_without_text"]:
-        log.warning("process: %d items have no text; their raw ids are used as text", meta["num_without_text"])
-    if meta["num_texts_cut"]:
-        log.info("process: %d texts are longer than %d characters and were cut", meta["num_texts_cut"], MAX_TEXT)
-    expected = options.config["expected"].get(options.folder.name)
-    found = [meta["num_users"], meta["num_items"], meta["num_interactions"]]
-    # The counts in the literature are after 5-core filtering, without any other filter.
-    five_core = options.processing._replace(min_user_interactions=5, min_item_interactions=5, min_rating=None,
-                                            duplicates="keep", drop_items_without_text=False)
-    if expected and options.processing == five_core:
-        if expected == found:
-            log.info("process: the counts are equal to those in the literature")
-        else:
-            log.warning("process: the literature has %s users, items and interactions, but this dataset has %s",
-                        expected, found)
+    return {"settings": _settings(options), "raw": raw,
+            **summarize(work, report, events, records, split)}, split.expression
 
 
 def check_export(options: ProcessOptions) -> None:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from common.artifacts import load_items, load_meta
+from common.artifacts import dataset_line, load_items, load_meta
 from common.cli import command_line
 from common.command import run_command
 from common.errors import ConfigError
@@ -38,6 +38,7 @@ def embed(options: TextOptions, command: str) -> None:
     """
     target, folder = options.target, options.folder
     folder.require()
+    log.info("embed: %s", dataset_line(folder))
     items = load_meta(folder.items, folder.make_command)
     settings, files = _settings(options)
     if not options.force and is_current(target, settings, {folder.items.name: items["sha256"]}):

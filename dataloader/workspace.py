@@ -4,13 +4,15 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import duckdb
 
 from common.artifacts import ids_sha256
-from common.errors import ResourceError
+from common.errors import ConfigError, DataError, ResourceError, UserError
 
 Result = TypeVar("Result")
 
@@ -19,14 +21,27 @@ LIMIT = re.compile(r"/[\d.]+ \w+ used")  # in DuckDB's message if the data needs
 FULL_DISK = ("No space left", "File too large", "Disk quota exceeded", "max_temp_directory_size")
 
 
+@dataclass
+class Findings:
+    """What --check finds in the raw files."""
+
+    errors: list[UserError] = field(default_factory=list)  # the reasons why `process` would stop
+    bad_rows: list = field(default_factory=list)           # a `BadRows` for each kind of invalid row in a file
+
+    def add(self, error: UserError) -> None:
+        if str(error) not in map(str, self.errors):  # two steps may find the same fault of a file
+            self.errors.append(error)
+
+
 class Workspace:
     """An in-memory DuckDB database. Data beyond `memory_limit` is spilled to the scratch folder `folder`.
 
-    Queries run in a separate thread, so that Ctrl-C takes effect immediately.
+    Queries run in a separate thread, so that Ctrl-C takes effect immediately. `findings` collects the errors of a
+    check; it is None if the first error is raised.
     """
 
-    def __init__(self, folder: Path, memory_limit: str):
-        self.folder, self.memory_limit = folder, memory_limit
+    def __init__(self, folder: Path, memory_limit: str, findings: Findings | None = None):
+        self.folder, self.memory_limit, self.findings = folder, memory_limit, findings
 
     def __enter__(self) -> "Workspace":
         shutil.rmtree(self.folder, ignore_errors=True)  # left by a killed run; the caller holds the folder's lock
@@ -51,6 +66,20 @@ class Workspace:
             if isinstance(error, duckdb.OutOfMemoryException) and LIMIT.search(str(error)):
                 raise ResourceError("memory", f"{self.memory_limit} is not enough for this dataset",
                                     first_line(error), "use a larger --memory_limit") from error
+
+    def stop(self, error: UserError) -> None:
+        """Raise an error. In a check, record it instead and return, so that the check finds later errors too."""
+        if self.findings is None:
+            raise error
+        self.findings.add(error)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """In a check, record an error that the `with` block raises, and continue after the block."""
+        try:
+            yield
+        except (ConfigError, DataError) as error:
+            self.stop(error)
 
     def _wait_for(self, call: Callable[[], Result]) -> Result:
         future = self.thread.submit(call)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.artifacts import DatasetFolder, load_meta
+from common.artifacts import DatasetFolder, dataset_line, load_meta
 from common.cli import ROOT, folder_flag
 from common.errors import ArtifactError, DataError, UserError
 from common.publishing import write_text
@@ -45,17 +45,17 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
                         fix=f"python quantization/main.py --dataset_name {folder.name}{root}")
     best_first = sorted(summaries, key=lambda name: summaries[name]["metrics"]["collision_rate"])
     rows = [row(name, runs[name], summaries[name]) for name in best_first]
-    table = markdown(COLUMNS, rows)
+    about, table = dataset_line(folder), markdown(COLUMNS, rows)
     num_skipped = len(readable) - len(rows)
     notes = (f"{NOTES}\n\nNot shown: {num_skipped} tokenizers of earlier versions of the dataset's files."
              if num_skipped else NOTES)
     try:
-        write_text(parent / "compare.md", f"# Tokenizers of {folder.name}\n\n{table}\n\n{notes}\n")
+        write_text(parent / "compare.md", f"# Tokenizers of {folder.name}\n\n{about}\n\n{table}\n\n{notes}\n")
         write_text(parent / "compare.csv", csv_text(COLUMNS, rows))
         written = f"wrote {parent / 'compare.md'} and compare.csv"
     except OSError as error:
         written = f"{parent / 'compare.md'} and compare.csv could not be written: {error.strerror}"
-    return f"{folder.name}: {len(rows)} tokenizers\n\n{table}\n\n{notes}\n{written}"
+    return f"{folder.name}: {len(rows)} tokenizers\n{about}\n\n{table}\n\n{notes}\n{written}"
 
 
 def _is_current(recorded: dict[str, str], folder: DatasetFolder) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.artifacts import DatasetFolder, variant
+from common.artifacts import DatasetFolder, dataset_line, variant
 from common.config import Config
 from common.device import resolve_device
 from common.digest import code_digest
@@ -45,6 +45,7 @@ def train(config: Config, folder: DatasetFolder, options: Options, command: str)
     """
     run_root, suffix, tag, force, strict = options
     log_to_console()
+    log.info("quantization: %s", dataset_line(folder))
     device = resolve_device(config["common"]["device"], config.origins["common.device"])
     model_class = find_class(config.name)
     embeddings = Embeddings.load(folder, model_class.embedding_suffixes(config.values, suffix))

@@ -12,7 +12,7 @@ log = logging.getLogger("recommendation")
 
 
 def main(argv: list[str]) -> None:
-    from common.artifacts import DatasetFolder
+    from common.artifacts import DatasetFolder, dataset_line
     from common.cli import command_line
     from recommendation.options import read_flags, without_run_list
 
@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     else:
         from recommendation.pipeline import Pipeline
 
+        log.info("recommendation: %s", dataset_line(folder))
         train(config, lambda: Pipeline(config, folder, choice, args.run_root, command, args.from_t5), args.seeds,
               args.run_list, args.force)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_items, load_meta
+from common.artifacts import DatasetFolder, dataset_line, load_items, load_meta
 from common.cli import Parser, add_shared_flags, add_variant_flags, parse
 from common.command import run_command
 from common.config import resolve
@@ -46,7 +46,7 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     if not current:
         raise DataError(parent, "has no finished run on the current interactions",
                         fix=Choice("encoder_decoder").training_command(folder, run_root))
-    lines, rows = [f"# Recommenders of {folder.name}", ""], []
+    lines, rows = [f"# Recommenders of {folder.name}", "", dataset_line(folder), ""], []
     heads = [*_NAMES, *columns(), "parameters", "training", "users/s", "settings"]
     csv_heads = [*_NAMES, *(f"{name}{part}" for name in columns() for part in ("", "_deviation", "_stderr")),
                  "parameters", "training_seconds", "users_per_second", "settings", "filter_seen"]

@@ -1,29 +1,35 @@
 """Read files of delimited values (CSV, TSV and similar), with DuckDB or row by row."""
 
-import csv
 import io
 import json
+import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
 from common.tables import sql_path
-from dataloader.readers.lines import DAMAGED, MAX_LINE, damaged, encodable, open_binary
+from dataloader.readers.lines import DAMAGED, MAX_LINE, blocks, compression, damaged, encodable, open_binary
 from dataloader.workspace import text
 
 BUFFER = 2 * MAX_LINE  # bytes that DuckDB reads at once; DuckDB's default is 16 * MAX_LINE
-INSTEAD = "\x1f"       # replaces a delimiter of several characters; the csv module accepts only a single character
+MAX_REST = 1 << 20     # bytes at the end of a block that may belong to a row of several lines
+LINE_BREAK = re.compile("[\r\n]")
 
 
 class Layout(NamedTuple):
-    """The delimiter, quote character and header of a file."""
+    """The delimiter, the quotes and the header of a file."""
 
     delimiter: str = ","
-    quote: str = '"'
+    quote: str = '"'                       # "" if no value is quoted
     header: tuple[str, ...] | None = None  # column names, if the file does not have a header
     typed: bool = False                    # whether the header gives the type of each column, such as `user_id:token`
+    escape: str = ""                       # the character before a quote in a quoted value; "": such quotes are doubled
+    # Whether a quote is text unless it encloses a whole field. TSV files of many programs have such quotes. If false, a
+    # quote at the begin of a field always opens a quoted value, as the standard for CSV files says.
+    lenient: bool = False
 
 
 def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
@@ -31,18 +37,18 @@ def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
 
     `origin` is the file name for messages. Raises DataError if the first line does not contain column names.
     """
-    if layout.header is not None:
-        return list(layout.header)
-    _line, names, line = next(_rows(path, layout), (1, [""], ""))
-    start = line[:2].encode("utf-8", "surrogateescape")
-    if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{origin or path}:1", "is encoded in UTF-16", f"It begins with {start!r}",
-                        "save the file as UTF-8")
-    fault = names if isinstance(names, str) else "" if any(map(str.strip, names)) else "is blank"
+    return list(layout.header) if layout.header is not None else [
+        name.split(":")[0] if layout.typed else name for name in first_row(path, layout, origin)]
+
+
+def first_row(path: Path, layout: Layout, origin: str = "") -> list[str]:
+    """Return the fields of the first row of a file. Raises DataError if the row is blank or cannot be read."""
+    _line, fields, _text = next(_rows(path, layout, None), (1, [""], ""))
+    fault = fields if isinstance(fields, str) else "" if any(map(str.strip, fields)) else "is blank"
     if fault:
         raise DataError(f"{origin or path}:1", fault, "The first line must contain the column names",
                         "correct the line")
-    return [name.split(":")[0] for name in names] if layout.typed else names
+    return list(fields)
 
 
 def reader(path: Path, layout: Layout, columns: list[str]) -> str:
@@ -53,9 +59,29 @@ def reader(path: Path, layout: Layout, columns: list[str]) -> str:
     listed = ", ".join(f"'c{place}': 'VARCHAR'" for place in range(len(columns)))
     return (f"read_csv({sql_path(path)}, hive_partitioning = false, columns = {{{listed}}}, "
             f"header = {layout.header is None}, delim = {text(layout.delimiter)}, quote = {text(layout.quote)}, "
-            f"escape = {text(layout.quote)}, auto_detect = false, "
-            f"compression = {text('gzip' if path.suffix == '.gz' else 'none')}, max_line_size = {MAX_LINE}, "
-            f"buffer_size = {BUFFER})")
+            f"escape = {text(layout.escape or layout.quote)}, auto_detect = false, {compression(path)}, "
+            f"max_line_size = {MAX_LINE}, buffer_size = {BUFFER})")
+
+
+def suits_duckdb(path: Path, layout: Layout) -> bool:
+    """Return whether DuckDB reads the quotes and the long lines of a file as `rows` does.
+
+    DuckDB drops a last line that is longer than its buffer. Its quotes are those of the CSV standard, so a quote that a
+    lenient layout takes as text could swallow the following lines.
+
+    The whole file is read, so its checksum is compared as well. Raises DataError if the file is damaged.
+    """
+    checks_quotes, rest = bool(layout.quote and (layout.lenient or layout.escape)), b""
+    quote, plain = layout.quote.encode(), _patterns(layout).plain
+    for block in blocks(path):
+        if len(block) > MAX_LINE and block.find(b"\n", 0, MAX_LINE + 1) < 0:
+            return False
+        if checks_quotes and (rest or quote in block):
+            rest += block
+            rest = rest[plain.match(rest).end():]
+            if len(rest) > MAX_REST:
+                return False
+    return not rest or plain.fullmatch(rest + b"\n") is not None
 
 
 def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str, str]]:
@@ -65,14 +91,12 @@ def rows(path: Path, layout: Layout) -> Iterator[tuple[int, dict[str, str] | str
     the reason why the row is invalid (a string).
     """
     names = header(path, layout)
-    for number, (line, values, whole) in enumerate(_rows(path, layout)):
+    for number, (line, values, whole) in enumerate(_rows(path, layout, len(names))):
         blank = len(values) < 2 and not "".join(values).strip()  # a row of delimiters is not blank
         if blank or (number == 0 and layout.header is None):
             continue
         if not isinstance(values, str):
-            if len(values) == len(names) + 1 and not values[-1]:
-                values = values[:-1]  # the row ends with a delimiter
-            values = dict(zip(names, values, strict=True)) if len(values) == len(names) else (
+            values = dict(zip(names, values, strict=False)) if _fits(values, len(names)) else (
                 f"must have {len(names)} fields, got {len(values)}")
         yield line, values, whole
 
@@ -88,52 +112,185 @@ def rewrite(path: Path, layout: Layout, wanted: list[str], target: Path) -> None
             out.write(json.dumps(kept, ensure_ascii=False) + "\n")
 
 
-def _rows(path: Path, layout: Layout) -> Iterator[tuple[int, list[str] | str, str]]:
+class _Lines:
+    """The lines of a text file. Lines that were read too far ahead can be given back."""
+
+    def __init__(self, file: io.TextIOWrapper):
+        self.file, self.returned = file, deque[str]()
+
+    def read(self) -> str:
+        """Return the next line with its line end, or "" at the end of the file. A line that is too long is cut."""
+        if self.returned:
+            return self.returned.popleft()
+        line = self.file.readline(MAX_LINE)
+        if len(line) == MAX_LINE and not line.endswith(("\r", "\n")):
+            while (more := self.file.readline(MAX_LINE)) and not more.endswith(("\r", "\n")):
+                pass
+        return line
+
+    def give_back(self, lines: list[str]) -> None:
+        self.returned.extendleft(reversed(lines))
+
+
+def _rows(path: Path, layout: Layout, width: int | None) -> Iterator[tuple[int, list[str] | str, str]]:
     """Yield (line number, values, text) for every row, including the header and blank rows.
 
-    `values` is a list of strings, or the reason why the row is invalid (a string).
+    `values` is a list of strings, or the reason why the row is invalid (a string). `width` is the number of columns, or
+    None if it is not known yet.
     """
-    csv.field_size_limit(MAX_LINE)  # a global setting of the csv module
-    quoting = {"quotechar": layout.quote, "strict": True} if layout.quote else {"quoting": csv.QUOTE_NONE}
-    delimiter = layout.delimiter if len(layout.delimiter) == 1 else INSTEAD
-    # `taken`: the lines of the current row; `back`: lines to parse again before the next line of the file;
-    # `number`: the number of the row's first line.
-    taken, back, number = [], deque(), 1
-
-    def lines(file: io.TextIOWrapper) -> Iterator[str]:
-        while line := back.popleft() if back else file.readline(MAX_LINE):
-            taken.append(line)
-            if len(line) >= MAX_LINE:
-                while (more := file.readline(MAX_LINE)) and not more.endswith(("\n", "\r")):
-                    pass
-                raise csv.Error(f"the line is longer than {MAX_LINE:,} characters")
-            yield line if delimiter == layout.delimiter else line.replace(layout.delimiter, delimiter)
-
+    quoted_row, number = _lenient_row if layout.lenient else _strict_row, 1
     try:
         with open_binary(path) as packed:
-            file = io.TextIOWrapper(packed, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            parsed = csv.reader(lines(file), delimiter=delimiter, **quoting)
-            while True:
-                try:
-                    values = next(parsed, None)
-                except csv.Error as error:
-                    values = f"cannot be parsed ({error})"
-                    # If a quote is never closed, the parser reads later rows as a part of this row. Parse the later
-                    # rows again.
-                    back.extendleft(reversed(taken[1:]))
-                    del taken[1:]
-                    parsed = csv.reader(lines(file), delimiter=delimiter, **quoting)
-                if values is None:
-                    return
+            lines = _Lines(io.TextIOWrapper(packed, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+            while line := lines.read():
+                taken, values = [line], f"is longer than {MAX_LINE:,} characters"
+                if len(line) < MAX_LINE:
+                    if layout.quote and layout.quote in line:
+                        values = quoted_row(taken, lines, layout, width)
+                    else:
+                        values = line.rstrip("\r\n").split(layout.delimiter)
+                    if layout.delimiter == " " and (width is None or not _fits(values, width)):
+                        values = list(filter(None, values))  # several spaces align the columns
                 whole = "".join(taken).rstrip("\r\n")
                 if not whole.isascii() and not encodable(whole):
                     values = "is not UTF-8"
-                # In DuckDB, a quote after a space begins a quoted value; in the csv module, it does not.
-                elif layout.quote and f" {layout.quote}" in whole and not isinstance(values, str) and any(
-                        value[:1] == " " and value.lstrip(" ")[:1] == layout.quote for value in values):
-                    values = "has a space before a quote"
                 yield number, values, whole
                 number += len(taken)
-                taken.clear()
     except DAMAGED as error:
         raise damaged(path, error) from error
+
+
+def _strict_row(taken: list[str], lines: _Lines, layout: Layout, width: int | None) -> list[str] | str:
+    """Return the values of a row with quotes, or the reason why it is invalid.
+
+    taken: the first line of the row; the other lines of the row are appended
+    """
+    try:
+        values, opened = _split(taken[0], layout)
+        while opened is not None:
+            if not _take_value(taken, lines, layout, lambda _line, _inside: False):
+                raise ValueError(f"has a quote that is not closed within {MAX_LINE:,} characters")
+            values, opened = _split("".join(taken), layout)
+    except ValueError as error:
+        lines.give_back(taken[1:])
+        del taken[1:]
+        return str(error)
+    return values
+
+
+def _lenient_row(taken: list[str], lines: _Lines, layout: Layout, width: int | None) -> list[str]:
+    """Return the values of a row with quotes, in a lenient layout.
+
+    taken: the first line of the row; the other lines of the row are appended
+    """
+    def is_row(line: str, inside: str) -> bool:
+        """Return whether a line, whose part `inside` may be in quotes, is a row of its own and must not be swallowed.
+
+        The last line of a value without delimiters is not a row, although it can have the right number of fields.
+        """
+        nonlocal delimited
+        delimited = delimited or layout.delimiter in inside
+        return (delimited or width == 1) and (width is None or _fits(fields_of(line, layout), width))
+
+    values, opened = _split(taken[0], layout)
+    num_lines, delimited = 1, opened is not None and layout.delimiter in taken[0][opened:]
+    while opened is not None and _take_value(taken, lines, layout, is_row):
+        joined, opened = _split("".join(taken), layout)
+        if joined and (width is None or _fits(joined, width)):
+            values, num_lines = joined, len(taken)
+    lines.give_back(taken[num_lines:])
+    del taken[num_lines:]
+    if width is not None and not _fits(values, width):
+        plain = taken[0].rstrip("\r\n").split(layout.delimiter)
+        return plain if _fits(plain, width) else values
+    return values
+
+
+def _take_value(taken: list[str], lines: _Lines, layout: Layout, is_row: Callable[[str, str], bool]) -> bool:
+    """Append the lines of a quoted value to `taken`, and return whether its closing quote was found.
+
+    is_row: called with each line and the part of the line that would be in quotes; if true, the search ends
+    """
+    size, closing = sum(map(len, taken)), _patterns(layout).closing
+    while size <= MAX_LINE and (line := lines.read()):
+        taken.append(line)
+        size += len(line)
+        found = closing.match(line)
+        if is_row(line, found[0] if found else line):
+            return False
+        if found:
+            return True
+    return False
+
+
+def _fits(values: list[str], width: int) -> bool:
+    return len(values) >= width and not any(values[width:])  # as for DuckDB, a row may end with delimiters
+
+
+class Patterns(NamedTuple):
+    """Regular expressions for the quotes of a layout."""
+
+    value: re.Pattern[str]    # a quoted value; group 1 is its content
+    opened: re.Pattern[str]   # a quoted value that is not closed
+    closing: re.Pattern[str]  # the rest of a quoted value, from the begin of a line
+    escaped: re.Pattern[str]  # an escape in a quoted value; group 1 is the character that it stands for
+    plain: re.Pattern[bytes]  # all rows that DuckDB reads as `rows` does
+
+
+@cache
+def _patterns(layout: Layout) -> Patterns:
+    quote, end, escape = (re.escape(part) for part in (layout.quote or '"', layout.delimiter, layout.escape))
+    inside = f"(?:[^{quote}{escape}]++|{f'{escape}.' if escape else quote * 2})*+"
+
+    def value(excluded: str) -> str:
+        """Return the pattern of a quoted value without these characters that DuckDB reads as `rows` does."""
+        known = f"{escape}[{quote}{escape}]" if escape else quote * 2  # DuckDB drops the escape before other characters
+        return f"{quote}(?:[^{quote}{escape}{excluded}]++|{known})*+{quote}"
+
+    # The value in a lenient layout is on one line, or contains no delimiter.
+    # DuckDB ignores spaces around quotes.
+    one = len(layout.delimiter) == 1
+    unquoted = f"[^{end}\r\n]*+" if one else f"(?:(?!{end})[^\r\n])*+"
+    values = [value(end), value("\r\n")] if layout.lenient and one else [value("\r\n" if layout.lenient else "")]
+    return Patterns(re.compile(f"{quote}({inside}){quote}(?={end}|[\r\n]*\\Z)", re.DOTALL),
+                    re.compile(f"{quote}{inside}{escape and f'{escape}?'}\\Z", re.DOTALL),
+                    re.compile(f"{inside}{quote}", re.DOTALL),
+                    re.compile(f"{escape or quote}([{quote}{escape}])"),
+                    re.compile(f"(?:(?:{'|'.join(values)}|(?! *{quote}){unquoted})(?:{end}|\r?\n|\r))*+".encode()))
+
+
+def fields_of(line: str, layout: Layout) -> list[str]:
+    """Return the fields of a line in a lenient layout."""
+    return _split(line, layout)[0]
+
+
+def _split(text_: str, layout: Layout) -> tuple[list[str], int | None]:
+    """Return the values of a row, and the position of the first quote whose value is not closed in this text, or None.
+
+    The text can have several lines. In a lenient layout, a quote that does not enclose a whole field is text; if such a
+    field has several lines, no values are returned. In another layout, such a quote raises ValueError.
+    """
+    patterns, row, quote = _patterns(layout), text_.rstrip("\r\n"), layout.quote
+    values: list[str] = []
+    opened, start, end = None, 0, -1
+    while end < len(row):
+        found = patterns.value.match(row, start) if row.startswith(quote, start) else None
+        if found:
+            values.append(patterns.escaped.sub(r"\1", found[1]))
+            end = found.end()
+        else:
+            end = row.find(layout.delimiter, start)
+            end = len(row) if end < 0 else end
+            value = row[start:end]
+            if value.startswith(quote) and opened is None and patterns.opened.match(row, start):
+                opened = start
+            if not layout.lenient:
+                if opened is not None:
+                    break
+                if value.lstrip(" ").startswith(quote):  # DuckDB ignores the spaces
+                    raise ValueError(f"has {'text after a closing' if value[0] == quote else 'a space before a'} quote")
+            elif LINE_BREAK.search(value):
+                return [], None
+            values.append(value)
+        start = end + len(layout.delimiter)
+    return values, opened

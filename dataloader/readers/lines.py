@@ -170,8 +170,36 @@ BLOCK = 4 << 20  # bytes of lines parsed at a time
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
+REPLACE = "replace the file by a complete copy"
+
+
+class DamagedError(DataError):
+    """A raw file ends too early, or its checksum is wrong."""
+
+
+def is_gzip(path: Path) -> bool:
+    """Return whether a file is gzipped. Its name may say otherwise: some programs unpack a file and keep its name."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def open_binary(path: Path):
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path) if is_gzip(path) else path.open("rb")
+
+
+def compression(path: Path) -> str:
+    """Return the option `compression` of DuckDB's readers for a file."""
+    return f"compression = '{'gzip' if is_gzip(path) else 'none'}'"
+
+
+def verify(path: Path) -> None:
+    """Read a gzipped file to its end, where its checksum is, which DuckDB does not compare.
+
+    Raises DataError if the file is damaged. Does not read a file that is not gzipped.
+    """
+    if is_gzip(path):
+        for _block in blocks(path):
+            pass
 
 
 def select_rows(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple]:
@@ -188,7 +216,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     The line numbers begin at 1. Raises DataError if the file is damaged.
     """
     number = 0
-    for block in _blocks(path):
+    for block in blocks(path):
         for line in block.removesuffix(b"\n").split(b"\n"):
             number += 1
             if line.strip():
@@ -218,11 +246,11 @@ def rewrite(path: Path, target: Path, format_: str) -> None:
     """
     size = path.stat().st_size
     with target.open("wb") as out, Progress(f"read {path.name}", size, "B") as progress:
-        for block in _in_processes(size, ((block, format_) for block in _blocks(path, progress))):
+        for block in _in_processes(size, ((block, format_) for block in blocks(path, progress))):
             out.write(block)
 
 
-def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
+def blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
     """Yield the content of a file in blocks of whole lines, a few megabytes each.
 
     A line that is much longer than MAX_LINE is cut, but it stays too long to be valid.
@@ -230,7 +258,7 @@ def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
     rest = b""
     try:
         with path.open("rb") as raw:
-            file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            file = gzip.GzipFile(fileobj=raw) if is_gzip(path) else raw
             while block := file.read(BLOCK):
                 if progress is not None:
                     progress.update(raw.tell() - progress.done)
@@ -246,16 +274,16 @@ def _blocks(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
         yield rest
 
 
-def damaged(path: Path, error: BaseException) -> DataError:
+def damaged(path: Path, error: BaseException) -> DamagedError:
     """Return the error for a damaged file. The error names the first line that cannot be read."""
     num_lines = 0
     # Read small blocks: a read that fails does not return the valid bytes before the damage.
     with suppress(*DAMAGED), open_binary(path) as file:
         while some := file.read1(4096):
             num_lines += some.count(b"\n")
-    return DataError(f"{path}:{num_lines + 1}", "the file is damaged from this line on",
-                     f"Only the {num_lines} lines before this line can be read ({error or type(error).__name__})",
-                     "replace the file, or download it again with --force")
+    return DamagedError(f"{path}:{num_lines + 1}", "the file is damaged, at the latest in this line",
+                        f"Only the {num_lines} lines before this line can be read ({error or type(error).__name__})",
+                        REPLACE)
 
 
 def _in_processes(size: int, tasks: Iterator[tuple]) -> Iterator[bytes]:

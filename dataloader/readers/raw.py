@@ -17,10 +17,12 @@ from dataloader.readers.lines import (
     NO_RECORD,
     PARSERS,
     column_names,
+    compression,
     numbered_lines,
     plain_json,
     rewrite,
     select_rows,
+    verify,
 )
 from dataloader.workspace import FULL_DISK, Workspace, name, text
 
@@ -34,14 +36,16 @@ LARGEST_EXACT = {"DOUBLE": 1 << 53, "FLOAT": 1 << 24}  # up to here, the types h
 LONG_LINE = 16 << 20  # maximum bytes of a line for DuckDB, which allocates memory for several such lines
 NUM_FIRST = 1000      # JSON records from which the column names are collected; a single record may lack some of them
 # Exceptions of DuckDB for a file that it cannot read; IOException may also mean a full disk.
-UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException)
+UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException,
+              duckdb.NotImplementedException)
 
 
 class RawTable(NamedTuple):
     """A raw file, its format, and the columns that contain each field."""
 
     path: Path
-    format: str                        # "json" or "python" (literals), one record per line; "csv"; "parquet"
+    format: str                        # "json" or "python" (literals), one record per line; "csv"; "parquet"; "" if
+                                       # a check cannot read the file
     columns: dict[str, list[str]]      # field -> its columns; the first column with a value is used
     source: str = ""                   # if `path` was extracted from an archive: the name to use in messages
     layout: Layout = Layout()          # only for "csv"
@@ -49,6 +53,11 @@ class RawTable(NamedTuple):
     @property
     def origin(self) -> str:
         return self.source or str(self.path)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether --no_header says that the columns have numbers instead of names."""
+        return self.layout.header is not None and not self.source
 
     def all_columns(self) -> list[str]:
         return list(dict.fromkeys(column for columns in self.columns.values() for column in columns))
@@ -65,6 +74,8 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
     If DuckDB cannot read the file directly, the file is first rewritten line by line. Raises DataError if the file is
     damaged.
     """
+    if table.format == "json":
+        verify(table.path)
     if direct := _rows_in_place(work, table, types):
         try:
             _create(work, into, query, direct)
@@ -136,7 +147,8 @@ def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> s
         return _rows_of_json(table, table.path, types, LONG_LINE)
     columns = [] if table.format == "python" else existing_columns(work, table)
     # In a file with one column, DuckDB may or may not read a blank line as a row.
-    if not columns or (table.format == "csv" and len(columns) == 1):
+    if not columns or (table.format == "csv" and (
+            len(columns) == 1 or not delimited.suits_duckdb(table.path, table.layout))):
         return ""
     sql_names = {column: f"c{place}" if table.format == "csv" else name(column) for place, column in enumerate(columns)}
     column_types = _parquet_types(work, table) if table.format == "parquet" else {}
@@ -178,7 +190,7 @@ def _rows_of_json(table: RawTable, path: Path, types: dict[str, str], longest: i
     # With `ignore_errors`, DuckDB does not skip an invalid line: the line becomes a row of NULLs.
     return (f"SELECT {', '.join(select)} FROM read_json({sql_path(path)}, format = 'newline_delimited', "
             f"hive_partitioning = false, records = true, columns = {{{listed}}}, ignore_errors = true, "
-            f"maximum_object_size = {longest}, compression = {text('gzip' if path.suffix == '.gz' else 'none')})")
+            f"maximum_object_size = {longest}, {compression(path)})")
 
 
 def _first(values: list[str], kind: str) -> str:

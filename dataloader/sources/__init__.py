@@ -6,18 +6,23 @@ returns a list with the `RawTable` of the interactions and, if there are item re
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 from common.errors import ConfigError, DataError
 from dataloader.flags import CONFIGS, source_configs
 from dataloader.options import ProcessOptions
-from dataloader.readers.lines import NAMES, PARSERS
+from dataloader.readers.lines import NAMES, PARSERS, DamagedError
 from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.workspace import Workspace
 
 # The fields whose columns identify the source of a file. Other fields may be missing in some records.
 KNOWN_BY = {"interactions": ("user", "item", "time", "rating"), "items": ("item", "title")}
+ROLES = ("interactions", "items")  # the content of the raw files, in the order of `raw_paths`
 NUM_LISTED = 20
+JSON_ENDINGS = (".json.gz", ".json", ".jsonl.gz", ".jsonl")
 
 
 def family(options: ProcessOptions) -> ModuleType:
@@ -27,6 +32,37 @@ def family(options: ProcessOptions) -> ModuleType:
                           "The key `reader` names a module in dataloader/sources/",
                           f"add {reader}.py, or correct the key")
     return importlib.import_module(f"dataloader.sources.{reader}")
+
+
+def replacement(options: ProcessOptions, own: str) -> str:
+    """Return what to do about a raw file that is missing or damaged.
+
+    own: what to do if the file is the user's own, so that no command can download it again
+    """
+    folder = options.folder
+    if not options.downloads:
+        return own
+    return (f"bash dataloader/0_download_dataset.sh --dataset {folder.name}{folder.root_flag} --source "
+            f"{options.source} --force")
+
+
+@contextmanager
+def with_download(options: ProcessOptions) -> Iterator[None]:
+    """Name the command that downloads the raw files again in the error about a damaged file, if it would help."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DataError(error.where, error.what, error.why, replacement(options, error.fix)) from error
+
+
+def find(options: ProcessOptions, part: str) -> Path | None:
+    """Return the first existing file of the interactions or items in the raw folder, or None.
+
+    The source's YAML lists the names. The file may be unpacked, or have another usual extension for JSON lines.
+    """
+    names = [name.format(dataset=options.folder.name) for name in options.config[part]["files"]]
+    others = [f"{name.removesuffix('.gz').rpartition('.')[0]}{ending}" for name in names for ending in JSON_ENDINGS]
+    return next((path for name in (*names, *others) if (path := options.raw / name).is_file()), None)
 
 
 def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str, absent: list[str],
@@ -60,7 +96,7 @@ def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str
     what = f"has no column for {' and '.join(absent)}" if found else f"has no {NAMES[table.format]} records"
     fix = f"use --source local --{part} {table.path}, and --<field>_column NAME for columns with other names"
     if table.source:
-        fix = "download the archive again with --force"
+        fix = "replace the archive by the original one"
     elif others:
         fix = f"use --source {' or '.join(others)}" + (
             f" --raw_dir {table.path.parent} instead of --{part}" if source == "local" else "")

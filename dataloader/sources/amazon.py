@@ -5,6 +5,7 @@ from pathlib import Path
 from common.errors import DataError
 from dataloader.options import ProcessOptions
 from dataloader.readers.raw import RawTable
+from dataloader.sources import find, replacement
 from dataloader.workspace import Workspace
 
 
@@ -13,14 +14,15 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
 
     Raises DataError if a file is missing. With --raw_dir, the metadata file is optional.
     """
-    dataset, fix = options.folder.name, f"bash dataloader/0_download_dataset.sh --dataset {options.folder.name} --force"
-    reviews, metadata = ([options.raw / name.format(dataset=dataset) for name in options.config[part]["files"]]
+    found, items = find(options, "interactions"), find(options, "items")
+    reviews, metadata = (", ".join(name.format(dataset=options.folder.name) for name in options.config[part]["files"])
                          for part in ("interactions", "items"))
-    found, items = (next((path for path in paths if path.is_file()), None) for paths in (reviews, metadata))
     if found is None:
-        raise DataError(options.raw, "has no review file", "Looked for " + ", ".join(p.name for p in reviews), fix)
+        raise DataError(options.raw, "has no review file", f"Looked for {reviews}, also unpacked or as .jsonl",
+                        replacement(options, "copy one of these files to the folder"))
     if items is None and options.downloads:
-        raise DataError(metadata[0], "not found", "This file contains the item texts", fix)
+        raise DataError(options.raw / metadata, "not found", "This file contains the item texts",
+                        replacement(options, ""))
     return [found] if items is None else [found, items]
 
 

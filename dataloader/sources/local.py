@@ -1,18 +1,31 @@
 """The source `local`: your own files in CSV, TSV, JSON lines, Parquet, or RecBole's atomic format."""
 
+import glob
+import logging
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import ConfigError, DataError, closest, nearest
-from dataloader.options import ProcessOptions
-from dataloader.readers.delimited import Layout
+from dataloader.options import FileLayout, ProcessOptions, timestamp_of
+from dataloader.readers.delimited import Layout, first_row
+from dataloader.readers.lines import PARSERS, first_format
 from dataloader.readers.raw import RawTable, existing_columns
+from dataloader.readers.recognition import SEPARATORS, first_lines, other_format, separators
+from dataloader.sources import ROLES
 from dataloader.workspace import Workspace
 
+log = logging.getLogger(__name__)
+
 ATOMIC = ("csv", Layout("\t", quote="", typed=True))  # RecBole's atomic files
-FORMATS = {".csv": ("csv", Layout()), ".tsv": ("csv", Layout("\t")), ".inter": ATOMIC, ".item": ATOMIC,
+FORMATS = {".csv": ("csv", Layout()), ".tsv": ("csv", Layout("\t", lenient=True)), ".inter": ATOMIC, ".item": ATOMIC,
            **dict.fromkeys((".jsonl", ".json", ".ndjson"), ("json", Layout())),
            **dict.fromkeys((".parquet", ".pq"), ("parquet", Layout()))}
-OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "vertical bars"}
+# Files with these extensions are only read if a flag names them; in a folder, such a file may be a description.
+TEXTS = dict.fromkeys((".txt", ".dat", ".data"), FORMATS[".csv"])
+NAMED_SEPARATORS = {"tab": "\t", "\\t": "\t", "space": " "}  # for --separator; a shell does not know \t
+NUM_LISTED = 10
+SPLITS = ("train", "valid", "test")  # RecBole's benchmark files
 
 
 def raw_paths(options: ProcessOptions) -> list[Path]:
@@ -23,6 +36,7 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
     """
     interactions = options.local.interactions or _found(options, "interactions")
     if interactions is None:
+        _refuse_split_files(options)
         names = ", ".join(name.format(dataset=options.folder.name) for name in options.config["interactions"]["files"])
         raise DataError(options.raw, "has no interactions file",
                         f"Looked for {names}. Known extensions are {', '.join(FORMATS)}", "use --interactions FILE")
@@ -46,54 +60,128 @@ def _ending(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
+def _refuse_split_files(options: ProcessOptions) -> None:
+    """Raise DataError with the command that joins RecBole's benchmark files, if the raw folder has such files."""
+    name = options.folder.name
+    order = {f"{name}.{split}.inter": place for place, split in enumerate(SPLITS)}
+    files = sorted(options.raw.glob(f"{glob.escape(name)}.*.inter"), key=lambda path: (order.get(path.name, 1), path))
+    if not files:
+        return
+    headers = {path.name: (first_lines(path) or [""])[0] for path in files}
+    joined = f"awk 'FNR > 1 || NR == 1' {shlex.join(map(str, files))} > {shlex.quote(str(options.raw / name))}.inter"
+    raise DataError(options.raw, f"has the interactions in {len(files)} files: {', '.join(headers)}",
+                    "This program reads one file, and splits the interactions itself (--split)",
+                    f"join the files with: {joined}" if len(set(headers.values())) == 1 else
+                    "give the files the same columns, and join them")
+
+
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Return the table of interactions and, if there is an items file, the table of items.
 
-    Raises ConfigError if a required column is missing.
+    Raises ConfigError if a required column is missing, or if a flag for the layout has no effect. In a check, the table
+    lacks the column instead. If the check cannot read a file at all, the format of its table is "".
     """
-    named = (options.local.columns, options.local.item_columns)
-    return [_table(work, path, part, options.config[part]["columns"], columns)
-            for path, part, columns in zip(paths, ("interactions", "items"), named, strict=False)]
+    named, flags = (options.local.columns, options.local.item_columns), options.local.layout
+    tables = []
+    for path, part, columns in zip(paths, ROLES, named, strict=False):
+        tables.append(RawTable(path, "", {}))
+        with work.recording():
+            tables[-1] = _table(work, path, part, options.config[part]["columns"], columns, flags)
+    text_parts = [part for part, table in zip(ROLES, tables, strict=False) if table.format in ("csv", "")]
+    for part in ROLES:
+        if flags.no_header in (part, "both") and part not in text_parts:
+            work.stop(ConfigError(f"--no_header {flags.no_header}", f"there is no CSV or TSV file with the {part}",
+                                  "The flag has no effect on other files", "leave it out, or name the other part"))
+    if flags.settings and not text_parts:
+        work.stop(ConfigError(f"--{next(iter(flags.settings))}", "has no effect, because no file is a CSV or TSV file",
+                              fix="leave it out"))
+    return tables
 
 
-def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], named: dict[str, str | None]) -> RawTable:
+def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], named: dict[str, str | None],
+           flags: FileLayout) -> RawTable:
     """Return the table of a file, with the fields whose columns exist in the file.
 
     defaults: field -> default name of its column
     named: field -> the column name that a flag gives, or None
 
-    Raises ConfigError if a required column, or a column that a flag names, does not exist.
+    Raises ConfigError if a required column, or a column that a flag names, does not exist. Raises DataError if the file
+    is in another format than its extension says.
     """
-    format_, layout = FORMATS.get(_ending(path), ("", Layout()))
+    format_, layout = (FORMATS | TEXTS).get(_ending(path), ("", Layout()))
     if not format_ or (format_ == "parquet" and path.suffix == ".gz"):
         raise ConfigError(f"--{part} {path}", f"unknown file extension {''.join(path.suffixes[-2:])!r}",
-                          f"Known extensions are {', '.join(FORMATS)}; all except Parquet can be followed by .gz",
-                          "convert the file to one of these formats, or correct its extension")
+                          f"Known extensions are {', '.join(FORMATS | TEXTS)}; all except Parquet can be followed by "
+                          ".gz", "convert the file to one of these formats, or correct its extension")
+    if format_ != "parquet" and (error := other_format(path, format_)):
+        raise error
+    if format_ == "json" and first_format(path) == "python":
+        format_ = "python"
+    wanted = {named[field] or default for field, default in defaults.items()}
+    if format_ == "csv":
+        layout = _layout(path, part, layout, flags, wanted)
     table = RawTable(path, format_, {}, layout=layout)
     existing = existing_columns(work, table)
     for field, default in defaults.items():
         column = named[field] or default
         column = column.split(":")[0] if layout.typed else column
         if existing.count(column) > 1:
-            raise ConfigError(f"{path}:1", f"has {existing.count(column)} columns with the name {column}",
-                              fix="rename all but one of them")
+            work.stop(ConfigError(f"{path}:1", f"has {existing.count(column)} columns with the name {column}",
+                                  fix="rename all but one of them"))
+            continue
         # The first JSON records may lack a text that later records have. If `existing` is empty, no record can be
         # parsed. Raise no error here, because a later error about the first line is more helpful.
-        may_follow = table.format == "json" and part == "items" and field != "item" and named[field] is None
+        may_follow = format_ in PARSERS and part == "items" and field != "item" and named[field] is None
         if column in existing or not existing or may_follow:
             table.columns[field] = [column]
         elif named[field] is not None or field in ("user", "item", "time"):
-            raise _no_column(table, column, existing,
-                             "--item_id_column" if part == "items" and field == "item" else f"--{field}_column")
+            work.stop(_no_column(table, column, existing, part,
+                                 "--item_id_column" if part == "items" and field == "item" else f"--{field}_column"))
     return table
 
 
-def _no_column(table: RawTable, column: str, existing: list[str], flag: str) -> ConfigError:
-    other = [d for d in OTHER_DELIMITERS if len(existing) == 1 and d in existing[0] and d != table.layout.delimiter]
-    if table.format == "csv" and other:
-        expected = OTHER_DELIMITERS[table.layout.delimiter]
-        return ConfigError(f"{table.path}:1", f"expected {expected} between columns, got {OTHER_DELIMITERS[other[0]]}",
-                           f"The line is {existing[0][:80]!r}", "rename the file to .tsv" if other[0] == "\t" else
-                           "rename the file to .csv" if other[0] == "," else "save the file as .csv with commas")
+def _layout(path: Path, part: str, usual: Layout, flags: FileLayout, wanted: set[str]) -> Layout:
+    """Return the layout of a CSV or TSV file, from the flags and, if they do not name the separator, its first lines.
+
+    usual: the layout that the file extension says
+    wanted: the names of the columns that are needed, which are not searched for another separator
+    """
+    headless = flags.no_header in (part, "both")
+    separator = NAMED_SEPARATORS.get(flags.separator or "", flags.separator) or usual.delimiter
+    if flags.separator is None and not usual.typed and (headless or not wanted & set(first_row(path, usual))):
+        found = separators(path, separator)
+        separator = found[0] if len(found) == 1 else separator
+    if separator != usual.delimiter:
+        words = SEPARATORS.get(separator, repr(separator))
+        log.info("process: the columns of %s are separated by %s", path.name, words)
+    quote = {None: usual.quote, "none": "", "double": '"'}[flags.quoting]
+    # In standard CSV files, a quote at the begin of a field always opens a quoted value.
+    layout = usual._replace(delimiter=separator, quote=quote, escape=flags.escape or "",
+                            lenient=flags.quoting is None and separator not in (",", ";"))
+    if headless:
+        layout = layout._replace(header=tuple(str(n) for n, _ in enumerate(first_row(path, layout), start=1)))
+    return layout
+
+
+def _no_column(table: RawTable, column: str, existing: list[str], part: str, flag: str) -> ConfigError:
+    where = f"{table.path}:1"
+    found = separators(table.path, table.layout.delimiter) if table.format == "csv" and len(existing) == 1 else []
+    if found:
+        return ConfigError(where, f"has only one column with the separator {table.layout.delimiter!r}",
+                           f"The line is {existing[0][:80]!r}",
+                           f"use --separator {' or '.join(map(shlex.quote, found))}")
+    if table.format == "csv" and table.layout.header is None and any(map(_is_value, existing)):
+        return ConfigError(where, f"has no column {column}, and its first line has values instead of column names",
+                           f"The first columns are {', '.join(existing[:NUM_LISTED])}",
+                           f"use --no_header {part}, and {flag} with the number of the column, from 1 to "
+                           f"{len(existing)}")
     return ConfigError(f"{flag} {column}", f"column not found in {table.path}", nearest(column, existing),
                        f"use {flag} {closest(column, existing) or 'NAME'}")
+
+
+def _is_value(text: str) -> bool:
+    """Return whether a text is a number or a date, and so most likely not the name of a column."""
+    with suppress(ValueError):
+        float(text)
+        return True
+    return timestamp_of(text) is not None

@@ -12,7 +12,9 @@ from common.errors import DataError
 from dataloader.archives import open_member
 from dataloader.options import ProcessOptions
 from dataloader.readers.delimited import Layout
+from dataloader.readers.lines import REPLACE
 from dataloader.readers.raw import RawTable
+from dataloader.sources import replacement
 from dataloader.workspace import Workspace
 
 GENRES = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
@@ -41,7 +43,7 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
     found = [path for name in names for path in sorted(options.raw.glob(name)) if path.is_file()]
     if not found:
         raise DataError(options.raw, "has no MovieLens archive", f"Looked for {' and '.join(names)}",
-                        f"bash dataloader/0_download_dataset.sh --dataset {dataset} --force")
+                        replacement(options, "copy the archive to the folder"))
     return found[:1]
 
 
@@ -64,7 +66,7 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
                 record = archive.movie(line.decode(archive.encoding).rstrip("\r\n"))
             except (ValueError, csv.Error) as error:
                 raise DataError(f"{path}:{archive.items}:{number}", "is not a valid movie record",
-                                str(error), "download the archive again with --force") from error
+                                str(error), replacement(options, REPLACE)) from error
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
     return [RawTable(events, "csv", {field: [column] for field, column in archive.columns.items()},
                      f"{path}:{archive.events}", archive.layout),

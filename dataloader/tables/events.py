@@ -41,10 +41,14 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
         refuse_other_source(work, table, "interactions", options.source, absent)
     repair(work, table, "events", query, types, "raw_user IS NULL AND raw_item IS NULL", num_inexact)
     low, high = options.config["rating_range"]
-    bad = f"""{bad_id('raw_user')} OR {bad_id('raw_item')} OR "time" IS NULL OR rating IS NULL
-              OR "time" NOT BETWEEN 0 AND {LATEST} OR NOT isfinite(rating) OR rating NOT BETWEEN {low} AND {high}"""
+    kinds = {"cannot be read": 'raw_user IS NULL AND raw_item IS NULL AND "time" IS NULL',
+             "have no valid user": bad_id("raw_user", table), "have no valid item": bad_id("raw_item", table),
+             "have no valid time": '"time" IS NULL',
+             "have a time that is not from 1970 to 2100": f'"time" NOT BETWEEN 0 AND {LATEST}',
+             "have no valid rating": "rating IS NULL OR NOT isfinite(rating)",
+             f"have a rating that is not from {low:,g} to {high:,g}": f"rating NOT BETWEEN {low} AND {high}"}
     largest = {field: largest_id(work, table, field) for field in ("user", "item")}
-    num_bad = drop_bad_rows(work, table, "events", bad, lambda values: _fault(
+    num_bad = drop_bad_rows(work, table, "events", kinds, lambda values: _fault(
         table, values, times, largest, low, high), options.processing.bad_lines, bad_lines)
     return EventCounts(num_bad, times.check(work, table))
 

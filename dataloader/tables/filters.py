@@ -1,6 +1,9 @@
 """Filter events by rating, duplicates and k-core, and number the remaining users and items."""
 
+from pathlib import Path
+
 from common.artifacts import filter_lines
+from common.errors import DataError
 from dataloader.options import Processing
 from dataloader.workspace import Workspace
 
@@ -39,6 +42,15 @@ def apply_filters(work: Workspace, processing: Processing, report: Report) -> No
         work.run(f"DELETE FROM kept WHERE line NOT IN (SELECT {first} FROM kept GROUP BY {key})")
         report.add(f"--duplicates {processing.duplicates}", "--duplicates")
     k_core(work, processing.min_user_interactions, processing.min_item_interactions, report)
+
+
+def too_few_users(work: Workspace, report: Report, raw: Path) -> DataError | None:
+    """Return an error about the file `raw` if the filters leave fewer than two users, else None."""
+    [(first, last)] = work.run("SELECT min(user_key), max(user_key) FROM kept")
+    if first != last:
+        return None
+    left = "no interactions" if first is None else "only one user"
+    return DataError(raw, f"has {left} after filtering", "; ".join(report.lines()), report.how_to_keep_more())
 
 
 def drop_items_without_text(work: Workspace, report: Report) -> None:

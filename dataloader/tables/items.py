@@ -10,12 +10,38 @@ from dataloader.readers.raw import ID, RawTable, inexact_id, largest_id, load, r
 from dataloader.sources import refuse_other_source
 from dataloader.tables import cells
 from dataloader.tables.cells import SEPARATORS
+from dataloader.tables.joins import check_join
+from dataloader.tables.records import check_records
 from dataloader.workspace import Workspace, text
 
 log = logging.getLogger(__name__)
 
 MAX_TEXT = 10_000  # characters of a title or text; far more than any text model reads
 BITS_FOR_ONE = 16  # minimum number of bits per wanted id in the bitmap
+
+
+def describe_items(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
+                   bad_lines: Path) -> dict:
+    """Make the table `described` with the titles and texts of the items, and return counts for the meta files.
+
+    tables: the interactions file and, if there is one, the items file
+    wanted: an SQL query for the raw ids of the items to describe
+    """
+    if len(tables) == 1:
+        work.run("CREATE TABLE metadata (raw_id VARCHAR, wanted BOOLEAN, title VARCHAR, image_url VARCHAR)")
+    counts = read_records(work, options, tables, wanted, bad_lines) | check_records(work, options, wanted)
+    describe(work, options.processing.template)
+    return counts
+
+
+def read_records(work: Workspace, options: ProcessOptions, tables: list[RawTable], wanted: str,
+                 bad_lines: Path) -> dict:
+    """Make the table `metadata` from the item records, and return counts for the meta files.
+
+    Raises DataError if almost no item of the interactions has a record.
+    """
+    num_bad = read_items(work, tables[1], options, wanted, bad_lines) if len(tables) > 1 else 0
+    return {"num_bad_lines": num_bad, **check_join(work, tables, options)}
 
 
 def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted: str, bad_lines: Path) -> int:
@@ -59,8 +85,8 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
         fault, instead = id_fault(table, values, "item", largest)
         return fault or deep, instead
 
-    return drop_bad_rows(work, table, "metadata", f"{bad_id('raw_id')} OR nested", explain,
-                         options.processing.bad_lines, bad_lines)
+    kinds = {"have no valid item": bad_id("raw_id", table), "have a text in nested lists": "nested"}
+    return drop_bad_rows(work, table, "metadata", kinds, explain, options.processing.bad_lines, bad_lines)
 
 
 def _query(fields: list[str], missing: tuple[str, ...] | None, is_wanted: str) -> str:

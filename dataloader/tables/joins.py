@@ -54,7 +54,8 @@ def check_join(work: Workspace, tables: list[RawTable], options: ProcessOptions)
     if options.source == "local":
         fix = ("write the ids in the same form in both files, or name the columns that have the same ids with "
                "--item_column and --item_id_column")
-    raise DataError(records, what, why, fix)
+    work.stop(DataError(records, what, why, fix))
+    return counts
 
 
 def _example(work: Workspace) -> tuple[str, str, str]:

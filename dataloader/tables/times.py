@@ -98,9 +98,9 @@ class Times:
                    max("time") FILTER ("time" < {USUAL}), count(*) FILTER ({dates}) FROM events""")
         if self.form in ("ms", "us") and 0 < newest < EARLIEST:
             flag = _fitting_flag(newest * unit, self.form)
-            raise DataError(table.origin, f"the newest time is {newest * unit:.15g}",
-                            f"In the unit {self.form}, this is in 1973 or earlier",
-                            f"use {flag}" if flag else "correct the times or --time_unit")
+            work.stop(DataError(table.origin, f"the newest time is {newest * unit:.15g}",
+                                f"In the unit {self.form}, this is in 1973 or earlier",
+                                f"use {flag}" if flag else "correct the times or --time_unit"))
         if num_dates > COMPACT_SHARE * num_events:
             self._refuse_dates(work, table, num_events)
         if 2 * num_early > num_events:
@@ -116,9 +116,9 @@ class Times:
             SELECT count(*), min("time") FROM events WHERE try_strptime(
                 rpad(round("time" * {UNITS[self.form]})::BIGINT::VARCHAR, 14, '0'), '%Y%m%d%H%M%S') IS NOT NULL""")
         if num_dates > COMPACT_SHARE * num_events:
-            raise DataError(table.origin, f"{num_dates:,} of {num_events:,} times are dates written as numbers",
-                            f"For example, --time_unit {self.form} reads {example * UNITS[self.form]:.15g} as "
-                            f"{_day(example)}", "use --time_unit date")
+            work.stop(DataError(table.origin, f"{num_dates:,} of {num_events:,} times are dates written as numbers",
+                                f"For example, --time_unit {self.form} reads {example * UNITS[self.form]:.15g} as "
+                                f"{_day(example)}", "use --time_unit date"))
 
 
 def _with_separators() -> str:

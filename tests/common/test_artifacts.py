@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from common import artifacts, publishing
-from common.artifacts import DatasetFolder, ids_sha256, load_codes, load_embeddings, load_mask, save_array
+from common.artifacts import DatasetFolder, dataset_line, ids_sha256, load_codes, load_embeddings, load_mask, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
 from common.metas import verify
@@ -266,6 +267,34 @@ def test_an_object_array_is_not_written_either(tmp_path):
     with pytest.raises(ValueError, match="allow_pickle"):  # numpy's parameter
         save_array(tmp_path / "file.npy", np.array([{}], dtype=object), {"inputs": {}})
     assert names(tmp_path) == set()
+
+
+FACTS = {"num_users": 120, "num_items": 48, "num_interactions": 1081, "split_name": "leave_one_out",
+         "num_in_split": {"train": 841, "valid": 120, "test": 120}, "num_repeats": {"valid": 12, "test": 37},
+         "num_cold_items": {"valid": 4, "test": 3}, "num_without_text": 2}
+
+
+def test_one_line_tells_the_facts_about_a_dataset(folder):
+    put(folder.interactions, b"events", **FACTS)  # 37 / 120 = 0.308
+    line = dataset_line(folder)
+    assert re.findall(r"[\d,]+\d|\d", line) == ["120", "48", "1,081", "31", "3", "2"]
+    assert line.startswith("Toys: ")
+    assert "leave_one_out" in line
+
+
+@pytest.mark.parametrize("kept", [[], ["num_users", "num_items", "num_interactions"],
+                                  ["num_users", "num_items", "num_interactions", "split_name", "num_without_text"]])
+def test_a_meta_without_facts_gives_a_shorter_line(folder, kept):
+    put(folder.interactions, b"events", **{key: FACTS[key] for key in kept})
+    line = dataset_line(folder)
+    assert line.startswith("Toys: ")
+    assert re.findall(r"[\d,]+\d|\d", line) == [f"{FACTS[key]:,}" for key in kept if key != "split_name"]
+
+
+def test_a_line_about_a_stale_dataset_says_so(folder):
+    put(folder.interactions, b"events", **FACTS | {"inputs": {folder.items.name: "another hash"}})
+    assert folder.items.name in dataset_line(folder)
+    assert "1,081" not in dataset_line(folder)
 
 
 def test_an_unknown_dataset_names_its_command_and_the_others(tmp_path):

@@ -337,7 +337,7 @@ def test_a_failed_run_keeps_the_old_tables(tmp_path):
         run(tmp_path, EVENTS, metadata=["no record"], minimum=2)
     assert contents(folder) == before
     assert {path.name for path in folder.path.iterdir()} == {
-        ".lock", folder.source_flags.name, *before, *(f"{n}.meta.json" for n in before)}
+        ".lock", folder.source_flags.name, folder.card.name, *before, *(f"{n}.meta.json" for n in before)}
 
 
 SHOP = "kunde,ware,wann\n" + "".join(f"{user},{item},{time}\n" for user in "ab" for time, item in enumerate("xyx"))

@@ -108,7 +108,7 @@ def test_the_run_after_a_killed_one_ends_the_same(tmp_path, undisturbed, point):
         assert load_meta(options.folder.interactions, "")["num_users"] == 30  # reading renames its staged meta
     process(options, COMMAND)
     assert contents(options.folder) == undisturbed
-    assert left(folder) == {"source.yaml", *undisturbed, *(f"{name}.meta.json" for name in undisturbed)}
+    assert left(folder) == {"source.yaml", "card.md", *undisturbed, *(f"{name}.meta.json" for name in undisturbed)}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from common.artifacts import DatasetFolder, load_meta
+from common.artifacts import DatasetFolder, dataset_line, load_meta
 from common.errors import ArtifactError, DataError
 from common.publishing import SCHEMA_VERSION
 from common.run import Run
@@ -83,6 +83,8 @@ def test_text_markdown_and_csv_hold_the_same_table(tmp_path, folder, finish):
     first = text.splitlines()[0]
     assert "Tiny" in first
     assert numbers(first) == ["2"]
+    assert dataset_line(folder) in text.splitlines()
+    assert dataset_line(folder) in markdown.splitlines()
     assert len({len(line) for line in lines}) == 1  # aligned
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == list(COLUMNS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import DatasetFolder, load_codes
+from common.artifacts import DatasetFolder, dataset_line, load_codes
 from common.command import run_command
 from common.errors import ConfigError, TrainingError
 from common.run import latest_run
@@ -140,6 +140,7 @@ def test_a_collapse_is_a_warning_with_three_suggestions(quantize, folder, capsys
     assert {"1", "25%"} <= set(numbers(warning))
     assert warning.count("--") == 3
     assert advice(run)[0] in captured.out
+    assert dataset_line(folder) in captured.out
     codes, meta = load_codes(folder, "rvq", "td", None)
     assert meta["collapse"] in warning
     assert codes[:, -1].tolist() == list(range(NUM_ITEMS))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.artifacts import load_meta, save_array
+from common.artifacts import dataset_line, load_meta, save_array
 from common.errors import ArtifactError, DataError
 from common.publishing import publish
 from recommendation.main import main
@@ -86,6 +86,7 @@ def test_seeds_of_one_configuration_share_a_row(shop):
     assert all(row["filter_seen"] == "false" for row in rows)
     [heading] = headings(text)
     assert lines_with(heading, 12)  # test events
+    assert dataset_line(folder) in text.splitlines()
     assert text.splitlines()[0] in (runs / "recommendation" / folder.name / "compare.md").read_text()
 
 
@@ -276,9 +277,11 @@ def test_a_run_of_earlier_interactions_is_refused(train):
 
 
 @pytest.mark.slow
-def test_the_report_has_only_the_listed_runs(train, tmp_path):
+def test_the_report_has_only_the_listed_runs(train, tmp_path, caplog):
     trained, listed = train("markov"), tmp_path / "list"
-    main(trained.argv("--model=popularity", f"--run_list={listed}"))
+    with caplog.at_level(logging.INFO):
+        main(trained.argv("--model=popularity", f"--run_list={listed}"))
+    assert dataset_line(trained.folder) in caplog.text
     main(trained.argv("--model=markov", f"--run_list={listed}"))
     main(trained.argv("--model=markov", "--filter_seen"))  # another process, before the report
     report_by_command(trained.argv(f"--run_list={listed}"))

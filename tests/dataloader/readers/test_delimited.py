@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from common.errors import DataError
 from dataloader.readers import delimited
 from dataloader.readers.delimited import Layout, header, reader, rewrite, rows
-from dataloader.readers.lines import MAX_LINE
+from dataloader.readers.lines import MAX_LINE, DamagedError
 from tests.dataloader.helpers import mentions
 from tests.errors import refused
 
@@ -119,7 +119,7 @@ def test_a_file_without_column_names_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(("content", "names", "fix"), [
-    ("a,b\n1,2\n".encode("utf-16"), ["UTF-16"], ["UTF-8"]), ("é,b\n".encode("latin-1"), ["UTF-8"], []),
+    ("é,b\n".encode("latin-1"), ["UTF-8"], []),
     (b'"a"x,b\n', [], []), (b'"a,b\n1,2\n', [], [])])
 def test_an_unreadable_header_is_refused(tmp_path, content, names, fix):
     with refused(DataError, f"{tmp_path}/x.csv:1", names=names, fix=fix):
@@ -156,13 +156,13 @@ def test_an_unclosed_quote_costs_one_row_and_little_memory(tmp_path, monkeypatch
     assert len(found) == 2001
     [(line, reason)] = [row for row in found if isinstance(row[1], str)]
     assert line == 502
-    assert mentions(reason, 1000)
+    assert mentions(reason, "1,000")
 
 
 def test_a_truncated_file_is_named_with_its_line(tmp_path):
     path = write(tmp_path, "a,b\n" + "".join(f"{n * 7919 % 10_007},2\n" for n in range(5000)), "x.csv.gz")
     path.write_bytes(path.read_bytes()[:-2000])
-    with refused(DataError, fix=["--force"]) as error:
+    with refused(DamagedError) as error:
         row_by_row(path)
     file, _, line = str(error.value.where).rpartition(":")
     assert file == str(path)

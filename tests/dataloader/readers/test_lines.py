@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import DataError, ResourceError
+from common.errors import ResourceError
 from dataloader.readers import lines
-from dataloader.readers.lines import MAX_LINE, numbered_lines, rewrite
+from dataloader.readers.lines import MAX_LINE, DamagedError, numbered_lines, rewrite, verify
 from tests.dataloader.helpers import mentions
 from tests.errors import refused
 
@@ -53,7 +53,7 @@ def test_a_truncated_file_is_named_with_its_last_line(tmp_path, cut):
     content = "".join(f"{n * 7919 % 100_003}\n" for n in range(12_000)).encode()
     path = write(tmp_path / "x.gz", content)
     path.write_bytes(path.read_bytes()[:-cut])
-    with refused(DataError, fix=["--force"]) as error:
+    with refused(DamagedError) as error:
         list(numbered_lines(path))
     file, _, line = str(error.value.where).rpartition(":")
     assert file == str(path)
@@ -70,11 +70,22 @@ def test_a_truncated_file_is_named_with_its_last_line(tmp_path, cut):
     assert mentions(error.value.why, line - 1)
 
 
-def test_a_file_that_is_not_gzip_is_named(tmp_path):
-    (tmp_path / "x.gz").write_bytes(b"<html>")
-    with refused(DataError, f"{tmp_path}/x.gz:1", fix=["--force"]) as error:
-        list(numbered_lines(tmp_path / "x.gz"))
-    assert mentions(error.value.why, 0)  # lines
+def test_the_content_says_whether_a_file_is_gzipped(tmp_path):
+    (tmp_path / "x.gz").write_bytes(b"a\nb")
+    (tmp_path / "x").write_bytes(gzip.compress(b"a\nb"))
+    assert list(numbered_lines(tmp_path / "x.gz")) == list(numbered_lines(tmp_path / "x")) == [(1, b"a"), (2, b"b")]
+
+
+def test_a_wrong_checksum_after_many_blocks_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "BLOCK", 1000)
+    packed = bytearray(gzip.compress(b"a line\n" * 1000, compresslevel=0))
+    packed[3000] ^= 1
+    (tmp_path / "x.gz").write_bytes(packed)
+    with refused(DamagedError, f"{tmp_path}/x.gz:1001"):
+        verify(tmp_path / "x.gz")
+    (tmp_path / "x.gz").write_bytes(packed[:2000])
+    with refused(DamagedError):
+        verify(tmp_path / "x.gz")
 
 
 @pytest.mark.slow

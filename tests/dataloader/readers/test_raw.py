@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.errors import DataError
 from dataloader.readers import raw as tables
 from dataloader.readers.delimited import Layout
-from dataloader.readers.lines import NO_RECORD, parse_json, parse_python
+from dataloader.readers.lines import NO_RECORD, DamagedError, parse_json, parse_python
 from dataloader.readers.raw import RawTable, existing_columns, load, repair, type_of
 from dataloader.workspace import Workspace
 from tests.dataloader.helpers import mentions
@@ -241,7 +241,7 @@ def test_a_truncated_file_is_named_with_its_last_line(tmp_path, work, name, cut)
     path = write(tmp_path / name, text.encode())
     path.write_bytes(path.read_bytes()[:-cut])
     table = RawTable(path, {"x.jsonl.gz": "json", "x.csv.gz": "csv"}.get(name, "python"), COLUMNS)
-    with refused(DataError, fix=["--force"]) as error:
+    with refused(DamagedError) as error:
         loaded(work, table)
     file, _, line = str(error.value.where).rpartition(":")
     assert file == str(path)

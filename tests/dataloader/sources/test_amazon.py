@@ -15,6 +15,7 @@ from tests.dataloader.reading import ODD_IDS, events_of, items_of, read_raw, ref
 
 EVENT = [("a", "x", 1_700_000_000)]
 FULL = ("--template", "full")
+DOWNLOAD = ["bash dataloader/0_download_dataset.sh --dataset Baby", "--source amazon14 --force"]
 RECORD = {"asin": "0001048791", "title": "Baby's \"first\" cup", "description": "Holds 5 oz", "brand": "Cups & Co"}
 
 
@@ -176,10 +177,13 @@ def test_the_review_file_may_have_any_of_its_names(tmp_path):
 
 
 def test_a_folder_without_reviews_is_refused_with_expected_names(tmp_path):
-    options = make_options(tmp_path / "data", "--raw_dir", str(tmp_path), "--source", "amazon14")
-    with errors.refused(DataError, tmp_path, names=["reviews_Baby_5.json.gz", " Baby_5.json.gz", " Baby.json.gz"],
-                        fix=["bash dataloader/0_download_dataset.sh --dataset Baby --force"]):
-        amazon.raw_paths(options)
+    names = ["reviews_Baby_5.json.gz", " Baby_5.json.gz", " Baby.json.gz"]
+    with errors.refused(DataError, tmp_path, names=names) as error:
+        amazon.raw_paths(make_options(tmp_path / "data", "--raw_dir", str(tmp_path), "--source", "amazon14"))
+    assert "--force" not in error.value.fix  # it does not write to the user's own folder
+    downloads = tmp_path / "data/Baby/raw/amazon14"
+    with errors.refused(DataError, downloads, names=names, fix=[*DOWNLOAD, tmp_path / "data"]):
+        amazon.raw_paths(make_options(tmp_path / "data"))
 
 
 def test_metadata_is_optional_except_after_a_download(tmp_path):
@@ -188,5 +192,5 @@ def test_metadata_is_optional_except_after_a_download(tmp_path):
     assert read_raw(options) == ([("a", "x", 1, 5.0)], [], 0)
     write_gz(tmp_path / "data/Baby/raw/amazon14/reviews_Baby_5.json.gz", [review("a", "x", 1)])
     with errors.refused(DataError, tmp_path / "data/Baby/raw/amazon14/meta_Baby.json.gz",
-                        fix=["bash dataloader/0_download_dataset.sh --dataset Baby --force"]):
+                        fix=DOWNLOAD):
         amazon.raw_paths(make_options(tmp_path / "data"))

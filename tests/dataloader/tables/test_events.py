@@ -209,7 +209,7 @@ def test_more_than_one_percent_is_not_skipped(tmp_path, write):
     error = refused(write(tmp_path, with_faults(296, 3), "--bad_lines", "skip"), DataError, second(tmp_path, write),
                     what=["user_id"])
     assert mentions(error.why, 3, 299, 1)  # 1 %
-    assert "--bad_lines" not in error.fix
+    assert "--bad_lines skip:2%" in error.fix
     assert not bad_lines(local(tmp_path)).exists()
 
 

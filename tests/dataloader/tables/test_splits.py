@@ -53,7 +53,35 @@ def test_the_last_two_events_are_valid_and_test(work):
     found, info = split(work, events)
     assert [[s for u, _time, s in found if u == user] for user in range(4)] == [
         ["train"], ["train", "train"], ["train", "valid", "test"], ["train", "train", "train", "valid", "test"]]
-    assert info == {"split_name": "leave_one_out", "num_in_split": {"train": 7, "valid": 2, "test": 2}}
+    # Item 3 is only the valid event of "five", and item 4 only its test event.
+    assert info == {"split_name": "leave_one_out", "num_in_split": {"train": 7, "valid": 2, "test": 2},
+                    "num_repeats": {"valid": 0, "test": 0}, "num_cold_items": {"valid": 1, "test": 1}}
+
+
+def test_repeats_and_cold_items_of_both_splits_are_counted(work):
+    events = [("a", "p", 1), ("a", "q", 2), ("a", "p", 3), ("a", "p", 4),    # valid and test repeat p
+              ("b", "q", 1), ("b", "new", 2), ("b", "new", 3),               # valid is new, and test repeats it
+              ("c", "q", 1), ("c", "late", 2), ("c", "p", 3),                # another user's p is not in the history
+              ("d", "q", 1), ("d", "late", 2)]                               # a user without targets: late is in train
+    info = split(work, events)[1]
+    assert info["num_in_split"] == {"train": 6, "valid": 3, "test": 3}
+    assert info["num_repeats"] == {"valid": 1, "test": 2}
+    assert info["num_cold_items"] == {"valid": 1, "test": 1}
+
+
+def test_one_item_only_is_always_a_repeat(work):
+    info = split(work, [("a", "x", time) for time in range(5)])[1]
+    assert info["num_repeats"] == {"valid": 1, "test": 1}
+    assert info["num_cold_items"] == {"valid": 0, "test": 0}
+
+
+def test_the_history_of_a_temporal_target_has_all_earlier_events(work):
+    events = [("a", "x", 1), ("b", "y", 1), ("a", "z", 5), ("a", "z", 5), ("a", "x", 9), ("b", "w", 9), ("b", "w", 9)]
+    begins = ("1970-01-01T00:00:05", "1970-01-01T00:00:09")
+    info = split(work, events, split="temporal", split_dates=begins)[1]
+    # The second z at the time 5 repeats the first; so does the second w at the time 9.
+    assert info["num_repeats"] == {"valid": 1, "test": 2}
+    assert info["num_cold_items"] == {"valid": 1, "test": 1}
 
 
 EVENTS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("pqrst"), st.integers(0, 5)), min_size=3,
@@ -135,7 +163,8 @@ def test_split_dates_begin_valid_and_test(work):
                         split_dates=("2014-01-01", "2014-03-01"))
     assert [s for _user, _time, s in found] == ["train", "valid", "valid", "test"]
     assert info == {"split_name": "temporal", "split_begins": {"valid": begin, "test": begin + 59 * day},
-                    "num_in_split": {"train": 1, "valid": 2, "test": 1}}
+                    "num_in_split": {"train": 1, "valid": 2, "test": 1}, "num_repeats": {"valid": 0, "test": 0},
+                    "num_cold_items": {"valid": 2, "test": 1}}
 
 
 @pytest.mark.parametrize(("date", "second"), [

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from common.artifacts import load_meta
-from dataloader.tables.splits import filter_lines, report_lines
+from common.artifacts import filter_lines, load_meta
+from dataloader.tables.statistics import report_lines
 from tests.dataloader.helpers import mentions
 from tests.dataloader.processing import run
 
@@ -38,6 +38,8 @@ def test_repeated_events_are_counted_without_the_first(tmp_path):
     events = [("a", "x", 1)] * 3 + [("a", "y", 1), ("a", "x", 2), ("b", "x", 1)] + [("b", "y", 1)] * 2
     meta = load_meta(run(tmp_path, events).folder.interactions, "")
     assert meta["statistics"]["num_exact_duplicates"] == 3
+    # At the time 1, "a" has four events and "b" has three: all but the first of each follow an event at the same time.
+    assert meta["statistics"]["num_equal_times"] == 3 + 2
 
 
 def test_the_report_counts_removed_and_remaining_events(tmp_path, caplog):
@@ -47,7 +49,7 @@ def test_the_report_counts_removed_and_remaining_events(tmp_path, caplog):
     options = run(tmp_path, [*EVENTS, *low], "--min_rating=2", "--min_user_interactions=5", metadata=metadata)
     report = [r.message.removeprefix("process: ") for r in caplog.records if r.levelno == logging.INFO]
     # 1 + 2 + 3 + 4 events are those of users with fewer than five.
-    read, rating, core, counts, users, items, splits, records = report[1:]
+    read, rating, core, counts, users, items, splits, targets, records = report[1:-1]
     assert numbers(read) == [57]
     assert numbers(rating) == [2, 2, 55]  # removed, the threshold, left
     assert numbers(core) == [0, 5, 10, 45]
@@ -58,8 +60,11 @@ def test_the_report_counts_removed_and_remaining_events(tmp_path, caplog):
     for line, values in ((users, (7.5, 5, 6, 7, 9, 10, 10, 10)), (items, (5, 1, 3, 5, 6, 12, 12, 12))):
         assert mentions(line, *(f"{name} {value}" for name, value in zip(names, values, strict=True)))
     assert mentions(splits, "1970-01-05", "1970-01-10", "leave_one_out", "train 33", "valid 6", "test 6")
+    # The last two events of u4 to u9 are valid and test. All are with "popular", which has no event in train.
+    assert numbers(targets) == [1, 8, 100]  # cold items, items without a text, percent of repeats
     assert numbers(records) == [0, 1, 2, 8]  # unused ones, repeated ones, all, and items without one
-    assert report_lines(load_meta(options.folder.interactions, "")) == report[1:]
+    assert report_lines(load_meta(options.folder.interactions, "")) == report[1:-1]
+    assert mentions(report[-1], options.folder.card)
 
 
 def test_kept_duplicates_are_reported(tmp_path, caplog):
