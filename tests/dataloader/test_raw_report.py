@@ -261,7 +261,8 @@ def test_remembered_flags_are_part_of_the_command(tmp_path):
 
 
 def test_ids_of_two_files_that_differ_are_shown_side_by_side(tmp_path):
-    events = [(user, {"x": "1001", "y": "1002", "z": "1003"}[item], time, rating) for user, item, time, rating in EVENTS]
+    ids = {"x": "1001", "y": "1002", "z": "1003"}
+    events = [(user, ids[item], time, rating) for user, item, time, rating in EVENTS]
     done = check(tmp_path, *shop(tmp_path, events=events, items=[(f"0{n}", "Cup", "") for n in range(1001, 1006)]))
     done.check_error(DataError, tmp_path / "catalogue.csv", names=["1001", "01001"])
     assert lines_with(done.out, "0 of 3 items", "0 %")
