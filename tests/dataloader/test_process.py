@@ -146,7 +146,8 @@ def test_the_metas_record_inputs_counts_and_settings(tmp_path):
     assert meta["settings"] == {
         "source": "amazon14", "min_rating": None, "duplicates": "keep", "min_user_interactions": 2,
         "min_item_interactions": 2, "drop_items_without_text": False, "template": ["{title}", "{description}"],
-        "split": "leave_one_out", "time_unit": "s", "bad_lines": "fail"}
+        "split": "leave_one_out", "time_unit": "s", "time_format": None,
+        "missing_values": None, "bad_lines": "fail"}
     assert meta["command"] == COMMAND
     assert meta["split_name"] == "leave_one_out"
     assert load_meta(folder.items, "")["items_sha256"] == meta["items_sha256"] == ids_sha256(["x", "y"])

@@ -19,7 +19,7 @@ from tests.dataloader.processing import COMMAND, run
 from tests.errors import Outcome, refused
 
 ROOT = Path(__file__).resolve().parents[2]
-EVENTS = [(f"user {n % 30}", f"item {n * 7 % 20}", n // 9) for n in range(600)]
+EVENTS = [(f"user {n % 30}", f"item {n * 7 % 20}", 10**9 + n // 9) for n in range(600)]
 
 # Kills itself at call n of `os.replace`; with 0, while the database works.
 KILLED = """
