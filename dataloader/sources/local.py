@@ -60,6 +60,11 @@ def _ending(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
+def _format(path: Path) -> tuple[str, Layout]:
+    """Return the format and the layout that the file extension says. The format of an unknown extension is ""."""
+    return (FORMATS | TEXTS).get(_ending(path), ("", Layout()))
+
+
 def _refuse_split_files(options: ProcessOptions) -> None:
     """Raise DataError with the command that joins RecBole's benchmark files, if the raw folder has such files."""
     name = options.folder.name
@@ -81,9 +86,7 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
     Raises ConfigError if a required column is missing, or if a flag for the layout has no effect.
     """
     named, flags = (options.local.columns, options.local.item_columns), options.local.layout
-    tables = [_table(work, path, part, options.config[part]["columns"], columns, flags)
-              for path, part, columns in zip(paths, PARTS, named, strict=False)]
-    text_parts = [part for part, table in zip(PARTS, tables, strict=False) if table.format == "csv"]
+    text_parts = [part for part, path in zip(PARTS, paths, strict=False) if _format(path)[0] == "csv"]
     for part in PARTS:
         if flags.no_header in (part, "both") and part not in text_parts:
             raise ConfigError(f"--no_header {flags.no_header}", f"there is no CSV or TSV file with the {part}",
@@ -91,7 +94,8 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
     if flags.settings and not text_parts:
         raise ConfigError(f"--{next(iter(flags.settings))}", "has no effect, because no file is a CSV or TSV file",
                           fix="leave it out")
-    return tables
+    return [_table(work, path, part, options.config[part]["columns"], columns, flags)
+            for path, part, columns in zip(paths, PARTS, named, strict=False)]
 
 
 def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], named: dict[str, str | None],
@@ -104,7 +108,7 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
     Raises ConfigError if a required column, or a column that a flag names, does not exist. Raises DataError if the file
     is in another format than its extension says.
     """
-    format_, layout = (FORMATS | TEXTS).get(_ending(path), ("", Layout()))
+    format_, layout = _format(path)
     if not format_ or (format_ == "parquet" and path.suffix == ".gz"):
         raise ConfigError(f"--{part} {path}", f"unknown file extension {''.join(path.suffixes[-2:])!r}",
                           f"Known extensions are {', '.join(FORMATS | TEXTS)}; all except Parquet can be followed by "
