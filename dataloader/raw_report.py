@@ -146,12 +146,9 @@ class _RawCheck:
                                              and f"{{{field}}}" not in in_text)
             rows.append([plain(column.name), column.type, percent(column.num_missing / max(num_rows, 1)),
                          column.example, field + unused])
-        form = DELIMITERS.get(
-            table.layout.delimiter, f"separator {table.layout.delimiter!r}") if table.format == "csv" else NAMES.get(
-            table.format, table.format.title())
         known = {**self.options.config.get(role, {}).get("columns", {}), **table.columns}
         absent = [field for field in known if not set(table.columns.get(field, ())) & set(existing)]
-        return [f"  {form}, {num_rows:,} rows, {table.path.stat().st_size:,} bytes",
+        return [f"  {_format(table)}, {num_rows:,} rows, {table.path.stat().st_size:,} bytes",
                 *(f"  {line}" for line in markdown(["column", "type", "missing", "example", "used as"],
                                                    rows).splitlines()),
                 *([f"  {len(existing) - len(columns):,} more columns"] if len(existing) > len(columns) else []),
@@ -286,6 +283,13 @@ class _RawCheck:
             lines += [f"  {rows.num:,} of {rows.num_rows:,} lines {rows.kind}{skipped}, for example:",
                       *(f"    {example}" for example in rows.examples)]
         return lines
+
+
+def _format(table: RawTable) -> str:
+    separator = table.layout.delimiter
+    if table.format == "csv":
+        return DELIMITERS.get(separator, f"CSV with the separator {separator!r}")
+    return NAMES.get(table.format, table.format.title())
 
 
 def _different(columns: list[str], table: RawTable) -> list[str]:

@@ -27,17 +27,17 @@ ONE_PER_LINE = "import json, sys; [print(json.dumps(record)) for record in json.
 
 
 def separators(path: Path, usual: str) -> list[str]:
-    """Return the separators that the columns of a file may have: `usual`, if its first line has two or more columns.
+    """Return the separators with which the first lines of a file have the same number of columns, two or more.
 
-    Otherwise, these are the separators with which the first lines have the same number of columns, two or more.
+    If `usual` is one of them, only `usual` is returned.
     """
     lines, found = first_lines(path), []
     for separator in dict.fromkeys((usual, *SEPARATORS)):
         layout = Layout(separator, lenient=True)
         widths = [len(line.split()) if separator == " " else len(fields_of(line, layout)) for line in lines]
-        if separator == usual and widths and widths[0] > 1:
-            return [usual]
         if len(set(widths)) == 1 and widths[0] > 1:
+            if separator == usual:
+                return [usual]
             found.append(separator)
     return [separator for separator in found if separator != " "] or found  # a text between tabs can have spaces
 

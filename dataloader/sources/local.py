@@ -60,6 +60,11 @@ def _ending(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
+def _format(path: Path) -> tuple[str, Layout]:
+    """Return the format and the layout that the file extension says. The format of an unknown extension is ""."""
+    return (FORMATS | TEXTS).get(_ending(path), ("", Layout()))
+
+
 def _refuse_split_files(options: ProcessOptions) -> None:
     """Raise DataError with the command that joins RecBole's benchmark files, if the raw folder has such files."""
     name = options.folder.name
@@ -82,12 +87,7 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
     lacks the column instead. If the check cannot read a file at all, the format of its table is "".
     """
     named, flags = (options.local.columns, options.local.item_columns), options.local.layout
-    tables = []
-    for path, part, columns in zip(paths, ROLES, named, strict=False):
-        tables.append(RawTable(path, "", {}))
-        with work.recording():
-            tables[-1] = _table(work, path, part, options.config[part]["columns"], columns, flags)
-    text_parts = [part for part, table in zip(ROLES, tables, strict=False) if table.format in ("csv", "")]
+    text_parts = [part for part, path in zip(ROLES, paths, strict=False) if _format(path)[0] == "csv"]
     for part in ROLES:
         if flags.no_header in (part, "both") and part not in text_parts:
             work.stop(ConfigError(f"--no_header {flags.no_header}", f"there is no CSV or TSV file with the {part}",
@@ -95,6 +95,11 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
     if flags.settings and not text_parts:
         work.stop(ConfigError(f"--{next(iter(flags.settings))}", "has no effect, because no file is a CSV or TSV file",
                               fix="leave it out"))
+    tables = []
+    for path, part, columns in zip(paths, ROLES, named, strict=False):
+        tables.append(RawTable(path, "", {}))
+        with work.recording():
+            tables[-1] = _table(work, path, part, options.config[part]["columns"], columns, flags)
     return tables
 
 
@@ -108,7 +113,7 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
     Raises ConfigError if a required column, or a column that a flag names, does not exist. Raises DataError if the file
     is in another format than its extension says.
     """
-    format_, layout = (FORMATS | TEXTS).get(_ending(path), ("", Layout()))
+    format_, layout = _format(path)
     if not format_ or (format_ == "parquet" and path.suffix == ".gz"):
         raise ConfigError(f"--{part} {path}", f"unknown file extension {''.join(path.suffixes[-2:])!r}",
                           f"Known extensions are {', '.join(FORMATS | TEXTS)}; all except Parquet can be followed by "

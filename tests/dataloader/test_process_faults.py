@@ -134,7 +134,7 @@ def test_a_full_disk_is_named_and_keeps_the_old_tables(tmp_path):
     write_baby(tmp_path / "raw", EVENTS[:-1])
     python(LIMITED, tmp_path, 500).check_error(ResourceError, options.folder.path)
     assert contents(options.folder) == before
-    assert left(options.folder.path) == {"source.yaml", *before, *(f"{name}.meta.json" for name in before)}
+    assert left(options.folder.path) == {"source.yaml", "card.md", *before, *(f"{name}.meta.json" for name in before)}
 
 
 def test_too_little_memory_is_named_with_the_flag(tmp_path):

@@ -186,8 +186,9 @@ def test_a_damaged_file_does_not_hide_the_other_one(tmp_path):
     assert "without text" not in done.out
 
 
-def test_lines_that_process_would_skip_are_no_fault(tmp_path):
-    done = check(tmp_path, *shop(tmp_path, events=[*EVENTS * 30, ("a", "x", "never", 5)]), "--bad_lines=skip")
+@pytest.mark.parametrize("policy", ["skip", "skip:0.5%"])
+def test_lines_that_process_would_skip_are_no_fault(tmp_path, policy):
+    done = check(tmp_path, *shop(tmp_path, events=[*EVENTS * 30, ("a", "x", "never", 5)]), f"--bad_lines={policy}")
     assert done.code == 0, done.err
     assert lines_with(done.out, "1 of 271 lines", "skipped")
     assert lines_with(done.out, f"{tmp_path / 'orders.csv'}:272", "never")
@@ -210,6 +211,10 @@ def test_special_characters_of_a_file_are_escaped(tmp_path):
     ("csv", None, ["--title_column=titel"]),
     ("csv", None, ["--item_id_column=sku"]),
     ("csv", None, ["--drop_items_without_text"]),
+    ("csv", None, ["--no_header=items"]),
+    ("csv", None, ["--separator=tab"]),
+    ("jsonl", None, ["--separator=tab"]),
+    ("csv", b"user_id,item_id,timestamp\na,x,1\na,y,2\na,z\nb,x,1\n", ["--bad_lines=skip:20%"]),
     ("csv", b"user_id,item_id,timestamp,rating\n", []),
     ("csv", b"", []),
     ("csv", b"user_id,item_id,timestamp,user_id\na,x,1,b\n", []),
@@ -253,3 +258,14 @@ def test_remembered_flags_are_part_of_the_command(tmp_path):
     assert done.code == 0
     assert "--min_rating=2.0" in next(line for line in done.out.splitlines() if "2_process.sh" in line)
     assert lines_with(done.out, "8 interactions")
+
+
+def test_ids_of_two_files_that_differ_are_shown_side_by_side(tmp_path):
+    ids = {"x": "1001", "y": "1002", "z": "1003"}
+    events = [(user, ids[item], time, rating) for user, item, time, rating in EVENTS]
+    done = check(tmp_path, *shop(tmp_path, events=events, items=[(f"0{n}", "Cup", "") for n in range(1001, 1006)]))
+    done.check_error(DataError, tmp_path / "catalogue.csv", names=["1001", "01001"])
+    assert lines_with(done.out, "0 of 3 items", "0 %")
+    assert lines_with(done.out, "without a record", "'1001'", "'1002'", "'1003'")
+    assert lines_with(done.out, "without interactions", "'01001'", "'01002'", "'01003'")
+    assert lines_with(done.out, "leave_one_out", "train 5", "valid 2", "test 2")

@@ -283,3 +283,17 @@ def test_both_parsers_refuse_lines_of_empty_rows():
             for parse in (parse_json, parse_python):
                 with pytest.raises(NO_RECORD):
                     parse(line)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.csv.gz", "x.literals.gz"])
+def test_one_changed_byte_of_a_gzipped_file_is_found(tmp_path, work, monkeypatch, name):
+    monkeypatch.setattr("dataloader.readers.lines.BLOCK", 1000)  # so that the first lines do not reach the checksum
+    rows = [{"a": f"{n}", "t": "x"} for n in range(2000)]
+    text = "a,t\n" + "".join(f"{row['a']},x\n" for row in rows) if "csv" in name else "\n".join(
+        map(repr if "literals" in name else json.dumps, rows))
+    packed = bytearray(gzip.compress(text.encode(), compresslevel=0))
+    packed[packed.index(b"1234")] = ord("9")
+    (tmp_path / name).write_bytes(packed)
+    format_ = {"x.jsonl.gz": "json", "x.csv.gz": "csv"}.get(name, "python")
+    with refused(DamagedError):
+        loaded(work, RawTable(tmp_path / name, format_, COLUMNS))

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from common.errors import DataError
+from dataloader.process import process
 from dataloader.readers import lines
 from dataloader.sources import amazon
 from tests import errors
@@ -194,3 +195,50 @@ def test_metadata_is_optional_except_after_a_download(tmp_path):
     with errors.refused(DataError, tmp_path / "data/Baby/raw/amazon14/meta_Baby.json.gz",
                         fix=DOWNLOAD):
         amazon.raw_paths(make_options(tmp_path / "data"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dataset", "reviews", "metadata", "source"), [
+    ("Baby", "reviews_Baby.json.gz", "meta_Baby.json.gz", "amazon14"),
+    ("Baby", "reviews_Baby_5.json", "meta_Baby.json", "amazon14"),
+    ("own", "reviews_own.json", "", "amazon14"),
+    ("Beauty", "Beauty_5.json", "meta_Beauty.json", "amazon18"),
+    ("Beauty", "Beauty.json", "meta_Beauty.json", "amazon18"),
+    ("Beauty", "Beauty.jsonl", "meta_Beauty.jsonl", "amazon23"),
+    ("own", "own.jsonl", "meta_own.jsonl.gz", "amazon23")])
+def test_unpacked_files_and_other_usual_names_are_found(tmp_path, dataset, reviews, metadata, source):
+    new = source == "amazon23"
+    time = 1_500_000_000_000 if new else 1_500_000_000
+    line = json.dumps({"user_id": "a", "parent_asin": "x", "rating": 5, "timestamp": time} if new else
+                      {"reviewerID": "a", "asin": "x", "overall": 5, "unixReviewTime": time})
+    record = {"parent_asin" if new else "asin": "x", "title": "t"}
+    for name, text in ((reviews, line), (metadata, repr(record) if source == "amazon14" else json.dumps(record))):
+        if name.endswith(".gz"):
+            write_gz(tmp_path / name, [text])
+        elif name:
+            (tmp_path / name).write_text(f"{text}\n")
+    options = make_options(tmp_path / "data", "--dataset", dataset, "--raw_dir", str(tmp_path))
+    assert options.source == source
+    events, records, _num_bad = read_raw(options)
+    assert events == [("a", "x", 1_500_000_000, 5.0)]
+    assert [found["title"] for found in records] == (["t"] if metadata else [])
+
+
+def test_a_name_of_the_source_comes_before_other_spellings(tmp_path):
+    (tmp_path / "reviews_Baby_5.json").write_text("")
+    write_gz(tmp_path / "Baby.json.gz", [review("a", "x", 1)])
+    assert amazon.raw_paths(make_options(tmp_path / "data", "--raw_dir", str(tmp_path))) == [tmp_path / "Baby.json.gz"]
+
+
+def test_a_damaged_file_is_downloaded_again_only_if_it_was_downloaded(tmp_path):
+    write_gz(tmp_path / "own" / "reviews_Baby_5.json.gz", [review("a", "x", n) for n in range(300)])
+    path = tmp_path / "own" / "reviews_Baby_5.json.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    (downloads := tmp_path / "data/Baby/raw/amazon14").mkdir(parents=True)
+    for name, content in ((path.name, path.read_bytes()), ("meta_Baby.json.gz", b"")):
+        (downloads / name).write_bytes(content)
+    with errors.refused(DataError, fix=DOWNLOAD):
+        process(make_options(tmp_path / "data"), "")
+    with pytest.raises(DataError) as error:
+        process(make_options(tmp_path / "data", "--raw_dir", str(path.parent)), "")
+    assert "--force" not in error.value.fix

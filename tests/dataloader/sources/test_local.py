@@ -62,12 +62,14 @@ def write_shop(folder: Path, ending: str, events: list[tuple], items: list[tuple
 @pytest.mark.slow
 @ENDINGS
 def test_ids_of_events_and_items_are_unchanged(tmp_path, ending):
-    events = [(raw_id, raw_id, 10 + place, 5) for place, raw_id in enumerate(ODD_IDS)]
-    write_shop(tmp_path, ending, events, [(raw_id, f"no. {place}", "d") for place, raw_id in enumerate(ODD_IDS)])
+    # In a text file, an id with a line break is refused.
+    ids = [raw_id for raw_id in ODD_IDS if "sv" not in ending or not set(raw_id) & set("\r\n")]
+    events = [(raw_id, raw_id, 10 + place, 5) for place, raw_id in enumerate(ids)]
+    write_shop(tmp_path, ending, events, [(raw_id, f"no. {place}", "d") for place, raw_id in enumerate(ids)])
     found, records, _num_bad = read_raw(local(tmp_path))
     assert found == events
     assert [(record["raw_id"], record["title"]) for record in records] == [
-        (raw_id, f"no. {place}") for place, raw_id in enumerate(ODD_IDS)]
+        (raw_id, f"no. {place}") for place, raw_id in enumerate(ids)]
 
 
 def test_atomic_files_of_recbole_are_read_without_column_types(tmp_path):
@@ -141,16 +143,6 @@ def test_a_missing_item_column_is_refused_if_needed_or_named(tmp_path, ending):
             "--description_column abuot", names=[tmp_path / f"items.{ending}", "'about'"],
             fix=["--description_column about"])
     refused(local(tmp_path), ConfigError, "--item_id_column item_id")
-
-
-@pytest.mark.parametrize(("name", "text", "fix"), [
-    ("interactions.csv", "user_id;item_id;timestamp\na;x;1\n", ".csv"),
-    ("interactions.csv", "user_id\titem_id\ttimestamp\na\tx\t1\n", ".tsv"),
-    ("interactions.tsv", "user_id,item_id,timestamp\na,x,1\n", ".csv"),
-    ("interactions.csv", "user_id|item_id|timestamp\na|x|1\n", ".csv")])
-def test_another_delimiter_is_refused_with_the_right_file_ending(tmp_path, name, text, fix):
-    (tmp_path / name).write_text(text)
-    refused(local(tmp_path), ConfigError, f"{tmp_path}/{name}:1", names=[repr(text.split("\n")[0])], fix=[fix])
 
 
 def test_a_repeated_name_of_a_needed_column_is_refused(tmp_path):

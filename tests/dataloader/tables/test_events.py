@@ -213,6 +213,15 @@ def test_more_than_one_percent_is_not_skipped(tmp_path, write):
     assert not bad_lines(local(tmp_path)).exists()
 
 
+@pytest.mark.parametrize(("limit", "num_bad"), [("5%", 5), ("12.5%", 12), ("50%", 50)])
+def test_another_limit_of_bad_lines_can_be_set(tmp_path, limit, num_bad):
+    flags = ("--bad_lines", f"skip:{limit}")
+    assert read_raw(as_csv(tmp_path, with_faults(100 - num_bad, num_bad), *flags))[2] == num_bad
+    error = refused(as_csv(tmp_path, with_faults(99 - num_bad, num_bad + 1), *flags))
+    assert mentions(error.why, num_bad + 1, limit)
+    assert f"--bad_lines skip:{num_bad + 1}%" in error.fix or num_bad == 50  # then most lines are bad
+
+
 @pytest.mark.parametrize("line", ["no record", '{"user_id": "a", ', "[1, 2]", "[" * 100_000])
 def test_a_bad_json_line_is_named_with_80_characters(tmp_path, line):
     as_json(tmp_path, [GOOD])
