@@ -51,8 +51,7 @@ def check(options: ProcessOptions) -> None:
     """
     if not options.downloads:
         paths = family(options).raw_paths(options)
-        with (with_download(options), tempfile.TemporaryDirectory() as scratch,
-              Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work):
+        with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
             bad_lines = Path(scratch) / "bad_lines.jsonl"
             _log_report(options, _make_tables(work, options, paths, bad_lines)[0])
             if bad_lines.exists():
