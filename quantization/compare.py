@@ -83,9 +83,10 @@ def _read(run: Path) -> Record:
     summary = read_finished(run, FIX)
     metrics = Record(summary["metrics"], summary.path, summary.fix)
     metrics.check(METRICS, OPTIONAL_METRICS)
-    if not 0 < len(metrics["utilization"]) <= len(summary["codebook_sizes"]):
-        raise ArtifactError(summary.path, "utilization must have one value per level, got "
-                            f"{metrics['utilization']}", WHY, summary.fix)
+    for key in ("utilization", "perplexity"):  # the codebook sizes may include a disambiguation level
+        if not 0 < len(metrics[key]) <= len(summary["codebook_sizes"]):
+            raise ArtifactError(summary.path, f"{key} must have one value per level, got {metrics[key]}", WHY,
+                                summary.fix)
     return summary
 
 
