@@ -128,7 +128,8 @@ BOMB = "".join(f"{name}: &{name} [{', '.join([value] * 9)}]\n" for name, value i
 
 @pytest.mark.parametrize(("text", "line", "named"), [
     (BOMB, 2, "*a"), ("a: &x 1\nb: *x\n", 2, "*x"), ("a: &x {b: 1}\nc:\n  <<: *x\n", 3, "*x"),
-    ("a: &x [*x]\n", 1, "*x"), ("a: 1\nb: " + "9" * 5_000 + "\n", 2, ""), ("b: !!timestamp 2001-99-99\n", 1, "timestamp"),
+    ("a: &x [*x]\n", 1, "*x"), ("a: 1\nb: " + "9" * 5_000 + "\n", 2, ""),
+    ("b: !!timestamp 2001-99-99\n", 1, "timestamp"),
     ("b: !!set {c}\n", 1, "set"), ("b: !!binary aGk=\n", 1, "binary"), ("b: !!int x\n", 1, "'x'")])
 def test_values_that_no_json_has_are_refused(write, at, text, line, named):
     with refused(ConfigError, at(line), names=[named]):
