@@ -191,7 +191,7 @@ def load_interactions(folder: DatasetFolder) -> Interactions:
     """
     path = folder.interactions
     fix = _rebuild_command(load_meta(path, folder.make_command), folder.make_command)
-    with _reading(path, fix) as connection:
+    with reading_table(path, fix) as connection:
         _refuse(path, column_findings(connection, path), fix)
         events = read_events(connection, path)
         num_users, num_items = (num_rows(connection, table) if table.is_file() else None
@@ -216,7 +216,7 @@ def load_image_urls(folder: DatasetFolder) -> np.ndarray:
     `items.parquet` has no column `image_url`.
     """
     fix = _rebuild_command(load_meta(folder.items, folder.make_command), folder.make_command)
-    with _reading(folder.items, fix) as connection:
+    with reading_table(folder.items, fix) as connection:
         columns = connection.sql(f"FROM {parquet_rows(folder.items)}").columns
     if "image_url" not in columns:
         raise DataError(folder.items, "has no column image_url", "It must contain the URL of each item's image",
@@ -239,7 +239,7 @@ def load_items_meta(folder: DatasetFolder) -> Record:
     """
     meta = load_meta(folder.items, folder.make_command)
     fix = _rebuild_command(meta, folder.make_command)
-    with _reading(folder.items, fix) as connection:
+    with reading_table(folder.items, fix) as connection:
         if (found := num_rows(connection, folder.items)) != meta["num_items"]:
             raise ArtifactError(meta_path(folder.items), f"num_items must be {found}, got {meta['num_items']}",
                                 f"{folder.items.name} has {found} rows", fix)
@@ -262,7 +262,7 @@ def _load_table(folder: DatasetFolder, path: Path, key: str, *columns: str) -> t
     """Load columns of a table, in the order of its column `key`. Also return the meta of the table."""
     meta = load_meta(path, folder.make_command)
     fix = _rebuild_command(meta, folder.make_command)
-    with _reading(path, fix) as connection:
+    with reading_table(path, fix) as connection:
         _refuse(path, column_findings(connection, path), fix)
         _refuse(path, id_findings(connection, path), fix)
         rows = connection.sql(f"""SELECT {", ".join(columns)} FROM {parquet_rows(path)} ORDER BY "{key}" """).fetchall()
@@ -270,7 +270,7 @@ def _load_table(folder: DatasetFolder, path: Path, key: str, *columns: str) -> t
 
 
 @contextmanager
-def _reading(path: Path, fix: str) -> Iterator["DuckDBPyConnection"]:
+def reading_table(path: Path, fix: str) -> Iterator["DuckDBPyConnection"]:
     """Yield a DuckDB connection to read the table `path`. If DuckDB cannot read the table, raise ArtifactError."""
     import duckdb
 

@@ -104,9 +104,12 @@ def load_state(path: Path, fix: str) -> Record:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            state = Record(_join(parse_json(file.metadata()["state"]), tensors), path, fix)
+            values = _join(parse_json(file.metadata()["state"]), tensors)
+            if not isinstance(values, dict):
+                raise TypeError(f"The state is of type {type(values).__name__}")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(path, "is not a checkpoint", shortened(str(error)), fix) from error
+    state = Record(values, path, fix)
     state.check({}, TYPES)
     if bad := [name for name, tensor in state.get("model", {}).items() if not tensor.isfinite().all()]:
         raise ArtifactError(path, "has weights that are NaN or infinite", _some(bad), fix)

@@ -1,5 +1,6 @@
 """Meta files: read them, and check that an artifact and its inputs have not changed since it was made."""
 
+import os
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -56,7 +57,7 @@ def _load(path: Path, fix: str, thorough: bool, dependents: tuple[Path, ...] = (
                             "The file was changed or damaged", meta.fix)
     for name, sha256 in meta["inputs"].items():
         source = path.parent / name
-        if Path(name).name != name or source in (path, *dependents):
+        if os.path.basename(name) != name or name in ("", ".", "..") or source in (path, *dependents):
             raise ArtifactError(meta.path, f"names {name!r} as an input", "An input must be another file in the same "
                                 "folder that is made before this file", meta.fix)
         # If the input itself has a problem, this call raises an error with the command that rebuilds the input.

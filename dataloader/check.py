@@ -48,11 +48,11 @@ def check_folder(options: ProcessOptions) -> None:
     if not any(path.exists() for path in _tables(folder)):
         folder.require()
     with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", options.memory_limit) as work:
-        readable, content = _check_content(work, folder)
+        valid, content = _check_content(work, folder)
         if options.adopt and not content:
             with FolderLock(folder.path):
                 _adopt(work, folder)
-        items_sha256 = _items_sha256(work, folder) if folder.items in readable else None
+        items_sha256 = _items_sha256(work, folder) if folder.items in valid else None
     metas = list(_meta_findings(folder, items_sha256, content_is_valid=not content))
     for finding in (*content, *metas):
         log.warning("check: %s", finding)
@@ -88,20 +88,20 @@ def _kind_and_suffix(folder: DatasetFolder, path: Path) -> tuple[str, str]:
 
 
 def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], list[str]]:
-    """Check the content of all tables and arrays. Return the readable tables, and one line of text per problem."""
-    found, readable, sizes = [], [], dict[Path, int]()
+    """Check the content of all tables and arrays. Return the valid tables, and one line of text per problem."""
+    found, valid, sizes = [], [], dict[Path, int]()
     for path in _tables(folder):
-        unreadable = _collect(path, _findings(work, column_findings, path), success="")
-        found += unreadable
-        if not unreadable:
-            readable.append(path)
+        of_table = _collect(path, _findings(work, column_findings, path), success="")
+        if not of_table:
             sizes[path] = work.count(parquet_rows(path))
-            found += _collect(path, _event_findings(work, folder, sizes) if path == folder.interactions else
-                              _findings(work, id_findings, path))
+            of_table = _collect(path, _event_findings(work, folder, sizes) if path == folder.interactions else
+                                _findings(work, id_findings, path))
+        found += of_table
+        valid += [] if of_table else [path]
     num_items = sizes.get(folder.items)
     for path in _arrays(folder):
         found += _collect(path, _array_findings(folder, path, num_items))
-    return readable, found
+    return valid, found
 
 
 def _collect(path: Path, findings: Iterable[str], success: str = "content ok") -> list[str]:

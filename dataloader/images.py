@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import duckdb
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_image_urls, load_meta
+from common.artifacts import DatasetFolder, load_image_urls, load_meta, reading_table
 from common.cli import command_line
 from common.command import run_command
-from common.errors import DataError, ResourceError, UserError
+from common.errors import ArtifactError, DataError, ResourceError, UserError
 from common.lock import FolderLock
 from common.progress import Progress
 from common.publishing import publish, sweep, write_bytes
@@ -192,9 +192,13 @@ def load_image_table(folder: DatasetFolder) -> ImageTable:
 
     Raises DataError if the file is missing. Raises ArtifactError if the file is stale or damaged.
     """
-    load_meta(folder.image_table, make_command(folder))
-    rows = duckdb.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
-                          FROM {parquet_rows(folder.image_table)} ORDER BY item""").fetchall()
+    meta = load_meta(folder.image_table, make_command(folder))
+    with reading_table(folder.image_table, meta.fix) as connection:
+        rows = connection.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
+                                  FROM {parquet_rows(folder.image_table)} ORDER BY item""").fetchall()
+    if len(rows) != meta["num_items"]:
+        raise ArtifactError(folder.image_table, f"has {len(rows)} rows, but there are {meta['num_items']} items",
+                            fix=meta.fix)
     raw_id, file, sha256, present = (np.array([row[i] for row in rows], dtype=object) for i in range(4))
     return ImageTable(raw_id, file, sha256, present.astype(bool))
 
@@ -223,9 +227,11 @@ def refuse_missing(folder: DatasetFolder) -> None:
 
 def _missing(folder: DatasetFolder) -> tuple[int, list[tuple]]:
     """Return the number of items without an image, and (raw id, status, detail) of the first NUM_LISTED of them."""
-    counts = load_meta(folder.image_table, make_command(folder))["counts"]
-    rows = duckdb.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.image_table)}
-                          WHERE status <> 'ok' ORDER BY item LIMIT {NUM_LISTED}""").fetchall()
+    meta = load_meta(folder.image_table, make_command(folder))
+    counts = meta["counts"]
+    with reading_table(folder.image_table, meta.fix) as connection:
+        rows = connection.sql(f"""SELECT raw_id, status, detail FROM {parquet_rows(folder.image_table)}
+                                  WHERE status <> 'ok' ORDER BY item LIMIT {NUM_LISTED}""").fetchall()
     return sum(counts.values()) - counts.get("ok", 0), rows
 
 

@@ -44,7 +44,7 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
         raise DataError(parent, "has no finished run" + (" for the current dataset files" if readable else ""),
                         fix=f"python quantization/main.py --dataset_name {folder.name}{root}")
     best_first = sorted(summaries, key=lambda name: summaries[name]["metrics"]["collision_rate"])
-    rows = [row(name, runs[name], summaries[name]) for name in best_first]
+    rows = [row(name, summaries[name]) for name in best_first]
     about, table = dataset_line(folder), markdown(COLUMNS, rows)
     num_skipped = len(readable) - len(rows)
     notes = (f"{NOTES}\n\nNot shown: {num_skipped} tokenizers of earlier versions of the dataset's files."
@@ -79,21 +79,23 @@ def _sha256(path: Path) -> str | None:
 
 
 def _read(run: Path) -> Record:
-    """Return the content of finished.json. Raises ArtifactError if an entry that the table needs is wrong."""
+    """Return the content of finished.json, and the seed. Raises ArtifactError if a value that the table needs is wrong.
+    """
     summary = read_finished(run, FIX)
     metrics = Record(summary["metrics"], summary.path, summary.fix)
     metrics.check(METRICS, OPTIONAL_METRICS)
-    if not 0 < len(metrics["utilization"]) <= len(summary["codebook_sizes"]):
-        raise ArtifactError(summary.path, "utilization must have one value per level, got "
-                            f"{metrics['utilization']}", WHY, summary.fix)
-    return summary
+    for key in ("utilization", "perplexity"):  # the codebook sizes may include a disambiguation level
+        if not 0 < len(metrics[key]) <= len(summary["codebook_sizes"]):
+            raise ArtifactError(summary.path, f"{key} must have one value per level, got {metrics[key]}", WHY,
+                                summary.fix)
+    return Record(summary | {"seed": read_config(run, summary.fix)["common"]["seed"]}, summary.path, summary.fix)
 
 
-def row(name: str, run: Path, summary: dict) -> list[str]:
+def row(name: str, summary: dict) -> list[str]:
     """Return the table row of one tokenizer. A cell is empty if the run did not record the metric."""
     metrics, sizes = summary["metrics"], summary["codebook_sizes"]
     coherence, used = metrics.get("prefix_coherence", []), metrics["utilization"]
-    return [name, _seed(run), shape(sizes, len(used)), f"{metrics['collision_rate']:.2%}",
+    return [name, str(summary["seed"]), shape(sizes, len(used)), f"{metrics['collision_rate']:.2%}",
             _cell(summary.get("collision_rate_after"), ".2%"), str(metrics["largest_bucket"]), f"{min(used):.0%}",
             f"{_mean(metrics['perplexity']):.0f}", _cell(_mean(metrics.get("gini")), ".2f"),
             _cell(metrics.get("explained_variance"), ".0%"), _cell(coherence[0] if coherence else None, ".1f"),
@@ -109,10 +111,6 @@ def shape(sizes: list[int], num_levels: int) -> str:
     levels, extra = sizes[:num_levels], sizes[num_levels:]
     text = f"{len(levels)} x {levels[0]}" if len(set(levels)) == 1 else " x ".join(map(str, levels))
     return " + ".join([text, *map(str, extra)])
-
-
-def _seed(run: Path) -> str:
-    return str(read_config(run, FIX)["common"]["seed"])
 
 
 def _mean(values: list[float] | None) -> float | None:

@@ -4,7 +4,9 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Container
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -12,9 +14,10 @@ from common.artifacts import DatasetFolder, dataset_line, load_items, load_meta
 from common.cli import Parser, add_shared_flags, add_variant_flags, parse
 from common.command import run_command
 from common.config import resolve
-from common.errors import ConfigError, DataError, UserError
+from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.publishing import write_text
-from common.run import log_to_console, read_runs
+from common.reading import fits, parse_json, read_text, shortened
+from common.run import log_to_console, read_finished, read_runs
 from common.tables import csv_text, markdown
 from recommendation.dataset import Sequences
 from recommendation.metrics import columns, mean_and_deviation
@@ -204,7 +207,11 @@ def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice,
     """Return the run folder of each choice that the flags select. Raises DataError if the run list is empty."""
     listed = []
     if args.run_list is not None:
-        listed = [Path(line) for line in args.run_list.read_text(encoding="utf-8").splitlines()]
+        try:
+            listed = [Path(line) for line in read_text(args.run_list).splitlines()]
+        except (OSError, ValueError) as error:
+            raise DataError(args.run_list, "cannot be read", str(error),
+                            f"python recommendation/main.py --model=M --run_list {args.run_list}") from error
         if not listed:
             raise DataError(args.run_list, "is empty",
                             fix=f"python recommendation/main.py --model=M --run_list {args.run_list}")
@@ -267,10 +274,9 @@ def examples(folder: DatasetFolder, run: Path, model: str) -> str:
     title_of = dict(zip(items["raw_id"], items["title"], strict=True))
     sequences = Sequences.load(folder, "cpu")
     tested = sequences.positions("test")  # predictions.jsonl has one line per test event, in the same order
-    lines = (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     parts = []
-    for number in np.linspace(0, len(lines) - 1, min(NUM_USERS, len(lines))).astype(int):
-        row, target = json.loads(lines[number]), tested[number]
+    for number, row in _predictions(run, len(tested), title_of).items():
+        target = tested[number]
         events = slice(max(sequences.first[target], target - NUM_HISTORY), target)
         history = [items["title"][item] for item in sequences.item[events]]
         parts += [f"User {row['user']}: the last {len(history)} items of the history, oldest first",
@@ -279,6 +285,37 @@ def examples(folder: DatasetFolder, run: Path, model: str) -> str:
                     for rank, raw_id in enumerate(row["items"][:NUM_RECOMMENDED], start=1)),
                   f"  the test item is: {title_of[row['target']]}", ""]
     return "\n".join(parts).rstrip()
+
+
+class Prediction(TypedDict):
+    """A line of predictions.jsonl."""
+
+    user: str
+    target: str
+    items: list[str]
+
+
+def _predictions(run: Path, num_lines: int, known: Container[str]) -> dict[int, Prediction]:
+    """Return up to NUM_USERS lines of predictions.jsonl: line number from 0 -> content.
+
+    num_lines: the expected number of lines
+    known: raw ids of all items
+
+    Raises ArtifactError if the file is damaged.
+    """
+    path, found = run / "predictions.jsonl", {}
+    fix = f"{read_finished(run, f'delete {run} and train the model again')['command']} --force"
+    try:
+        lines = read_text(path).removesuffix("\n").split("\n")  # an id may contain other line separators
+        if len(lines) != num_lines:
+            raise ValueError(f"It must have {num_lines} lines, got {len(lines)}")
+        for number in np.linspace(0, num_lines - 1, min(NUM_USERS, num_lines)).astype(int).tolist():
+            found[number] = row = parse_json(lines[number])
+            if not fits(row, Prediction) or not all(item in known for item in (row["target"], *row["items"])):
+                raise ValueError(f"Line {number + 1} is not a prediction for items of the dataset")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(path, "cannot be read", shortened(str(error)), fix) from error
+    return found
 
 
 if __name__ == "__main__":

@@ -90,6 +90,13 @@ def test_a_damaged_artifact_is_made_again_with_force(folder):
         load_codes(folder, "vq", "td", None)
 
 
+@pytest.mark.parametrize("size", [10**9, 10**30])
+def test_a_codebook_larger_than_any_is_refused(folder, size):
+    save_codes(folder, [[0, 1], [3, 0], [0, 0]], codebook_sizes=[4, size])
+    with refused(ArtifactError, folder.codes("vq", "td", None), names=[size, 3], fix=["make codes --force"]):
+        load_codes(folder, "vq", "td", None)
+
+
 @pytest.mark.parametrize("codes", [
     [[0, 1], [4, 0], [0, 0]], [[0, 1], [3, -1], [0, 0]], [[0], [1], [2]], [[0, 1, 0], [1, 1, 0], [2, 1, 0]]])
 def test_codes_outside_their_codebooks_are_refused_with_the_sizes(folder, codes):
@@ -212,6 +219,12 @@ def test_embeddings_of_other_items_are_refused(folder, rows, meta):
     assert numbers(raised) >= {str(len(rows)), "3"}
 
 
+def test_an_embedding_without_columns_is_refused(folder):
+    save_embeddings(folder, np.empty((3, 0)))
+    with refused(ArtifactError, folder.embeddings("td"), names=["(3, 0)"]):
+        load_embeddings(folder, "td")
+
+
 class Canary:
     def __init__(self, path: Path):
         self.path = path
@@ -232,8 +245,9 @@ def test_a_pickle_is_refused_and_never_run(folder, tmp_path, kind):
                 pickle.dump(Canary(canary), file)
 
     publish(folder.embeddings("td"), write, {"inputs": {}, "items_sha256": ITEMS})
-    with refused(ArtifactError, folder.embeddings("td")):
+    with refused(ArtifactError, folder.embeddings("td")) as raised:
         load_embeddings(folder, "td")
+    assert "allow_pickle" not in str(raised.value)  # NumPy's advice to load the file unsafely
     assert not canary.exists()
     with folder.embeddings("td").open("rb") as file:  # unpickling does create the canary
         np.load(file, allow_pickle=True)
@@ -261,6 +275,14 @@ def test_a_file_that_changed_no_longer_fits_its_meta(folder):
     folder.users.write_bytes(b"USERS")
     with refused(ArtifactError, folder.users):
         verify(folder.users, "")
+
+
+def test_codes_that_were_replaced_by_hand_are_refused(folder):
+    save_codes(folder, [[0, 1], [3, 0], [0, 0]])
+    path = folder.codes("vq", "td", None)
+    np.save(path, np.load(path)[::-1])  # the size is the same
+    with refused(ArtifactError, path, fix=["make codes --force"]):
+        load_codes(folder, "vq", "td", None)
 
 
 def test_an_object_array_is_not_written_either(tmp_path):
@@ -332,62 +354,137 @@ def write_table(path: Path, query: str, **meta) -> None:
     publish(path, lambda staged: duckdb.sql(f"COPY ({query}) TO '{staged}' (FORMAT parquet)"), {"inputs": {}, **meta})
 
 
-def test_interactions_keep_the_order_of_the_file(tmp_path):
-    folder = DatasetFolder(tmp_path, "Toys")
-    write_table(folder.interactions, """
-        FROM (VALUES (1, 2, 50, 5.0, 'train'), (1, 0, 40, 1.0, 'valid'), (0, 1, 60, 3.0, 'test'))
-        AS t("user", item, "timestamp", rating, split)""")
-    events = artifacts.load_interactions(folder)
-    assert events.user.tolist() == [1, 1, 0]
+# Valid tables: two users, three items, and in each row a user's next event.
+TABLES = {
+    "items": "FROM (VALUES (1, 'b', 'Yo-yo', 'y', NULL), (0, 'a', 'Kite', 'k', 'http://h/0.jpg'), "
+             "(2, 'c', 'Ball', 'z', 'http://h/2.jpg')) AS t(item, raw_id, title, text, image_url)",
+    "users": "FROM (VALUES (1, 'v'), (0, 'u')) AS t(\"user\", raw_id)",
+    "interactions": "FROM (VALUES (0, 2, 50, 5.0::FLOAT, 'train'), (0, 0, 50, 1, 'valid'), (1, 1, 40, 3, 'test')) "
+                    "AS t(\"user\", item, \"timestamp\", rating, split)",
+}
+
+
+def write_tables(folder: DatasetFolder, **queries: str) -> DatasetFolder:
+    """Write the tables of `TABLES`. A query over its rows `t` changes a table; the meta files fit the changed files."""
+    for name, rows in TABLES.items():
+        query = queries.get(name, "FROM t")
+        write_table(folder.path / f"{name}.parquet", f"WITH t AS ({rows}) {query}", num_items=3, items_sha256=ITEMS)
+    return folder
+
+
+@pytest.fixture
+def tables(tmp_path) -> DatasetFolder:
+    return write_tables(DatasetFolder(tmp_path, "Toys"))
+
+
+def test_interactions_keep_the_order_of_the_file(tables):
+    events = artifacts.load_interactions(tables)
+    assert events.user.tolist() == [0, 0, 1]
     assert events.item.tolist() == [2, 0, 1]
-    assert events.timestamp.tolist() == [50, 40, 60]
+    assert events.timestamp.tolist() == [50, 50, 40]
     assert events.split.tolist() == [0, 1, 2]
     assert [column.dtype for column in events] == [np.int64, np.int64, np.int64, np.int8]
 
 
-def test_an_event_with_an_unknown_value_is_refused(tmp_path):
-    folder = DatasetFolder(tmp_path, "Toys")
-    write_table(folder.interactions, """FROM (VALUES (0, 1, 60, 3.0, 'tset')) AS t("user", item, "timestamp", rating,
-        split)""")
-    with refused(ArtifactError, folder.interactions, names=["split"],
-                 fix=[f"--dataset Toys --data_root {tmp_path} --force"]) as raised:
-        artifacts.load_interactions(folder)
-    assert "1" in numbers(raised)
-
-
-def test_items_and_users_come_in_the_order_of_their_numbers(tmp_path):
-    folder = DatasetFolder(tmp_path, "Toys")
-    write_table(folder.items,
-                "FROM (VALUES (1, 'y', 'Yo-yo', 'a'), (0, 'x', NULL, 'b')) AS t(item, raw_id, title, text)")
-    write_table(folder.users, "FROM (VALUES (1, 'v'), (0, 'u')) AS t(\"user\", raw_id)")
-    items = artifacts.load_items(folder)
+def test_items_and_users_come_in_the_order_of_their_numbers(tables):
+    items = artifacts.load_items(tables)
     assert {name: column.tolist() for name, column in items.items()} == {
-        "raw_id": ["x", "y"], "title": [None, "Yo-yo"], "text": ["b", "a"]}
+        "raw_id": ["a", "b", "c"], "title": ["Kite", "Yo-yo", "Ball"], "text": ["k", "y", "z"]}
+    assert artifacts.load_users(tables)["raw_id"].tolist() == ["u", "v"]
+    assert artifacts.load_image_urls(tables).tolist() == ["http://h/0.jpg", None, "http://h/2.jpg"]
+    assert artifacts.load_items_meta(tables)["num_items"] == 3
+
+
+# table -> a query over its rows `t` that makes the table invalid, and the values that the error names
+INVALID = {
+    "items": {
+        "ids with a fraction": ("SELECT * REPLACE (item + 0.5::DOUBLE AS item) FROM t", ["item", "DOUBLE"]),
+        "ids from 1": ("SELECT * REPLACE (item + 1 AS item) FROM t", [1, 3]),
+        "an id twice": ("SELECT * REPLACE (item % 2 AS item) FROM t", [2, 0, 1]),
+        "a huge id": ("SELECT * REPLACE (item * 500000000 AS item) FROM t", [1_000_000_000]),
+        "an id too large for int64": ("SELECT * REPLACE (18446744073709551615::UBIGINT AS item) FROM t", ["item"]),
+        "no id": ("SELECT * REPLACE (nullif(item, 1) AS item) FROM t", ["item"]),
+        "no raw id": ("SELECT * REPLACE (nullif(raw_id, 'b') AS raw_id) FROM t", ["raw_id"]),
+        "equal raw ids": ("SELECT * REPLACE (replace(raw_id, 'b', 'a') AS raw_id) FROM t", [2, 3]),
+        "exchanged raw ids": ("SELECT * REPLACE (translate(raw_id, 'ab', 'ba') AS raw_id) FROM t", [ITEMS[:12]]),
+        "raw ids that are numbers": ("SELECT * REPLACE (item AS raw_id) FROM t", ["raw_id", "VARCHAR"]),
+        "no title": ("SELECT * REPLACE (nullif(title, 'Ball') AS title) FROM t", ["title"]),
+        "no column": ("SELECT * EXCLUDE (text) FROM t", ["text"]),
+        "a row fewer": ("FROM t WHERE item < 2", [2, 3]),
+        "a row more": ("FROM t UNION ALL SELECT 3, 'd', 'Top', 't', NULL", [4, 3]),
+        "no rows": ("FROM t LIMIT 0", []),
+    },
+    "users": {
+        "all rows three times": ("SELECT t.* FROM t, range(3)", [2, 5]),
+        "a gap": ('SELECT * REPLACE ("user" * 2 AS "user") FROM t', [0, 2]),
+        "no raw id": ("SELECT * REPLACE (nullif(raw_id, 'v') AS raw_id) FROM t", ["raw_id"]),
+        "equal raw ids": ("SELECT * REPLACE ('u' AS raw_id) FROM t", [1, 2]),
+        "ids that are text": ('SELECT * REPLACE ("user"::VARCHAR AS "user") FROM t', ["user", "VARCHAR"]),
+    },
+    "interactions": {
+        "an unknown item": ("SELECT * REPLACE (item + 1 AS item) FROM t", [1, "items.parquet"]),
+        "a huge item": ("SELECT * REPLACE (item * 500000000 AS item) FROM t", [2, "items.parquet"]),
+        "a negative item": ("SELECT * REPLACE (item - 1 AS item) FROM t", [1, "items.parquet"]),
+        "items with a fraction": ("SELECT * REPLACE (item + 0.5::DOUBLE AS item) FROM t", ["item", "DOUBLE"]),
+        "no item": ("SELECT * REPLACE (nullif(item, 1) AS item) FROM t", [1, "item"]),
+        "an unknown user": ('SELECT * REPLACE ("user" + 1 AS "user") FROM t', [1, "users.parquet"]),
+        "a user without events": ('FROM t WHERE "user" = 0', [1, 2, "users.parquet"]),
+        "users not in order": ('FROM t ORDER BY "user" DESC', [1]),
+        "times not in order": ('SELECT * REPLACE ("timestamp" - item AS "timestamp") FROM t ORDER BY item', [1]),
+        "no time": ('SELECT * REPLACE (nullif("timestamp", 40) AS "timestamp") FROM t', [1, "timestamp"]),
+        "times that are text": ('SELECT * REPLACE ("timestamp"::VARCHAR AS "timestamp") FROM t', ["VARCHAR"]),
+        "a time too large": ('SELECT * REPLACE (18446744073709551615::UBIGINT AS "timestamp") FROM t', []),
+        "an unknown split": ("SELECT * REPLACE (replace(split, 'test', 'tset') AS split) FROM t", [1, "valid"]),
+        "no split": ("SELECT * REPLACE (nullif(split, 'test') AS split) FROM t", [1, "valid"]),
+        "splits not in order": ("SELECT * REPLACE (CASE split WHEN 'train' THEN 'valid' WHEN 'valid' THEN 'train' "
+                                "ELSE split END AS split) FROM t", [1, "valid"]),
+        "a rating that is not finite": ("SELECT * REPLACE ('inf'::FLOAT AS rating) FROM t", [3]),
+        "no column": ("SELECT * EXCLUDE (split) FROM t", ["split"]),
+        "no rows": ("FROM t LIMIT 0", []),
+    },
+}
+LOADERS = {"items": artifacts.load_items, "users": artifacts.load_users, "interactions": artifacts.load_interactions}
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in INVALID.items() for case in cases])
+def test_an_invalid_table_is_refused_even_if_its_hash_fits(tmp_path, name, case):
+    query, values = INVALID[name][case]
+    folder = write_tables(DatasetFolder(tmp_path, "Toys"), **{name: query})
+    with refused(ArtifactError, folder.path / f"{name}.parquet", names=values,
+                 fix=[f"--dataset Toys --data_root {tmp_path} --force"]):
+        LOADERS[name](folder)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_damaged_table_is_refused_even_if_its_hash_fits(tables, name):
+    put(tables.path / f"{name}.parquet", b"PAR1 and no more", num_items=3, items_sha256=ITEMS)
+    with refused(ArtifactError, tables.path / f"{name}.parquet", fix=[f"make {name}.parquet --force"]):
+        LOADERS[name](tables)
+
+
+@pytest.mark.parametrize("num_items", [2, 1_000_000_000])
+def test_a_wrong_number_of_items_in_the_meta_is_refused(tables, num_items):
+    write_table(tables.items, TABLES["items"], num_items=num_items, items_sha256=ITEMS)
+    with refused(ArtifactError, publishing.meta_path(tables.items), names=["num_items", 3, num_items]):
+        artifacts.load_items_meta(tables)
+    with refused(ArtifactError, tables.items, names=[3, num_items]):
+        artifacts.load_items(tables)
+
+
+ODD_NAMES = ["fold[12]", "a*b", "q?", "item=7", "{x}", "50%"]
+
+
+@pytest.mark.parametrize("odd", ODD_NAMES)
+def test_a_data_root_is_no_pattern_and_no_partition(tmp_path, odd):
+    # A pattern would also match `plain`; with a partition, DuckDB would add a column.
+    plain = {"fold[12]": "fold1", "a*b": "aXb", "q?": "qX"}.get(odd, "other")
+    write_tables(DatasetFolder(tmp_path / plain, "Toys"), users="SELECT * REPLACE (raw_id || '!' AS raw_id) FROM t")
+    folder = write_tables(DatasetFolder(tmp_path / odd, "Toys"))
+    save_codes(folder, [[0, 1], [3, 0], [0, 0]])
     assert artifacts.load_users(folder)["raw_id"].tolist() == ["u", "v"]
-
-
-def test_a_data_root_is_no_pattern_and_no_partition(tmp_path):
-    # Taken as a pattern, the second root would read the first; taken as a partition, it would add a column.
-    roots = [tmp_path / "fold1", tmp_path / "item=7" / "fold[12]"]
-    (tmp_path / "item=7" / "fold1").mkdir(parents=True)
-    for number, root in enumerate(roots):
-        folder = DatasetFolder(root, "Toys")
-        write_table(folder.interactions, f"""FROM (VALUES (0, {number}, 60, 3.0, 'test')) AS t("user", item,
-            "timestamp", rating, split)""")
-        write_table(folder.items, f"FROM (VALUES (0, 'x{number}', NULL, 'b', NULL)) "
-                                  "AS t(item, raw_id, title, text, image_url)")
-        write_table(folder.users, f"FROM (VALUES (0, 'u{number}')) AS t(\"user\", raw_id)")
-    shutil.copytree(roots[0] / "Toys", tmp_path / "item=7" / "fold1" / "Toys")
-    for number, root in enumerate(roots):
-        folder = DatasetFolder(root, "Toys")
-        assert artifacts.load_interactions(folder).item.tolist() == [number]
-        assert artifacts.load_items(folder)["raw_id"].tolist() == [f"x{number}"]
-        assert artifacts.load_users(folder)["raw_id"].tolist() == [f"u{number}"]
-        assert artifacts.load_image_urls(folder).tolist() == [None]
-
-
-def test_image_addresses_come_in_the_order_of_the_items(tmp_path):
-    folder = DatasetFolder(tmp_path, "Toys")
-    write_table(folder.items, "FROM (VALUES (1, 'http://h/1.jpg'), (0, 'http://h/0.jpg'), (2, NULL)) "
-                              "AS t(item, image_url)")
-    assert artifacts.load_image_urls(folder).tolist() == ["http://h/0.jpg", "http://h/1.jpg", None]
+    assert artifacts.load_items(folder)["raw_id"].tolist() == ["a", "b", "c"]
+    assert artifacts.load_image_urls(folder).tolist() == ["http://h/0.jpg", None, "http://h/2.jpg"]
+    assert artifacts.load_interactions(folder).item.tolist() == [2, 0, 1]
+    assert (folder.variants(), folder.suffixes()) == (["vq-td"], [])
+    with refused(ConfigError, names=["Toys"]):
+        DatasetFolder(tmp_path / odd, "Toyz").require()

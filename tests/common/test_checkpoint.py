@@ -8,9 +8,10 @@ import string
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
-from common.checkpoint import Checkpoints, load_state, restore, save_state
+from common.checkpoint import Checkpoints, load_state, restore, restore_optimizer, save_state
 from common.errors import ArtifactError, DataError
 from common.publishing import meta_path, publish
 from tests.common.helpers import flip_a_bit
@@ -137,6 +138,56 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path):
     publish(path, lambda staged: staged.write_bytes(b"nothing of the kind"), {"inputs": {}})
     with refused(ArtifactError, path, fix=["train --force"]):
         load_state(path, "train --force")
+
+
+DEEP = '{"list": [' * 20_000 + '{"value": 1}' + "]}" * 20_000
+MODEL = '{"dict": [["model", %s]]}'
+
+
+@pytest.mark.parametrize("skeleton", [
+    None, "", "{", "[]", "null", "3", '"x"', DEEP, '{"value": 5}', '{"list": []}', '{"dict": [], "list": []}', "{}",
+    '{"tensor": "gone"}', '{"dict": [5]}', '{"dict": 5}', '{"dict": [[[], {"value": 1}]]}', MODEL % '{"list": []}',
+    MODEL % '{"value": null}', MODEL % '{"dict": [["w", {"value": 1}]]}', MODEL % '{"dict": [[5, {"tensor": "w"}]]}'])
+def test_a_state_that_is_damaged_is_refused(tmp_path, skeleton):
+    path = tmp_path / "state.safetensors"
+    metadata = None if skeleton is None else {"state": skeleton}
+    publish(path, lambda staged: save_file({"w": torch.ones(2)}, staged, metadata=metadata), {"inputs": {}})
+    with refused(ArtifactError, path, fix=["train --force"]):
+        load_state(path, "train --force")
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("epoch", "3"), ("index", None), ("num_lines", 2.0), ("done", 1), ("totals", {"loss": 0.5}), ("optimizer", []),
+    ("model", {"w": 1}), ("best", []), ("best", [1, 0.5]), ("best", ["1", 0.5, {}]), ("best", {"epoch": 1})])
+def test_a_value_of_a_wrong_type_is_named_with_its_key(tmp_path, key, value):
+    with refused(ArtifactError, tmp_path / "state.safetensors", names=[key], fix=["train --force"]):
+        round_trip(tmp_path, {key: value})
+
+
+def test_a_value_that_is_missing_is_named_when_needed(tmp_path):
+    with refused(ArtifactError, tmp_path / "state.safetensors", names=["'model'"], fix=["train --force"]):
+        round_trip(tmp_path, {"epoch": 3})["model"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(checkpoints, caplog, bad):
+    good = {"model": {"fine": torch.ones(2), "count": torch.tensor(3)}}
+    checkpoints.save(1, good)
+    checkpoints.save(2, {"model": {"fine": torch.ones(2), "bad.weight": torch.tensor([1.0, bad])}})
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.load_newest()["model"].keys() == good["model"].keys()
+    assert "bad.weight" in caplog.text
+    checkpoints.save_best({"model": {"bad.weight": torch.tensor([1.0, bad])}})
+    with refused(ArtifactError, checkpoints.best, names=["bad.weight"], fix=["python train.py --force"]):
+        checkpoints.load_best()
+
+
+@pytest.mark.parametrize("content", [{}, {"state": {}, "param_groups": 5}, {"state": {}, "param_groups": []},
+                                     {"state": {}, "param_groups": [{"params": [0]}]}])
+def test_a_state_of_another_optimizer_is_refused(tmp_path, content):
+    state = round_trip(tmp_path, {"optimizer": content})
+    with refused(ArtifactError, tmp_path / "state.safetensors", fix=["train --force"]):
+        restore_optimizer(torch.optim.AdamW(nn.Linear(2, 1).parameters()), state)
 
 
 def test_without_checkpoints_there_is_nothing_to_load(checkpoints):

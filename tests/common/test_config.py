@@ -1,3 +1,4 @@
+import os
 import re
 from textwrap import dedent
 
@@ -119,6 +120,53 @@ def test_invalid_yaml_is_an_error_at_its_line(write, at, text, line):
     with refused(ConfigError, at(line)) as raised:
         load_yaml(write(text))
     assert "\n" not in str(raised.value)
+
+
+BOMB = "".join(f"{name}: &{name} [{', '.join([value] * 9)}]\n" for name, value in
+               (("a", "x"), ("b", "*a"), ("c", "*b"), ("d", "*c"), ("e", "*d"), ("f", "*e"), ("g", "*f"), ("h", "*g")))
+
+
+@pytest.mark.parametrize(("text", "line", "named"), [
+    (BOMB, 2, "*a"), ("a: &x 1\nb: *x\n", 2, "*x"), ("a: &x {b: 1}\nc:\n  <<: *x\n", 3, "*x"),
+    ("a: &x [*x]\n", 1, "*x"), ("a: 1\nb: " + "9" * 5_000 + "\n", 2, ""),
+    ("b: !!timestamp 2001-99-99\n", 1, "timestamp"),
+    ("b: !!set {c}\n", 1, "set"), ("b: !!binary aGk=\n", 1, "binary"), ("b: !!int x\n", 1, "'x'")])
+def test_values_that_no_json_has_are_refused(write, at, text, line, named):
+    with refused(ConfigError, at(line), names=[named]):
+        load_yaml(write(text))
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 5_000, "a: " + "{b: " * 5_000, "a: \0\n", "a: \x1b\n"])
+def test_deep_values_and_control_characters_are_refused(write, tmp_path, text):
+    with refused(ConfigError, tmp_path / "vq.yaml"):
+        load_yaml(write(text))
+
+
+@pytest.mark.parametrize("text", ["2001-99-99", "2001-01-31", "2001-01-31 10:00:00"])
+def test_a_date_is_text(write, config, text):
+    assert load_yaml(write(f"a: {text}\n"))[0] == {"a": text}
+    with refused(ConfigError, "--lr", names=[repr(text)]):
+        config("", ("lr", text))
+
+
+def test_a_named_pipe_is_not_a_configuration(tmp_path):
+    os.mkfifo(tmp_path / "vq.yaml")
+    with refused(ConfigError, tmp_path / "vq.yaml"):
+        load_yaml(tmp_path / "vq.yaml")
+
+
+@pytest.mark.parametrize("text", ["9" * 5_000, "[" * 5_000, "[*a]", "!!set {a}"])
+def test_an_override_that_no_json_has_is_refused(config, text):
+    with refused(ConfigError, "--epochs") as raised:
+        config("", ("epochs", text))
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("declared", [
+    "uses: [[1]]", "uses: {a: 1}", "bounds: {a: [x, y]}", "bounds: {a: 3}", "choices: {a: 5}", "baseline: 1"])
+def test_declarations_of_a_wrong_type_are_refused(config, declared):
+    with refused(ConfigError):
+        config(f"vq:\n  {declared}\n  model_params: {{a: 1}}\n")
 
 
 def test_a_key_that_is_not_a_string_is_an_error(write, at):

@@ -10,9 +10,9 @@ import threading
 import pytest
 import yaml
 
-from common.errors import LockedError
+from common.errors import ArtifactError, LockedError
 from common.lock import FolderLock
-from common.run import Run, latest_run, log_to
+from common.run import Run, latest_run, log_to, read_config
 from tests.errors import Outcome, refused
 
 CONFIG = {"common": {"seed": 0}, "vq": {"training_params": {"lr": 0.1, "patience": None}}}
@@ -230,6 +230,85 @@ def test_a_run_being_repeated_is_not_the_latest(new_run):
         run.finish({})
     with run.open(force=True):
         assert latest_run(run.parent) is None
+
+
+def finished(new_run) -> Run:
+    run = new_run()
+    with run.open(force=False):
+        run.finish({"metrics": {}, "codebook_sizes": [4]})
+    return run
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+DAMAGED = {"empty": b"", "list": b"[]", "null": b"null", "deep": DEEP.encode(), "binary": b"\xff\xfe", "zero": b"\0",
+           "digits": b'{"inputs": ' + b"9" * 5_000 + b"}", "no keys": b"{}"}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_result_is_refused_with_its_path(new_run, content):
+    run = finished(new_run)
+    path = run.folder / "finished.json"
+    path.write_bytes(content)
+    with refused(ArtifactError, path, fix=["python train.py --lr 0.1 --force"]):
+        run.summary()
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("inputs", []), ("inputs", {"a": 5}), ("inputs", None), ("command", 5), ("schema_version", "2"), ("code", 5),
+    ("metrics", []), ("codebook_sizes", "4"), ("codebook_sizes", ["4"]), ("users_per_second", "9")])
+def test_a_result_of_a_wrong_type_is_named_with_its_key(new_run, key, value):
+    run = finished(new_run)
+    path = run.folder / "finished.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with refused(ArtifactError, path, names=[key], fix=["python train.py --lr 0.1 --force"]):
+        run.summary()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"\0", b"../vq-td", b"/etc", b"x" * 10_000, None])
+def test_a_damaged_pointer_gives_the_newest_finished_run(new_run, caplog, content):
+    run = finished(new_run)
+    pointer = run.parent / "latest"
+    pointer.unlink()
+    if content is None:
+        os.mkfifo(pointer)
+    else:
+        pointer.write_bytes(content)
+    assert latest_run(run.parent) == run.folder
+    [record] = caplog.records
+    assert run.id in record.getMessage()
+    assert len(record.getMessage()) < 600 + len(str(run.parent))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"training": "2"}'])
+def test_damaged_times_never_lose_the_result(new_run, caplog, content):
+    run = new_run()
+    with run.open(force=False):
+        (run.folder / "times.json").write_bytes(content)
+        with run.clock("training"):
+            pass
+    assert json.loads((run.folder / "times.json").read_text()).keys() == {"training"}
+    [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "times.json" in record.getMessage()
+
+
+def test_lines_of_metrics_may_be_binary(new_run):
+    run = new_run()
+    with run.open(force=False):
+        run.metrics.write_bytes(b"\xff\n\xfe\n{}\n")
+        run.truncate_metrics(2)
+    assert run.metrics.read_bytes() == b"\xff\n\xfe\n"
+
+
+@pytest.mark.parametrize("text", [None, "", "- 1", "a: [1", "a: &a 1\nb: *a", "common: 5", "common: {seed: x}", "\0"])
+def test_a_damaged_configuration_of_a_run_is_refused(new_run, text):
+    run = finished(new_run)
+    path = run.folder / "config.yaml"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with refused(ArtifactError, fix=["train --force"]) as raised:
+        read_config(run.folder, "train --force")
+    assert str(raised.value.where).startswith(str(path))
 
 
 @pytest.mark.slow

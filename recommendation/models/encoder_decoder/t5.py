@@ -1,6 +1,5 @@
 """Convert the encoder-decoder to and from the T5ForConditionalGeneration of transformers."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any  # for models of transformers, because their submodules have no types
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from common.errors import ArtifactError, ConfigError
+from common.reading import parse_json, read_text
 
 from ..generator import START
 from .model import EncoderDecoder
@@ -126,7 +126,7 @@ def read_t5(folder: Path) -> Any:
     fix = "use a folder written by --export_t5 or by save_pretrained of a T5ForConditionalGeneration"
     quiet()
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        kind = parse_json(read_text(folder / "config.json")).get("model_type")
         if kind != "t5":
             raise ConfigError(folder / "config.json", f"model_type must be 't5', got {kind!r}", fix=fix)
         loaded: Any = transformers.T5ForConditionalGeneration.from_pretrained(
