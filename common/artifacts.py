@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from glob import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -162,6 +163,17 @@ def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str
 def _rebuild_command(meta: dict, fix: str) -> str:
     """Return the command that makes an artifact again, even if it exists. If the meta has no command, use `fix`."""
     return f"{meta.get('command') or fix} --force"
+
+
+def filter_lines(steps: list[dict]) -> list[str]:
+    """Return one line of text per filter: how many interactions the filter removed, and how many are left.
+
+    steps: the value of `filters` in the meta file of the interactions
+    """
+    first, left = steps[0], [step["interactions"] for step in steps]
+    return [f"{left[0]:,} interactions {first['step']}",
+            *(f"{before - after:,} removed by {step['step']}, {after:,} left"
+              for step, (before, after) in zip(steps[1:], pairwise(left), strict=True))]
 
 
 class Interactions(NamedTuple):
