@@ -13,7 +13,7 @@ from types import TracebackType
 
 from common.distributed import connection_lost, end_process, has_process_group, is_main, rank
 from common.errors import ConfigError, Interrupted, ResourceError, UserError, mask_secrets
-from common.machine import machine_error
+from common.machine import machine_error, require_memory
 from common.output import discard, flush, prepare_streams, show
 from common.registry import plug_in_files
 
@@ -150,6 +150,7 @@ def run_command(main: Callable[[list[str]], None], argv: list[str] | None = None
 
 def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
     try:
+        require_memory()
         _require_folder()
         with errors_of_models():
             try:
@@ -245,7 +246,7 @@ def report_failed_imports() -> None:
     Call this function before the first import that may fail, for example because the memory is full.
     """
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        problem = machine_error(error) if isinstance(error, Exception) else None
+        problem = error if isinstance(error, UserError) else machine_error(error)
         if problem is None:
             _report_bug(kind, error, trace)
         else:
@@ -254,3 +255,4 @@ def report_failed_imports() -> None:
 
     prepare_streams()
     sys.excepthook = report
+    require_memory()

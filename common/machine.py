@@ -11,6 +11,7 @@ try:
 except ImportError:  # Windows, for example, has no resource limits
     resource = None  # type: ignore[assignment]
 
+MINIMUM = 5 * 2**28  # bytes of virtual memory for PyTorch, DuckDB and their threads
 PACKAGES = ("common", "dataloader", "quantization", "recommendation")
 FULL_DISK = ("ENOSPC", "EDQUOT")
 ELSEWHERE = "use a folder on another file system, for example with --data_root or --run_root"
@@ -29,7 +30,7 @@ FIXES = (
      ("EROFS", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EINVAL", "ENOLCK", "EXDEV", "ENOTTY", "EMLINK")))
 
 
-def machine_error(error: Exception) -> UserError | None:
+def machine_error(error: BaseException) -> UserError | None:
     """Return the error that tells the user what to do about a fault of the machine.
 
     Returns None if `error` is not a fault of the machine.
@@ -51,17 +52,33 @@ def machine_error(error: Exception) -> UserError | None:
     return ConfigError(where, what, fix="run the same command with --debug to see which call failed")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Return the line of the error's message that names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if any(words in line for words in NO_MEMORY)), lines[0] if lines else "")[:300]
 
 
+def require_memory() -> None:
+    """Raise ResourceError if this process may use so little memory that the libraries cannot work.
+
+    With too little memory for a thread, a library may hang, or end the process without an error.
+    """
+    if (limit := _memory_limit()) is not None and limit < MINIMUM:
+        raise ResourceError("memory", f"the limit for this process is {limit // 2**20} MB",
+                            f"The libraries need at least {MINIMUM // 2**20} MB, even for small data",
+                            "raise the limit, for example with: ulimit -v unlimited")
+
+
+def _memory_limit() -> int | None:
+    """Return the limit of `ulimit -v` in bytes, or None if there is no limit."""
+    limit = -1 if resource is None else resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if resource is None or limit == resource.RLIM_INFINITY else limit
+
+
 def _memory_fix() -> str:
     fix = "use a smaller batch_size or a machine with more memory"
-    if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
-        return fix
-    return f"raise the limit of {limit // 2**20} MB for this process (ulimit -v), {fix}"
+    limit = _memory_limit()
+    return fix if limit is None else f"raise the limit of {limit // 2**20} MB for this process (ulimit -v), {fix}"
 
 
 def environment_hint() -> str:

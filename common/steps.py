@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 from common.cli import ROOT
 from common.command import WATCHED, stop_request
-from common.errors import Interrupted, UserError
+from common.errors import Interrupted, ResourceError, UserError
 
 log = logging.getLogger(__name__)
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 
 
+OUT_OF_MEMORY = 127  # exit code of a process whose C library has no memory for a thread
 # What it usually means if a signal ends a step, and what to do
 STOPPED = "Another program, or the end of the session, has stopped it"
 CRASHED = "Usually, a library has crashed"
@@ -76,6 +77,9 @@ def run_steps(steps: list[Step]) -> None:
         code = _run(step.command)
         if code < 0:
             raise StepKilled(f"step {number}/{len(steps)}", step.title, -code)
+        if code == OUT_OF_MEMORY:
+            raise ResourceError(f"step {number}/{len(steps)}", f"the C library has ended {step.title!r}",
+                                *MEANINGS[signal.SIGKILL])
         if code:
             sys.exit(code)  # the step has printed its error
         log.info("[%d/%d] took %.0f s\n", number, len(steps), time.monotonic() - step_start)

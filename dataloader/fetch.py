@@ -247,7 +247,7 @@ class Transfer:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".wheel-") as scratch:
             words = [sys.executable, "-m", *PIP.split(), "--quiet", "--disable-pip-version-check", "--no-deps",
                      "--only-binary=:all:", "--dest", scratch, command.removeprefix(PIP).strip()]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
             file = Path(scratch) / self.file.target.name
             if done.returncode or not file.exists():
                 lines = done.stderr.strip().splitlines() or ["no output"]

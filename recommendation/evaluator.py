@@ -62,9 +62,10 @@ def cannot_rank(model: AbstractRecommender, items: np.ndarray, scores: np.ndarra
     A training with a very high learning rate ends like this, without a loss that is not finite.
     """
     several = (items >= 0).sum(axis=1) > 1
-    lowest, highest = (best(np.where(items >= 0, scores, empty), axis=1)[several]
-                       for best, empty in ((np.min, np.inf), (np.max, -np.inf)))
-    if not model.trained_by_gradient() or not several.any() or (lowest < highest).any():
+    if not model.trained_by_gradient() or not several.any():
+        return ""
+    found, scores = items[several] >= 0, scores[several]
+    if (np.where(found, scores, np.inf).min(axis=1) < np.where(found, scores, -np.inf).max(axis=1)).any():
         return ""
     return (f"recommendation: WARNING: {type(model).__name__} gives the same score to all items of a list, so their "
             "order has no meaning. The training has probably diverged; use a lower --lr")

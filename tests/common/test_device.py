@@ -43,6 +43,19 @@ def test_a_missing_gpu_on_the_command_line_is_an_error(name, origin):
         resolve_device(name, origin)
 
 
+NOT_HERE = ["mps", "mps:0", "xpu", "xpu:1", "hpu", "xla", "vulkan", "tpu", "npu:0", "cuda:99", "cuda:99999999999"]
+
+
+@pytest.mark.parametrize("name", NOT_HERE)
+def test_every_device_that_is_missing_is_treated_alike(monkeypatch, caplog, name):
+    with refused(ConfigError, "--device", names=[f"'{name}'"], fix=["--device auto", "--device cpu"]):
+        resolve_device(name, "--device")
+    assert resolve_device(name, "a.yaml:2") == torch.device("cpu")
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert name in record.getMessage()
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "", "cpu0"])
 def test_an_unknown_device_is_an_error_at_its_origin(name):
     with refused(ConfigError, "a.yaml:2", names=[f"'{name}'"], fix=["auto", "cpu", "cuda", "cuda:"]):
@@ -54,7 +67,7 @@ def test_gpus_are_counted_from_0(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto", "a.yaml:2") == torch.device("cuda")
     assert resolve_device("cuda:1", "--device") == torch.device("cuda:1")
-    for name in ("cuda:2", "cuda:7"):
+    for name in ("cuda:2", "cuda:7", "cuda:256"):  # PyTorch reads 256 as 0
         with refused(ConfigError, "--device", names=[f"'{name}'"]) as raised:
             resolve_device(name, "--device")
         assert "2" in numbers(raised)

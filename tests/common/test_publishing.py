@@ -428,3 +428,50 @@ def test_only_leftovers_of_killed_folder_writers_are_removed(tmp_path):
     publish_folder(tmp_path / "folder", write)
     assert (tmp_path / "folder" / "in" / "file").read_text() == "outer"
     assert names(tmp_path) == {"folder", ".folder.mine-1"}
+
+
+def failing(number: int, *, folders_only: bool = False):
+    """Stand for a call of `os` on a file system that does not have it, or on a broken disk."""
+    def call(descriptor, *_, **options):
+        if not folders_only or Path(f"/proc/self/fd/{descriptor}").is_dir():
+            raise OSError(number, os.strerror(number))
+    return call
+
+
+WRITERS = [lambda path: put(path, b"new"), lambda path: write_folder(path, "new"),
+           lambda path: publishing.write_text(path, "new")]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize(("number", "folders_only"), [(errno.EINVAL, True), (errno.EINVAL, False), (errno.ENOSYS, True),
+                                                      (errno.EOPNOTSUPP, True)])
+def test_a_file_system_without_fsync_is_written_all_the_same(tmp_path, monkeypatch, write, number, folders_only):
+    monkeypatch.setattr(os, "fsync", failing(number, folders_only=folders_only))
+    write(tmp_path / "it")
+    assert names(tmp_path) - {"it.meta.json"} == {"it"}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_failed_sync_names_a_path(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO))
+    with pytest.raises(OSError, match=str(tmp_path)) as raised:
+        write(tmp_path / "it")
+    assert raised.value.errno == errno.EIO
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("write", WRITERS[:2])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_a_file_system_without_modes_is_written_all_the_same(tmp_path, monkeypatch, write, number):
+    monkeypatch.setattr(os, "chmod", failing(number))
+    write(tmp_path / "it")
+    assert names(tmp_path) - {"it.meta.json"} == {"it"}
+
+
+def test_a_full_disk_is_named_by_the_final_path(tmp_path):
+    def write(staged: Path):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as `write` of an open file raises it
+
+    with pytest.raises(OSError, match="No space") as raised:
+        publish(tmp_path / "file", write, {"inputs": {}})
+    assert raised.value.filename == str(tmp_path / "file")

@@ -81,3 +81,27 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     with refused(ConfigError, f"--export_recbole {tmp_path / 'atomic'}"):
         written(tmp_path, [("a", "x", 1)])
     assert not (tmp_path / "data").exists()
+
+
+EVENTS = [(user, "x", time) for user in "ab" for time in range(3)]
+
+
+def test_an_export_replaces_only_an_earlier_export(tmp_path):
+    written(tmp_path, EVENTS)
+    written(tmp_path, EVENTS)
+    items = tmp_path / "atomic" / "Baby.item"
+    for content, refused_at in ((None, "Baby.inter"), ("item_id:token\tmovie_title:token_seq\n", "Baby.item")):
+        items.unlink() if content is None else items.write_text(content)
+        with refused(ConfigError, f"--export_recbole {tmp_path / 'atomic' / refused_at}"):
+            written(tmp_path, EVENTS)
+
+
+def test_a_raw_file_is_not_replaced_by_its_export(tmp_path):
+    written(tmp_path, EVENTS)
+    raw = tmp_path / "atomic" / "Baby.inter"
+    before = raw.read_bytes()
+    options = make_options(tmp_path / "back", "--interactions", str(raw), "--items", str(raw.with_suffix(".item")),
+                           "--title_column", "title", "--export_recbole", str(tmp_path / "atomic"))
+    with refused(ConfigError, f"--export_recbole {tmp_path / 'atomic'}", names=[raw]):
+        process(options, COMMAND)
+    assert raw.read_bytes() == before

@@ -7,12 +7,15 @@ import socket
 import threading
 import time
 from email.utils import formatdate
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import requests
 
 from common.artifacts import load_meta
 from dataloader import fetch as fetching
+from dataloader import http
 from dataloader.fetch import Unreachable
 from tests.dataloader.helpers import Reply, closed_port, logged, mentions
 from tests.dataloader.remote import HTML, WHOLE, get, shorten_waits, unreachable
@@ -149,6 +152,21 @@ def test_a_fault_of_the_proxy_has_its_own_line(target, monkeypatch):
         lines.append(line.removeprefix(address))
         monkeypatch.setenv("http_proxy", closed_port())
     assert lines[0] != lines[1]
+
+
+@pytest.mark.skipif(find_spec("socks") is not None, reason="PySocks is installed")
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "socks5h://user:secret@127.0.0.1:1", "socks4://127.0.0.1:1"])
+def test_a_proxy_that_needs_a_package_names_it(target, monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    address = "http://localhost.example/file.gz"
+    with pytest.raises(Unreachable) as raised:
+        get(target, address)
+    [line] = raised.value.tried
+    assert mentions(line, "SOCKS")
+    assert mentions(line, "PySocks")
+    assert "secret" not in line
+    with requests.Session() as session:  # an image is not missing because of the proxy
+        assert http.ask(session, address).status == "unreachable"
 
 
 def no_such_host(monkeypatch, *names: str) -> list[str]:

@@ -107,3 +107,21 @@ def test_codes_of_other_items_are_refused(tmp_path, folder):
     with refused(ArtifactError, folder.codes("q", "td", None), names=["items.parquet"],
                  fix=["python quantization/main.py --quantizer_name q --dataset_name Tiny"]):
         export(folder, "q", "td", None, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("Tiny.index.json", '{"0": ["<a_1>"], "1": ["<a_2>"]}'), ("Tiny.ids.csv", "raw_id,code\n1,2\n"),
+    ("Tiny.item.json", '{"raw 0": {}}')])
+def test_files_of_other_programs_are_not_replaced(tmp_path, folder, name, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(content)
+    with refused(ConfigError, f"--export {tmp_path / 'out' / name}"):
+        export(folder, "q", "td", None, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_text() == content
+
+
+def test_an_interrupted_first_export_can_be_repeated(tmp_path, folder):
+    for path in export(folder, "q", "td", None, tmp_path / "out")[:3]:  # ids.csv, the last one, is written first
+        path.unlink()
+    assert len(export(folder, "q", "td", None, tmp_path / "out")) == 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import TrainingError
-from recommendation.evaluator import by_popularity, metrics, predict
+from recommendation.evaluator import by_popularity, cannot_rank, metrics, predict
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations, top_items
 from tests.errors import refused
 
@@ -114,6 +114,13 @@ class Scored(AbstractRecommender):
         return top_items(self.scores.expand(len(histories.items), -1), top_k)
 
 
+class Counted(Scored):
+    """A model that is not trained by gradient descent."""
+
+    def fit(self, sequences):
+        return True
+
+
 PARAMS = {"max_history": 3, "top_k": 20, "eval_batch_size": 3, "filter_seen": False}
 
 
@@ -130,9 +137,15 @@ def test_scores_that_are_nan_are_refused():
 
 
 def test_the_fix_without_gradients_names_the_method():
-    class Counted(Scored):
-        def fit(self, sequences):
-            return True
-
     with refused(TrainingError, "Counted", fix=["Counted.recommend"]):
         predict(Counted([float("nan")] * 30), leave_one_out([[1, 2, 3]]), "test", PARAMS)
+
+
+@pytest.mark.parametrize(("scores", "items", "warned"), [
+    ([[2.0, 2.0], [3.0, 3.0]], [[0, 1], [1, 0]], True), ([[2.0, 2.0], [3.0, 2.5]], [[0, 1], [1, 0]], False),
+    ([[2.0, -np.inf], [3.0, -np.inf]], [[0, -1], [1, -1]], False),
+    ([[2.0, 2.0, -np.inf], [3.0, -np.inf, -np.inf]], [[0, 1, -1], [1, -1, -1]], True), ([[]], [[]], False)])
+def test_equal_scores_in_all_lists_are_reported(scores, items, warned):
+    lists = np.array(items, dtype=np.int64), np.array(scores)
+    assert bool(cannot_rank(Scored([0.0]), *lists)) == warned
+    assert cannot_rank(Counted([0.0]), *lists) == ""

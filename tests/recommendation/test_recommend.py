@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -263,11 +264,31 @@ def test_unseen_items_do_not_depend_on_the_batch(model):
         assert not set(found.tolist()) & set(row)
 
 
-def test_output_never_replaces_histories_artifacts_or_folders(markov, tmp_path):
-    queries = tmp_path / "asked.jsonl"
+def test_output_never_replaces_what_another_command_has_written(markov, tmp_path):
+    queries, notes = tmp_path / "asked.jsonl", tmp_path / "notes"
     queries.write_text('["0000"]\n')
-    for output in (queries, tmp_path, markov.folder.items):
+    notes.write_text("mine\n")
+    [run] = (tmp_path / "runs").glob("**/finished.json")
+    for output in (queries, notes, tmp_path, markov.folder.items, run, run.with_name("predictions.jsonl"),
+                   run.with_name("new.safetensors"), run.parents[1] / "latest"):
         content = output.read_bytes() if output.is_file() else None
         with refused(ConfigError, f"--output {output}"):
             main(markov.argv("--model=markov", "--histories", str(queries), f"--output={output}"))
-        assert content is None or output.read_bytes() == content
+        assert output.is_dir() or (output.read_bytes() if output.exists() else None) == content
+
+
+@pytest.mark.parametrize("first", ["--format=jsonl", "--format=table"])
+@pytest.mark.parametrize("query", [["--history", "0003"], ["--user", "user 0"], ["--history", "none"]])
+def test_output_replaces_an_earlier_output_of_any_format(markov, tmp_path, first, query):
+    output = tmp_path / "answers"
+    main(markov.argv("--model=markov", *query, first, f"--output={output}"))
+    main(markov.argv("--model=markov", "--history", "0000", "--format=jsonl", "--top_k=1", f"--output={output}"))
+    assert json.loads(output.read_text())["items"] == ["0001"]
+
+
+def test_a_title_cannot_control_the_terminal(markov, tmp_path, capsys, monkeypatch):
+    (tmp_path / "asked").write_text('{"user": "\\u001b[2J\\ud800", "history": ["0000"]}\n')
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    sys.stdout.reconfigure(errors="json_escape")
+    main(markov.argv("--model=markov", "--histories", str(tmp_path / "asked"), "--top_k=1"))
+    assert capsys.readouterr().out.startswith(r"User \u001b[2J\ud800 (")

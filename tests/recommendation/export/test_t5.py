@@ -306,6 +306,11 @@ def test_an_export_replaces_only_an_export_and_with_force(export):
     with refused(ConfigError, f"--export_t5 {target}", names=["thesis.tex"]):
         export("target", "--force")
     assert {path.name for path in target.iterdir()} == {*FILES, "thesis.tex"}
+    for name in ("thesis.tex", "index.json"):  # without index.json, it could be a downloaded T5
+        (target / name).unlink()
+    with refused(ConfigError, f"--export_t5 {target}", names=["index.json"]):
+        export("target", "--force")
+    assert (target / "model.safetensors").exists()
 
 
 @pytest.mark.slow
