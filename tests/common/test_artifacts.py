@@ -1,7 +1,6 @@
 import json
 import pickle
 import re
-import shutil
 from pathlib import Path
 
 import duckdb
