@@ -248,7 +248,7 @@ def report_failed_imports() -> None:
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         problem = error if isinstance(error, UserError) else machine_error(error)
         if problem is None:
-            _report_bug(kind, error, trace)
+            sys.__excepthook__(kind, error, trace)
         else:
             _print_error(str(problem))
             os._exit(problem.exit_code)

@@ -34,15 +34,15 @@ def check_target(flag: str, path: Path, roots: Iterable[Path], could_have_writte
     if _standard_stream(path) is not None:
         return
     parent = next((folder for folder in path.absolute().parents if folder.exists()), path.parent)
-    what = _what_it_is(path)
+    what, fix = _what_it_is(path), "choose another path"
     if not parent.is_dir():
-        raise ConfigError(f"{flag} {path}", f"cannot be written: {parent} is not a folder", fix="choose another path")
+        what = f"cannot be written: {parent} is not a folder"
     if what is None and _has_own_name(path.resolve(), [root.resolve() for root in roots]):
         what = OWN
     if what is None and path.is_file() and (line := _first_line(path)) and not could_have_written(line):
-        what = f"exists, and an earlier {flag} has not written it"
+        what, fix = f"exists, and an earlier {flag} has not written it", f"{fix}, or move this file to another place"
     if what is not None:
-        raise ConfigError(f"{flag} {path}", what, fix="choose another path, or move the file that exists")
+        raise ConfigError(f"{flag} {path}", what, fix=fix)
 
 
 def check_targets(flag: str, folder: Path, roots: Iterable[Path], first: str, others: Iterable[str],
