@@ -438,6 +438,7 @@ INVALID = {
         "splits not in order": ("SELECT * REPLACE (CASE split WHEN 'train' THEN 'valid' WHEN 'valid' THEN 'train' "
                                 "ELSE split END AS split) FROM t", [1, "valid"]),
         "a rating that is not finite": ("SELECT * REPLACE ('inf'::FLOAT AS rating) FROM t", [3]),
+        "no rating": ("SELECT * REPLACE (nullif(rating, 5) AS rating) FROM t", [1, "rating"]),
         "no column": ("SELECT * EXCLUDE (split) FROM t", ["split"]),
         "no rows": ("FROM t LIMIT 0", []),
     },
