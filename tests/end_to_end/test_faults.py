@@ -1,14 +1,17 @@
 """Kill, resume, stale input and wrong flags, with the real commands."""
 
+import json
 import re
 import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from common.checkpoint import Checkpoints
 from common.errors import ArtifactError, ConfigError, ResourceError
+from common.publishing import file_sha256
 from tests.end_to_end.conftest import copy_program
 from tests.errors import Outcome
 from tests.text import lines_with
@@ -94,8 +97,9 @@ def test_output_to_an_ascii_terminal_is_escaped(whole_run):
 def test_stale_codes_are_refused_with_the_command_that_rebuilds_them(whole_run, baby):
     for codes in whole_run[0].data("").glob("*.codes-rqvae-td.npy*"):
         shutil.copy(codes, baby.data(codes.name))
-    embedding = baby.data("Baby.emb-td.npy.meta.json")
-    embedding.write_text(embedding.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    embedding, meta = baby.data("Baby.emb-td.npy"), baby.data("Baby.emb-td.npy.meta.json")
+    np.save(embedding, np.load(embedding)[:, ::-1].copy())
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "sha256": file_sha256(embedding)}))
     outcome = baby.command("python", "recommendation/main.py", "--model=encoder_decoder")
     outcome.check_error(
         ArtifactError, baby.data("Baby.codes-rqvae-td.npy"), names=["Baby.emb-td.npy"],

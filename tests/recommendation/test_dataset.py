@@ -71,7 +71,7 @@ def test_a_user_without_training_events_has_an_empty_sequence():
 def written(tmp_path, rows: str) -> DatasetFolder:
     """A dataset of the given `(user, item, timestamp, split)` rows."""
     folder = DatasetFolder(tmp_path, "Tiny")
-    query = f'SELECT * FROM (VALUES {rows}) AS t("user", item, "timestamp", split)'
+    query = f'SELECT *, 5::FLOAT AS rating FROM (VALUES {rows}) AS t("user", item, "timestamp", split)'
     publish(folder.interactions, lambda path: duckdb.sql(query).write_parquet(str(path)), {"inputs": {}})
     return folder
 
