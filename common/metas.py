@@ -79,10 +79,17 @@ def _read(path: Path, fix: str) -> Record:
     if not meta_file.exists():
         raise ArtifactError(path, "has no meta file", f"There is no {meta_file.name} in the same folder", fix)
     meta = read_record(meta_file, fix, {"schema_version": int}, {"command": str | None})
-    if meta.get("command"):
-        meta.fix = f"{meta['command']} --force"
+    meta.fix = _rebuild(meta, fix)
     if meta["schema_version"] != SCHEMA_VERSION:
         raise ArtifactError(meta_file, f"has schema version {meta['schema_version']}",
                             f"This code reads schema version {SCHEMA_VERSION}", meta.fix)
     meta.check(REQUIRED, OPTIONAL)
     return meta
+
+
+def _rebuild(meta: Record, fix: str) -> str:
+    """Return how to make an artifact again, even if it exists. If the meta file has no command, return `fix`."""
+    command, settings = meta.get("command"), meta.get("settings")
+    if isinstance(settings, dict) and settings.get("adopted"):  # no command makes a file of the user
+        return f"restore the file; or, if its new content is right, delete {meta.path} and run: {command or fix}"
+    return f"{command} --force" if command else fix
