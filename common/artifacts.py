@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,6 +121,17 @@ def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str
     if (close := closest(name, known)) is None:
         return nearest(name, known), make
     return f"Did you mean {close!r}?", f"use {flags(close)}, or make {name} with: {make}"
+
+
+def filter_lines(steps: list[dict]) -> list[str]:
+    """Return one line of text per filter: how many interactions the filter removed, and how many are left.
+
+    steps: the value of `filters` in the meta file of the interactions
+    """
+    first, left = steps[0], [step["interactions"] for step in steps]
+    return [f"{left[0]:,} interactions {first['step']}",
+            *(f"{before - after:,} removed by {step['step']}, {after:,} left"
+              for step, (before, after) in zip(steps[1:], pairwise(left), strict=True))]
 
 
 class Interactions(NamedTuple):

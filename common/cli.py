@@ -12,6 +12,7 @@ from common.errors import ConfigError, closest, mask_secrets
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+DASH = "A word that begins with a dash is read as a flag"
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,14 +21,48 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
 
+    def parse_known_args(self, args=None, namespace=None):
+        self._argv = sys.argv[1:] if args is None else list(args)  # for error messages
+        return super().parse_known_args(args, namespace)
+
+    def _get_option_tuples(self, option_string: str) -> list:
+        return []  # otherwise, argparse reads the id -h7 as the flag -h
+
     def error(self, message: str):
         # argparse names the flag in a message such as "argument --top_k: invalid int value: 'x'".
-        flag, _, what = message.removeprefix("argument ").partition(": ")
-        if message.startswith("argument --"):
-            flag = flag.partition("/")[0]
-            dash = f"; write a value that begins with '-' as {flag}=VALUE" if what.startswith("expected") else ""
-            raise ConfigError(flag, what, fix=f"see --help{dash}")
-        raise ConfigError(Path(sys.argv[0]).name, message, fix="see --help")
+        flags, _, what = message.removeprefix("argument ").partition(": ")
+        if not message.startswith("argument --"):
+            raise ConfigError(Path(sys.argv[0]).name, message, fix="see --help")
+        flag, why, fix = flags.split("/")[0], "", "see --help"
+        if what.startswith("expected"):
+            value = next((value for word, value in pairwise(self._argv) if word in flags.split("/") and
+                          value.startswith("-") and not self._action(value)), None)
+            value = value if self._option_string_actions[flag].type in (None, Path) else None  # others are numbers
+            why = "" if value is None else DASH
+            fix = (f"see --help; write a value that begins with '-' as {flag}=VALUE" if value is None else
+                   f"use {flag}={shlex.quote(value)}")
+        raise ConfigError(flag, what, why, fix)
+
+    def as_values(self, word: str) -> str | None:
+        """Return how to write a word that argparse took for a flag, if it follows a flag with several values.
+
+        For example, return `--history=A --history=-B` for the word `-B` in `--history A -B`. Return None if the word
+        does not follow such a flag.
+        """
+        flag, values = None, []
+        for other in self._argv:
+            if action := self._action(other):
+                if word in values:
+                    break
+                name, sign, value = other.partition("=")
+                flag, values = name if action.nargs in ("*", "+") else None, [value] if sign else []
+            elif other != "--":
+                values.append(other)
+        return " ".join(f"{flag}={shlex.quote(value)}" for value in values) if flag and word in values else None
+
+    def _action(self, word: str) -> argparse.Action | None:
+        """Return the action of the flag with which a word of the command line begins, or None."""
+        return self._option_string_actions.get(word.partition("=")[0])  # argparse has no public attribute
 
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
@@ -98,13 +133,22 @@ def parse(parser: Parser, argv: list[str], open_ended: bool = False):
     for flag in ("dataset", "embedding_suffix", "tag"):
         check_name(f"--{flag}", getattr(args, flag, None))
     if rest and not open_ended:
-        flag, sign, value = rest[0].partition("=")
-        guess, close = parser.guess(flag)
-        raise ConfigError(flag, "unknown flag", guess, f"use {close}{sign}{value}" if close else "see --help")
+        raise _unknown_flag(parser, next((word for word in rest if word.startswith("-") and word != "--"), rest[0]))
     if open_ended:
         args.flags = [flag.removeprefix("--") for flag in parser.flags()]
         args.overrides = [_split_set(text) for text in getattr(args, "set", [])] + _split_rest(rest, parser)
     return args
+
+
+def _unknown_flag(parser: Parser, word: str) -> ConfigError:
+    flag, sign, value = word.partition("=")
+    guess, close = parser.guess(flag)
+    values, right = parser.as_values(word), f"use {close}{sign}{value}" if close else "see --help"
+    if values is None:
+        return ConfigError(flag, "unknown flag", guess, right)
+    if close is None:
+        return ConfigError(flag, "unknown flag", DASH, f"use {values}")
+    return ConfigError(flag, "unknown flag", guess, f"{right}, or {values} if {word!r} is a value")
 
 
 def folder_flag(flag: str, folder: Path, default: Path) -> str:

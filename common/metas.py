@@ -16,11 +16,20 @@ class Fingerprint(TypedDict):
     sha256: str
 
 
+class Step(TypedDict):
+    """An entry of `filters`: the number of interactions that remain after a filter."""
+
+    step: str
+    interactions: int
+
+
 # The types of the entries that any command reads. `REQUIRED` are in every meta file.
 REQUIRED: dict[str, Any] = {"schema_version": int, "sha256": str, "size": int, "inputs": dict[str, str]}
 OPTIONAL: dict[str, Any] = {
     "command": str | None, "mtime_ns": int, "items_sha256": str, "num_items": int, "num_users": int,
-    "num_interactions": int, "settings": dict, "raw": dict[str, Fingerprint], "split_name": str,
+    "num_interactions": int, "num_in_split": dict[str, int], "num_repeats": dict[str, int],
+    "num_cold_items": dict[str, int], "num_without_text": int, "filters": list[Step], "settings": dict,
+    "raw": dict[str, Fingerprint], "split_name": str,
     "counts": dict[str, int], "model_files": dict[str, Fingerprint], "codebook_sizes": list[int],
     "disambiguation_level": int | None, "collision_rate_before": float, "collision_rate_after": float,
     "collapse": str | None, "run": str, "recommender": str,

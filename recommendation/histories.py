@@ -1,7 +1,6 @@
 """Requests for recommendations: read them from a file, and convert raw ids of items to item indices."""
 
 import json
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from common.artifacts import DatasetFolder, load_items, load_users
 from common.errors import DataError, nearest, nearest_id
 from common.reading import require_regular
 from recommendation.dataset import Sequences
+from recommendation.unknown_users import unknown_user
 
 # H histories, E total number of items in all histories
 
@@ -82,11 +82,7 @@ class Lookup:
         if self._user_of is None:
             self._user_of = {raw_id: user for user, raw_id in enumerate(load_users(self.folder)["raw_id"])}
         if raw_user not in self._user_of:
-            why, close = nearest_id(raw_user, self._user_of)
-            fix = f"use a raw id from {self.folder.users}, or pass raw ids of items with --history"
-            if close is not None:
-                fix = f"use --user={shlex.quote(close)}" if where == "--user" else f"use {json.dumps({'user': close})}"
-            raise DataError(where, f"unknown user {raw_user!r} in the dataset {self.folder.name}", why, fix)
+            raise unknown_user(self.folder, raw_user, nearest_id(raw_user, self._user_of), where)
         user = self._user_of[raw_user]
         start, end = np.searchsorted(self.sequences.user, [user, user + 1])
         return self.sequences.item[start:end]
@@ -101,7 +97,7 @@ def read_histories(path: Path) -> list[Query]:
     """
     try:
         require_regular(path)
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             queries = [_parse_query(line, f"{path}:{number}") for number, line in enumerate(file, start=1)
                        if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

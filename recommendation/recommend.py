@@ -1,7 +1,7 @@
 """Recommend items for a user of the dataset, or for given histories, with a trained recommender.
 
 A history is a list of raw item ids, oldest first. Write --history A B "C, with a comma" or --history A,B. If an id
-begins with a dash, write --history=-A. In a file for --histories, each line is ["A", "B"] or
+begins with a dash, write --user=-U or --history=-A --history=B. In a file for --histories, each line is ["A", "B"] or
 {"user": "me", "history": ["A", "B"]}, or {"user": "U"} to use all events of user U in the dataset.
 """
 

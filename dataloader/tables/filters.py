@@ -1,7 +1,6 @@
 """Filter events by rating, duplicates and k-core, and number the remaining users and items."""
 
-from itertools import pairwise
-
+from common.artifacts import filter_lines
 from dataloader.options import Processing
 from dataloader.workspace import Workspace
 
@@ -26,14 +25,6 @@ class Report:
     def how_to_keep_more(self) -> str:
         """Return the fix for an error about too few events. It names the flags of the filters that removed events."""
         return f"relax {' or '.join(self.flags)}" if self.flags else "use a file with more interactions"
-
-
-def filter_lines(steps: list[dict]) -> list[str]:
-    """Return one line of text per filter: how many interactions the filter removed, and how many are left."""
-    first, left = steps[0], [step["interactions"] for step in steps]
-    return [f"{left[0]:,} interactions {first['step']}",
-            *(f"{before - after:,} removed by {step['step']}, {after:,} left"
-              for step, (before, after) in zip(steps[1:], pairwise(left), strict=True))]
 
 
 def apply_filters(work: Workspace, processing: Processing, report: Report) -> None:

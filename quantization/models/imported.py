@@ -1,8 +1,6 @@
 """A quantizer that reads the semantic IDs from a file, for example from a file of another project."""
 
-import csv
-import json
-import re
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +8,17 @@ import torch
 
 from common.artifacts import load_items
 from common.errors import ConfigError, DataError
+from quantization.id_files import read_codes
 
 from .table import TableVQ
 
+log = logging.getLogger(__name__)
+
 # N items, L levels
 
-TOKEN = re.compile(r"<[a-z]+_(\d{1,9})>|(\d{1,9})")
+# The maximum size of a level. It is the larger of these two numbers; the second one is per item. Each size needs memory
+# here and in recommenders, also if most of its codes are not used.
+MAX_SIZE, MAX_SIZE_PER_ITEM = 65_536, 10
 
 
 class IMPORTED(TableVQ):
@@ -28,19 +31,9 @@ class IMPORTED(TableVQ):
         super().__init__(config)
         path, sizes = _file(config), config["imported"]["model_params"]["codebook_sizes"]
         raw_ids = load_items(config["data"]["folder"])["raw_id"]
-        codes = table(path, read_codes(path), raw_ids)
-        max_codes = codes.max(axis=0).tolist()
-        if sizes == "auto":
-            sizes = [code + 1 for code in max_codes]
-        elif not isinstance(sizes, list) or len(sizes) != len(max_codes) or any(type(s) is not int for s in sizes):
-            raise ConfigError("imported.model_params.codebook_sizes", f"must be auto or a list of {len(max_codes)} "
-                              f"integers, got {sizes!r}", f"{path} has {len(max_codes)} levels",
-                              "use --codebook_sizes auto, or a list with one integer per level")
-        elif any(size <= code for size, code in zip(sizes, max_codes, strict=True)):
-            raise ConfigError("imported.model_params.codebook_sizes", "each size must be greater than the largest "
-                              f"code of the level, got {sizes}", f"The largest codes in {path} are {max_codes}",
-                              "use --codebook_sizes auto")
-        self.sizes = sizes
+        codes = without_offsets(path, table(path, read_codes(path), raw_ids))
+        _check_codes(path, codes, raw_ids)
+        self.sizes = _sizes(path, sizes, codes)
         self.register_buffer("codes", torch.from_numpy(codes))
 
     @classmethod
@@ -52,36 +45,11 @@ class IMPORTED(TableVQ):
         return self.sizes
 
 
-def read_codes(path: Path) -> dict[str, list[int]]:
-    """Read semantic IDs from a .json or .csv file, and return a dict that maps each raw id to its codes.
-
-    Raises DataError if the file is invalid. The error message names the invalid entry or line.
-    """
-    entries = _read_json(path) if path.suffix == ".json" else _read_csv(path)
-    codes, width = {}, None
-    for where, raw_id, words in entries:
-        tokens = [TOKEN.fullmatch(str(word).strip()) for word in words]
-        numbers = [int(token[1] or token[2]) for token in tokens if token]
-        if not numbers or len(numbers) < len(words):
-            raise DataError(where, f"{words!r} is not a semantic ID", "Expected tokens such as <a_12>, or integers",
-                            "correct the entry")
-        width = width or len(numbers)
-        if len(numbers) != width:
-            raise DataError(where, f"has {len(numbers)} codes", f"All earlier entries have {width} codes",
-                            "give all items the same number of codes")
-        if raw_id in codes:
-            raise DataError(where, f"duplicate item {raw_id!r}", fix="remove one of the two entries")
-        codes[raw_id] = numbers
-    if not codes:
-        raise DataError(path, "has no entries", fix="use a file that contains semantic IDs")
-    return codes
-
-
 def table(path: Path, codes: dict[str, list[int]], raw_ids: np.ndarray) -> np.ndarray:
     """Return the codes of the items in `raw_ids` as an array, in the same order: int64 (N, L).
 
-    path: the file that the codes come from, for the error message
-    codes: a dict that maps each raw id to its codes; raw ids that are not in `raw_ids` are ignored
+    path: the file that the codes come from, for messages
+    codes: a dict that maps each raw id to its codes; raw ids that are not in `raw_ids` are ignored with a warning
     raw_ids: (N,)
 
     Raises DataError if an item has no codes.
@@ -91,7 +59,62 @@ def table(path: Path, codes: dict[str, list[int]], raw_ids: np.ndarray) -> np.nd
         raise DataError(path, f"has no semantic ID for {len(missing)} of {len(raw_ids)} items",
                         f"The first missing items are {', '.join(map(repr, missing[:3]))}, but the first id in the "
                         f"file is {next(iter(codes))!r}", "use a file whose keys are the raw ids of items.parquet")
+    if len(codes) > len(raw_ids):
+        known = set(raw_ids)
+        unused = next(raw_id for raw_id in codes if raw_id not in known)
+        log.warning("quantization: %s: %d of %d entries belong to no item of the dataset, for example %r%s", path,
+                    len(codes) - len(raw_ids), len(codes), unused, "; if the ids in the file are numbers that another "
+                    "program gave to the items, they may be shifted, and items have the codes of their neighbors"
+                    if unused.isdecimal() else "")
     return np.array([codes[raw_id] for raw_id in raw_ids], dtype=np.int64)
+
+
+def without_offsets(path: Path, codes: np.ndarray) -> np.ndarray:
+    """Return codes (N, L) that begin at 0 in each level, if the levels of a file use consecutive ranges of codes.
+
+    Files for a language model often number the codes of all levels together, such as 0 to 255 for the first level and
+    256 to 511 for the second one. In other files, the ranges of the levels overlap, unless most levels have a single
+    code. Therefore, the codes are only changed if at least two levels have several codes.
+    """
+    low, high = codes.min(axis=0), codes.max(axis=0)  # (L,)
+    if not (high[:-1] < low[1:]).all() or (low < high).sum() < 2:
+        return codes
+    log.warning("quantization: %s: the codes of the levels begin at %s, and the ranges of the levels do not overlap; "
+                "these offsets are subtracted, so that the codes of each level begin at 0", path,
+                ", ".join(map(str, low)))
+    return codes - low
+
+
+def _check_codes(path: Path, codes: np.ndarray, raw_ids: np.ndarray) -> None:
+    """Raise DataError if a level would need too large a codebook."""
+    item, level = np.unravel_index(codes.argmax(), codes.shape)
+    if codes[item, level] >= _max_size(len(codes)):
+        raise DataError(f"{path}: {raw_ids[item]!r}", f"has the code {codes[item, level]} in level {level + 1}",
+                        f"The codes must be less than {_max_size(len(codes))} for a dataset of {len(codes)} items",
+                        "correct the entry, or subtract from all codes of this level the number that they begin at")
+
+
+def _sizes(path: Path, sizes: object, codes: np.ndarray) -> list[int]:
+    """Return the size of each level. Raises ConfigError if the option `codebook_sizes` does not suit the codes."""
+    where, max_codes = "imported.model_params.codebook_sizes", codes.max(axis=0).tolist()
+    if sizes == "auto":
+        return [code + 1 for code in max_codes]
+    if not isinstance(sizes, list) or len(sizes) != len(max_codes) or any(type(s) is not int for s in sizes):
+        raise ConfigError(where, f"must be auto or a list of {len(max_codes)} integers, got {sizes!r}",
+                          f"{path} has {len(max_codes)} levels",
+                          "use --codebook_sizes auto, or a list with one integer per level")
+    if any(size <= code for size, code in zip(sizes, max_codes, strict=True)):
+        raise ConfigError(where, f"each size must be greater than the largest code of the level, got {sizes}",
+                          f"The largest codes in {path} are {max_codes}", "use --codebook_sizes auto")
+    if max(sizes) > _max_size(len(codes)):
+        raise ConfigError(where, f"each size must be at most {_max_size(len(codes))} for a dataset of {len(codes)} "
+                          f"items, got {sizes}", f"The largest codes in {path} are {max_codes}",
+                          "use --codebook_sizes auto")
+    return sizes
+
+
+def _max_size(num_items: int) -> int:
+    return max(MAX_SIZE, MAX_SIZE_PER_ITEM * num_items)
 
 
 def _file(config: dict) -> Path:
@@ -107,33 +130,3 @@ def _file(config: dict) -> Path:
         raise ConfigError("imported.model_params.file", f"file {name} not found",
                           fix="use --file <path of an existing file>")
     return path
-
-
-def _read_json(path: Path):
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(path, "is not valid JSON", str(error), "use a valid index.json") from error
-    if not isinstance(entries, dict):
-        raise DataError(path, "is not a JSON object", 'Expected {"<raw id>": ["<a_12>", "<b_3>", ...], ...}',
-                        "use a valid index.json")
-    for raw_id, words in entries.items():
-        yield f"{path}: {raw_id!r}", raw_id, words if isinstance(words, list) else [words]
-
-
-def _read_csv(path: Path):
-    """For each line of a CSV file, yield the line's location (for error messages), raw id and codes (as strings).
-
-    The first column contains the raw ids, and each other column contains the codes of one level. If the first line has
-    no codes, it is a header and is skipped.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file))
-    except (ValueError, csv.Error) as error:
-        raise DataError(path, "is not a valid CSV file", str(error),
-                        "save it in UTF-8, with commas between the columns") from error
-    for number, row in enumerate(rows, start=1):
-        is_header = number == 1 and not any(TOKEN.fullmatch(word.strip()) for word in row[1:])
-        if row and not is_header:
-            yield f"{path}:{number}", row[0], row[1:]

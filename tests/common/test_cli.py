@@ -129,6 +129,46 @@ def test_an_override_needs_a_key_and_a_value(argv, where, names, fix):
         overrides(*argv)
 
 
+def asking(*argv: str):
+    command = Parser()
+    add_shared_flags(command)
+    command.add_argument("--user", "--who")
+    command.add_argument("--items", nargs="*", action="extend")
+    command.add_argument("--top_k", type=int)
+    command.add_argument("--file", type=Path)
+    return parse(command, list(argv))
+
+
+@pytest.mark.parametrize(("argv", "where", "fix"), [
+    (["--user", "--Xk2"], "--user", "--user=--Xk2"), (["--top_k", "1", "--who", "-h1"], "--user", "--user=-h1"),
+    (["--user", "-a=b'c"], "--user", "--user='-a=b'\"'\"'c'"), (["--file", "-f"], "--file", "--file=-f"),
+    (["--items", "-A", "--B"], "-A", "--items=-A --items=--B"),
+    (["--top_k", "1", "--items", "A", "-h7", "B", "--user", "u"], "-h7", "--items=A --items=-h7 --items=B"),
+    (["--items=A,B", "--C=1"], "--C", "--items=A,B --items=--C=1"), (["--items", "--", "-A"], "-A", "--items=-A")])
+def test_a_value_with_a_dash_is_refused_with_its_spelling(argv, where, fix):
+    with refused(ConfigError, where) as raised:
+        asking(*argv)
+    assert raised.value.fix == f"use {fix}"
+
+
+def test_a_value_with_a_dash_is_accepted_after_an_equals_sign():
+    args = asking("--who=--Xk2", "--items=-A", "--items=--B", "--items", "C", "-5")
+    assert (args.user, args.items) == ("--Xk2", ["-A", "--B", "C", "-5"])
+
+
+def test_a_misspelled_flag_after_values_may_be_both():
+    with refused(ConfigError, "--topk", names=["'--top_k'"], fix=["--top_k", "--items=A --items=--topk --items=3"]):
+        asking("--items", "A", "--topk", "3")
+
+
+@pytest.mark.parametrize(("argv", "where"), [
+    (["--user", "--top_k", "3"], "--user"), (["--user"], "--user"), (["--top_k", "-x"], "--top_k"),
+    (["--items", "A", "--user", "u", "-B"], "-B")])
+def test_a_missing_value_is_not_taken_from_flags(argv, where):
+    with refused(ConfigError, where, fix=["--help"]):
+        asking(*argv)
+
+
 def test_a_command_without_overrides_refuses_a_key():
     assert overrides("--epochs", "5") == [("epochs", "5")]
     with refused(ConfigError, "--epochs", names=["--dataset", "--force"], fix=["--help"]):

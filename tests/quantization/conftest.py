@@ -109,6 +109,18 @@ def make_rqvae(make_config, make_model):
 
 
 @pytest.fixture
+def write(tmp_path):
+    """name, content -> its path. The content is bytes, a text, or a value to write as JSON."""
+    def write(name: str, content: object):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else
+                         (content if isinstance(content, str) else json.dumps(content)).encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
 def xs() -> torch.Tensor:
     """Random items, (40, 6)."""
     return torch.from_numpy(np.random.default_rng(0).normal(size=(NUM_ITEMS, WIDTH)).astype(np.float32))

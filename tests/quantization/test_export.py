@@ -9,7 +9,8 @@ import pytest
 from common.artifacts import DatasetFolder
 from common.errors import ArtifactError, ConfigError, DataError
 from quantization.export import export, tokens
-from quantization.models.imported import IMPORTED, read_codes
+from quantization.id_files import read_codes
+from quantization.models.imported import IMPORTED
 from tests.errors import refused
 
 from .tiny_data import save_codes, save_interactions, save_items, save_users
@@ -74,8 +75,8 @@ def test_the_table_survives_commas_quotes_and_line_breaks_in_titles(tmp_path, fo
 
 
 def test_exported_codes_are_imported_as_the_same_codes(tmp_path, folder, make_config):
-    index, *_ = export(folder, "q", "td", None, tmp_path / "out")
-    assert list(read_codes(index).values()) == CODES.tolist()
+    index, *_, sheet = export(folder, "q", "td", None, tmp_path / "out")
+    assert list(read_codes(index).values()) == list(read_codes(sheet).values()) == CODES.tolist()
     config = make_config("imported", file=index)
     model = IMPORTED(config.for_model(num_items=4, inputs={}, folder=folder), input_size=1)
     assert model.codes.tolist() == CODES.tolist()

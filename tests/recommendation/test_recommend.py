@@ -168,6 +168,23 @@ def test_a_line_without_a_history_is_refused(tmp_path, line, mended, names):
     assert len(read_histories(path)) == 2
 
 
+@pytest.mark.parametrize("line", ['["0000"]', '{"user": "user 1"}', '{"user": "é", "history": []}'])
+def test_a_byte_order_mark_before_histories_is_skipped(tmp_path, line):
+    path = tmp_path / "asked.jsonl"
+    path.write_text(f"{line}\n", encoding="utf-8")
+    expected = read_histories(path)
+    path.write_text(f"\ufeff{line}\r\n", encoding="utf-8")
+    assert read_histories(path) == expected
+
+
+def test_ids_with_a_dash_are_refused_with_their_spelling(ask, markov):
+    with refused(ConfigError, "--user", fix=["--user=--Xk2"]):
+        ask("--user", "--Xk2")
+    with refused(ConfigError, "-A", fix=["--history=0001 --history=-A --history=--B"]):
+        ask("--history", "0001", "-A", "--B", "--top_k", "2")
+    assert ask("--history=0001", "--history=-A", "--history=--B", "--top_k", "2")[0][0]["unknown"] == 2
+
+
 @pytest.mark.parametrize("content", [None, b"\n", b"\xff\xfe"])
 def test_a_file_without_histories_is_refused(tmp_path, content):
     if content is not None:

@@ -1,6 +1,5 @@
-"""Import of semantic IDs from a file: its formats, and the locations of faults."""
+"""Import of semantic IDs from a file: codes of each item, offsets, and sizes of codebooks."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,25 +7,14 @@ import pytest
 import torch
 
 from common.errors import ConfigError, DataError
-from quantization.models.imported import IMPORTED, read_codes, table
+from quantization.models.imported import IMPORTED, table, without_offsets
 from tests.errors import refused
 from tests.quantization.conftest import numbers, shown
+from tests.text import lines_with
 
 INDEX = {"raw-1": ["<a_5>", "<b_0>"], "raw-0": ["<a_12>", "<b_3>"], "elsewhere": ["<a_99>", "<b_99>"],
          "raw-2": ["<a_5>", "<b_0>"]}
 BY_ITEM = [[12, 3], [5, 0], [5, 0]]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """name, content -> its path."""
-    def write(name: str, content: object):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else
-                         (content if isinstance(content, str) else json.dumps(content)).encode())
-        return path
-
-    return write
 
 
 @pytest.fixture
@@ -59,10 +47,6 @@ def test_an_index_may_hold_numbers(write, make):
     assert codes_of(make(write("index.json", index))) == BY_ITEM
 
 
-def test_a_single_level_needs_no_list(write):
-    assert read_codes(write("index.json", {"x": "<a_7>", "y": "8"})) == {"x": [7], "y": [8]}
-
-
 def test_sizes_may_be_given(write, make):
     assert make(write("index.json", INDEX), codebook_sizes="[16, 8]").codebook_sizes == [16, 8]
 
@@ -84,36 +68,77 @@ def test_codebook_sizes_must_be_a_number_per_level(write, make, sizes):
     assert "2" in numbers(raised.value.why.replace(str(path), ""))
 
 
-@pytest.mark.parametrize(("content", "place", "names"), [
-    ("{", "index.json", []),
-    (b"\xff\xfe", "index.json", []),
-    ([["<a_1>"]], "index.json", []),
-    ({}, "index.json", []),
-    ({"x": ["<a_1>"], "y": ["<a_1>", "<b_2>"]}, "index.json: 'y'", [1, 2]),
-    *(({"x": codes}, "index.json: 'x'", [codes]) for codes in (
-        ["<a_1>", "b 2"], [1.5], [-1], [True], [None], ["9999999999"], [])),
-    ({"x": None}, "index.json: 'x'", [[None]]),
-    ("", "index.csv", []),
-    ("item,code\n", "index.csv", []),
-    ("item,code\nx,1\nx,2\n", "index.csv:3", ["'x'"]),
-    ("x,1,2,3\ny,1\n", "index.csv:2", [1, 3]),
-    ("item,code\nx,1\ny,-1\n", "index.csv:3", [["-1"]]),
-    ("x,1\ny\n", "index.csv:2", [[]]),
-    ("x,1\ny,1.0\n", "index.csv:2", [["1.0"]]),
-    (b"x,1\n\xff,2\n", "index.csv", []),
-])
-def test_a_fault_in_the_file_is_located(write, tmp_path, monkeypatch, content, place, names):
-    monkeypatch.chdir(tmp_path)  # a relative path adds no digits to the error
-    path = Path(write(place.partition(":")[0], content).name)
-    with refused(DataError, place, names=names) as raised:
-        read_codes(path)
-    assert raised.value.fix
+@pytest.mark.parametrize("sizes", ["[1000000000, 8]", "[16, 65537]"])
+def test_codebook_sizes_are_bounded_by_the_number_of_items(write, make, sizes):
+    with refused(ConfigError, "imported.model_params.codebook_sizes", names=[sizes, 65_536, 3],
+                 fix=["--codebook_sizes auto"]):
+        make(write("index.json", INDEX), codebook_sizes=sizes)
+    assert make(write("index.json", INDEX), codebook_sizes="[65536, 4]").codebook_sizes == [65_536, 4]
+
+
+@pytest.mark.parametrize(("entry", "code", "level"), [
+    (["<a_999999999>", "<b_0>"], 999_999_999, 1), ([0, 65_536], 65_536, 2), ("0,70000", 70_000, 2)])
+def test_a_code_beyond_the_number_of_items_is_located(write, make, entry, code, level):
+    path = write("index.json", INDEX | {"raw-2": entry})
+    with refused(DataError, f"{path}: 'raw-2'", names=[code, f"level {level}", 65_536, 3]):
+        make(path)
+
+
+def test_large_catalogues_may_have_large_codebooks(write, make):
+    index = {f"raw-{item}": [item, 0] for item in range(7_000)}
+    assert make(write("index.json", index | {"raw-1": [69_999, 0]}), 7_000).codebook_sizes == [70_000, 1]
+    path = write("index.json", index | {"raw-1": [70_000, 0]})
+    with refused(DataError, f"{path}: 'raw-1'", names=[70_000, 7_000]):
+        make(path, 7_000)
+
+
+OFFSETS = [[0, 256, 512], [5, 260, 515], [7, 257, 513]]
+
+
+@pytest.mark.parametrize(("codes", "expected"), [
+    (OFFSETS, [[0, 0, 0], [5, 4, 3], [7, 1, 1]]),
+    ([[1, 9, 17], [8, 16, 17]], [[0, 0, 0], [7, 7, 0]]),            # numbered from 1; all items share the last code
+    ([[32_773, 41_000], [32_768, 40_960]], [[5, 40], [0, 0]])])
+def test_offsets_of_consecutive_levels_are_subtracted_and_named(caplog, codes, expected):
+    assert without_offsets(Path("index.json"), np.array(codes)).tolist() == expected
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert lines_with(warning, *np.min(codes, axis=0)[1:])
+
+
+@pytest.mark.parametrize("codes", [
+    [[0, 256, 3], [5, 260, 8], [7, 257, 1]],                        # levels 1 and 3 overlap
+    [[9, 1], [8, 0]],                                               # no offsets go down
+    [[1, 2, 3], [1, 2, 4]], [[1, 2, 3]], [[100], [200]]])           # too few different codes to tell
+def test_other_codes_are_not_changed(caplog, codes):
+    assert without_offsets(Path("index.json"), np.array(codes)).tolist() == codes
+    assert not caplog.records
+
+
+def test_offset_codes_are_imported_with_small_codebooks(write, make):
+    index = {f"raw-{item}": codes for item, codes in enumerate(OFFSETS)} | {"elsewhere": [0, 0, 0]}
+    model = make(write("index.json", index))
+    assert (codes_of(model), model.codebook_sizes) == ([[0, 0, 0], [5, 4, 3], [7, 1, 1]], [8, 5, 4])
+    assert make(write("index.json", index), codebook_sizes="[256, 256, 256]").codebook_sizes == [256] * 3
 
 
 def test_items_missing_from_the_file_are_counted_and_named():
     codes = {"a": [1], "b": [2]}
     with refused(DataError, "index.json", names=[4, 5, "'c', 'd', 'e'", "'a'"]):
         table(Path("index.json"), codes, np.array(["c", "d", "a", "e", "f"], dtype=object))
+
+
+@pytest.mark.parametrize(("unused", "is_number"), [("0", True), ("elsewhere", False)])
+def test_entries_of_no_item_are_counted_and_named(caplog, unused, is_number):
+    codes = {unused: [0], "1": [1], "2": [2], "3": [9]}
+    assert table(Path("index.json"), codes, np.array(["1", "2", "3"], dtype=object)).tolist() == [[1], [2], [9]]
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert lines_with(warning, 1, 4, f"'{unused}'")
+    assert ("shifted" in warning) == is_number
+
+
+def test_a_file_with_only_the_items_gives_no_warning(caplog):
+    table(Path("index.json"), {"a": [1], "b": [2]}, np.array(["b", "a"], dtype=object))
+    assert not caplog.records
 
 
 def test_the_table_is_in_the_order_of_the_items(tmp_path):
