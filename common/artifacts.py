@@ -127,11 +127,6 @@ def _suggest(name: str, known: list[str], flags: Callable[[str], str], make: str
     return f"Did you mean {close!r}?", f"use {flags(close)}, or make {name} with: {make}"
 
 
-def _rebuild_command(meta: dict, fix: str) -> str:
-    """Return the command that makes an artifact again, even if it exists. If the meta has no command, use `fix`."""
-    return f"{meta.get('command') or fix} --force"
-
-
 def dataset_line(folder: DatasetFolder) -> str:
     """Return one line of text about a dataset, from the meta file of its interactions, for logs and tables of results.
 
@@ -153,7 +148,7 @@ def counts(meta: dict) -> str:
 def facts(meta: dict) -> str:
     """Return the facts about a dataset that limit what its metrics mean, or "" if the meta file has none of them."""
     found = []
-    if "num_repeats" in meta:
+    if "num_repeats" in meta and meta["num_in_split"]["test"]:
         share = meta["num_repeats"]["test"] / meta["num_in_split"]["test"]
         found.append(f"{percent(share)} of the test events repeat an item")
     if "num_cold_items" in meta:
@@ -190,7 +185,7 @@ def load_interactions(folder: DatasetFolder) -> Interactions:
     values.
     """
     path = folder.interactions
-    fix = _rebuild_command(load_meta(path, folder.make_command), folder.make_command)
+    fix = load_meta(path, folder.make_command).fix
     with reading_table(path, fix) as connection:
         _refuse(path, column_findings(connection, path), fix)
         events = read_events(connection, path)
@@ -215,7 +210,7 @@ def load_image_urls(folder: DatasetFolder) -> np.ndarray:
     Returns an object array (num_items,). The value is None for an item without an image. Raises DataError if
     `items.parquet` has no column `image_url`.
     """
-    fix = _rebuild_command(load_meta(folder.items, folder.make_command), folder.make_command)
+    fix = load_meta(folder.items, folder.make_command).fix
     with reading_table(folder.items, fix) as connection:
         columns = connection.sql(f"FROM {parquet_rows(folder.items)}").columns
     if "image_url" not in columns:
@@ -238,11 +233,10 @@ def load_items_meta(folder: DatasetFolder) -> Record:
     Raises ArtifactError if the file is damaged or stale, or has another number of rows.
     """
     meta = load_meta(folder.items, folder.make_command)
-    fix = _rebuild_command(meta, folder.make_command)
-    with reading_table(folder.items, fix) as connection:
+    with reading_table(folder.items, meta.fix) as connection:
         if (found := num_rows(connection, folder.items)) != meta["num_items"]:
             raise ArtifactError(meta_path(folder.items), f"num_items must be {found}, got {meta['num_items']}",
-                                f"{folder.items.name} has {found} rows", fix)
+                                f"{folder.items.name} has {found} rows", meta.fix)
     return meta
 
 
@@ -254,17 +248,16 @@ def _load_items(folder: DatasetFolder, *columns: str) -> dict[str, np.ndarray]:
         raise ArtifactError(folder.items, "does not have the items that its meta file describes",
                             f"The file has {num_items} items with the hash {found[:12]}, the meta file says "
                             f"{meta['num_items']} items with the hash {meta['items_sha256'][:12]}",
-                            _rebuild_command(meta, folder.make_command))
+                            meta.fix)
     return items
 
 
 def _load_table(folder: DatasetFolder, path: Path, key: str, *columns: str) -> tuple[dict[str, np.ndarray], Record]:
     """Load columns of a table, in the order of its column `key`. Also return the meta of the table."""
     meta = load_meta(path, folder.make_command)
-    fix = _rebuild_command(meta, folder.make_command)
-    with reading_table(path, fix) as connection:
-        _refuse(path, column_findings(connection, path), fix)
-        _refuse(path, id_findings(connection, path), fix)
+    with reading_table(path, meta.fix) as connection:
+        _refuse(path, column_findings(connection, path), meta.fix)
+        _refuse(path, id_findings(connection, path), meta.fix)
         rows = connection.sql(f"""SELECT {", ".join(columns)} FROM {parquet_rows(path)} ORDER BY "{key}" """).fetchall()
     return {name: np.array([row[i] for row in rows], dtype=object) for i, name in enumerate(columns)}, meta
 
@@ -304,7 +297,7 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
     if not finite.all():
         raise DataError(path, "contains NaN or infinite values, for example in the rows "
                         f"{np.flatnonzero(~finite)[:10].tolist()}",
-                        fix=_rebuild_command(load_meta(path, fix), fix))
+                        fix=load_meta(path, fix).fix)
     return array
 
 
@@ -338,7 +331,7 @@ def load_codes(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | No
         raise DataError(path, "not found", *_suggest(
             variant(quantizer, suffix, tag), folder.variants(), lambda close: _codes_flags(folder, close), fix))
     codes, meta = _load_array(folder, path, np.int32, fix), load_meta(path, fix)
-    _refuse(path, codebook_findings(codes, meta.get("codebook_sizes", [])), _rebuild_command(meta, fix))
+    _refuse(path, codebook_findings(codes, meta.get("codebook_sizes", [])), meta.fix)
     if distinct and len(np.unique(codes, axis=0)) != len(codes):
         command = re.sub(r" --disambiguation[ =]\S+", "", meta.get("command") or fix)
         raise ArtifactError(path, "gives several items the same semantic ID",
@@ -366,7 +359,7 @@ def _codes_flags(folder: DatasetFolder, name: str) -> str:
 
 def _load_array(folder: DatasetFolder, path: Path, dtype: type, fix: str, ndim: int = 2) -> np.ndarray:
     meta = load_meta(path, fix)
-    items, fix = load_meta(folder.items, folder.make_command), _rebuild_command(meta, fix)
+    items, fix = load_meta(folder.items, folder.make_command), meta.fix
     try:
         array = open_array(path)
     except (OSError, ValueError) as error:

@@ -16,11 +16,20 @@ class Fingerprint(TypedDict):
     sha256: str
 
 
+class Step(TypedDict):
+    """An entry of `filters`: the number of interactions that remain after a filter."""
+
+    step: str
+    interactions: int
+
+
 # The types of the entries that any command reads. `REQUIRED` are in every meta file.
 REQUIRED: dict[str, Any] = {"schema_version": int, "sha256": str, "size": int, "inputs": dict[str, str]}
 OPTIONAL: dict[str, Any] = {
     "command": str | None, "mtime_ns": int, "items_sha256": str, "num_items": int, "num_users": int,
-    "num_interactions": int, "settings": dict, "raw": dict[str, Fingerprint], "split_name": str,
+    "num_interactions": int, "num_in_split": dict[str, int], "num_repeats": dict[str, int],
+    "num_cold_items": dict[str, int], "num_without_text": int, "filters": list[Step], "settings": dict,
+    "raw": dict[str, Fingerprint], "split_name": str,
     "counts": dict[str, int], "model_files": dict[str, Fingerprint], "codebook_sizes": list[int],
     "disambiguation_level": int | None, "collision_rate_before": float, "collision_rate_after": float,
     "collapse": str | None, "run": str, "recommender": str,
@@ -79,10 +88,17 @@ def _read(path: Path, fix: str) -> Record:
     if not meta_file.exists():
         raise ArtifactError(path, "has no meta file", f"There is no {meta_file.name} in the same folder", fix)
     meta = read_record(meta_file, fix, {"schema_version": int}, {"command": str | None})
-    if meta.get("command"):
-        meta.fix = f"{meta['command']} --force"
+    meta.fix = _rebuild(meta, fix)
     if meta["schema_version"] != SCHEMA_VERSION:
         raise ArtifactError(meta_file, f"has schema version {meta['schema_version']}",
                             f"This code reads schema version {SCHEMA_VERSION}", meta.fix)
     meta.check(REQUIRED, OPTIONAL)
     return meta
+
+
+def _rebuild(meta: Record, fix: str) -> str:
+    """Return how to make an artifact again, even if it exists. If the meta file has no command, return `fix`."""
+    command, settings = meta.get("command"), meta.get("settings")
+    if isinstance(settings, dict) and settings.get("adopted"):  # no command makes a file of the user
+        return f"restore the file; or, if its new content is right, delete {meta.path} and run: {command or fix}"
+    return f"{command} --force" if command else fix

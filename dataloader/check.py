@@ -62,7 +62,8 @@ def check_folder(options: ProcessOptions) -> None:
     if metas:
         raise ArtifactError(folder.path, "the content of the files is valid, but meta files are missing or wrong "
                             f"({len(metas)} problems)", metas[0],
-                            "run the command that makes the file; if you made the file yourself, use --check --adopt")
+                            "run the command that makes the file; if you made the file yourself, delete its meta file "
+                            "(if it has one) and use --check --adopt")
     log.info("check: the folder %s is valid (%d files)", folder.path, len(_files(folder)))
 
 

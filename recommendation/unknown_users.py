@@ -62,7 +62,7 @@ def _raw_events(folder: DatasetFolder, raw_user: str) -> RawEvents | None:
             return None
         columns = [str(flags["user_column"])] if flags.get("user_column") else list(USER_COLUMNS)
         return _count(path, columns, raw_user)
-    except (UserError, OSError, duckdb.Error):
+    except (UserError, OSError, TypeError, duckdb.Error):  # TypeError: a value in source.yaml is not text
         return None
 
 

@@ -367,7 +367,8 @@ def write_tables(folder: DatasetFolder, **queries: str) -> DatasetFolder:
     """Write the tables of `TABLES`. A query over its rows `t` changes a table; the meta files fit the changed files."""
     for name, rows in TABLES.items():
         query = queries.get(name, "FROM t")
-        write_table(folder.path / f"{name}.parquet", f"WITH t AS ({rows}) {query}", num_items=3, items_sha256=ITEMS)
+        write_table(folder.path / f"{name}.parquet", f"WITH t AS ({rows}) {query}", num_items=3, items_sha256=ITEMS,
+                    command=f"make {name}")
     return folder
 
 
@@ -451,7 +452,7 @@ def test_an_invalid_table_is_refused_even_if_its_hash_fits(tmp_path, name, case)
     query, values = INVALID[name][case]
     folder = write_tables(DatasetFolder(tmp_path, "Toys"), **{name: query})
     with refused(ArtifactError, folder.path / f"{name}.parquet", names=values,
-                 fix=[f"--dataset Toys --data_root {tmp_path} --force"]):
+                 fix=[f"make {name} --force"]):
         LOADERS[name](folder)
 
 

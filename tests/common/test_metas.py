@@ -17,6 +17,7 @@ WRONG = {  # key -> values of a wrong type
     "inputs": [None, [], "items", {"items": 5}, {"items": None}], "command": [5, ["make"], {}],
     "items_sha256": [None, 5], "num_items": ["48", 48.0, True, [48], None], "num_users": ["1"],
     "settings": [None, [], "local"], "raw": [5, {"items": 5}, {"items": {"file": "x"}}, {"items": {"sha256": None}}],
+    "filters": [5, [5], [{"step": "read"}], [{"step": "read", "interactions": "9"}]], "num_in_split": [{"test": "1"}],
     "split_name": [5, None], "counts": [[], {"ok": "3"}], "model_files": [{"a": 5}],
     "codebook_sizes": [None, "8", {}, [8, "8"], [[8]], [8.0], [True]], "disambiguation_level": ["3", []],
     "collision_rate_before": ["0", None, []], "collision_rate_after": [{}], "collapse": [5, ["x"]], "run": [5],

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -197,6 +198,34 @@ def test_codes_outside_their_codebooks_are_found(folder, caplog):
     save(folder, folder.codes("vq", "td", None), [[0, 1], [1, 0], [2, 0], [3, 1], [4, 0]], np.int32,
          codebook_sizes=[4, 2])
     check_finds(folder, ArtifactError, caplog, ("Baby.codes-vq-td.npy", "[4, 2]"))
+
+
+def test_a_codebook_larger_than_any_is_found(folder, caplog):
+    save(folder, folder.codes("vq", "td", None), [[0, 1], [1, 0], [2, 0], [3, 1], [3, 0]], np.int32,
+         codebook_sizes=[4, 10**9])
+    check_finds(folder, ArtifactError, caplog, ("Baby.codes-vq-td.npy", 10**9, 5))
+
+
+def test_arrays_without_columns_are_found(folder, caplog):
+    save(folder, folder.embeddings("td"), np.empty((5, 0)))
+    file, text = findings(folder, DataError, caplog)[0]
+    assert file == "Baby.emb-td.npy"
+    assert "columns" in text
+
+
+def test_a_wrong_number_of_items_in_the_meta_is_found(folder, caplog):
+    path = meta_path(folder.items)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_items": 10**9}))
+    check_finds(folder, ArtifactError, caplog, ("items.parquet.meta.json", "num_items", 5, 10**9))
+
+
+@pytest.mark.parametrize("name", ["users.parquet", "Baby.emb-td.npy"])
+def test_a_named_pipe_is_found_without_a_read(folder, caplog, name):
+    path = folder.path / name
+    path.unlink()
+    os.mkfifo(path)
+    with refused(DataError, folder.path, names=[path]):
+        check(folder)
 
 
 class Canary:

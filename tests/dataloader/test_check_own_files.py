@@ -17,6 +17,7 @@ from common.artifacts import (
     load_meta,
 )
 from common.errors import ArtifactError, ConfigError, DataError
+from common.publishing import meta_path
 from dataloader import process
 from tests.dataloader.checking import EVENTS, check, check_finds, findings, state
 from tests.dataloader.helpers import logged, mentions, write_baby
@@ -86,6 +87,19 @@ def test_a_mask_is_adopted_as_an_input_of_its_embedding(tmp_path):
         np.save(file, np.array([True, True, False, True]))
     check_own(folder, "--adopt")
     assert load_mask(folder, "mine").tolist() == [True, True, False, True]
+
+
+def test_an_adopted_file_that_changed_can_be_adopted_again(tmp_path):
+    folder = own_files(tmp_path)
+    path = folder.embeddings("mine")
+    check_own(folder, "--adopt")
+    np.save(path, np.full((4, 3), 2, dtype=np.float32))
+    with refused(ArtifactError, path, fix=[meta_path(path), "--check --adopt"]) as raised:
+        load_embeddings(folder, "mine")
+    assert "--force" not in raised.value.fix
+    meta_path(path).unlink()
+    check_own(folder, "--adopt")
+    assert load_embeddings(folder, "mine").tolist() == [[2, 2, 2]] * 4
 
 
 def test_faulty_files_are_not_adopted(tmp_path, caplog):

@@ -121,6 +121,13 @@ def test_an_archive_of_movielens_tells_its_source(tmp_path):
     assert process_options(tmp_path / "data", "--dataset", "ml-1m", "--raw_dir", str(tmp_path)).source == "movielens"
 
 
+@pytest.mark.parametrize("name", ["interactions.csv", "reviews_Shop_5.json.gz", "Shop.json.gz", "Shop.inter"])
+def test_a_named_pipe_is_not_a_raw_file(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    refuse(tmp_path, "--dataset", "Shop", "--raw_dir", str(tmp_path), where=f"--raw_dir {tmp_path}", names=["Shop"],
+           fix=["--interactions FILE"])
+
+
 def test_an_empty_folder_goes_by_the_name_of_the_dataset(tmp_path):
     (tmp_path / "raw").mkdir()
     raw = ("--raw_dir", str(tmp_path / "raw"))

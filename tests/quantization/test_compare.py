@@ -119,6 +119,33 @@ def test_runs_of_another_schema_version_are_skipped_or_refused(tmp_path, folder,
         compare(folder, tmp_path / "runs")
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("collision_rate", "0"), ("largest_bucket", None), ("utilization", []), ("utilization", [1.0] * 4),
+    ("utilization", "1.0"), ("perplexity", []), ("perplexity", [None]), ("gini", [None]), ("explained_variance", "x"),
+    ("prefix_coherence", 2.5), ("behavioral_coherence", [])])
+def test_a_metric_of_a_wrong_type_is_named_with_its_key(tmp_path, folder, finish, caplog, key, value):
+    finish("rqvae-td")
+    damaged = finish("other-td", metrics=METRICS | {key: value})
+    compare(folder, tmp_path / "runs")
+    assert [row["tokenizer"] for row in rows(tmp_path)] == ["rqvae-td"]
+    [record] = caplog.records
+    assert str(damaged.folder / "finished.json") in record.getMessage()
+    assert key in record.getMessage()
+
+
+@pytest.mark.parametrize("text", [None, "", "common: 5", "common: {seed: x}", "a: &a 1\nb: *a", "\0"])
+def test_a_run_with_a_damaged_configuration_is_left_out(tmp_path, folder, finish, caplog, text):
+    finish("rqvae-td")
+    path = finish("other-td").folder / "config.yaml"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    compare(folder, tmp_path / "runs")
+    assert [row["tokenizer"] for row in rows(tmp_path)] == ["rqvae-td"]
+    [record] = caplog.records
+    assert str(path) in record.getMessage()
+
+
 def test_only_the_latest_finished_run_of_a_tokenizer_counts(tmp_path, folder, finish):
     finish("rqvae-td", seed=1)
     finish("rqvae-td", seed=2)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.artifacts import DatasetFolder, Interactions
-from common.errors import DataError
+from common.errors import ArtifactError, DataError
 from common.publishing import publish
 from recommendation.dataset import Sequences, TrainingBatches, find_leak
 from recommendation.models.abstract_model import PADDING
@@ -87,8 +87,8 @@ def test_events_are_read_in_the_order_of_the_file(tmp_path):
 @pytest.mark.parametrize("splits", [("test", "train"), ("valid", "train"), ("test", "valid")])
 def test_a_user_whose_splits_are_out_of_order_is_refused(tmp_path, splits):
     folder = written(tmp_path, f"(0, 4, 1, 'train'), (0, 2, 2, '{splits[0]}'), (0, 3, 3, '{splits[1]}')")
-    with refused(DataError, folder.interactions, fix=[f"bash dataloader/run_pipeline.sh --dataset Tiny --data_root "
-                                                      f"{tmp_path} --force"]):
+    with refused(ArtifactError, folder.interactions, fix=[f"bash dataloader/run_pipeline.sh --dataset Tiny "
+                                                          f"--data_root {tmp_path} --force"]):
         Sequences.load(folder, "cpu")
     written(tmp_path, f"(0, 4, 1, 'train'), (0, 2, 2, '{splits[1]}'), (0, 3, 3, '{splits[0]}')")
     assert len(Sequences.load(folder, "cpu").split) == 3

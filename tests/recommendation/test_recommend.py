@@ -1,8 +1,10 @@
 """Recommendations by hand: unusual histories, files of histories, and lists without padding."""
 
 import json
+import os
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +192,20 @@ def test_a_file_without_histories_is_refused(tmp_path, content):
         (tmp_path / "asked").write_bytes(content)
     with refused(DataError, tmp_path / "asked"):
         read_histories(tmp_path / "asked")
+
+
+def test_histories_are_never_read_from_a_named_pipe(tmp_path):
+    os.mkfifo(tmp_path / "asked")
+    with refused(DataError, tmp_path / "asked"):
+        read_histories(tmp_path / "asked")
+
+
+def test_histories_may_come_from_a_pipe_of_the_shell():
+    reader, writer = os.pipe()
+    os.write(writer, b'["a"]\n["b"]\n')
+    os.close(writer)
+    assert [query.history for query in read_histories(Path(f"/dev/fd/{reader}"))] == [["a"], ["b"]]
+    os.close(reader)
 
 
 def test_the_nearest_id_is_found_among_many():

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import logging
+import os
 import re
 import shlex
 import statistics
@@ -23,7 +24,7 @@ from recommendation.models import DEFAULTS, config_path
 from recommendation.pipeline import Pipeline, run_seeds
 from recommendation.results import cell, compare, examples, report, table
 from recommendation.results import main as report_by_command
-from recommendation.runs import Choice
+from recommendation.runs import Choice, read_metrics
 from tests.errors import refused
 from tests.small import small_config
 from tests.text import lines_with
@@ -138,6 +139,43 @@ def test_a_damaged_run_is_left_out_and_named(shop, caplog, name, content):
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert str(damaged.run.folder / name) in record.getMessage()
+
+
+@pytest.mark.parametrize(("content", "key"), [
+    ({}, "test"), ({"test": [], "num_parameters": 1}, "test"), ({"test": {}, "num_parameters": 1}, "test.num_targets"),
+    ({"test": {"num_targets": 1}, "num_parameters": "1"}, "num_parameters"),
+    ({"test": {"num_targets": 1, "ndcg@10": "0.5"}, "num_parameters": 1}, "test.ndcg@10"),
+    ({"test": {"num_targets": 1.5}, "num_parameters": 1}, "test.num_targets")])
+def test_a_metric_of_a_wrong_type_is_named_with_its_key(tmp_path, content, key):
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    with refused(ArtifactError, tmp_path / "metrics.json", names=[key], fix=["train --force"]):
+        read_metrics(tmp_path, "train --force")
+
+
+LINE = {"user": "user 0", "target": "0001", "items": ["0002"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [
+    None, b"", b"\xff\n" * 12, b"{}\n" * 12, b"[" * 99_999, [LINE] * 11, [LINE | {"items": None}] * 12,
+    [LINE | {"user": 5}] * 12, [LINE | {"target": "gone"}] * 12, [LINE | {"items": ["gone"]}] * 12],
+    ids=["missing", "empty", "binary", "no keys", "deep", "too few", "no items", "number", "target", "item"])
+def test_damaged_predictions_are_refused_with_their_path(train, damage):
+    trained = train("markov")
+    path = trained.run / "predictions.jsonl"
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage if isinstance(damage, bytes) else "".join(
+            json.dumps(line) + "\n" for line in damage).encode())
+    with refused(ArtifactError, path, fix=["the training command --force"]):
+        report(trained.folder, trained.run_root, {Choice("markov"): trained.run})
+
+
+def test_a_list_of_runs_must_be_a_text_file(train, tmp_path):
+    listed = tmp_path / "list"
+    os.mkfifo(listed)
+    with refused(DataError, listed):
+        report_by_command(train("markov").argv(f"--run_list={listed}"))
 
 
 @pytest.mark.slow

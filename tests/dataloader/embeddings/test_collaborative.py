@@ -220,7 +220,7 @@ def test_the_second_run_reuses_the_vectors_until_something_changes(tmp_path, mon
 def test_events_of_unknown_items_are_refused(tmp_path):
     options = shop(tmp_path, [(0, 0, 0, "train"), (0, 5, 1, "train")], num_items=3)
     with refused(ArtifactError, options.folder.interactions, names=[1, "items.parquet"],
-                 fix=[f"{options.folder.make_command} --force"]):
+                 fix=["bash dataloader/2_process.sh --force"]):
         made(options)
 
 
