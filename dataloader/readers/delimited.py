@@ -247,9 +247,9 @@ def _patterns(layout: Layout) -> Patterns:
         known = f"{escape}[{quote}{escape}]" if escape else quote * 2  # DuckDB drops the escape before other characters
         return f"{quote}(?:[^{quote}{escape}{excluded}]++|{known})*+{quote}"
 
-    # The value in a lenient layout is on one line, or contains no delimiter.
-    # DuckDB ignores spaces around quotes.
-    one = len(layout.delimiter) == 1
+    # In a lenient layout, a quoted value is on one line or has no delimiter; others must be compared with the lines
+    # that they would swallow. Spaces around quotes are not plain, because DuckDB ignores them.
+    one = len(layout.delimiter.encode()) == 1
     unquoted = f"[^{end}\r\n]*+" if one else f"(?:(?!{end})[^\r\n])*+"
     values = [value(end), value("\r\n")] if layout.lenient and one else [value("\r\n" if layout.lenient else "")]
     return Patterns(re.compile(f"{quote}({inside}){quote}(?={end}|[\r\n]*\\Z)", re.DOTALL),

@@ -26,7 +26,7 @@ WRONG_OFFSET = r":\d+(\.\d+)? ?[+-](1[5-9]|[2-9]\d|\d\d:?[6-9])"
 COMPACT_SHARE = 0.9     # if more times than this are dates written as numbers, they are not seconds
 # Forms of dates that a message can suggest.
 FORMS = ("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z",
-         *(f"{day}{time}" for time in ("", " %H:%M", " %H:%M:%S") for day in (
+         *(f"{day}{time}" for time in ("", " %H:%M", " %H:%M:%S", " %I:%M:%S %p") for day in (
              "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%d %b %Y", "%b %d, %Y", "%m %d, %Y")))
 ANY_FORM = "--time_format FORM, such as '%d/%m/%Y %H:%M'"
 

@@ -92,6 +92,7 @@ def test_dates_are_read_in_the_given_form(tmp_path, form, date, expected):
     ("Fri Feb 28 01:00:00 +0100 2014", [], f"{FORMAT} '{TWITTER}'"),
     ("28/02/2014", ["--time_unit=date"], f"{FORMAT} '{DAY_FIRST}'"),
     ("02/28/2014 10:20", ["--time_unit=ms"], f"{FORMAT} '%m/%d/%Y %H:%M'"),
+    ("2/28/2014 8:55:22 AM", [], f"{FORMAT} '%m/%d/%Y %I:%M:%S %p'"),
     ("28.02.2014", [FORMAT, DAY_FIRST], f"{FORMAT} '%d.%m.%Y'"),
     ("2014-02-28", [FORMAT, DAY_FIRST], "--time_unit date"),
     ("the 28th of February", ["--time_unit=date"], FORMAT),
