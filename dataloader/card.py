@@ -72,7 +72,8 @@ def _splits(meta: dict) -> list[str]:
                "share": [percent(num / meta["num_interactions"]) for num in nums.values()]}
     notes = []
     if repeats:
-        columns["repeats"] = [percent(repeats[name] / nums[name]) if nums[name] and name in repeats else "" for name in nums]
+        columns["repeats"] = [percent(repeats[name] / num) if num and name in repeats else ""
+                              for name, num in nums.items()]
         notes.append("repeats: the share of the events whose item is already in the history of their user.")
     if cold:
         columns["cold items"] = [f"{cold[name]:,}" if name in cold else "" for name in nums]
