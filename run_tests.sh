@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Run all checks: setup -> ruff -> imports -> types -> pytest. Arguments go to pytest:  bash run_tests.sh -k markov
+# With --faults as the first argument, run only the long form of the fault tests (up to 20 minutes).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 DEVELOPMENT=1 source "$root/setup.sh"
@@ -11,7 +12,12 @@ unset PYTHONDONTWRITEBYTECODE
 # Three pytest processes run the tests, typically on two cores, because one of them often waits for a server or a timer.
 # More threads per process would only compete for the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+tests=("$PYTHON" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder)
+if [ "${1:-}" = --faults ]; then
+    shift
+    exec "${tests[@]}" -m faults "$@"
+fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())' --no-logo
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"
+exec "${tests[@]}" "$@"

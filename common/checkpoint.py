@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from common.distributed import barrier, is_main
 from common.errors import ArtifactError, UserError
 from common.metas import verify
-from common.publishing import publish, sweep
+from common.publishing import meta_path, publish, sweep
 from common.reading import Record, parse_json, shortened
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,15 @@ class Checkpoints:
     def save(self, step: int, state: dict) -> None:
         if is_main():
             save_state(self.folder / f"step-{step:09d}.safetensors", state, self.command)
-            for old in self.numbered()[NUM_KEPT:]:
-                old.unlink()
-                old.with_name(old.name + ".meta.json").unlink(missing_ok=True)
+            self._delete_old()
             sweep(self.folder, "step-*")
         barrier()
+
+    def _delete_old(self) -> None:
+        for old in self.numbered()[NUM_KEPT:]:
+            # If the process is killed between the two calls, the next call of this method finds the checkpoint again.
+            meta_path(old).unlink(missing_ok=True)
+            old.unlink()
 
     def save_best(self, state: dict) -> None:
         if is_main():
@@ -59,6 +63,8 @@ class Checkpoints:
 
     def load_newest(self) -> Record | None:
         """Load the newest numbered checkpoint that can be read. Return None if there is no such checkpoint."""
+        if is_main():
+            self._delete_old()  # the process that saved the last checkpoint may have been killed
         for path in self.numbered():
             try:
                 return load_state(path, f"{self.command} --force")

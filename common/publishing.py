@@ -97,10 +97,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, _utf8(text))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, clean: bool = True) -> None:
     """Write or replace a file atomically, and sync it to the disk.
 
-    The file gets no meta file. If there are several processes, only the first one writes.
+    The file gets no meta file. If there are several processes, only the first one writes. With `clean`, the temporary
+    files of killed writers are removed; this lists the folder.
     """
     if not is_main():
         return
@@ -115,6 +116,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             staged.unlink(missing_ok=True)
             raise
     _sync(path.parent)
+    if clean:
+        sweep(path.parent, escape(path.name))
 
 
 def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -133,17 +136,40 @@ def publish_folder(path: Path, write: Callable[[Path], None]) -> None:
                     _set_mode(part, staged.stat().st_mode & 0o666)
                 _sync(part)
             _sync(staged)
-            if path.exists():
-                path.rename(old)
-            staged.rename(path)
+            if not path.exists():
+                staged.rename(path)
+            elif not _exchange(staged, path):
+                path.rename(old)  # if this process is killed now, the folder is missing
+                staged.rename(path)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             if old.exists() and not path.exists():
                 old.rename(path)
             raise
     _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for replaced in (staged, old):
+        shutil.rmtree(replaced, ignore_errors=True)
     sweep(path.parent, escape(path.name))
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two files or folders in one step. Return False if the system cannot do this; then nothing changes."""
+    import ctypes
+
+    try:  # Python has no function for this system call
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError):  # not Linux
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def discard_folder(path: Path) -> None:
+    """Delete a folder. It disappears at once, even if this process is killed before all its files are deleted."""
+    if path.exists():
+        old = path.with_name(f".{path.name}.old-{secrets.token_hex(8)}")
+        path.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep(folder: Path, pattern: str) -> None:

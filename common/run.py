@@ -22,7 +22,7 @@ from common.distributed import barrier, is_main
 from common.errors import ArtifactError, ConfigError, mask_secrets
 from common.lock import FolderLock
 from common.output import flush, show
-from common.publishing import SCHEMA_VERSION, write_bytes, write_text
+from common.publishing import SCHEMA_VERSION, discard_folder, sweep, write_bytes, write_text
 from common.reading import WHY, Record, fits, read_record, read_text, shortened
 
 log = logging.getLogger(__name__)
@@ -71,10 +71,10 @@ class Run:
             return nullcontext()
         lock = FolderLock(self.folder)
         if force:
-            (self.folder / "finished.json").unlink(missing_ok=True)
-            for file in [*self.checkpoints.glob("*"), *self.checkpoints.glob(".*"), self.metrics,
-                         self.folder / "times.json"]:
+            for file in (self.folder / "finished.json", self.metrics, self.folder / "times.json"):
                 file.unlink(missing_ok=True)
+            discard_folder(self.checkpoints)  # a run with only some of its checkpoints could not continue
+        sweep(self.folder, "checkpoints")
         self.checkpoints.mkdir(exist_ok=True)
         header = f"# {self.command}\n"
         write_text(self.folder / "config.yaml", header + yaml.safe_dump(self.config, sort_keys=False))

@@ -155,7 +155,7 @@ def _fetch(options: ImageFetchOptions, urls: list[str]) -> list[ImageRecord]:
             if answer.status == "fetched":
                 try:
                     records[url] = _image_record(url, file_name(url), answer.body, check=True)
-                    write_bytes(folder.images / records[url].file, answer.body)
+                    write_bytes(folder.images / records[url].file, answer.body, clean=False)
                 except BadImage as error:
                     records[url] = ImageRecord(url, error.status, error.detail)
             failed += not records[url].file

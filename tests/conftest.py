@@ -1,7 +1,8 @@
 """Mark every test. Fail unit tests that start a process or connect to a server.
 
 Three processes run the tests, one file at a time. The file that runs the whole job is first, because it takes longest.
-One process runs all files that load a model of transformers, because loading the first model takes seconds.
+One process runs all files that load a model of transformers, because loading the first model takes seconds. The tests
+of faults share their runs, so each of them may run in any process.
 """
 
 import logging
@@ -16,6 +17,7 @@ from xdist.scheduler import LoadFileScheduling
 
 import common  # noqa: F401 (it sets how torch's threads wait, and must do so before torch is loaded)
 from common.command import stop_request
+from tests.faults.counts import pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401 (pytest calls them)
 
 WITH_TRANSFORMERS = {"test_sentence", "test_text_embedding", "test_image_embedding", "test_image_stops", "test_t5",
                      "test_layers", "test_sasrec", "test_encoder_decoder", "test_decoder_only", "test_encoder_retrieve"}
@@ -26,6 +28,8 @@ class ByFile(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
+        if PurePath(file).parent.name == "faults":
+            return nodeid
         return "transformers" if PurePath(file).stem in WITH_TRANSFORMERS else file
 
 
@@ -34,7 +38,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile | None:
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "faults" not in config.option.markexpr:  # the long form of the fault tests
+        long = [item for item in items if item.get_closest_marker("faults")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     items.sort(key=lambda item: item.path.name != "test_commands.py")
     for item in items:
         if "end_to_end" in item.path.parts:

@@ -217,6 +217,14 @@ def test_files_of_a_killed_process_are_removed(checkpoints):
     assert not left.exists()
 
 
+def test_an_old_checkpoint_that_was_deleted_by_half_disappears(checkpoints):
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step})
+    (checkpoints.folder / "step-000000001.safetensors").write_bytes(b"old")  # killed after the meta file was deleted
+    assert checkpoints.load_newest() == {"step": 3}
+    assert [path.name[:14] for path in checkpoints.numbered()] == ["step-000000003", "step-000000002"]
+
+
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, lose_the_meta])
 def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(checkpoints, caplog, damage):
     for step in (1, 2):

@@ -392,11 +392,37 @@ def test_an_artifact_whose_input_is_gone_is_refused(chain):
         load_meta(codes, "make it")
 
 
+def test_a_text_removes_leftovers_of_its_killed_writers(tmp_path):
+    for left in (".note.tmp-999999999", ".other.tmp-999999999"):
+        (tmp_path / left).touch()
+    publishing.write_text(tmp_path / "note", "new")
+    assert names(tmp_path) == {"note", ".other.tmp-999999999"}
+
+
+def test_a_discarded_folder_disappears_before_its_files(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+
+    def killed(folder: Path, **options) -> None:
+        raise Interrupted()
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(publishing.shutil, "rmtree", killed)
+        publishing.discard_folder(tmp_path / "folder")
+    [left] = names(tmp_path)
+    assert left != "folder"
+    sweep(tmp_path, "folder")
+    assert names(tmp_path) == set()
+
+
 def write_folder(path: Path, content: str) -> None:
     publish_folder(path, lambda staged: (staged / "file").write_text(content))
 
 
-def test_a_published_folder_replaces_the_old_one(tmp_path):
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_published_folder_replaces_the_old_one(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(publishing, "_exchange", lambda one, other: False)
     for content in ("old", "new"):
         write_folder(tmp_path / "in" / "folder", content)
         assert (tmp_path / "in" / "folder" / "file").read_text() == content
