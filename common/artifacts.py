@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from glob import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -380,6 +381,8 @@ def save_array(path: Path, array: np.ndarray, meta: dict) -> dict:
     """Write an array to an .npy file, and write its meta file. Return the content of the meta file."""
     def write(staged: Path) -> None:
         with staged.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+            # np.save would write to a real file through a buffer of C, and a full disk could cut off its end silently.
+            buffered: Any = SimpleNamespace(write=file.write)
+            np.save(buffered, array, allow_pickle=False)
 
     return publish(path, write, meta)

@@ -78,7 +78,9 @@ def test_an_impossible_output_is_refused_before_the_work(embedded, words, where)
 def test_an_impossible_folder_of_an_export_is_refused(reference, tmp_path, target):
     world = reference.after("rqvae").copy(tmp_path / "world")
     outcome = world.run("quantization/main.py", *RUNS.split(), "--export", target)
-    outcome.check_error(ConfigError, target)
+    assert outcome.code == ConfigError.exit_code, outcome.err
+    assert target in outcome.error.where
+    assert outcome.error.fix
     assert world.files() == reference.after("rqvae").files()
 
 

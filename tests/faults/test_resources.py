@@ -13,7 +13,7 @@ MEGABYTE = 1 << 20
 
 
 @pytest.mark.parametrize(("name", "fault"), [
-    ("process", ("open", ".users.parquet.meta.json")), ("process", 2000), ("text_embedding", ("fsync", ".npy.tmp-")),
+    ("process", ("open", ".users.parquet.meta.json")), ("process", 2000), ("text_embedding", 1000),
     ("rkmeans", ("open", "run.log")), ("rqvae", ("open", "metrics.jsonl")), ("encoder_decoder", 20_000)])
 def test_a_full_disk_is_named_and_loses_nothing(reference, tmp_path, name, fault):
     case = reference.case(name, "again")
