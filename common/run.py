@@ -71,9 +71,12 @@ class Run:
             return nullcontext()
         lock = FolderLock(self.folder)
         if force:
-            for file in (self.folder / "finished.json", self.metrics, self.folder / "times.json"):
+            # If this process is killed here, the run must be able to continue. So the checkpoints disappear together,
+            # and before the metrics, which a run without checkpoints deletes.
+            (self.folder / "finished.json").unlink(missing_ok=True)
+            discard_folder(self.checkpoints)
+            for file in (self.metrics, self.folder / "times.json"):
                 file.unlink(missing_ok=True)
-            discard_folder(self.checkpoints)  # a run with only some of its checkpoints could not continue
         sweep(self.folder, "checkpoints")
         self.checkpoints.mkdir(exist_ok=True)
         header = f"# {self.command}\n"
