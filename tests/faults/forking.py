@@ -83,7 +83,7 @@ def in_fork(script: str, words: list[str], folder: str, fault: dict, kill_after:
 
 def read_all(pipes: list[int], child: int, seconds: float) -> list[str]:
     """Return what the child writes to its pipes until it ends. After `seconds`, kill the child."""
-    contents, end = {pipe: b"" for pipe in pipes}, time.monotonic() + seconds
+    contents, end = dict.fromkeys(pipes, b""), time.monotonic() + seconds
     with selectors.DefaultSelector() as ready:
         for pipe in pipes:
             ready.register(pipe, selectors.EVENT_READ)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.errors import ArtifactError, ConfigError
+from common.errors import ConfigError
 from tests.faults.world import DATA, RUNS
 
 pytestmark = pytest.mark.slow
