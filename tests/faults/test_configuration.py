@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import ConfigError
-from tests.faults.world import DATA, RUNS
+from tests.faults.world import RUNS
 
 pytestmark = pytest.mark.slow
 RQVAE = f"quantization/main.py {RUNS} --quantizer_name rqvae"
