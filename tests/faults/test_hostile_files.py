@@ -1,4 +1,4 @@
-"""Rows F49 and F52: files that would run code are refused and never run, and artifacts of other versions are refused."""
+"""Rows F49 and F52: files that would run code, and artifacts of other versions, are refused."""
 
 import json
 import pickle
