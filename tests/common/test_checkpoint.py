@@ -159,7 +159,7 @@ def test_a_state_that_is_damaged_is_refused(tmp_path, skeleton):
 @pytest.mark.parametrize(("key", "value"), [
     ("epoch", "3"), ("index", None), ("num_lines", 2.0), ("done", 1), ("totals", {"loss": 0.5}), ("optimizer", []),
     ("model", {"w": 1}), ("best", []), ("best", [1, 0.5]), ("best", ["1", 0.5, {}]), ("best", {"epoch": 1})])
-def test_a_value_of_a_wrong_type_is_named_with_its_key(tmp_path, key, value):
+def test_a_value_of_wrong_type_is_named_with_its_key(tmp_path, key, value):
     with refused(ArtifactError, tmp_path / "state.safetensors", names=[key], fix=["train --force"]):
         round_trip(tmp_path, {key: value})
 

@@ -151,7 +151,7 @@ def test_a_value_with_a_dash_is_refused_with_its_spelling(argv, where, fix):
     assert raised.value.fix == f"use {fix}"
 
 
-def test_a_value_with_a_dash_is_accepted_after_an_equals_sign():
+def test_a_value_with_a_dash_follows_an_equals_sign():
     args = asking("--who=--Xk2", "--items=-A", "--items=--B", "--items", "C", "-5")
     assert (args.user, args.items) == ("--Xk2", ["-A", "--B", "C", "-5"])
 

@@ -37,7 +37,7 @@ def change(path, **entries) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
-def test_a_value_of_a_wrong_type_is_named_with_its_key(path, key, value):
+def test_a_value_of_wrong_type_is_named_with_its_key(path, key, value):
     change(path, **{key: value})
     with refused(ArtifactError, meta_path(path), names=[key], fix=["make it" if key in ("command", "schema_version")
                                                                   else "make file --force"]):

@@ -88,7 +88,7 @@ def test_a_file_never_takes_the_number_of_a_closed_stream(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_of_the_log_exits_with_5_and_one_line(command):
+def test_a_full_disk_of_the_log_exits_with_5(command):
     done = command("from common.run import log_to, log_to_console\nlog_to_console()\nlog_to(Path('/dev/full'))\n"
                    "logging.getLogger('common').debug('x')")
     Outcome(done.returncode, done.stdout, done.stderr).check_error(ResourceError, "/dev/full")

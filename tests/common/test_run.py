@@ -256,7 +256,7 @@ def test_a_damaged_result_is_refused_with_its_path(new_run, content):
 @pytest.mark.parametrize(("key", "value"), [
     ("inputs", []), ("inputs", {"a": 5}), ("inputs", None), ("command", 5), ("schema_version", "2"), ("code", 5),
     ("metrics", []), ("codebook_sizes", "4"), ("codebook_sizes", ["4"]), ("users_per_second", "9")])
-def test_a_result_of_a_wrong_type_is_named_with_its_key(new_run, key, value):
+def test_a_result_of_wrong_type_is_named_with_its_key(new_run, key, value):
     run = finished(new_run)
     path = run.folder / "finished.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))

@@ -260,7 +260,7 @@ def test_remembered_flags_are_part_of_the_command(tmp_path):
     assert lines_with(done.out, "8 interactions")
 
 
-def test_ids_of_two_files_that_differ_are_shown_side_by_side(tmp_path):
+def test_different_ids_of_two_files_are_shown_side_by_side(tmp_path):
     ids = {"x": "1001", "y": "1002", "z": "1003"}
     events = [(user, ids[item], time, rating) for user, item, time, rating in EVENTS]
     done = check(tmp_path, *shop(tmp_path, events=events, items=[(f"0{n}", "Cup", "") for n in range(1001, 1006)]))

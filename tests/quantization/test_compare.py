@@ -123,7 +123,7 @@ def test_runs_of_another_schema_version_are_skipped_or_refused(tmp_path, folder,
     ("collision_rate", "0"), ("largest_bucket", None), ("utilization", []), ("utilization", [1.0] * 4),
     ("utilization", "1.0"), ("perplexity", []), ("perplexity", [None]), ("gini", [None]), ("explained_variance", "x"),
     ("prefix_coherence", 2.5), ("behavioral_coherence", [])])
-def test_a_metric_of_a_wrong_type_is_named_with_its_key(tmp_path, folder, finish, caplog, key, value):
+def test_a_metric_of_wrong_type_is_named_with_its_key(tmp_path, folder, finish, caplog, key, value):
     finish("rqvae-td")
     damaged = finish("other-td", metrics=METRICS | {key: value})
     compare(folder, tmp_path / "runs")

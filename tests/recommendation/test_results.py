@@ -146,7 +146,7 @@ def test_a_damaged_run_is_left_out_and_named(shop, caplog, name, content):
     ({"test": {"num_targets": 1}, "num_parameters": "1"}, "num_parameters"),
     ({"test": {"num_targets": 1, "ndcg@10": "0.5"}, "num_parameters": 1}, "test.ndcg@10"),
     ({"test": {"num_targets": 1.5}, "num_parameters": 1}, "test.num_targets")])
-def test_a_metric_of_a_wrong_type_is_named_with_its_key(tmp_path, content, key):
+def test_a_metric_of_wrong_type_is_named_with_its_key(tmp_path, content, key):
     (tmp_path / "metrics.json").write_text(json.dumps(content))
     with refused(ArtifactError, tmp_path / "metrics.json", names=[key], fix=["train --force"]):
         read_metrics(tmp_path, "train --force")

@@ -90,7 +90,7 @@ def test_a_file_of_histories_gets_a_line_to_copy(make, write):
         ask(make(raw=write("events.csv")), "01", "asked.jsonl:3")
 
 
-def test_a_user_who_is_not_in_the_raw_file_is_misspelled(make, write):
+def test_a_user_who_is_in_no_raw_file_is_misspelled(make, write):
     lookup = make(raw=write("events.csv"))
     with refused(DataError, "--user", names=["'u3'", "'u1'"], fix=["--user=u1"]) as raised:
         ask(lookup, "u3")

@@ -58,7 +58,7 @@ U, B, V = ("u", "B", "2"), ("u\tB\t2\n"), ("v", "Y", "9")
     ('u\t""\t1\n', [("u", "", "1")]),
 ])
 @pytest.mark.parametrize("copies", [0, 3])
-def test_a_quote_in_tsv_is_text_unless_it_encloses_a_field(tmp_path, text, expected, copies):
+def test_a_quote_in_tsv_is_text_unless_enclosing_a_field(tmp_path, text, expected, copies):
     path = write(tmp_path / "x.tsv", HEADER + B * copies + text)
     assert [row if isinstance(row, tuple) else row - copies for row in read(path, TSV)] == [U] * copies + expected
 
@@ -114,7 +114,7 @@ def test_a_line_that_is_too_long_is_a_bad_row(tmp_path, monkeypatch, text, expec
     assert read(path, layout) == expected
 
 
-def test_a_line_of_the_maximum_length_does_not_take_the_next(tmp_path, monkeypatch):
+def test_a_line_of_maximum_length_does_not_take_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(delimited, "MAX_LINE", 10)
     assert read(write(tmp_path / "x.csv", "a,b\n1234567,9\n1234567\n3,4\n"), CSV)[-2:] == [3, ("3", "4")]
 

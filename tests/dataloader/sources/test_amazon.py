@@ -230,7 +230,7 @@ def test_a_name_of_the_source_comes_before_other_spellings(tmp_path):
     assert amazon.raw_paths(make_options(tmp_path / "data", "--raw_dir", str(tmp_path))) == [tmp_path / "Baby.json.gz"]
 
 
-def test_a_damaged_file_is_downloaded_again_only_if_it_was_downloaded(tmp_path):
+def test_only_a_damaged_download_is_downloaded_again(tmp_path):
     write_gz(tmp_path / "own" / "reviews_Baby_5.json.gz", [review("a", "x", n) for n in range(300)])
     path = tmp_path / "own" / "reviews_Baby_5.json.gz"
     path.write_bytes(path.read_bytes()[:-20])

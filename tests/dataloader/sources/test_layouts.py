@@ -135,7 +135,7 @@ HEADER = "user_id:token\titem_id:token\ttimestamp:float"
 
 
 @pytest.mark.slow
-def test_split_files_of_recbole_are_refused_with_the_command_that_joins_them(tmp_path):
+def test_split_files_of_recbole_are_refused_with_a_joining_command(tmp_path):
     folder = tmp_path / "it's raw"
     folder.mkdir()
     for split, row in {"test": "u\tC\t3\n", "train": "u\tA\t1", "valid": "u\tB\t2"}.items():

@@ -56,7 +56,7 @@ def test_other_texts_can_mean_missing(work):
     ("[['x']]", None), ("['x'", None), ("x, y", None), ("('x', 'y')", None), ("[x]", None), ("['x'][0]", None),
     ("[" * 5000 + "]" * 5000, None), ("[__import__('os')]", None), ('["\\ud800"]', "?"),
 ])
-def test_a_list_in_a_text_must_be_a_list_of_texts(work, cell, text):
+def test_a_list_in_a_text_must_have_only_texts(work, cell, text):
     assert read(work, "categories", [json.dumps(cell)]) == [(cell if text is None else text, None)]
 
 

@@ -37,7 +37,7 @@ def warned(caplog, *values: object) -> bool:
     return logged(caplog, *values, level=logging.WARNING)
 
 
-def test_missing_values_are_counted_and_a_single_none_is_a_title(tmp_path, caplog):
+def test_missing_values_are_counted_and_one_none_is_a_title(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     titles = {"A": "NaN", "B": "nan", "C": "None", "D": "\\N", "E": "<NA>", "F": float("nan"), "G": "null", "H": "Rope"}
     items, meta = described(tmp_path, titled(titles))

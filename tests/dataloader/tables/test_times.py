@@ -49,7 +49,7 @@ def test_fewer_dates_than_nine_tenths_are_seconds(tmp_path, times):
 
 
 @pytest.mark.parametrize(("unit", "newest"), [("ms", 20200706), ("us", 20200706000000)])
-def test_a_date_in_a_small_unit_is_refused_with_the_right_one(tmp_path, unit, newest):
+def test_a_date_in_a_small_unit_is_refused(tmp_path, unit, newest):
     refused(shop(tmp_path, [newest - 1, newest], "--time_unit", unit), DataError, tmp_path / "interactions.csv",
             what=[newest], fix=["--time_unit date"])
 
