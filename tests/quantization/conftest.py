@@ -12,7 +12,7 @@ import torch
 import yaml
 from hypothesis import settings
 
-from common.artifacts import DatasetFolder
+from common.artifacts import DatasetFolder, ids_sha256
 from common.config import Config, load_yaml, resolve
 from common.publishing import publish
 from quantization.models import CONFIGS, config_path, find_class
@@ -58,7 +58,8 @@ def make_folder(tmp_path_factory):
             items = duckdb.sql(f"SELECT range::INT AS item, 'raw-' || range AS raw_id, '' AS title, '' AS text "
                                f"FROM range({num_items})")
             publish(folder.items, lambda staged: items.write_parquet(str(staged)),
-                    {"inputs": {}, "num_items": num_items, "items_sha256": "abc"})
+                    {"inputs": {}, "num_items": num_items,
+                     "items_sha256": ids_sha256(f"raw-{item}" for item in range(num_items))})
         return folder
 
     return make

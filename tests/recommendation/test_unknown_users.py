@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from common.artifacts import DatasetFolder
+from common.artifacts import DatasetFolder, ids_sha256
 from common.errors import DataError
 from recommendation.histories import Lookup, Query
 from tests.errors import refused
@@ -22,9 +22,11 @@ def make(tmp_path):
     """Source, raw file, flags in source.yaml, filters -> the lookup of a dataset with the users `u1` and `zz`."""
     def make(source: str = "local", raw=None, flags: str = "", filters: list[dict] = FILTERS) -> Lookup:
         folder = DatasetFolder(tmp_path / "data", "Tiny")
-        write_table(folder.items, pd.DataFrame({"item": [0], "raw_id": ["a"], "title": ["a"], "text": ["a"]}), {})
+        write_table(folder.items, pd.DataFrame({"item": [0], "raw_id": ["a"], "title": ["a"], "text": ["a"]}),
+                    {"num_items": 1, "items_sha256": ids_sha256(["a"])})
         write_table(folder.users, pd.DataFrame({"user": [0, 1], "raw_id": ["u1", "zz"]}), {})
         recorded = {"file": raw.name, "size": raw.stat().st_size} if raw else {"file": "gone.csv", "size": 3}
+        recorded["sha256"] = "its hash"
         write_table(folder.interactions, pd.DataFrame({"user": [0]}), {
             "filters": filters, "raw": {"interactions": recorded}, "settings": {"source": source}})
         folder.source_flags.write_text(flags or (f"interactions: {raw}\n" if raw else ""))
