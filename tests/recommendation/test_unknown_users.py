@@ -25,8 +25,8 @@ def make(tmp_path):
         write_table(folder.items, pd.DataFrame({"item": [0], "raw_id": ["a"], "title": ["a"], "text": ["a"]}),
                     {"num_items": 1, "items_sha256": ids_sha256(["a"])})
         write_table(folder.users, pd.DataFrame({"user": [0, 1], "raw_id": ["u1", "zz"]}), {})
-        recorded = {"file": raw.name if raw else "gone.csv", "size": raw.stat().st_size if raw else 3, "mtime_ns": 1,
-                    "sha256": "0"}
+        recorded = {"file": raw.name, "size": raw.stat().st_size} if raw else {"file": "gone.csv", "size": 3}
+        recorded["sha256"] = "its hash"
         write_table(folder.interactions, pd.DataFrame({"user": [0]}), {
             "filters": filters, "raw": {"interactions": recorded}, "settings": {"source": source}})
         folder.source_flags.write_text(flags or (f"interactions: {raw}\n" if raw else ""))

@@ -102,20 +102,23 @@ def with_other_targets(events):
     return [(u, (i + 7) % NUM_ITEMS, t, s) if s != "train" else (u, i, t, s) for u, i, t, s in events]
 
 
-def with_more_test_events(events):
-    return [(u, i, t, {"valid": "test"}.get(s, s)) for u, i, t, s in events]
+def with_swapped_targets(events):
+    """A user's last two events are valid and test; their items are exchanged."""
+    items = [i for _, i, _, _ in events]
+    for number, (_, _, _, split) in enumerate(events):
+        if split == "test":
+            items[number - 1], items[number] = items[number], items[number - 1]
+    return [(u, i, t, s) for (u, _, t, s), i in zip(events, items, strict=True)]
 
 
 def with_more_events(events):
-    """Before each user, there is a new user without training events."""
-    num_users = max(user for user, *_ in events) + 1
-    more = [(2 * u + 1, i, t, s) for u, i, t, s in events]
-    new = [(2 * n, n % NUM_ITEMS, 0, ("valid", "test")[n % 2]) for n in range(num_users)]
-    return sorted(more + new, key=lambda event: event[0])
+    """Every second number is that of a new user without training events."""
+    more = [(2 * u, i, t, s) for u, i, t, s in events]
+    more += [(2 * n + 1, n % NUM_ITEMS, 0, ("valid", "test")[n % 2]) for n in range(120)]
+    return sorted(more, key=lambda event: event[0])
 
 
-@pytest.mark.parametrize("change", [without_test_events, with_other_targets, with_more_test_events,
-                                    with_more_events])
+@pytest.mark.parametrize("change", [without_test_events, with_other_targets, with_swapped_targets, with_more_events])
 def test_valid_and_test_events_do_not_move_a_byte(tmp_path, change):
     files = []
     for name, events in (("one", shop_events()), ("other", change(shop_events()))):
@@ -136,8 +139,7 @@ def test_a_training_event_moves_the_vectors(tmp_path):
 
 def test_a_repeated_event_counts_once(tmp_path):
     events = shop_events()
-    again = [event for event in events if event[3] == "train" and event[0] % 3 == 0]
-    repeated = sorted(events + again, key=lambda event: (event[0], event[2]))
+    repeated = [(u, i, t, s) for u, i, t, s in events for _ in range(2 if s == "train" and u % 3 == 0 else 1)]
     np.testing.assert_array_equal(made(shop(tmp_path / "one", events)), made(shop(tmp_path / "other", repeated)))
 
 
@@ -219,9 +221,9 @@ def test_the_second_run_reuses_the_vectors_until_something_changes(tmp_path, mon
 
 def test_events_of_unknown_items_are_refused(tmp_path):
     options = shop(tmp_path, [(0, 0, 0, "train"), (0, 5, 1, "train")], num_items=3)
-    with refused(ArtifactError, options.folder.interactions, names=[1, "items.parquet"],
-                 fix=["bash dataloader/2_process.sh --force"]):
+    with refused(ArtifactError, options.folder.interactions, fix=["bash dataloader/2_process.sh --force"]) as error:
         made(options)
+    assert mentions(error.value.what, 1, "items.parquet")
 
 
 def test_no_matrix_of_items_by_items_is_allocated():
