@@ -1,4 +1,4 @@
-"""Rows F40 and F47: wrong flags, YAML files and output paths are refused before the work, and nothing is written."""
+"""Wrong flags, YAML files and output paths are refused before the work, and nothing is written."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_a_wrong_flag_is_refused_quickly_and_writes_nothing(embedded, words, whe
 @pytest.mark.parametrize(("lines", "line", "names"), [
     (["rqvae:", "  model_params:", "\tlatent_size: 8"], 3, ""),                               # a tab
     (["rqvae:", "  training_params:", "    epohcs: 3"], 3, "epohcs 'epochs'"),                # an unknown key
-    (["rqvae:", "  training_params:", "    epochs: 3", "    epochs: 4"], 4, "epochs"),        # a duplicate key
+    (["rqvae:", "  training_params:", "    epochs: 3", "    epochs: 4"], 4, "epochs"),       # a repeated key
     (["rqvae:", "  training_params:", "    epochs: many"], 3, "epochs 'many' int"),           # a wrong type
     (["rqvae:", "  training_params:", "    lr: 1e-3", "    epochs: 0"], 4, "epochs 1 0")])    # out of range
 def test_a_wrong_line_of_a_yaml_is_named(embedded, tmp_path, lines, line, names):

@@ -1,13 +1,14 @@
-"""Rows F49 and F52: files that would run code, and artifacts of other versions, are refused."""
+"""Files that would run code are never run, and stale artifacts and artifacts of other versions are refused."""
 
 import json
 import pickle
 
+import numpy as np
 import pytest
 import yaml
 
 from common.errors import ArtifactError
-from common.publishing import meta_path
+from common.publishing import file_sha256, meta_path
 from tests.faults.hostile import HOSTILE, bare_pickle, tag
 from tests.faults.world import STAGES
 
@@ -74,8 +75,10 @@ def test_a_run_of_an_older_version_is_refused(reference, tmp_path):
 
 def test_stale_codes_are_refused_with_the_command_that_rebuilds_them(reference, tmp_path):
     world, stage = reference.after("rqvae").copy(tmp_path / "world"), STAGES["encoder_decoder"]
-    embedding = meta_path(world.data("tea.emb-td.npy"))
-    embedding.write_text(embedding.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    embedding = world.data("tea.emb-td.npy")
+    np.save(embedding, np.load(embedding)[:, ::-1].copy())
+    meta = meta_path(embedding)
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "sha256": file_sha256(embedding)}))
     world.run(stage.script, *stage.flags.split()).check_error(
         ArtifactError, world.data("tea.codes-rqvae-td.npy").relative_to(world.root), names=["tea.emb-td.npy"],
         fix=["python quantization/main.py", "--quantizer_name rqvae", "--force"])

@@ -1,4 +1,4 @@
-"""Rows F45 and F50: a full disk, a limit of the memory, and a missing GPU."""
+"""A full disk, a limit of the memory, and a missing GPU."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Rows F41 to F44 and F51: commands that are killed or stopped at any time, and continue with the same command."""
+"""Commands that are killed or stopped at any time, and continue with the same command."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""Rows F46 and F48: two commands at the same time, and unusual folders, environments and clocks."""
+"""Two commands at the same time, and unusual folders, environments and clocks."""
 
 import os
 import re
