@@ -5,7 +5,7 @@ import os
 import socket
 from pathlib import Path
 
-from common.errors import LockedError
+from common.errors import LockedError, naming
 
 try:
     import fcntl
@@ -51,9 +51,9 @@ class FolderLock:
             holder = self.file.read().strip() or "an unknown process"
             self.file.close()
             raise LockedError(folder, f"is in use by {holder}", fix="wait until that process ends, or stop it")
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self.file.flush()
+        with naming(self.path):
+            self.file.truncate(0)
+            os.write(self.file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def __enter__(self):
         return self

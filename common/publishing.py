@@ -19,6 +19,7 @@ from glob import escape
 from pathlib import Path
 
 from common.distributed import is_main
+from common.errors import naming
 from common.lock import lock
 from common.reading import parse_json, read_text
 
@@ -203,11 +204,8 @@ def _locked_stage(staged: Path, path: Path, make: Callable[[Path], None] = Path.
             break
         os.close(descriptor)
     try:
-        yield
-    except OSError as error:  # the error for a full disk does not name the file
-        if error.errno:
-            error.filename = error.filename or str(path)
-        raise
+        with naming(path):
+            yield
     finally:
         os.close(descriptor)
 

@@ -19,7 +19,7 @@ import yaml
 from common.cli import NAME, ROOT
 from common.config import load_yaml
 from common.distributed import barrier, is_main
-from common.errors import ArtifactError, ConfigError, mask_secrets
+from common.errors import ArtifactError, ConfigError, mask_secrets, naming
 from common.lock import FolderLock
 from common.output import flush, show
 from common.publishing import SCHEMA_VERSION, discard_folder, sweep, write_bytes, write_text
@@ -123,7 +123,7 @@ class Run:
     def append_metrics(self, record: dict) -> None:
         if not is_main():
             return
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def truncate_metrics(self, num_lines: int) -> None:

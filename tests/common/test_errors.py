@@ -1,6 +1,8 @@
+import errno
+
 import pytest
 
-from common.errors import UserError, closest, mask_secrets, nearest
+from common.errors import UserError, closest, mask_secrets, naming, nearest
 
 
 @pytest.mark.parametrize(("parts", "line"), [
@@ -45,3 +47,10 @@ def test_without_a_near_name_all_are_listed_in_order():
 ])
 def test_secrets_in_addresses_are_masked(text, masked):
     assert mask_secrets(text) == masked
+
+
+@pytest.mark.parametrize(("named", "expected"), [((), "metrics.jsonl"), (("run.log",), "run.log")])
+def test_an_error_without_a_path_gets_one(named, expected):
+    with pytest.raises(OSError, match="full") as raised, naming("metrics.jsonl"):
+        raise OSError(errno.ENOSPC, "full", *named)
+    assert raised.value.filename == expected

@@ -105,6 +105,7 @@ class World(NamedTuple):
         assert outcome.code == ResourceError.exit_code, outcome.err
         error = outcome.error
         assert error.fix, outcome.err
+        assert "Exception ignored" not in outcome.err, outcome.err
         assert (self.root / error.where).relative_to(self.root).parts[0] in FOLDERS, outcome.err
 
     def _paths(self) -> dict[str, Path]:
