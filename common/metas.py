@@ -29,10 +29,9 @@ OPTIONAL: dict[str, Any] = {
     "command": str | None, "mtime_ns": int, "items_sha256": str, "num_items": int, "num_users": int,
     "num_interactions": int, "num_in_split": dict[str, int], "num_repeats": dict[str, int],
     "num_cold_items": dict[str, int], "num_without_text": int, "filters": list[Step], "settings": dict,
-    "raw": dict[str, Fingerprint], "split_name": str,
-    "counts": dict[str, int], "model_files": dict[str, Fingerprint], "codebook_sizes": list[int],
-    "disambiguation_level": int | None, "collision_rate_before": float, "collision_rate_after": float,
-    "collapse": str | None, "run": str, "recommender": str,
+    "raw": dict[str, Fingerprint], "split_name": str, "counts": dict[str, int], "model_files": dict[str, Fingerprint],
+    "codebook_sizes": list[int], "disambiguation_level": int | None, "collision_rate_before": float,
+    "collision_rate_after": float, "collapse": str | None, "run": str, "recommender": str,
 }
 
 
@@ -57,7 +56,8 @@ def verify(path: Path, fix: str) -> Record:
 def _load(path: Path, fix: str, thorough: bool, dependents: tuple[Path, ...] = ()) -> Record:
     """Do the work of `load_meta`. `dependents` are the artifacts that have `path` as a direct or indirect input."""
     meta = _read(path, fix)
-    size, same_size = path.stat().st_size, path.stat().st_size == meta["size"]
+    size = path.stat().st_size
+    same_size = size == meta["size"]
     if not same_size or ((thorough or not is_unchanged(path, meta)) and content_sha256(path) != meta["sha256"]):
         if _read(path, fix) != meta:  # another process has published the file since the first read
             return _load(path, fix, thorough, dependents)

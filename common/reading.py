@@ -2,6 +2,7 @@
 
 import json
 import re
+import reprlib  # its repr is short, also for values that are nested deeply
 import stat
 from pathlib import Path
 from types import UnionType
@@ -12,7 +13,7 @@ from common.errors import ArtifactError
 FILE_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
               stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 WHY = "The file is damaged, or another version of the code has written it"
-MAX_SHOWN = 80  # an error message shows at most this many characters of a value
+MAX_SHOWN = 80  # an error message shows at most this many characters of the message of a library
 
 
 def require_regular(path: Path) -> None:
@@ -65,7 +66,7 @@ class Record(dict):
         for key, kind in {**optional, **required}.items():
             if (key in self or key in required) and not fits(self[key], kind):
                 raise ArtifactError(self.path, f"{key} must be of type {kind_name(kind)}, got "
-                                    f"{shortened(repr(self[key]))}", WHY, self.fix)
+                                    f"{reprlib.repr(self[key])}", WHY, self.fix)
 
 
 def read_record(path: Path, fix: str, required: dict[str, Any], optional: dict[str, Any] | None = None) -> Record:
@@ -80,7 +81,7 @@ def read_record(path: Path, fix: str, required: dict[str, Any], optional: dict[s
     except (OSError, ValueError) as error:
         raise ArtifactError(path, "cannot be read", shortened(str(error)), fix) from error
     if not isinstance(content, dict):
-        raise ArtifactError(path, f"must contain a JSON object, got {shortened(repr(content))}", fix=fix)
+        raise ArtifactError(path, f"must contain a JSON object, got {reprlib.repr(content)}", fix=fix)
     record = Record(content, path, fix)
     record.check(required, optional or {})
     return record
