@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -87,15 +89,22 @@ def save_state(path: Path, state: dict, command: str) -> None:
     skeleton = json.dumps(_split(state, "", tensors))
 
     def write(staged: Path) -> None:
-        try:
+        with system_errors(path):
             save_file(tensors, staged, metadata={"state": skeleton})
-        except SafetensorError as error:  # it hides the original OSError, so raise the OSError
-            if number := re.search(r"os error (\d+)", str(error)):
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-            raise
 
     # With the name of the run, `load_state` can reject a checkpoint that was copied from another run.
     publish(path, write, {"inputs": {}, "command": command, "run": path.parent.parent.name})
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """If writing a safetensors file to `path` fails, raise the OSError that safetensors hides."""
+    try:
+        yield
+    except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def load_state(path: Path, fix: str) -> Record:

@@ -227,7 +227,8 @@ def export(options: ProcessOptions) -> None:
                         e."timestamp"::DOUBLE AS "timestamp:float"
                  FROM {parquet_rows(folder.interactions, "file_row_number = true")} e
                  JOIN {users} u ON e."user" = u."user" JOIN {items} i ON e.item = i.item ORDER BY e.file_row_number"""}
-    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / SCRATCH, options.memory_limit) as work:
+    with (tempfile.TemporaryDirectory() as scratch,
+          Workspace(Path(scratch) / SCRATCH, options.memory_limit, target=target) as work):
         for path, rows in ((folder.items, items), (folder.users, users)):
             if bad := work.run(f"SELECT raw_id FROM {rows} WHERE regexp_matches(raw_id, '[\\t\\r\\n]') LIMIT 1"):
                 raise DataError(path, f"the raw id {bad[0][0]!r} contains a tab or a line break",

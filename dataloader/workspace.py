@@ -37,11 +37,12 @@ class Workspace:
     """An in-memory DuckDB database. Data beyond `memory_limit` is spilled to the scratch folder `folder`.
 
     Queries run in a separate thread, so that Ctrl-C takes effect immediately. `findings` collects the errors of a
-    check; it is None if the first error is raised.
+    check; it is None if the first error is raised. `target` is the folder that the queries write to, for errors.
     """
 
-    def __init__(self, folder: Path, memory_limit: str, findings: Findings | None = None):
+    def __init__(self, folder: Path, memory_limit: str, findings: Findings | None = None, target: Path | None = None):
         self.folder, self.memory_limit, self.findings = folder, memory_limit, findings
+        self.target = folder.parent if target is None else target
 
     def __enter__(self) -> "Workspace":
         shutil.rmtree(self.folder, ignore_errors=True)  # left by a killed run; the caller holds the folder's lock
@@ -60,7 +61,7 @@ class Workspace:
         shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
             if any(words in str(error) for words in FULL_DISK):
-                raise ResourceError(self.folder.parent, "the disk is full", first_line(error),
+                raise ResourceError(self.target, "the disk is full", first_line(error),
                                     "free some disk space and run the same command again") from error
             # Otherwise the system has no memory; a larger --memory_limit would not help.
             if isinstance(error, duckdb.OutOfMemoryException) and LIMIT.search(str(error)):

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.artifacts import DatasetFolder, load_items, load_meta, save_array
 from common.errors import ArtifactError, ConfigError, DataError, UserError
-from common.publishing import meta_path
+from common.publishing import finish_publishing, meta_path
 from common.reading import parse_json, read_text
 from dataloader.embeddings.encode import named
 from dataloader.options import Embedding, Transform
@@ -46,6 +46,7 @@ def is_current(target: Embedding, settings: dict, inputs: dict[str, str]) -> boo
 
 def _recorded(path: Path) -> dict:
     """Return the content of the meta file, even if the artifact is stale. Return {} if there is no valid meta file."""
+    finish_publishing(path)
     try:
         meta = parse_json(read_text(meta_path(path))) if path.exists() else {}
     except (OSError, ValueError):

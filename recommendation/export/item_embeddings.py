@@ -8,7 +8,7 @@ import torch
 
 from common.artifacts import DatasetFolder, load_interactions, load_meta, save_array
 from common.errors import ArtifactError, ConfigError, TrainingError
-from common.publishing import meta_path
+from common.publishing import finish_publishing, meta_path
 from common.reading import read_record
 from recommendation.models import find_class, names
 from recommendation.models.abstract_model import AbstractRecommender
@@ -91,6 +91,7 @@ def _protect_other_embedding(path: Path, model: str, force: bool) -> None:
     """Raise ConfigError if the file exists and was not exported from the same model, unless `force` is set."""
     if force or not path.exists():
         return
+    finish_publishing(path)  # an earlier export may have been killed before it renamed the meta file
     try:
         meta: dict = read_record(meta_path(path), "", {}, {"recommender": str, "command": str | None})
     except ArtifactError:

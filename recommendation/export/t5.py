@@ -47,6 +47,7 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
 
     If an error occurs, the folder is not changed.
     """
+    from common.checkpoint import system_errors
     from recommendation.models.encoder_decoder.model import EncoderDecoder
     from recommendation.models.encoder_decoder.t5 import quiet, to_t5
     from recommendation.runs import load_recommender
@@ -64,7 +65,8 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
         mask=model.properties()["encoder_mask"], max_history=model.config[MODEL]["training_params"]["max_history"])
 
     def write(staged: Path) -> None:
-        to_t5(model).save_pretrained(staged)
+        with system_errors(target):
+            to_t5(model).save_pretrained(staged)
         (staged / "index.json").write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
         (staged / "README.md").write_text(readme, encoding="utf-8")
 

@@ -14,7 +14,7 @@ from tests.faults.world import STAGES, World
 pytestmark = [pytest.mark.slow, pytest.mark.faults,
               pytest.mark.skipif(sys.platform != "linux", reason="the tests fork a process with many libraries")]
 
-TRAINED = ("rqvae", "encoder_decoder")
+TRAINED = ("rqvae", "encoder_decoder", "sasrec")
 CREATING = ("create", "open", "fsync", "mkdir", "replace", "rename")
 NUM_RANDOM_KILLS = 20
 
@@ -35,7 +35,8 @@ def worlds(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "kind", "part", "parts"), in_parts(
-    [(name, "again") for name in STAGES] + [("rqvae", "forced")]))
+    [(name, "again") for name in STAGES] + [(name, "fresh") for name in STAGES if name not in TRAINED]
+    + [("rqvae", "forced")]))
 def test_a_kill_at_any_point_loses_nothing(reference, worlds, tally, name, kind, part, parts):
     case = reference.case(name, kind)
     for number in case.points()[part::parts]:
@@ -71,7 +72,8 @@ def test_kills_at_random_times_lose_nothing(reference, worlds, tally, name):
     tally.check()
 
 
-@pytest.mark.parametrize(("name", "kind", "part", "parts"), in_parts([(name, "again") for name in STAGES]))
+@pytest.mark.parametrize(("name", "kind", "part", "parts"), in_parts(
+    [(name, "again" if stage.other else "fresh") for name, stage in STAGES.items()]))
 def test_a_full_disk_at_any_point_loses_nothing(reference, worlds, tally, name, kind, part, parts):
     case = reference.case(name, kind)
     before, after = case.before.files(), case.after.files()

@@ -45,10 +45,13 @@ STAGES = {
     "rkmeans": Stage(QUANTIZE, f"{RUNS} --quantizer_name rkmeans --num_levels 2 --codebook_size 4", "--seed 1"),
     "rqvae": Stage(QUANTIZE, f"{RUNS} {RQVAE}", "--seed 1"),
     "encoder_decoder": Stage(RECOMMEND, f"{RUNS} {ENCODER_DECODER}", "--seed 1"),
+    "sasrec": Stage(RECOMMEND, f"{RUNS} --model sasrec --d_model 16 --max_steps 1", "--seeds 1"),
     "recommend": Stage("recommendation/recommend.py", f"{RUNS} --user U003 --output out/list.txt", "--top_k 3"),
     "compare": Stage(RECOMMEND, f"{RUNS} --compare", survives_full_disk=True),
     "compare_quantizers": Stage(QUANTIZE, f"{RUNS} --compare", survives_full_disk=True),
     "explain": Stage(QUANTIZE, f"{RUNS} --explain"),
+    "export_embeddings": Stage(RECOMMEND, f"{RUNS} --model sasrec --export_item_embeddings learned"),
+    "export_recbole": Stage("dataloader.process", f"{DATA} --export_recbole out/recbole"),
     "export": Stage(QUANTIZE, f"{RUNS} --export out/ids"),
     "export_t5": Stage(RECOMMEND, f"{RUNS} --export_t5 out/t5 --force"),
 }
