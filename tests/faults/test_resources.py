@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from common.errors import ConfigError, ResourceError
-from tests.faults.world import RUNS, command_line, variables
+from tests.faults.world import RUNS, STAGES, command_line, variables
 
 pytestmark = pytest.mark.slow
 MEGABYTE = 1 << 20
@@ -14,9 +14,10 @@ MEGABYTE = 1 << 20
 
 @pytest.mark.parametrize(("name", "fault"), [
     ("process", ("open", ".users.parquet.meta.json")), ("process", 2000), ("text_embedding", 1000),
-    ("rkmeans", ("open", "run.log")), ("rqvae", ("open", "metrics.jsonl")), ("encoder_decoder", 20_000)])
+    ("rkmeans", ("open", "run.log")), ("rqvae", ("open", "metrics.jsonl")), ("encoder_decoder", 20_000),
+    ("export_recbole", 1000)])
 def test_a_full_disk_is_named_and_loses_nothing(reference, tmp_path, name, fault):
-    case = reference.case(name, "again")
+    case = reference.case(name, "again" if STAGES[name].other else "fresh")
     world = case.before.copy(tmp_path / "world")
     outcome = world.run(case.script, *case.words, fault={"file_size": fault} if isinstance(fault, int) else
                         {"at": case.point(*fault), "do": "full"})
@@ -37,11 +38,10 @@ def test_an_output_that_cannot_be_written_is_named(reference, tmp_path):
     assert " Fix: " in done.stderr
 
 
-@pytest.mark.parametrize("megabytes", [150, 600])
-def test_a_limit_of_the_memory_is_named(reference, tmp_path, megabytes):
+def test_a_limit_of_the_memory_is_named(reference, tmp_path):
     case = reference.case("rkmeans")
     world = case.before.copy(tmp_path / "world")
-    outcome = world.run(case.script, *case.words, fault={"memory": megabytes * MEGABYTE})
+    outcome = world.run(case.script, *case.words, fault={"memory": 600 * MEGABYTE})
     outcome.check_error(ResourceError, "memory")
     case.check_unharmed(world)
 

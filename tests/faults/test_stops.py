@@ -36,7 +36,7 @@ def test_a_stage_killed_while_it_publishes_is_repeated(reference, tmp_path, name
 def test_a_killed_training_continues_without_its_damaged_checkpoint(reference, tmp_path):
     case = reference.case("rqvae")
     world = case.before.copy(tmp_path / "world")
-    killed = world.run(case.script, *case.words, fault={"at": case.point("open", "step-000000005"), "do": "kill"})
+    killed = world.run(case.script, *case.words, fault={"at": case.point("open", "step-000000004"), "do": "kill"})
     assert killed.code == -signal.SIGKILL, killed.err
     case.check_unharmed(world)
     earlier, newest = sorted(world.root.glob("runs/**/step-*.safetensors"))

@@ -43,6 +43,15 @@ def test_the_embedding_has_the_models_vectors_and_a_mask(sasrec):
 
 
 @pytest.mark.slow
+def test_an_export_killed_before_its_last_rename_is_repeated(sasrec):
+    export(sasrec, "--model=sasrec")
+    meta = meta_path(sasrec.folder.embeddings("mine"))
+    meta.rename(meta.with_name(f".{meta.name}.tmp-0123456789abcdef"))
+    export(sasrec, "--model=sasrec")
+    assert load_embeddings(sasrec.folder, "mine").shape == (30, 8)
+
+
+@pytest.mark.slow
 def test_only_its_own_embedding_is_overwritten_without_force(sasrec):
     export(sasrec, "--model=sasrec")
     export(sasrec, "--model=sasrec")
