@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -304,7 +305,8 @@ def start(options, *flags: str, script: Path = ROOT / "dataloader" / "1_load_fig
 
 def wait_for(options, num_images: int) -> None:
     deadline = time.monotonic() + 60
-    while (there := sum(".tmp-" not in name for name in images(options))) < num_images and time.monotonic() < deadline:
+    # Names only: a temporary file can be renamed before it is read. glob's "*" leaves these hidden files out.
+    while (there := len(glob(f"{options.folder.images}/*/*.png"))) < num_images and time.monotonic() < deadline:
         time.sleep(0.01)
     assert there >= num_images
 
