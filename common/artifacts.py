@@ -385,4 +385,4 @@ def save_array(path: Path, array: np.ndarray, meta: dict) -> dict:
             buffered: Any = SimpleNamespace(write=file.write)
             np.save(buffered, array, allow_pickle=False)
 
-    return publish(path, write, meta)
+    return publish(path, write, meta, array.nbytes)

@@ -93,7 +93,8 @@ def save_state(path: Path, state: dict, command: str) -> None:
             save_file(tensors, staged, metadata={"state": skeleton})
 
     # With the name of the run, `load_state` can reject a checkpoint that was copied from another run.
-    publish(path, write, {"inputs": {}, "command": command, "run": path.parent.parent.name})
+    publish(path, write, {"inputs": {}, "command": command, "run": path.parent.parent.name},
+            sum(tensor.nbytes for tensor in tensors.values()))
 
 
 @contextmanager

@@ -79,6 +79,8 @@ class StopRequest:
 
     def __exit__(self, *exc):
         self._deferred = False
+
+
 stop_request = StopRequest()
 
 

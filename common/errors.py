@@ -140,11 +140,16 @@ def out_of_memory(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def naming(path: object) -> Iterator[None]:
-    """Add the path to an OSError that does not name a file, for example to the error of a full disk."""
+def naming(path: object, size: int | None = None) -> Iterator[None]:
+    """Add the path to an OSError that does not name a file, for example to the error of a full disk.
+
+    size: the number of bytes of the whole file, for the error of a full disk
+    """
     try:
         yield
     except OSError as error:
         if error.errno:
             error.filename = error.filename or str(path)
+            if size is not None:
+                error.add_note(f"{size:,} bytes are needed")
         raise

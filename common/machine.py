@@ -1,6 +1,7 @@
 """Errors of the machine: the memory, the disk, the file system and the installed packages."""
 
 import errno
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,8 +49,27 @@ def machine_error(error: BaseException) -> UserError | None:
     where = error.filename2 or error.filename or ("disk" if name in FULL_DISK else "system")
     for kind, fix, names in FIXES:
         if name in names:
-            return kind(where, what, fix=fix)
+            return kind(where, what, _space(error) if name == "ENOSPC" else "", fix)
     return ConfigError(where, what, fix="run the same command with --debug to see which call failed")
+
+
+def _space(error: OSError) -> str:
+    """Return how many bytes are needed (if this is known) and free, for the error of a full disk."""
+    return "; ".join([*getattr(error, "__notes__", ()), *free_space(error.filename2 or error.filename)])
+
+
+def free_space(path: str | Path | None) -> list[str]:
+    """Return a text with the number of bytes that this user can write to the disk of `path`.
+
+    Returns an empty list if the number is unknown.
+    """
+    if path is None:
+        return []
+    folder = next(part for part in (Path(path).absolute(), *Path(path).absolute().parents) if part.exists())
+    try:
+        return [f"{shutil.disk_usage(folder).free:,} bytes are free"]
+    except OSError:
+        return []
 
 
 def _reason(error: BaseException) -> str:

@@ -29,11 +29,13 @@ LARGE = 256 << 20  # bytes; the meta file of a larger file records the modificat
 SECONDS_TO_ABANDON = 86_400  # without locks, a staged file that is older than this is a leftover
 
 
-def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
+def publish(path: Path, write: Callable[[Path], None], meta: dict, size: int | None = None) -> dict:
     """Write the artifact `path` and its meta file, and return the content of the meta file.
 
     `write` is called with a temporary path, and must write the artifact to this path. A reader gets either both old
     files or both new files, even if this process is killed. If there are several processes, only the first one writes.
+
+    size: the number of bytes of the artifact, if it is known; for the error of a full disk
     """
     # Both files are on the disk before the first rename. If the process dies between the two renames, the next reader
     # renames the staged meta file (`finish_publishing`).
@@ -42,7 +44,8 @@ def publish(path: Path, write: Callable[[Path], None], meta: dict) -> dict:
     path.parent.mkdir(parents=True, exist_ok=True)
     token, described = secrets.token_hex(8), False
     staged, staged_meta = _staged(path, token), _staged(meta_path(path), token)
-    with _locked_stage(staged_meta, path):  # lock the meta file, because `write` may replace the file `staged`
+    # Lock the meta file, because `write` may replace the file `staged`.
+    with _locked_stage(staged_meta, path, size=size):
         try:
             write(staged)
             meta = _complete_meta(staged, meta)
@@ -108,7 +111,7 @@ def write_bytes(path: Path, content: bytes, clean: bool = True) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = _staged(path, secrets.token_hex(8))
-    with _locked_stage(staged, path):
+    with _locked_stage(staged, path, size=len(content)):
         try:
             staged.write_bytes(content)
             _sync(staged)
@@ -188,10 +191,11 @@ def sweep(folder: Path, pattern: str) -> None:
 
 
 @contextmanager
-def _locked_stage(staged: Path, path: Path, make: Callable[[Path], None] = Path.touch) -> Iterator[None]:
+def _locked_stage(staged: Path, path: Path, make: Callable[[Path], None] = Path.touch,
+                  size: int | None = None) -> Iterator[None]:
     """Create a staged file or folder, and lock it until the end of the `with` block.
 
-    path: the final path, for errors
+    path, size: the final path, and the number of bytes if it is known, for errors
     """
     while True:
         make(staged)
@@ -204,7 +208,7 @@ def _locked_stage(staged: Path, path: Path, make: Callable[[Path], None] = Path.
             break
         os.close(descriptor)
     try:
-        with naming(path):
+        with naming(path, size):
             yield
     finally:
         os.close(descriptor)

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from common.errors import ConfigError
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -28,10 +31,19 @@ def percent(share: float) -> str:
     return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
+def utf8_path(path: Path) -> str:
+    """Return an absolute path as DuckDB needs it. Raises ConfigError if the path cannot be written in UTF-8."""
+    # DuckDB would expand `~` in a relative path. In an ASCII locale, Python escapes the other characters of a path.
+    try:
+        return os.fsencode(path.resolve()).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(path, "has a name that is not valid UTF-8", fix="rename the file or its folder") from None
+
+
 def sql_path(path: Path) -> str:
-    """Return a path as an SQL string for DuckDB."""
-    # DuckDB would read `*`, `?` and `[` as a pattern, and would expand `~` in a relative path.
-    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in str(path.resolve()))
+    """Return a path as an SQL string for DuckDB. Raises ConfigError if the path cannot be written in UTF-8."""
+    # DuckDB would read `*`, `?` and `[` as a pattern.
+    escaped = "".join(f"[{c}]" if c in "*?[" else c for c in utf8_path(path))
     return "'" + escaped.replace("'", "''") + "'"
 
 

@@ -20,7 +20,7 @@ from common.lock import FolderLock
 from common.progress import Progress
 from common.publishing import publish, sweep, write_bytes
 from common.run import log_to_console
-from common.tables import parquet_rows
+from common.tables import parquet_rows, utf8_path
 from dataloader.embeddings.image_decoding import BadImage, image_size, set_up_pillow
 from dataloader.http import Fetcher, host_of
 from dataloader.options import ImageFetchOptions, parse_options
@@ -123,7 +123,7 @@ def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
                    nullif(sha256, '') AS sha256
             FROM {parquet_rows(folder.items)} LEFT JOIN images ON image_url = url ORDER BY item""")
         counts = dict(table.aggregate("status, count(*)", "status").order("2 DESC, 1").fetchall())
-        publish(folder.image_table, lambda staged: table.write_parquet(str(staged)), {
+        publish(folder.image_table, lambda staged: table.write_parquet(utf8_path(staged)), {
             "inputs": {folder.items.name: items["sha256"]}, "items_sha256": items["items_sha256"],
             "num_items": items["num_items"], "command": command,
             "settings": {"min_image_side": options.min_side}, "counts": counts})

@@ -13,6 +13,8 @@ import duckdb
 
 from common.artifacts import ids_sha256
 from common.errors import ConfigError, DataError, ResourceError, UserError
+from common.machine import free_space
+from common.tables import utf8_path
 
 Result = TypeVar("Result")
 
@@ -49,7 +51,7 @@ class Workspace:
         self.folder.mkdir(parents=True)
         # Do not store the database in a file: DuckDB would compress every table, although each table is used only once.
         self.connection = duckdb.connect(config={
-            "memory_limit": self.memory_limit, "temp_directory": str(self.folder / "spill"),
+            "memory_limit": self.memory_limit, "temp_directory": utf8_path(self.folder / "spill"),
             "preserve_insertion_order": True})
         # In the caller's thread, DuckDB might delay a signal until the end of the query.
         self.thread = ThreadPoolExecutor(max_workers=1)
@@ -61,7 +63,8 @@ class Workspace:
         shutil.rmtree(self.folder, ignore_errors=True)
         if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
             if any(words in str(error) for words in FULL_DISK):
-                raise ResourceError(self.target, "the disk is full", first_line(error),
+                raise ResourceError(self.target, "the disk is full",
+                                    "; ".join([first_line(error), *free_space(self.target)]),
                                     "free some disk space and run the same command again") from error
             # Otherwise the system has no memory; a larger --memory_limit would not help.
             if isinstance(error, duckdb.OutOfMemoryException) and LIMIT.search(str(error)):
@@ -109,7 +112,7 @@ class Workspace:
 
     def copy(self, query: str, path: Path) -> None:
         """Run a query and write its rows, in the order of the query, to a Parquet file."""
-        self._wait_for(lambda: self.connection.sql(query).write_parquet(str(path.resolve())))
+        self._wait_for(lambda: self.connection.sql(query).write_parquet(utf8_path(path)))
 
     def ids_sha256(self, query: str) -> str:
         """Return the sha256 of the raw ids that a query selects, in the order of the query.

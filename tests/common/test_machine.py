@@ -3,7 +3,9 @@
 import errno
 import os
 import resource
+import shutil
 import sys
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from common import machine
-from common.errors import ConfigError, ResourceError
+from common.errors import ConfigError, ResourceError, naming
 from common.machine import environment_hint, machine_error, require_memory
 from tests.errors import refused
 
@@ -56,6 +58,15 @@ def test_an_error_of_the_system_names_its_file_and_reason(name, kind):
     assert problem.where == "/data/x"
     assert os.strerror(number) in problem.what
     assert ("permissions" in problem.fix) == (name in ("EACCES", "EPERM"))
+
+
+def test_a_full_disk_shows_the_bytes_needed_and_free(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or SimpleNamespace(free=2048))
+    with pytest.raises(OSError, match="left") as raised, naming(tmp_path / "new" / "x", 12_345):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert machine_error(raised.value).why == "12,345 bytes are needed; 2,048 bytes are free"
+    assert asked == [tmp_path]  # the nearest folder that exists
 
 
 def test_a_failed_rename_names_the_final_path():

@@ -500,5 +500,6 @@ def test_a_full_disk_is_named_by_the_final_path(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")  # as `write` of an open file raises it
 
     with pytest.raises(OSError, match="No space") as raised:
-        publish(tmp_path / "file", write, {"inputs": {}})
+        publish(tmp_path / "file", write, {"inputs": {}}, size=9)
     assert raised.value.filename == str(tmp_path / "file")
+    assert raised.value.__notes__ == ["9 bytes are needed"]

@@ -44,7 +44,7 @@ def test_unusual_folders_and_environments_change_no_result(reference, tmp_path):
     for name in ("process", "text_embedding", "rqvae", "encoder_decoder", "recommend"):
         words = [str(root / word) if word in PATHS else word for word in STAGES[name].flags.split()]
         outcome = world.run(STAGES[name].script, *words, cwd=tmp_path, fault={"clock": -86_400}, HOME=None,
-                            LC_ALL="C", PYTHONHASHSEED="1", TZ="Asia/Kolkata")
+                            PYTHONHASHSEED="1", TZ="Asia/Kolkata", **ASCII)
         assert outcome.code == 0, outcome.err
     found, expected = world.files(), reference.after("recommend").files()
     same = [name for name in found if name.endswith((".parquet", ".npy", ".safetensors", ".jsonl", ".txt", "latest"))]

@@ -1,5 +1,6 @@
 """A folder with the raw files, the data and the runs of a small dataset, and the commands that write there."""
 
+import errno
 import json
 import os
 import random
@@ -109,6 +110,7 @@ class World(NamedTuple):
         error = outcome.error
         assert error.fix, outcome.err
         assert "Exception ignored" not in outcome.err, outcome.err
+        assert "bytes are free" in outcome.err or os.strerror(errno.EFBIG) in outcome.err, outcome.err
         assert (self.root / error.where).relative_to(self.root).parts[0] in FOLDERS, outcome.err
 
     def _paths(self) -> dict[str, Path]:
@@ -139,9 +141,13 @@ def command_line(script: str, *words: str) -> list[str]:
 
 
 def variables(fault: dict | None, more: dict[str, str | None]) -> dict[str, str]:
-    """Return the environment of a command, with a fault (see injection/sitecustomize.py)."""
+    """Return the environment of a command, with a fault (see injection/sitecustomize.py).
+
+    With one thread, the results of a busy machine have the same bytes.
+    """
     folders = [str(INJECTION)] * bool(fault) + [str(ROOT)]
-    given = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "FAULT": json.dumps(fault or {}), **more}
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders),
+             "FAULT": json.dumps(fault or {}), **more}
     return {key: value for key, value in given.items() if value is not None}
 
 
