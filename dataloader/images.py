@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import duckdb
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_image_urls, load_meta, reading_table
+from common.artifacts import DatasetFolder, load_image_urls, load_items_meta, load_meta, reading_table
 from common.cli import command_line
 from common.command import run_command
 from common.errors import ArtifactError, DataError, ResourceError, UserError
@@ -20,6 +20,7 @@ from common.lock import FolderLock
 from common.progress import Progress
 from common.publishing import publish, sweep, write_bytes
 from common.run import log_to_console
+from common.table_files import ids_sha256
 from common.tables import parquet_rows, utf8_path
 from dataloader.embeddings.image_decoding import BadImage, image_size, set_up_pillow
 from dataloader.http import Fetcher, host_of
@@ -196,9 +197,14 @@ def load_image_table(folder: DatasetFolder) -> ImageTable:
     with reading_table(folder.image_table, meta.fix) as connection:
         rows = connection.sql(f"""SELECT raw_id, file, sha256, status = 'ok'
                                   FROM {parquet_rows(folder.image_table)} ORDER BY item""").fetchall()
-    if len(rows) != meta["num_items"]:
-        raise ArtifactError(folder.image_table, f"has {len(rows)} rows, but there are {meta['num_items']} items",
-                            fix=meta.fix)
+    items = load_items_meta(folder)
+    if ids_sha256(row[0] or "" for row in rows) != items["items_sha256"]:
+        raise ArtifactError(folder.image_table, f"does not have the {items['num_items']} items of {folder.items.name}",
+                            f"It has {len(rows)} rows", meta.fix)
+    for raw_id, *described, present in rows:
+        if present and not all(isinstance(value, str) for value in described):
+            raise ArtifactError(folder.image_table, f"item {raw_id!r} has an image, but no file or no sha256",
+                                fix=meta.fix)
     raw_id, file, sha256, present = (np.array([row[i] for row in rows], dtype=object) for i in range(4))
     return ImageTable(raw_id, file, sha256, present.astype(bool))
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from common.artifacts import counts, load_meta
+from common.artifacts import counts, load_interactions, load_items, load_meta, load_users
 from common.cli import command_line
 from common.command import run_command
 from common.errors import ArtifactError, ConfigError, DataError, UserError
@@ -216,7 +216,8 @@ def export(options: ProcessOptions) -> None:
     if a raw id contains a tab or a line break.
     """
     folder, target = options.folder, options.export_recbole
-    load_meta(folder.interactions, folder.make_command)
+    for load in (load_interactions, load_items, load_users):  # these check the content
+        load(folder)
     items, users = (parquet_rows(path) for path in (folder.items, folder.users))
     columns = ("raw_id", *(f"regexp_replace({name}, '[\\t\\r\\n]+', ' ', 'g')" for name in ("title", '"text"')))
     files = {f"{folder.name}.item": f"""

@@ -5,10 +5,9 @@ from pathlib import Path
 from common.artifacts import DatasetFolder, dataset_line, load_meta
 from common.cli import ROOT, folder_flag
 from common.errors import ArtifactError, DataError, UserError
-from common.publishing import write_text
 from common.reading import WHY, Record
 from common.run import latest_run, read_config, read_finished, read_runs
-from common.tables import csv_text, markdown
+from common.tables import csv_text, markdown, save_comparison
 
 COLUMNS = ("tokenizer", "seed", "codes", "collisions", "collisions left", "largest bucket", "lowest utilization",
            "perplexity", "Gini", "explained variance", "coherence (1 code)", "coherence (2 codes)",
@@ -49,12 +48,8 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     num_skipped = len(readable) - len(rows)
     notes = (f"{NOTES}\n\nNot shown: {num_skipped} tokenizers of earlier versions of the dataset's files."
              if num_skipped else NOTES)
-    try:
-        write_text(parent / "compare.md", f"# Tokenizers of {folder.name}\n\n{about}\n\n{table}\n\n{notes}\n")
-        write_text(parent / "compare.csv", csv_text(COLUMNS, rows))
-        written = f"wrote {parent / 'compare.md'} and compare.csv"
-    except OSError as error:
-        written = f"{parent / 'compare.md'} and compare.csv could not be written: {error.strerror}"
+    written = save_comparison(parent, f"# Tokenizers of {folder.name}\n\n{about}\n\n{table}\n\n{notes}",
+                              csv_text(COLUMNS, rows))
     return f"{folder.name}: {len(rows)} tokenizers\n{about}\n\n{table}\n\n{notes}\n{written}"
 
 

@@ -18,7 +18,7 @@ from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.publishing import write_text
 from common.reading import fits, parse_json, read_text, shortened
 from common.run import log_to_console, read_finished, read_runs
-from common.tables import csv_text, markdown
+from common.tables import csv_text, markdown, save_comparison
 from recommendation.dataset import Sequences
 from recommendation.metrics import columns, mean_and_deviation
 from recommendation.models import DEFAULTS, baselines, config_path, names
@@ -64,12 +64,7 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     if missing := _missing_baselines(current, folder, run_root):
         lines += ["Commands to train the missing baselines:", "", *(f"    {command}" for command in missing), ""]
     text = "\n".join([*lines, NOTES])
-    try:
-        write_text(parent / "compare.md", text + "\n")
-        write_text(parent / "compare.csv", csv_text(csv_heads, rows))
-    except OSError as error:
-        return f"{text}\n\n{parent / 'compare.md'} and compare.csv could not be written: {error.strerror}"
-    return f"{text}\n\nwrote {parent / 'compare.md'} and compare.csv"
+    return f"{text}\n\n{save_comparison(parent, text, csv_text(csv_heads, rows))}"
 
 
 def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:

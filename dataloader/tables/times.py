@@ -59,9 +59,11 @@ class Times:
             return 'round(try_cast("time" AS DOUBLE) * 86400, 6)'
         if self.form in UNITS:
             return f'try_cast("time" AS DOUBLE) / {UNITS[self.form]}'
+        has_offset = re.search("%[MSf] ?%z", self.format) is not None
         # Cast to TIMESTAMPTZ, because a cast to TIMESTAMP would ignore the offset from UTC.
         date = {"typed": 'try_cast("time" AS TIMESTAMPTZ)',
-                "format": f'try_strptime("time", {text(self.format)})',
+                "format": f"""CASE WHEN NOT {has_offset} OR NOT regexp_matches("time", '{WRONG_OFFSET}')
+                                   THEN try_strptime("time", {text(self.format)}) END""",
                 "date": f"""CASE WHEN substr("time", 5, 1) BETWEEN '0' AND '9' THEN {_cast(_with_separators())}
                                  ELSE {_cast('"time"')} END"""}[self.form]
         return f"epoch_us({date}) / {UNITS['us']}"

@@ -1,9 +1,15 @@
+import errno
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from common.tables import parquet_rows, percent
+from common import tables
+from common.errors import ConfigError
+from common.tables import parquet_rows, percent, save_comparison, utf8_path
+from tests.errors import refused
 
 
 @pytest.mark.parametrize(("share", "text"), [(0, "0 %"), (0.308, "31 %"), (1, "100 %")])
@@ -14,6 +20,24 @@ def test_a_share_is_a_whole_percentage(share, text):
 @pytest.mark.parametrize("share", [1e-9, 0.0049, 0.9951, 1 - 1e-9])
 def test_a_share_of_some_is_neither_none_nor_all(share):
     assert percent(share) not in ("0 %", "100 %")
+
+
+def test_a_path_of_an_ascii_locale_is_the_same_file(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path / "Tee ☃")))
+    assert utf8_path(Path(str(folder).encode("utf-8").decode("ascii", "surrogateescape"))) == str(folder)
+    with refused(ConfigError, tmp_path / "d\udcff", fix=["rename"]):
+        utf8_path(tmp_path / "d\udcff")
+
+
+def test_a_comparison_needs_no_folder_that_can_be_written(tmp_path, monkeypatch):
+    assert save_comparison(tmp_path, "a", "b") == f"wrote {tmp_path / 'compare.md'} and compare.csv"
+    for number, kind in ((errno.EROFS, "Read-only"), (errno.ENOSPC, None)):
+        def fail(*_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(tables, "write_text", fail)
+        with nullcontext() if kind else pytest.raises(OSError, match="No space"):
+            assert kind in save_comparison(tmp_path, "a", "b")
 
 
 @pytest.mark.parametrize("name", ["fold[12]", "fold*", "fold?", "[", "[!f]", "v=7", "it's", "~", "**"])

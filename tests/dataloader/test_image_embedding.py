@@ -4,13 +4,14 @@ import logging
 import weakref
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.artifacts import load_mask, load_meta
 from common.errors import ArtifactError, ConfigError, DataError, ResourceError
-from common.publishing import file_sha256
+from common.publishing import file_sha256, write_meta
 from dataloader.embeddings import clip, image_decoding
 from dataloader.image_embedding import embed
 from dataloader.images import fetch_images, load_image_table
@@ -246,6 +247,19 @@ def test_a_failed_batch_names_the_raw_ids(tmp_path, server, model, monkeypatch, 
         assert str(fault) in raised.value.why
     assert not options.target.path.exists()
     assert not options.folder.mask("image").exists()
+
+
+@pytest.mark.parametrize("query", ["* FROM t ORDER BY item LIMIT 1", "* REPLACE ('x' AS raw_id) FROM t",
+                                   "* REPLACE (NULL AS file) FROM t", "* REPLACE (7 AS sha256) FROM t"])
+def test_a_table_of_other_images_is_refused(tmp_path, server, model, query):
+    options = shop(tmp_path, server, model, [png(0), png(1)])
+    images, meta = options.folder.image_table, load_meta(options.folder.image_table, "")
+    t = duckdb.read_parquet(str(images))  # noqa: F841 (the query reads it)
+    duckdb.sql(f"SELECT {query}").write_parquet(str(tmp_path / "other"))
+    (tmp_path / "other").replace(images)
+    write_meta(images, {key: value for key, value in meta.items() if key not in ("sha256", "size")})
+    with refused(ArtifactError, images, fix=["1_load_figure.sh"]):
+        embed(options, COMMAND)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "exchanged"])

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.artifacts import DatasetFolder
-from common.errors import ConfigError, DataError
-from dataloader.process import process
+from common.errors import ArtifactError, ConfigError, DataError
+from dataloader.process import export, process
 from tests.dataloader.helpers import process_options as make_options
 from tests.dataloader.helpers import table
 from tests.dataloader.processing import COMMAND, run
@@ -74,6 +74,16 @@ def test_reused_tables_are_exported_too(tmp_path):
     run(tmp_path, events)
     written(tmp_path, events)
     assert (tmp_path / "atomic" / "Baby.inter").exists()
+
+
+def test_changed_tables_are_not_exported(tmp_path):
+    run(tmp_path, EVENTS)
+    users = tmp_path / "data" / "Baby" / "users.parquet"
+    content = users.read_bytes()
+    users.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with refused(ArtifactError, users, fix=["2_process.sh"]):
+        export(make_options(tmp_path / "data", "--export_recbole", str(tmp_path / "atomic")))
+    assert not (tmp_path / "atomic").exists()
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

@@ -35,7 +35,6 @@ class Stage(NamedTuple):
     script: str      # a file or a module of the program
     flags: str
     other: str = ""  # further flags, with which the command writes other contents
-    survives_full_disk: bool = False  # whether the command only says that its files could not be written
 
 
 # Each stage reads what earlier stages have written.
@@ -48,8 +47,8 @@ STAGES = {
     "encoder_decoder": Stage(RECOMMEND, f"{RUNS} {ENCODER_DECODER}", "--seed 1"),
     "sasrec": Stage(RECOMMEND, f"{RUNS} --model sasrec --d_model 16 --max_steps 1", "--seeds 1"),
     "recommend": Stage("recommendation/recommend.py", f"{RUNS} --user U003 --output out/list.txt", "--top_k 3"),
-    "compare": Stage(RECOMMEND, f"{RUNS} --compare", survives_full_disk=True),
-    "compare_quantizers": Stage(QUANTIZE, f"{RUNS} --compare", survives_full_disk=True),
+    "compare": Stage(RECOMMEND, f"{RUNS} --compare"),
+    "compare_quantizers": Stage(QUANTIZE, f"{RUNS} --compare"),
     "explain": Stage(QUANTIZE, f"{RUNS} --explain"),
     "export_embeddings": Stage(RECOMMEND, f"{RUNS} --model sasrec --export_item_embeddings learned"),
     "export_recbole": Stage("dataloader.process", f"{DATA} --export_recbole out/recbole"),

@@ -88,6 +88,12 @@ def test_dates_are_read_in_the_given_form(tmp_path, form, date, expected):
     assert seconds(tmp_path, [date], FORMAT, form) == [expected]
 
 
+def test_an_offset_that_does_not_exist_is_refused(tmp_path):
+    refused(shop(tmp_path, ["Fri Feb 28 01:00:00 +9900 2014"], FORMAT, TWITTER), DataError,
+            f"{tmp_path}/interactions.csv:2", what=["+9900"])
+    assert seconds(tmp_path, ["00:01:00-23 28/02/2014"], FORMAT, "%H:%M:%S-23 %d/%m/%Y") == [NOW + 60]
+
+
 @pytest.mark.parametrize(("date", "flags", "fix"), [
     ("Fri Feb 28 01:00:00 +0100 2014", [], f"{FORMAT} '{TWITTER}'"),
     ("28/02/2014", ["--time_unit=date"], f"{FORMAT} '{DAY_FIRST}'"),
