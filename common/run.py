@@ -19,8 +19,9 @@ import yaml
 from common.cli import NAME, ROOT
 from common.config import load_yaml
 from common.distributed import barrier, is_main
-from common.errors import ArtifactError, ConfigError, mask_secrets, naming
+from common.errors import ArtifactError, ConfigError, ResourceError, mask_secrets, naming
 from common.lock import FolderLock
+from common.machine import machine_error
 from common.output import flush, show
 from common.publishing import SCHEMA_VERSION, discard_folder, sweep, write_bytes, write_text
 from common.reading import WHY, Record, fits, read_record, read_text, shortened
@@ -288,3 +289,19 @@ def log_to(path: Path) -> None:
     handler = RunLog(path, encoding="utf-8", errors="backslashreplace")  # a path in the log may not be UTF-8
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
+
+
+def save_comparison(folder: Path, text: str, csv: str) -> str:
+    """Write compare.md and compare.csv, and return a line about them.
+
+    If the files cannot be written, for example without permission, the line says so. Raises OSError if the disk is full
+    or broken.
+    """
+    try:
+        write_text(folder / "compare.md", text + "\n")
+        write_text(folder / "compare.csv", csv)
+    except OSError as error:
+        if isinstance(machine_error(error), ResourceError):
+            raise
+        return f"{folder / 'compare.md'} and compare.csv could not be written: {error.strerror}"
+    return f"wrote {folder / 'compare.md'} and compare.csv"

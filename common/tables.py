@@ -6,9 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import ConfigError, ResourceError
-from common.machine import machine_error
-from common.publishing import write_text
+from common.errors import ConfigError
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -24,22 +22,6 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
     return buffer.getvalue()
-
-
-def save_comparison(folder: Path, text: str, csv: str) -> str:
-    """Write compare.md and compare.csv, and return a line about them.
-
-    If the files cannot be written, for example without permission, the line says so. Raises OSError if the disk is full
-    or broken.
-    """
-    try:
-        write_text(folder / "compare.md", text + "\n")
-        write_text(folder / "compare.csv", csv)
-    except OSError as error:
-        if isinstance(machine_error(error), ResourceError):
-            raise
-        return f"{folder / 'compare.md'} and compare.csv could not be written: {error.strerror}"
-    return f"wrote {folder / 'compare.md'} and compare.csv"
 
 
 def percent(share: float) -> str:

@@ -6,8 +6,8 @@ from common.artifacts import DatasetFolder, dataset_line, load_meta
 from common.cli import ROOT, folder_flag
 from common.errors import ArtifactError, DataError, UserError
 from common.reading import WHY, Record
-from common.run import latest_run, read_config, read_finished, read_runs
-from common.tables import csv_text, markdown, save_comparison
+from common.run import latest_run, read_config, read_finished, read_runs, save_comparison
+from common.tables import csv_text, markdown
 
 COLUMNS = ("tokenizer", "seed", "codes", "collisions", "collisions left", "largest bucket", "lowest utilization",
            "perplexity", "Gini", "explained variance", "coherence (1 code)", "coherence (2 codes)",

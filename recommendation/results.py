@@ -17,8 +17,8 @@ from common.config import resolve
 from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.publishing import write_text
 from common.reading import fits, parse_json, read_text, shortened
-from common.run import log_to_console, read_finished, read_runs
-from common.tables import csv_text, markdown, save_comparison
+from common.run import log_to_console, read_finished, read_runs, save_comparison
+from common.tables import csv_text, markdown
 from recommendation.dataset import Sequences
 from recommendation.metrics import columns, mean_and_deviation
 from recommendation.models import DEFAULTS, baselines, config_path, names

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -6,13 +7,14 @@ import re
 import shutil
 import socket
 import threading
+from contextlib import nullcontext
 
 import pytest
 import yaml
 
 from common.errors import ArtifactError, LockedError
 from common.lock import FolderLock
-from common.run import Run, latest_run, log_to, read_config
+from common.run import Run, latest_run, log_to, read_config, save_comparison
 from tests.errors import Outcome, refused
 
 CONFIG = {"common": {"seed": 0}, "vq": {"training_params": {"lr": 0.1, "patience": None}}}
@@ -339,3 +341,14 @@ def test_a_log_is_appended_to(tmp_path):
     logging.getLogger("x").warning("today")
     assert (tmp_path / "run.log").read_text().startswith("yesterday\n")
     assert (tmp_path / "run.log").read_text().endswith("WARNING x: today\n")
+
+
+def test_a_comparison_needs_no_folder_that_can_be_written(tmp_path, monkeypatch):
+    assert save_comparison(tmp_path, "a", "b") == f"wrote {tmp_path / 'compare.md'} and compare.csv"
+    for number, kind in ((errno.EROFS, "Read-only"), (errno.ENOSPC, None)):
+        def fail(*_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("common.run.write_text", fail)
+        with nullcontext() if kind else pytest.raises(OSError, match="No space"):
+            assert kind in save_comparison(tmp_path, "a", "b")

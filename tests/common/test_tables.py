@@ -1,14 +1,11 @@
-import errno
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 import duckdb
 import pytest
 
-from common import tables
 from common.errors import ConfigError
-from common.tables import parquet_rows, percent, save_comparison, utf8_path
+from common.tables import parquet_rows, percent, utf8_path
 from tests.errors import refused
 
 
@@ -27,17 +24,6 @@ def test_a_path_of_an_ascii_locale_is_the_same_file(tmp_path):
     assert utf8_path(Path(str(folder).encode("utf-8").decode("ascii", "surrogateescape"))) == str(folder)
     with refused(ConfigError, tmp_path / "d\udcff", fix=["rename"]):
         utf8_path(tmp_path / "d\udcff")
-
-
-def test_a_comparison_needs_no_folder_that_can_be_written(tmp_path, monkeypatch):
-    assert save_comparison(tmp_path, "a", "b") == f"wrote {tmp_path / 'compare.md'} and compare.csv"
-    for number, kind in ((errno.EROFS, "Read-only"), (errno.ENOSPC, None)):
-        def fail(*_: object, number: int = number) -> None:
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(tables, "write_text", fail)
-        with nullcontext() if kind else pytest.raises(OSError, match="No space"):
-            assert kind in save_comparison(tmp_path, "a", "b")
 
 
 @pytest.mark.parametrize("name", ["fold[12]", "fold*", "fold?", "[", "[!f]", "v=7", "it's", "~", "**"])

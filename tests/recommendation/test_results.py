@@ -220,7 +220,7 @@ def test_a_folder_without_write_permission_still_shows_its_table(shop, monkeypat
     def refuse(path, text):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("common.tables.write_text", refuse)  # root may write anywhere
+    monkeypatch.setattr("common.run.write_text", refuse)  # root may write anywhere
     text = compare(folder, runs)
     assert "| popularity |" in text
     last = text.splitlines()[-1]
