@@ -8,21 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import DataError
+from quantization.id_columns import FIX, Columns, find_columns, is_header
 
 log = logging.getLogger(__name__)
 
 # A code is an integer or a token that ends in an integer, such as <a_12>, <s_a_12> or <|C1-12|>.
-CODE = re.compile(r"<(?P<bar>\|?)(?:\w*[^\W\d]|\w*[^\W_][-:])?(?P<token>[0-9]{1,9})(?P=bar)>|(?P<number>[0-9]{1,9})")
+CODE = re.compile(r"<(?P<bar>\|?)(?P<name>\w*[^\W\d]|\w*[^\W_][-:])?(?P<token>[0-9]{1,9})(?P=bar)>"
+                  r"|(?P<number>[0-9]{1,9})")
 MARKER = re.compile(r"<\|?\w*(begin|start|end|bos|eos)\|?>", re.IGNORECASE)  # such as <|sid_begin|>
 SEPARATOR = re.compile(r"\s*[,;]\s*|\s+|(?<=>)(?=<)")
-
-# Names of CSV columns, in lower case
-RAW_ID = ("raw_id", "item_id", "item", "id")  # the first of these names that the header has is the column of raw ids
-ROW_NUMBER = re.compile(r"(unnamed|index)?")           # pandas gives these names to its row numbers
-WHOLE_ID = ("semantic_id", "semantic_ids", "sem_id", "sem_ids", "sid", "sids")
-TEXT = ("title", "text", "description")
 
 
 def read_codes(path: Path) -> dict[str, list[int]]:
@@ -35,34 +32,50 @@ def read_codes(path: Path) -> dict[str, list[int]]:
     """
     codes: dict[str, list[int]] = {}
     first_with: dict[int, str] = {}  # number of codes -> location of the first entry with this number
+    names: dict[int, str] = {}       # level -> name of its tokens; integers have no name
     entries, fix = (_read_json(path), "correct the entry") if path.suffix == ".json" else (
         _read_csv(path), "correct the line; if a column has no codes, remove it, or name the raw ids item_id")
     for where, raw_id, value in entries:
-        found = parse(value)
+        found = _parse(value)
         if not found:
             raise DataError(where, f"{repr(value)[:200]} is not a semantic ID", "Expected integers from 0 to "
                             "999999999, or tokens that end in such an integer, for example <a_12>", fix)
         if raw_id in codes:
             raise _duplicate(where, raw_id)
-        codes[raw_id] = found
+        codes[raw_id] = [code.number for code in found]
+        for level, name in enumerate(code.name for code in found):
+            if name and names.setdefault(level, name) != name:
+                raise DataError(where, f"the token of level {level + 1} has the name {name!r}", f"Earlier entries have "
+                                f"{names[level]!r} in this level", "write all tokens in the order of the levels")
         first_with.setdefault(len(found), where)
     if not codes:
         raise DataError(path, "has no entries", fix="use a file that contains semantic IDs")
     return codes if len(first_with) == 1 else _cut(path, codes, first_with)
 
 
-def parse(value: list) -> list | None:
+class Code(NamedTuple):
+    name: str  # such as a_ in the token <a_12>; "" for an integer
+    number: int
+
+
+def parse(value: list) -> list[int] | None:
     """Return the codes of a semantic ID, or None if the value is not a semantic ID. The list of codes may be empty.
 
     value: a list with one integer or token per level, or a list with one text, such as "1,2,3" or
         "<|sid_begin|><s_a_1><s_b_2><|sid_end|>"
     """
+    codes = _parse(value)
+    return None if codes is None else [code.number for code in codes]
+
+
+def _parse(value: list) -> list[Code] | None:
     words = _words(value[0]) if len(value) == 1 and isinstance(value[0], str) else value
     codes = [_code(word) for word in words]
     if None in codes:
         first, last = (isinstance(word, str) and MARKER.fullmatch(word.strip()) for word in (words[0], words[-1]))
         codes = codes[1 if first else 0:-1 if last else None]
-    return None if None in codes else codes
+    valid = [code for code in codes if code is not None]
+    return valid if len(valid) == len(codes) else None
 
 
 def _words(text: str) -> list[str]:
@@ -73,16 +86,16 @@ def _words(text: str) -> list[str]:
     return [word[1:-1] if is_list and word[:1] == word[-1:] and word[:1] in ("'", '"') else word for word in words]
 
 
-def _code(word: object) -> int | None:
+def _code(word: object) -> Code | None:
     if isinstance(word, str):
         return _code_of_text(word)
-    return word if type(word) is int and 0 <= word <= 999_999_999 else None
+    return Code("", word) if type(word) is int and 0 <= word <= 999_999_999 else None
 
 
 @lru_cache(maxsize=100_000)  # most tokens occur in many IDs
-def _code_of_text(word: str) -> int | None:
+def _code_of_text(word: str) -> Code | None:
     match = CODE.fullmatch(word.strip())
-    return int(match["token"] or match["number"]) if match else None
+    return Code(match["name"] or "", int(match["token"] or match["number"])) if match else None
 
 
 def _cut(path: Path, codes: dict[str, list[int]], first_with: dict[int, str]) -> dict[str, list[int]]:
@@ -141,21 +154,33 @@ def _read_csv(path: Path) -> Iterator[tuple[str, str, list]]:
     The first line is a header if it names a column of raw ids, or if no cell but its first is a semantic ID. Without a
     header, the first column has the raw ids. Empty cells at the end of a line are left out.
     """
-    id_column, ignored, is_first = 0, {0}, True
+    columns: Columns | None = None
+    raw_ids: list[str] = []
     for number, row in _csv_rows(path):
+        where = f"{path}:{number}"
         if not any(row):
             continue
-        if is_first and (_raw_id_column(row) is not None or not any(parse([cell]) for cell in row[1:])):
-            id_column, ignored = _columns(row)
-        elif len(row) <= id_column:
-            raise DataError(f"{path}:{number}", "has no raw id", f"The raw id is in column {id_column + 1}, but the "
+        if columns is None and (is_header(row) or not any(parse([cell]) for cell in row[1:])):
+            columns = find_columns(row, where)
+            continue
+        columns = columns or Columns(0, [], [], width=1)
+        if len(row) <= columns.raw_id:
+            raise DataError(where, "has no raw id", f"The raw id is in column {columns.raw_id + 1}, but the "
                             f"line has {len(row)} columns", "correct the line")
-        else:
-            cells = [cell for column, cell in enumerate(row) if column not in ignored]
-            while cells and not cells[-1].strip():
-                cells.pop()
-            yield f"{path}:{number}", row[id_column], cells
-        is_first = False
+        cells = [row[column] for column in columns.codes if column < len(row)] + row[columns.width:]
+        while cells and not cells[-1].strip():
+            cells.pop()
+        raw_ids.append(row[columns.raw_id])
+        yield where, raw_ids[-1], cells
+    if columns and columns.is_unnamed and _are_row_numbers(raw_ids):
+        raise DataError(f"{path}:1", "names no column of raw ids, and the first column has row numbers", fix=FIX)
+    if columns and columns.ignored:
+        log.warning("quantization: %s: ignored the columns %s", path, ", ".join(map(repr, columns.ignored)))
+
+
+def _are_row_numbers(raw_ids: list[str]) -> bool:
+    """Return whether the ids count the rows from 0, as pandas does, or from 1, as R does."""
+    return len(raw_ids) > 1 and any(raw_ids == [str(start + row) for row in range(len(raw_ids))] for start in (0, 1))
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -175,30 +200,3 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     except (ValueError, csv.Error) as error:
         raise DataError(path, "is not a valid CSV file", str(error),
                         "save it in UTF-8, with commas between the columns") from error
-
-
-def _columns(header: list[str]) -> tuple[int, set[int]]:
-    """Return the column of the raw ids, and all columns that contain no codes."""
-    names, id_column = _names(header), _raw_id_column(header) or 0
-    ignored = {id_column} | {column for column, name in enumerate(names) if name in RAW_ID + TEXT or
-                             (column < id_column and ROW_NUMBER.fullmatch(name))}
-    whole = {column for column, name in enumerate(names) if name in WHOLE_ID and column not in ignored}
-    # A column with whole semantic IDs repeats the codes, if these have columns of their own.
-    has_levels = any(name for column, name in enumerate(names) if column not in ignored | whole)
-    return id_column, ignored | whole if has_levels else ignored
-
-
-def _raw_id_column(header: list[str]) -> int | None:
-    """Return the column of the raw ids if the header names it, else None."""
-    names = _names(header)
-    for name in RAW_ID:
-        if name in names:
-            return names.index(name)
-    # If the first column has the row numbers of pandas, a later column such as movie_id has the raw ids.
-    similar = [column for column, name in enumerate(names) if name.endswith("id") and name not in WHOLE_ID]
-    return similar[0] if ROW_NUMBER.fullmatch(names[0]) and len(similar) == 1 and len(names) > 2 else None
-
-
-def _names(header: list[str]) -> list[str]:
-    # RecBole adds types, such as item_id:token, and pandas numbers, such as Unnamed: 0.
-    return [name.strip().casefold().partition(":")[0] for name in header]

@@ -49,6 +49,13 @@ def test_tokens_and_numbers_have_many_forms(value):
     ("x,1\ny,1.0\n", "index.csv:2", [["1.0"]]),
     (b"x,1\n\xff,2\n", "index.csv", []),
     ("item_id,code,group\nx,1,new\n", "index.csv:2", [["1", "new"]]),
+    ({"x": ["<a_1>", "<b_2>"], "y": ["<b_2>", "<a_1>"]}, "index.json: 'y'", [1, "'b_'", "'a_'"]),
+    (",movie_id,cat_id,sid\n0,x,1,2\n", "index.csv:1", ["'movie_id'", "'cat_id'"]),
+    ("item_id,code_0,code_1,price\nx,1,2,3\n", "index.csv:1", ["'price'"]),
+    ("l1,l2,sku\n1,2,x\n", "index.csv:1", ["'sku'"]), ("item_id,sid,semantic_id\nx,1,2\n", "index.csv:1", ["'sid'"]),
+    ("item_id,a1,a2,b1,b2\nx,1,2,3,4\n", "index.csv:1", ["'b2'"]),
+    (",code_0,code_1\n0,7,1\n1,5,1\n", "index.csv:1", []), (",sku,first,second\n1,3,7,1\n2,1,5,1\n", "index.csv:1", []),
+    ("x,1,2\ny,1,2,3,4\n", "index.csv:2", [2, 4]),
     ('title,code,raw_id\n"two\nlines",1,x\ny,2\n', "index.csv:4", [3, 2]),
 ])
 def test_a_fault_in_the_file_is_located(write, tmp_path, monkeypatch, content, place, names):
@@ -66,6 +73,10 @@ def test_a_fault_in_the_file_is_located(write, tmp_path, monkeypatch, content, p
     "item,raw_id,code_1,code_2\n0,3,7,1\n1,1,5,1\n2,2,6,0\n",          # item is a number here, as in items.parquet
     "code_1,code_2,ID\n7,1,3\n5,1,1\n6,0,2\n",
     "item_id:token,codes\n3,\"7,1\"\n1,\"[5, 1]\"\n2,<s_a_6><s_b_0>\n",
+    '"","sku","l1","l2"\n"1","3",7,1\n"2","1",5,1\n"3","2",6,0\n',   # row numbers of R
+    "id,code_2,code_1\n3,1,7\n1,1,5\n2,0,6\n", ",code_0,code_1\n3,7,1\n1,5,1\n2,6,0\n", ",0,1\n3,7,1\n1,5,1\n2,6,0\n",
+    "item_id,category_id,sid\n3,70,<a_7><b_1>\n1,70,<a_5><b_1>\n2,71,<a_6><b_0>\n",
+    "item_id,sid,price,top_10\n3,\"7,1\",9.5,0\n1,\"5,1\",8,1\n2,\"6,0\",7,1\n",
     "raw_id;code_1;code_2;title\r\n3;7;1;Lamp, 2\r\n1;5;1;x\r\n2;6;0;\r\n",
     "3\t7\t1\n1\t5\t1\n2\t6\t0\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
