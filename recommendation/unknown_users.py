@@ -61,29 +61,33 @@ def _raw_events(folder: DatasetFolder, raw_user: str) -> RawEvents | None:
         if not path.is_file() or path.stat().st_size != recorded.get("size"):
             return None
         columns = [str(flags["user_column"])] if flags.get("user_column") else list(USER_COLUMNS)
-        return _count(path, columns, raw_user)
+        has_header = flags.get("no_header") not in ("interactions", "both")
+        return _count(path, columns if has_header else [str(flags.get("user_column") or 1)], raw_user, has_header)
     except (UserError, OSError, TypeError, duckdb.Error):  # TypeError: a value in source.yaml is not text
         return None
 
 
-def _count(path: Path, columns: list[str], raw_user: str) -> RawEvents | None:
+def _count(path: Path, columns: list[str], raw_user: str, has_header: bool) -> RawEvents | None:
     """Count the rows of a file in which one of the `columns` has the value `raw_user`.
+
+    columns: names, which may have dots for nested JSON objects; numbers from 1 if a text file has no header
 
     Returns None if the file has none of the columns. Raises duckdb.Error if the file cannot be read.
     """
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     options = "hive_partitioning = false, ignore_errors = true"
-    if kind in (".parquet", ".pq"):
-        rows = parquet_rows(path)
-    elif kind in (".json", ".jsonl", ".ndjson"):
-        types = ", ".join(f"{_quoted(column)}: 'VARCHAR'" for column in columns)
-        rows = f"read_json({sql_path(path)}, format = 'newline_delimited', columns = {{{types}}}, {options})"
-    else:
-        rows = f"read_csv({sql_path(path)}, header = true, all_varchar = true, {options})"
     with duckdb.connect() as connection:
-        names = [row[0] for row in connection.execute(f"DESCRIBE FROM {rows}").fetchall()]
-        # RecBole adds the type to the name of a column, such as user_id:token.
-        found = [f"{_quoted(name)}::VARCHAR" for name in names if name.partition(":")[0] in columns]
+        if kind in (".json", ".jsonl", ".ndjson"):
+            rows = f"read_json_objects({sql_path(path)}, format = 'newline_delimited', {options})"
+            found = [f"json ->> {_text('$.' + '.'.join(map(_quoted, column.split('.'))))}" for column in columns]
+        else:
+            rows = parquet_rows(path) if kind in (".parquet", ".pq") else (
+                f"read_csv({sql_path(path)}, header = {has_header}, all_varchar = true, {options})")
+            names = [row[0] for row in connection.execute(f"DESCRIBE FROM {rows}").fetchall()]
+            # RecBole adds the type to the name of a column, such as user_id:token.
+            named = {name.partition(":")[0]: name for name in names} if has_header else {
+                str(number): name for number, name in enumerate(names, 1)}
+            found = [f"{_quoted(named[column])}::VARCHAR" for column in columns if column in named]
         users = f"coalesce({', '.join([*found, 'NULL'])})"
         [(num_events, num_users)] = connection.execute(
             f"SELECT count(*) FILTER ({users} = ?), count({users}) FROM {rows}", [raw_user]).fetchall()
@@ -92,3 +96,7 @@ def _count(path: Path, columns: list[str], raw_user: str) -> RawEvents | None:
 
 def _quoted(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

@@ -72,6 +72,18 @@ def test_a_filtered_user_is_found_in_the_raw_file(make, write, name, columns, fl
     assert "u1" not in str(raised.value)  # no other user is suggested
 
 
+@pytest.mark.parametrize(("name", "content", "flags"), [
+    ("log.txt", "a;01;1\nb;u1;2\nc;01;3\n", "no_header: interactions\nuser_column: 2\n"),
+    ("log.csv", "01,a,1\nu1,b,2\n01,c,3\n", "no_header: both\n"),
+    ("log.json", "".join(f'{{"actor": {{"id": "{user}"}}}}\n' for user, _, _ in EVENTS), "user_column: actor.id\n")])
+def test_other_layouts_are_searched_too(make, tmp_path, name, content, flags):
+    raw = tmp_path / name
+    raw.write_text(content)
+    with refused(DataError, "--user", names=[raw, 2], fix=["--history"]) as raised:
+        ask(make(raw=raw, flags=f"interactions: {raw}\n{flags}"), "01")
+    assert "filters removed" in str(raised.value)
+
+
 def test_the_raw_file_is_also_found_in_a_folder(make, write, tmp_path):
     path = write("interactions.csv")
     with refused(DataError, "--user", names=[path, 2]):
