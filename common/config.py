@@ -35,7 +35,7 @@ TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", 
 class StrictLoader(yaml.SafeLoader):
     """A safe YAML loader for values that JSON has too: text, numbers, booleans, null, lists and keys with values.
 
-    Unlike PyYAML, it reads `1e-4` as a float and `2020-01-31` as text. It refuses aliases, because a few lines of them
+    Numbers are written as in JSON. It refuses aliases, because a few lines of them
     can stand for gigabytes, and all other types, such as sets.
     """
 
@@ -55,12 +55,16 @@ class StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
-# Without this rule, `2020-01-31` is text, and `2001-99-99` is not an error.
+# YAML 1.1 reads 1:30 as 90, 010 as 8 and 2020-01-31 as a date. Here they are text.
+NUMBERS = {"int": r"[-+]?(0|[1-9][0-9]*)",
+           "float": r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.(inf|Inf|INF))|"
+                    r"\.(nan|NaN|NAN)"}
+REPLACED = {f"tag:yaml.org,2002:{name}" for name in (*NUMBERS, "timestamp")}
 StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+for kind, number in NUMBERS.items():
+    StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^({number})$"), list("-+.0123456789"))
 
 
 class TrackedParams(dict):

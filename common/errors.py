@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+MAX_TEXT = 2_000  # a message shows at most this many characters of what the user or a file has written
+LONG_NAME = 200   # no known name is similar to a longer one
+
 
 class UserError(Exception):
     """An error that the user can fix, printed as `error: where: what. why. Fix: fix`.
@@ -20,6 +23,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, where: object, what: str, why: str = "", fix: str = ""):
+        what, why = (text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…" for text in (what, why))
         self.where, self.what, self.why, self.fix = where, what, why, fix
         sentences = [f"{where}: {what}"] + ([why.strip()] if why else [])
         ended = [s if s.endswith("?") else s.rstrip(".") + "." for s in sentences]
@@ -70,7 +74,8 @@ class Interrupted(BaseException):
 
 NUM_NEIGHBORS = 500  # an unknown id is compared with this many ids before and after it in sorted order
 
-URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]*://|\burl: /)(?P<user>[^\s/?#'\"]*@)?(?P<path>[^\s?#'\"]*)"
+# The name of the protocol is bounded: in a long text without spaces, the search would take quadratic time.
+URL = re.compile(r"(?P<begin>[A-Za-z][\w+.-]{0,20}://|\burl: /)(?P<user>[^\s/?#'\"]*@)?(?P<path>[^\s?#'\"]*)"
                  r"(?P<query>\?[^\s#'\"]*)?")
 
 OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemoryException")  # the classes of PyTorch and DuckDB
@@ -90,6 +95,8 @@ def mask_secrets(text: str) -> str:
 
 def closest(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that is most similar to `name`, or None if none is similar."""
+    if len(name) > LONG_NAME:  # the comparison would take minutes
+        return None
     # First compare only the letters and digits: in a short name, a wrong case or dash would make a big difference.
     letters, plain = _letters(name), {_letters(k): k for k in known}
     close = [plain[letters]] if letters in plain else get_close_matches(name, known, n=1, cutoff=0.7)

@@ -5,7 +5,7 @@ import os
 import socket
 from pathlib import Path
 
-from common.errors import LockedError, naming
+from common.errors import ConfigError, LockedError, naming
 
 try:
     import fcntl
@@ -41,6 +41,8 @@ class FolderLock:
     def __init__(self, folder: Path, wait: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / ".lock"
+        if self.path.exists() and not self.path.is_file():  # to open a named pipe might take forever
+            raise ConfigError(self.path, "is not a regular file", fix="remove it")
         self.file = self.path.open("a+")
         locked = lock(self.file.fileno(), wait)
         if locked is None:

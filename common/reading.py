@@ -4,6 +4,7 @@ import json
 import re
 import reprlib  # its repr is short, also for values that are nested deeply
 import stat
+from collections import Counter
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
@@ -13,7 +14,16 @@ from common.errors import ArtifactError
 FILE_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
               stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 WHY = "The file is damaged, or another version of the code has written it"
+MAX_DIGITS = 400  # a longer number is also longer than any float; Python would advise to raise its own limit
 MAX_SHOWN = 80  # an error message shows at most this many characters of the message of a library
+
+
+class DuplicateKey(ValueError):
+    """A JSON object has a key twice."""
+
+    def __init__(self, key: str):
+        self.key = key
+        super().__init__(f"The key {shortened(key)!r} occurs twice")
 
 
 def require_regular(path: Path) -> None:
@@ -37,11 +47,28 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text. Raises ValueError if the text is not valid JSON."""
+    """Return the value of a JSON text.
+
+    Raises ValueError if the text is not valid JSON, or if an object has a key twice.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_int=_integer)
     except RecursionError as error:
         raise ValueError("The JSON value is nested too deeply") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise DuplicateKey(key)
+    return entries
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"A number has {len(digits)} digits")
+    return int(digits)
 
 
 class Record(dict):

@@ -71,6 +71,9 @@ class Run:
             barrier()
             return nullcontext()
         lock = FolderLock(self.folder)
+        log_file = self.folder / "run.log"
+        if log_file.exists() and not log_file.is_file():  # before anything is deleted
+            raise ConfigError(log_file, "is not a regular file", fix="remove it")
         if force:
             # If this process is killed here, the run must be able to continue. So the checkpoints disappear together,
             # and before the metrics, which a run without checkpoints deletes.
@@ -82,7 +85,7 @@ class Run:
         self.checkpoints.mkdir(exist_ok=True)
         header = f"# {self.command}\n"
         write_text(self.folder / "config.yaml", header + yaml.safe_dump(self.config, sort_keys=False))
-        log_to(self.folder / "run.log")
+        log_to(log_file)
         log.info("run %s: %s", self.id, self.command)
         barrier()
         return lock

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from common.errors import ConfigError
+from common.errors import ConfigError, naming
 from common.output import show
 from common.publishing import meta_path, write_text
 
@@ -17,8 +17,8 @@ MAX_LINE = 1_000_000  # bytes of the first line that are read
 FILES = re.compile(r"(interactions|items|users|images)\.parquet|.*\.(emb|mask|codes)-.*\.npy|.*\.meta\.json|"
                    r"source\.yaml|bad_lines\.jsonl|config\.yaml|run\.log|(metrics|predictions)\.jsonl|"
                    r"(metrics|times|finished|evaluation|not_finite|seeds)\.json|latest|compare\.(md|csv)|report\.md|"
-                   r"explain\.html|\.lock|.*\.safetensors", re.IGNORECASE)
-FOLDERS = {"raw", "images", "checkpoints", ".models", ".embeddings"}
+                   r"explain\.html|card\.md|\.lock|\.work|\..*\.(tmp|old)-.*|.*\.safetensors", re.IGNORECASE)
+FOLDERS = {"raw", "images", "checkpoints", ".models", ".embeddings", ".work"}
 OWN = "has a name that this program uses in the folders of datasets and runs"
 
 
@@ -37,9 +37,10 @@ def check_target(flag: str, path: Path, roots: Iterable[Path], could_have_writte
     what, fix = _what_it_is(path), "choose another path"
     if not parent.is_dir():
         what = f"cannot be written: {parent} is not a folder"
-    if what is None and _has_own_name(path.resolve(), [root.resolve() for root in roots]):
+    if what is None and _has_own_name(_resolved(path), [root.resolve() for root in roots]):
         what = OWN
-    if what is None and path.is_file() and (line := _first_line(path)) and not could_have_written(line):
+    foreign = path.is_file() and path.stat().st_size and not could_have_written(_first_line(path))
+    if what is None and foreign:
         what, fix = f"exists, and an earlier {flag} has not written it", f"{fix}, or move this file to another place"
     if what is not None:
         raise ConfigError(f"{flag} {path}", what, fix=fix)
@@ -64,7 +65,7 @@ def check_targets(flag: str, folder: Path, roots: Iterable[Path], first: str, ot
 
 def check_new_folder(flag: str, folder: Path, roots: Iterable[Path]) -> None:
     """Raise ConfigError if a folder has the name of a folder that this program makes for a dataset or a run."""
-    if _has_own_name(folder.resolve() / "file", [root.resolve() for root in roots]):
+    if _has_own_name(_resolved(folder) / "file", [root.resolve() for root in roots]):
         raise ConfigError(f"{flag} {folder}", OWN, fix="choose another folder")
 
 
@@ -74,9 +75,13 @@ def _what_it_is(path: Path) -> str | None:
         return "is a folder"
     if path.is_block_device() or path.is_socket():
         return "is a disk or a socket"
-    if meta_path(path).exists() or meta_path(path.resolve()).exists():
+    if meta_path(path).exists() or meta_path(_resolved(path)).exists():
         return "is an artifact that other commands read"
     return None
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve would raise RuntimeError for a link to itself
 
 
 def _has_own_name(path: Path, roots: list[Path]) -> bool:
@@ -97,6 +102,14 @@ def _standard_stream(path: Path) -> TextIO | None:
             if path.is_symlink() and os.path.samestat(path.stat(), os.fstat(stream.fileno())):
                 return stream
     return None
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file. If the last line of the file has no line break, add it first."""
+    with naming(path):
+        ended = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{'' if ended else chr(10)}{line}\n")
 
 
 def write_target(path: Path, text: str) -> None:

@@ -1,16 +1,16 @@
 """Read semantic IDs from files of other programs: JSON (index.json of LC-Rec, LETTER, MiniOneRec) and CSV."""
 
 import csv
-import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
+from common.reading import DuplicateKey, parse_json, shortened
 from quantization.id_columns import FIX, Columns, find_columns, is_header
 
 log = logging.getLogger(__name__)
@@ -130,22 +130,16 @@ def _duplicate(where: str, raw_id: str) -> DataError:
 def _read_json(path: Path) -> Iterator[tuple[str, str, list]]:
     """For each entry of a JSON object, yield its location (for error messages), the raw id and the semantic ID."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=partial(_without_duplicates, path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(path, "is not valid JSON", str(error), "use a valid index.json in UTF-8") from error
+        entries = parse_json(path.read_text(encoding="utf-8-sig"))
+    except DuplicateKey as error:
+        raise _duplicate(f"{path}: {error.key!r}", error.key) from error
+    except ValueError as error:
+        raise DataError(path, "is not valid JSON", shortened(str(error)), "use a valid index.json in UTF-8") from error
     if not isinstance(entries, dict):
         raise DataError(path, "is not a JSON object", 'Expected {"<raw id>": ["<a_12>", "<b_3>", ...], ...}',
                         "use a valid index.json")
     for raw_id, value in entries.items():
         yield f"{path}: {raw_id!r}", raw_id, value if isinstance(value, list) else [value]
-
-
-def _without_duplicates(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        [(raw_id, _)] = Counter(raw_id for raw_id, _ in pairs).most_common(1)
-        raise _duplicate(f"{path}: {raw_id!r}", raw_id)
-    return entries
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, str, list]]:

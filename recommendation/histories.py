@@ -1,6 +1,6 @@
 """Requests for recommendations: read them from a file, and convert raw ids of items to item indices."""
 
-import json
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 
 from common.artifacts import DatasetFolder, load_items, load_users
 from common.errors import DataError, nearest, nearest_id
-from common.reading import require_regular
+from common.reading import parse_json, require_regular, shortened
 from recommendation.dataset import Sequences
 from recommendation.unknown_users import unknown_user
 
@@ -109,18 +109,18 @@ def read_histories(path: Path) -> list[Query]:
 
 def _parse_query(line: str, where: str) -> Query:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(where, "is not valid JSON", str(error), FIX) from error
+        value = parse_json(line)
+    except ValueError as error:
+        raise DataError(where, "is not valid JSON", shortened(str(error)), FIX) from error
     value = {"history": value} if isinstance(value, list) else value
     if not isinstance(value, dict) or not value:
         raise DataError(where, "must be a JSON list, or a JSON object with the key user or history", fix=FIX)
     for key in value:
         if key not in KEYS:
-            raise DataError(where, f"unknown key {key!r}", nearest(key, list(KEYS)), FIX)
+            raise DataError(where, f"unknown key {reprlib.repr(key)}", nearest(key, list(KEYS)), FIX)
     user, history = value.get("user"), value.get("history")
     if not (user is None or isinstance(user, str)) or (user is None and history is None):
-        raise DataError(where, f"the user must be a string, got {user!r}", "Raw ids must be strings", FIX)
+        raise DataError(where, f"the user must be a string, got {reprlib.repr(user)}", "Raw ids must be strings", FIX)
     if history is not None and not (isinstance(history, list) and all(isinstance(raw_id, str) for raw_id in history)):
         raise DataError(where, "the history must be a list of strings", "Raw ids must be strings, even if they look "
                         "like numbers", FIX)

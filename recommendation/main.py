@@ -52,6 +52,7 @@ def main(argv: list[str]) -> None:
 def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None, force: bool) -> None:
     """Train and test a recommender once, or once for each of `seeds`. Log a table of metrics."""
     from common.distributed import is_main
+    from common.targets import append_line
     from recommendation.pipeline import run_seeds
     from recommendation.results import seeds_table, table
 
@@ -60,8 +61,7 @@ def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None,
         return
     pipeline = make_pipeline()
     if run_list and is_main():  # write before the training, so that a file error is raised at once
-        with run_list.open("a", encoding="utf-8") as file:
-            file.write(f"{pipeline.run.folder.resolve()}\n")
+        append_line(run_list, str(pipeline.run.folder.resolve()))
     metrics = pipeline.execute(force)
     log.info("\n%s\n\nrecommendation: wrote %s", table({config.name: metrics}), pipeline.run.folder)
 

@@ -127,6 +127,6 @@ def _file(config: dict) -> Path:
         raise ConfigError("imported.model_params.file", f"{name} is not a .json or .csv file",
                           fix="use a .json or .csv file, such as --file index.json")
     if not path.is_file():
-        raise ConfigError("imported.model_params.file", f"file {name} not found",
-                          fix="use --file <path of an existing file>")
+        raise ConfigError("imported.model_params.file", f"file {name} " + (
+            "is not a regular file" if path.exists() else "not found"), fix="use --file <path of an existing file>")
     return path

@@ -119,8 +119,17 @@ def _require_free(target: Path, force: bool) -> None:
     if not force:
         raise ConfigError(f"--export_t5 {target}", "already exists",
                           fix="use --force to replace it, or choose another folder")
-    names = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"}
-    others = sorted(names - {*FILES}) or (["no index.json"] if names and "index.json" not in names else [])
-    if others:  # for example, a T5 model that was downloaded from the Hugging Face hub has no index.json
+    files = {path.name: path for path in target.iterdir()} if target.is_dir() else {"a file": target}
+    others = sorted(name for name, path in files.items()
+                    if name not in FILES or path.is_symlink() or not path.is_file())
+    if files and not others:  # a T5 model of the Hugging Face hub has no index.json, and another README.md
+        others = [] if "index.json" in files and _is_our_readme(target / "README.md") else [
+            "no index.json and README.md of an export"]
+    if others:
         raise ConfigError(f"--export_t5 {target}", f"is not an export of a T5 model: found {others[0]}",
                           "--force would delete the whole folder", "choose another folder")
+
+
+def _is_our_readme(path: Path) -> bool:
+    """Return whether an export of a T5 model has written this README.md."""
+    return path.exists() and path.read_text(encoding="utf-8", errors="replace").startswith(f"# {MODEL} for ")

@@ -73,8 +73,10 @@ def test_an_exponent_makes_a_float(write, text, value):
 
 
 @pytest.mark.parametrize(("text", "value"), [
-    ("12", 12), ("1e-4x", "1e-4x"), ("e5", "e5"), ("5e", "5e"), ("1e-", "1e-")])
-def test_only_a_whole_number_with_an_exponent_is_a_float(write, text, value):
+    ("12", 12), ("0", 0), ("-3", -3), ("1:30", "1:30"), ("010", "010"), ("1_000", "1_000"), ("0x1f", "0x1f"),
+    (".5", 0.5), (".inf", float("inf")), ("-.inf", float("-inf")), (".", "."), ("1e-4x", "1e-4x"), ("e5", "e5"),
+    ("5e", "5e"), ("1e-", "1e-")])
+def test_numbers_are_written_as_in_json(write, text, value):
     loaded = load_yaml(write(f"key: {text}"))[0]["key"]
     assert type(loaded) is type(value)
     assert loaded == value

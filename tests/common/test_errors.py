@@ -54,3 +54,9 @@ def test_an_error_without_a_path_gets_one(named, expected):
     with pytest.raises(OSError, match="full") as raised, naming("metrics.jsonl"):
         raise OSError(errno.ENOSPC, "full", *named)
     assert raised.value.filename == expected
+
+
+def test_long_values_are_cut():
+    long = "u" * 1_000_000  # without the limits, this test would take hours
+    error = UserError("--user", f"unknown user {mask_secrets(long)}", nearest(long, ["u" * 300, "v"]))
+    assert len(str(error)) < 5_000

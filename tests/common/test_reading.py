@@ -57,7 +57,8 @@ def test_a_pipe_that_the_shell_opened_is_read():
         os.close(reader)
 
 
-@pytest.mark.parametrize("text", ["", "{", DEEP, '{"a":' * 100_000, DIGITS, "\0", "[1,]", "\ufeff{}"])
+@pytest.mark.parametrize("text", ["", "{", DEEP, '{"a":' * 100_000, DIGITS, "\0", "[1,]", "\ufeff{}",
+                                  '{"a": 1, "a": 1}'])
 def test_a_text_that_is_not_json_is_a_value_error(text):
     with pytest.raises(ValueError):  # noqa: PT011 (the words are those of Python)
         parse_json(text)

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import pytest
 import yaml
 
-from common.errors import ArtifactError, LockedError
+from common.errors import ArtifactError, ConfigError, LockedError
 from common.lock import FolderLock
 from common.run import Run, latest_run, log_to, read_config, save_comparison
 from tests.errors import Outcome, refused
@@ -158,6 +158,20 @@ def test_opening_a_run_again_keeps_its_files_unless_forced(new_run):
     with run.open(force=True):
         assert not any(file.exists() for file in left)
         assert not run.finished
+
+
+@pytest.mark.parametrize("name", ["run.log", ".lock"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_file_of_another_kind_loses_no_result(new_run, name, make):
+    run = new_run()
+    with run.open(force=False):
+        run.finish({})
+    (run.folder / name).unlink()
+    make(run.folder / name)
+    with refused(ConfigError, run.folder / name):
+        run.open(force=True)
+    assert run.finished
+    assert run.checkpoints.exists()
 
 
 def test_metrics_have_one_record_a_line(new_run):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from common.targets import check_new_folder, check_target, check_targets, write_target
+from common.targets import append_line, check_new_folder, check_target, check_targets, write_target
 from tests.common.helpers import put
 from tests.errors import refused
 
@@ -34,7 +34,7 @@ def test_a_new_file_or_an_earlier_output_is_written(root, content):
     assert path.read_text() == "text\n"
 
 
-@pytest.mark.parametrize("content", [b"my notes\n", b"\xff\x00\n", b'{"items": []}'])
+@pytest.mark.parametrize("content", [b"my notes\n", b"\xff\x00\n", b"\nours\n", b'{"items": []}'])
 @pytest.mark.parametrize("link", [False, True])
 def test_a_file_of_the_user_is_not_replaced(root, content, link):
     file = path = root / "notes"
@@ -48,7 +48,8 @@ def test_a_file_of_the_user_is_not_replaced(root, content, link):
 
 @pytest.mark.parametrize("name", [
     "data/shop/items.parquet", "data/shop/shop.emb-td.npy", "data/shop/shop.codes-rqvae-td-x.npy.meta.json",
-    "data/shop/source.yaml", "data/shop/images/1.jpg", "data/shop/raw/local/x", "data/.models/x", "data/shop/.lock",
+    "data/shop/source.yaml", "data/shop/card.md", "data/shop/.work", "data/shop/.work/x", "data/shop/.a.tmp-0123",
+    "data/shop/images/1.jpg", "data/shop/raw/local/x", "data/.models/x", "data/shop/.lock",
     *(f"runs/recommendation/shop/markov/no-codes/{name}" for name in (
         "latest", "0a/metrics.json", "0a/config.yaml", "0a/run.log", "0a/predictions.jsonl", "0a/finished.json",
         "0a/checkpoints/x", "0a/../latest", "seeds.json")),
@@ -153,3 +154,20 @@ def test_a_folder_of_a_dataset_is_not_a_target(root):
     check_new_folder("--export_t5", root / "data" / "shop" / "t5", [root / "data"])
     with refused(ConfigError, f"--export_t5 {root / 'data/shop/images'}"):
         check_new_folder("--export_t5", root / "data/shop/images", [root / "data"])
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "x\n"), ("", "x\n"), ("a\n", "a\nx\n"), ("a", "a\nx\n")])
+def test_a_line_is_appended_below_the_last_one(tmp_path, before, after):
+    if before is not None:
+        (tmp_path / "list").write_text(before)
+    append_line(tmp_path / "list", "x")
+    assert (tmp_path / "list").read_text() == after
+
+
+def test_a_link_to_itself_is_an_error_of_its_path(root):
+    path = root / "loop"
+    path.symlink_to(path)
+    check(path, root)
+    with pytest.raises(OSError, match="symbolic links") as raised:
+        write_target(path, "text\n")
+    assert raised.value.filename == str(path)

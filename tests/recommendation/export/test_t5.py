@@ -306,7 +306,18 @@ def test_an_export_replaces_only_an_export_and_with_force(export):
     with refused(ConfigError, f"--export_t5 {target}", names=["thesis.tex"]):
         export("target", "--force")
     assert {path.name for path in target.iterdir()} == {*FILES, "thesis.tex"}
-    for name in ("thesis.tex", "index.json"):  # without index.json, it could be a downloaded T5
+    (target / "thesis.tex").unlink()
+    ours = (target / "README.md").read_text()
+    (target / "README.md").write_text("# My model\n")
+    with refused(ConfigError, f"--export_t5 {target}", names=["README.md"]):
+        export("target", "--force")
+    (target / "README.md").write_text(ours)
+    (target / "generation_config.json").unlink()
+    (target / "generation_config.json").mkdir()
+    with refused(ConfigError, f"--export_t5 {target}", names=["generation_config.json"]):
+        export("target", "--force")
+    (target / "generation_config.json").rmdir()
+    for name in ("index.json",):  # without index.json, it could be a downloaded T5
         (target / name).unlink()
     with refused(ConfigError, f"--export_t5 {target}", names=["index.json"]):
         export("target", "--force")
