@@ -1,4 +1,4 @@
-"""Loads and checks configurations: YAML files, defaults and command-line overrides. Importing this module is fast."""
+"""Load and check configurations: YAML files, defaults and command-line overrides. Importing this module is fast."""
 
 import copy
 import logging
@@ -35,8 +35,8 @@ TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", 
 class StrictLoader(yaml.SafeLoader):
     """A safe YAML loader for values that JSON has too: text, numbers, booleans, null, lists and keys with values.
 
-    Unlike PyYAML, it reads `1e-4` as a float and `2020-01-31` as text. It refuses aliases, because a few lines of them
-    can stand for gigabytes, and all other types, such as sets.
+    Unlike PyYAML, it reads `1e-4` as a float and `2020-01-31` as text. It refuses aliases, because a few lines with
+    aliases can expand to gigabytes. It also refuses all other types, such as sets.
     """
 
     def compose_node(self, parent, index):
@@ -55,7 +55,7 @@ class StrictLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
-# Without this rule, `2020-01-31` is text, and `2001-99-99` is not an error.
+# Remove PyYAML's rule for dates. Then `2020-01-31` is text, and `2001-99-99` is not an error.
 StrictLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
