@@ -19,7 +19,7 @@ MARKER = re.compile(r"<\|?\w*(begin|start|end|bos|eos)\|?>", re.IGNORECASE)  # s
 SEPARATOR = re.compile(r"\s*[,;]\s*|\s+|(?<=>)(?=<)")
 
 # Names of CSV columns, in lower case
-RAW_ID = ("raw_id", "item_id", "item", "id")  # the first of these names that the header has is the column of raw ids
+RAW_ID = ("raw_id", "item_id", "item", "id")  # names of the column of raw ids, in order of priority
 ROW_NUMBER = re.compile(r"(unnamed|index)?")           # pandas gives these names to its row numbers
 WHOLE_ID = ("semantic_id", "semantic_ids", "sem_id", "sem_ids", "sid", "sids")
 TEXT = ("title", "text", "description")
@@ -86,7 +86,7 @@ def _code_of_text(word: str) -> int | None:
 
 
 def _cut(path: Path, codes: dict[str, list[int]], first_with: dict[int, str]) -> dict[str, list[int]]:
-    """Return the codes without the last code of the IDs that have one code more than the others.
+    """Remove the last code of each ID that has one code more than the other IDs, and return all codes.
 
     Raises DataError unless the last codes only tell items apart: each of these IDs shares its other codes with another
     item, and no two of them are equal.
@@ -103,7 +103,8 @@ def _cut(path: Path, codes: dict[str, list[int]], first_with: dict[int, str]) ->
                    f"No other item has the same first {short} codes" if num_with[tuple(row[:short])] == 1 else "")
             if why:
                 raise DataError(f"{path}: {raw_id!r}", f"has {long} codes, but other items have {short}",
-                                f"{why}, so the last code does not only tell apart items that share the others", fix)
+                                f"{why}, so the last code does not only tell apart items whose other codes are equal",
+                                fix)
             seen.add(tuple(row))
     log.warning("quantization: %s: left out the last code of the %d of %d entries with %d codes, because this code "
                 "only tells apart items with the same first %d codes", path, len(seen), len(codes), long, short)
@@ -138,8 +139,8 @@ def _without_duplicates(path: Path, pairs: list[tuple[str, object]]) -> dict[str
 def _read_csv(path: Path) -> Iterator[tuple[str, str, list]]:
     """For each line of a CSV file, yield its location (for error messages), the raw id and the cells with codes.
 
-    The first line is a header if it names a column of raw ids, or if no cell but its first is a semantic ID. Without a
-    header, the first column has the raw ids. Empty cells at the end of a line are left out.
+    The first line is a header if it names a column of raw ids, or if no cell after its first cell is a semantic ID.
+    Without a header, the first column has the raw ids. Empty cells at the end of a line are left out.
     """
     id_column, ignored, is_first = 0, {0}, True
     for number, row in _csv_rows(path):
@@ -183,7 +184,7 @@ def _columns(header: list[str]) -> tuple[int, set[int]]:
     ignored = {id_column} | {column for column, name in enumerate(names) if name in RAW_ID + TEXT or
                              (column < id_column and ROW_NUMBER.fullmatch(name))}
     whole = {column for column, name in enumerate(names) if name in WHOLE_ID and column not in ignored}
-    # A column with whole semantic IDs repeats the codes, if these have columns of their own.
+    # If the codes have columns of their own, a column with whole semantic IDs only repeats them.
     has_levels = any(name for column, name in enumerate(names) if column not in ignored | whole)
     return id_column, ignored | whole if has_levels else ignored
 
