@@ -15,7 +15,8 @@ MIN_EXPLAINED = 0.1               # the share of these items that must have a re
 EXCERPT = 60                      # characters of an id in a message
 UNICODE_FORM = "the Unicode form of characters"
 # For each usual difference between two ids of the same item, SQL that removes the difference. The last entries remove
-# several differences at once. If several entries match equally many ids, a message names the first of them.
+# several differences at once. A message names the entry with the largest number of matches (the first one
+# of equal entries).
 FORMS = {
     "blanks or invisible characters": r"regexp_replace(id, '[\s\p{Z}\p{C}]+', '', 'g')",
     "upper and lower case": "lower(id)",
