@@ -1,4 +1,4 @@
-"""Opens array files (.npy) without pickle, and checks their headers."""
+"""Open array files (.npy) without pickle, and check their headers."""
 
 from pathlib import Path
 from tokenize import TokenError

@@ -147,7 +147,7 @@ def counts(meta: dict) -> str:
 
 
 def facts(meta: dict) -> str:
-    """Return the facts about a dataset that limit what its metrics mean, or "" if the meta file has none of them."""
+    """Return facts about a dataset that limit the meaning of its metrics, or "" if the meta file has none of them."""
     found = []
     if "num_repeats" in meta and meta["num_in_split"]["test"]:
         share = meta["num_repeats"]["test"] / meta["num_in_split"]["test"]

@@ -64,7 +64,7 @@ class Checkpoints:
         barrier()
 
     def load_newest(self) -> Record | None:
-        """Load the newest numbered checkpoint that can be read. Return None if there is no such checkpoint."""
+        """Load the newest numbered checkpoint that can be read. Return None if none can be read."""
         if is_main():
             self._delete_old()  # the process that saved the last checkpoint may have been killed
         for path in self.numbered():
@@ -75,8 +75,7 @@ class Checkpoints:
         return None
 
     def load_best(self) -> Record:
-        """Load the best checkpoint. Raises the errors of `load_state`.
-        """
+        """Load the best checkpoint. Raises the errors of `load_state`."""
         return load_state(self.best, f"{self.command} --force")
 
 

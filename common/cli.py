@@ -46,10 +46,10 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(flag, what, why, fix)
 
     def as_values(self, word: str) -> str | None:
-        """Return how to write a word that argparse took for a flag, if it follows a flag with several values.
+        """Return the correct form of a value that argparse has read as a flag, because it begins with a dash.
 
         For example, return `--history=A --history=-B` for the word `-B` in `--history A -B`. Return None if the word
-        does not follow such a flag.
+        does not follow a flag that takes several values.
         """
         flag, values = None, []
         for other in self._argv:
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         return self._option_string_actions.get(word.partition("=")[0])  # argparse has no public attribute
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse would ignore that --help cannot be written.
+        # argparse would ignore an error in writing the --help text.
         show(message, file or sys.stderr, end="")
 
     def flags(self) -> list[str]:
@@ -89,7 +89,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults of the flags. Does not wrap the lines of the description and the epilog."""
+    """A formatter that shows the defaults of the flags. It does not wrap the description and the epilog."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         hidden = action.default is None or action.default is False

@@ -27,7 +27,7 @@ SECONDS_FOR_FIRST = 5.0  # if the first process fails, torchrun ends the other p
 
 
 class StopRequest:
-    """Handles SIGINT and SIGTERM, the signals that ask this process to stop.
+    """A handler of SIGINT and SIGTERM, the signals that ask this process to stop.
 
     Outside of `with stop_request:`, a signal raises Interrupted immediately. Inside the `with` block, the first signal
     only sets `requested` to True. The block must check `requested` regularly, save its state and raise Interrupted
@@ -243,7 +243,7 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def report_failed_imports() -> None:
-    """From now on, report a fault of the machine outside of `run_command` as `run_command` does.
+    """Print errors of the machine on one line from now on, even if they occur outside of `run_command`.
 
     Call this function before the first import that may fail, for example because the memory is full.
     """

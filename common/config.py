@@ -1,4 +1,4 @@
-"""Loads and checks configurations: YAML files, defaults and command-line overrides. Importing this module is fast."""
+"""Load and check configurations: YAML files, defaults and command-line overrides. Importing this module is fast."""
 
 import copy
 import logging
@@ -35,8 +35,8 @@ TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", 
 class StrictLoader(yaml.SafeLoader):
     """A safe YAML loader for values that JSON has too: text, numbers, booleans, null, lists and keys with values.
 
-    Numbers are written as in JSON. It refuses aliases, because a few lines of them
-    can stand for gigabytes, and all other types, such as sets.
+    Numbers are written as in JSON. The loader refuses aliases, because a few lines with aliases can expand to
+    gigabytes. It also refuses all other types, such as sets.
     """
 
     def compose_node(self, parent, index):

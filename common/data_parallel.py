@@ -1,8 +1,8 @@
 """Data-parallel training: each process computes a shard of every batch, and the gradients are averaged.
 
 The averaged gradients equal the gradients of the whole batch. The number of processes therefore changes only the speed
-and the rounding errors. If a model needs more than a mean over the rows of a batch, for example how often the batch
-uses each code, it must call `all_reduce_sum` or `all_gather`.
+and the rounding errors. If a model needs more than a mean over the rows of a batch, for example the number
+of rows with each code, it must call `all_reduce_sum` or `all_gather`.
 """
 
 import hashlib

@@ -11,7 +11,7 @@ from common.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
-# Names of devices that `torch.device` rejects: it knows npu and tpu only with a plug-in, and no very large numbers.
+# `torch.device` rejects some of these names: it knows npu and tpu only with a plug-in, and rejects very large numbers.
 OTHER_DEVICES = re.compile(r"(cuda|npu|tpu)(:\d+)?")
 
 

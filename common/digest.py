@@ -1,4 +1,4 @@
-"""Computes a digest of the code that trains a model. If the digest has changed, the code has changed."""
+"""Compute a digest of the code that trains a model. If the digest has changed, the code has changed."""
 
 import ast
 import hashlib

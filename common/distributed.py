@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-# How long a process waits for a process that hangs. (If a process ends, the others notice it immediately.) This time
-# must be longer than everything that the first process does alone, such as writing the predictions.
+# The maximum time that a process waits for a process that hangs. (If a process ends, the others notice it immediately.)
+# This time must be longer than everything that the first process does alone, such as writing the predictions.
 PATIENCE = timedelta(minutes=10)
 
 

@@ -1,4 +1,4 @@
-"""Checks whether the running Python and its packages satisfy a requirements file.
+"""Check whether the running Python and its packages satisfy a requirements file.
 
     python common/environment.py requirements.txt
 

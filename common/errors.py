@@ -1,4 +1,4 @@
-"""Exceptions for user errors, suggestions for misspelled names, masking of secrets, and errors of the memory."""
+"""Exceptions for user errors, suggestions for misspelled names, masking of secrets, and detection of full memory."""
 
 import errno
 import re
@@ -17,7 +17,7 @@ class UserError(Exception):
     where: a flag, a file or `file:line`
     what: the problem; begins with a lower-case letter
     why: a full sentence
-    fix: a command, or what the user has to do
+    fix: a command or an instruction
     """
 
     exit_code = 2

@@ -33,7 +33,7 @@ def lock(descriptor: int, wait: bool = False) -> bool | None:
 
 
 class FolderLock:
-    """Locks a folder until the end of the `with` block, or until the process ends.
+    """A lock on a folder until the end of the `with` block, or until the process ends.
 
     If another process has locked the folder, the constructor raises LockedError. With `wait`, it waits instead.
     """

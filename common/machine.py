@@ -16,7 +16,7 @@ MINIMUM = 5 * 2**28  # bytes of virtual memory for PyTorch, DuckDB and their thr
 PACKAGES = ("common", "dataloader", "quantization", "recommendation")
 FULL_DISK = ("ENOSPC", "EDQUOT")
 ELSEWHERE = "use a folder on another file system, for example with --data_root or --run_root"
-# What to do about an error of the operating system
+# For errors of the operating system: the exception, the fix, and the names of the errors
 FIXES = (
     (ResourceError, "free some disk space and run the same command again", FULL_DISK),
     (ResourceError, f"raise the limit for the size of files (ulimit -f), or {ELSEWHERE}", ("EFBIG",)),
@@ -32,9 +32,9 @@ FIXES = (
 
 
 def machine_error(error: BaseException) -> UserError | None:
-    """Return the error that tells the user what to do about a fault of the machine.
+    """Return a UserError with a fix for an error of the machine, for example for a full disk.
 
-    Returns None if `error` is not a fault of the machine.
+    Returns None if `error` is not an error of the machine.
     """
     if out_of_memory(error):
         return ResourceError("memory", "not enough memory", _reason(error), _memory_fix())
@@ -54,7 +54,7 @@ def machine_error(error: BaseException) -> UserError | None:
 
 
 def _space(error: OSError) -> str:
-    """Return how many bytes are needed (if this is known) and free, for the error of a full disk."""
+    """Return a text with the number of bytes that are needed (if known) and free, for the error of a full disk."""
     return "; ".join([*getattr(error, "__notes__", ()), *free_space(error.filename2 or error.filename)])
 
 
@@ -79,7 +79,7 @@ def _reason(error: BaseException) -> str:
 
 
 def require_memory() -> None:
-    """Raise ResourceError if this process may use so little memory that the libraries cannot work.
+    """Raise ResourceError if the memory limit of this process is too low for the libraries.
 
     With too little memory for a thread, a library may hang, or end the process without an error.
     """

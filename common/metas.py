@@ -49,7 +49,7 @@ def load_meta(path: Path, fix: str) -> Record:
 
 
 def verify(path: Path, fix: str) -> Record:
-    """Like `load_meta`, but always read the content of the file, also if the file is large."""
+    """Check an artifact as `load_meta` does, but always read its content, even if the file is large."""
     return _load(path, fix, thorough=True)
 
 
@@ -97,7 +97,7 @@ def _read(path: Path, fix: str) -> Record:
 
 
 def _rebuild(meta: Record, fix: str) -> str:
-    """Return how to make an artifact again, even if it exists. If the meta file has no command, return `fix`."""
+    """Return the command or instruction that makes an artifact again, or `fix` if the meta file has no command."""
     command, settings = meta.get("command"), meta.get("settings")
     if isinstance(settings, dict) and settings.get("adopted"):  # no command makes a file of the user
         return f"restore the file; or, if its new content is right, delete {meta.path} and run: {command or fix}"

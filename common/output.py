@@ -29,9 +29,9 @@ codecs.register_error("json_escape", _escape)
 def prepare_streams() -> None:
     """Open the standard streams that the caller has closed, and escape characters that their encodings do not have.
 
-    Writing to a standard output that was closed fails. The text for a standard error that was closed is lost.
+    If standard output was closed, writing to it fails. If standard error was closed, its text is lost.
     """
-    # If a stream stayed closed, the next file that is opened would get its number. Libraries that write to standard
+    # If a stream stayed closed, the next file that is opened would get its descriptor. Libraries that write to standard
     # error would then write to this file.
     # The descriptor of standard output is read-only, so that writing fails.
     for name, flags, mode in (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w")):

@@ -1,4 +1,4 @@
-"""Shows the progress and the remaining time: a bar on a terminal, otherwise a line every few seconds."""
+"""Progress and remaining time: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Shows how many of `total` units are done, and the last values passed to `update`, such as the best metric.
+    """A display of the number of finished units, out of `total`, and of the last values passed to `update`.
 
     With `kept=False`, the bar is erased at the end. Use this for work that is repeated many times.
     """

@@ -24,7 +24,7 @@ from common.lock import lock
 from common.reading import parse_json, read_text
 
 SCHEMA_VERSION = 2
-UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system does not have the call
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system does not support the call
 LARGE = 256 << 20  # bytes; the meta file of a larger file records the modification time, see `is_unchanged`
 SECONDS_TO_ABANDON = 86_400  # without locks, a staged file that is older than this is a leftover
 
@@ -308,7 +308,7 @@ def fingerprint(path: Path, known: dict | None = None) -> dict:
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    """Change who can read a file. Do nothing if the file system has no such modes."""
+    """Set the mode (permissions) of a file. Do nothing if the file system does not support modes."""
     try:
         path.chmod(mode)
     except OSError as error:
@@ -317,8 +317,7 @@ def _set_mode(path: Path, mode: int) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Write a file or a folder to the disk. Do nothing if the file system cannot do this for a single file or folder.
-    """
+    """Sync a file or a folder to the disk. Do nothing if the file system does not support this."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -118,7 +118,7 @@ def fits(value: object, kind: Any) -> bool:
     """Return whether a value has a type such as `int`, `list[int]`, `dict[str, str]`, `str | None` or a TypedDict.
 
     An integer is also a float. A bool is neither an integer nor a float. `tuple[int, str]` is a list of two entries
-    with these types. A value that must have a TypedDict type may have further keys.
+    with these types. A value of a TypedDict type may have further keys.
     """
     parts = get_args(kind)
     if isinstance(kind, UnionType):

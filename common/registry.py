@@ -1,4 +1,4 @@
-"""Loads plug-ins. A plug-in is a model class in a file of the same name."""
+"""Load plug-ins. A plug-in is a model class in a file of the same name."""
 
 import importlib
 from pathlib import Path
@@ -25,7 +25,7 @@ def load_class(path: Path, module: str, name: str, base: type) -> type[Any]:
     """Import `module`, the Python file `path`, and return the class of the plug-in `name`.
 
     The class must be derived from `base` and have the name of the plug-in. Case and underscores do not matter. Raises
-    ConfigError if there is no such file or class.
+    ConfigError if the file or the class does not exist.
     """
     if not path.exists():
         raise ConfigError(path, "not found", f"The model {name!r} has a YAML file but no Python file",

@@ -112,7 +112,7 @@ class Run:
         try:
             times = read_record(path, f"{self.command} --force", {})
             times.check(dict.fromkeys(times, float), {})
-        except ArtifactError as error:  # the result of the training is worth more than its time
+        except ArtifactError as error:  # lost times must not stop the training
             log.warning("the times before the interruption are lost: %s", error)
             return {}
         return times
@@ -233,7 +233,7 @@ def read_runs(folders: Iterable[Path], read: Callable[[Path], T]) -> dict[Path, 
 
 
 class Formatter(logging.Formatter):
-    """Masks secrets in log records, including their tracebacks."""
+    """A log formatter that masks secrets, including those in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask_secrets(super().format(record))
@@ -284,7 +284,7 @@ class RunLog(logging.FileHandler):
 
 
 def log_to(path: Path) -> None:
-    """From now on, write the log to the file `path`. Close the log file of an earlier run."""
+    """Write the log to the file `path` from now on. Close the log file of an earlier run."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
         root.removeHandler(handler)
@@ -295,7 +295,7 @@ def log_to(path: Path) -> None:
 
 
 def save_comparison(folder: Path, text: str, csv: str) -> str:
-    """Write compare.md and compare.csv, and return a line about them.
+    """Write compare.md and compare.csv, and return a line of text that names them.
 
     If the files cannot be written, for example without permission, the line says so. Raises OSError if the disk is full
     or broken.

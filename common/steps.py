@@ -1,4 +1,4 @@
-"""Runs a sequence of commands, each in its own process."""
+"""Run a sequence of commands, each in its own process."""
 
 import logging
 import os
@@ -21,10 +21,10 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 
 
 OUT_OF_MEMORY = 127  # exit code of a process whose C library has no memory for a thread
-# What it usually means if a signal ends a step, and what to do
+# For each signal that can end a step: the usual reason, and the fix
 STOPPED = "Another program, or the end of the session, has stopped it"
 CRASHED = "Usually, a library has crashed"
-AGAIN = "run the same command again (without --force), which continues the work"
+AGAIN = "run the same command again without --force to continue the work"
 REPAIR = f"{AGAIN}; if the step crashes again, install the packages of requirements.txt again"
 MEANINGS: dict[int, tuple[str, str]] = {
     signal.SIGKILL: ("Usually, the memory was full and the system has stopped the largest process", "close other "
@@ -36,7 +36,7 @@ MEANINGS: dict[int, tuple[str, str]] = {
     signal.SIGBUS: ("Usually, the disk or the shared memory (/dev/shm) is full, or a file became shorter while it was "
                     "read", f"free some space, and {AGAIN}"),
     signal.SIGILL: ("Usually, a package was built for another processor", "install packages for this processor"),
-    signal.SIGXCPU: ("It has used up the CPU time that it may use", "raise the limit (ulimit -t)"),
+    signal.SIGXCPU: ("It has reached its limit of CPU time", "raise the limit (ulimit -t)"),
     **dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT), (STOPPED, AGAIN))}
 
 

@@ -1,4 +1,4 @@
-"""Files that a user names for output: which existing files may be replaced, and how they are written."""
+"""Output files that the user names: a check that protects existing files, and a function that writes them."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from common.output import show
 from common.publishing import meta_path, write_text
 
 MAX_LINE = 1_000_000  # bytes of the first line that are read
-# Names of the files in the folders of datasets and runs, and of the folders in them whose files all belong to them.
+# Names that this program uses in the folders of datasets and runs. All files in a folder of `FOLDERS` are its own.
 FILES = re.compile(r"(interactions|items|users|images)\.parquet|.*\.(emb|mask|codes)-.*\.npy|.*\.meta\.json|"
                    r"source\.yaml|bad_lines\.jsonl|config\.yaml|run\.log|(metrics|predictions)\.jsonl|"
                    r"(metrics|times|finished|evaluation|not_finite|seeds)\.json|latest|compare\.(md|csv)|report\.md|"
@@ -23,13 +23,13 @@ OWN = "has a name that this program uses in the folders of datasets and runs"
 
 
 def check_target(flag: str, path: Path, roots: Iterable[Path], could_have_written: Callable[[str], object]) -> None:
-    """Raise ConfigError if writing the file `path` would destroy a file that `flag` has not written.
+    """Raise ConfigError if writing the file `path` would overwrite a file that `flag` has not written.
 
     flag: the flag that names the file, for the error
     roots: the folders with the datasets and the runs
     could_have_written: takes the first line of an existing file; the result is true if `flag` could have written it
 
-    Pipes and character devices are allowed. So are an empty file and /dev/stdout.
+    Pipes, character devices, empty files and /dev/stdout are allowed.
     """
     if _standard_stream(path) is not None:
         return
@@ -41,21 +41,21 @@ def check_target(flag: str, path: Path, roots: Iterable[Path], could_have_writte
         what = OWN
     foreign = path.is_file() and path.stat().st_size and not could_have_written(_first_line(path))
     if what is None and foreign:
-        what, fix = f"exists, and an earlier {flag} has not written it", f"{fix}, or move this file to another place"
+        what, fix = f"already exists and was not written by {flag}", f"{fix}, or move this file to another place"
     if what is not None:
         raise ConfigError(f"{flag} {path}", what, fix=fix)
 
 
 def check_targets(flag: str, folder: Path, roots: Iterable[Path], first: str, others: Iterable[str],
                   could_have_written: Callable[[str], object]) -> None:
-    """Raise ConfigError if writing files to `folder` would destroy files that `flag` has not written.
+    """Raise ConfigError if writing files to `folder` would overwrite files that `flag` has not written.
 
     first: the name of the file that is written first; it must exist if any of the files exists
     others: the names of the other files
     could_have_written: as in `check_target`, for the file `first`
     """
     roots, target = [*roots], folder / first
-    # Other programs write files of the same form as `others`, so the file `first` tells whose files they are.
+    # Other programs write files of the same form as `others`. The file `first` shows that this program wrote them.
     checks = {target: could_have_written, **{folder / name: lambda line: target.exists() for name in others}}
     for path, check in checks.items():
         if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -70,7 +70,7 @@ def check_new_folder(flag: str, folder: Path, roots: Iterable[Path]) -> None:
 
 
 def _what_it_is(path: Path) -> str | None:
-    """Return why this kind of file cannot be replaced, or None."""
+    """Return the reason why a file of this kind cannot be replaced, or None."""
     if path.is_dir():
         return "is a folder"
     if path.is_block_device() or path.is_socket():
@@ -113,7 +113,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_target(path: Path, text: str) -> None:
-    """Write a text to a file that `check_target` allows. Pipes, devices and links stay what they are."""
+    """Write a text to a file that `check_target` allows. Pipes, devices and links are not replaced."""
     if (stream := _standard_stream(path)) is not None:  # another descriptor would overwrite its text
         show(text, stream, end="")
         return

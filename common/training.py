@@ -65,7 +65,7 @@ def derive_seed(*parts: object) -> int:
 
 
 def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | None:
-    """Return an optimizer for the trainable parameters of the model, or None if there are no such parameters."""
+    """Return an optimizer for the trainable parameters of the model, or None if the model has none."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         return None
@@ -112,7 +112,7 @@ def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
 
 
 class TrainingLoop:
-    """Trains the model of a task. If the run already has a checkpoint, training continues from the newest one.
+    """The training loop of a task. If the run already has a checkpoint, training continues from the newest one.
 
     A run that was interrupted and continued gives the same model, bit by bit, as a run without interruption. A run can
     be continued with a different number of processes.
@@ -134,8 +134,8 @@ class TrainingLoop:
         """Train the model, and load the best model into the task.
 
         Training ends after the last epoch, or when the metric `select_by` has not improved for `patience` evaluations.
-        Raises ConfigError if there is no metric `select_by`. Raises TrainingError if a loss or this metric is not
-        finite.
+        Raises ConfigError if the metric `select_by` does not exist. Raises TrainingError if a loss or this metric is
+        not finite.
         """
         self._resume()
         with stop_request, Progress(self.task.name, self.total_steps, "steps",
@@ -225,7 +225,7 @@ class TrainingLoop:
         if all(map(math.isfinite, totals.values())):
             return shared
         bad = int(self.first_bad) if self.first_bad is not None else -1
-        # There is no minimum over the processes, so take the maximum distance to the end of the epoch.
+        # `all_reduce_max` cannot compute a minimum, so take the maximum distance to the end of the epoch.
         [before_end] = all_reduce_max(self.task.num_steps - bad if bad >= 0 else 0)
         step = self.task.num_steps - int(before_end) if before_end else 0
         path = self.run.folder / "not_finite.json"

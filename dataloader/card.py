@@ -1,4 +1,4 @@
-"""The data card of a dataset, `data/<D>/card.md`: what is in its tables, from the meta file of the interactions."""
+"""The data card of a dataset, `data/<D>/card.md`: numbers from the meta file of the interactions."""
 
 from itertools import pairwise
 

@@ -106,7 +106,7 @@ def _check_content(work: Workspace, folder: DatasetFolder) -> tuple[list[Path], 
 
 
 def _collect(path: Path, findings: Iterable[str], success: str = "content ok") -> list[str]:
-    """Return one line `path: finding` for each problem in the file. If there are no problems, log `success`."""
+    """Return one line `path: finding` for each problem in the file. If it has none, log `success`."""
     found = []
     try:
         for finding in findings:

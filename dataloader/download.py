@@ -67,7 +67,7 @@ def download(options: ProcessOptions) -> None:
 
 
 def raw_files(options: ProcessOptions) -> list[RemoteFile]:
-    """Return the raw files of the dataset with their addresses, or an empty list if the source has nothing to download.
+    """Return the raw files of the dataset with their addresses, or an empty list if the source needs no download.
 
     The source's YAML lists the files. The entry of a file is a list of addresses, or a mapping with the key `addresses`
     and the optional keys `size` and `sha256`. These two can be mappings from dataset names to values. Raises

@@ -101,7 +101,8 @@ FLAGS = {
         Flag("--no_header", "the CSV or TSV files whose first line does not contain the column names; their columns "
              "have numbers from 1, as in --user_column 1", ("interactions", "items", "both")),
         Flag("--separator", "the characters between the columns of CSV and TSV files, or the word tab or space "
-             "(default: commas or tabs, as the file extension says, or what the first lines contain instead)", "S",
+             "(default: commas or tabs, as the file extension says; if the first line lacks the columns, the "
+             "separator is detected)", "S",
              None, re.compile(r"""[^"\\\r\n\0]{1,4}|\\t|space""").fullmatch,
              "one to four characters without quotes and backslashes, or the word tab or space"),
         Flag("--quoting", "the quotes in CSV and TSV files. none: a quote is a part of the text; double: a quote at "

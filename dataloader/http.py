@@ -147,7 +147,7 @@ def _original_error(error: BaseException) -> BaseException:
 
 
 class RateLimit:
-    """Limits the requests of all threads together to `per_second` requests per second, at equal intervals."""
+    """A limit for all threads together: `per_second` requests per second, at equal intervals."""
 
     def __init__(self, per_second: float):
         self.distance, self.next, self.lock = 1 / per_second, 0.0, threading.Lock()
@@ -237,7 +237,7 @@ class Host:
 
 
 class Fetcher:
-    """Downloads small files from many servers; `results()` yields the answers as they arrive.
+    """A downloader of small files from many servers; `results()` yields the answers as they arrive.
 
     Temporary failures are retried. At most PER_HOST requests per host and AT_ONCE requests in total run at the same
     time. At most `rate` requests per second are sent.

@@ -210,7 +210,7 @@ def load_image_table(folder: DatasetFolder) -> ImageTable:
 
 
 def _recorded_files(folder: DatasetFolder) -> dict[str, tuple[int, int, str]]:
-    """Return what the last run recorded about the image files: file -> (width, height, sha256)."""
+    """Return the size and sha256 of each image file that the last run recorded: file -> (width, height, sha256)."""
     try:
         return {row[0]: row[1:] for row in duckdb.sql(f"""SELECT file, width, height, sha256
             FROM {parquet_rows(folder.image_table)} WHERE file IS NOT NULL""").fetchall()}

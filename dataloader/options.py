@@ -65,7 +65,7 @@ class Processing(NamedTuple):
 
 
 class FileLayout(NamedTuple):
-    """The layout of the user's own CSV and TSV files. None: see the flag's default."""
+    """The layout of the user's own CSV and TSV files. None means the default of the flag."""
 
     no_header: str | None  # "interactions", "items" or "both"
     separator: str | None
@@ -93,7 +93,8 @@ class Local(NamedTuple):
 class ProcessOptions(NamedTuple):
     """Options of step 2 (process) and of the readers of raw files.
 
-    Step 0 (download) needs these options too, because it downloads nothing if the tables are up to date.
+    Step 0 (download) needs these options too: it uses them to check whether the tables are up to date. If they are, it
+    downloads nothing.
     """
 
     folder: DatasetFolder
@@ -360,7 +361,7 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
 def _unknown_name(flag: str, name: str, what: str, known: list[str], fix: str, why_if_none: str = "") -> ConfigError:
     """Return an error for an unknown name. The error suggests the most similar known name.
 
-    If there are no known names, `why_if_none` is the reason in the error.
+    If `known` is empty, `why_if_none` is the reason in the error.
     """
     close = closest(name, known)
     return ConfigError(f"{flag} {name}", what, nearest(name, known) if known else why_if_none,

@@ -1,4 +1,4 @@
-"""The report of --check on raw files: everything that it finds, in one text, instead of the first error."""
+"""The report of --check on raw files: all facts and errors in one text, not only the first error."""
 
 import logging
 import re
@@ -30,14 +30,14 @@ REQUIRED = {"interactions": ("user", "item", "time"), "items": ("item",)}
 MAX_COLUMNS = 50  # columns of a file that the report shows; the used ones come first
 NUM_IDS = 3       # example ids
 DELIMITERS = {",": "CSV", "\t": "TSV"}
-# The flags in the fix of an error with which the check reads the times again.
+# Patterns of the flags in the fix of an error. The check reads the times again with these flags.
 UNIT, FORMAT = re.compile(r"--time_unit (s|ms|us|day|date)\b"), re.compile(r"--time_format '([^']+)'")
 
 
 def check_raw_files(options: ProcessOptions) -> None:
     """Log a report on the raw files that the flags name. Write no file.
 
-    Raises DataError if something would stop `process`. The error is about the first reason; the report has all reasons.
+    Raises DataError if `process` would stop with an error. The report lists all errors; the first one is raised.
     """
     findings, messages = Findings(), []
     with (_collecting(messages), tempfile.TemporaryDirectory() as scratch,
@@ -56,7 +56,7 @@ def check_raw_files(options: ProcessOptions) -> None:
 
 @contextmanager
 def _collecting(messages: list[str]) -> Iterator[None]:
-    """Add the messages that the steps log to the list, instead of printing them before the report."""
+    """Collect the log messages of the steps in the list, because they belong at the end of the report."""
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             messages.append(record.getMessage().removeprefix("process: "))
@@ -72,7 +72,7 @@ def _collecting(messages: list[str]) -> Iterator[None]:
 
 
 def _result(options: ProcessOptions, findings: Findings) -> list[str]:
-    """Return whether `process` would stop, all reasons, and the command that it would run."""
+    """Return the end of the report: whether `process` would stop, all reasons, and the command of step 2."""
     flags = {"dataset": options.folder.name, **options.flags}
     if options.memory_limit != MEMORY_LIMIT:
         flags["memory_limit"] = options.memory_limit
@@ -87,7 +87,7 @@ def _result(options: ProcessOptions, findings: Findings) -> list[str]:
 
 
 def _fitting_times(errors: list[UserError]) -> dict[str, str]:
-    """Return the flags for another form of the times that the fix of an error names, or {}."""
+    """Return the flags of the first fix that suggests another form of the times, or {}."""
     for error in errors:
         if found := FORMAT.search(error.fix):
             return {"time_unit": "date", "time_format": found[1]}
@@ -102,7 +102,7 @@ class _RawCheck:
     def __init__(self, work: Workspace, options: ProcessOptions):
         assert work.findings is not None
         self.work, self.findings = work, work.findings
-        self.options = options  # with another --time_unit, if that one fits the file
+        self.options = options  # replaced if another --time_unit fits the file
         self.tables: dict[str, RawTable] = {}
         self.events: EventCounts | None = None  # None: the events cannot be read
         self.records: dict = {}                 # empty: the items cannot be read
@@ -204,7 +204,7 @@ class _RawCheck:
         make_keys(self.work)
         self.has_item_keys = True
         if not num:
-            if self.findings.errors:  # that no events are left for the filters is not another fault
+            if self.findings.errors:  # the filters must not report the missing events as another error
                 self.events = None
             return ["  no valid events"]
         [(pairs, distinct)] = self.work.run("""
@@ -248,7 +248,7 @@ class _RawCheck:
         return lines
 
     def _after_filters(self) -> list[str]:
-        """Return what the filters would leave, and the split."""
+        """Return the part of the report on the filters and the split."""
         processing, table = self.options.processing, self.tables.get("interactions")
         if self.events is None or (processing.drop_items_without_text and "items" in self.tables and not self.records):
             return ["", "filters and splits: not checked, because of the faults above"] if self.tables else []

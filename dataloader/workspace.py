@@ -25,7 +25,7 @@ FULL_DISK = ("No space left", "File too large", "Disk quota exceeded", "max_temp
 
 @dataclass
 class Findings:
-    """What --check finds in the raw files."""
+    """Findings of --check in the raw files."""
 
     errors: list[UserError] = field(default_factory=list)  # the reasons why `process` would stop
     bad_rows: list = field(default_factory=list)           # a `BadRows` for each kind of invalid row in a file
@@ -39,7 +39,8 @@ class Workspace:
     """An in-memory DuckDB database. Data beyond `memory_limit` is spilled to the scratch folder `folder`.
 
     Queries run in a separate thread, so that Ctrl-C takes effect immediately. `findings` collects the errors of a
-    check; it is None if the first error is raised. `target` is the folder that the queries write to, for errors.
+    check. Outside of a check, it is None, and the first error is raised. `target` is the folder that the queries write
+    to, for errors.
     """
 
     def __init__(self, folder: Path, memory_limit: str, findings: Findings | None = None, target: Path | None = None):

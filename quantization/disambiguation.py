@@ -53,7 +53,7 @@ def has_shared_id(codes: np.ndarray) -> np.ndarray:
 
 
 def ranks(codes: np.ndarray) -> np.ndarray:
-    """Number the items that have the same codes 0, 1, 2, ... in item order: (N, L) -> (N,)."""
+    """Return the rank of each item among the items with the same codes (0, 1, 2, ... in item order): (N, L) -> (N,)."""
     bucket, counts = _buckets(codes)
     order = np.argsort(bucket, kind="stable")
     rank = np.empty(len(codes), dtype=np.int64)
@@ -62,7 +62,7 @@ def ranks(codes: np.ndarray) -> np.ndarray:
 
 
 def reassign(codes: np.ndarray, shared: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """If several items share an ID, one item keeps it, and the others get another last code.
+    """Give items that share an ID different last codes. One of the items keeps its last code.
 
     codes: (N, L)
     shared: True for the M items that share their ID with another item, (N,)

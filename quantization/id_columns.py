@@ -6,7 +6,7 @@ from typing import NamedTuple
 from common.errors import DataError
 
 # Names of columns, in lower case
-RAW_ID = ("raw_id", "item_id", "item", "id")  # the first of these names that the header has is the column of raw ids
+RAW_ID = ("raw_id", "item_id", "item", "id")  # in order of priority
 ROW_NUMBER = re.compile(r"(unnamed|index)?")  # the row numbers of pandas and R
 WHOLE_ID = ("semantic_id", "semantic_ids", "sem_id", "sem_ids", "sid", "sids")
 TEXT = ("title", "text", "description")

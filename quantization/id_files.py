@@ -99,7 +99,7 @@ def _code_of_text(word: str) -> Code | None:
 
 
 def _cut(path: Path, codes: dict[str, list[int]], first_with: dict[int, str]) -> dict[str, list[int]]:
-    """Return the codes without the last code of the IDs that have one code more than the others.
+    """Remove the last code of each ID that has one code more than the other IDs, and return all codes.
 
     Raises DataError unless the last codes only tell items apart: each of these IDs shares its other codes with another
     item, and no two of them are equal.
@@ -116,7 +116,8 @@ def _cut(path: Path, codes: dict[str, list[int]], first_with: dict[int, str]) ->
                    f"No other item has the same first {short} codes" if num_with[tuple(row[:short])] == 1 else "")
             if why:
                 raise DataError(f"{path}: {raw_id!r}", f"has {long} codes, but other items have {short}",
-                                f"{why}, so the last code does not only tell apart items that share the others", fix)
+                                f"{why}, so the last code does not only tell apart items whose other codes are equal",
+                                fix)
             seen.add(tuple(row))
     log.warning("quantization: %s: left out the last code of the %d of %d entries with %d codes, because this code "
                 "only tells apart items with the same first %d codes", path, len(seen), len(codes), long, short)
@@ -145,8 +146,8 @@ def _read_json(path: Path) -> Iterator[tuple[str, str, list]]:
 def _read_csv(path: Path) -> Iterator[tuple[str, str, list]]:
     """For each line of a CSV file, yield its location (for error messages), the raw id and the cells with codes.
 
-    The first line is a header if it names a column of raw ids, or if no cell but its first is a semantic ID. Without a
-    header, the first column has the raw ids. Empty cells at the end of a line are left out.
+    The first line is a header if it names a column of raw ids, or if no cell after its first cell is a semantic ID.
+    Without a header, the first column has the raw ids. Empty cells at the end of a line are left out.
     """
     columns: Columns | None = None
     raw_ids: list[str] = []

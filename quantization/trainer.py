@@ -28,7 +28,7 @@ MAINTAIN_EVERY = 100
 
 
 class QuantizerTask:
-    """Trains a quantizer by gradient descent. It implements `common.training.Task`."""
+    """The training of a quantizer by gradient descent. It implements `common.training.Task`."""
 
     def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, reference: EvaluationData):
         self.model, self.xs, self.params, self.seed, self.name = model, xs, params, seed, name
@@ -75,7 +75,7 @@ class QuantizerTask:
 
 
 class Trainer:
-    """Trains one quantizer, computes the codes of all items with the best checkpoint, and publishes the codes."""
+    """A trainer for one quantizer. It also computes all codes with the best checkpoint, and publishes them."""
 
     def __init__(self, model: AbstractVQ, embeddings: Embeddings, config: Config, run: Run, device: torch.device,
                  reference: EvaluationData):

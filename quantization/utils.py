@@ -1,4 +1,4 @@
-"""Functions that check whether the methods of a quantizer return what `AbstractVQ` requires."""
+"""Checks that the methods of a quantizer follow the contract of `AbstractVQ`."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ MAX_MOVED = 0.05  # maximum share of items whose codes change if each item is en
 
 
 def check_contract(model: AbstractVQ, xs: Tensor) -> None:
-    """Call the methods of a quantizer on a few items, and check what they return.
+    """Call the methods of a quantizer on a few items, and check the results.
 
     xs: the input of the model, (N, D)
 

@@ -83,7 +83,8 @@ class Sequences:
 def find_leak(events: Interactions, split_name: str | None) -> str | None:
     """Return an error message if the split breaks the rule of its name, else None.
 
-    The model could then see test events during the training. `load_interactions` has checked the order of the events.
+    If the rule is broken, the model could see test events during the training. `load_interactions` has checked the
+    order of the events.
     """
     train, valid, test = (events.split == SPLITS.index(name) for name in SPLITS)
     if split_name == "leave_one_out":

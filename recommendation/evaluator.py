@@ -59,7 +59,7 @@ def cannot_rank(model: AbstractRecommender, items: np.ndarray, scores: np.ndarra
 
     items, scores: (H, k) each; -1 is an empty position
 
-    A training with a very high learning rate ends like this, without a loss that is not finite.
+    This can happen after training with a very high learning rate, even if all losses are finite.
     """
     several = (items >= 0).sum(axis=1) > 1
     if not model.trained_by_gradient() or not several.any():

@@ -172,7 +172,7 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 
 def _mean(values: list) -> float | None:
-    """Return the mean of the values that are not None. Return None if there are no such values."""
+    """Return the mean of the values that are not None. Return None if all values are None."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 

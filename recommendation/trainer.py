@@ -28,7 +28,7 @@ def validate(model: AbstractRecommender, sequences: Sequences, params: dict, nam
 
 
 class RecommenderTask:
-    """Trains a recommender by gradient descent; implements the interface `common.training.Task`."""
+    """The training of a recommender by gradient descent. It implements `common.training.Task`."""
 
     def __init__(self, model: AbstractRecommender, sequences: Sequences, params: dict, seed: int, name: str):
         self.model: nn.Module = model

@@ -12,7 +12,7 @@ from common.config import load_yaml
 from common.errors import DataError, UserError
 from common.tables import parquet_rows, sql_path
 
-USER_COLUMNS = ("user_id", "reviewerID")  # of files of your own, and of Amazon
+USER_COLUMNS = ("user_id", "reviewerID")  # of the user's own files, and of Amazon's files
 
 
 def unknown_user(folder: DatasetFolder, raw_user: str, guess: tuple[str, str | None], where: str) -> DataError:
@@ -43,7 +43,7 @@ def unknown_user(folder: DatasetFolder, raw_user: str, guess: tuple[str, str | N
 
 class RawEvents(NamedTuple):
     path: Path       # the raw file
-    num_events: int  # number of its events of a user
+    num_events: int  # number of events of the user in this file
 
 
 def _raw_events(folder: DatasetFolder, raw_user: str) -> RawEvents | None:

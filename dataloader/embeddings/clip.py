@@ -32,7 +32,7 @@ class ImageFile(NamedTuple):
 
 
 class ClipEncoder(SentenceEncoder):
-    """Encodes images in float32. Instead of texts, its methods get the sha256 of each image file.
+    """An encoder of images in float32. Instead of texts, its methods get the sha256 of each image file.
 
     sources: sha256 -> an image file with this sha256
 

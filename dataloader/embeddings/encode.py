@@ -20,7 +20,7 @@ NUM_NAMED = 10  # raw ids named in an error message
 
 
 class Encoder(Protocol):
-    """Converts texts to vectors. The vector of a text does not depend on the other texts.
+    """An encoder of texts as vectors. The vector of a text does not depend on the other texts.
 
     An encoder of images gets the sha256 of each image file instead of a text.
     """

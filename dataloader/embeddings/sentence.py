@@ -29,7 +29,7 @@ class HalfPrecisionOverflow(Exception):
 
 
 class SentenceEncoder:
-    """Encodes texts with a model from a folder, in float32, or in float16 if `half` is true.
+    """An encoder of texts with a model from a folder, in float32, or in float16 if `half` is true.
 
     If there are several devices, each device has its own process. Because of padding, the vector of a text depends
     slightly on the other texts in its batch. The differences are up to 1e-6 in float32, and about 1e-3 in float16.

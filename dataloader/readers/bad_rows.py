@@ -21,7 +21,7 @@ MAX_ID = 10_000  # bytes; a longer id means that the file is broken
 EXCERPT = 80     # characters
 AT_ONCE = 1000   # records per query
 NUM_EXAMPLES = 3  # rows of each kind that --check shows
-UNREAD = "?"     # in place of a flag: the row could not be split into values
+UNREAD = "?"     # used instead of a flag if the row could not be split into values
 
 
 class BadRows(NamedTuple):
@@ -96,7 +96,7 @@ def max_bad_percent(policy: str) -> float:
 
 
 def _fix(table: RawTable, flag: str, num_bad: int, num_rows: int) -> str:
-    """Return what to do about the invalid rows of a file.
+    """Return the fix for the invalid rows of a file.
 
     flag: a flag that would make the first of these rows valid, "" if there is none, or UNREAD if the row has no values
 
@@ -164,7 +164,7 @@ def bad_id(column: str, table: RawTable) -> str:
 
 
 def id_fault(table: RawTable, values: dict, field: str, largest: int) -> tuple[str, str]:
-    """Return why the raw id in the field of a row is invalid, and what to use instead; or ("", "") if the id is valid.
+    """Return why the raw id of a row is invalid, and the words after "use" in the fix; ("", "") if the id is valid.
 
     largest: the largest floating-point number that is a valid id
     """

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
     typed: bool = False                    # whether the header gives the type of each column, such as `user_id:token`
     escape: str = ""                       # the character before a quote in a quoted value; "": such quotes are doubled
     # Whether a quote is text unless it encloses a whole field. TSV files of many programs have such quotes. If false, a
-    # quote at the begin of a field always opens a quoted value, as the standard for CSV files says.
+    # quote at the start of a field always opens a quoted value, as the standard for CSV files says.
     lenient: bool = False
 
 
@@ -64,10 +64,10 @@ def reader(path: Path, layout: Layout, columns: list[str]) -> str:
 
 
 def suits_duckdb(path: Path, layout: Layout) -> bool:
-    """Return whether DuckDB reads the quotes and the long lines of a file as `rows` does.
+    """Return whether DuckDB and `rows` read the quotes and the long lines of a file in the same way.
 
-    DuckDB drops a last line that is longer than its buffer. Its quotes are those of the CSV standard, so a quote that a
-    lenient layout takes as text could swallow the following lines.
+    DuckDB drops a last line that is longer than its buffer. DuckDB reads quotes as the CSV standard says.
+    A quote that is text in a lenient layout could therefore swallow the following lines.
 
     The whole file is read, so its checksum is compared as well. Raises DataError if the file is damaged.
     """
@@ -184,7 +184,9 @@ def _lenient_row(taken: list[str], lines: _Lines, layout: Layout, width: int | N
     taken: the first line of the row; the other lines of the row are appended
     """
     def is_row(line: str, inside: str) -> bool:
-        """Return whether a line, whose part `inside` may be in quotes, is a row of its own and must not be swallowed.
+        """Return whether a line is a row of its own, and therefore not a part of the quoted value.
+
+        inside: the part of the line that would be in quotes
 
         The last line of a value without delimiters is not a row, although it can have the right number of fields.
         """
@@ -232,9 +234,9 @@ class Patterns(NamedTuple):
 
     value: re.Pattern[str]    # a quoted value; group 1 is its content
     opened: re.Pattern[str]   # a quoted value that is not closed
-    closing: re.Pattern[str]  # the rest of a quoted value, from the begin of a line
-    escaped: re.Pattern[str]  # an escape in a quoted value; group 1 is the character that it stands for
-    plain: re.Pattern[bytes]  # all rows that DuckDB reads as `rows` does
+    closing: re.Pattern[str]  # the rest of a quoted value, from the start of a line
+    escaped: re.Pattern[str]  # an escape in a quoted value; group 1 is the escaped character
+    plain: re.Pattern[bytes]  # rows that DuckDB and `rows` read in the same way
 
 
 @cache
@@ -243,12 +245,16 @@ def _patterns(layout: Layout) -> Patterns:
     inside = f"(?:[^{quote}{escape}]++|{f'{escape}.' if escape else quote * 2})*+"
 
     def value(excluded: str) -> str:
-        """Return the pattern of a quoted value without these characters that DuckDB reads as `rows` does."""
+        """Return a pattern for quoted values that DuckDB and `rows` read in the same way.
+
+        The values do not contain the characters in `excluded`.
+        """
         known = f"{escape}[{quote}{escape}]" if escape else quote * 2  # DuckDB drops the escape before other characters
         return f"{quote}(?:[^{quote}{escape}{excluded}]++|{known})*+{quote}"
 
-    # In a lenient layout, a quoted value is on one line or has no delimiter; others must be compared with the lines
-    # that they would swallow. Spaces around quotes are not plain, because DuckDB ignores them.
+    # In a lenient layout, the pattern allows only quoted values that are on one line or have no delimiter. For other
+    # values, `rows` must check whether they would swallow lines. The pattern does not allow spaces around quotes,
+    # because DuckDB ignores them.
     one = len(layout.delimiter.encode()) == 1
     unquoted = f"[^{end}\r\n]*+" if one else f"(?:(?!{end})[^\r\n])*+"
     values = [value(end), value("\r\n")] if layout.lenient and one else [value("\r\n" if layout.lenient else "")]

@@ -193,7 +193,7 @@ def compression(path: Path) -> str:
 
 
 def verify(path: Path) -> None:
-    """Read a gzipped file to its end, where its checksum is, which DuckDB does not compare.
+    """Read a gzipped file to its end, and compare its checksum. DuckDB does not do this.
 
     Raises DataError if the file is damaged. Does not read a file that is not gzipped.
     """

@@ -23,7 +23,7 @@ JSON_TYPE = f"""CASE json_type({{value}}) WHEN 'VARCHAR' THEN {TEXT_TYPE} WHEN '
 
 
 class Column(NamedTuple):
-    """What a column of a raw file contains."""
+    """The content of a column of a raw file."""
 
     name: str
     type: str            # such as "integer" or "date or text"; "" if all values are missing

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # so that 1001.0 is the same id as 1001; texts are never changed.
 ID = "id"              # in JSON: a number is read like a text, which is fast
 EXACT_ID = "exact id"  # in JSON: a number with a fraction or an exponent is read as a number
-LARGEST_EXACT = {"DOUBLE": 1 << 53, "FLOAT": 1 << 24}  # up to here, the types have a value for every whole number
+LARGEST_EXACT = {"DOUBLE": 1 << 53, "FLOAT": 1 << 24}  # up to this number, the type represents every whole number
 LONG_LINE = 16 << 20  # maximum bytes of a line for DuckDB, which allocates memory for several such lines
 NUM_FIRST = 1000      # JSON records from which the column names are collected; a single record may lack some of them
 # Exceptions of DuckDB for a file that it cannot read; IOException may also mean a full disk.
@@ -66,8 +66,8 @@ class RawTable(NamedTuple):
 def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str]) -> None:
     """Load a raw file into the new table `into`, with the rows in file order.
 
-    query: a SELECT statement in which `{rows}` stands for the rows of the file. These rows have one column per field. A
-        missing or unreadable value is NULL.
+    query: a SELECT statement with the placeholder `{rows}` for the rows of the file. These rows have one column per
+        field. A missing or unreadable value is NULL.
     types: field -> type of its column in `{rows}`: VARCHAR, DOUBLE, JSON if the value may be a list, ID or EXACT_ID
         (both VARCHAR). For some files, `{rows}` has VARCHAR instead of DOUBLE, so the query must convert these columns.
 
@@ -103,7 +103,7 @@ def _create(work: Workspace, into: str, query: str, rows: str) -> None:
 
 def repair(work: Workspace, table: RawTable, into: str, query: str, types: dict[str, str], unread: str,
            num_inexact: int = 0) -> None:
-    """Read again what `load` could not read correctly, and update the table `into`.
+    """Repair the rows of the table `into` that `load` could not read correctly.
 
     query, types: the same as for `load`
     unread: an SQL condition that is true for the rows that DuckDB could not parse
@@ -206,7 +206,10 @@ def _integer(number: str, largest: int) -> str:
 
 
 def _exact_id(value: str) -> str:
-    """Return SQL for the raw id in a JSON value. DuckDB's type DOUBLE includes whole numbers of more than 64 bits."""
+    """Return SQL for the raw id in a JSON value.
+
+    DuckDB's json_type is DOUBLE also for integers that need more than 64 bits. These are returned unchanged.
+    """
     return rf"""CASE WHEN json_type({value}) = 'DOUBLE' AND NOT regexp_full_match({value}::VARCHAR, '-?\d+')
                     THEN {_integer(f'({value}::DOUBLE)', LARGEST_EXACT['DOUBLE'])} ELSE {value} ->> '$' END"""
 

@@ -1,4 +1,4 @@
-"""Recognize how a raw file is really written: its separator, its quotes, or a format that its name does not say."""
+"""Detect the real form of a raw file: its separator, its quotes, or a format that differs from its name."""
 
 import re
 import shlex
@@ -57,7 +57,7 @@ def _head(path: Path) -> bytes:
 
 
 def other_format(path: Path, format_: str) -> DataError | None:
-    """Return the error for a file that is not in the format that its name says, or None if it may be.
+    """Return an error if a file is clearly not in the format of its name, else None.
 
     format_: "csv", "json" or "python"
     """
@@ -102,9 +102,12 @@ def _record_format(line: str) -> str:
 
 
 def quoting_flag(path: Path, layout: Layout, most: bool) -> str:
-    """Return a flag with which the first rows of a file are valid, or "" if there is none or if they are valid now.
+    """Return a flag for quotes that makes the first rows of a file valid.
 
-    most: whether most rows are invalid. If not, only --escape is possible, because it changes no other row.
+    Returns "" if no flag makes them valid, or if they are already valid.
+
+    most: whether at least half of the rows are invalid. If not, only --escape is tried, because it does not change the
+        other rows.
     """
     others = {"--escape '\\'": layout._replace(escape="\\")} if layout.quote and not layout.escape else {}
     if layout.quote and most:

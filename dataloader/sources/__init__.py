@@ -35,9 +35,9 @@ def family(options: ProcessOptions) -> ModuleType:
 
 
 def replacement(options: ProcessOptions, own: str) -> str:
-    """Return what to do about a raw file that is missing or damaged.
+    """Return the fix for a raw file that is missing or damaged.
 
-    own: what to do if the file is the user's own, so that no command can download it again
+    own: the fix if the file is the user's own, because no command can download such a file again
     """
     folder = options.folder
     if not options.downloads:
@@ -48,7 +48,10 @@ def replacement(options: ProcessOptions, own: str) -> str:
 
 @contextmanager
 def with_download(options: ProcessOptions) -> Iterator[None]:
-    """Name the command that downloads the raw files again in the error about a damaged file, if it would help."""
+    """In the error about a damaged file, set the fix to the command that downloads the raw files again.
+
+    If step 0 does not download these files, the fix does not change.
+    """
     try:
         yield
     except DamagedError as error:

@@ -61,7 +61,7 @@ def _ending(path: Path) -> str:
 
 
 def _format(path: Path) -> tuple[str, Layout]:
-    """Return the format and the layout that the file extension says. The format of an unknown extension is ""."""
+    """Return the format and the layout for the file extension. The format for an unknown extension is ""."""
     return (FORMATS | TEXTS).get(_ending(path), ("", Layout()))
 
 
@@ -146,10 +146,10 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
 
 
 def _layout(path: Path, part: str, usual: Layout, flags: FileLayout, wanted: set[str]) -> Layout:
-    """Return the layout of a CSV or TSV file, from the flags and, if they do not name the separator, its first lines.
+    """Return the layout of a CSV or TSV file from the flags. Without --separator, also use the first lines of the file.
 
-    usual: the layout that the file extension says
-    wanted: the names of the columns that are needed, which are not searched for another separator
+    usual: the layout for the file extension
+    wanted: the names of the needed columns; if the first line has one of them, the usual separator is kept
     """
     headless = flags.no_header in (part, "both")
     separator = NAMED_SEPARATORS.get(flags.separator or "", flags.separator) or usual.delimiter
@@ -160,7 +160,7 @@ def _layout(path: Path, part: str, usual: Layout, flags: FileLayout, wanted: set
         words = SEPARATORS.get(separator, repr(separator))
         log.info("process: the columns of %s are separated by %s", path.name, words)
     quote = {None: usual.quote, "none": "", "double": '"'}[flags.quoting]
-    # In standard CSV files, a quote at the begin of a field always opens a quoted value.
+    # In standard CSV files, a quote at the start of a field always opens a quoted value.
     layout = usual._replace(delimiter=separator, quote=quote, escape=flags.escape or "",
                             lenient=flags.quoting is None and separator not in (",", ";"))
     if headless:

@@ -46,7 +46,7 @@ def register(work: Workspace) -> None:
 
 
 def list_in_cell(cell: str) -> str:
-    """Return the list of texts that a text contains in JSON or Python notation, as JSON; or "" if there is none."""
+    """Convert a text that is a list of texts, in JSON or Python notation, to a JSON list. Return "" for other texts."""
     for convert in (bytes, python_as_json):
         try:
             found = json.loads(convert(cell.encode()))
@@ -58,7 +58,7 @@ def list_in_cell(cell: str) -> str:
 
 
 def note(field: str, missing: tuple[str, ...] | None) -> str:
-    """Return SQL for the text of a raw value that means a missing value, or NULL if the value is another one.
+    """Return SQL for a raw value as text if it means a missing value, else NULL.
 
     missing: the texts that mean a missing value; None: the defaults
     """

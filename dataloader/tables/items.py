@@ -53,8 +53,9 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
 
     The fields are the title and the fields of the template, as plain text. The column `wanted` is true for the records
     of needed items, and by chance for a few others. The texts of all other records are empty. The column `nested` is
-    true if the value of a text field is a list that is nested too deeply. A note is NULL, except if a value that is not
-    empty has no text: it is then the text that means a missing value, or cells.NO_TEXT for an object.
+    true if the value of a text field is a list that is nested too deeply. A note explains why a value that is not
+    empty gives no text: it is the text that means a missing value, or cells.NO_TEXT for an object. Other values have
+    the note NULL.
 
     Returns the number of invalid lines that were skipped. Raises DataError if --bad_lines does not allow skipping them;
     the error names the first invalid line.

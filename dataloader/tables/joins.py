@@ -1,4 +1,4 @@
-"""Check that the item ids of the interactions and of the item records are the same ids."""
+"""Check that the interactions and the item records use the same item ids."""
 
 import logging
 
@@ -9,13 +9,14 @@ from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-MIN_SHARE, LOW_SHARE = 0.01, 0.5  # of the items that have a record: below, the files do not fit; below, a warning
+MIN_SHARE, LOW_SHARE = 0.01, 0.5  # shares of items with a record; below them: an error, a warning
 NUM_COMPARED = 10_000             # items without a record that are compared in other forms
 MIN_EXPLAINED = 0.1               # the share of these items that must have a record in another form
 EXCERPT = 60                      # characters of an id in a message
 UNICODE_FORM = "the Unicode form of characters"
-# For each usual difference between two ids of the same item, SQL that removes the difference. The last ones remove
-# several differences; the first form with the most matches explains them.
+# For each usual difference between two ids of the same item, SQL that removes the difference. The last entries remove
+# several differences at once. A message names the entry with the largest number of matches (the first one
+# of equal entries).
 FORMS = {
     "blanks or invisible characters": r"regexp_replace(id, '[\s\p{Z}\p{C}]+', '', 'g')",
     "upper and lower case": "lower(id)",
@@ -34,7 +35,7 @@ def check_join(work: Workspace, tables: list[RawTable], options: ProcessOptions)
     """Compare the items of all interactions, before any filter, with the item records in the table `metadata`.
 
     Returns counts for the meta files. Logs a warning if less than LOW_SHARE of the items have a record. Raises
-    DataError if less than MIN_SHARE of them have one. Both show an id of each file.
+    DataError if less than MIN_SHARE of them have one. Both messages show an id of each file.
     """
     [(num_items, num_found)] = work.run("""SELECT count(*), count(*) FILTER (raw IN (SELECT raw_id FROM metadata))
                                            FROM item_keys""")

@@ -8,7 +8,7 @@ from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-MAX_PLAIN_TITLE = 200  # characters; a shorter title is a title, whatever it contains
+MAX_PLAIN_TITLE = 200  # characters; a title of at most this length is never taken for code
 # Functions, variables and calls in JavaScript, and rules in CSS, but not words such as "functions (and more)".
 CODE = (r"\bfunction\(|\bfunction\b[^(){}]{0,50}\([^(){}]{0,200}\)\s*\{|=>\s*\{|\bgetTime\(\)|\bdocument\.\w+\(|"
         r"\b(?:var|let|const)\s+\w+\s*=|(?:^|[\s,;}])[.#][A-Za-z_][\w-]*\s*\{|[\w-]\s*\{\s*[\w-]+\s*:[^{}]+[;}]|"
@@ -20,7 +20,7 @@ def check_records(work: Workspace, options: ProcessOptions, wanted: str) -> dict
     """Check the records in the table `metadata`, and return counts for the meta files.
 
     Some texts are changed: a title that is program code becomes empty, and `None`, `null` and `NULL` are texts if only
-    one record has them. Everything unusual is logged, with an example. `wanted` is an SQL query for the raw ids of the
+    one record has them. All findings are logged, with examples. `wanted` is an SQL query for the raw ids of the
     items.
     """
     columns = {row[0] for row in work.run("DESCRIBE metadata")}

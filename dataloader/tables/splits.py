@@ -13,7 +13,7 @@ TARGETS = ("valid", "test")
 
 
 class Split(NamedTuple):
-    """How the events are split: an SQL expression for the queries, and entries for the meta file."""
+    """A split of the events: an SQL expression for the queries, and entries for the meta file."""
 
     expression: str  # for a row of `numbered`, its value is train, valid or test
     info: dict       # entries about the split for the meta file
@@ -46,7 +46,7 @@ def make_split(work: Workspace, processing: Processing, report: Report, raw: Pat
         info["split_begins"] = {"valid": begins[0], "test": begins[1]}
         why = f"The split valid begins at {begins[0]} and test at {begins[1]} (timestamps in seconds)"
         fix = "use other --split_ratios or --split_dates"
-    # A cold item has a target, but no event in train. The set of the items of each split is a bitmap.
+    # A cold item is the item of a target, but has no event in train. A bitmap contains the items of each split.
     found = {name: (num_events, num_cold) for name, num_events, num_cold in work.run(f"""
         WITH splits AS MATERIALIZED (
             SELECT {expression} AS split, count(*) AS num_events,
@@ -58,7 +58,7 @@ def make_split(work: Workspace, processing: Processing, report: Report, raw: Pat
         if processing.split == "temporal" and num_times < len(SPLITS):  # no ratios or dates can work
             why += f"; the number of different timestamps is {num_times}, but a temporal split needs {len(SPLITS)}"
             fix = "use --split leave_one_out, which needs at least one user with three events"
-        raise DataError(raw, f"no events are left for the split {' and '.join(empty)}",
+        raise DataError(raw, f"no events are left for {' and '.join(empty)}",
                         "; ".join([why, *report.lines()]), fix)
     # A repeat is a target whose item is in the history of its user.
     repeats = dict(work.run(f"""

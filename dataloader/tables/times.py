@@ -23,7 +23,7 @@ COMPACT = r"^(\d{8})[T ]?((?:\d\d){0,3})((?:\.\d+)?(?:Z|[+-]\d\d(?::?\d\d)?)?)$"
 PADDED = r"^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)\d* (.*)$"
 # DuckDB accepts offsets from UTC that do not exist, such as +15:00, +99:00 and +01:75.
 WRONG_OFFSET = r":\d+(\.\d+)? ?[+-](1[5-9]|[2-9]\d|\d\d:?[6-9])"
-COMPACT_SHARE = 0.9     # if more times than this are dates written as numbers, they are not seconds
+COMPACT_SHARE = 0.9     # if a larger share of the times look like dates, they are not seconds
 # Forms of dates that a message can suggest.
 FORMS = ("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z",
          *(f"{day}{time}" for time in ("", " %H:%M", " %H:%M:%S", " %I:%M:%S %p") for day in (
@@ -55,7 +55,7 @@ class Times:
         The fraction is kept, because it decides the order of events in the same second. Up to the year 2100, a DOUBLE
         distinguishes all microseconds.
         """
-        if self.form == "day":  # the product may be too small by less than a microsecond, which is in another second
+        if self.form == "day":  # a rounding error could move the time into the previous second
             return 'round(try_cast("time" AS DOUBLE) * 86400, 6)'
         if self.form in UNITS:
             return f'try_cast("time" AS DOUBLE) / {UNITS[self.form]}'

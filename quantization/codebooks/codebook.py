@@ -143,7 +143,8 @@ class Codebook(nn.Module):
         """Draw a random code for each row with the Gumbel-softmax (arXiv 1611.01144).
 
         Return the codes (N,) and the codewords (N, D). The probabilities of the codes are the softmax of the negative
-        squared distances. In the backward pass, the codewords have the gradient of this softmax.
+        squared distances. In the backward pass, the gradient is that of the Gumbel-softmax (straight-through
+        estimator).
         """
         compared = self._compared()
         logits = 2 * rows @ compared.T - compared.square().sum(dim=1)

@@ -101,6 +101,8 @@ def _assign(rows: Tensor, norms: Tensor, centroids: Tensor, prices: Tensor) -> t
     Return the cluster of each row (N,), and the squared distance plus price of this cluster (N,).
 
     norms: (N,), the squared lengths of the rows
+    prices: (K,), the price of each cluster: a number that is added to all squared distances to its centroid. A higher
+        price makes the cluster smaller.
     """
     bias = centroids.square().sum(dim=1)
     bias = bias + prices.to(bias.dtype)

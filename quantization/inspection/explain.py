@@ -1,4 +1,4 @@
-"""Shows the semantic IDs as a tree of prefixes. Each prefix has a size, typical words and example titles."""
+"""Show the semantic IDs as a tree of prefixes. Each prefix has a size, typical words and example titles."""
 
 import re
 import unicodedata

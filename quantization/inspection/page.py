@@ -19,7 +19,7 @@ UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def explain(folder: DatasetFolder, quantizer: str, suffix: str, tag: str | None, page: Path) -> str:
-    """Return a text that shows what the codes mean, and write the HTML page to the file `page`."""
+    """Return a text about the meaning of the codes, and write the HTML page to the file `page`."""
     codes, meta = load_codes(folder, quantizer, suffix, tag, distinct=False)
     items = load_items(folder)
     tree = build_tree(codes, items["title"], items["text"], meta["codebook_sizes"], meta["disambiguation_level"])

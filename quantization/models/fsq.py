@@ -16,7 +16,7 @@ from .autoencoder import AutoencoderVQ
 
 
 class ResidualFSQ(nn.Module):
-    """Residual finite scalar quantization (FSQ). There is no trained codebook.
+    """Residual finite scalar quantization (FSQ), without a trained codebook.
 
     Each latent dimension is mapped to the interval (-1, 1). Each level divides this interval into V equal parts and
     rounds the value to the midpoint of its part. The residual is multiplied by V, and the next level quantizes it in

@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 # N items, L levels
 
-# The maximum size of a level. It is the larger of these two numbers; the second one is per item. Each size needs memory
-# here and in recommenders, also if most of its codes are not used.
+# The maximum size of a level is the larger of two numbers: MAX_SIZE, and MAX_SIZE_PER_ITEM times the number of items.
+# All codes of a level need memory, here and in recommenders, even if most of them are not used.
 MAX_SIZE, MAX_SIZE_PER_ITEM = 65_536, 10
 
 
 class IMPORTED(TableVQ):
-    """Reads the codes of each raw item id from a file.
+    """A quantizer that reads the codes of each raw item id from a file.
 
     The file is an `index.json` in the format of LC-Rec, LETTER and MiniOneRec, or a CSV file.
     """
@@ -64,7 +64,7 @@ def table(path: Path, codes: dict[str, list[int]], raw_ids: np.ndarray) -> np.nd
         unused = next(raw_id for raw_id in codes if raw_id not in known)
         log.warning("quantization: %s: %d of %d entries belong to no item of the dataset, for example %r%s", path,
                     len(codes) - len(raw_ids), len(codes), unused, "; if the ids in the file are numbers that another "
-                    "program gave to the items, they may be shifted, and items have the codes of their neighbors"
+                    "program gave to the items, they may be shifted, so that items get the codes of their neighbors"
                     if unused.isdecimal() else "")
     return np.array([codes[raw_id] for raw_id in raw_ids], dtype=np.int64)
 
@@ -86,12 +86,12 @@ def without_offsets(path: Path, codes: np.ndarray) -> np.ndarray:
 
 
 def _check_codes(path: Path, codes: np.ndarray, raw_ids: np.ndarray) -> None:
-    """Raise DataError if a level would need too large a codebook."""
+    """Raise DataError if a code is too large."""
     item, level = np.unravel_index(codes.argmax(), codes.shape)
     if codes[item, level] >= _max_size(len(codes)):
         raise DataError(f"{path}: {raw_ids[item]!r}", f"has the code {codes[item, level]} in level {level + 1}",
                         f"The codes must be less than {_max_size(len(codes))} for a dataset of {len(codes)} items",
-                        "correct the entry, or subtract from all codes of this level the number that they begin at")
+                        "correct the entry, or subtract the smallest code of this level from all codes of the level")
 
 
 def _sizes(path: Path, sizes: object, codes: np.ndarray) -> list[int]:

@@ -15,7 +15,7 @@ from .abstract_vq import AbstractVQ
 
 
 class PQ(AbstractVQ):
-    """Divides each embedding into L parts of equal width, and quantizes each part with its own k-means.
+    """A quantizer that divides each embedding into L parts of equal width, with a separate k-means for each part.
 
     Each part gives one code. The codes are independent of each other: unlike with residual quantization, their order
     has no meaning.

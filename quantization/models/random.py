@@ -12,7 +12,7 @@ from .table import TableVQ
 
 
 class RANDOM(TableVQ):
-    """Gives every item a distinct random semantic ID. The quantizer does not read an embedding.
+    """A quantizer that gives every item a distinct random semantic ID. It does not read an embedding.
 
     There are K^L possible semantic IDs, with K codes in each of L levels.
     """

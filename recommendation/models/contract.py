@@ -1,4 +1,4 @@
-"""Check that a recommender returns what `AbstractRecommender` requires. An error names the method that is wrong."""
+"""Check that a recommender follows the contract of `AbstractRecommender`. An error names the wrong method."""
 
 from collections.abc import Callable
 

@@ -4,7 +4,7 @@ from common.errors import ConfigError, nearest
 
 
 class Params:
-    """Reads values from `config["<name>"]["model_params"]` and checks them.
+    """The values in `config["<name>"]["model_params"]`. The methods check them.
 
     Every method raises ConfigError if the value is wrong.
     """
