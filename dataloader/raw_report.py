@@ -30,8 +30,9 @@ REQUIRED = {"interactions": ("user", "item", "time"), "items": ("item",)}
 MAX_COLUMNS = 50  # columns of a file that the report shows; the used ones come first
 NUM_IDS = 3       # example ids
 DELIMITERS = {",": "CSV", "\t": "TSV"}
-# The flags in the fix of an error with which the check reads the times again.
-UNIT, FORMAT = re.compile(r"--time_unit (s|ms|us|day|date)\b"), re.compile(r"--time_format '([^']+)'")
+# The flag in the fix of an error with which the check reads the times again. If a fix has alternatives, none is used.
+UNIT, FORMAT = (re.compile(rf"use --time_{flag}(?=,|$)") for flag in (
+    r"unit (s|ms|us|ns|day|date)", "format '([^']+)'"))
 
 
 def check_raw_files(options: ProcessOptions) -> None:
@@ -89,9 +90,9 @@ def _result(options: ProcessOptions, findings: Findings) -> list[str]:
 def _fitting_times(errors: list[UserError]) -> dict[str, str]:
     """Return the flags for another form of the times that the fix of an error names, or {}."""
     for error in errors:
-        if found := FORMAT.search(error.fix):
+        if found := FORMAT.match(error.fix):
             return {"time_unit": "date", "time_format": found[1]}
-        if found := UNIT.search(error.fix):
+        if found := UNIT.match(error.fix):
             return {"time_unit": found[1]}
     return {}
 
