@@ -12,6 +12,7 @@ from common.errors import DataError, UserError
 from common.tables import markdown, percent
 from dataloader.flags import MEMORY_LIMIT
 from dataloader.options import ProcessOptions
+from dataloader.readers.bad_rows import check_texts
 from dataloader.readers.lines import NAMES, PARSERS
 from dataloader.readers.profile import plain, profile, shown
 from dataloader.readers.raw import ID, RawTable, existing_columns, load
@@ -203,6 +204,7 @@ class _RawCheck:
             form, f", read with --time_unit {form}")
         [(num, first, last)] = self.work.run('SELECT count(*), min("time"), max("time") FROM events')
         make_keys(self.work)
+        check_texts(self.work, self.tables["interactions"])
         self.has_item_keys = True
         if not num:
             if self.findings.errors:  # that no events are left for the filters is not another fault

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from common.errors import DataError
 from dataloader.readers import delimited
 from dataloader.readers.lines import NAMES, NO_RECORD, PARSERS, encodable, numbered_lines, select_rows, value_at
-from dataloader.readers.nested import in_text, is_nested, list_fix, list_texts, object_fix
-from dataloader.readers.raw import RawTable, reader
+from dataloader.readers.nested import in_text, is_nested, is_several, list_fix, object_fix
+from dataloader.readers.raw import RawTable, bracketed, reader
 from dataloader.readers.recognition import other_format, quoting_flag
 from dataloader.workspace import Workspace
 
@@ -23,7 +23,7 @@ EXCERPT = 80     # characters
 AT_ONCE = 1000   # records per query
 NUM_EXAMPLES = 3  # rows of each kind that --check shows
 UNREAD = "?"     # in place of a fix: the row could not be split into values
-BLANKS = " \t\r\n\v\f\x85\xa0\u2003\u3000"
+BLANKS = " \t\r\n\v\f\xa0\u3000"
 SQL_BLANKS = " || ".join(f"chr({ord(blank)})" for blank in BLANKS)
 
 
@@ -81,7 +81,7 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, kinds: dict[str, 
             why = f"The line is {excerpt!r}; {num_bad:,} of {num_rows:,} lines are invalid{limit}"
             work.stop(DataError(where, fault.reason, ". ".join(filter(None, [why, advice.why])),
                                 "leave out --no_header" if where == f"{table.origin}:1" and table.numbered else
-                                _fix(table, fault.fix, advice.fix, num_bad, num_rows)))
+                                _fix(table, fault.fix, advice, num_bad, num_rows)))
         elif work.findings is None:
             with log_path.open("a", encoding="utf-8") as file:
                 for where, fault, excerpt in rows:
@@ -113,25 +113,24 @@ def max_bad_percent(policy: str) -> float:
     return 0 if kind == "fail" else float(limit.removesuffix("%") or 1)
 
 
-def _fix(table: RawTable, fix: str, better: str, num_bad: int, num_rows: int) -> str:
+def _fix(table: RawTable, fix: str, advice: Advice, num_bad: int, num_rows: int) -> str:
     """Return what to do about the invalid rows of a file.
 
     fix: see `Fault`, about the first of these rows
-    better: see `Advice`
 
     Raises DataError if most rows are invalid because the file is in another format.
     """
     half, most = 2 * num_bad >= num_rows, 2 * num_bad > num_rows
     correct = f"correct the {'file' if most else 'lines'}"
-    if better:
-        return f"{better}, or {correct}"
+    if advice.fix:
+        return f"{advice.fix}, or {correct}"
     if fix == UNREAD:
         if half and (error := other_format(table.path, table.format)):
             raise error
         own_text = table.format == "csv" and not table.source
         flag = quoting_flag(table.path, table.layout, half) if own_text else ""
         fix = f"use {flag}" if flag else ""
-    elif not half:
+    elif not half or advice.why:
         fix = ""  # it would change how all lines are read
     fixes = [*filter(None, [fix]), correct]
     if not most:
@@ -183,8 +182,8 @@ def bad_id(column: str, table: RawTable) -> str:
     In a CSV or TSV file, an id with a line break is invalid too: most likely, a quote is not closed.
     """
     several_lines = f" OR contains({column}, chr(10)) OR contains({column}, chr(13))" if table.format == "csv" else ""
-    # Only a text that begins with a blank can be blank, so few texts are trimmed.
-    blank = f" OR CASE WHEN {column} < '!' OR {column} >= chr(128) THEN trim({column}, {SQL_BLANKS}) = '' END"
+    # The comparison comes first, because it is much faster than to trim every id.
+    blank = f" OR ({column} < '!' AND trim({column}, {SQL_BLANKS}) = '')"
     return f"(coalesce(strlen({column}), 0) NOT BETWEEN 1 AND {MAX_ID}{several_lines}{blank})"
 
 
@@ -206,7 +205,7 @@ def id_fault(table: RawTable, values: dict, field: str, largest: int, flag: str 
     length = len(value.encode("utf-8", "surrogatepass"))
     if length > MAX_ID:
         return Fault(f"{field} must have at most {MAX_ID:,} bytes, got {length:,} bytes: {value[:20]!r}…")
-    if not value.strip(BLANKS):
+    if value < "!" and not value.strip(BLANKS):
         return Fault(f"{field} must not be blank, got {value[:40]!r}")
     if table.format == "csv" and set(value) & {"\n", "\r"}:
         return Fault(f"{field} must not contain a line break, got {value[:40]!r}; is a quote not closed?")
@@ -220,30 +219,41 @@ def nested_fault(table: RawTable, values: dict, field: str, flag: str) -> Fault:
         column = next(column for column in table.columns[field] if value_at(values, column) == found)
         return Fault(f"{field} must be one text or number, got the object {str(found)[:40]}",
                      object_fix(table, found if isinstance(found, dict) else {}, column, flag))
-    # All lists of a line must become one event per member at the same time.
-    lists = [column for columns in table.columns.values() for column in columns
+    # All lists of an event must be split at the same time.
+    lists = [column for each in ("user", "item", "time", "rating") for column in table.columns.get(each, ())
              if isinstance(value := value_at(values, column), list | tuple) or isinstance(in_text(value), list)]
     fix = list_fix(table, list(dict.fromkeys(lists)))
     return Fault(f"{field} must be one text or number, got the list {str(found)[:40]}", "", lambda: Advice(fix=fix))
 
 
-def check_texts(work: Workspace, table: RawTable, into: str, field: str) -> None:
-    """Search the ids of a field in the table `into`, the column raw_<field>, for texts that are lists or objects.
+def check_texts(work: Workspace, table: RawTable) -> None:
+    """Search the tables `user_keys` and `item_keys` for ids that are lists of several values, or objects, in a text.
 
-    Raises DataError if most ids in a CSV file are such texts. Otherwise logs a warning, because they may be real ids.
+    Raises DataError if most events of a CSV file have such ids. Otherwise logs a warning, because they may be real ids.
     """
-    if (found := list_texts(work, into, f"raw_{field}")) is None:
+    for field in ("user", "item"):  # there are far fewer ids than events
+        texts = work.run(f"SELECT raw, key FROM {field}_keys WHERE {bracketed('raw')} ORDER BY key LIMIT {AT_ONCE}")
+        found = [(raw, key, value) for raw, key in texts if (value := in_text(raw)) is not None]
+        if several := [(raw, key) for raw, key, value in found if is_several(value)]:
+            [(num_found, num_texts, num)] = work.run(f"""
+                SELECT count(*) FILTER (k.key IN {tuple(key for _raw, key, _value in found + found[:1])}),
+                       count(*) FILTER (k.key <= {texts[-1][1]}), count(*)
+                FROM kept JOIN {field}_keys k ON {field}_key = k.key WHERE {bracketed('k.raw')}""")
+            # This is an estimate if there are very many different texts.
+            _report_texts(work, table, field, *several[0], round(num * num_found / num_texts))
+
+
+def _report_texts(work: Workspace, table: RawTable, field: str, example: str, record: int, num: int) -> None:
+    num_events = work.count("kept")
+    if table.format != "csv" or 2 * num <= num_events:
+        log.warning("process: %d of %d events in %s have a text that looks like a list or an object as %s, for example "
+                    "%r. Each such text is used as one id", num, num_events, table.origin, field, example[:EXCERPT])
         return
-    num, record, example = found
-    num_rows = work.count(into)
-    if table.format == "csv" and 2 * num > num_rows:
-        [(where, values, _text)] = rows_at(work, table, iter([record]))
-        fault = nested_fault(table, values if isinstance(values, dict) else {}, field, "")
-        work.stop(DataError(where, fault.reason, f"{num:,} of {num_rows:,} ids are lists or objects in a text",
-                            fault.fix or fault.advice().fix))
-    else:
-        log.warning("process: %d of %d ids in %s are texts that look like lists or objects, for example %r. Each is "
-                    "used as the id of one %s", num, num_rows, table.origin, example[:EXCERPT], field)
+    [(where, values, _text)] = rows_at(work, table, iter([record]))
+    assert isinstance(values, dict), "the row was valid before"
+    fault = nested_fault(table, values, field, "")
+    work.stop(DataError(where, fault.reason, f"{num:,} of {num_events:,} events have a list or an object in a text as "
+                        f"{field}", fault.fix or fault.advice().fix))
 
 
 def missing_field(table: RawTable, field: str) -> str:

@@ -1,4 +1,4 @@
-"""Find ids and times that are lists or objects, and give the command that writes one event per line."""
+"""Find ids and times that are lists or objects, and give the command that writes plain values."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from dataloader.readers.lines import (
     python_as_json,
     value_at,
 )
-from dataloader.readers.raw import NUM_FIRST, RawTable, bracketed, column_types, is_nested_type
+from dataloader.readers.raw import NUM_FIRST, RawTable, column_types, is_nested_type, reader
 from dataloader.workspace import Workspace, name
 
 NUM_CELLS = 20  # rows of a CSV file in which columns of lists are searched
@@ -49,44 +49,40 @@ def is_several(value: object) -> bool:
     return isinstance(value, list | dict) and len(value) > isinstance(value, list)
 
 
-def list_texts(work: Workspace, into: str, column: str) -> tuple[int, int, str] | None:
-    """Search a column of the table `into` for texts that are lists of several values, or objects.
-
-    Returns the number of rows whose text is any list or object (an estimate, if there are many different texts), the
-    row index of the first text with several values, and this text. Returns None if there is no such text.
-    """
-    texts = work.run(f"""SELECT {column}, count(*), min(rowid) FROM {into} WHERE {bracketed(column)}
-                         GROUP BY ALL ORDER BY min(rowid) LIMIT {NUM_FIRST}""")
-    found = [(text, num, record, value) for text, num, record in texts if (value := in_text(text)) is not None]
-    several = [(record, text) for text, _num, record, value in found if is_several(value)]
-    if not several:
-        return None
-    share = sum(num for _text, num, *_ in found) / sum(num for _text, num, _record in texts)
-    return (round(share * work.value(f"SELECT count(*) FROM {into} WHERE {bracketed(column)}")), *several[0])
-
-
-def nested_columns(work: Workspace, table: RawTable) -> dict[str, object]:
-    """Return the columns that have lists or objects in the first rows of a file, each with such a value."""
-    if table.format == "parquet":
-        types = column_types(work, table)
-        return {c: {} if kind.startswith(("STRUCT", "MAP")) else [] for c, kind in types.items() if is_nested_type(kind)}
-    found: dict[str, object] = {}
-    if table.layout.typed:
-        found = {column: [] for column in sequences(table.path, table.layout)}
-    elif table.format == "csv":
-        for _line, values, _text in islice(delimited.rows(table.path, table.layout), NUM_CELLS):
-            cells = values.items() if isinstance(values, dict) else ()
-            found.update((column, value) for column, cell in cells if is_several(value := in_text(cell)))
-    else:
-        for record in _first_records(table):
-            found.update((c, value) for c in column_names(record) if is_nested(value := value_at(record, c)))
+def nested_columns(work: Workspace, table: RawTable) -> dict[str, list]:
+    """Return the columns that have lists or objects in the first rows of a file, with these values."""
+    found: dict[str, list] = {}
+    for row in _first_rows(work, table):
+        for column, value in row.items():
+            if is_nested(value):
+                found.setdefault(column, []).append(value)
     return found
 
 
-def _first_records(table: RawTable) -> Iterator[dict]:
-    for _number, line in islice(numbered_lines(table.path), NUM_FIRST):
-        with suppress(*NO_RECORD):
-            yield PARSERS[table.format](line)
+def aligned(nested: dict[str, list], column: str) -> list[str]:
+    """Return the columns whose lists have the same lengths as those of a column, which comes first."""
+    lengths = [len(value) for value in nested[column]]
+    return [column, *(other for other, values in nested.items() if other != column and isinstance(values[0], list)
+                      and [len(value) for value in values] == lengths)]
+
+
+def _first_rows(work: Workspace, table: RawTable) -> Iterator[dict]:
+    if table.format == "parquet":
+        columns = [column for column, stored in column_types(work, table).items() if is_nested_type(stored)]
+        select = ", ".join(map(name, columns)) or "NULL"
+        for values in work.run(f"SELECT {select} FROM {reader(table)} LIMIT {NUM_CELLS}"):
+            yield dict(zip(columns, values, strict=False))
+    elif table.format == "csv":
+        typed = sequences(table.path, table.layout) if table.layout.typed else {}
+        for _line, values, _text in islice(delimited.rows(table.path, table.layout), NUM_CELLS):
+            cells = values.items() if isinstance(values, dict) else ()
+            yield {column: cell.split(" ") if column in typed else found for column, cell in cells
+                   if is_several(found := in_text(cell)) or column in typed}
+    else:
+        for _number, line in islice(numbered_lines(table.path), NUM_FIRST):
+            with suppress(*NO_RECORD):
+                record = PARSERS[table.format](line)
+                yield {column: value_at(record, column) for column in column_names(record)}
 
 
 def sequences(path: Path, layout: Layout) -> dict[str, str]:
@@ -114,7 +110,8 @@ def object_fix(table: RawTable, value: dict, column: str, flag: str) -> str:
 def list_fix(table: RawTable, columns: list[str]) -> str:
     """Return the fix for a file whose lines have lists in these columns: a command, if one is known."""
     command, target = _conversion(table, columns)
-    return f"write one event per line with: {command} (then use {target})" if command else "write one event per line"
+    each = "write one line for each member of the lists"
+    return f"{each} with: {command} (then use {target})" if command else each
 
 
 def _conversion(table: RawTable, columns: list[str]) -> tuple[str, str]:
@@ -138,11 +135,11 @@ def _by_duckdb(table: RawTable, select: str) -> tuple[str, str]:
     target, separator = _target(table.path), f", sep={json.dumps(table.layout.delimiter)}"
     # DuckDB would read `*`, `?` and `[` as a pattern.
     source = json.dumps(re.sub(r"([*?[])", r"[\1]", str(table.path)), ensure_ascii=False)
-    reader, writer = f"read_parquet({source})", f"write_parquet({json.dumps(target, ensure_ascii=False)})"
+    read, writer = f"read_parquet({source})", f"write_parquet({json.dumps(target, ensure_ascii=False)})"
     if table.format == "csv":
-        reader = f'read_csv({source}, header=True, all_varchar=True, quotechar="\\""{separator})'
+        read = f'read_csv({source}, header=True, all_varchar=True, quotechar="\\""{separator})'
         writer = f"write_csv({json.dumps(target, ensure_ascii=False)}{separator})"
-    program = f"import duckdb; duckdb.{reader}.project({json.dumps(select, ensure_ascii=False)}).{writer}"
+    program = f"import duckdb; duckdb.{read}.project({json.dumps(select, ensure_ascii=False)}).{writer}"
     return f"python -c {shlex.quote(program)}", target
 
 

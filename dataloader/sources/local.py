@@ -10,7 +10,7 @@ from common.errors import ConfigError, DataError, closest, nearest
 from dataloader.options import FileLayout, ProcessOptions, timestamp_of
 from dataloader.readers.delimited import Layout, first_row
 from dataloader.readers.lines import PARSERS, first_format
-from dataloader.readers.nested import list_fix, nested_columns, sequences
+from dataloader.readers.nested import aligned, list_fix, nested_columns, sequences
 from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.readers.recognition import SEPARATORS, first_lines, other_format, separators
 from dataloader.sources import ROLES
@@ -184,12 +184,11 @@ def _no_column(work: Workspace, table: RawTable, column: str, existing: list[str
                            f"The first columns are {', '.join(existing[:NUM_LISTED])}",
                            f"use --no_header {part}, and {flag} with the number of the column, from 1 to "
                            f"{len(existing)}")
-    nested = nested_columns(work, table)
-    likely = closest(column, existing)
-    if likely in nested and not isinstance(nested[likely], dict) and flag != "--item_id_column":
+    nested, likely = nested_columns(work, table), closest(column, existing)
+    if likely in nested and isinstance(nested[likely][0], list) and flag != "--item_id_column":
         return ConfigError(f"{flag} {column}", f"column not found in {table.path}",
-                           f"The column {likely} has a list in each line", f"{list_fix(table, [likely])}, and "
-                           f"use {flag} {likely.split(':')[0]}")
+                           f"The column {likely} has a list in each line",
+                           f"{list_fix(table, aligned(nested, likely))}, and use {flag} {likely}")
     scalars = [name for name in existing if name not in nested] or existing
     return ConfigError(f"{flag} {column}", f"column not found in {table.path}", nearest(column, scalars),
                        f"use {flag} {closest(column, scalars) or 'NAME'}")

@@ -7,7 +7,6 @@ from dataloader.options import ProcessOptions
 from dataloader.readers.bad_rows import (
     Fault,
     bad_id,
-    check_texts,
     drop_bad_rows,
     id_fault,
     missing_field,
@@ -16,7 +15,7 @@ from dataloader.readers.bad_rows import (
     value_of,
 )
 from dataloader.readers.nested import in_text, is_nested, is_several
-from dataloader.readers.raw import ID, RawTable, bracketed, inexact_id, largest_id, load, repair
+from dataloader.readers.raw import ID, RawTable, inexact_id, largest_id, load, repair
 from dataloader.sources import refuse_other_source
 from dataloader.tables.time_forms import LATEST
 from dataloader.tables.times import Times
@@ -46,16 +45,12 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
     types = {"user": ID, "item": ID, "time": times.raw_type, "rating": "DOUBLE"}
     work.run("SET TimeZone = 'UTC'")  # dates without a time zone are in UTC; DuckDB's default is the machine's zone
     load(work, table, "events", query, types)
-    [(num_events, *counts, num_inexact, num_users, num_items)] = work.run(f"""
+    [(num_events, *counts, num_inexact)] = work.run(f"""
         SELECT count(*), count(raw_user), count(raw_item), count("time"), count(rating),
-               count(*) FILTER ({inexact_id(table, 'raw_user')} OR {inexact_id(table, 'raw_item')}),
-               count(*) FILTER ({bracketed('raw_user')}), count(*) FILTER ({bracketed('raw_item')}) FROM events""")
+               count(*) FILTER ({inexact_id(table, 'raw_user')} OR {inexact_id(table, 'raw_item')}) FROM events""")
     if absent := [field for field, count in zip(FIELDS, counts, strict=True) if num_events and not count]:
         refuse_other_source(work, table, "interactions", options.source, absent)
     repair(work, table, "events", query, types, "raw_user IS NULL AND raw_item IS NULL", num_inexact)
-    for field, num in (("user", num_users), ("item", num_items)):
-        if num:
-            check_texts(work, table, "events", field)
     low, high = options.config["rating_range"]
     kinds = {"cannot be read": 'raw_user IS NULL AND raw_item IS NULL AND "time" IS NULL',
              "have no valid user": bad_id("raw_user", table), "have no valid item": bad_id("raw_item", table),
@@ -64,8 +59,11 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
              "have no valid rating": "rating IS NULL OR NOT isfinite(rating)",
              f"have a rating that is not from {low:,g} to {high:,g}": f"rating NOT BETWEEN {low} AND {high}"}
     largest = {field: largest_id(work, table, field) for field in ("user", "item")}
-    num_bad = drop_bad_rows(work, table, "events", kinds, lambda values: _fault(
-        work, table, values, times, largest, (low, high), options.source == "local"), options.processing.bad_lines, bad_lines)
+
+    def explain(values: dict) -> Fault:
+        return _fault(work, table, values, times, largest, (low, high), options.source == "local")
+
+    num_bad = drop_bad_rows(work, table, "events", kinds, explain, options.processing.bad_lines, bad_lines)
     return EventCounts(num_bad, times.check(work, table))
 
 
