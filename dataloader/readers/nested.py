@@ -25,7 +25,7 @@ from dataloader.workspace import Workspace, name
 NUM_CELLS = 20  # rows of a CSV file in which columns of lists are searched
 # A Python program for JSON lines. Columns that are lists must have the same length in a line.
 PROGRAM = ("import {modules}, sys; C = {columns}; [print(json.dumps({{**r, **dict(zip(C, v))}})) "
-           "for r in map({parse}, sys.stdin) for v in zip(*(x if isinstance(x := r[c], (list, tuple)) else [x] "
+           "for r in map({parse}, sys.stdin) for v in zip(*(r[c] if isinstance(r[c], (list, tuple)) else [r[c]] "
            "for c in C), strict=True)]")
 
 
