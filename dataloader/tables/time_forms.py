@@ -16,7 +16,7 @@ UNITS = {"day": 1 / 86_400, "s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_00
 # A date without separators: 20140228, 20140228T0930Z, 20140228093000, or the number 20140228.0.
 COMPACT = r"^(\d{8})[T ]?((?:\d\d){0,3})((?:\.\d+)?(?:Z|[+-]\d\d(?::?\d\d)?)?)$"
 PADDED = r"^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)\d* (.*)$"
-BLANKS = "' ' || chr(9) || chr(160)"
+BLANKS = "' ' || chr(9)"
 # DuckDB accepts offsets from UTC that do not exist, such as +15:00, +99:00 and +01:75.
 WRONG_OFFSET = r":\d+(\.\d+)? ?[+-](1[5-9]|[2-9]\d|\d\d:?[6-9])"
 # Forms of dates that a message can suggest.
@@ -44,11 +44,13 @@ def seconds_of(form: str, date_format: str) -> str:
     if form in UNITS:
         return f'try_cast("time" AS DOUBLE) / {UNITS[form]}'
     has_offset = re.search("%[MSf] ?%z", date_format) is not None
+    padded = """("time" < '!' OR "time" LIKE '% ')"""
     # Cast to TIMESTAMPTZ, because a cast to TIMESTAMP would ignore the offset from UTC.
     date = {"typed": 'try_cast("time" AS TIMESTAMPTZ)',
             "format": f"""CASE WHEN NOT {has_offset} OR NOT regexp_matches("time", '{WRONG_OFFSET}')
                                THEN try_strptime("time", {text(date_format)}) END""",
-            "date": f"""coalesce({_iso_date('"time"')}, {_iso_date(f'trim("time", {BLANKS})')})"""}[form]
+            "date": f"""CASE WHEN {padded} THEN {_iso_date(f'trim("time", {BLANKS})')} ELSE {_iso_date('"time"')}
+                        END"""}[form]
     return f"epoch_us({date}) / {UNITS['us']}"
 
 
