@@ -113,7 +113,7 @@ FLAGS = {
              "one character that is not a letter, a digit, a blank or a quote")],
     "processing": [
         Flag("--time_unit", "the unit of the raw timestamps since 1970; date means ISO 8601 or digits such as 20140228 "
-             "(default: from the source's YAML)", ("s", "ms", "us", "day", "date")),
+             "(default: from the source's YAML)", ("s", "ms", "us", "ns", "day", "date")),
         Flag("--time_format", "the form of the raw dates, in the codes of strptime, such as '%%d/%%m/%%Y %%H:%%M'; "
              "instead of --time_unit", "F", None, is_date_form, "codes of strptime, such as '%d/%m/%Y %H:%M'"),
         Flag("--bad_lines", "fail: an invalid line is an error; skip: skip invalid lines, at most 1 %% of all lines, "

@@ -22,6 +22,7 @@ from dataloader.check import check_folder
 from dataloader.flags import remember_flags
 from dataloader.options import ProcessOptions, parse_options
 from dataloader.raw_report import check_raw_files
+from dataloader.readers.bad_rows import check_texts
 from dataloader.sources import ROLES, family, with_download
 from dataloader.tables.events import make_keys, read_events
 from dataloader.tables.filters import Report, apply_filters, drop_items_without_text, number, too_few_users
@@ -179,6 +180,7 @@ def _make_tables(work: Workspace, options: ProcessOptions, paths: list[Path], ba
         log.warning("process: no items file was found, so the items have no text")
     events = read_events(work, tables[0], options, bad_lines)
     make_keys(work)
+    check_texts(work, tables[0])
     report, records = Report(work), {}
     if processing.drop_items_without_text:
         records = describe_items(work, options, tables, "SELECT raw FROM item_keys", bad_lines)

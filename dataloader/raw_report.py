@@ -12,6 +12,7 @@ from common.errors import DataError, UserError
 from common.tables import markdown, percent
 from dataloader.flags import MEMORY_LIMIT
 from dataloader.options import ProcessOptions
+from dataloader.readers.bad_rows import check_texts
 from dataloader.readers.lines import NAMES, PARSERS
 from dataloader.readers.profile import plain, profile, shown
 from dataloader.readers.raw import ID, RawTable, existing_columns, load
@@ -30,8 +31,9 @@ REQUIRED = {"interactions": ("user", "item", "time"), "items": ("item",)}
 MAX_COLUMNS = 50  # columns of a file that the report shows; the used ones come first
 NUM_IDS = 3       # example ids
 DELIMITERS = {",": "CSV", "\t": "TSV"}
-# Patterns of the flags in the fix of an error. The check reads the times again with these flags.
-UNIT, FORMAT = re.compile(r"--time_unit (s|ms|us|day|date)\b"), re.compile(r"--time_format '([^']+)'")
+# The flag in the fix of an error with which the check reads the times again. If a fix has alternatives, none is used.
+UNIT, FORMAT = (re.compile(rf"use --time_{flag}(?=,|$)") for flag in (
+    r"unit (s|ms|us|ns|day|date)", "format '([^']+)'"))
 
 
 def check_raw_files(options: ProcessOptions) -> None:
@@ -89,9 +91,9 @@ def _result(options: ProcessOptions, findings: Findings) -> list[str]:
 def _fitting_times(errors: list[UserError]) -> dict[str, str]:
     """Return the flags of the first fix that suggests another form of the times, or {}."""
     for error in errors:
-        if found := FORMAT.search(error.fix):
+        if found := FORMAT.match(error.fix):
             return {"time_unit": "date", "time_format": found[1]}
-        if found := UNIT.search(error.fix):
+        if found := UNIT.match(error.fix):
             return {"time_unit": found[1]}
     return {}
 
@@ -202,6 +204,7 @@ class _RawCheck:
             form, f", read with --time_unit {form}")
         [(num, first, last)] = self.work.run('SELECT count(*), min("time"), max("time") FROM events')
         make_keys(self.work)
+        check_texts(self.work, self.tables["interactions"])
         self.has_item_keys = True
         if not num:
             if self.findings.errors:  # the filters must not report the missing events as another error

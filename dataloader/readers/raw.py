@@ -151,13 +151,12 @@ def _rows_in_place(work: Workspace, table: RawTable, types: dict[str, str]) -> s
             len(columns) == 1 or not delimited.suits_duckdb(table.path, table.layout))):
         return ""
     sql_names = {column: f"c{place}" if table.format == "csv" else name(column) for place, column in enumerate(columns)}
-    column_types = _parquet_types(work, table) if table.format == "parquet" else {}
+    stored = column_types(work, table) if table.format == "parquet" else {}
     select = []
     for field, kind in types.items():
-        found = [(sql_names[c], LARGEST_EXACT.get(column_types.get(c, "")))
-                 for c in table.columns.get(field, ()) if c in sql_names]
-        values = [f"to_json({c})" if kind == "JSON" else _integer(c, largest) if kind in (ID, EXACT_ID) and largest else
-                  f"{c}::VARCHAR" for c, largest in found]
+        found = [(sql_names[c], stored.get(c, "")) for c in table.columns.get(field, ()) if c in sql_names]
+        values = [f"to_json({c})" if kind == "JSON" else _id(c, type_) if kind in (ID, EXACT_ID) else f"{c}::VARCHAR"
+                  for c, type_ in found]
         select.append(f"{_first(values, kind)} AS {name(field)}")
     return f"SELECT {', '.join(select)} FROM {reader(table)}"
 
@@ -200,29 +199,46 @@ def _first(values: list[str], kind: str) -> str:
     return f"coalesce({', '.join(values)})" if values else f"NULL::{'VARCHAR' if kind in (ID, EXACT_ID) else kind}"
 
 
+def _id(column: str, stored: str) -> str:
+    """Return SQL for the raw id in a column of this type; the result is NULL for a value that cannot be an id."""
+    if is_nested_type(stored) or stored == "BOOLEAN":
+        return "NULL::VARCHAR"
+    return _integer(column, LARGEST_EXACT[stored]) if stored in LARGEST_EXACT else f"{column}::VARCHAR"
+
+
 def _integer(number: str, largest: int) -> str:
     """Return SQL that writes a whole floating-point number as an integer; the result is NULL for any other number."""
     return f"CASE WHEN abs({number}) <= {largest} AND trunc({number}) = {number} THEN {number}::BIGINT::VARCHAR END"
 
 
 def _exact_id(value: str) -> str:
-    """Return SQL for the raw id in a JSON value.
+    """Return SQL for the raw id in a JSON value, or NULL if it is not a text or a whole number.
 
     DuckDB's json_type is DOUBLE also for integers that need more than 64 bits. These are returned unchanged.
     """
-    return rf"""CASE WHEN json_type({value}) = 'DOUBLE' AND NOT regexp_full_match({value}::VARCHAR, '-?\d+')
+    return rf"""CASE WHEN json_type({value}) IN ('ARRAY', 'OBJECT', 'BOOLEAN') THEN NULL
+                    WHEN json_type({value}) = 'DOUBLE' AND NOT regexp_full_match({value}::VARCHAR, '-?\d+')
                     THEN {_integer(f'({value}::DOUBLE)', LARGEST_EXACT['DOUBLE'])} ELSE {value} ->> '$' END"""
 
 
 def inexact_id(table: RawTable, column: str) -> str:
-    """Return an SQL condition that is true if a raw id of the kind ID may be a JSON number that is not an integer."""
+    """Return an SQL condition that is true if a raw id of the kind ID may be a JSON value that must be read again.
+
+    Such a value is a number that is not an integer, a list, an object, or true or false.
+    """
     if table.format not in PARSERS:
         return "false"
     # In a CASE, DuckDB evaluates the slow conditions only where the fast condition is true.
     number = rf"regexp_full_match({column}, '-?(\d+\.\d+(e.*)?|\d+e.*)')"
     return f"""CASE WHEN {column} < ':' THEN CASE WHEN contains({column}, '.') OR contains({column}, 'e') THEN {number}
                                                    ELSE {column} = '-Infinity' END
-                    ELSE {column} IN ('NaN', 'Infinity') END"""
+                    WHEN {column} < '[' THEN {column} IN ('NaN', 'Infinity')
+                    ELSE {bracketed(column)} OR {column} IN ('true', 'false') END"""
+
+
+def bracketed(column: str) -> str:
+    """Return an SQL condition that is true if the text in a column begins with `[` or `{`."""
+    return f"({column} >= '[' AND ({column} < '\\' OR ({column} >= '{{' AND {column} < '|')))"
 
 
 def largest_id(work: Workspace, table: RawTable, field: str) -> int:
@@ -242,7 +258,7 @@ def existing_columns(work: Workspace, table: RawTable) -> list[str]:
     if table.format == "csv":
         return delimited.header(table.path, table.layout, table.origin)
     if table.format == "parquet":
-        return list(_parquet_types(work, table))
+        return list(column_types(work, table))
     columns: dict[str, None] = {}
     for _number, line in itertools.islice(numbered_lines(table.path), NUM_FIRST):
         with suppress(*NO_RECORD):
@@ -255,11 +271,17 @@ def type_of(work: Workspace, table: RawTable, field: str) -> str:
 
     The type is "VARCHAR" if the file is not in Parquet format, or if the column is missing.
     """
-    types = _parquet_types(work, table) if table.format == "parquet" else {}
+    types = column_types(work, table) if table.format == "parquet" else {}
     return next((types[column] for column in table.columns.get(field, ()) if column in types), "VARCHAR")
 
 
-def _parquet_types(work: Workspace, table: RawTable) -> dict[str, str]:
+def is_nested_type(stored: str) -> bool:
+    """Return whether values of this type of a Parquet column are lists or objects."""
+    return stored.endswith("]") or stored.startswith(("STRUCT", "MAP"))
+
+
+def column_types(work: Workspace, table: RawTable) -> dict[str, str]:
+    """Return the SQL type of each column of a Parquet file."""
     try:
         rows = work.run(f"DESCRIBE SELECT * EXCLUDE (file_row_number) FROM {reader(table)}")
     except UNREADABLE as error:

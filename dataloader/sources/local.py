@@ -10,6 +10,7 @@ from common.errors import ConfigError, DataError, closest, nearest
 from dataloader.options import FileLayout, ProcessOptions, timestamp_of
 from dataloader.readers.delimited import Layout, first_row
 from dataloader.readers.lines import PARSERS, first_format
+from dataloader.readers.nested import aligned, list_fix, nested_columns, sequences
 from dataloader.readers.raw import RawTable, existing_columns
 from dataloader.readers.recognition import SEPARATORS, first_lines, other_format, separators
 from dataloader.sources import ROLES
@@ -137,10 +138,13 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
         # The first JSON records may lack a text that later records have. If `existing` is empty, no record can be
         # parsed. Raise no error here, because a later error about the first line is more helpful.
         may_follow = format_ in PARSERS and part == "items" and field != "item" and named[field] is None
-        if column in existing or not existing or may_follow:
+        if layout.typed and field in ("user", "item", "time") and column in (typed := sequences(path, layout)):
+            work.stop(DataError(f"{path}:1", f"the column {typed[column]} has several values in each line",
+                                f"The {field} must be one text or number", list_fix(table, [column])))
+        elif column in existing or not existing or may_follow:
             table.columns[field] = [column]
         elif named[field] is not None or field in ("user", "item", "time"):
-            work.stop(_no_column(table, column, existing, part,
+            work.stop(_no_column(work, table, column, existing, part,
                                  "--item_id_column" if part == "items" and field == "item" else f"--{field}_column"))
     return table
 
@@ -168,7 +172,7 @@ def _layout(path: Path, part: str, usual: Layout, flags: FileLayout, wanted: set
     return layout
 
 
-def _no_column(table: RawTable, column: str, existing: list[str], part: str, flag: str) -> ConfigError:
+def _no_column(work: Workspace, table: RawTable, column: str, existing: list[str], part: str, flag: str) -> ConfigError:
     where = f"{table.path}:1"
     found = separators(table.path, table.layout.delimiter) if table.format == "csv" and len(existing) == 1 else []
     if found:
@@ -180,8 +184,14 @@ def _no_column(table: RawTable, column: str, existing: list[str], part: str, fla
                            f"The first columns are {', '.join(existing[:NUM_LISTED])}",
                            f"use --no_header {part}, and {flag} with the number of the column, from 1 to "
                            f"{len(existing)}")
-    return ConfigError(f"{flag} {column}", f"column not found in {table.path}", nearest(column, existing),
-                       f"use {flag} {closest(column, existing) or 'NAME'}")
+    nested, likely = nested_columns(work, table), closest(column, existing)
+    if likely in nested and isinstance(nested[likely][0], list) and flag != "--item_id_column":
+        return ConfigError(f"{flag} {column}", f"column not found in {table.path}",
+                           f"The column {likely} has a list in each line",
+                           f"{list_fix(table, aligned(nested, likely))}, and use {flag} {likely}")
+    scalars = [name for name in existing if name not in nested] or existing
+    return ConfigError(f"{flag} {column}", f"column not found in {table.path}", nearest(column, scalars),
+                       f"use {flag} {closest(column, scalars) or 'NAME'}")
 
 
 def _is_value(text: str) -> bool:

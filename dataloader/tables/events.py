@@ -4,10 +4,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataloader.options import ProcessOptions
-from dataloader.readers.bad_rows import bad_id, drop_bad_rows, id_fault, missing_field, number_fault, value_of
+from dataloader.readers.bad_rows import (
+    Fault,
+    bad_id,
+    drop_bad_rows,
+    id_fault,
+    missing_field,
+    nested_fault,
+    number_fault,
+    value_of,
+)
+from dataloader.readers.nested import in_text, is_nested, is_several
 from dataloader.readers.raw import ID, RawTable, inexact_id, largest_id, load, repair
 from dataloader.sources import refuse_other_source
-from dataloader.tables.times import LATEST, Times
+from dataloader.tables.time_forms import LATEST
+from dataloader.tables.times import Times
 from dataloader.workspace import Workspace
 
 FIELDS = ("user", "item", "time", "rating")
@@ -48,8 +59,11 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
              "have no valid rating": "rating IS NULL OR NOT isfinite(rating)",
              f"have a rating that is not from {low:,g} to {high:,g}": f"rating NOT BETWEEN {low} AND {high}"}
     largest = {field: largest_id(work, table, field) for field in ("user", "item")}
-    num_bad = drop_bad_rows(work, table, "events", kinds, lambda values: _fault(
-        table, values, times, largest, low, high), options.processing.bad_lines, bad_lines)
+
+    def explain(values: dict) -> Fault:
+        return _fault(work, table, values, times, largest, (low, high), options.source == "local")
+
+    num_bad = drop_bad_rows(work, table, "events", kinds, explain, options.processing.bad_lines, bad_lines)
     return EventCounts(num_bad, times.check(work, table))
 
 
@@ -68,23 +82,25 @@ def make_keys(work: Workspace) -> None:
     work.run("DROP TABLE events")
 
 
-def _fault(table: RawTable, values: dict, times: Times, largest: dict[str, int], low: float,
-           high: float) -> tuple[str, str]:
-    """Return why a row with these raw values is invalid, and a flag that would make it valid (or "")."""
+def _fault(work: Workspace, table: RawTable, values: dict, times: Times, largest: dict[str, int],
+           rating_range: tuple[float, float], local: bool) -> Fault:
+    """Return why a row with these raw values is invalid."""
     for field in ("user", "item"):
-        fault, instead = id_fault(table, values, field, largest[field])
-        if fault:
-            return fault, instead
+        fault = id_fault(table, values, field, largest[field], f"--{field}_column" if local else "")
+        if fault.reason:
+            return fault
     time, rating = (value_of(table, values, field) for field in ("time", "rating"))
     if time is None:
-        return missing_field(table, "time"), ""
-    fault, flag = times.number_fault(time)
-    if fault:
-        return fault, flag
+        return Fault(missing_field(table, "time"))
+    if is_nested(time) or is_several(in_text(time)):
+        return nested_fault(table, values, "time", "--time_column" if local else "")
+    if reason := times.number_fault(time):
+        return Fault(reason, times.fix_for(time), lambda: times.advice(work, table))
+    reason = ""
     if rating is not None:
-        fault = number_fault("rating", rating, low, high)
+        reason = number_fault("rating", rating, *rating_range)
     elif table.columns.get("rating"):
-        fault = missing_field(table, "rating")
-    if fault or times.raw_type == "DOUBLE":
-        return fault or "is not a valid event", ""
-    return times.date_fault(time)
+        reason = missing_field(table, "rating")
+    if reason or times.raw_type == "DOUBLE":
+        return Fault(reason or "is not a valid event")
+    return Fault(times.date_fault(time), times.fix_for(time), lambda: times.advice(work, table))

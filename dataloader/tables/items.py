@@ -5,7 +5,7 @@ from pathlib import Path
 from string import Formatter
 
 from dataloader.options import ProcessOptions
-from dataloader.readers.bad_rows import bad_id, drop_bad_rows, id_fault
+from dataloader.readers.bad_rows import Fault, bad_id, drop_bad_rows, id_fault
 from dataloader.readers.raw import ID, RawTable, inexact_id, largest_id, load, repair
 from dataloader.sources import refuse_other_source
 from dataloader.tables import cells
@@ -82,9 +82,9 @@ def read_items(work: Workspace, table: RawTable, options: ProcessOptions, wanted
     repair(work, table, "metadata", query, types, "raw_id IS NULL", num_inexact)
     largest, deep = largest_id(work, table, "item"), "has a text in lists that are nested three or more levels deep"
 
-    def explain(values: dict) -> tuple[str, str]:
-        fault, instead = id_fault(table, values, "item", largest)
-        return fault or deep, instead
+    def explain(values: dict) -> Fault:
+        fault = id_fault(table, values, "item", largest, "--item_id_column" if options.source == "local" else "")
+        return fault if fault.reason else Fault(deep)
 
     kinds = {"have no valid item": bad_id("raw_id", table), "have a text in nested lists": "nested"}
     return drop_bad_rows(work, table, "metadata", kinds, explain, options.processing.bad_lines, bad_lines)

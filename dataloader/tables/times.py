@@ -1,34 +1,36 @@
 """Convert raw times to seconds since 1970, and find times that are read in a wrong unit."""
 
 import logging
-import re
 from contextlib import suppress
 from datetime import UTC, datetime
 
 from common.errors import ConfigError, DataError
-from dataloader.options import Processing, timestamp_of
-from dataloader.readers.bad_rows import number_fault
+from dataloader.options import Processing
+from dataloader.readers.bad_rows import Advice, number_fault
 from dataloader.readers.raw import RawTable, type_of
-from dataloader.workspace import Workspace, text
+from dataloader.tables.time_forms import (
+    EXCEL,
+    EXCEL_1970,
+    EXCEL_FIX,
+    LATEST,
+    NEARLY_ALL,
+    UNITS,
+    USUAL,
+    advice,
+    latest_usual,
+    seconds_of,
+    usual_numbers,
+)
+from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-LATEST = 4_102_444_800  # seconds; the year 2100
-EARLIEST = 100_000_000  # seconds (1973); if all times in ms or us are earlier, the unit must be wrong
-USUAL = 631_152_000     # seconds (1990); few datasets have earlier events
-# For each numeric --time_unit, the number of time units per second.
-UNITS = {"day": 1 / 86_400, "s": 1, "ms": 1_000, "us": 1_000_000}
-# A date without separators: 20140228, 20140228T0930Z, 20140228093000, or the number 20140228.0.
-COMPACT = r"^(\d{8})[T ]?((?:\d\d){0,3})((?:\.\d+)?(?:Z|[+-]\d\d(?::?\d\d)?)?)$"
-PADDED = r"^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)\d* (.*)$"
-# DuckDB accepts offsets from UTC that do not exist, such as +15:00, +99:00 and +01:75.
-WRONG_OFFSET = r":\d+(\.\d+)? ?[+-](1[5-9]|[2-9]\d|\d\d:?[6-9])"
-COMPACT_SHARE = 0.9     # if a larger share of the times look like dates, they are not seconds
-# Forms of dates that a message can suggest.
-FORMS = ("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z",
-         *(f"{day}{time}" for time in ("", " %H:%M", " %H:%M:%S", " %I:%M:%S %p") for day in (
-             "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%d %b %Y", "%b %d, %Y", "%m %d, %Y")))
-ANY_FORM = "--time_format FORM, such as '%d/%m/%Y %H:%M'"
+EARLIEST = 100_000_000  # seconds (1973); if all times in a small unit are earlier, the unit must be wrong
+DAY = 86_400            # seconds; programs write the first day of 1970 for unknown times
+SMALL_UNITS = ("ms", "us", "ns")
+COMPACT_SHARE = 0.9     # if more times than this are dates written as numbers, they are not seconds
+RANKS = "--time_unit s if the times are ranks"
+ANY_FORM = "use --time_format FORM, such as '%d/%m/%Y %H:%M'"
 
 
 class Times:
@@ -48,69 +50,110 @@ class Times:
                                   f"The type of the time column is {column_type}", "leave the flag out")
             self.form = "typed"
         self.raw_type = "DOUBLE" if self.form in UNITS else "VARCHAR"  # the type of the column, for `load`
+        self.flag = f"--time_format '{self.format}'" if self.format else f"--time_unit {self.form}"
 
     def seconds(self) -> str:
-        """Return SQL for the seconds since 1970 of the raw "time": a DOUBLE, or NULL if the time is invalid.
+        """Return SQL for the seconds since 1970 of the raw "time": a DOUBLE, or NULL if the time is invalid."""
+        return seconds_of(self.form, self.format)
 
-        The fraction is kept, because it decides the order of events in the same second. Up to the year 2100, a DOUBLE
-        distinguishes all microseconds.
-        """
-        if self.form == "day":  # a rounding error could move the time into the previous second
-            return 'round(try_cast("time" AS DOUBLE) * 86400, 6)'
-        if self.form in UNITS:
-            return f'try_cast("time" AS DOUBLE) / {UNITS[self.form]}'
-        has_offset = re.search("%[MSf] ?%z", self.format) is not None
-        # Cast to TIMESTAMPTZ, because a cast to TIMESTAMP would ignore the offset from UTC.
-        date = {"typed": 'try_cast("time" AS TIMESTAMPTZ)',
-                "format": f"""CASE WHEN NOT {has_offset} OR NOT regexp_matches("time", '{WRONG_OFFSET}')
-                                   THEN try_strptime("time", {text(self.format)}) END""",
-                "date": f"""CASE WHEN substr("time", 5, 1) BETWEEN '0' AND '9' THEN {_cast(_with_separators())}
-                                 ELSE {_cast('"time"')} END"""}[self.form]
-        return f"epoch_us({date}) / {UNITS['us']}"
-
-    def number_fault(self, value: object) -> tuple[str, str]:
-        """Return why a raw time in a numeric unit is invalid, and a flag that would make it valid (or "").
+    def number_fault(self, value: object) -> str:
+        """Return why a raw time in a numeric unit is invalid.
 
         The reason is "" if the time is valid, or if times are dates: Python cannot check these.
         """
-        if self.form not in UNITS:
-            return "", ""
-        flag = _fitting_flag(value, self.form)
-        fault = number_fault("time", value, 0, LATEST * UNITS[self.form], f" (valid with {flag})" if flag else "")
-        return fault, flag or ("" if _is_number(value) else ANY_FORM)
+        return number_fault("time", value, 0, LATEST * UNITS[self.form]) if self.form in UNITS else ""
 
-    def date_fault(self, value: object) -> tuple[str, str]:
-        """Return the reason and the flag for a date that is invalid."""
-        flag = _fitting_flag(value, self.form)
-        form = f"a date in the form {self.format!r}" if self.format else "an ISO 8601 date"
-        return (f"time must be {form} from 1970 to 2100, got {str(value)[:40]!r}" + (
-            f" (valid with {flag})" if flag else ""), flag or ANY_FORM)
+    def date_fault(self, value: object) -> str:
+        """Return the reason for a date that is invalid."""
+        form = {"format": f"a date in the form {self.format!r}", "date": "an ISO 8601 date"}.get(self.form, "a date")
+        return f"time must be {form} from 1970 to 2100, got {str(value)[:40]!r}"
+
+    def fix_for(self, value: object) -> str:
+        """Return a possible fix for times such as this one, if the advice on all times names none."""
+        with suppress(ValueError):
+            number = float(str(value))
+            return f"use {RANKS}" if 0 <= number <= LATEST and self.form in ("date", "format") else ""
+        return "" if self.form == "typed" else ANY_FORM
+
+    def advice(self, work: Workspace, table: RawTable) -> Advice:
+        """Return what to do about the invalid times of a file. All times are read again, in every form."""
+        if self.form == "typed":
+            return Advice()
+        return advice(work, table, self.flag, f"{self.seconds()} BETWEEN 0 AND {LATEST}")
 
     def check(self, work: Workspace, table: RawTable) -> int:
         """Check the times of the table `events`, and return the number of events before 1990.
 
-        Raises DataError if the times are certainly in another unit. Logs a warning if most events are before 1990.
+        Raises DataError if the times are certainly in another unit, or in several units. Logs a warning if most events
+        are before 1990, or if some have a time that usually means an unknown time.
         """
         unit = UNITS.get(self.form, 0)
-        # 8, 10 or 12 digits. Dates of 14 digits are never valid times in a numeric unit.
+        # Dates of 8, 10 or 12 digits. Dates of 14 digits are never valid times in a numeric unit.
         dates = " OR ".join(f"""("time" * {unit} BETWEEN {1970_01_01 * scale} AND {2100_12_32 * scale})"""
                             for scale in (1, 100, 10_000))
-        [(num_events, newest, num_early, early, num_dates)] = work.run(f"""
+        odd = EARLIEST if self.form in SMALL_UNITS else DAY
+        [(num_events, newest, num_early, early, num_odd, num_dates)] = work.run(f"""
             SELECT count(*), coalesce(max("time"), 0), count(*) FILTER ("time" < {USUAL}),
-                   max("time") FILTER ("time" < {USUAL}), count(*) FILTER ({dates}) FROM events""")
-        if self.form in ("ms", "us") and 0 < newest < EARLIEST:
-            flag = _fitting_flag(newest * unit, self.form)
-            work.stop(DataError(table.origin, f"the newest time is {newest * unit:.15g}",
-                                f"In the unit {self.form}, this is in 1973 or earlier",
-                                f"use {flag}" if flag else "correct the times or --time_unit"))
+                   max("time") FILTER ("time" < {USUAL}), count(*) FILTER ("time" < {odd}), count(*) FILTER ({dates})
+            FROM events""")
+        if self.form in SMALL_UNITS and 0 < newest < EARLIEST:
+            self._refuse_small(work, table, newest)
+        elif self.form in SMALL_UNITS and num_odd:
+            self._refuse_mixture(work, table, num_events)
         if num_dates > COMPACT_SHARE * num_events:
             self._refuse_dates(work, table, num_events)
         if 2 * num_early > num_events:
-            read = f"{early * unit:.15g} is read as {_day(early)} (--time_unit {self.form})" if unit else _day(early)
-            flag = _fitting_flag(early * unit, self.form) or "--time_unit"
             log.warning("process: %d of %d events in %s are before 1990, for example %s. If the times are not ranks, "
-                        "check %s, --time_format and --time_column", num_early, num_events, table.origin, read, flag)
+                        "check %s, --time_format and --time_column", num_early, num_events, table.origin,
+                        self._read(early), self._likely(work, num_events))
+        elif num_odd:
+            example = work.value(f'SELECT max("time") FROM events WHERE "time" < {odd}')
+            log.warning("process: %d of %d events in %s are before %s, for example %s. If such a time means that the "
+                        "time is unknown, leave these events out", num_odd, num_events, table.origin,
+                        _day(odd), self._read(example))
+        if self.form == "day" and newest > latest_usual() and self._likely(work, num_events) == EXCEL_FIX:
+            log.warning("process: the times in %s are far in the future, for example %s. If they are %s, subtract %d",
+                        table.origin, self._read(newest), EXCEL, EXCEL_1970)
         return num_early
+
+    def _read(self, seconds: float) -> str:
+        """Return a time for a message: the number in the file, and the day."""
+        unit = UNITS.get(self.form)
+        return f"{seconds * unit:.15g} is read as {_day(seconds)} ({self.flag})" if unit else _day(seconds)
+
+    def _likely(self, work: Workspace, num_events: int) -> str:
+        """Return the flag to check if the times of the events are not usual: a plausible one, if there is one."""
+        unit = UNITS.get(self.form)
+        if not unit:
+            return "--time_unit"
+        others = {form: condition for form, condition in usual_numbers().items() if form != self.flag}
+        [counts] = work.run(f"""SELECT {', '.join(f'count(*) FILTER ({condition})' for condition in others.values())}
+                                FROM (SELECT "time" * {unit} AS "time" FROM events)""")
+        num, flag = max(zip(counts, others, strict=True))
+        if num < NEARLY_ALL * num_events:
+            return f"--time_unit (only {num} of the times are plausible with {flag})" if num else "--time_unit"
+        return EXCEL_FIX if flag == EXCEL else flag
+
+    def _refuse_small(self, work: Workspace, table: RawTable, newest: float) -> None:
+        """Raise DataError about times that are all before 1973 in a small unit."""
+        unit = UNITS[self.form]
+        found = advice(work, table, self.flag, usual_numbers()[self.flag])
+        ranks = f"use {RANKS}, or " if newest * unit <= LATEST else ""
+        work.stop(DataError(table.origin, f"the newest time is {newest * unit:.15g}",
+                            ". ".join(filter(None, [f"In the unit {self.form}, this is in 1973 or earlier",
+                                                    found.why])),
+                            found.fix or f"{ranks}correct the times or --time_unit"))
+
+    def _refuse_mixture(self, work: Workspace, table: RawTable, num_events: int) -> None:
+        """Raise DataError if some times are before 1973 in a small unit, but are plausible in another unit."""
+        others = " OR ".join(condition for form, condition in usual_numbers().items() if form != self.flag)
+        num_others = work.value(f"""SELECT count(*) FROM (
+            SELECT "time" * {UNITS[self.form]} AS "time" FROM events WHERE "time" < {EARLIEST}) WHERE {others}""")
+        if num_others > (1 - NEARLY_ALL) * num_events:
+            found = advice(work, table, self.flag, f'{self.seconds()} BETWEEN {EARLIEST} AND {LATEST}')
+            work.stop(DataError(table.origin, f"{num_others:,} of {num_events:,} times are not in the unit {self.form}",
+                                found.why or f"They are before 1973 with {self.flag}",
+                                found.fix or "correct the file, so that all times are in one unit"))
 
     def _refuse_dates(self, work: Workspace, table: RawTable, num_events: int) -> None:
         """Raise DataError if more than COMPACT_SHARE of the times are dates that are written as numbers."""
@@ -121,51 +164,6 @@ class Times:
             work.stop(DataError(table.origin, f"{num_dates:,} of {num_events:,} times are dates written as numbers",
                                 f"For example, --time_unit {self.form} reads {example * UNITS[self.form]:.15g} as "
                                 f"{_day(example)}", "use --time_unit date"))
-
-
-def _with_separators() -> str:
-    """Return SQL that writes a compact date as ISO 8601 with separators. Other texts do not become valid dates."""
-    padded = f"""regexp_replace("time", '{COMPACT}', '\\1\\2000000 \\3')"""
-    return f"""regexp_replace({padded}, '{PADDED}', '\\1-\\2-\\3 \\4:\\5:\\6\\7')"""
-
-
-def _cast(date: str) -> str:
-    # DuckDB reads `epoch` as a date. Only a text of 12 or more characters can have an offset.
-    return f"""CASE WHEN ltrim({date}) < ':' AND (strlen({date}) < 12 OR NOT regexp_matches({date}, '{WRONG_OFFSET}'))
-                    THEN try_cast({date} AS TIMESTAMPTZ) END"""
-
-
-def _fitting_flag(value: object, form: str) -> str:
-    """Return a flag for another unit or form in which the value is a plausible time, or "" if there is none."""
-    fits = ["date"] if _is_date(str(value)) else []
-    with suppress(ValueError):
-        time = float(str(value))
-        fits += [unit for unit, scale in UNITS.items()
-                 if (USUAL if unit == "day" else EARLIEST) * scale <= time <= LATEST * scale]
-    flags = [f"--time_unit {unit}" for unit in fits if unit != form]
-    flags += [f"--time_format '{other}'" for other in FORMS if not fits and _matches(str(value), other)]
-    return flags[0] if flags else ""
-
-
-def _is_date(value: str) -> bool:
-    timestamp = timestamp_of(value)
-    if number := re.fullmatch(r"(\d{8}(?:\d\d){0,3})(?:\.0+)?", value):
-        with suppress(ValueError):
-            timestamp = datetime.strptime(number[1].ljust(14, "0"), "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()
-    return timestamp is not None and 0 <= timestamp <= LATEST
-
-
-def _matches(date: str, form: str) -> bool:
-    with suppress(ValueError):
-        return 1970 <= datetime.strptime(date, form).year < 2100
-    return False
-
-
-def _is_number(value: object) -> bool:
-    with suppress(ValueError):
-        float(str(value))
-        return True
-    return False
 
 
 def _day(seconds: float) -> str:

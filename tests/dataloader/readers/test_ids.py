@@ -63,7 +63,7 @@ def test_ids_of_records_become_integers_too(tmp_path):
     {"1e3": "1000", "1001.00": "1001", "-0.0": "0", "5": "5"},
     {"200000000000000000000000001": "200000000000000000000000001", "20000000000000001": "20000000000000001"},
     {'"NaN"': "NaN", '"Infinity"': "Infinity", '"-Infinity"': "-Infinity", "2.0": "2"},
-    {'"v1.0"': "v1.0", '"e"': "e", '"1.5"': "1.5", '"١.٠"': "١.٠", "true": "true"},
+    {'"v1.0"': "v1.0", '"e"': "e", '"1.5"': "1.5", '"١.٠"': "١.٠", '"true"': "true", '"[1, 2]"': "[1, 2]"},
 ])
 def test_whole_numbers_of_json_become_integers_and_texts_stay(tmp_path, values):
     assert [event[:2] for event in events_of(as_json(tmp_path, list(values)))] == pairs(*values.values())

@@ -95,9 +95,9 @@ def test_a_time_counts_in_its_unit_from_1970(tmp_path, write, unit, raw, time):
     ("s", "yesterday", ["'yesterday'"]),
     ("s", "2014-02-28", ["'2014-02-28'"]),
     ("s", "", ["timestamp"]),
-    ("s", NOW * 1000, [NOW * 1000, MAX_TIME, "--time_unit ms"]),
-    ("s", NOW * 1_000_000, [NOW * 1_000_000, MAX_TIME, "--time_unit us"]),
-    ("ms", NOW * 1_000_000, [f"{MAX_TIME},000", "--time_unit us"]),
+    ("s", NOW * 1000, [NOW * 1000, MAX_TIME]),
+    ("s", NOW * 1_000_000, [NOW * 1_000_000, MAX_TIME]),
+    ("ms", NOW * 1_000_000, [f"{MAX_TIME},000"]),
     ("date", NOW, [f"'{NOW}'", 1970, 2100]),
     ("date", "28/02/2014", ["'28/02/2014'", 1970, 2100]),
     ("date", "2014-02-30", ["'2014-02-30'", 1970, 2100]),
@@ -110,8 +110,8 @@ def test_a_time_counts_in_its_unit_from_1970(tmp_path, write, unit, raw, time):
     ("date", "2014-02-28 00:00:00+01:75", ["'2014-02-28 00:00:00+01:75'"]),
     ("date", "20140228T000000+9900", ["'20140228t000000+9900'"]),
     ("date", "20141328", ["'20141328'"]), ("date", "201402281", ["'201402281'"]),
-    ("s", "20140228093000", ["--time_unit date"]), ("day", "20140228", ["--time_unit date"]),
-    ("day", NOW, ["47,482", "--time_unit s"]), ("date", "16129", ["--time_unit day"]),
+    ("s", "20140228093000", [20140228093000]), ("day", "20140228", ["47,482"]),
+    ("day", NOW, ["47,482"]), ("date", "16129", ["'16129'"]),
 ])
 def test_a_bad_time_is_named_with_file_and_line(tmp_path, write, unit, raw, values):
     good = {"date": "2014-03-01", "s": NOW, "ms": NOW * 1000, "day": 16_129}[unit]
@@ -153,13 +153,14 @@ def test_a_bad_id_is_named_with_file_and_line(tmp_path, write, user, item, value
 
 
 @pytest.mark.parametrize(("unit", "newest", "fix"), [
-    ("ms", NOW, ["s"]), ("us", NOW, ["s"]), ("us", NOW * 1000, ["ms"]), ("ms", 5, [])])
+    ("ms", NOW, ["s"]), ("us", NOW, ["s"]), ("us", NOW * 1000, ["ms"]), ("ms", 5, ["s"])])
 def test_a_unit_that_makes_all_times_old_is_refused(tmp_path, unit, newest, fix):
-    error = refused(as_csv(tmp_path, [("a", "x", newest, 5), ("b", "y", 1, 5)], "--time_unit", unit), DataError,
+    events = [("a", "x", newest, 5), ("b", "y", newest - 1, 5)]
+    error = refused(as_csv(tmp_path, events, "--time_unit", unit), DataError,
                     tmp_path / "interactions.csv", fix=["--time_unit"])
     assert mentions(error.what, newest)
     assert mentions(error.why, unit, 1973)
-    assert re.findall(r"--time_unit (\w+)", error.fix) == fix
+    assert set(re.findall(r"--time_unit (\w+)", error.fix)) == set(fix)
 
 
 @pytest.mark.slow
