@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from common.errors import DataError
 from dataloader.readers import delimited
-from dataloader.readers.lines import NAMES, NO_RECORD, PARSERS, encodable, numbered_lines, select_rows, value_at
+from dataloader.readers.lines import NAMES, NO_RECORD, NOT_UTF8, PARSERS, encodable, numbered_lines, select_rows, value_at
 from dataloader.readers.raw import RawTable, reader
-from dataloader.readers.recognition import other_format, quoting_flag
+from dataloader.readers.recognition import not_utf8_fix, other_format, quoting_flag
 from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ EXCERPT = 80     # characters
 AT_ONCE = 1000   # records per query
 NUM_EXAMPLES = 3  # rows of each kind that --check shows
 UNREAD = "?"     # in place of a flag: the row could not be split into values
+NO_RATINGS = "--rating_column '' to read the file without ratings"
 
 
 class BadRows(NamedTuple):
@@ -54,7 +55,8 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, kinds: dict[str, 
         work.findings.bad_rows += _bad_rows_by_kind(work, table, into, kinds, explain, num_rows, not stops)
     with work.connection.cursor() as cursor:
         records = cursor.execute(f"SELECT rowid FROM {into} WHERE {bad} ORDER BY rowid")
-        rows = ((where, *((values, UNREAD) if isinstance(values, str) else explain(values)), text[:EXCERPT])
+        rows = ((where, *((values, UNREAD if values != NOT_UTF8 else NOT_UTF8) if isinstance(values, str) else
+                          explain(values)), text[:EXCERPT])
                 for where, values, text
                 in _rows_at(work, table, (record for record, in iter(records.fetchone, None))))
         if stops:
@@ -98,17 +100,21 @@ def max_bad_percent(policy: str) -> float:
 def _fix(table: RawTable, flag: str, num_bad: int, num_rows: int) -> str:
     """Return what to do about the invalid rows of a file.
 
-    flag: a flag that would make the first of these rows valid, "" if there is none, or UNREAD if the row has no values
+    flag: a flag that would make the first of these rows valid, "" if there is none, or UNREAD or NOT_UTF8 if the row has
+        no values
 
     Raises DataError if most rows are invalid because the file is in another format.
     """
     half, most = 2 * num_bad >= num_rows, 2 * num_bad > num_rows
-    if flag == UNREAD:
-        if half and (error := other_format(table.path, table.format)):
+    if flag == NOT_UTF8 and (fix := not_utf8_fix(table.path)):
+        return fix
+    if flag in (UNREAD, NOT_UTF8):
+        keys = tuple(columns[0] for field, columns in table.columns.items() if field in ("user", "item", "time"))
+        if half and (error := other_format(table.path, table.format, keys)):
             raise error
         own_text = table.format == "csv" and not table.source
         flag = quoting_flag(table.path, table.layout, half) if own_text else ""
-    elif not half:
+    elif not half and flag != NO_RATINGS:
         flag = ""  # it would change how all lines are read
     fixes = [f"use {flag}"] * bool(flag) + [f"correct the {'file' if most else 'lines'}"]
     if not most:
@@ -144,7 +150,8 @@ def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterat
                 # A frequent mistake is a file with one JSON array of all records. The parser's message does not say so.
                 array = "; expected one record per line, not an array" if line.lstrip()[:1] == b"[" else ""
                 reason = f"{str(error)[:100] or type(error).__name__}{array}"
-                values = f"is not a {NAMES[table.format]} record ({reason})"
+                values = NOT_UTF8 if isinstance(error, UnicodeDecodeError) else (
+                    f"is not a {NAMES[table.format]} record ({reason})")
             yield f"{table.origin}:{number}", values, line.decode("utf-8", "replace").strip()
 
 

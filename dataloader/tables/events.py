@@ -4,7 +4,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataloader.options import ProcessOptions
-from dataloader.readers.bad_rows import bad_id, drop_bad_rows, id_fault, missing_field, number_fault, value_of
+from dataloader.readers.bad_rows import (
+    NO_RATINGS,
+    bad_id,
+    drop_bad_rows,
+    id_fault,
+    missing_field,
+    number_fault,
+    value_of,
+)
 from dataloader.readers.raw import ID, RawTable, inexact_id, largest_id, load, repair
 from dataloader.sources import refuse_other_source
 from dataloader.tables.times import LATEST, Times
@@ -49,7 +57,7 @@ def read_events(work: Workspace, table: RawTable, options: ProcessOptions, bad_l
              f"have a rating that is not from {low:,g} to {high:,g}": f"rating NOT BETWEEN {low} AND {high}"}
     largest = {field: largest_id(work, table, field) for field in ("user", "item")}
     num_bad = drop_bad_rows(work, table, "events", kinds, lambda values: _fault(
-        table, values, times, largest, low, high), options.processing.bad_lines, bad_lines)
+        table, values, times, largest, (low, high), options.source == "local"), options.processing.bad_lines, bad_lines)
     return EventCounts(num_bad, times.check(work, table))
 
 
@@ -68,9 +76,12 @@ def make_keys(work: Workspace) -> None:
     work.run("DROP TABLE events")
 
 
-def _fault(table: RawTable, values: dict, times: Times, largest: dict[str, int], low: float,
-           high: float) -> tuple[str, str]:
-    """Return why a row with these raw values is invalid, and a flag that would make it valid (or "")."""
+def _fault(table: RawTable, values: dict, times: Times, largest: dict[str, int], rating_range: tuple[float, float],
+           is_own: bool) -> tuple[str, str]:
+    """Return why a row with these raw values is invalid, and a flag that would make it valid (or "").
+
+    is_own: whether the file is the user's own, so that flags can name other columns
+    """
     for field in ("user", "item"):
         fault, instead = id_fault(table, values, field, largest[field])
         if fault:
@@ -82,9 +93,9 @@ def _fault(table: RawTable, values: dict, times: Times, largest: dict[str, int],
     if fault:
         return fault, flag
     if rating is not None:
-        fault = number_fault("rating", rating, low, high)
+        fault = number_fault("rating", rating, *rating_range)
     elif table.columns.get("rating"):
         fault = missing_field(table, "rating")
-    if fault or times.raw_type == "DOUBLE":
-        return fault or "is not a valid event", ""
-    return times.date_fault(time)
+    if fault:
+        return fault, NO_RATINGS if is_own else ""
+    return ("is not a valid event", "") if times.raw_type == "DOUBLE" else times.date_fault(time)
