@@ -390,8 +390,8 @@ def _find_source(args: argparse.Namespace, folder: DatasetFolder) -> str:
         found = next((name for name, config in configs.items() if args.dataset in config["datasets"]), None)
     if found is None and args.raw_dir is not None:
         raise ConfigError(f"--raw_dir {args.raw_dir}", f"contains no known raw file of {args.dataset}",
-                          "Known raw files are interactions.* and the files of Amazon, MovieLens and RecBole; the folder "
-                          f"has {listing(args.raw_dir)}", readable(args.raw_dir, args.dataset) or
+                          "Known raw files are interactions.* and the files of Amazon, MovieLens and RecBole; the "
+                          f"folder has {listing(args.raw_dir)}", readable(args.raw_dir, args.dataset) or
                           "set the source with --source, or pass the files with --interactions FILE --items FILE")
     if found is None and not folder.interactions.exists():
         names = sorted({d for config in configs.values() for d in config["datasets"]})

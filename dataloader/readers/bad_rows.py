@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 from common.errors import DataError
 from dataloader.readers import delimited
-from dataloader.readers.lines import NAMES, NO_RECORD, NOT_UTF8, PARSERS, encodable, numbered_lines, select_rows, value_at
+from dataloader.readers.lines import (
+    NAMES,
+    NO_RECORD,
+    NOT_UTF8,
+    PARSERS,
+    encodable,
+    numbered_lines,
+    select_rows,
+    value_at,
+)
 from dataloader.readers.raw import RawTable, reader
 from dataloader.readers.recognition import not_utf8_fix, other_format, quoting_flag
 from dataloader.workspace import Workspace
@@ -55,8 +64,8 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, kinds: dict[str, 
         work.findings.bad_rows += _bad_rows_by_kind(work, table, into, kinds, explain, num_rows, not stops)
     with work.connection.cursor() as cursor:
         records = cursor.execute(f"SELECT rowid FROM {into} WHERE {bad} ORDER BY rowid")
-        rows = ((where, *((values, UNREAD if values != NOT_UTF8 else NOT_UTF8) if isinstance(values, str) else
-                          explain(values)), text[:EXCERPT])
+        rows = ((where, *((values, NOT_UTF8 if values.startswith(NOT_UTF8) else UNREAD) if isinstance(values, str)
+                          else explain(values)), text[:EXCERPT])
                 for where, values, text
                 in _rows_at(work, table, (record for record, in iter(records.fetchone, None))))
         if stops:
@@ -100,14 +109,15 @@ def max_bad_percent(policy: str) -> float:
 def _fix(table: RawTable, flag: str, num_bad: int, num_rows: int) -> str:
     """Return what to do about the invalid rows of a file.
 
-    flag: a flag that would make the first of these rows valid, "" if there is none, or UNREAD or NOT_UTF8 if the row has
-        no values
+    flag: a flag that would make the first of these rows valid, or "" if there is none; UNREAD or NOT_UTF8 if the row
+        has no values
 
     Raises DataError if most rows are invalid because the file is in another format.
     """
     half, most = 2 * num_bad >= num_rows, 2 * num_bad > num_rows
-    if flag == NOT_UTF8 and (fix := not_utf8_fix(table.path)):
-        return fix
+    recode = not_utf8_fix(table.path) if flag == NOT_UTF8 else ""
+    if most and recode:
+        return recode
     if flag in (UNREAD, NOT_UTF8):
         keys = tuple(columns[0] for field, columns in table.columns.items() if field in ("user", "item", "time"))
         if half and (error := other_format(table.path, table.format, keys)):
@@ -120,7 +130,7 @@ def _fix(table: RawTable, flag: str, num_bad: int, num_rows: int) -> str:
     if not most:
         percent = math.ceil(100 * num_bad / num_rows)
         fixes.append(f"use --bad_lines skip{'' if percent == 1 else f':{percent}%'} to leave them out")
-    return ", or ".join(fixes)
+    return ", or ".join([*fixes, *filter(None, [recode])])
 
 
 def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterator[tuple[str, dict | str, str]]:
@@ -150,8 +160,9 @@ def _rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterat
                 # A frequent mistake is a file with one JSON array of all records. The parser's message does not say so.
                 array = "; expected one record per line, not an array" if line.lstrip()[:1] == b"[" else ""
                 reason = f"{str(error)[:100] or type(error).__name__}{array}"
-                values = NOT_UTF8 if isinstance(error, UnicodeDecodeError) else (
-                    f"is not a {NAMES[table.format]} record ({reason})")
+                values = f"is not a {NAMES[table.format]} record ({reason})"
+                if isinstance(error, UnicodeDecodeError):
+                    values = f"{NOT_UTF8} ({error})"
             yield f"{table.origin}:{number}", values, line.decode("utf-8", "replace").strip()
 
 

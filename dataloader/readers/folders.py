@@ -17,7 +17,7 @@ def listing(folder: Path) -> str:
 
 def readable(folder: Path, dataset: str) -> str:
     """Return what to do in order to read the files in a folder whose names are not quite the expected ones, or ""."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     items = [path for path in files if path.name.lower().startswith("items.")]
     for path in files:
         if path.name.lower().startswith("interactions.") and not path.name.startswith("interactions."):

@@ -37,7 +37,7 @@ def records(document: object, key: str, item: str = "item_id", time: str = "time
         else:
             yield from ({key: name, **record} for name, record in document.items())
     elif {"columns", "data"} <= set(document):  # pandas with orient="split"
-        yield from (dict(zip(document["columns"], row)) for row in document["data"])
+        yield from (dict(zip(document["columns"], row, strict=False)) for row in document["data"])
     elif len(lists) == 1:
         yield from lists[0]
     elif values and all(isinstance(value, list) for value in values):

@@ -63,8 +63,15 @@ def parse_python(line: bytes) -> dict:
         warnings.simplefilter("ignore")  # Python warns about unknown escapes
         with suppress(ValueError, SyntaxError):
             return _mapping(ast.literal_eval(text))
-        without_longs = BETWEEN.sub(lambda piece: LONG.sub(rb"\1", piece[0]) if piece[1] else piece[0], text.encode())
-        return _mapping(ast.literal_eval(_Values().visit(ast.parse(without_longs, mode="eval"))))
+        plain = BETWEEN.sub(_without_longs, text.encode())
+        return _mapping(ast.literal_eval(_Values().visit(ast.parse(plain, mode="eval"))))
+
+
+def _without_longs(match: re.Match) -> bytes:
+    plain, string, _other = match.groups()
+    if plain is None and string is None:
+        raise ValueError("a quote or an escape outside of a string")
+    return string or LONG.sub(rb"\1", plain)
 
 
 class _Values(ast.NodeTransformer):

@@ -23,7 +23,6 @@ from dataloader.readers.lines import (
     numbered_lines,
     open_binary,
     parse_json,
-    value_at,
 )
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars", "::": "double colons",
@@ -34,7 +33,7 @@ NUM_LINES = 20     # lines that must have the same number of columns
 NUM_ROWS = 10_000  # rows that must be valid with other quotes
 # First bytes of a file -> what the file is, and what to do. {stem} is its path without the extension {ending}; {bytes}
 # is a command that prints its bytes, unpacked; {lines} is a command that prints its records as JSON lines.
-RECODE = "convert it with: {{bytes}} | iconv -f {} -t UTF-8 > {{stem}}-utf8{{ending}}"
+RECODE = "convert the file with: {{bytes}} | iconv -f {} -t UTF-8 > {{stem}}-utf8{{ending}}"
 UTF_16 = ("is encoded in UTF-16", RECODE.format("UTF-16"))
 BEGINNINGS = {b"PAR1": ("is a Parquet file", "rename it to {stem}.parquet"),
               b"PK\x03\x04": ("is a zip archive or an Excel file", "unpack it, or save the table as a CSV file"),
@@ -103,8 +102,9 @@ def _other_format(path: Path, format_: str, keys: tuple[str, ...]) -> tuple[str,
     if format_ == "csv":
         if not encodable(lines[0]):
             return NOT_UTF8, _recode(path) or "correct the line"
-        records = _record_format(lines[0])
-        return (f"has {NAMES[records]} records instead of columns", "rename it to {stem}.jsonl") if records else ("", "")
+        if records := _record_format(lines[0]):
+            return f"has {NAMES[records]} records instead of columns", "rename it to {stem}.jsonl"
+        return "", ""
     valid = first_format(path)
     if valid == "" and not all(map(encodable, lines)) and (fix := _recode(path)):
         return NOT_UTF8, fix
@@ -134,9 +134,10 @@ def _document(path: Path, valid: bool, key: str) -> str:
                 return is_object if len(head) == HEAD and NESTED.match(text) else ""
         if not text[end:] or valid:
             has_records = next(json_lines.records(first, key), first) is not first
-            if has_records and not isinstance(value_at(first, key), str | int | float):
+            if has_records and "." not in key and not isinstance(first.get(key), str | int | float):
                 return is_object
-        return "" if valid or not isinstance(first, dict) else "has several records per line, or records of several lines"
+        if not valid and isinstance(first, dict):
+            return "has several records per line, or records of several lines"
     return ""
 
 
@@ -162,8 +163,8 @@ def _recode(path: Path) -> str:
     if num_valid >= num_invalid:
         return ""
     # In Western European texts, two letters with accents rarely follow each other.
-    return RECODE.format(encoding) if 2 * num_pairs <= num_invalid else (
-        "convert it to UTF-8 with its own encoding in place of GB18030: " + RECODE.partition(": ")[2].format("GB18030"))
+    return RECODE.format(encoding) if 2 * num_pairs <= num_invalid else RECODE.replace(
+        "with", "from its encoding, with its name in place of GB18030").format("GB18030")
 
 
 def _filled_in(fix: str, path: Path, keys: tuple[str, ...]) -> str:

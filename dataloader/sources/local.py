@@ -174,22 +174,30 @@ def _layout(path: Path, part: str, usual: Layout, flags: FileLayout, wanted: set
         words = SEPARATORS.get(separator, repr(separator))
         log.info("process: the columns of %s are separated by %s", path.name, words)
     layout = layout._replace(delimiter=separator, lenient=flags.quoting is None and separator not in STRICT)
-    if headless:
-        layout = layout._replace(header=tuple(str(n) for n, _ in enumerate(first_row(path, layout), start=1)))
-    return layout
+    try:
+        first = first_row(path, layout)
+    except DataError as error:
+        raise _wrong_separator(path, part, layout, wanted) or error from error
+    return layout._replace(header=tuple(str(n) for n, _ in enumerate(first, start=1))) if headless else layout
+
+
+def _wrong_separator(path: Path, part: str, layout: Layout, wanted: set[str]) -> ConfigError | None:
+    """Return the error for a file that has other separators, or None."""
+    line = (first_lines(path) or [""])[0]
+    found = separators(path, layout) or [
+        separator for separator in SEPARATORS if wanted & set(map(str.strip, line.split(separator)))]
+    if not found or layout.delimiter in found:
+        return None
+    flag, shown = f"--{'items_' * (part == 'items')}separator", [NAMES_OF_SEPARATORS.get(each, each) for each in found]
+    return ConfigError(f"{path}:1", f"does not have columns with the separator {layout.delimiter!r}",
+                       f"The line is {line[:80]!r}", f"use {flag} {' or '.join(map(shlex.quote, shown))}")
 
 
 def _no_column(table: RawTable, column: str, existing: list[str], part: str, flag: str) -> ConfigError:
     where = f"{table.path}:1"
-    if table.format == "csv" and len(existing) == 1:
-        [line] = first_lines(table.path)[:1]
-        found = separators(table.path, table.layout) or [
-            separator for separator in SEPARATORS if column in map(str.strip, line.split(separator))]
-        if found and found != [table.layout.delimiter]:
-            return ConfigError(where, f"has only one column with the separator {table.layout.delimiter!r}",
-                               f"The line is {line[:80]!r}",
-                               f"use --{'items_' * (part == 'items')}separator " + " or ".join(
-                                   shlex.quote(NAMES_OF_SEPARATORS.get(separator, separator)) for separator in found))
+    if table.format == "csv" and len(existing) == 1 and (
+            error := _wrong_separator(table.path, part, table.layout, {column})):
+        return error
     if table.format == "csv" and table.layout.header is None and any(map(_is_value, existing)):
         return ConfigError(where, f"has no column {column}, and its first line has values instead of column names",
                            f"The first columns are {', '.join(existing[:NUM_LISTED])}",

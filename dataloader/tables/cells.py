@@ -80,7 +80,7 @@ def note(field: str, missing: tuple[str, ...] | None) -> str:
 
 
 def value(field: str) -> str:
-    """Return SQL for a raw value, or NULL if the value has a note. A text with a list or an object becomes its value."""
+    """Return SQL for a raw value, or NULL if it has a note. A text that contains a list or an object becomes it."""
     raw = f"{field}::VARCHAR"
     return f"""CASE WHEN {field}_note IS NOT NULL THEN NULL WHEN left({raw}, 2) IN ('"[', '"{{') THEN
                     CASE WHEN wanted AND right({raw}, 2) IN (']"', '}}"')
