@@ -82,7 +82,8 @@ def note(field: str, missing: tuple[str, ...] | None) -> str:
 def value(field: str) -> str:
     """Return SQL for a raw value, or NULL if it has a note. A text that contains a list or an object becomes it."""
     raw = f"{field}::VARCHAR"
-    return f"""CASE WHEN {field}_note IS NOT NULL THEN NULL WHEN left({raw}, 2) IN ('"[', '"{{') THEN
+    return f"""CASE WHEN {field}_note IS NOT NULL THEN NULL
+                    WHEN starts_with({raw}, '"[') OR starts_with({raw}, '"{{') THEN
                     CASE WHEN wanted AND right({raw}, 2) IN (']"', '}}"')
                          THEN coalesce(nullif(list_in_cell({field} ->> '$'), '')::JSON, {field}) ELSE {field} END
                     ELSE {field} END"""

@@ -171,7 +171,8 @@ KEYED = {raw_id: {"title": title, "brand": "x"} for raw_id, title in TITLES}
 @pytest.mark.parametrize("text", [
     json.dumps(KEYED), json.dumps(KEYED, indent=2), FRAME.to_json(), FRAME.to_json(orient="split"),
     FRAME.to_json(orient="index"), FRAME.to_json(orient="table"), FRAME.to_json(indent=1),
-    json.dumps({"data": RECORDS}), json.dumps({"total": 2, "items": RECORDS}, indent=1), json.dumps(RECORDS), "".join(map(json.dumps, RECORDS)),
+    json.dumps({"data": RECORDS}), json.dumps({"total": 2, "items": RECORDS}, indent=1), json.dumps(RECORDS),
+    "".join(map(json.dumps, RECORDS)),
     "\n".join(json.dumps(record, indent=1) for record in RECORDS)])
 @pytest.mark.parametrize("name", ["i.json", "i.jsonl.gz"])
 def test_the_command_makes_json_lines(tmp_path, text, name):
