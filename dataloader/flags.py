@@ -94,17 +94,20 @@ FLAGS = {
                "RecBole file in --raw_dir)", "FILE") for name in ("interactions", "items")),
         *(Flag(f"--{column}_column", f"the {column} column of the interactions (default: {default})", "C")
           for column, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp"),
-                                  ("rating", "rating, if it exists"))),
+                                  ("rating", "rating, if it exists; '': do not read ratings"))),
         Flag("--item_id_column", "the item id column of the items (default: the value of --item_column)", "C"),
-        *(Flag(f"--{field}_column", f"the {field} column of the items (default: {field}, if it exists)", "C")
+        *(Flag(f"--{field}_column", f"the {field} column of the items (default: {field}, if it exists; '': none)", "C")
           for field in ITEM_FIELDS),
         Flag("--no_header", "the CSV or TSV files whose first line does not contain the column names; their columns "
              "have numbers from 1, as in --user_column 1", ("interactions", "items", "both")),
-        Flag("--separator", "the characters between the columns of CSV and TSV files, or the word tab or space "
-             "(default: commas or tabs, as the file extension says; if the first line lacks the columns, the "
-             "separator is detected)", "S",
-             None, re.compile(r"""[^"\\\r\n\0]{1,4}|\\t|space""").fullmatch,
-             "one to four characters without quotes and backslashes, or the word tab or space"),
+        *(Flag(name, help, "S", None, re.compile(r"""[^"\\\r\n\0]{1,4}|\\t|space""").fullmatch,
+               "one to four characters without quotes and backslashes, or the word tab or space")
+          for name, help in (
+              ("--separator", "the characters between the columns of CSV and TSV files, or the word tab or space "
+               "(default for each file: commas or tabs, as its extension says, or what its first lines contain "
+               "instead)"),
+              ("--items_separator", "the same for the items only, if the two files have different separators (default: "
+               "the value of --separator)"))),
         Flag("--quoting", "the quotes in CSV and TSV files. none: a quote is a part of the text; double: a quote at "
              "the start of a field opens a quoted value (default: double for commas and semicolons; for other "
              "separators, a quote is a part of the text unless quotes enclose the whole field)", ("none", "double")),

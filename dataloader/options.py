@@ -32,6 +32,7 @@ from dataloader.flags import (
     remembered_flags,
     source_configs,
 )
+from dataloader.readers.folders import listing, readable
 from dataloader.readers.lines import first_format
 
 # The smallest and the largest allowed value of each key in fusion.yaml. SHARED_BOUNDS has those of the training loop.
@@ -69,6 +70,7 @@ class FileLayout(NamedTuple):
 
     no_header: str | None  # "interactions", "items" or "both"
     separator: str | None
+    items_separator: str | None  # None: the same as `separator`
     quoting: str | None    # "none" or "double"
     escape: str | None
 
@@ -352,7 +354,7 @@ def _process(args: argparse.Namespace, folder: DatasetFolder) -> ProcessOptions:
                              for names in (("user", "item", "time", "rating"), ITEM_FIELDS))
     item_columns = {"item": args.item_id_column or args.item_column, **item_columns}
     local = Local(args.interactions, args.items, columns, item_columns,
-                  FileLayout(args.no_header, args.separator, args.quoting, args.escape))
+                  FileLayout(args.no_header, args.separator, args.items_separator, args.quoting, args.escape))
     return ProcessOptions(folder, source, config, raw, downloads, args.mirror, local, processing,
                           args.memory_limit, args.export_recbole, args.check, args.adopt, args.force,
                           remembered_flags(args, source), getattr(args, "filled", ""))
@@ -389,7 +391,8 @@ def _find_source(args: argparse.Namespace, folder: DatasetFolder) -> str:
         found = next((name for name, config in configs.items() if args.dataset in config["datasets"]), None)
     if found is None and args.raw_dir is not None:
         raise ConfigError(f"--raw_dir {args.raw_dir}", f"contains no known raw file of {args.dataset}",
-                          "Known raw files are interactions.* and the files of Amazon, MovieLens and RecBole",
+                          "Known raw files are interactions.* and the files of Amazon, MovieLens and RecBole; the "
+                          f"folder has {listing(args.raw_dir)}", readable(args.raw_dir, args.dataset) or
                           "set the source with --source, or pass the files with --interactions FILE --items FILE")
     if found is None and not folder.interactions.exists():
         names = sorted({d for config in configs.values() for d in config["datasets"]})

@@ -10,10 +10,19 @@ from typing import NamedTuple
 
 from common.errors import DataError
 from dataloader.readers import delimited
-from dataloader.readers.lines import NAMES, NO_RECORD, PARSERS, encodable, numbered_lines, select_rows, value_at
+from dataloader.readers.lines import (
+    NAMES,
+    NO_RECORD,
+    NOT_UTF8,
+    PARSERS,
+    encodable,
+    numbered_lines,
+    select_rows,
+    value_at,
+)
 from dataloader.readers.nested import in_text, is_nested, is_several, list_fix, object_fix
 from dataloader.readers.raw import RawTable, bracketed, reader
-from dataloader.readers.recognition import other_format, quoting_flag
+from dataloader.readers.recognition import not_utf8_fix, other_format, quoting_flag
 from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -25,6 +34,7 @@ NUM_EXAMPLES = 3  # rows of each kind that --check shows
 UNREAD = "?"     # in place of a fix: the row could not be split into values
 BLANKS = " \t\r\n\v\f\xa0\u3000"
 SQL_BLANKS = " || ".join(f"chr({ord(blank)})" for blank in BLANKS)
+NO_RATINGS = "use --rating_column '' to read the file without ratings"
 
 
 class BadRows(NamedTuple):
@@ -71,7 +81,8 @@ def drop_bad_rows(work: Workspace, table: RawTable, into: str, kinds: dict[str, 
         work.findings.bad_rows += _bad_rows_by_kind(work, table, into, kinds, explain, num_rows, not stops)
     with work.connection.cursor() as cursor:
         records = cursor.execute(f"SELECT rowid FROM {into} WHERE {bad} ORDER BY rowid")
-        rows = ((where, Fault(values, UNREAD) if isinstance(values, str) else explain(values), text[:EXCERPT])
+        rows = ((where, Fault(values, NOT_UTF8 if values.startswith(NOT_UTF8) else UNREAD)
+                 if isinstance(values, str) else explain(values), text[:EXCERPT])
                 for where, values, text
                 in rows_at(work, table, (record for record, in iter(records.fetchone, None))))
         if stops:
@@ -124,19 +135,23 @@ def _fix(table: RawTable, fix: str, advice: Advice, num_bad: int, num_rows: int)
     correct = f"correct the {'file' if most else 'lines'}"
     if advice.fix:
         return f"{advice.fix}, or {correct}"
-    if fix == UNREAD:
-        if half and (error := other_format(table.path, table.format)):
+    recode = not_utf8_fix(table.path) if fix == NOT_UTF8 else ""
+    if most and recode:
+        return recode
+    if fix in (UNREAD, NOT_UTF8):
+        keys = tuple(columns[0] for field, columns in table.columns.items() if field in ("user", "item", "time"))
+        if half and (error := other_format(table.path, table.format, keys)):
             raise error
         own_text = table.format == "csv" and not table.source
         flag = quoting_flag(table.path, table.layout, half) if own_text else ""
         fix = f"use {flag}" if flag else ""
-    elif not half or advice.why:
+    elif (not half and fix != NO_RATINGS) or advice.why:
         fix = ""  # it would change how all lines are read
     fixes = [*filter(None, [fix]), correct]
     if not most:
         percent = math.ceil(100 * num_bad / num_rows)
         fixes.append(f"use --bad_lines skip{'' if percent == 1 else f':{percent}%'} to leave them out")
-    return ", or ".join(fixes)
+    return ", or ".join([*fixes, *filter(None, [recode])])
 
 
 def rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterator[tuple[str, dict | str, str]]:
@@ -167,6 +182,8 @@ def rows_at(work: Workspace, table: RawTable, records: Iterator[int]) -> Iterato
                 array = "; expected one record per line, not an array" if line.lstrip()[:1] == b"[" else ""
                 reason = f"{str(error)[:100] or type(error).__name__}{array}"
                 values = f"is not a {NAMES[table.format]} record ({reason})"
+                if isinstance(error, UnicodeDecodeError):
+                    values = f"{NOT_UTF8} ({error})"
             yield f"{table.origin}:{number}", values, line.decode("utf-8", "replace").strip()
 
 

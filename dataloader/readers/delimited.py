@@ -6,12 +6,22 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
 from common.tables import sql_path
-from dataloader.readers.lines import DAMAGED, MAX_LINE, blocks, compression, damaged, encodable, open_binary
+from dataloader.readers.lines import (
+    DAMAGED,
+    MAX_LINE,
+    NOT_UTF8,
+    blocks,
+    compression,
+    damaged,
+    encodable,
+    open_binary,
+)
 from dataloader.workspace import text
 
 BUFFER = 2 * MAX_LINE  # bytes that DuckDB reads at once; DuckDB's default is 16 * MAX_LINE
@@ -33,12 +43,12 @@ class Layout(NamedTuple):
 
 
 def header(path: Path, layout: Layout, origin: str = "") -> list[str]:
-    """Return the column names of a file, from its layout or its first line.
+    """Return the column names of a file, from its layout or its first line, without blanks around them.
 
     `origin` is the file name for messages. Raises DataError if the first line does not contain column names.
     """
     return list(layout.header) if layout.header is not None else [
-        name.split(":")[0] if layout.typed else name for name in first_row(path, layout, origin)]
+        (name.split(":")[0] if layout.typed else name).strip() for name in first_row(path, layout, origin)]
 
 
 def first_row(path: Path, layout: Layout, origin: str = "") -> list[str]:
@@ -46,9 +56,16 @@ def first_row(path: Path, layout: Layout, origin: str = "") -> list[str]:
     _line, fields, _text = next(_rows(path, layout, None), (1, [""], ""))
     fault = fields if isinstance(fields, str) else "" if any(map(str.strip, fields)) else "is blank"
     if fault:
-        raise DataError(f"{origin or path}:1", fault, "The first line must contain the column names",
-                        "correct the line")
+        raise DataError(f"{origin or path}:1", fault, "The first line determines the columns", "correct the line")
     return list(fields)
+
+
+def common_width(path: Path, layout: Layout, num_rows: int) -> int:
+    """Return the number of columns of a file, or 0 if one of its first rows is invalid or has another number."""
+    first = next((values for _line, values, whole in _rows(path, layout, None) if whole.strip()), "")
+    rows = (values for _line, values, whole in _rows(path, layout, len(first)) if whole.strip() and values != NOT_UTF8)
+    fits = all(not isinstance(values, str) and _fits(values, len(first)) for values in islice(rows, num_rows))
+    return len(first) if fits and not isinstance(first, str) else 0
 
 
 def reader(path: Path, layout: Layout, columns: list[str]) -> str:
@@ -153,7 +170,7 @@ def _rows(path: Path, layout: Layout, width: int | None) -> Iterator[tuple[int, 
                         values = list(filter(None, values))  # several spaces align the columns
                 whole = "".join(taken).rstrip("\r\n")
                 if not whole.isascii() and not encodable(whole):
-                    values = "is not UTF-8"
+                    values = NOT_UTF8
                 yield number, values, whole
                 number += len(taken)
     except DAMAGED as error:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +36,7 @@ RUNS = re.compile(rb"""((?:[^'"\\]++|'[^'"\\]*+')++)|""" + STRING + b"|(.)", re.
 # The same pieces, but group 1 contains only the text between strings.
 BETWEEN = re.compile(rb"""([^'"\\]++)|""" + STRING + b"|(.)", re.DOTALL)
 WORD = re.compile(rb"\b(?:None|True|False)\b")
+LONG = re.compile(rb"\b(\d+)L\b")  # an integer in Python 2
 JSON_WORDS = {b"None": b"null", b"True": b"true", b"False": b"false"}
 # The escapes that can be converted to JSON. Escaped surrogates are not among them: a JSON parser would merge two of
 # these into one character, so Python's parser must read such a line.
@@ -49,6 +51,7 @@ def parse_python(line: bytes) -> dict:
     """Parse a Python dict literal.
 
     The literal is converted to JSON and parsed as JSON, which is fast. If that fails, `ast.literal_eval` parses it.
+    Objects that are often printed inside a dict are read as well, see `_Values`.
     """
     text = _text(line).strip()
     try:
@@ -58,11 +61,43 @@ def parse_python(line: bytes) -> dict:
             raise
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python warns about unknown escapes
-        return _mapping(ast.literal_eval(text))
+        with suppress(ValueError, SyntaxError):
+            return _mapping(ast.literal_eval(text))
+        plain = BETWEEN.sub(_without_longs, text.encode())
+        return _mapping(ast.literal_eval(_Values().visit(ast.parse(plain, mode="eval"))))
+
+
+def _without_longs(match: re.Match) -> bytes:
+    plain, string, _other = match.groups()
+    if plain is None and string is None:
+        raise ValueError("a quote or an escape outside of a string")
+    return string or LONG.sub(rb"\1", plain)
+
+
+class _Values(ast.NodeTransformer):
+    """Replace objects in a syntax tree by values.
+
+    nan, inf -> floating-point numbers; OrderedDict([('a', 1)]) -> {'a': 1}; datetime.date(2020, 1, 2) -> '2020-01-02';
+    any other call with one argument, such as Timestamp('2020-01-02') -> its argument
+    """
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        called, args = ast.unparse(node.func), [self.visit(arg) for arg in node.args]
+        if called.endswith("OrderedDict"):
+            pairs = [pair.elts for arg in args for pair in getattr(arg, "elts", []) if isinstance(pair, ast.Tuple)]
+            return ast.Dict(keys=[key for key, _value in pairs], values=[value for _key, value in pairs])
+        if called in ("datetime.datetime", "datetime.date"):
+            found = datetime(*map(ast.literal_eval, args))
+            return ast.Constant(str(found) if called == "datetime.datetime" else str(found.date()))
+        return args[0] if len(args) == 1 and re.fullmatch(r"[\w.]+", called) else node
 
 
 PARSERS: dict[str, Callable[[bytes], dict]] = {"json": parse_json, "python": parse_python}
 NAMES = {"json": "JSON", "python": "Python"}
+NOT_UTF8 = "is not UTF-8"  # the reason why a line is invalid
 
 
 def _text(line: bytes) -> str:

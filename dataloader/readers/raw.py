@@ -34,6 +34,7 @@ ID = "id"              # in JSON: a number is read like a text, which is fast
 EXACT_ID = "exact id"  # in JSON: a number with a fraction or an exponent is read as a number
 LARGEST_EXACT = {"DOUBLE": 1 << 53, "FLOAT": 1 << 24}  # up to this number, the type represents every whole number
 LONG_LINE = 16 << 20  # maximum bytes of a line for DuckDB, which allocates memory for several such lines
+LARGE = 64 << 20      # bytes; reading a larger file line by line takes some time
 NUM_FIRST = 1000      # JSON records from which the column names are collected; a single record may lack some of them
 # Exceptions of DuckDB for a file that it cannot read; IOException may also mean a full disk.
 UNREADABLE = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.IOException,
@@ -86,8 +87,8 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
                 raise
             if table.format == "parquet":
                 raise DataError(table.origin, "cannot be read as Parquet", reason[:300], "replace the file") from error
-            log.info("process: reading %s line by line, because DuckDB cannot read it: %s", table.path.name,
-                     reason[:120])
+            log.log(logging.INFO if table.path.stat().st_size > LARGE else logging.DEBUG,
+                    "process: reading %s line by line, because DuckDB cannot read it", table.path.name)
     rewritten = work.folder / "rewritten.jsonl"
     if table.format == "csv":
         delimited.rewrite(table.path, table.layout, table.all_columns(), rewritten)

@@ -6,6 +6,7 @@ returns a list with the `RawTable` of the interactions and, if there are item re
 
 import importlib
 import importlib.util
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,10 +98,11 @@ def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str
         return  # if no record can be parsed, the error about the first line is more helpful
     needed = ", ".join(" or ".join(columns) for columns in table.columns.values())
     what = f"has no column for {' and '.join(absent)}" if found else f"has no {NAMES[table.format]} records"
-    fix = f"use --source local --{part} {table.path}, and --<field>_column NAME for columns with other names"
+    fix = (f"use --source local --{part} {shlex.quote(str(table.path))}, and --<field>_column NAME for columns with "
+           "other names")
     if table.source:
         fix = "replace the archive by the original one"
     elif others:
         fix = f"use --source {' or '.join(others)}" + (
-            f" --raw_dir {table.path.parent} instead of --{part}" if source == "local" else "")
+            f" --raw_dir {shlex.quote(str(table.path.parent))} instead of --{part}" if source == "local" else "")
     raise DataError(table.origin, what, f"Expected: {needed}; found: {', '.join(found[:NUM_LISTED]) or 'none'}", fix)

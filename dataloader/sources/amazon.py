@@ -4,6 +4,7 @@ from pathlib import Path
 
 from common.errors import DataError
 from dataloader.options import ProcessOptions
+from dataloader.readers.folders import readable
 from dataloader.readers.raw import RawTable
 from dataloader.sources import find, replacement
 from dataloader.workspace import Workspace
@@ -19,7 +20,8 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
                          for part in ("interactions", "items"))
     if found is None:
         raise DataError(options.raw, "has no review file", f"Looked for {reviews}, also unpacked or as .jsonl",
-                        replacement(options, "copy one of these files to the folder"))
+                        replacement(options, readable(options.raw, options.folder.name) or
+                                    "copy one of these files to the folder"))
     if items is None and options.downloads:
         raise DataError(options.raw / metadata, "not found", "This file contains the item texts",
                         replacement(options, ""))

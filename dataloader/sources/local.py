@@ -8,11 +8,12 @@ from pathlib import Path
 
 from common.errors import ConfigError, DataError, closest, nearest
 from dataloader.options import FileLayout, ProcessOptions, timestamp_of
-from dataloader.readers.delimited import Layout, first_row
+from dataloader.readers.delimited import Layout, first_row, header
+from dataloader.readers.folders import readable
 from dataloader.readers.lines import PARSERS, first_format
 from dataloader.readers.nested import aligned, list_fix, nested_columns, sequences
 from dataloader.readers.raw import RawTable, existing_columns
-from dataloader.readers.recognition import SEPARATORS, first_lines, other_format, separators
+from dataloader.readers.recognition import SEPARATORS, STRICT, first_lines, other_format, separators
 from dataloader.sources import ROLES
 from dataloader.workspace import Workspace
 
@@ -25,7 +26,9 @@ FORMATS = {".csv": ("csv", Layout()), ".tsv": ("csv", Layout("\t", lenient=True)
 # Files with these extensions are only read if a flag names them; in a folder, such a file may be a description.
 TEXTS = dict.fromkeys((".txt", ".dat", ".data"), FORMATS[".csv"])
 NAMED_SEPARATORS = {"tab": "\t", "\\t": "\t", "space": " "}  # for --separator; a shell does not know \t
+NAMES_OF_SEPARATORS = {"\t": "tab", " ": "space"}
 NUM_LISTED = 10
+REQUIRED = ("user", "item", "time")  # the fields that a file must have
 SPLITS = ("train", "valid", "test")  # RecBole's benchmark files
 
 
@@ -40,7 +43,8 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
         _refuse_split_files(options)
         names = ", ".join(name.format(dataset=options.folder.name) for name in options.config["interactions"]["files"])
         raise DataError(options.raw, "has no interactions file",
-                        f"Looked for {names}. Known extensions are {', '.join(FORMATS)}", "use --interactions FILE")
+                        f"Looked for {names}. Known extensions are {', '.join(FORMATS)}",
+                        readable(options.raw, options.folder.name) or "use --interactions FILE")
     items = options.local.items or _found(options, "items")
     return [interactions] if items is None else [interactions, items]
 
@@ -93,7 +97,9 @@ def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> l
         if flags.no_header in (part, "both") and part not in text_parts:
             work.stop(ConfigError(f"--no_header {flags.no_header}", f"there is no CSV or TSV file with the {part}",
                                   "The flag has no effect on other files", "leave it out, or name the other part"))
-    if flags.settings and not text_parts:
+    if flags.items_separator and "items" not in text_parts:
+        work.stop(ConfigError("--items_separator", "there is no CSV or TSV file with the items", fix="leave it out"))
+    elif flags.settings and not text_parts:
         work.stop(ConfigError(f"--{next(iter(flags.settings))}", "has no effect, because no file is a CSV or TSV file",
                               fix="leave it out"))
     tables = []
@@ -119,18 +125,21 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
         raise ConfigError(f"--{part} {path}", f"unknown file extension {''.join(path.suffixes[-2:])!r}",
                           f"Known extensions are {', '.join(FORMATS | TEXTS)}; all except Parquet can be followed by "
                           ".gz", "convert the file to one of these formats, or correct its extension")
-    if format_ != "parquet" and (error := other_format(path, format_)):
+    wanted = {field: default if named[field] is None else named[field] for field, default in defaults.items()}
+    keys = tuple(wanted[field] for field in ("user", "item", "time") if field in wanted)
+    if format_ != "parquet" and (error := other_format(path, format_, keys)):
         raise error
     if format_ == "json" and first_format(path) == "python":
         format_ = "python"
-    wanted = {named[field] or default for field, default in defaults.items()}
     if format_ == "csv":
-        layout = _layout(path, part, layout, flags, wanted)
+        layout = _layout(path, part, layout, flags, set(wanted.values()))
     table = RawTable(path, format_, {}, layout=layout)
     existing = existing_columns(work, table)
-    for field, default in defaults.items():
-        column = named[field] or default
+    for field, column in wanted.items():
+        if column == "" and field not in REQUIRED:
+            continue  # the flag says that there is no such column
         column = column.split(":")[0] if layout.typed else column
+        column = column.strip() if format_ == "csv" else column  # as in the header
         if existing.count(column) > 1:
             work.stop(ConfigError(f"{path}:1", f"has {existing.count(column)} columns with the name {column}",
                                   fix="rename all but one of them"))
@@ -143,7 +152,7 @@ def _table(work: Workspace, path: Path, part: str, defaults: dict[str, str], nam
                                 f"The {field} must be one text or number", list_fix(table, [column])))
         elif column in existing or not existing or may_follow:
             table.columns[field] = [column]
-        elif named[field] is not None or field in ("user", "item", "time"):
+        elif named[field] is not None or field in REQUIRED:
             work.stop(_no_column(work, table, column, existing, part,
                                  "--item_id_column" if part == "items" and field == "item" else f"--{field}_column"))
     return table
@@ -155,30 +164,44 @@ def _layout(path: Path, part: str, usual: Layout, flags: FileLayout, wanted: set
     usual: the layout for the file extension
     wanted: the names of the needed columns; if the first line has one of them, the usual separator is kept
     """
-    headless = flags.no_header in (part, "both")
-    separator = NAMED_SEPARATORS.get(flags.separator or "", flags.separator) or usual.delimiter
-    if flags.separator is None and not usual.typed and (headless or not wanted & set(first_row(path, usual))):
-        found = separators(path, separator)
+    headless, separator = flags.no_header in (part, "both"), usual.delimiter
+    quote = {None: usual.quote, "none": "", "double": '"'}[flags.quoting]
+    layout, names = usual._replace(quote=quote, escape=flags.escape or ""), set[str]()
+    if given := (part == "items" and flags.items_separator) or flags.separator:
+        separator = NAMED_SEPARATORS.get(given, given)
+    else:
+        with suppress(DataError):  # with another separator, the first line may be valid
+            names = set() if headless else set(header(path, layout))
+        found = [] if wanted & names else separators(path, layout)
         separator = found[0] if len(found) == 1 else separator
     if separator != usual.delimiter:
         words = SEPARATORS.get(separator, repr(separator))
         log.info("process: the columns of %s are separated by %s", path.name, words)
-    quote = {None: usual.quote, "none": "", "double": '"'}[flags.quoting]
-    # In standard CSV files, a quote at the start of a field always opens a quoted value.
-    layout = usual._replace(delimiter=separator, quote=quote, escape=flags.escape or "",
-                            lenient=flags.quoting is None and separator not in (",", ";"))
-    if headless:
-        layout = layout._replace(header=tuple(str(n) for n, _ in enumerate(first_row(path, layout), start=1)))
-    return layout
+    layout = layout._replace(delimiter=separator, lenient=flags.quoting is None and separator not in STRICT)
+    try:
+        first = first_row(path, layout)
+    except DataError as error:
+        raise _wrong_separator(path, part, layout, wanted) or error from error
+    return layout._replace(header=tuple(str(n) for n, _ in enumerate(first, start=1))) if headless else layout
+
+
+def _wrong_separator(path: Path, part: str, layout: Layout, wanted: set[str]) -> ConfigError | None:
+    """Return the error for a file that has other separators, or None."""
+    line = (first_lines(path) or [""])[0]
+    found = separators(path, layout) or [
+        separator for separator in SEPARATORS if wanted & set(map(str.strip, line.split(separator)))]
+    if not found or layout.delimiter in found:
+        return None
+    flag, shown = f"--{'items_' * (part == 'items')}separator", [NAMES_OF_SEPARATORS.get(each, each) for each in found]
+    return ConfigError(f"{path}:1", f"does not have columns with the separator {layout.delimiter!r}",
+                       f"The line is {line[:80]!r}", f"use {flag} {' or '.join(map(shlex.quote, shown))}")
 
 
 def _no_column(work: Workspace, table: RawTable, column: str, existing: list[str], part: str, flag: str) -> ConfigError:
     where = f"{table.path}:1"
-    found = separators(table.path, table.layout.delimiter) if table.format == "csv" and len(existing) == 1 else []
-    if found:
-        return ConfigError(where, f"has only one column with the separator {table.layout.delimiter!r}",
-                           f"The line is {existing[0][:80]!r}",
-                           f"use --separator {' or '.join(map(shlex.quote, found))}")
+    if table.format == "csv" and len(existing) == 1 and (
+            error := _wrong_separator(table.path, part, table.layout, {column})):
+        return error
     if table.format == "csv" and table.layout.header is None and any(map(_is_value, existing)):
         return ConfigError(where, f"has no column {column}, and its first line has values instead of column names",
                            f"The first columns are {', '.join(existing[:NUM_LISTED])}",
@@ -188,10 +211,11 @@ def _no_column(work: Workspace, table: RawTable, column: str, existing: list[str
     if likely in nested and isinstance(nested[likely][0], list) and flag != "--item_id_column":
         return ConfigError(f"{flag} {column}", f"column not found in {table.path}",
                            f"The column {likely} has a list in each line",
-                           f"{list_fix(table, aligned(nested, likely))}, and use {flag} {likely}")
+                           f"{list_fix(table, aligned(nested, likely))}, and use {flag} {shlex.quote(likely)}")
     scalars = [name for name in existing if name not in nested] or existing
+    close = closest(column, scalars) or "NAME"
     return ConfigError(f"{flag} {column}", f"column not found in {table.path}", nearest(column, scalars),
-                       f"use {flag} {closest(column, scalars) or 'NAME'}")
+                       f"use {flag}{'=' if close.startswith('-') else ' '}{shlex.quote(close)}")
 
 
 def _is_value(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""MovieLens 100k, 1m, 20m and 32m from GroupLens archives; 100k also from the recbole package."""
+"""MovieLens 100k, 1m, 10m, 20m and 32m from GroupLens archives; 100k also from the recbole package."""
 
 import csv
 import json
@@ -12,6 +12,7 @@ from common.errors import DataError
 from dataloader.archives import open_member
 from dataloader.options import ProcessOptions
 from dataloader.readers.delimited import Layout
+from dataloader.readers.folders import readable
 from dataloader.readers.lines import REPLACE
 from dataloader.readers.raw import RawTable
 from dataloader.sources import replacement
@@ -43,7 +44,7 @@ def raw_paths(options: ProcessOptions) -> list[Path]:
     found = [path for name in names for path in sorted(options.raw.glob(name)) if path.is_file()]
     if not found:
         raise DataError(options.raw, "has no MovieLens archive", f"Looked for {' and '.join(names)}",
-                        replacement(options, "copy the archive to the folder"))
+                        replacement(options, readable(options.raw, dataset) or "copy the archive to the folder"))
     return found[:1]
 
 
@@ -112,9 +113,10 @@ def _archive_layout(dataset: str, wheel: bool) -> ArchiveLayout:
     if dataset == "ml-100k":
         return ArchiveLayout("ml-100k/u.data", Layout("\t", quote="", header=columns), plain,
                              "ml-100k/u.item", "latin-1", False, _u_item)
-    if dataset == "ml-1m":
-        return ArchiveLayout("ml-1m/ratings.dat", Layout("::", quote="", header=columns), plain,
-                             "ml-1m/movies.dat", "latin-1", False, lambda line: _record(line.split("::")))
+    if dataset in ("ml-1m", "ml-10m"):
+        folder, encoding = ("ml-1m", "latin-1") if dataset == "ml-1m" else ("ml-10M100K", "utf-8")
+        return ArchiveLayout(f"{folder}/ratings.dat", Layout("::", quote="", header=columns), plain,
+                             f"{folder}/movies.dat", encoding, False, lambda line: _record(line.split("::")))
     return ArchiveLayout(f"{dataset}/ratings.csv", Layout(),
                          {**plain, "user": "userId", "item": "movieId", "time": "timestamp"}, f"{dataset}/movies.csv",
                          "utf-8-sig", True, lambda line: _record(next(csv.reader([line], strict=True))))

@@ -2,8 +2,9 @@
 
 import html
 import json
+import re
 
-from dataloader.readers.lines import MAX_FIELD, NO_RECORD, python_as_json
+from dataloader.readers.lines import MAX_FIELD, NO_RECORD, STRING, python_as_json
 from dataloader.workspace import Workspace, text
 
 # The text fields. If the value of a field is a list, its members are joined with this separator.
@@ -17,6 +18,8 @@ ODD_BLANK = (r"[\t-\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{20
 UNEVEN = f" [{BLANK}]+|{ODD_BLANK}"
 # A price or a range of prices; some price fields contain fragments of HTML pages instead.
 PRICE = r"^\$?\d[\d,.]*(?: ?- ?\$?\d[\d,.]*)?$"
+# A list of texts as NumPy prints it, such as ['a' 'b'], and a member before another one.
+ARRAY, MEMBER = re.compile(rb"\[\s*%b(?:\s+%b)+\s*\]" % (STRING, STRING)), re.compile(STRING + rb"\s+(?=['\"])")
 NESTED = "[[["     # the beginning of a JSON value that is nested too deeply for a text
 NO_TEXT = "{}"     # the note of an object without text
 TEXT_KEYS = ("name", "title", "value", "text")       # the text of an object is the first of these fields with a text
@@ -46,14 +49,20 @@ def register(work: Workspace) -> None:
 
 
 def list_in_cell(cell: str) -> str:
-    """Convert a text that is a list of texts, in JSON or Python notation, to a JSON list. Return "" for other texts."""
+    """Convert a text that contains an object, or a list of texts and objects, to JSON. Return "" for other texts.
+
+    The text can be in the notation of JSON or Python, or a list in the notation of NumPy, which has no commas.
+    """
+    raw = cell.encode()
+    if ARRAY.fullmatch(raw):
+        raw = MEMBER.sub(rb"\1, ", raw)
     for convert in (bytes, python_as_json):
         try:
-            found = json.loads(convert(cell.encode()))
+            found = json.loads(convert(raw))
         except NO_RECORD:
             continue
-        if isinstance(found, list) and all(isinstance(member, str) for member in found):
-            return json.dumps(found, ensure_ascii=False).encode("utf-8", "replace").decode()
+        if isinstance(found, dict) or (isinstance(found, list) and all(isinstance(m, str | dict) for m in found)):
+            return json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace").decode()
     return ""
 
 
@@ -71,10 +80,11 @@ def note(field: str, missing: tuple[str, ...] | None) -> str:
 
 
 def value(field: str) -> str:
-    """Return SQL for a raw value, or NULL if the value has a note. A text that contains a list becomes the list."""
+    """Return SQL for a raw value, or NULL if it has a note. A text that contains a list or an object becomes it."""
     raw = f"{field}::VARCHAR"
-    return f"""CASE WHEN {field}_note IS NOT NULL THEN NULL WHEN starts_with({raw}, '"[') THEN
-                    CASE WHEN wanted AND ends_with({raw}, ']"')
+    return f"""CASE WHEN {field}_note IS NOT NULL THEN NULL
+                    WHEN starts_with({raw}, '"[') OR starts_with({raw}, '"{{') THEN
+                    CASE WHEN wanted AND right({raw}, 2) IN (']"', '}}"')
                          THEN coalesce(nullif(list_in_cell({field} ->> '$'), '')::JSON, {field}) ELSE {field} END
                     ELSE {field} END"""
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from dataloader.options import ProcessOptions
 from dataloader.readers.bad_rows import (
+    NO_RATINGS,
     Fault,
     bad_id,
     drop_bad_rows,
@@ -101,6 +102,8 @@ def _fault(work: Workspace, table: RawTable, values: dict, times: Times, largest
         reason = number_fault("rating", rating, *rating_range)
     elif table.columns.get("rating"):
         reason = missing_field(table, "rating")
-    if reason or times.raw_type == "DOUBLE":
-        return Fault(reason or "is not a valid event")
+    if reason:
+        return Fault(reason, NO_RATINGS if local else "")
+    if times.raw_type == "DOUBLE":
+        return Fault("is not a valid event")
     return Fault(times.date_fault(time), times.fix_for(time), lambda: times.advice(work, table))

@@ -34,7 +34,7 @@ def write(path: Path, content: str | bytes) -> Path:
     ("x.jsonl", JSON_LINES.encode("utf-16"), "UTF-16", "iconv -f UTF-16"),
     ("x.csv", TEXT.encode("utf-16"), "UTF-16", "iconv -f UTF-16"),
     ("x.csv", "<!DOCTYPE html>\n<html>", "HTML", "again"),
-    ("x.jsonl", json.dumps(RECORDS[0], indent=1), "several lines", "jq -c ."),
+    ("x.jsonl", json.dumps(RECORDS[0], indent=1), "several lines", "json_lines.py"),
 ])
 def test_another_format_is_named_with_what_to_do(tmp_path, name, content, what, fix):
     path = write(tmp_path / name, content)
@@ -70,7 +70,7 @@ def test_a_file_in_the_format_of_its_name_is_accepted(tmp_path, name, content):
     (["a  b", "   1  2"], [" "]), (["1::a, b::3", "2::c::4"], ["::"]), (["a|b", '1|"x|y"'], ["|"]),
     (["a;b|c", "1;2|3"], [";", "|"]), (["a b", "1", "2 3"], []), (["a,b", "1,2"], [","]), (["id", "a b"], [])])
 def test_the_separator_is_found_where_it_is_plain(tmp_path, lines, found):
-    assert separators(write(tmp_path / "x.csv", "\n".join(lines)), ",") == found
+    assert separators(write(tmp_path / "x.csv", "\n".join(lines)), Layout()) == found
 
 
 @pytest.mark.parametrize(("lines", "layout", "flag"), [

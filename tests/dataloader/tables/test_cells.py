@@ -51,8 +51,12 @@ def test_other_texts_can_mean_missing(work):
     ("['x', 'y']", "x, y"), ('["x", "y"]', "x, y"), ("['it\\'s', \"a\"]", "it's, a"), ('["caf\\u00e9"]', "café"),
     ("['a\\nb']", "a b"), ("['Salt &amp; Pepper', '<b>new</b>']", "Salt & Pepper, new"), ("['x', '']", "x"), ("[]", ""),
     ("[ 'x' ,'y' ]", "x, y"), ('["Home", "\U0001f37c"]', "Home, \U0001f37c"),
-    # all of it must be a list of texts
-    ("['x', 'y'] and more", None), ("[Live] x", None), ("[1, 2]", None), ("['x', None]", None), ("['x' 'y']", None),
+    # lists of NumPy and of objects, and objects
+    ("['x' 'y']", "x, y"), ("[{'id': 28, 'name': 'Action'}, 'x']", "Action, x"),
+    ('[{"name": "Action", "id": null}]', "Action"), ("{'id': 1, 'name': 'x', 'b': None}", "x"), ("{Live} x", None),
+    ("{x}", None),
+    # all of it must be a list of texts and objects
+    ("['x', 'y'] and more", None), ("[Live] x", None), ("[1, 2]", None), ("['x', None]", None), ("['x' 'y' 5]", None),
     ("[['x']]", None), ("['x'", None), ("x, y", None), ("('x', 'y')", None), ("[x]", None), ("['x'][0]", None),
     ("[" * 5000 + "]" * 5000, None), ("[__import__('os')]", None), ('["\\ud800"]', "?"),
 ])
@@ -71,7 +75,7 @@ def test_an_object_gives_the_text_of_its_usual_field(work, value, text):
 
 
 @pytest.mark.parametrize("value", [{"id": 1}, {}, [{"id": 1}, {"id": 2}], {"name": {"en": "x"}}, {"name": ["x"]},
-                                   {"name": ""}])
+                                   {"name": ""}, "[{'id': 1}]", '[{"id": 1}]', "{'id': 1}"])
 def test_an_object_without_a_text_has_a_note(work, value):
     raw = json.dumps(value, separators=(",", ":"))
     assert read(work, "title", [raw]) == [("", cells.NO_TEXT)]

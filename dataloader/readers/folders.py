@@ -1,0 +1,43 @@
+"""Name the files of a folder without known raw files, and the flags with which they can be read."""
+
+import os
+import shlex
+from pathlib import Path
+
+NUM_LISTED = 10
+# The files of the extracted archives of MovieLens.
+MOVIELENS = ("u.data", "ratings.dat", "ratings.csv")
+
+
+def listing(folder: Path) -> str:
+    """Return the names of the first files in a folder, for an error."""
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    return ", ".join(names[:NUM_LISTED]) + ", …" * (len(names) > NUM_LISTED) or "no files"
+
+
+def readable(folder: Path, dataset: str) -> str:
+    """Return what to do in order to read the files in a folder whose names are not quite the expected ones, or ""."""
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    items = [path for path in files if path.name.lower().startswith("items.")]
+    for path in files:
+        if path.name.lower().startswith("interactions.") and not path.name.startswith("interactions."):
+            return _flags(path, items)
+    atomic = [path for path in files if path.suffix == ".inter"]
+    if len(atomic) == 1:
+        return _flags(atomic[0], [path for path in files if path.name == f"{atomic[0].stem}.item"])
+    if (ratings := folder / f"ratings_{dataset}.csv").is_file():  # of Amazon, 2014
+        return _flags(ratings, []) + (" --no_header interactions --user_column 1 --item_column 2 --rating_column 3 "
+                                      "--time_column 4")
+    for extracted in (folder / dataset, Path(os.path.abspath(folder))):
+        if dataset.startswith("ml-") and extracted.name == dataset and any(
+                (extracted / name).is_file() for name in MOVIELENS):
+            archive = extracted.with_name(f"{dataset}.zip")
+            return (f"pack the folder again with: {shlex.join(['python', '-m', 'zipfile', '-c', str(archive)])} "
+                    f"{shlex.quote(str(extracted))}, and use --raw_dir {shlex.quote(str(archive.parent))}")
+    return ""
+
+
+def _flags(interactions: Path, items: list[Path]) -> str:
+    """Return the flags that name the files."""
+    words = ["--source", "local", "--interactions", str(interactions), *(f"--items={path}" for path in items[:1])]
+    return f"use {shlex.join(words)} instead of --raw_dir"
