@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from common.artifacts import DatasetFolder, load_codes, load_items_meta, load_meta, variant
-from common.checkpoint import Checkpoints, restore
+from common.checkpoint import Checkpoints
 from common.cli import ROOT
 from common.config import Config, resolve
 from common.device import resolve_device
@@ -170,7 +170,9 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     require_same_inputs(run, summary["inputs"], source.inputs, command)
     config, model = _build(run, choice.model, source, f"{command} --force")
     checkpoints = Checkpoints(run / "checkpoints", command)
-    restore(model, checkpoints.load_best().get("model", {}), checkpoints.best, f"{command} --force")
+    state = checkpoints.load_best(model)
+    if problem := model.find_problem():
+        raise ArtifactError(state.path, problem, WHY, state.fix)
     on = resolve_device(device or config["common"]["device"], "--device" if device else config.origins["common.device"])
     return LoadedRun(model.to(on).eval(), config, source.inputs, run, on)
 

@@ -89,7 +89,7 @@ def test_a_damaged_artifact_is_made_again_with_force(folder):
         load_codes(folder, "vq", "td", None)
 
 
-@pytest.mark.parametrize("size", [10**9, 10**30])
+@pytest.mark.parametrize("size", [10**9, 10**18])
 def test_a_codebook_larger_than_any_is_refused(folder, size):
     save_codes(folder, [[0, 1], [3, 0], [0, 0]], codebook_sizes=[4, size])
     with refused(ArtifactError, folder.codes("vq", "td", None), names=[size, 3], fix=["make codes --force"]):

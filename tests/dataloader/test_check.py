@@ -141,7 +141,9 @@ def test_duplicate_items_are_found(folder, caplog):
 def by_time(folder: DatasetFolder, query: str) -> None:
     """Change splits or times of the events, and record a temporal split in the meta."""
     meta = json.loads(meta_path(folder.interactions).read_text())
-    meta_path(folder.interactions).write_text(json.dumps({**meta, "split_name": "temporal"}))
+    counts = ("num_in_split", "num_repeats", "num_cold_items")
+    kept = {key: value for key, value in meta.items() if key not in counts}
+    meta_path(folder.interactions).write_text(json.dumps({**kept, "split_name": "temporal"}))
     change(folder.interactions, query)
 
 
