@@ -80,8 +80,8 @@ def _load(path: Path, fix: str, thorough: bool, dependents: tuple[Path, ...] = (
     for name, sha256 in meta["inputs"].items():
         source = path.parent / name
         if not is_file_name(name) or source in (path, *dependents):
-            raise ArtifactError(meta.path, f"names {reprlib.repr(name)} as an input", "An input must be another file in the same "
-                                "folder that is made before this file", meta.fix)
+            raise ArtifactError(meta.path, f"names {reprlib.repr(name)} as an input", "An input must be another file "
+                                "in the same folder that is made before this file", meta.fix)
         # If the input itself has a problem, this call raises an error with the command that rebuilds the input.
         if _load(source, meta.fix, False, (path, *dependents))["sha256"] != sha256:
             raise ArtifactError(path, f"is stale: its input {name} has changed", fix=meta.fix)
