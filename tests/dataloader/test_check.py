@@ -297,6 +297,12 @@ def test_embeddings_of_other_items_are_found(folder, caplog):
         "Baby.emb-td.npy", "of others", "items.parquet", load_meta(folder.items, "")["items_sha256"]))
 
 
+def test_interactions_that_lack_a_row_are_found(folder, caplog):
+    # Without its first event, the first user still has events.
+    change(folder.interactions, "FROM t OFFSET 1")
+    check_finds(folder, ArtifactError, caplog, ("interactions.parquet", "num_interactions"))
+
+
 def test_the_meta_of_the_users_needs_no_items(folder):
     meta = json.loads(meta_path(folder.users).read_text())
     meta_path(folder.users).write_text(json.dumps({key: meta[key] for key in meta if key != "items_sha256"}))
