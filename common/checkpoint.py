@@ -16,7 +16,7 @@ from common.distributed import barrier, is_main
 from common.errors import ArtifactError, UserError
 from common.metas import verify
 from common.publishing import meta_path, publish, sweep
-from common.reading import COUNT, WHY, Record, parse_json, shortened
+from common.reading import WHY, Record, parse_json, shortened
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ DTYPES = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
           torch.float32, torch.float64, torch.complex64, torch.complex128}
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the tensors of Adam and AdamW for each parameter; SGD has none
 # The types of the values in the states of training runs. Not every state has all of them.
-TYPES = {"model": dict[str, torch.Tensor], "optimizer": dict, "epoch": COUNT, "index": COUNT, "num_lines": COUNT,
-         "totals": dict[str, torch.Tensor], "done": bool, "best": tuple[COUNT, float, dict]}
+TYPES = {"model": dict[str, torch.Tensor], "optimizer": dict, "epoch": int, "index": int, "num_lines": int,
+         "totals": dict[str, torch.Tensor], "done": bool, "best": tuple[int, float, dict]}
 
 
 class Checkpoints:

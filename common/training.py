@@ -270,8 +270,8 @@ class TrainingLoop:
         """Load the state of a checkpoint. Raises ArtifactError if the state is not one of this training."""
         epoch, index, totals = state["epoch"], state["index"], state["totals"]
         step = epoch * self.task.num_steps + index
-        if (epoch > self.num_epochs or index > self.task.num_steps or step > self.total_steps
-                or state["num_lines"] != epoch):  # each epoch writes one line of metrics
+        if not (0 <= epoch <= self.num_epochs and 0 <= index <= self.task.num_steps and step <= self.total_steps
+                and state["num_lines"] == epoch):  # each epoch writes one line of metrics
             raise ArtifactError(state.path, f"has an impossible position: epoch {epoch}, step {index}, "
                                 f"{state['num_lines']} lines of metrics", f"The training has {self.num_epochs} epochs "
                                 f"of {self.task.num_steps} steps, {self.total_steps} steps in all", state.fix)
@@ -289,7 +289,7 @@ class TrainingLoop:
     def _load_best(self) -> Best:
         state = self.checkpoints.load_best()
         best = Best(*state["best"])
-        if best.epoch > self.num_epochs:
+        if not 0 < best.epoch <= self.num_epochs:
             raise ArtifactError(state.path, f"is of epoch {best.epoch}, but the training has {self.num_epochs} epochs",
                                 WHY, state.fix)
         return best
