@@ -4,8 +4,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from common.cli import NAME
 from common.errors import ConfigError, closest, nearest
+from common.reading import is_file_name
 
 plug_in_files: set[str] = set()  # files of the plug-ins that this process has loaded
 
@@ -17,7 +17,7 @@ def unknown(flag: str, name: str, kind: str, known: list[str], files: str) -> Co
     kind: the kind of plug-in, such as "quantizer"
     files: the files that a new plug-in needs, as text
     """
-    close, more = closest(name, known), f", or add {files}" if NAME.fullmatch(name) else ""
+    close, more = closest(name, known), f", or add {files}" if is_file_name(name) else ""
     return ConfigError(f"{flag} {name}", f"unknown {kind}", nearest(name, known),
                        f"use {flag} {close}" if close else f"use one of {', '.join(known)}{more}")
 
