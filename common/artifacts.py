@@ -17,11 +17,20 @@ import numpy as np
 
 from common.arrays import open_array
 from common.cli import ROOT, folder_flag
-from common.errors import ArtifactError, ConfigError, DataError, UserError, closest, nearest
+from common.errors import ArtifactError, ConfigError, DataError, UserError, closest, nearest, one_line
 from common.metas import load_meta
 from common.publishing import meta_path, publish
 from common.reading import Record, shortened
-from common.table_files import column_findings, event_findings, id_findings, ids_sha256, num_rows, read_events
+from common.table_files import (
+    column_findings,
+    event_findings,
+    fact_findings,
+    id_findings,
+    ids_sha256,
+    items_finding,
+    num_rows,
+    read_events,
+)
 from common.tables import parquet_rows, percent
 
 if TYPE_CHECKING:
@@ -137,7 +146,7 @@ def dataset_line(folder: DatasetFolder) -> str:
         meta = load_meta(folder.interactions, folder.make_command)
     except UserError as error:  # each command itself checks the files that it reads
         return f"{folder.name}: {folder.interactions.name} {error.what}"
-    head = [counts(meta), meta.get("split_name")]
+    head = [counts(meta), one_line(meta.get("split_name", ""))]
     return f"{folder.name}: " + "; ".join(filter(None, [", ".join(filter(None, head)), facts(meta)]))
 
 
@@ -165,8 +174,8 @@ def filter_lines(steps: list[dict]) -> list[str]:
     steps: the value of `filters` in the meta file of the interactions
     """
     first, left = steps[0], [step["interactions"] for step in steps]
-    return [f"{left[0]:,} interactions {first['step']}",
-            *(f"{before - after:,} removed by {step['step']}, {after:,} left"
+    return [f"{left[0]:,} interactions {one_line(first['step'])}",
+            *(f"{before - after:,} removed by {one_line(step['step'])}, {after:,} left"
               for step, (before, after) in zip(steps[1:], pairwise(left), strict=True))]
 
 
@@ -182,17 +191,21 @@ class Interactions(NamedTuple):
 def load_interactions(folder: DatasetFolder) -> Interactions:
     """Load all events of a dataset.
 
-    Raises DataError if the file is missing. Raises ArtifactError if the file is damaged or stale, or has invalid
-    values.
+    Raises DataError if the file is missing. Raises ArtifactError if the file is damaged or stale, has invalid values,
+    was made for other items, or does not have the events that its meta file describes.
     """
-    path = folder.interactions
-    fix = load_meta(path, folder.make_command).fix
+    path, meta = folder.interactions, load_meta(folder.interactions, folder.make_command)
+    fix = meta.fix
+    if folder.items.is_file():
+        items_sha256 = load_meta(folder.items, folder.make_command)["items_sha256"]
+        _refuse(path, filter(None, [items_finding(meta, items_sha256)]), fix)
     with reading_table(path, fix) as connection:
         _refuse(path, column_findings(connection, path), fix)
         events = read_events(connection, path)
         num_users, num_items = (num_rows(connection, table) if table.is_file() else None
                                 for table in (folder.users, folder.items))
         _refuse(path, event_findings(events, num_users, num_items), fix)
+        _refuse(path, fact_findings(meta, events, num_users, num_items), fix)
     return Interactions(*(np.asarray(getattr(events, name)) for name in Interactions._fields))
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,16 @@ from common.distributed import barrier, is_main
 from common.errors import ArtifactError, UserError
 from common.metas import verify
 from common.publishing import meta_path, publish, sweep
-from common.reading import Record, parse_json, shortened
+from common.reading import WHY, Record, parse_json, shortened
 
 log = logging.getLogger(__name__)
 
 NUM_KEPT = 2   # the newest checkpoint, and the previous one in case the newest cannot be read
 NUM_NAMED = 5  # an error message names at most this many keys
+# The types of tensors in a checkpoint. Others, such as float8, lack operations that every reader needs.
+DTYPES = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+          torch.float32, torch.float64, torch.complex64, torch.complex128}
+MOMENTS = ("exp_avg", "exp_avg_sq")  # the tensors of Adam and AdamW for each parameter; SGD has none
 # The types of the values in the states of training runs. Not every state has all of them.
 TYPES = {"model": dict[str, torch.Tensor], "optimizer": dict, "epoch": int, "index": int, "num_lines": int,
          "totals": dict[str, torch.Tensor], "done": bool, "best": tuple[int, float, dict]}
@@ -63,20 +67,37 @@ class Checkpoints:
             save_state(self.best, state, self.command)
         barrier()
 
-    def load_newest(self) -> Record | None:
-        """Load the newest numbered checkpoint that can be read. Return None if none can be read."""
+    def load_newest(self, use: Callable[[Record], None] = lambda state: None) -> Record | None:
+        """Load the newest numbered checkpoint that can be used. Return None if no checkpoint can be read.
+
+        use: called with the state; raises ArtifactError if the state does not fit. The previous checkpoint is then
+            tried. If none fits, the error of the last one is raised.
+        """
         if is_main():
             self._delete_old()  # the process that saved the last checkpoint may have been killed
+        misfit = None
         for path in self.numbered():
+            state = None
             try:
-                return load_state(path, f"{self.command} --force")
+                state = load_state(path, f"{self.command} --force")
+                use(state)
+                return state
             except UserError as error:
                 log.warning("skipped a checkpoint, trying the previous one: %s", error)
+                misfit = error if state is not None else misfit
+        if misfit is not None:
+            raise misfit
         return None
 
-    def load_best(self) -> Record:
-        """Load the best checkpoint. Raises the errors of `load_state`."""
-        return load_state(self.best, f"{self.command} --force")
+    def load_best(self, model: torch.nn.Module | None = None) -> Record:
+        """Load the best checkpoint, and restore the model if one is given.
+
+        Raises the errors of `load_state` and of `restore`.
+        """
+        state = load_state(self.best, f"{self.command} --force")
+        if model is not None:
+            restore(model, state)
+        return state
 
 
 def save_state(path: Path, state: dict, command: str) -> None:
@@ -126,48 +147,66 @@ def load_state(path: Path, fix: str) -> Record:
         raise ArtifactError(path, "is not a checkpoint", shortened(str(error)), fix) from error
     state = Record(values, path, fix)
     state.check({}, TYPES)
+    if foreign := {str(tensor.dtype) for tensor in tensors.values() if tensor.dtype not in DTYPES}:
+        raise ArtifactError(path, f"has tensors of type {_some(sorted(foreign))}", WHY, fix)
     if bad := [name for name, tensor in state.get("model", {}).items() if not tensor.isfinite().all()]:
         raise ArtifactError(path, "has weights that are NaN or infinite", _some(bad), fix)
     return state
 
 
-def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path, fix: str) -> None:
-    """Load the tensors of a checkpoint into a model.
+def restore(model: torch.nn.Module, state: Record) -> None:
+    """Load the entry `model` of a checkpoint into a model.
 
-    state: key -> tensor
-    path: the file of the checkpoint, for errors
-
-    Buffers get the dtype of the checkpoint. Empty buffers also get the shape of the checkpoint. Raises ArtifactError if
-    the keys or the shapes do not match the model.
+    An empty buffer gets the shape of the checkpoint, because a model may fill it only while it is fitted. Raises
+    ArtifactError if the keys, the types or the shapes do not match the model; the model then keeps its weights.
     """
-    # A model may fill a buffer only while it is fitted. Until then, the buffer is empty.
-    for name, buffer in list(model.named_buffers()):
-        if name in state and (buffer.dtype != state[name].dtype or not buffer.numel()):
-            owner, _, own = name.rpartition(".")
-            setattr(model.get_submodule(owner), own, torch.empty(
-                buffer.shape if buffer.numel() else state[name].shape, dtype=state[name].dtype, device=buffer.device))
-    wanted = model.state_dict()
+    given, wanted, empty = state["model"], model.state_dict(), _empty_buffers(model)
     missing, unexpected = ([name for name in one if name not in other] for one, other in
-                           ((wanted, state), (state, wanted)))
-    shapes = [f"{name} is {_shape(state[name])} in the checkpoint and {_shape(tensor)} in the model"
-              for name, tensor in wanted.items() if name in state and state[name].shape != tensor.shape]
+                           ((wanted, given), (given, wanted)))
+    different = [f"{name} is {_kind(given[name])} in the checkpoint and {_kind(tensor)} in the model"
+                 for name, tensor in wanted.items() if name in given and (given[name].dtype != tensor.dtype or (
+                     name not in empty and given[name].shape != tensor.shape))]
     found = [f"{what} {_some(names)}" for what, names in
-             (("Missing keys:", missing), ("Unexpected keys:", unexpected), ("Different shapes:", shapes)) if names]
+             (("Missing keys:", missing), ("Unexpected keys:", unexpected), ("Different tensors:", different)) if names]
     if found:
-        raise ArtifactError(path, "does not match the model", "; ".join(found), fix)
-    model.load_state_dict(state)
+        raise ArtifactError(state.path, "does not match the model", "; ".join(found), state.fix)
+    for name, buffer in empty.items():
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, given[name].to(buffer.device, copy=True))
+    model.load_state_dict(given)
+
+
+def _empty_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    wanted = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name in wanted and not buffer.numel()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Record) -> None:
-    """Load the entry `optimizer` of a checkpoint. Raises ArtifactError if it does not fit the optimizer."""
+    """Load the entry `optimizer` of a checkpoint. Raises ArtifactError if it does not fit the optimizer.
+
+    The options of the optimizer, such as its weight decay, stay those of the configuration.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        given = state["optimizer"]
+        if [group["params"] for group in given["param_groups"]] != [group["params"] for group in own]:
+            raise ValueError(f"The optimizer has {len(parameters)} parameters")
+        for number, values in given["state"].items():
+            # The fused kernels of PyTorch do not check the shapes, and would read behind the end of a tensor.
+            fitting = {"step": ((), torch.float32)} | dict.fromkeys(
+                MOMENTS, (parameters[number].shape, parameters[number].dtype))
+            if number < 0 or type(optimizer) is torch.optim.SGD or values.keys() != fitting.keys() or any(
+                    (tensor.shape, tensor.dtype) != fitting[name] for name, tensor in values.items()
+            ) or not values["step"] >= 0:
+                raise ValueError(f"The state of parameter {number} does not fit it")
+        optimizer.load_state_dict({"state": given["state"], "param_groups": own})
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(state.path, "has a state of another optimizer", shortened(str(error)), state.fix) from error
 
 
-def _shape(tensor: torch.Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} ({', '.join(map(str, tensor.shape))})"
 
 
 def _some(names: list[str]) -> str:

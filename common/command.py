@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from common.distributed import connection_lost, end_process, has_process_group, is_main, rank
-from common.errors import ConfigError, Interrupted, ResourceError, UserError, mask_secrets
+from common.errors import ConfigError, Interrupted, ResourceError, UserError, mask_secrets, one_line
 from common.machine import machine_error, require_memory
 from common.output import discard, flush, prepare_streams, show
 from common.registry import plug_in_files
@@ -102,7 +102,7 @@ def errors_of_models() -> Iterator[None]:
         if location is None or connection_lost(error) or isinstance(machine_error(error), ResourceError):
             raise
         where, method = location
-        raise ConfigError(where, f"{method} raised {type(error).__name__}", _one_line(str(error)),
+        raise ConfigError(where, f"{method} raised {type(error).__name__}", one_line(str(error)),
                           "correct the model; --debug shows the traceback") from error
 
 
@@ -211,7 +211,7 @@ def _report(message: str, code: int, argv: list[str], shared: bool = False) -> i
 def _print_error(message: str, trace: str = "") -> None:
     """Print a traceback and an error message. If standard error cannot be written, they are lost."""
     with suppress(ResourceError, BrokenPipeError):
-        show(mask_secrets(trace) + f"error: {_prefix()}{_one_line(message)}", sys.stderr)
+        show(mask_secrets(trace) + f"error: {_prefix()}{one_line(message, len(message))}", sys.stderr)
         flush(sys.stderr)
 
 
@@ -226,10 +226,6 @@ def _wait_for_first() -> None:
 
 def _prefix() -> str:
     return "" if is_main() else f"process {rank()}: "
-
-
-def _one_line(text: str) -> str:
-    return " ".join(map(str.strip, text.splitlines()))
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

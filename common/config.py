@@ -3,6 +3,7 @@
 import copy
 import logging
 import re
+import reprlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,16 +12,17 @@ from typing import NamedTuple
 import yaml
 
 from common.errors import ConfigError, nearest
-from common.reading import fits, kind_name, read_text, shortened
+from common.reading import fits, is_usable, kind_name, read_text, shortened
 
 log = logging.getLogger(__name__)
 
 # Allowed values of the keys that all models have. A bound is (smallest, largest); None means no limit. Stages and
 # models can add rules in their YAML files, under the keys `bounds` and `choices`.
+MOST = 2**31 - 1
 BOUNDS: dict[str, tuple] = {
-    "seed": (0, 2**31 - 1), "epochs": (1, None), "max_steps": (1, None), "batch_size": (1, None), "lr": (0, None),
-    "weight_decay": (0, None), "warmup_steps": (0, None), "clip_norm": (0, None), "eval_every": (1, None),
-    "patience": (1, None), "checkpoint_seconds": (0, None),
+    "seed": (0, MOST), "epochs": (1, MOST), "max_steps": (1, MOST), "batch_size": (1, MOST), "lr": (0, None),
+    "weight_decay": (0, None), "warmup_steps": (0, MOST), "clip_norm": (0, None), "eval_every": (1, MOST),
+    "patience": (1, MOST), "checkpoint_seconds": (0, None),
 }
 CHOICES: dict[str, tuple] = {
     "select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),
@@ -223,7 +225,7 @@ def _parse(text: str, path: Path) -> tuple[dict, dict[str, str]]:
         raise ConfigError(where, "is not valid YAML", _yaml_problem(error),
                           "correct that line (indent with spaces)") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}:1", "is not a mapping of keys to values", fix="begin the file with `common:`")
+        raise ConfigError(f"{path}:1", "is not a mapping of keys to values", fix="write `key: value` in each line")
     return values, origins
 
 
@@ -302,6 +304,11 @@ def resolve(name: str, model_yaml: Path, defaults_yaml: Path, overrides: list[tu
         origins = {f"{name}.model_params.{key}": place for key, place in shared.items()} | origins
     for key, text in overrides:
         _override(config, origins, key, text, flags)
+    for path, (holder, key) in _leaves(config).items():
+        value = holder[key]
+        if not all(map(is_usable, value if isinstance(value, list) else [value])):
+            raise ConfigError(origins.get(path, path), f"{path} must have finite numbers of at most 64 bits, got "
+                              f"{reprlib.repr(value)}", fix="correct the value")
     check_section(config["common"], defaults["common"], "common", origins, rules)
     check_section(config[name]["training_params"], defaults["training_params"], f"{name}.training_params", origins,
                   rules)
@@ -419,7 +426,7 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
         if kind is float and type(value) is int:
             values[key] = value = float(value)
         if type(value) is not kind and not (value is None and key in NULLABLE):
-            raise ConfigError(where, f"{section}.{key} must be of type {kind.__name__}, got {value!r}",
+            raise ConfigError(where, f"{section}.{key} must be of type {kind.__name__}, got {reprlib.repr(value)}",
                               fix="correct the value")
         if value is not None:
             _check_value(where, f"{section}.{key}", key, value, rules)
@@ -432,7 +439,7 @@ def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -
         fits = type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)
         if not fits:
             raise ConfigError(where, f"{path} must be " + (f"at least {low}" if high is None else
-                              f"from {low} to {high}") + f", got {value!r}", fix="correct the value")
+                              f"from {low} to {high}") + f", got {reprlib.repr(value)}", fix="correct the value")
     if key in rules.choices and value not in rules.choices[key]:
         raise ConfigError(where, f"unknown value {value!r} for {path}", nearest(str(value), list(rules.choices[key])),
                           "use one of " + ", ".join(map(str, rules.choices[key])))

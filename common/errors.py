@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
-MAX_TEXT = 2_000  # a message shows at most this many characters of what the user or a file has written
+MAX_TEXT = 4_000  # a message shows at most this many characters of a text
 LONG_NAME = 200   # no known name is similar to a longer one
 
 
@@ -23,11 +23,10 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, where: object, what: str, why: str = "", fix: str = ""):
-        what, why = (text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…" for text in (what, why))
         self.where, self.what, self.why, self.fix = where, what, why, fix
-        sentences = [f"{where}: {what}"] + ([why.strip()] if why else [])
-        ended = [s if s.endswith("?") else s.rstrip(".") + "." for s in sentences]
-        super().__init__(" ".join([*ended, "Fix: " + (fix or "see --help")]))
+        sentences = [one_line(f"{where}: {what}"), one_line(why)]
+        ended = [s if s.endswith("?") else s.rstrip(".") + "." for s in sentences if s]
+        super().__init__(" ".join([*ended, "Fix: " + (one_line(fix) or "see --help")]))
 
 
 class ConfigError(UserError):
@@ -82,6 +81,15 @@ OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemoryException")  # the classes of P
 # Parts of the messages of PyTorch, C++, CUDA, the operating system, the loader of libraries, and Python's threads.
 NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", "ALLOC_FAILED",
              "failed to map segment", "cannot map zero-fill pages", "can't start new thread")
+
+
+def one_line(text: str, limit: int = MAX_TEXT) -> str:
+    """Return a text for a message as one line of at most `limit` characters.
+
+    A text may come from a file. With a line break, it could look like another message.
+    """
+    text = " ".join(map(str.strip, text[:limit + 1].splitlines())).strip()
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def mask_secrets(text: str) -> str:

@@ -1,12 +1,12 @@
 """Meta files: read them, and check that an artifact and its inputs have not changed since it was made."""
 
-import os
+import reprlib
 from pathlib import Path
 from typing import Any, TypedDict
 
 from common.errors import ArtifactError, DataError
 from common.publishing import SCHEMA_VERSION, content_sha256, finish_publishing, is_unchanged, meta_path
-from common.reading import Record, read_record, require_regular
+from common.reading import COUNT, SHARE, Record, is_file_name, read_record, require_regular
 
 
 class Fingerprint(TypedDict):
@@ -20,18 +20,31 @@ class Step(TypedDict):
     """An entry of `filters`: the number of interactions that remain after a filter."""
 
     step: str
-    interactions: int
+    interactions: COUNT
+
+
+class HeldOut(TypedDict):
+    """A number for each split with targets."""
+
+    valid: COUNT
+    test: COUNT
+
+
+class InSplit(HeldOut):
+    """A number for each split."""
+
+    train: COUNT
 
 
 # The types of the entries that any command reads. `REQUIRED` are in every meta file.
-REQUIRED: dict[str, Any] = {"schema_version": int, "sha256": str, "size": int, "inputs": dict[str, str]}
+REQUIRED: dict[str, Any] = {"schema_version": int, "sha256": str, "size": COUNT, "inputs": dict[str, str]}
 OPTIONAL: dict[str, Any] = {
-    "command": str | None, "mtime_ns": int, "items_sha256": str, "num_items": int, "num_users": int,
-    "num_interactions": int, "num_in_split": dict[str, int], "num_repeats": dict[str, int],
-    "num_cold_items": dict[str, int], "num_without_text": int, "filters": list[Step], "settings": dict,
-    "raw": dict[str, Fingerprint], "split_name": str, "counts": dict[str, int], "model_files": dict[str, Fingerprint],
-    "codebook_sizes": list[int], "disambiguation_level": int | None, "collision_rate_before": float,
-    "collision_rate_after": float, "collapse": str | None, "run": str, "recommender": str,
+    "command": str | None, "mtime_ns": int, "items_sha256": str, "num_items": COUNT, "num_users": COUNT,
+    "num_interactions": COUNT, "num_in_split": InSplit, "num_repeats": HeldOut, "num_cold_items": HeldOut,
+    "num_without_text": COUNT, "filters": list[Step], "settings": dict, "raw": dict[str, Fingerprint],
+    "split_name": str, "counts": dict[str, COUNT], "model_files": dict[str, Fingerprint],
+    "codebook_sizes": list[COUNT], "disambiguation_level": COUNT | None, "collision_rate_before": SHARE,
+    "collision_rate_after": SHARE, "collapse": str | None, "run": str, "recommender": str,
 }
 
 
@@ -66,9 +79,9 @@ def _load(path: Path, fix: str, thorough: bool, dependents: tuple[Path, ...] = (
                             "The file was changed or damaged", meta.fix)
     for name, sha256 in meta["inputs"].items():
         source = path.parent / name
-        if os.path.basename(name) != name or name in ("", ".", "..") or source in (path, *dependents):
-            raise ArtifactError(meta.path, f"names {name!r} as an input", "An input must be another file in the same "
-                                "folder that is made before this file", meta.fix)
+        if not is_file_name(name) or source in (path, *dependents):
+            raise ArtifactError(meta.path, f"names {reprlib.repr(name)} as an input", "An input must be another file "
+                                "in the same folder that is made before this file", meta.fix)
         # If the input itself has a problem, this call raises an error with the command that rebuilds the input.
         if _load(source, meta.fix, False, (path, *dependents))["sha256"] != sha256:
             raise ArtifactError(path, f"is stale: its input {name} has changed", fix=meta.fix)

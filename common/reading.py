@@ -1,13 +1,14 @@
 """Readers for files that may be damaged or hostile: regular files only, and values of the expected types."""
 
 import json
+import math
 import re
 import reprlib  # its repr is short, also for values that are nested deeply
 import stat
 from collections import Counter
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from common.errors import ArtifactError
 
@@ -16,6 +17,12 @@ FILE_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFS
 WHY = "The file is damaged, or another version of the code has written it"
 MAX_DIGITS = 400  # a longer number is also longer than any float; Python would advise to raise its own limit
 MAX_SHOWN = 80  # an error message shows at most this many characters of the message of a library
+MAX_NAME = 255  # bytes in the name of a file
+MAX_INTEGER = 2**63 - 1  # a larger integer has no meaning in our files, and arrays and floats cannot hold it
+# Types with a smallest and a largest value, for `fits`.
+COUNT = Annotated[int, 0, MAX_INTEGER]
+AMOUNT = Annotated[float, 0, math.inf]
+SHARE = Annotated[float, 0, 1]
 
 
 class DuplicateKey(ValueError):
@@ -117,11 +124,15 @@ def read_record(path: Path, fix: str, required: dict[str, Any], optional: dict[s
 def fits(value: object, kind: Any) -> bool:
     """Return whether a value has a type such as `int`, `list[int]`, `dict[str, str]`, `str | None` or a TypedDict.
 
-    An integer is also a float. A bool is neither an integer nor a float. `tuple[int, str]` is a list of two entries
-    with these types. A value of a TypedDict type may have further keys.
+    An integer is also a float. A bool is neither an integer nor a float. An integer must have at most 64 bits, and a
+    float must be finite. `tuple[int, str]` is a list of two entries with these types. `Annotated[int, 0, 9]` is an
+    integer from 0 to 9. A value that must have a TypedDict type may have further keys.
     """
     parts = get_args(kind)
-    if isinstance(kind, UnionType):
+    if get_origin(kind) is Annotated:
+        number, low, high = parts
+        return fits(value, number) and low <= value <= high  # type: ignore[operator]  # a number, as it fits
+    if get_origin(kind) in (Union, UnionType):
         return any(fits(value, part) for part in parts)
     if get_origin(kind) is list:
         return isinstance(value, list) and all(fits(entry, parts[0]) for entry in value)
@@ -132,8 +143,23 @@ def fits(value: object, kind: Any) -> bool:
             fits(key, parts[0]) and fits(entry, parts[1]) for key, entry in value.items())
     if is_typeddict(kind):
         return isinstance(value, dict) and all(
-            key in value and fits(value[key], part) for key, part in get_type_hints(kind).items())
-    return type(value) is kind or (kind is float and type(value) is int)
+            key in value and fits(value[key], part)
+            for key, part in get_type_hints(kind, include_extras=True).items())
+    if kind in (int, float):
+        return type(value) in (int, kind) and is_usable(value)
+    return type(value) is kind
+
+
+def is_usable(value: object) -> bool:
+    """Return False for a float that is not finite and for an integer of more than 64 bits, else True."""
+    if type(value) is int:
+        return -MAX_INTEGER <= value <= MAX_INTEGER
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a text is the name of a file in a folder, and not a path, `..`, or a name that is too long."""
+    return name.isprintable() and "/" not in name and name not in ("", ".", "..") and len(name.encode()) <= MAX_NAME
 
 
 def shortened(text: str) -> str:
@@ -143,5 +169,9 @@ def shortened(text: str) -> str:
 
 
 def kind_name(kind: Any) -> str:
-    """Return the name of a type for error messages, for example `int` or `list[int]`."""
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else re.sub(r"\b\w+\.", "", str(kind))
+    """Return the name of a type for error messages, for example `int`, `list[int]` or `int from 0 to 9`."""
+    if isinstance(kind, type) and not get_args(kind):
+        return kind.__name__
+    text = re.sub(r"\b[a-z_]+\.", "", str(kind))
+    text = re.sub(r"Annotated\[(\w+), (\w+), (\w+)\]", r"\1 from \2 to \3", text)
+    return re.sub(r"Optional\[(.*)\]", r"\1 | None", text)

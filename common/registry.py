@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, closest, nearest
+from common.reading import is_file_name
 
 plug_in_files: set[str] = set()  # files of the plug-ins that this process has loaded
 
@@ -16,9 +17,9 @@ def unknown(flag: str, name: str, kind: str, known: list[str], files: str) -> Co
     kind: the kind of plug-in, such as "quantizer"
     files: the files that a new plug-in needs, as text
     """
-    close = closest(name, known)
+    close, more = closest(name, known), f", or add {files}" if is_file_name(name) else ""
     return ConfigError(f"{flag} {name}", f"unknown {kind}", nearest(name, known),
-                       f"use {flag} {close}" if close else f"use one of {', '.join(known)}, or add {files}")
+                       f"use {flag} {close}" if close else f"use one of {', '.join(known)}{more}")
 
 
 def load_class(path: Path, module: str, name: str, base: type) -> type[Any]:

@@ -24,7 +24,7 @@ from common.lock import FolderLock
 from common.machine import machine_error
 from common.output import flush, show
 from common.publishing import SCHEMA_VERSION, discard_folder, sweep, write_bytes, write_text
-from common.reading import WHY, Record, fits, read_record, read_text, shortened
+from common.reading import AMOUNT, COUNT, SHARE, WHY, Record, fits, read_record, read_text, shortened
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Run:
             return {}
         try:
             times = read_record(path, f"{self.command} --force", {})
-            times.check(dict.fromkeys(times, float), {})
+            times.check(dict.fromkeys(times, AMOUNT), {})
         except ArtifactError as error:  # lost times must not stop the training
             log.warning("the times before the interruption are lost: %s", error)
             return {}
@@ -192,8 +192,8 @@ def latest_run(parent: Path) -> Path | None:
 def read_finished(run: Path, fix: str) -> Record:
     """Load `finished.json` of a run. Raises ArtifactError if the file is damaged or has another schema version."""
     content = read_record(run / "finished.json", fix, {"inputs": dict[str, str], "command": str}, {
-        "schema_version": int, "code": str, "metrics": dict, "codebook_sizes": list[int],
-        "collision_rate_after": float, "users_per_second": float})
+        "schema_version": int, "code": str, "metrics": dict, "codebook_sizes": list[COUNT],
+        "collision_rate_after": SHARE, "users_per_second": AMOUNT})
     content.fix = f"{content['command']} --force"
     if (version := content.get("schema_version", 1)) != SCHEMA_VERSION:  # version 1 did not record it
         raise ArtifactError(content.path, f"has schema version {version}",

@@ -121,6 +121,33 @@ def event_findings(events: Events, num_users: int | None, num_items: int | None)
         yield f"{num_users - num_distinct} of the {num_users} users in users.parquet have no events"
 
 
+def fact_findings(meta: dict, events: Events, num_users: int | None, num_items: int | None) -> Iterator[str]:
+    """Yield a message for each number in the meta file of the interactions that does not fit the tables.
+
+    A number that the meta file does not have is not checked. The events must be valid (see `event_findings`).
+    """
+    places = [events.split == place for place in range(len(SPLITS))]
+    has_item = [np.bincount(events.item[place], minlength=int(events.item.max()) + 1) > 0 for place in places]
+    in_split = {name: int(np.count_nonzero(place)) for name, place in zip(SPLITS, places, strict=True)}
+    facts = {"num_interactions": len(events.user), "num_users": num_users, "num_items": num_items,
+             "num_in_split": in_split,
+             "num_cold_items": {name: int(np.count_nonzero(has & ~has_item[0]))
+                                for name, has in zip(SPLITS[1:], has_item[1:], strict=True)}}
+    for key, found in facts.items():
+        if key in meta and found is not None and meta[key] != found:
+            yield f"has other events than its meta file says: {key} is {found}, but the meta file has {meta[key]}"
+    repeats = meta.get("num_repeats", {})
+    if impossible := [name for name in repeats if repeats[name] > in_split.get(name, 0)]:
+        yield f"has fewer {impossible[0]} events than num_repeats in its meta file: {repeats[impossible[0]]}"
+
+
+def items_finding(meta: dict, items_sha256: str) -> str:
+    """Return a message if a file was made for other items, else "". `items_sha256` is the hash of the items."""
+    if (found := meta.get("items_sha256")) == items_sha256:
+        return ""
+    return f"was made for other items (items_sha256 {found}, but items.parquet has {items_sha256})"
+
+
 def _outside(ids: np.ndarray, count: int | None) -> np.ndarray | np.bool:
     if count is None or (ids.min() >= 0 and ids.max() < count):  # faster than a comparison of each id
         return np.False_

@@ -16,9 +16,10 @@ from common.checkpoint import Checkpoints, restore, restore_optimizer
 from common.command import stop_request
 from common.data_parallel import check_same_model
 from common.distributed import all_reduce_max, mean, rank_seed_parts, world_size
-from common.errors import ConfigError, Interrupted, TrainingError, nearest
+from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, nearest
 from common.progress import Progress
 from common.publishing import write_text
+from common.reading import WHY, Record
 from common.run import Run
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class TrainingLoop:
         if not self.done:
             self.done = True
             self._save()
-        self.task.model.load_state_dict(self.checkpoints.load_best()["model"])
+        self.checkpoints.load_best(self.task.model)
         assert self.best is not None  # the last epoch is always evaluated
         return self.best
 
@@ -256,19 +257,39 @@ class TrainingLoop:
         self.last_save = time.monotonic()
 
     def _resume(self) -> None:
-        state = self.checkpoints.load_newest()
-        if state is None:
+        if self.checkpoints.load_newest(self._continue_from) is None:
             self.run.truncate_metrics(0)
             return
-        restore(self.task.model, state["model"], self.checkpoints.folder, f"{self.run.command} --force")
-        if self.task.optimizer:
-            restore_optimizer(self.task.optimizer, state)
-        self.epoch, self.index, self.num_lines = state["epoch"], state["index"], state["num_lines"]
-        device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
-        self.totals = {name: total.to(device) for name, total in state["totals"].items()}
         # The best model may be newer than this checkpoint. Take its metrics from its own file: if the steps in between
         # are repeated, the metrics may differ slightly (for example on a GPU).
-        self.best = Best(*self.checkpoints.load_best()["best"]) if self.checkpoints.best.exists() else None
-        self.done = state["done"]
+        self.best = self._load_best() if self.done or self.checkpoints.best.exists() else None
         self.run.truncate_metrics(self.num_lines)
         log.info("%s: continuing after epoch %d, step %d", self.task.name, self.epoch, self.index)
+
+    def _continue_from(self, state: Record) -> None:
+        """Load the state of a checkpoint. Raises ArtifactError if the state is not one of this training."""
+        epoch, index, totals = state["epoch"], state["index"], state["totals"]
+        step = epoch * self.task.num_steps + index
+        if not (0 <= epoch <= self.num_epochs and 0 <= index <= self.task.num_steps and step <= self.total_steps
+                and state["num_lines"] == epoch):  # each epoch writes one line of metrics
+            raise ArtifactError(state.path, f"has an impossible position: epoch {epoch}, step {index}, "
+                                f"{state['num_lines']} lines of metrics", f"The training has {self.num_epochs} epochs "
+                                f"of {self.task.num_steps} steps, {self.total_steps} steps in all", state.fix)
+        if wrong := [name for name, total in totals.items()
+                     if total.shape or not total.is_floating_point() or not total.isfinite()]:
+            raise ArtifactError(state.path, f"has a sum of losses that is not a finite number: {wrong[0]}", WHY,
+                                state.fix)
+        restore(self.task.model, state)
+        if self.task.optimizer:
+            restore_optimizer(self.task.optimizer, state)
+        self.epoch, self.index, self.num_lines, self.done = epoch, index, state["num_lines"], state["done"]
+        device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
+        self.totals = {name: total.to(device) for name, total in totals.items()}
+
+    def _load_best(self) -> Best:
+        state = self.checkpoints.load_best()
+        best = Best(*state["best"])
+        if not 0 < best.epoch <= self.num_epochs:
+            raise ArtifactError(state.path, f"is of epoch {best.epoch}, but the training has {self.num_epochs} epochs",
+                                WHY, state.fix)
+        return best

@@ -9,12 +9,12 @@ import duckdb
 import numpy as np
 
 from common.arrays import open_array
-from common.artifacts import DatasetFolder, codebook_findings, load_items_meta, load_meta
+from common.artifacts import DatasetFolder, codebook_findings, load_interactions, load_items_meta, load_meta
 from common.errors import ArtifactError, DataError, UserError
 from common.lock import FolderLock
 from common.metas import verify
 from common.publishing import content_sha256, meta_path, write_meta
-from common.table_files import SPLITS, column_findings, event_findings, id_findings, read_events
+from common.table_files import SPLITS, column_findings, event_findings, id_findings, items_finding, read_events
 from common.tables import parquet_rows
 from dataloader.options import ProcessOptions
 from dataloader.workspace import Workspace, first_line
@@ -194,19 +194,20 @@ def _vector_findings(array: np.ndarray, present: np.ndarray) -> Iterator[str]:
 def _meta_findings(folder: DatasetFolder, items_sha256: str | None, content_is_valid: bool) -> Iterator[str]:
     """Yield a message for each problem in the meta files.
 
-    If the content of all files is valid, also compare the codes with the codebook sizes in their meta files.
+    If the content of all files is valid, also compare it with the numbers in the meta files.
     """
     for path in _files(folder):
         try:
             meta = verify(path, folder.make_command)
             if path == folder.items and items_sha256 is not None:
                 load_items_meta(folder)
+            if path == folder.interactions and content_is_valid:
+                load_interactions(folder)
         except UserError as error:
             yield str(error)
             continue
-        found = meta.get("items_sha256")
-        if items_sha256 is not None and path != folder.users and found != items_sha256:
-            yield f"{path}: was made for other items (items_sha256 {found}, but items.parquet has {items_sha256})"
+        if items_sha256 is not None and path != folder.users and (finding := items_finding(meta, items_sha256)):
+            yield f"{path}: {finding}"
         if content_is_valid and _kind_and_suffix(folder, path)[0] == "codes":
             yield from (f"{path}: {finding}" for finding in codebook_findings(
                 open_array(path), meta.get("codebook_sizes", [])))

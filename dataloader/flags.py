@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import reprlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -255,8 +256,10 @@ def _typed(flag: Flag, value: object, where: str, folder: Path) -> object:
     if flag.takes is None or isinstance(flag.takes, str):
         try:
             typed = TYPES.get(flag.takes, str)(value)
-        except ValueError as error:
-            raise ConfigError(where, f"{flag.dest} must be a number, got {value!r}", fix="correct the value") from error
+        except (ValueError, OverflowError, TypeError) as error:
+            what = "a path (put it in quotes)" if TYPES[flag.takes] is Path else "a number"
+            raise ConfigError(where, f"{flag.dest} must be {what}, got {reprlib.repr(value)}",
+                              fix="correct the value") from error
         return folder.absolute() / typed if isinstance(typed, Path) else typed
     choices = list(flag.takes() if callable(flag.takes) else flag.takes)
     if value not in choices:

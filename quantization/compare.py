@@ -5,7 +5,7 @@ from pathlib import Path
 from common.artifacts import DatasetFolder, dataset_line, load_meta
 from common.cli import ROOT, folder_flag
 from common.errors import ArtifactError, DataError, UserError
-from common.reading import WHY, Record
+from common.reading import AMOUNT, COUNT, SHARE, WHY, Record
 from common.run import latest_run, read_config, read_finished, read_runs, save_comparison
 from common.tables import csv_text, markdown
 
@@ -21,7 +21,7 @@ NOTES = ("codes: levels x codebook size + codes of the disambiguation level. col
          "code / how often this happens by chance (training split).")
 FIX = "run the quantizer again with --force"
 # The metrics in finished.json that the table needs, and their types.
-METRICS = {"collision_rate": float, "largest_bucket": int, "utilization": list[float], "perplexity": list[float]}
+METRICS = {"collision_rate": SHARE, "largest_bucket": COUNT, "utilization": list[SHARE], "perplexity": list[AMOUNT]}
 OPTIONAL_METRICS = {"gini": list[float], "explained_variance": float | None, "prefix_coherence": list[float | None],
                     "behavioral_coherence": float | None}
 

@@ -101,7 +101,7 @@ class Trainer:
                 self.model.initialize(self.xs, generator)
             task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name, self.reference)
             TrainingLoop(task, self.run, params, self.seed).train()
-        self.model.load_state_dict(checkpoints.load_best()["model"])  # the published codes come from the saved weights
+        checkpoints.load_best(self.model)  # the published codes come from the saved weights
         self.model.eval()
         with torch.no_grad():
             metrics, self.codes = evaluate(self.model, self.xs, params["eval_batch_size"], self.reference)

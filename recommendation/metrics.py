@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.errors import ConfigError
+
 # B targets, k items in a list
 
 CUTOFFS = (1, 5, 10, 20)
@@ -24,15 +26,16 @@ class Metric(NamedTuple):
     compute: Callable         # (lists, cutoff) -> one value per target, (B,), or one number for all lists
     columns: tuple[int, ...]  # cutoffs at which tables show the metric
     per_target: bool          # whether `compute` returns one value per target
+    bounds: tuple[float, float]  # the smallest and the largest possible value
 
 
 METRICS: dict[str, Metric] = {}
 
 
-def metric(*columns: int, per_target: bool = True) -> Callable:
+def metric(*columns: int, per_target: bool = True, bounds: tuple[float, float] = (0, 1)) -> Callable:
     """Decorator that registers a function as a metric. Tables show the metric at the cutoffs in `columns`."""
     def register(function: Callable) -> Callable:
-        METRICS[function.__name__] = Metric(function, columns, per_target)
+        METRICS[function.__name__] = Metric(function, columns, per_target, bounds)
         return function
 
     return register
@@ -81,13 +84,17 @@ def measure(lists: RankedLists) -> dict[str, float]:
     """Return the value of every metric at every cutoff, as a dict with keys such as `ndcg@10`.
 
     For a metric with one value per target, this is the mean over the targets. The dict also has the standard error of
-    the mean, with a key such as `ndcg@10_stderr`.
+    the mean, with a key such as `ndcg@10_stderr`. Raises ConfigError if a value is not within the bounds of its metric.
     """
     means: dict[str, float] = {}
     shares: dict[str, float] = {}
     for cutoff in CUTOFFS:
         for name, metric in METRICS.items():
             value, key = metric.compute(lists, cutoff), f"{name}@{cutoff}"
+            (low, high), array = metric.bounds, np.asarray(value)
+            if not (np.isfinite(array) & (array >= low) & (array <= high)).all():
+                raise ConfigError(f"{__name__}.{name}", f"returned a value that is not from {low} to {high}",
+                                  fix="correct the metric, or write @metric(..., bounds=(smallest, largest)) above it")
             if metric.per_target:
                 means |= {key: float(value.mean()), f"{key}_stderr": float(value.std() / np.sqrt(len(value)))}
             else:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Container
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import TypedDict
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, dataset_line, load_items, load_meta
-from common.cli import Parser, add_shared_flags, add_variant_flags, parse
+from common.artifacts import DatasetFolder, dataset_line, load_interactions, load_items, load_meta, load_users
+from common.cli import Parser, add_shared_flags, add_variant_flags, check_name, parse
 from common.command import run_command
 from common.config import resolve
-from common.errors import ArtifactError, ConfigError, DataError, UserError
+from common.errors import ArtifactError, ConfigError, DataError, UserError, one_line
 from common.publishing import write_text
 from common.reading import fits, parse_json, read_text, shortened
 from common.run import log_to_console, read_finished, read_runs, save_comparison
@@ -22,7 +23,15 @@ from common.tables import csv_text, markdown
 from recommendation.dataset import Sequences
 from recommendation.metrics import columns, mean_and_deviation
 from recommendation.models import DEFAULTS, baselines, config_path, names
-from recommendation.runs import NO_CODES, Choice, FinishedRun, find_run, load_source, read_run, require_same_inputs
+from recommendation.runs import (
+    NO_CODES,
+    Choice,
+    FinishedRun,
+    current_inputs,
+    find_run,
+    read_run,
+    require_same_inputs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +53,7 @@ def compare(folder: DatasetFolder, run_root: Path) -> str:
     """
     parent = run_root / "recommendation" / folder.name
     sha256 = load_meta(folder.interactions, folder.make_command)["sha256"]
+    load_interactions(folder)  # raises an error if the meta file does not describe the file
     runs = _finished(parent, folder)
     current = [run for run in runs if run.inputs.get(folder.interactions.name) == sha256]
     if not current:
@@ -160,7 +170,7 @@ def settings(run: FinishedRun) -> str:
                if own[key] != defaults.get(key) and not key.endswith(".filter_seen")]
     from_t5 = any(name.startswith("from_t5/") for name in run.inputs)
     origin = [word for word, holds in (("from_t5", from_t5), ("earlier codes", not run.has_current_codes)) if holds]
-    return " ".join(changed + origin)
+    return one_line(" ".join(changed + origin))
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
@@ -189,6 +199,7 @@ def main(argv: list[str]) -> None:
     add_shared_flags(parser)
     add_variant_flags(parser)
     args = parse(parser, argv)
+    check_name("--quantizer_name", args.quantizer_name)
     log_to_console()
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
@@ -198,44 +209,61 @@ def main(argv: list[str]) -> None:
     log.info("%s\n\nreport: wrote %s", text, path)
 
 
-def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> dict[Choice, Path]:
-    """Return the run folder of each choice that the flags select. Raises DataError if the run list is empty."""
-    listed = []
+def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> list[Path]:
+    """Return the run folders that the flags select. Raises DataError if a run does not exist."""
     if args.run_list is not None:
-        try:
-            listed = [Path(line) for line in read_text(args.run_list).splitlines()]
-        except (OSError, ValueError) as error:
-            raise DataError(args.run_list, "cannot be read", str(error),
-                            f"python recommendation/main.py --model=M --run_list {args.run_list}") from error
-        if not listed:
-            raise DataError(args.run_list, "is empty",
-                            fix=f"python recommendation/main.py --model=M --run_list {args.run_list}")
-    models = [run.parent.parent.name for run in listed] or args.models.split(",")
-    choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag) for model in models]
-    return dict(zip(choices, listed or [find_run(folder, args.run_root, choice) for choice in choices], strict=True))
+        return _listed_runs(args.run_list, args.run_root / "recommendation" / folder.name)
+    models = [*dict.fromkeys(args.models.split(","))]
+    for model in models:
+        config_path(model, "--models")
+    return [find_run(folder, args.run_root, Choice(model, args.quantizer_name, args.embedding_suffix, args.tag))
+            for model in models]
 
 
-def report(folder: DatasetFolder, run_root: Path, runs: dict[Choice, Path]) -> str:
+def _listed_runs(path: Path, parent: Path) -> list[Path]:
+    """Return the run folders in a file of --run_list, each once.
+
+    parent: the folder with all runs of the dataset
+
+    Raises DataError if the file cannot be read or is empty, or if a line is not a finished run in `parent`.
+    """
+    fix = f"python recommendation/main.py --model=M --run_list {path}"
+    try:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(path, "cannot be read", str(error), fix) from error
+    if not lines:
+        raise DataError(path, "is empty", fix=fix)
+    finished = {str(file.parent.resolve()): file.parent for file in parent.glob("*/*/*/finished.json")}
+    for number, line in enumerate(lines, start=1):
+        if os.path.abspath(line) not in finished:
+            raise DataError(f"{path}:{number}", f"{shortened(line)!r} is not the folder of a finished run",
+                            f"The finished runs of this dataset are in {parent}",
+                            f"remove line {number}, or train its model again")
+    return [*dict.fromkeys(finished[os.path.abspath(line)] for line in lines)]
+
+
+def report(folder: DatasetFolder, run_root: Path, runs: list[Path]) -> str:
     """Return a table of the runs, and the recommendations of the last run for three users.
 
     Raises ArtifactError if the interactions or the semantic IDs have changed since the training. Raises DataError if
     the runs have different values of `filter_seen`.
     """
-    finished = {}
-    for choice, run in runs.items():
-        finished[choice.model] = read_run(run)
-        require_same_inputs(run, finished[choice.model].inputs, load_source(folder, choice).inputs,
-                            choice.training_command(folder, run_root))
-    if len({run.filter_seen for run in finished.values()}) > 1:
+    finished = [read_run(run) for run in runs]
+    for folder_of_run, run in zip(runs, finished, strict=True):
+        require_same_inputs(folder_of_run, run.inputs, current_inputs(folder, run), run.command)
+    names = [run.model if [other.model for other in finished].count(run.model) == 1 else
+             f"{run.model} (seed {run.seed}, run {path.name})" for path, run in zip(runs, finished, strict=True)]
+    if len({run.filter_seen for run in finished}) > 1:
         raise DataError(run_root, "the runs have different values of filter_seen", ", ".join(
-            f"{model}: filter_seen {str(run.filter_seen).lower()}" for model, run in finished.items()),
+            f"{name}: filter_seen {str(run.filter_seen).lower()}" for name, run in zip(names, finished, strict=True)),
             "run them again, all with --filter_seen or all without it")
-    rows = {model: run.metrics for model, run in finished.items()}
-    *_, (last, run) = runs.items()
-    rule = "items of the history filtered" if finished[last.model].filter_seen else "no items filtered"
+    last = finished[-1]
+    rule = "items of the history filtered" if last.filter_seen else "no items filtered"
     heading = (f"{folder.name}: metrics of the test split, ranked over the whole catalogue, {rule} "
-               f"({rows[last.model]['test']['num_targets']} targets; standard errors in brackets)")
-    return "\n".join([heading, "", table(rows), "", examples(folder, run, last.model)])
+               f"({last.metrics['test']['num_targets']} targets; standard errors in brackets)")
+    rows = {name: run.metrics for name, run in zip(names, finished, strict=True)}
+    return "\n".join([heading, "", table(rows), "", examples(folder, runs[-1], names[-1])])
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -265,12 +293,12 @@ def _mean_cell(value: dict | None) -> str:
 
 def examples(folder: DatasetFolder, run: Path, model: str) -> str:
     """Return a text with the last ten items of the history and ten recommendations, for each of three test users."""
-    items = load_items(folder)
+    items, sequences = load_items(folder), Sequences.load(folder, "cpu")
     title_of = dict(zip(items["raw_id"], items["title"], strict=True))
-    sequences = Sequences.load(folder, "cpu")
     tested = sequences.positions("test")  # predictions.jsonl has one line per test event, in the same order
+    users, targets = load_users(folder)["raw_id"][sequences.user[tested]], items["raw_id"][sequences.item[tested]]
     parts = []
-    for number, row in _predictions(run, len(tested), title_of).items():
+    for number, row in _predictions(run, users, targets, title_of).items():
         target = tested[number]
         events = slice(max(sequences.first[target], target - NUM_HISTORY), target)
         history = [items["title"][item] for item in sequences.item[events]]
@@ -290,15 +318,15 @@ class Prediction(TypedDict):
     items: list[str]
 
 
-def _predictions(run: Path, num_lines: int, known: Container[str]) -> dict[int, Prediction]:
+def _predictions(run: Path, users: np.ndarray, targets: np.ndarray, known: Container[str]) -> dict[int, Prediction]:
     """Return up to NUM_USERS lines of predictions.jsonl: line number from 0 -> content.
 
-    num_lines: the expected number of lines
+    users, targets: raw ids of the user and the item of each test event; each event has a line
     known: raw ids of all items
 
     Raises ArtifactError if the file is damaged.
     """
-    path, found = run / "predictions.jsonl", {}
+    path, num_lines, found = run / "predictions.jsonl", len(users), {}
     fix = f"{read_finished(run, f'delete {run} and train the model again')['command']} --force"
     try:
         lines = read_text(path).removesuffix("\n").split("\n")  # an id may contain other line separators
@@ -306,8 +334,10 @@ def _predictions(run: Path, num_lines: int, known: Container[str]) -> dict[int, 
             raise ValueError(f"It must have {num_lines} lines, got {len(lines)}")
         for number in np.linspace(0, num_lines - 1, min(NUM_USERS, num_lines)).astype(int).tolist():
             found[number] = row = parse_json(lines[number])
-            if not fits(row, Prediction) or not all(item in known for item in (row["target"], *row["items"])):
+            if not fits(row, Prediction) or not all(item in known for item in row["items"]):
                 raise ValueError(f"Line {number + 1} is not a prediction for items of the dataset")
+            if (row["user"], row["target"]) != (users[number], targets[number]):
+                raise ValueError(f"Line {number + 1} is not the test event {number + 1} of the dataset")
     except (OSError, ValueError) as error:
         raise ArtifactError(path, "cannot be read", shortened(str(error)), fix) from error
     return found

@@ -4,18 +4,19 @@ import logging
 import shlex
 from operator import eq
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
 from common.artifacts import DatasetFolder, load_codes, load_items_meta, load_meta, variant
-from common.checkpoint import Checkpoints, restore
+from common.checkpoint import Checkpoints
 from common.cli import ROOT
 from common.config import Config, resolve
 from common.device import resolve_device
-from common.errors import ArtifactError, ConfigError, DataError, closest, nearest
-from common.reading import WHY, Record, fits, read_record
+from common.errors import ArtifactError, ConfigError, DataError, closest, nearest, one_line
+from common.reading import AMOUNT, COUNT, SHARE, WHY, Record, fits, read_record
 from common.run import latest_run, read_config, read_finished
+from recommendation.metrics import METRICS
 from recommendation.models import DEFAULTS, code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 
@@ -85,11 +86,11 @@ def load_source(folder: DatasetFolder, choice: Choice) -> Source:
     codes, meta = load_codes(folder, *choice[1:])
     path = folder.codes(*choice[1:])
     inputs[path.name] = meta["sha256"]
-    if meta.get("collapse"):
+    if collapse := meta.get("collapse"):
         num_distinct = round((1 - meta["collision_rate_before"]) * len(codes))
         log.warning("recommendation: WARNING: %s: %d items have only %d distinct IDs before disambiguation: %s. "
-                    "The command that made this file: %s", path.name, len(codes), num_distinct, meta["collapse"],
-                    meta["command"])
+                    "The command that made this file: %s", path.name, len(codes), num_distinct, one_line(collapse),
+                    one_line(meta["command"] or ""))
     return Source(Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"]), inputs,
                   {key: meta[key] for key in ("collision_rate_before", "collision_rate_after")})
 
@@ -102,6 +103,7 @@ class FinishedRun(NamedTuple):
     config: dict
     inputs: dict
     metrics: dict
+    command: str   # the command that trained the model
     seconds: float  # training time; NaN if it was not recorded
     users_per_second: float | None
     has_current_codes: bool = True  # False if the semantic IDs have changed since the run
@@ -127,18 +129,35 @@ def read_run(folder: Path) -> FinishedRun:
         raise ArtifactError(folder / "config.yaml", f"{model}.training_params.filter_seen must be of type bool", WHY,
                             fix)
     return FinishedRun(model, folder.parent.name, config, finished["inputs"],
-                       read_metrics(folder, fix),
-                       read_record(times, fix, {"training": float})["training"] if times.exists() else float("nan"),
+                       read_metrics(folder, fix), finished["command"],
+                       read_record(times, fix, {"training": AMOUNT})["training"] if times.exists() else float("nan"),
                        finished.get("users_per_second"))
 
 
 def read_metrics(folder: Path, fix: str) -> Record:
     """Read `metrics.json` of a finished run. Raises ArtifactError if the file is damaged."""
-    metrics = read_record(folder / "metrics.json", fix, {"test": dict, "num_parameters": int})
-    numbers = Record({f"test.{name}": value for name, value in metrics["test"].items() if name != BY_POPULARITY},
-                     metrics.path, fix)
-    numbers.check({**dict.fromkeys(numbers, float), "test.num_targets": int}, {})
+    metrics = read_record(folder / "metrics.json", fix, {"test": dict, "num_parameters": COUNT})
+    kinds = {f"test.{name}": _kind(name) for name in metrics["test"] if name != BY_POPULARITY}
+    Record({f"test.{name}": value for name, value in metrics["test"].items()}, metrics.path, fix).check(
+        {**kinds, "test.num_targets": COUNT}, {})
     return metrics
+
+
+def _kind(name: str) -> Any:
+    """Return the type of an entry of metrics.json, for `fits`."""
+    if (metric := METRICS.get(name.partition("@")[0])) and not name.endswith("_stderr"):
+        return Annotated[float, *metric.bounds]
+    ends = {"_stderr": AMOUNT, "_share": SHARE}
+    return COUNT if name.startswith("num_") else next((ends[end] for end in ends if name.endswith(end)), float)
+
+
+def current_inputs(folder: DatasetFolder, run: FinishedRun) -> dict[str, str]:
+    """Return the sha256 of each file of the dataset that a run was trained on: file name -> sha256."""
+    fix = f"python quantization/main.py --dataset_name {folder.name}, with the flags of {run.variant}"
+    paths = {folder.interactions: folder.make_command}
+    if run.variant != NO_CODES:
+        paths[folder.path / f"{folder.name}.codes-{run.variant}.npy"] = fix
+    return {path.name: load_meta(path, command)["sha256"] for path, command in paths.items()}
 
 
 class LoadedRun(NamedTuple):
@@ -168,10 +187,11 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
         log.warning("recommendation: %s was trained with another version of the code: the code of the model or of "
                     "the trainer has changed", run)
     require_same_inputs(run, summary["inputs"], source.inputs, command)
-    config, model = _build(run, choice.model, source, f"{command} --force")
+    config, model, on = _build(run, choice.model, source, f"{command} --force", device)
     checkpoints = Checkpoints(run / "checkpoints", command)
-    restore(model, checkpoints.load_best().get("model", {}), checkpoints.best, f"{command} --force")
-    on = resolve_device(device or config["common"]["device"], "--device" if device else config.origins["common.device"])
+    state = checkpoints.load_best(model)
+    if problem := model.find_problem():
+        raise ArtifactError(state.path, problem, WHY, state.fix)
     return LoadedRun(model.to(on).eval(), config, source.inputs, run, on)
 
 
@@ -210,14 +230,17 @@ def require_same_inputs(run: Path, recorded: dict[str, str], current: dict[str, 
                                 f"The sha256 was {str(recorded.get(name))[:12]} and is now {sha256[:12]}", command)
 
 
-def _build(run: Path, name: str, source: Source, fix: str) -> tuple[Config, AbstractRecommender]:
-    """Return the run's configuration, and an untrained model with this configuration."""
+def _build(run: Path, name: str, source: Source, fix: str,
+           device: str | None) -> tuple[Config, AbstractRecommender, torch.device]:
+    """Return the run's configuration, an untrained model with this configuration, and the device for the model."""
+    on = None if device is None else resolve_device(device, "--device")
     try:
         config = resolve(name, run / "config.yaml", DEFAULTS, [])
+        on = on or resolve_device(config["common"]["device"], config.origins["common.device"])
         model_config = config.for_model()
         model = find_class(name)(model_config, source.catalogue)
         config.check_all_read(model_config)
     except ConfigError as error:  # not a mistake of the user, so the fix is to repeat the run
         raise ArtifactError(error.where, error.what,
                             f"The run was made with another version of {name}. {error.why}".strip(), fix) from error
-    return config, model
+    return config, model, on

@@ -15,7 +15,7 @@ from common.training import Best, TrainingLoop, make_optimizer, optimize
 from recommendation.dataset import Sequences, TrainingBatches
 from recommendation.evaluator import metrics, predict
 from recommendation.models.abstract_model import AbstractRecommender, Windows
-from recommendation.models.contract import NUM_TRIED, check_contract
+from recommendation.models.contract import NUM_TRIED, check_contract, check_types
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,10 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
     """
     params, seed = config.training_params, config["common"]["seed"]
     tried = sequences.histories(sequences.positions("valid")[:NUM_TRIED], params["max_history"])
+    types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     if model.fit(sequences.training_sequences()):
         model.eval()
+        check_types(model, types)
         check_contract(model, tried, params["top_k"], None)
         metrics = validate(model, sequences, params, config.name)
         Checkpoints(run.checkpoints, run.command).save_best({"model": model.state_dict()})

@@ -1,6 +1,10 @@
 """Resolve `codebook_size: auto`, and check integers in the configuration."""
 
+import reprlib
+
 from common.errors import ConfigError
+
+MAX_LAYERS, MAX_WIDTH = 256, 65_536  # of an encoder
 
 
 def codebook_size(size: int | str, num_items: int, where: str, max_size: int = 256) -> int:
@@ -24,10 +28,12 @@ def codebook_size(size: int | str, num_items: int, where: str, max_size: int = 2
 def hidden_sizes(widths: object, where: str) -> list[int]:
     """Check the widths of an encoder's hidden layers, and return them.
 
-    Raises ConfigError if `widths` is not a list of integers >= 1.
+    Raises ConfigError if `widths` is not a list of at most `MAX_LAYERS` integers from 1 to `MAX_WIDTH`.
     """
-    if not isinstance(widths, list) or any(type(width) is not int or width < 1 for width in widths):
-        raise ConfigError(f"{where}.hidden_sizes", f"must be a list of integers, each at least 1, got {widths!r}",
+    if not isinstance(widths, list) or len(widths) > MAX_LAYERS or any(
+            type(width) is not int or not 1 <= width <= MAX_WIDTH for width in widths):
+        raise ConfigError(f"{where}.hidden_sizes", f"must be a list of at most {MAX_LAYERS} integers from 1 to "
+                          f"{MAX_WIDTH}, got {reprlib.repr(widths)}",
                           fix="use a list such as --hidden_sizes [512,256,128]")
     return widths
 

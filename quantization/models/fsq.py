@@ -1,10 +1,12 @@
 """Finite scalar quantization (Mentzer et al. 2024, arXiv 2309.15505) with residual levels."""
 
 import math
+import reprlib
 
 import torch
 from torch import Tensor, nn
 
+from common.artifacts import MAX_CODES
 from common.errors import ConfigError
 from quantization.codebooks.nearest import distances_exactly
 from quantization.codebooks.residual import Quantized
@@ -110,7 +112,11 @@ class FSQ(AutoencoderVQ):
         values = self.params["num_values"]
         if not isinstance(values, list) or not values or any(type(v) is not int or v < 2 for v in values):
             raise ConfigError(f"{self.where}.num_values", "must be a list with one integer per latent dimension, "
-                              f"each at least 2, got {values!r}", fix="use a list such as --num_values [4,4,4,4]")
+                              f"each at least 2, got {reprlib.repr(values)}",
+                              fix="use a list such as --num_values [4,4,4,4]")
+        if math.prod(values) > MAX_CODES:
+            raise ConfigError(f"{self.where}.num_values", f"{reprlib.repr(values)} gives a codebook of more than "
+                              f"{MAX_CODES} codes", fix="use a list such as --num_values [4,4,4,4]")
         return len(values)
 
     def make_quantizer(self) -> ResidualFSQ:

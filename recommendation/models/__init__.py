@@ -21,10 +21,10 @@ def baselines() -> list[str]:
     return [name for name in names() if declared(name, config_path(name)).get("baseline")]
 
 
-def config_path(name: str) -> Path:
+def config_path(name: str, flag: str = "--model") -> Path:
     """Return the path of the recommender's YAML. Raises ConfigError if no recommender has this name."""
     if name not in names():
-        raise unknown("--model", name, "recommender", names(), f"recommendation/models/{name}/ with model.py and "
+        raise unknown(flag, name, "recommender", names(), f"recommendation/models/{name}/ with model.py and "
                       "config.yaml")
     return MODELS / name / "config.yaml"
 

@@ -89,6 +89,14 @@ class AbstractRecommender(nn.Module, ABC):
         is not called, recommendation may be slower, but the recommended items must be at least as good.
         """
 
+    def find_problem(self) -> str:
+        """Return what is wrong with the values that were loaded from a checkpoint, or "" if they are valid.
+
+        The checkpoint may be damaged. Its keys, types and shapes fit the model, and its numbers are finite. Override
+        this method if further values, such as wrong indices, would raise an error in `recommend`.
+        """
+        return ""
+
     def properties(self) -> dict:
         """Return properties of the model that are saved in metrics.json together with the metrics."""
         return {}
@@ -99,7 +107,8 @@ class AbstractRecommender(nn.Module, ABC):
     def fit(self, sequences: list[Tensor]) -> bool:
         """Fit the model to the training sequences and return True.
 
-        The default returns False. The model is then trained by gradient descent.
+        The default returns False. The model is then trained by gradient descent. `fit` must not change the types of
+        buffers; it may change the shapes of buffers that were empty.
 
         sequences: two tensors, items (E,) and offsets (U + 1,). The training items of user u are
             `items[offsets[u]:offsets[u + 1]]`.

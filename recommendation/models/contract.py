@@ -43,6 +43,17 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
         module.training = mode
 
 
+def check_types(model: AbstractRecommender, types: dict[str, torch.dtype]) -> None:
+    """Raise ConfigError if `fit` has changed the type of a buffer. Its checkpoint could not be loaded again.
+
+    types: the type of each tensor in the state of the model before `fit`
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.dtype != types.get(name, tensor.dtype):
+            _refuse(model, "fit", f"changed the type of {name} from {types[name]} to {tensor.dtype}",
+                    f"register {name} with dtype={tensor.dtype}, or convert it in fit")
+
+
 def _check_lists(model: AbstractRecommender, method: str, call: Callable[[], Recommendations], histories: Windows,
                  top_k: int) -> Tensor:
     """Check the recommendations that `call` returns, and return their items.

@@ -89,7 +89,7 @@ def test_a_damaged_artifact_is_made_again_with_force(folder):
         load_codes(folder, "vq", "td", None)
 
 
-@pytest.mark.parametrize("size", [10**9, 10**30])
+@pytest.mark.parametrize("size", [10**9, 10**18])
 def test_a_codebook_larger_than_any_is_refused(folder, size):
     save_codes(folder, [[0, 1], [3, 0], [0, 0]], codebook_sizes=[4, size])
     with refused(ArtifactError, folder.codes("vq", "td", None), names=[size, 3], fix=["make codes --force"]):
@@ -461,6 +461,31 @@ def test_a_damaged_table_is_refused_even_if_its_hash_fits(tables, name):
     put(tables.path / f"{name}.parquet", b"PAR1 and no more", num_items=3, items_sha256=ITEMS)
     with refused(ArtifactError, tables.path / f"{name}.parquet", fix=[f"make {name}.parquet --force"]):
         LOADERS[name](tables)
+
+
+FITTING = {"num_interactions": 3, "num_users": 2, "num_items": 3, "num_in_split": {"train": 1, "valid": 1, "test": 1},
+           "num_repeats": {"valid": 0, "test": 1}, "num_cold_items": {"valid": 1, "test": 1}}
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    (None, None), ("num_interactions", 2), ("num_users", 3), ("num_items", 4),
+    ("num_in_split", {"train": 2, "valid": 0, "test": 1}), ("num_repeats", {"valid": 0, "test": 2}),
+    ("num_cold_items", {"valid": 0, "test": 1}), ("items_sha256", "0" * 64)])
+def test_interactions_must_have_the_numbers_of_their_meta(tables, key, value):
+    path = publishing.meta_path(tables.interactions)
+    meta = {**json.loads(path.read_text()), **FITTING}
+    path.write_text(json.dumps(meta if key is None else {**meta, key: value}))
+    if key is None:
+        artifacts.load_interactions(tables)
+        return
+    with refused(ArtifactError, tables.interactions, names=[key], fix=["make interactions --force"]):
+        artifacts.load_interactions(tables)
+
+
+def test_a_line_break_in_a_meta_adds_no_line(tables):
+    path = publishing.meta_path(tables.interactions)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "split_name": "x\nerror: forged"}))
+    assert len(dataset_line(tables).splitlines()) == 1
 
 
 @pytest.mark.parametrize("num_items", [2, 1_000_000_000])

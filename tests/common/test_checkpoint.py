@@ -1,9 +1,11 @@
 import errno
 import json
 import logging
+import math
 import os
 import stat
 import string
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 from common.checkpoint import Checkpoints, load_state, restore, restore_optimizer, save_state
 from common.errors import ArtifactError, DataError
 from common.publishing import meta_path, publish
+from common.reading import Record
 from tests.common.helpers import flip_a_bit
 from tests.errors import refused
 
@@ -282,9 +285,13 @@ def test_a_missing_best_checkpoint_is_an_error(checkpoints):
         checkpoints.load_best()
 
 
+def state_of(tensors: dict[str, torch.Tensor]) -> Record:
+    return Record({"model": tensors}, Path("best"), "train --force")
+
+
 def test_a_state_that_fits_is_given_to_the_model():
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
-    restore(model, other.state_dict(), "best", "train --force")
+    restore(model, state_of(other.state_dict()))
     assert torch.equal(model.weight, other.weight)
 
 
@@ -292,9 +299,9 @@ def test_a_model_refuses_other_keys_and_keeps_its_weights():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, bias=False))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = {"0.weight": torch.zeros(2, 4), "0.bias": torch.zeros(2), "7.scale": torch.zeros(1)}
-    with refused(ArtifactError, "best.safetensors", names=["1.weight", "7.scale", "0.weight", "(2, 4)", "(2, 3)"],
+    with refused(ArtifactError, "best", names=["1.weight", "7.scale", "0.weight", "(2, 4)", "(2, 3)"],
                  fix=["train --force"]) as raised:
-        restore(model, state, "best.safetensors", "train --force")
+        restore(model, state_of(state))
     assert "0.bias" not in str(raised.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -302,18 +309,73 @@ def test_a_model_refuses_other_keys_and_keeps_its_weights():
 def test_of_many_other_keys_five_are_named():
     keys = [f"layer_{letter}" for letter in string.ascii_lowercase]
     with refused(ArtifactError, "best", names=[*keys[:5], 21], fix=["train --force"]) as raised:
-        restore(nn.Identity(), {key: torch.zeros(1) for key in keys}, "best", "train --force")
+        restore(nn.Identity(), state_of({key: torch.zeros(1) for key in keys}))
     assert not [key for key in keys[5:] if key in str(raised.value)]
 
 
-def test_buffers_come_back_with_their_type_and_size():
+def test_empty_buffers_come_back_with_their_size():
     model = nn.Module()
-    model.register_buffer("counts", torch.zeros(2))
+    model.register_buffer("counts", torch.zeros(2, dtype=torch.float64))
     model.register_buffer("pairs", torch.zeros(0, dtype=torch.int64))
     exact = 1 + 2.0**-40  # which a float32 could not hold
     counts = torch.tensor([exact, 0.0], dtype=torch.float64)
-    restore(model, {"counts": counts, "pairs": torch.tensor([3, 1, 2])}, "best", "train")
+    restore(model, state_of({"counts": counts, "pairs": torch.tensor([3, 1, 2])}))
     assert model.counts[0].item() == exact
     assert model.pairs.tolist() == [3, 1, 2]
     with refused(ArtifactError, "best", names=["counts", "(3)", "(2)"]):
-        restore(model, {"counts": torch.zeros(3), "pairs": torch.tensor([3])}, "best", "train")
+        restore(model, state_of({"counts": torch.zeros(3, dtype=torch.float64), "pairs": torch.tensor([3])}))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.bfloat16, torch.float64])
+def test_tensors_of_another_type_are_refused(dtype):
+    model = nn.BatchNorm1d(2)
+    before, state = model.state_dict(), model.state_dict()
+    for name in ("weight", "running_mean"):
+        with refused(ArtifactError, "best", names=[name, str(dtype).removeprefix("torch.")], fix=["train --force"]):
+            restore(model, state_of(state | {name: torch.ones(2).to(dtype)}))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["model", "optimizer"])
+def test_tensors_of_a_foreign_type_are_refused(tmp_path, key):
+    with refused(ArtifactError, tmp_path / "state.safetensors", names=["float8"], fix=["train --force"]):
+        round_trip(tmp_path, {key: {"w": torch.ones(2).to(torch.float8_e4m3fn)}})
+
+
+def flat(values: dict) -> dict:
+    return values | {name: values[name].reshape(-1)[:1] for name in ("exp_avg", "exp_avg_sq")}
+
+
+@pytest.mark.parametrize("damage", [
+    flat, lambda values: values | {"exp_avg": values["exp_avg"].double()}, lambda values: {"step": values["step"]},
+    lambda values: values | {"step": torch.ones(2, 3)}, lambda values: values | {"step": 3},
+    lambda values: values | {"step": torch.tensor(math.nan)}, lambda values: values | {"step": torch.tensor(-1.0)},
+    lambda values: values | {"max_exp_avg_sq": values["exp_avg_sq"]}, lambda values: 5],
+    ids=["flat", "double", "missing", "step", "number", "nan", "negative", "more", "no dict"])
+def test_moments_that_do_not_fit_the_parameter_are_refused(tmp_path, damage):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    restore_optimizer(optimizer, round_trip(tmp_path, {"optimizer": state}))
+    for number in (0, 1):
+        changed = state["state"] | {number: damage(state["state"][number])}
+        with refused(ArtifactError, tmp_path / "state.safetensors", fix=["train --force"]):
+            restore_optimizer(optimizer, round_trip(tmp_path, {"optimizer": state | {"state": changed}}))
+    with refused(ArtifactError, tmp_path / "state.safetensors"):  # -1 would be the last parameter
+        restore_optimizer(optimizer, round_trip(tmp_path, {"optimizer": state | {"state": {-1: state["state"][1]}}}))
+
+
+def test_a_checkpoint_that_does_not_fit_gives_the_previous_one(checkpoints):
+    def use(state):
+        if state["epoch"] > largest:
+            raise ArtifactError(state.path, "does not fit")
+
+    for step in (1, 2):
+        checkpoints.save(step, {"epoch": step})
+    largest = 1
+    assert checkpoints.load_newest(use) == {"epoch": 1}
+    largest = 0
+    with refused(ArtifactError, checkpoints.numbered()[-1]):
+        checkpoints.load_newest(use)

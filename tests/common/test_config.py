@@ -190,7 +190,7 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path):
 
 
 def test_a_list_is_not_a_configuration(write, at):
-    with refused(ConfigError, at(1), fix=["common:"]):
+    with refused(ConfigError, at(1), fix=["key: value"]):
         load_yaml(write("- a\n- b\n"))
 
 
@@ -259,12 +259,20 @@ def test_a_whole_number_becomes_a_float(config):
 
 
 @pytest.mark.parametrize(("key", "text", "limits"), [
-    ("epochs", "0", {"1"}), ("batch_size", "-1", {"1"}), ("lr", "-0.1", {"0"}), ("lr", ".nan", {"0"}),
-    ("patience", "0", {"1"}), ("seed", "-1", {"0", "2147483647"}), ("seed", "2147483648", {"0", "2147483647"})])
+    ("epochs", "0", {"1"}), ("batch_size", "-1", {"1"}), ("lr", "-0.1", {"0"}), ("lr", ".nan", set()),
+    ("patience", "0", {"1"}), ("seed", "-1", {"0", "2147483647"}), ("seed", "2147483648", {"0", "2147483647"}),
+    ("epochs", "2147483648", {"1", "2147483647"}), ("lr", ".inf", set())])
 def test_a_value_out_of_range_is_an_error(config, key, text, limits):
     with refused(ConfigError, f"--{key}", names=[f".{key}", value(text)]) as raised:
         config("", (key, text))
     assert numbers(raised) >= limits
+
+
+@pytest.mark.parametrize("key", ["epochs", "lr", "num_levels"])
+@pytest.mark.parametrize("text", ["9" * 400, "-" + "9" * 20])
+def test_a_number_of_more_than_64_bits_is_an_error(config, key, text):
+    with refused(ConfigError, f"--{key}", names=[f".{key}"]):
+        config("vq: {model_params: {num_levels: 3}}", (key, text))
 
 
 def test_the_borders_of_a_range_belong_to_it(config):

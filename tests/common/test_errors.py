@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from common.errors import UserError, closest, mask_secrets, naming, nearest
+from common.errors import ConfigError, UserError, closest, mask_secrets, naming, nearest
 
 
 @pytest.mark.parametrize(("parts", "line"), [
@@ -12,6 +12,14 @@ from common.errors import UserError, closest, mask_secrets, naming, nearest
     (("a.npy", "not there.", "", "make it"), "a.npy: not there. Fix: make it")])
 def test_an_error_says_where_what_why_and_the_fix(parts, line):
     assert str(UserError(*parts)) == line
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\x85"])
+def test_a_text_of_a_file_cannot_add_a_line(end):
+    text = f"x{end}error: forged"
+    error = ConfigError(text, text, text, text)
+    assert len(str(error).splitlines()) == 1
+    assert len(str(ConfigError("a", "b" * 100_000, "c" * 100_000, "d" * 100_000))) < 20_000
 
 
 def test_an_error_without_a_fix_names_the_help():

@@ -1,6 +1,7 @@
 """Meta files that are damaged or hostile: each is refused with its path and its key."""
 
 import json
+import math
 import os
 
 import pytest
@@ -17,10 +18,15 @@ WRONG = {  # key -> values of a wrong type
     "inputs": [None, [], "items", {"items": 5}, {"items": None}], "command": [5, ["make"], {}],
     "items_sha256": [None, 5], "num_items": ["48", 48.0, True, [48], None], "num_users": ["1"],
     "settings": [None, [], "local"], "raw": [5, {"items": 5}, {"items": {"file": "x"}}, {"items": {"sha256": None}}],
-    "filters": [5, [5], [{"step": "read"}], [{"step": "read", "interactions": "9"}]], "num_in_split": [{"test": "1"}],
+    "filters": [5, [5], [{"step": "read"}], [{"step": "read", "interactions": "9"}]],
+    "num_in_split": [{"test": "1"}, {}, {"train": 1}],
     "split_name": [5, None], "counts": [[], {"ok": "3"}], "model_files": [{"a": 5}],
-    "codebook_sizes": [None, "8", {}, [8, "8"], [[8]], [8.0], [True]], "disambiguation_level": ["3", []],
-    "collision_rate_before": ["0", None, []], "collision_rate_after": [{}], "collapse": [5, ["x"]], "run": [5],
+    "codebook_sizes": [None, "8", {}, [8, "8"], [[8]], [8.0], [True], [-1], [10**30]],
+    "disambiguation_level": ["3", []],
+    "num_interactions": [-1, 10**400, math.nan], "num_repeats": [{}, {"valid": 1}, {"valid": 1, "test": -1}],
+    "num_cold_items": [{}, {"valid": 1, "test": 10**400}], "num_without_text": [-1],
+    "collision_rate_before": ["0", None, [], math.nan, math.inf, 10**400, -0.5, 1.5],
+    "collision_rate_after": [{}], "collapse": [5, ["x"]], "run": [5],
     "recommender": [None], "mtime_ns": ["0"],
 }
 
@@ -57,11 +63,19 @@ def test_a_missing_entry_is_named_when_it_is_needed(path):
         meta["num_items"]
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../file", "a/b", "/etc/passwd", "file"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../file", "a/b", "/etc/passwd", "file",
+                                  "x\0", "x\n", "\ud800"])
 def test_an_input_must_be_another_file_of_the_folder(path, name):
     change(path, inputs={name: "x"})
     with refused(ArtifactError, meta_path(path), names=[repr(name)]):
         load_meta(path, "make it")
+
+
+def test_a_long_name_of_an_input_is_refused_and_shortened(path):
+    change(path, inputs={"x" * 3_000: "x"})
+    with refused(ArtifactError, meta_path(path), fix=["make file --force"]) as raised:
+        load_meta(path, "make it")
+    assert len(str(raised.value)) < 400 + len(str(path))
 
 
 def test_files_that_are_inputs_of_each_other_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Regular files only, and values of the expected types."""
 
+import math
 import os
 import socket
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TypedDict
 import pytest
 
 from common.errors import ArtifactError
-from common.reading import fits, parse_json, read_record, read_text, require_regular
+from common.reading import AMOUNT, COUNT, SHARE, fits, kind_name, parse_json, read_record, read_text, require_regular
 from tests.errors import refused
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -67,7 +68,9 @@ def test_a_text_that_is_not_json_is_a_value_error(text):
 @pytest.mark.parametrize(("value", "kind"), [
     (1, int), (1, float), (1.5, float), ("x", str), (True, bool), (None, str | None), ("x", str | None), ([], list),
     ([1, 2], list[int]), ([], list[int]), ([1, None], list[int | None]), ({"a": 1}, dict[str, float]), ({}, dict),
-    ({"a": 1, "b": "x", "c": None}, Pair), ({"x": {"a": 1, "b": ""}}, dict[str, Pair]), ([1, "x"], tuple[int, str])])
+    ({"a": 1, "b": "x", "c": None}, Pair), ({"x": {"a": 1, "b": ""}}, dict[str, Pair]), ([1, "x"], tuple[int, str]),
+    (2**63 - 1, float), (0, COUNT), (2**63 - 1, COUNT), (None, COUNT | None), ([0, 3], list[COUNT]), (1, SHARE),
+    (0.0, SHARE), (1e300, AMOUNT)])
 def test_a_value_of_the_type_fits(value, kind):
     assert fits(value, kind)
 
@@ -76,9 +79,18 @@ def test_a_value_of_the_type_fits(value, kind):
     (True, int), (True, float), (1.0, int), ("1", int), (None, str), (1, str | None), ({}, list), ([1, "2"], list[int]),
     (None, list[int]), ({"a": "1"}, dict[str, float]), ({1: 1.0}, dict[str, float]), ([], dict), ({"a": 1}, Pair),
     ({"a": "1", "b": "x"}, Pair), ([1], tuple[int, str]), ([1, "x", 2], tuple[int, str]), (["x", 1], tuple[int, str]),
-    (0, bool)])
+    (0, bool), (math.nan, float), (math.inf, float), (10**400, float), (2**63, int), (-(2**63), int), (-1, COUNT),
+    (2**63, COUNT), (1.0, COUNT), (True, COUNT), (-1, COUNT | None), ([0, -3], list[COUNT]), (1.5, SHARE),
+    (-0.1, SHARE), (math.nan, SHARE), (math.inf, AMOUNT), (-1, AMOUNT), ("1", SHARE)])
 def test_a_value_of_another_type_does_not_fit(value, kind):
     assert not fits(value, kind)
+
+
+@pytest.mark.parametrize(("kind", "name"), [
+    (int, "int"), (list[int], "list[int]"), (str | None, "str | None"), (SHARE, "float from 0 to 1"),
+    (list[SHARE], "list[float from 0 to 1]"), (SHARE | None, "float from 0 to 1 | None")])
+def test_the_name_of_a_type_by_hand(kind, name):
+    assert kind_name(kind) == name
 
 
 @pytest.mark.parametrize(("text", "named"), [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.checkpoint import Checkpoints
+from common.checkpoint import Checkpoints, load_state, save_state
 from common.command import stop_request
 from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError
 from common.run import Run
@@ -247,6 +247,41 @@ def test_a_damaged_newest_checkpoint_leaves_the_same_bytes(start, tmp_path, undi
     start(at=taken.append)
     assert taken == [7, 8, 9, 10, 11, 12]
     assert results(tmp_path) == undisturbed
+
+
+def change_state(path, **entries) -> None:
+    save_state(path, {**load_state(path, ""), **entries}, "train")
+
+
+IMPOSSIBLE = [{"epoch": 10**18}, {"epoch": 5}, {"epoch": -3}, {"index": 10**12}, {"index": -(10**12)}, {"index": 4},
+              {"num_lines": -3}, {"num_lines": 0}, {"totals": {"loss_total": torch.ones(2, 2)}},
+              {"totals": {"loss_total": torch.tensor(math.nan)}}, {"totals": {"loss_total": torch.tensor(1)}},
+              {"model": {}}, {"optimizer": {}}]
+
+
+@pytest.mark.parametrize("entries", IMPOSSIBLE, ids=str)
+def test_an_impossible_state_gives_the_previous_checkpoint(start, tmp_path, undisturbed, entries):
+    with pytest.raises(Crash):
+        start(at=crash_at(8), checkpoint_seconds=0)
+    newest, previous = Checkpoints(new_run(tmp_path).checkpoints, "train").numbered()
+    change_state(newest, **entries)
+    if "optimizer" not in entries and "model" not in entries:
+        taken = []
+        start(at=taken.append)
+        assert taken == [7, 8, 9, 10, 11, 12]
+        assert results(tmp_path) == undisturbed
+        return
+    change_state(previous, **entries)
+    with refused(ArtifactError, previous, fix=["train --force"]):
+        start()
+
+
+def test_a_best_model_of_an_impossible_epoch_is_refused(start, tmp_path):
+    start()
+    best = new_run(tmp_path).checkpoints / "best.safetensors"
+    change_state(best, best=[9, 0.5, {}])
+    with refused(ArtifactError, best, names=[9, 4], fix=["train --force"]):
+        start()
 
 
 def test_a_finished_training_takes_no_more_steps(start, tmp_path, undisturbed):

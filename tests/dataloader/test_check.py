@@ -141,7 +141,9 @@ def test_duplicate_items_are_found(folder, caplog):
 def by_time(folder: DatasetFolder, query: str) -> None:
     """Change splits or times of the events, and record a temporal split in the meta."""
     meta = json.loads(meta_path(folder.interactions).read_text())
-    meta_path(folder.interactions).write_text(json.dumps({**meta, "split_name": "temporal"}))
+    counts = ("num_in_split", "num_repeats", "num_cold_items")
+    kept = {key: value for key, value in meta.items() if key not in counts}
+    meta_path(folder.interactions).write_text(json.dumps({**kept, "split_name": "temporal"}))
     change(folder.interactions, query)
 
 
@@ -293,6 +295,12 @@ def test_embeddings_of_other_items_are_found(folder, caplog):
     save(folder, folder.embeddings("td"), VECTORS, items_sha256="of others")
     check_finds(folder, ArtifactError, caplog, (
         "Baby.emb-td.npy", "of others", "items.parquet", load_meta(folder.items, "")["items_sha256"]))
+
+
+def test_interactions_that_lack_a_row_are_found(folder, caplog):
+    # Without its first event, the first user still has events.
+    change(folder.interactions, "FROM t OFFSET 1")
+    check_finds(folder, ArtifactError, caplog, ("interactions.parquet", "num_interactions"))
 
 
 def test_the_meta_of_the_users_needs_no_items(folder):

@@ -160,3 +160,23 @@ def test_secrets_and_one_time_flags_are_not_remembered():
     assert not {"mirror", "force", "check", "adopt", "api_url", "export_recbole"} & set(REMEMBERED)
 
 
+
+
+@pytest.mark.parametrize("line", ["interactions: 5", "items: 5", "raw_dir: 5", "raw_dir: 2.5",
+                                  f"min_rating: {'9' * 400}", "min_user_interactions: .inf"])
+def test_a_value_of_wrong_type_is_named_with_its_line(tmp_path, process, line):
+    path = tmp_path / "data" / "shop" / "source.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"source: local\n{line}\n")
+    for flags in ([], [f"--source_config={path}"]):
+        with refused(ConfigError, f"{path}:2", names=[line.partition(":")[0]]):
+            process(*flags)
+
+
+def test_a_list_is_not_told_to_have_unknown_keys(tmp_path, process):
+    path = tmp_path / "data" / "shop" / "source.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("- source: local\n")
+    with refused(ConfigError, f"{path}:1", fix=["key: value"]) as raised:
+        process()
+    assert "common" not in raised.value.fix

@@ -27,7 +27,8 @@ def save_interactions(folder: DatasetFolder, events: list[tuple[int, int, str]],
     """`(user, item, split)` in their order, a second apart."""
     frame = pd.DataFrame(events, columns=["user", "item", "split"])
     frame["timestamp"], frame["rating"] = range(len(frame)), 5.0
-    publish(folder.interactions, lambda path: _write(frame, path), {"inputs": {}, **meta})
+    items = {"items_sha256": load_meta(folder.items, "")["items_sha256"]} if folder.items.exists() else {}
+    publish(folder.interactions, lambda path: _write(frame, path), {"inputs": {}, **items, **meta})
 
 
 def save_embedding(folder: DatasetFolder, suffix: str, rows: np.ndarray) -> None:

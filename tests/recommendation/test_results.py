@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -16,8 +17,8 @@ import pandas as pd
 import pytest
 
 from common.artifacts import dataset_line, load_meta, save_array
-from common.errors import ArtifactError, DataError
-from common.publishing import publish
+from common.errors import ArtifactError, ConfigError, DataError
+from common.publishing import meta_path, publish
 from recommendation.main import main
 from recommendation.metrics import mean_and_deviation
 from recommendation.models import DEFAULTS, config_path
@@ -145,7 +146,15 @@ def test_a_damaged_run_is_left_out_and_named(shop, caplog, name, content):
     ({}, "test"), ({"test": [], "num_parameters": 1}, "test"), ({"test": {}, "num_parameters": 1}, "test.num_targets"),
     ({"test": {"num_targets": 1}, "num_parameters": "1"}, "num_parameters"),
     ({"test": {"num_targets": 1, "ndcg@10": "0.5"}, "num_parameters": 1}, "test.ndcg@10"),
-    ({"test": {"num_targets": 1.5}, "num_parameters": 1}, "test.num_targets")])
+    ({"test": {"num_targets": 1.5}, "num_parameters": 1}, "test.num_targets"),
+    ({"test": {"num_targets": -1}, "num_parameters": 1}, "test.num_targets"),
+    ({"test": {"num_targets": 1}, "num_parameters": 10**400}, "num_parameters"),
+    *(({"test": {"num_targets": 1, key: value}, "num_parameters": 1}, f"test.{key}")
+      for key in ("ndcg@10", "recall@5_stderr", "invalid_share", "unknown@10")
+      for value in (math.nan, math.inf, 10**400)),
+    *(({"test": {"num_targets": 1, key: -9}, "num_parameters": 1}, f"test.{key}")
+      for key in ("ndcg@10", "coverage@5", "ndcg@10_stderr", "duplicate_share")),
+    ({"test": {"num_targets": 1, "ndcg@10": 1.5}, "num_parameters": 1}, "test.ndcg@10")])
 def test_a_metric_of_wrong_type_is_named_with_its_key(tmp_path, content, key):
     (tmp_path / "metrics.json").write_text(json.dumps(content))
     with refused(ArtifactError, tmp_path / "metrics.json", names=[key], fix=["train --force"]):
@@ -158,8 +167,8 @@ LINE = {"user": "user 0", "target": "0001", "items": ["0002"]}
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [
     None, b"", b"\xff\n" * 12, b"{}\n" * 12, b"[" * 99_999, [LINE] * 11, [LINE | {"items": None}] * 12,
-    [LINE | {"user": 5}] * 12, [LINE | {"target": "gone"}] * 12, [LINE | {"items": ["gone"]}] * 12],
-    ids=["missing", "empty", "binary", "no keys", "deep", "too few", "no items", "number", "target", "item"])
+    [LINE | {"user": 5}] * 12, [LINE | {"target": "gone"}] * 12, [LINE | {"items": ["gone"]}] * 12, [LINE] * 12],
+    ids=["missing", "empty", "binary", "no keys", "deep", "too few", "no items", "number", "target", "item", "others"])
 def test_damaged_predictions_are_refused_with_their_path(train, damage):
     trained = train("markov")
     path = trained.run / "predictions.jsonl"
@@ -168,7 +177,52 @@ def test_damaged_predictions_are_refused_with_their_path(train, damage):
         path.write_bytes(damage if isinstance(damage, bytes) else "".join(
             json.dumps(line) + "\n" for line in damage).encode())
     with refused(ArtifactError, path, fix=["the training command --force"]):
-        report(trained.folder, trained.run_root, {Choice("markov"): trained.run})
+        report(trained.folder, trained.run_root, [trained.run])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [{"user": "user 1"}, {"target": "0001"}])
+def test_predictions_for_other_test_events_are_refused(train, change):
+    trained = train("markov")
+    path = trained.run / "predictions.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | change), *others]) + "\n")
+    with refused(ArtifactError, path, fix=["the training command --force"]):
+        report(trained.folder, trained.run_root, [trained.run])
+
+
+@pytest.mark.slow
+def test_a_list_shows_all_runs_of_a_model(shop, tmp_path, caplog):
+    folder, runs, pipeline = shop
+    listed = tmp_path / "list"
+    folders = []
+    for seed in (1, 2):
+        one = pipeline("sasrec", seed=seed)
+        one.execute(False)
+        folders.append(one.run.folder)
+    listed.write_text("".join(f"{run}\n" for run in (*folders, folders[0])))
+    report_by_command([f"--run_list={listed}", "--dataset=Tiny", f"--data_root={folder.data_root}",
+                       f"--run_root={runs}"])
+    text = (runs / "recommendation" / "Tiny" / "report.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| sasrec")]
+    assert [re.findall(r"seed (\d)", row) for row in rows] == [["1"], ["2"]]
+    assert [run.name in row for run, row in zip(folders, rows, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("line", ["/", ".", "", "\0", "x" * 5_000, "{parent}", "{run}/../.."])
+def test_a_line_that_is_not_a_run_is_named(train, tmp_path, line):
+    trained, listed = train("markov"), tmp_path / "list"
+    line = line.format(parent=trained.run.parent, run=trained.run)
+    listed.write_text(f"{trained.run}\n{line}\n")
+    with refused(DataError, f"{listed}:2") as raised:
+        report_by_command(trained.argv(f"--run_list={listed}"))
+    assert "delete" not in raised.value.fix
+
+
+@pytest.mark.parametrize("models", ["../x", "markof", "", "markov,../markov"])
+def test_unknown_models_are_refused_with_their_name(train, models):
+    with refused(ConfigError, f"--models {models.rpartition(',')[2]}", fix=["markov"]):
+        report_by_command(train("markov").argv(f"--models={models}"))
 
 
 def test_a_list_of_runs_must_be_a_text_file(train, tmp_path):
@@ -226,6 +280,15 @@ def test_a_folder_without_write_permission_still_shows_its_table(shop, monkeypat
     last = text.splitlines()[-1]
     assert str(runs / "recommendation" / "Tiny" / "compare.md") in last
     assert "Permission denied" in last
+
+
+def test_interactions_that_their_meta_does_not_describe_are_refused(shop):
+    folder, runs, pipeline = shop
+    path = meta_path(folder.interactions)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_interactions": 5}))
+    pipeline("popularity")
+    with refused(ArtifactError, folder.interactions, names=["num_interactions", 5]):
+        compare(folder, runs)
 
 
 def test_runs_of_earlier_interactions_are_left_out_and_counted(shop):
@@ -309,9 +372,8 @@ def test_short_names_get_a_column_as_wide_as_its_heading():
 def test_a_run_of_earlier_interactions_is_refused(train):
     trained = train("markov")
     publish(trained.folder.interactions, lambda staged: staged.write_bytes(b"others"), {"inputs": {}})
-    command = training_command("markov", trained.folder, trained.run_root)
-    with refused(ArtifactError, trained.run, names=["interactions.parquet"], fix=[command]):
-        report(trained.folder, trained.run_root, {Choice("markov"): trained.run})
+    with refused(ArtifactError, trained.run, names=["interactions.parquet"], fix=["the training command"]):
+        report(trained.folder, trained.run_root, [trained.run])
 
 
 @pytest.mark.slow

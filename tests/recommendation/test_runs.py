@@ -1,16 +1,20 @@
 """A finished run is loaded with its best checkpoint, or refused if it no longer fits."""
 
 import json
+import math
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 from common.artifacts import save_array
+from common.checkpoint import load_state, save_state
 from common.errors import ArtifactError, DataError
 from common.publishing import meta_path
 from recommendation.dataset import Sequences
 from recommendation.evaluator import predict
-from recommendation.runs import Choice, load_recommender
+from recommendation.runs import Choice, load_recommender, load_source, read_run
 from tests.errors import refused
 
 from .conftest import NUM_ITEMS, SIZES, random_codes
@@ -135,6 +139,75 @@ def test_a_configuration_of_another_version_is_refused(train, old, new, line, ke
     number = 1 + [text.strip() for text in path.read_text().splitlines()].index(line)
     with refused(ArtifactError, f"{path}:{number}", names=[key, "sasrec"], fix=[AGAIN]):
         load(trained, "sasrec")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("old", "new", "key"), [
+    ("d_kv: 4", "d_kv: 99999999999999999999", "d_kv"), ("d_model: 16", "d_model: 1000000000", "d_model"),
+    ("num_encoder_layers: 2", "num_encoder_layers: 10000000", "num_encoder_layers"),
+    ("lr: 0.01", f"lr: {'9' * 400}", "lr"), ("top_k: 20", "top_k: 1000000000", "top_k"),
+    ("device: auto", 'device: "cpu\\0"', None), ("device: auto", "device: gpu", None)])
+def test_an_absurd_value_in_the_configuration_is_refused(train, old, new, key):
+    trained = train("encoder_decoder")
+    path = trained.run / "config.yaml"
+    replace_in(path, old, new)
+    number = 1 + [text.strip() for text in path.read_text().splitlines()].index(new)
+    with refused(ArtifactError, f"{path}:{number}", names=[key or "device"], fix=[AGAIN]):
+        load(trained, "encoder_decoder")
+
+
+def damage_checkpoint(trained, **tensors: torch.Tensor) -> Path:
+    path = trained.run / "checkpoints/best.safetensors"
+    state = load_state(path, "")
+    save_state(path, {**state, "model": state["model"] | tensors}, "the training command")
+    return path
+
+
+MARKOV = {  # name -> a change of one tensor
+    "negative followers": ("followers", lambda old: -old - 1), "huge followers": ("followers", lambda old: old + 10**9),
+    "float followers": ("followers", lambda old: old.double()), "matrix": ("followers", lambda old: old.reshape(1, -1)),
+    "fewer followers": ("followers", lambda old: old[1:]), "reversed starts": ("row_starts", lambda old: old.flip(0)),
+    "negative starts": ("row_starts", lambda old: -old), "huge starts": ("row_starts", lambda old: old * 10**9),
+    "shuffled starts": ("row_starts", lambda old: torch.cat([old[:1], old[1:-1].flip(0), old[-1:]])),
+    "fewer counts": ("counts", lambda old: old[1:]), "bfloat16": ("counts", lambda old: old.bfloat16())}
+
+
+@pytest.mark.parametrize("case", MARKOV)
+def test_damaged_transitions_are_refused(train, case):
+    trained, (name, change) = train("markov"), MARKOV[case]
+    path = damage_checkpoint(trained, **{name: change(load(trained, "markov").model.state_dict()[name])})
+    with refused(ArtifactError, path, fix=[AGAIN]):
+        load(trained, "markov")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.int64, torch.float8_e4m3fn])
+def test_counts_of_another_type_are_refused(train, dtype):
+    trained = train("popularity")
+    path = damage_checkpoint(trained, counts=torch.ones(NUM_ITEMS).to(dtype))
+    with refused(ArtifactError, path, names=[str(dtype).removeprefix("torch.")], fix=[AGAIN]):
+        load(trained, "popularity")
+
+
+def test_a_forged_reason_of_a_collapse_is_one_line(train, caplog):
+    trained = train("markov")
+    path = meta_path(trained.folder.codes("rqvae", "td", None))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "collapse": "x\nerror: forged" + "y" * 99_999,
+                                "command": "make codes\nerror: forged"}))
+    load_source(trained.folder, Choice("encoder_decoder"))
+    [record] = caplog.records
+    assert len(record.getMessage().splitlines()) == 1
+    assert len(record.getMessage()) < 10_000
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [
+    ("times.json", "training", math.nan), ("times.json", "training", 10**400), ("times.json", "training", -1),
+    ("finished.json", "users_per_second", 10**400), ("finished.json", "users_per_second", math.nan)])
+def test_a_number_out_of_range_is_named_with_its_key(train, name, key, value):
+    trained = train("markov")
+    path = trained.run / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with refused(ArtifactError, path, names=[key]):
+        read_run(trained.run)
 
 
 def test_a_checkpoint_of_another_schema_version_is_refused(train):

@@ -17,12 +17,12 @@ class Markov(AbstractRecommender):
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
-        self.register_buffer("popularity", torch.zeros(catalogue.num_items))
+        self.register_buffer("popularity", torch.zeros(catalogue.num_items, dtype=torch.float64))
         # The transitions in compressed sparse row format. The items that followed item i are
         # followers[row_starts[i]:row_starts[i + 1]].
         self.register_buffer("row_starts", torch.zeros(catalogue.num_items + 1, dtype=torch.int64))
         self.register_buffer("followers", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("counts", torch.zeros(0))
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.float64))
 
     def fit(self, sequences: list[Tensor]) -> bool:
         items, offsets = sequences
@@ -38,6 +38,16 @@ class Markov(AbstractRecommender):
         self.followers, self.counts = pairs % n, times.double()
         self.row_starts = torch.searchsorted(pairs, torch.arange(n + 1, device=items.device) * n)
         return True
+
+    def find_problem(self) -> str:
+        starts, num_items = self.row_starts, self.catalogue.num_items
+        if self.followers.ndim != 1 or self.followers.shape != self.counts.shape:
+            return "must have one count per follower"
+        if starts[0] != 0 or starts[-1] != len(self.followers) or (starts[1:] < starts[:-1]).any():
+            return f"row_starts must rise from 0 to the number of followers, {len(self.followers)}"
+        if ((self.followers < 0) | (self.followers >= num_items)).any():
+            return f"followers must be items from 0 to {num_items - 1}"
+        return ""
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         return top_items(self._scores(histories), top_k)

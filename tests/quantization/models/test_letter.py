@@ -165,7 +165,7 @@ def test_the_number_of_groups_follows_the_number_of_codewords(make, size, num_gr
 
 @pytest.mark.parametrize("key", ["num_groups", "group_iterations"])
 def test_a_count_of_zero_is_refused(make, key):
-    with refused(ConfigError, f"letter.model_params.{key}", names=[0]):
+    with refused(ConfigError, names=[f"letter.model_params.{key}", 0]):
         make(**{key: 0})
 
 

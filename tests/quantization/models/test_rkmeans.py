@@ -108,5 +108,5 @@ def test_a_limit_below_the_equal_share_is_refused(make_config, make_model, value
 
 @pytest.mark.parametrize("key", ["iterations", "max_rows"])
 def test_a_count_of_zero_is_refused(make_config, make_model, key):
-    with refused(ConfigError, f"rkmeans.model_params.{key}", names=[0]):
+    with refused(ConfigError, names=[f"rkmeans.model_params.{key}", 0]):
         make_model(make_config("rkmeans", **{key: 0}))

@@ -207,7 +207,7 @@ def test_an_invalid_codebook_size_is_refused(make_rqvae, size):
 @pytest.mark.parametrize(("key", "value"), [("num_levels", -1), ("num_levels", "auto"), ("num_levels", 1.5),
                                             ("latent_size", -1), ("latent_size", 1.5)])
 def test_invalid_levels_and_latent_sizes_are_refused(make_rqvae, key, value):
-    with refused(ConfigError, f"rqvae.model_params.{key}", names=[shown(value)]):
+    with refused(ConfigError, names=[f"rqvae.model_params.{key}", shown(value)]):
         make_rqvae(**{key: value})
 
 

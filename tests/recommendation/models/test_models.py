@@ -227,5 +227,14 @@ def test_every_recipe_builds_its_model_and_has_its_command(path, catalogue):
     ("sasrec", "num_heads", 32), ("encoder_retrieve", "num_heads", 3),
 ])
 def test_a_value_that_a_model_cannot_use_is_refused(make_model, name, key, value):
-    with refused(ConfigError, f"{name}.model_params.{key}", names=[repr(yaml.safe_load(str(value)))]):
+    with refused(ConfigError, names=[f"{name}.model_params.{key}", repr(yaml.safe_load(str(value)))]):
         make_model(name, **{key: value})
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [
+    ("encoder_decoder", "num_encoder_layers", 10_000_000), ("encoder_decoder", "d_kv", 99999999999999999999),
+    ("encoder_decoder", "d_model", 10**9), ("decoder_only", "num_beams", 10**9), ("sasrec", "d_ff", 10**9),
+    ("encoder_retrieve", "num_hops", 10**9), ("markov", "top_k", 10**9)])
+def test_an_absurd_size_is_refused_at_once(make_config, name, key, value):
+    with refused(ConfigError, f"--{name}.{'training' if key == 'top_k' else 'model'}_params.{key}"):
+        make_config(name, **{key: value})
