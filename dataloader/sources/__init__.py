@@ -98,8 +98,8 @@ def refuse_other_source(work: Workspace, table: RawTable, part: str, source: str
         return  # if no record can be parsed, the error about the first line is more helpful
     needed = ", ".join(" or ".join(columns) for columns in table.columns.values())
     what = f"has no column for {' and '.join(absent)}" if found else f"has no {NAMES[table.format]} records"
-    fix = (f"use --source local --{part} {shlex.quote(str(table.path))}, and --<field>_column NAME for columns with "
-           "other names")
+    file = shlex.quote(str(table.path))
+    fix = f"use --source local --{part} {file}, and --<field>_column NAME for columns with other names"
     if table.source:
         fix = "replace the archive by the original one"
     elif others:

@@ -38,10 +38,11 @@ def as_json(folder: Path, rows: list[tuple], *flags: str):
 
 
 def as_parquet(folder: Path, rows: list[tuple], *flags: str):
-    duckdb.execute("CREATE OR REPLACE TABLE t (user_id VARCHAR, item_id VARCHAR, timestamp VARCHAR, rating VARCHAR)")
-    for row in rows:
-        duckdb.execute("INSERT INTO t VALUES (?, ?, ?, ?)", row)
-    duckdb.table("t").write_parquet(str(folder / "interactions.parquet"))
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE t (user_id VARCHAR, item_id VARCHAR, timestamp VARCHAR, rating VARCHAR)")
+        for row in rows:
+            connection.execute("INSERT INTO t VALUES (?, ?, ?, ?)", row)
+        connection.table("t").write_parquet(str(folder / "interactions.parquet"))
     return local(folder, *flags)
 
 
