@@ -181,6 +181,14 @@ def _empty_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in wanted and not buffer.numel()}
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict:
+    """Return the entry `optimizer` of a checkpoint: the steps and moments, but no options and no learning rate."""
+    if optimizer is None:
+        return {}
+    state = optimizer.state_dict()
+    return {"state": state["state"], "param_groups": [{"params": group["params"]} for group in state["param_groups"]]}
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Record) -> None:
     """Load the entry `optimizer` of a checkpoint. Raises ArtifactError if it does not fit the optimizer.
 

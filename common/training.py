@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from common.checkpoint import Checkpoints, restore, restore_optimizer
+from common.checkpoint import Checkpoints, optimizer_state, restore, restore_optimizer
 from common.command import stop_request
 from common.data_parallel import check_same_model
 from common.distributed import all_reduce_max, mean, rank_seed_parts, world_size
@@ -252,7 +252,7 @@ class TrainingLoop:
         totals = self._finite_totals()  # raises an error before a bad state can replace the last good checkpoint
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
             "model": self.task.model.state_dict(),
-            "optimizer": self.task.optimizer.state_dict() if self.task.optimizer else {},
+            "optimizer": optimizer_state(self.task.optimizer),
             "epoch": self.epoch, "index": self.index, "totals": totals, "num_lines": self.num_lines, "done": self.done})
         self.last_save = time.monotonic()
 
