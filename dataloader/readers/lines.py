@@ -12,9 +12,9 @@ import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -202,6 +202,8 @@ def encodable(value: str) -> bool:
 
 NUM_FIRST = 100  # lines read to detect the format
 BLOCK = 4 << 20  # bytes of lines parsed at a time
+PACKED_BLOCK = 1 << 20  # compressed bytes checked at a time
+GZIP = 16 + zlib.MAX_WBITS  # zlib's code for the format of gzip
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -227,14 +229,44 @@ def compression(path: Path) -> str:
     return f"compression = '{'gzip' if is_gzip(path) else 'none'}'"
 
 
-def verify(path: Path) -> None:
-    """Read a gzipped file to its end, and compare its checksum. DuckDB does not do this.
+@contextmanager
+def verifying(path: Path) -> Iterator[None]:
+    """Compare the checksum of a gzipped file in a thread while the `with` block runs. DuckDB does not do this.
 
-    Raises DataError if the file is damaged. Does not read a file that is not gzipped.
+    Raises DataError at the end of the block if the file is damaged. Does not read a file that is not gzipped.
     """
-    if is_gzip(path):
-        for _block in blocks(path):
-            pass
+    if not is_gzip(path):
+        yield
+        return
+    stopped = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        check = pool.submit(verify, path, stopped)
+        try:
+            yield
+            check.result()
+        finally:
+            stopped.set()
+
+
+def verify(path: Path, stopped: threading.Event) -> None:
+    """Read a gzipped file to its end, and compare its checksums. End early if `stopped` is set.
+
+    Raises DataError if the file is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            member = zlib.decompressobj(GZIP)
+            while not stopped.is_set() and (packed := file.read(PACKED_BLOCK)):
+                while packed := packed.lstrip(b"\0") if member.eof else packed:  # zeros may follow a member
+                    member = zlib.decompressobj(GZIP) if member.eof else member
+                    member.decompress(packed, BLOCK)
+                    packed = member.unused_data if member.eof else member.unconsumed_tail
+            while not member.eof and member.decompress(b"", BLOCK):  # what the last call has left
+                pass
+            if not (stopped.is_set() or member.eof):
+                raise EOFError("The compressed data ends too early")
+    except DAMAGED as error:
+        raise damaged(path, error) from error
 
 
 def select_rows(rows: Iterator[tuple], numbers: Iterator[int]) -> Iterator[tuple]:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from dataloader.readers.lines import (
     plain_json,
     rewrite,
     select_rows,
-    verify,
+    verifying,
 )
 from dataloader.workspace import FULL_DISK, Workspace, name, text
 
@@ -75,11 +75,10 @@ def load(work: Workspace, table: RawTable, into: str, query: str, types: dict[st
     If DuckDB cannot read the file directly, the file is first rewritten line by line. Raises DataError if the file is
     damaged.
     """
-    if table.format == "json":
-        verify(table.path)
     if direct := _rows_in_place(work, table, types):
         try:
-            _create(work, into, query, direct)
+            with verifying(table.path) if table.format == "json" else nullcontext():
+                _create(work, into, query, direct)
             return
         except UNREADABLE as error:
             reason = _one_line(error)
