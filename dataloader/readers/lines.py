@@ -203,6 +203,7 @@ def encodable(value: str) -> bool:
 NUM_FIRST = 100  # lines read to detect the format
 BLOCK = 4 << 20  # bytes of lines parsed at a time
 PACKED_BLOCK = 1 << 20  # compressed bytes checked at a time
+CHECKED = 256 << 10  # bytes decompressed at a time for the check; they fit into the cache of a core
 GZIP = 16 + zlib.MAX_WBITS  # zlib's code for the format of gzip
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -259,9 +260,9 @@ def verify(path: Path, stopped: threading.Event) -> None:
             while not stopped.is_set() and (packed := file.read(PACKED_BLOCK)):
                 while packed := packed.lstrip(b"\0") if member.eof else packed:  # zeros may follow a member
                     member = zlib.decompressobj(GZIP) if member.eof else member
-                    member.decompress(packed, BLOCK)
+                    member.decompress(packed, CHECKED)
                     packed = member.unused_data if member.eof else member.unconsumed_tail
-            while not member.eof and member.decompress(b"", BLOCK):  # what the last call has left
+            while not member.eof and member.decompress(b"", CHECKED):  # what the last call has left
                 pass
             if not (stopped.is_set() or member.eof):
                 raise EOFError("The compressed data ends too early")

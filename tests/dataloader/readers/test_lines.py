@@ -95,7 +95,7 @@ def test_a_wrong_checksum_after_many_blocks_is_found(tmp_path, monkeypatch):
     (gzip.compress(b"more")[:-1], False), (gzip.compress(b"more")[:9], False)])
 def test_members_and_zeros_may_follow_each_other(tmp_path, monkeypatch, block, end, is_valid):
     monkeypatch.setattr(lines, "PACKED_BLOCK", block)
-    monkeypatch.setattr(lines, "BLOCK", 1000)
+    monkeypatch.setattr(lines, "CHECKED", 1000)
     (tmp_path / "x.gz").write_bytes(gzip.compress(b"\0" * 100_000) + end)
     with nullcontext() if is_valid else refused(DamagedError), verifying(tmp_path / "x.gz"):
         pass
