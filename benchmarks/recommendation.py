@@ -170,7 +170,7 @@ def our_turns(data: Data, train_on: str, args: argparse.Namespace) -> Callable[[
 
 
 def in_turns(contenders: dict[str, Callable], rounds: int, unit: str) -> dict:
-    """Return the median rate of each model, and the ratio of our rates to that of the faster peer.
+    """Return the median rate of each model, and the ratio of each of our rates to the rate of the faster peer.
 
     contenders: name -> function; the function gets the number of a turn and returns the amount of work and the seconds
     """

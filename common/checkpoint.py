@@ -70,8 +70,8 @@ class Checkpoints:
     def load_newest(self, use: Callable[[Record], None] = lambda state: None) -> Record | None:
         """Load the newest numbered checkpoint that can be used. Return None if no checkpoint can be read.
 
-        use: called with the state; raises ArtifactError if the state does not fit. The previous checkpoint is then
-            tried. If none fits, the error of the last one is raised.
+        use: called with the state; raises ArtifactError if the state does not fit. The next older checkpoint
+            is then tried. If no readable checkpoint fits, the error of the oldest one is raised.
         """
         if is_main():
             self._delete_old()  # the process that saved the last checkpoint may have been killed
@@ -157,7 +157,7 @@ def load_state(path: Path, fix: str) -> Record:
 def restore(model: torch.nn.Module, state: Record) -> None:
     """Load the entry `model` of a checkpoint into a model.
 
-    An empty buffer gets the shape of the checkpoint, because a model may fill it only while it is fitted. Raises
+    An empty buffer gets the shape of the checkpoint, because some models fill their buffers only in `fit`. Raises
     ArtifactError if the keys, the types or the shapes do not match the model; the model then keeps its weights.
     """
     given, wanted, empty = state["model"], model.state_dict(), _empty_buffers(model)
@@ -201,7 +201,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Record) -> None:
         if [group["params"] for group in given["param_groups"]] != [group["params"] for group in own]:
             raise ValueError(f"The optimizer has {len(parameters)} parameters")
         for number, values in given["state"].items():
-            # The fused kernels of PyTorch do not check the shapes, and would read behind the end of a tensor.
+            # The fused kernels of PyTorch do not check the shapes, and would read past the end of a tensor.
             fitting = {"step": ((), torch.float32)} | dict.fromkeys(
                 MOMENTS, (parameters[number].shape, parameters[number].dtype))
             if number < 0 or type(optimizer) is torch.optim.SGD or values.keys() != fitting.keys() or any(

@@ -15,7 +15,7 @@ from common.errors import ArtifactError
 FILE_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
               stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 WHY = "The file is damaged, or another version of the code has written it"
-MAX_DIGITS = 4_300  # as Python, whose own error would advise to raise the limit
+MAX_DIGITS = 4_300  # the limit of Python, checked here because its own error advises raising it
 MAX_SHOWN = 80  # an error message shows at most this many characters of the message of a library
 MAX_NAME = 255  # bytes in the name of a file
 MAX_INTEGER = 2**63 - 1  # a larger integer has no meaning in our files, and arrays and floats cannot hold it

@@ -41,7 +41,8 @@ SPLIT_FAULTS = {
 def check_folder(options: ProcessOptions) -> None:
     """Check all files in the dataset's folder, and log every problem.
 
-    With --adopt, missing meta files are written first, if the content of all files is valid. Raises DataError if the
+    The content of all files is checked first. With --adopt, if it is valid, missing meta files are then written. The
+    meta files are checked last. Raises DataError if the
     content of a file is not valid. Raises ArtifactError if only meta files are missing or wrong.
     """
     folder = options.folder

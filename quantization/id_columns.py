@@ -11,7 +11,8 @@ ROW_NUMBER = re.compile(r"(unnamed|index)?")  # the row numbers of pandas and R
 WHOLE_ID = ("semantic_id", "semantic_ids", "sem_id", "sem_ids", "sid", "sids")
 TEXT = ("title", "text", "description")
 LEVEL = re.compile(r"(.*?)[ _.-]?(\d{1,2})")  # such as code_0, l1 and 2
-FIX = "name the column of the raw ids item_id, those of the codes code_0, code_1, ..., and remove other columns"
+FIX = ("rename the column of the raw ids to item_id and the columns of the codes to code_0, code_1, ..., and remove "
+       "all other columns")
 
 
 class Columns(NamedTuple):
@@ -23,7 +24,7 @@ class Columns(NamedTuple):
 
 
 def is_header(row: list[str]) -> bool:
-    """Return whether a row is certainly a header, also if its other cells look like codes."""
+    """Return whether a row is certainly a header, even if its other cells look like codes."""
     names = _names(row)
     if any(name in names for name in RAW_ID):
         return True
@@ -89,7 +90,7 @@ def _raw_id(names: list[str], levels: list[int], where: str) -> tuple[int, bool]
 
 
 def _names(header: list[str]) -> list[str]:
-    # RecBole adds types, such as item_id:token, and pandas numbers, such as Unnamed: 0.
+    # RecBole adds types, such as item_id:token. pandas adds numbers, such as Unnamed: 0.
     return [name.strip().casefold().partition(":")[0] for name in header]
 
 

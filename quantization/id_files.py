@@ -34,7 +34,8 @@ def read_codes(path: Path) -> dict[str, list[int]]:
     first_with: dict[int, str] = {}  # number of codes -> location of the first entry with this number
     names: dict[int, str] = {}       # level -> name of its tokens; integers have no name
     entries, fix = (_read_json(path), "correct the entry") if path.suffix == ".json" else (
-        _read_csv(path), "correct the line; if a column has no codes, remove it, or name the raw ids item_id")
+        _read_csv(path), "correct the line; if a column has no codes, remove it, or rename the column of the raw ids "
+        "to item_id")
     for where, raw_id, value in entries:
         found = _parse(value)
         if not found:

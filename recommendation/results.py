@@ -119,14 +119,14 @@ def _group_by_configuration(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
 
 
 def row(runs: list[FinishedRun]) -> list[str]:
-    """Return the cells of one row of the Markdown table, for a group of runs that differ only in their seeds."""
+    """Return the cells of a row of the Markdown table. The runs differ only in the seed or the device."""
     run, tests, speed = runs[0], [run.metrics["test"] for run in runs], _mean([run.users_per_second for run in runs])
     return [*_names(runs), *(cell(tests, name) for name in columns()), f"{run.metrics['num_parameters']:,}",
             f"{(_mean([run.seconds for run in runs]) or 0) / 60:.1f}", f"{speed:,.0f}" if speed else "", settings(run)]
 
 
 def csv_row(runs: list[FinishedRun]) -> list[str]:
-    """Return the cells of one row of the CSV file, for a group of runs that differ only in their seeds."""
+    """Return the cells of one row of the CSV file, for a group of runs that differ only in the seed or the device."""
     run, tests = runs[0], [run.metrics["test"] for run in runs]
     metrics = mean_and_deviation(tests)
     values = [value for name in columns() for value in (

@@ -58,7 +58,7 @@ class Fault(NamedTuple):
     """Why a row is invalid. The reason is "" if the row is valid."""
 
     reason: str
-    fix: str = ""  # makes such rows valid, but may change how all rows are read; or UNREAD
+    fix: str = ""  # makes such rows valid, but may change how all rows are read; or UNREAD or NOT_UTF8
     advice: Callable[[], Advice] = Advice
 
 
@@ -199,7 +199,7 @@ def bad_id(column: str, table: RawTable) -> str:
     In a CSV or TSV file, an id with a line break is invalid too: most likely, a quote is not closed.
     """
     several_lines = f" OR contains({column}, chr(10)) OR contains({column}, chr(13))" if table.format == "csv" else ""
-    # The comparison comes first, because it is much faster than to trim every id.
+    # The comparison comes first, because it is much faster than trimming every id.
     blank = f" OR ({column} < '!' AND trim({column}, {SQL_BLANKS}) = '')"
     return f"(coalesce(strlen({column}), 0) NOT BETWEEN 1 AND {MAX_ID}{several_lines}{blank})"
 
@@ -263,14 +263,15 @@ def check_texts(work: Workspace, table: RawTable) -> None:
 def _report_texts(work: Workspace, table: RawTable, field: str, example: str, record: int, num: int) -> None:
     num_events = work.count("kept")
     if table.format != "csv" or 2 * num <= num_events:
-        log.warning("process: %d of %d events in %s have a text that looks like a list or an object as %s, for example "
-                    "%r. Each such text is used as one id", num, num_events, table.origin, field, example[:EXCERPT])
+        log.warning("process: in %d of %d events in %s, the %s is a text that looks like a list or an object, for "
+                    "example %r. Each such text is used as one id", num, num_events, table.origin, field,
+                    example[:EXCERPT])
         return
     [(where, values, _text)] = rows_at(work, table, iter([record]))
     assert isinstance(values, dict), "the row was valid before"
     fault = nested_fault(table, values, field, "")
-    work.stop(DataError(where, fault.reason, f"{num:,} of {num_events:,} events have a list or an object in a text as "
-                        f"{field}", fault.fix or fault.advice().fix))
+    work.stop(DataError(where, fault.reason, f"In {num:,} of {num_events:,} events, the {field} is a text that "
+                        "contains a list or an object", fault.fix or fault.advice().fix))
 
 
 def missing_field(table: RawTable, field: str) -> str:

@@ -1,4 +1,4 @@
-"""Name the files of a folder without known raw files, and the flags with which they can be read."""
+"""Hints for a folder without the expected raw files: its files, and the flags that read them."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ def listing(folder: Path) -> str:
 
 
 def readable(folder: Path, dataset: str) -> str:
-    """Return what to do in order to read the files in a folder whose names are not quite the expected ones, or ""."""
+    """Return the fix for a folder whose files have other names than expected, or "" if no file is recognized."""
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     items = [path for path in files if path.name.lower().startswith("items.")]
     for path in files:
@@ -26,8 +26,8 @@ def readable(folder: Path, dataset: str) -> str:
     if len(atomic) == 1:
         return _flags(atomic[0], [path for path in files if path.name == f"{atomic[0].stem}.item"])
     if (ratings := folder / f"ratings_{dataset}.csv").is_file():  # of Amazon, 2014
-        return _flags(ratings, []) + (" --no_header interactions --user_column 1 --item_column 2 --rating_column 3 "
-                                      "--time_column 4")
+        return _flags(ratings, [], "--no_header", "interactions", *(
+            f"--{field}_column={place}" for place, field in enumerate(("user", "item", "rating", "time"), start=1)))
     for extracted in (folder / dataset, Path(os.path.abspath(folder))):
         if dataset.startswith("ml-") and extracted.name == dataset and any(
                 (extracted / name).is_file() for name in MOVIELENS):
@@ -37,7 +37,7 @@ def readable(folder: Path, dataset: str) -> str:
     return ""
 
 
-def _flags(interactions: Path, items: list[Path]) -> str:
-    """Return the flags that name the files."""
+def _flags(interactions: Path, items: list[Path], *more: str) -> str:
+    """Return the fix with the flags that name the files, and with more flags."""
     words = ["--source", "local", "--interactions", str(interactions), *(f"--items={path}" for path in items[:1])]
-    return f"use {shlex.join(words)} instead of --raw_dir"
+    return f"use {shlex.join([*words, *more])} instead of --raw_dir"

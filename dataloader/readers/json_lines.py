@@ -1,9 +1,9 @@
 """Convert a JSON file to JSON lines:  python dataloader/readers/json_lines.py FILE KEY [ITEM TIME] > NEW.jsonl
 
-The file can have an array of records, records of several lines, an object with one record per key, a table of pandas
-(`to_json`), or an object with a list of records, such as {"data": [{...}, {...}]}. Records that are the values of an
-object get their key in the field KEY. The members of a list become events: {"u1": ["i1", "i2"]} gives
-{KEY: "u1", ITEM: "i1", TIME: 0} and {KEY: "u1", ITEM: "i2", TIME: 1}.
+The file can have an array of records, records that span several lines, an object with one record per key, a table of
+pandas (`to_json`), or an object with a list of records, such as {"data": [{...}, {...}]}. Records that are the values
+of an object get their key in the field KEY. The members of a list become events: {"u1": ["i1", "i2"]} gives {KEY: "u1",
+ITEM: "i1", TIME: 0} and {KEY: "u1", ITEM: "i2", TIME: 1}.
 """
 
 import gzip

@@ -22,7 +22,7 @@ from dataloader.readers.lines import (
 from dataloader.readers.raw import NUM_FIRST, RawTable, column_types, is_nested_type, reader
 from dataloader.workspace import Workspace, name
 
-NUM_CELLS = 20  # rows of a CSV file in which columns of lists are searched
+NUM_CELLS = 20  # rows of a CSV or Parquet file in which columns of lists are searched
 # A Python program for JSON lines. Columns that are lists must have the same length in a line.
 PROGRAM = ("import {modules}, sys; C = {columns}; [print(json.dumps({{**r, **dict(zip(C, v))}})) "
            "for r in map({parse}, sys.stdin) for v in zip(*(r[c] if isinstance(r[c], (list, tuple)) else [r[c]] "
@@ -60,7 +60,7 @@ def nested_columns(work: Workspace, table: RawTable) -> dict[str, list]:
 
 
 def aligned(nested: dict[str, list], column: str) -> list[str]:
-    """Return the columns whose lists have the same lengths as those of a column, which comes first."""
+    """Return `column`, and then the other columns whose lists have the same lengths."""
     lengths = [len(value) for value in nested[column]]
     return [column, *(other for other, values in nested.items() if other != column and isinstance(values[0], list)
                       and [len(value) for value in values] == lengths)]
@@ -92,7 +92,7 @@ def sequences(path: Path, layout: Layout) -> dict[str, str]:
 
 
 def object_fix(table: RawTable, value: dict, column: str, flag: str) -> str:
-    """Return the fix for an object as id or time: a flag or a command that takes a value from the object.
+    """Return the fix for an id or time that is an object: a flag or a command that takes a value from it.
 
     flag: the flag that names the column, such as --user_column, or "" if there is none
     """
@@ -131,7 +131,7 @@ def _conversion(table: RawTable, columns: list[str]) -> tuple[str, str]:
 
 
 def _by_duckdb(table: RawTable, select: str) -> tuple[str, str]:
-    """Return the command that writes a SELECT list of a CSV or Parquet file, and the file that it writes."""
+    """Return the command that applies a SELECT list to a CSV or Parquet file, and the file that it writes."""
     target, separator = _target(table.path), f", sep={json.dumps(table.layout.delimiter)}"
     # DuckDB would read `*`, `?` and `[` as a pattern.
     source = json.dumps(re.sub(r"([*?[])", r"[\1]", str(table.path)), ensure_ascii=False)

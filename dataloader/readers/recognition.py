@@ -27,18 +27,18 @@ from dataloader.readers.lines import (
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars", "::": "double colons",
               " ": "spaces"}
-STRICT = (",", ";")  # in standard CSV files, a quote at the begin of a field always opens a quoted value
+STRICT = (",", ";")  # in standard CSV files, a quote at the beginning of a field always opens a quoted value
 HEAD = 1 << 16     # bytes at the beginning of a file that are compared with other formats
 NUM_LINES = 20     # lines that must have the same number of columns
 NUM_ROWS = 10_000  # rows that must be valid with other quotes
 # First bytes of a file -> what the file is, and what to do. {stem} is its path without the extension {ending}; {bytes}
 # is a command that prints its bytes, unpacked; {lines} is a command that prints its records as JSON lines.
 RECODE = "convert the file with: {{bytes}} | iconv -f {} -t UTF-8 > {{stem}}-utf8{{ending}}"
-UTF_16 = ("is encoded in UTF-16", RECODE.format("UTF-16"))
+UTF_16, UTF_32 = ((f"is encoded in {encoding}", RECODE.format(encoding)) for encoding in ("UTF-16", "UTF-32"))
 BEGINNINGS = {b"PAR1": ("is a Parquet file", "rename it to {stem}.parquet"),
               b"PK\x03\x04": ("is a zip archive or an Excel file", "unpack it, or save the table as a CSV file"),
               b"\xd0\xcf\x11\xe0": ("is an Excel file", "save the table as a CSV file"),
-              b"\xff\xfe": UTF_16, b"\xfe\xff": UTF_16}
+              b"\xff\xfe\0\0": UTF_32, b"\0\0\xfe\xff": UTF_32, b"\xff\xfe": UTF_16, b"\xfe\xff": UTF_16}
 PAGE = re.compile(r"\s*<(?:!doctype|html|head|\?xml|error)", re.IGNORECASE)
 ARRAY = re.compile(r"\s*\[\s*\{")
 NESTED = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*[\[{]')  # an object whose first value is an object or a list
@@ -80,7 +80,8 @@ def other_format(path: Path, format_: str, keys: tuple[str, ...] = ("item_id",))
     """Return an error if a file is clearly not in the format of its name, else None.
 
     format_: "csv", "json" or "python"
-    keys: the columns that identify a record; the first one gets the keys of an object with one record per key
+    keys: names of columns for the conversion to JSON lines; if the file is an object with one record per key, the keys
+        go into the first of these columns
     """
     what, fix = _other_format(path, format_, keys)
     return DataError(f"{path}:1", what, f"It begins with {_head(path)[:40]!r}",
@@ -88,7 +89,7 @@ def other_format(path: Path, format_: str, keys: tuple[str, ...] = ("item_id",))
 
 
 def _other_format(path: Path, format_: str, keys: tuple[str, ...]) -> tuple[str, str]:
-    """Return what a file is instead, and what to do, with names in braces; or ("", "")."""
+    """Return the real format and the fix, which may have placeholders in braces; ("", "") if the format is right."""
     head, lines = _head(path), first_lines(path)
     for beginning, found in BEGINNINGS.items():
         if head.startswith(beginning):
@@ -137,7 +138,7 @@ def _document(path: Path, valid: bool, key: str) -> str:
             if has_records and "." not in key and not isinstance(first.get(key), str | int | float):
                 return is_object
         if not valid and isinstance(first, dict):
-            return "has several records per line, or records of several lines"
+            return "has several records per line, or records that span several lines"
     return ""
 
 
@@ -159,12 +160,13 @@ def _recode(path: Path) -> str:
                 with suppress(UnicodeDecodeError):
                     line.decode(encoding)
                     continue
-                encoding = "ISO-8859-1"  # has all bytes
+                encoding = "ISO-8859-1"  # every byte is valid in this encoding
     if num_valid >= num_invalid:
         return ""
     # In Western European texts, two letters with accents rarely follow each other.
-    return RECODE.format(encoding) if 2 * num_pairs <= num_invalid else RECODE.replace(
-        "with", "from its encoding, with its name in place of GB18030").format("GB18030")
+    if 2 * num_pairs <= num_invalid:
+        return RECODE.format(encoding)
+    return RECODE.replace("with", "from its encoding; for GB18030, the command is").format("GB18030")
 
 
 def _filled_in(fix: str, path: Path, keys: tuple[str, ...]) -> str:

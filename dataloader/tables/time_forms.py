@@ -1,4 +1,4 @@
-"""The units and forms of raw times: SQL that reads them, and a comparison of all of them on the times of a file."""
+"""The units and forms of raw times: the SQL that reads each form, and the search for the form of a file."""
 
 import re
 import time
@@ -27,7 +27,7 @@ FORMS = ("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:
 EXCEL = "Excel serial dates"  # days since 1899-12-30
 EXCEL_1970 = 25_569           # the Excel serial date of 1970-01-01
 EXCEL_FIX = f"subtract {EXCEL_1970} from the times, which are {EXCEL}, and use --time_unit day"
-NUM_FIRST = 1000  # different invalid times with which the other forms are compared first
+NUM_FIRST = 1000  # number of distinct invalid times on which the other forms are tried first
 NEARLY_ALL = 0.99
 
 
@@ -39,7 +39,7 @@ def seconds_of(form: str, date_format: str) -> str:
     The fraction is kept, because it decides the order of events in the same second. Up to the year 2100, a DOUBLE
     distinguishes all microseconds.
     """
-    if form == "day":  # the product may be too small by less than a microsecond, which is in another second
+    if form == "day":  # a rounding error could move the time into the previous second
         return 'round(try_cast("time" AS DOUBLE) * 86400, 6)'
     if form in UNITS:
         return f'try_cast("time" AS DOUBLE) / {UNITS[form]}'
@@ -55,7 +55,7 @@ def seconds_of(form: str, date_format: str) -> str:
 
 
 def _iso_date(date: str) -> str:
-    # A text without digits at this place is not a compact date, and needs no slow regular expression.
+    # If the fifth character is not a digit, the text is not a compact date. Then skip the slow regular expression.
     return f"""CASE WHEN substr({date}, 5, 1) BETWEEN '0' AND '9' THEN {_cast(_with_separators(date))}
                     ELSE {_cast(date)} END"""
 
@@ -73,7 +73,7 @@ def _cast(date: str) -> str:
 
 
 def latest_usual() -> float:
-    """Return the time in a year, in seconds. Few datasets have later events."""
+    """Return the time one year from now, in seconds since 1970. Few datasets have later events."""
     return time.time() + YEAR
 
 
@@ -98,12 +98,13 @@ class Form(NamedTuple):
 
 
 def advice(work: Workspace, table: RawTable, current: str, is_valid: str) -> Advice:
-    """Return what to do about the times of a file, after reading all of them in every form.
+    """Return what to do about the times of a file, after trying the other forms on them.
 
     current: the flag with which the times were read
-    is_valid: SQL that is true if the raw "time", a text, needs no other form
+    is_valid: SQL condition that is true if the raw "time" (a text) is plausible with the flag `current`
 
-    The fix names a flag only if nearly all times are plausible with it. If several forms are in use, `why` says so.
+    The fix names a flag if at least half of the times are plausible with it, and at most 1 % of the times only with
+    others. If several forms are in use, `why` says so.
     """
     load(work, table, "raw_times", 'SELECT "time" FROM {rows}', {"time": "VARCHAR"})
     found, num_times = _compare(work, current, is_valid), work.count("fits")
@@ -125,7 +126,7 @@ def advice(work: Workspace, table: RawTable, current: str, is_valid: str) -> Adv
 def _compare(work: Workspace, current: str, is_valid: str) -> list[Form]:
     """Make the table `fits`, with the row index `record` of each time. Return the forms, the most frequent one first.
 
-    `is_valid` replaces the condition of the form `current`, which comes before others that are as frequent.
+    `is_valid` is the condition of the form `current`. If other forms are as frequent, `current` comes first.
     """
     dates = {"--time_unit date": ("date", ""), **{f"--time_format '{form}'": ("format", form) for form in FORMS}}
     seconds = {name: seconds_of(*form) for name, form in dates.items()}
@@ -159,13 +160,14 @@ def _choice(work: Workspace, found: list[Form]) -> Advice:
 
 
 def _mixture(work: Workspace, table: RawTable, found: list[Form], num_times: int) -> str:
-    """Return how many times have each of the forms, with an example of each."""
+    """Return a text with the number of times in each form, and an example of each."""
     before, examples = "false", {}
     for form in found:
         num, first = work.run(f"""SELECT count(*), min(record) FROM fits
                                   WHERE {form.column} AND NOT ({before})""")[0]
         if num:
-            examples[first] = f"{num:,} of {num_times:,} are plausible with {form.name}"
+            preposition = "as" if form.name == EXCEL else "with"
+            examples[first] = f"{num:,} of {num_times:,} are plausible {preposition} {form.name}"
         before += f" OR {form.column}"
     records = sorted(examples)
     for record, (where, _values, _text) in zip(records, rows_at(work, table, iter(records)), strict=True):

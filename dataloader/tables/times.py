@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 EARLIEST = 100_000_000  # seconds (1973); if all times in a small unit are earlier, the unit must be wrong
 DAY = 86_400            # seconds; programs write the first day of 1970 for unknown times
 SMALL_UNITS = ("ms", "us", "ns")
-COMPACT_SHARE = 0.9     # if more times than this are dates written as numbers, they are not seconds
+COMPACT_SHARE = 0.9     # if a larger share of the times are dates written as numbers, the unit is wrong
 RANKS = "--time_unit s if the times are ranks"
 ANY_FORM = "use --time_format FORM, such as '%d/%m/%Y %H:%M'"
 
@@ -64,7 +64,7 @@ class Times:
         return number_fault("time", value, 0, LATEST * UNITS[self.form]) if self.form in UNITS else ""
 
     def date_fault(self, value: object) -> str:
-        """Return the reason for a date that is invalid."""
+        """Return why a raw date is invalid."""
         form = {"format": f"a date in the form {self.format!r}", "date": "an ISO 8601 date"}.get(self.form, "a date")
         return f"time must be {form} from 1970 to 2100, got {str(value)[:40]!r}"
 
@@ -103,9 +103,10 @@ class Times:
         if num_dates > COMPACT_SHARE * num_events:
             self._refuse_dates(work, table, num_events)
         if 2 * num_early > num_events:
+            likely = self._likely(work, num_events)
+            fix = likely if likely == EXCEL_FIX else f"check {likely}, --time_format and --time_column"
             log.warning("process: %d of %d events in %s are before 1990, for example %s. If the times are not ranks, "
-                        "check %s, --time_format and --time_column", num_early, num_events, table.origin,
-                        self._read(early), self._likely(work, num_events))
+                        "%s", num_early, num_events, table.origin, self._read(early), fix)
         elif num_odd:
             example = work.value(f'SELECT max("time") FROM events WHERE "time" < {odd}')
             log.warning("process: %d of %d events in %s are before %s, for example %s. If such a time means that the "
@@ -122,7 +123,10 @@ class Times:
         return f"{seconds * unit:.15g} is read as {_day(seconds)} ({self.flag})" if unit else _day(seconds)
 
     def _likely(self, work: Workspace, num_events: int) -> str:
-        """Return the flag to check if the times of the events are not usual: a plausible one, if there is one."""
+        """Return the flag for the warning about unusual times: one with which nearly all times are plausible, if any.
+
+        Returns EXCEL_FIX for the serial dates of Excel.
+        """
         unit = UNITS.get(self.form)
         if not unit:
             return "--time_unit"
@@ -131,7 +135,8 @@ class Times:
                                 FROM (SELECT "time" * {unit} AS "time" FROM events)""")
         num, flag = max(zip(counts, others, strict=True))
         if num < NEARLY_ALL * num_events:
-            return f"--time_unit (only {num} of the times are plausible with {flag})" if num else "--time_unit"
+            preposition = "as" if flag == EXCEL else "with"
+            return f"--time_unit (only {num} of the times are plausible {preposition} {flag})" if num else "--time_unit"
         return EXCEL_FIX if flag == EXCEL else flag
 
     def _refuse_small(self, work: Workspace, table: RawTable, newest: float) -> None:
@@ -145,7 +150,7 @@ class Times:
                             found.fix or f"{ranks}correct the times or --time_unit"))
 
     def _refuse_mixture(self, work: Workspace, table: RawTable, num_events: int) -> None:
-        """Raise DataError if some times are before 1973 in a small unit, but are plausible in another unit."""
+        """Raise DataError if over 1 % of the times are before 1973 in a small unit, but plausible in another unit."""
         others = " OR ".join(condition for form, condition in usual_numbers().items() if form != self.flag)
         num_others = work.value(f"""SELECT count(*) FROM (
             SELECT "time" * {UNITS[self.form]} AS "time" FROM events WHERE "time" < {EARLIEST}) WHERE {others}""")

@@ -33,6 +33,7 @@ def write(path: Path, content: str | bytes) -> Path:
     ("x.csv", b"PK\x03\x04\x14", "Excel", "CSV"),
     ("x.jsonl", JSON_LINES.encode("utf-16"), "UTF-16", "iconv -f UTF-16"),
     ("x.csv", TEXT.encode("utf-16"), "UTF-16", "iconv -f UTF-16"),
+    ("x.csv", TEXT.encode("utf-32"), "UTF-32", "iconv -f UTF-32"),
     ("x.csv", "<!DOCTYPE html>\n<html>", "HTML", "again"),
     ("x.jsonl", json.dumps(RECORDS[0], indent=1), "several lines", "json_lines.py"),
 ])
