@@ -61,6 +61,9 @@ class Checkpoints:
             # If the process is killed between the two calls, the next call of this method finds the checkpoint again.
             meta_path(old).unlink(missing_ok=True)
             old.unlink()
+        # safetensors writes to such a file before it renames it. Only this process writes here, as it locks the run.
+        for leftover in self.folder.glob(".tmp??????"):
+            leftover.unlink()
 
     def save_best(self, state: dict) -> None:
         if is_main():

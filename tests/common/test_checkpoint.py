@@ -213,11 +213,15 @@ def test_saving_a_step_again_replaces_it(checkpoints):
     assert len(checkpoints.numbered()) == 1
 
 
-def test_files_of_a_killed_process_are_removed(checkpoints):
-    left = checkpoints.folder / ".step-000000001.safetensors.tmp-99999999"
+@pytest.mark.parametrize("name", [".step-000000001.safetensors.tmp-99999999", ".tmp4TybpU"])  # of safetensors itself
+def test_files_of_a_killed_process_are_removed(checkpoints, name):
+    left = checkpoints.folder / name
     left.write_bytes(b"half")
     checkpoints.save(2, {"step": 2})
     assert not left.exists()
+    left.write_bytes(b"half")
+    checkpoints.load_newest()
+    assert not left.exists() or name.startswith(".step")
 
 
 def test_an_old_checkpoint_that_was_deleted_by_half_disappears(checkpoints):

@@ -73,7 +73,7 @@ def left(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_run_after_one_that_was_killed_in_a_query_ends_the_same(tmp_path):
+def test_a_run_killed_in_a_query_can_be_repeated(tmp_path):
     undisturbed = contents(run(tmp_path / "undisturbed", EVENTS, minimum=5).folder)
     write_baby(tmp_path / "raw", EVENTS)
     folder = tmp_path / "data" / "Baby"
