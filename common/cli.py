@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
         return " ".join(f"{flag}={shlex.quote(value)}" for value in values) if flag and word in values else None
 
     def _action(self, word: str) -> argparse.Action | None:
-        """Return the action of the flag with which a word of the command line begins, or None."""
+        """Return the action of a word such as `--lr` or `--lr=0.1`, or None if the word is not a known flag."""
         return self._option_string_actions.get(word.partition("=")[0])  # argparse has no public attribute
 
     def _print_message(self, message: str, file: Any = None) -> None:

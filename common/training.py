@@ -267,7 +267,7 @@ class TrainingLoop:
         log.info("%s: continuing after epoch %d, step %d", self.task.name, self.epoch, self.index)
 
     def _continue_from(self, state: Record) -> None:
-        """Load the state of a checkpoint. Raises ArtifactError if the state is not one of this training."""
+        """Load the state of a checkpoint. Raises ArtifactError if the state does not fit this training run."""
         epoch, index, totals = state["epoch"], state["index"], state["totals"]
         step = epoch * self.task.num_steps + index
         if not (0 <= epoch <= self.num_epochs and 0 <= index <= self.task.num_steps and step <= self.total_steps
@@ -290,6 +290,6 @@ class TrainingLoop:
         state = self.checkpoints.load_best()
         best = Best(*state["best"])
         if not 0 < best.epoch <= self.num_epochs:
-            raise ArtifactError(state.path, f"is of epoch {best.epoch}, but the training has {self.num_epochs} epochs",
+            raise ArtifactError(state.path, f"must be from an epoch between 1 and {self.num_epochs}, got {best.epoch}",
                                 WHY, state.fix)
         return best

@@ -276,7 +276,7 @@ def type_of(work: Workspace, table: RawTable, field: str) -> str:
 
 
 def is_nested_type(stored: str) -> bool:
-    """Return whether values of this type of a Parquet column are lists or objects."""
+    """Return whether a Parquet column of the SQL type `stored` has lists or objects."""
     return stored.endswith("]") or stored.startswith(("STRUCT", "MAP"))
 
 

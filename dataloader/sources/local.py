@@ -35,8 +35,8 @@ SPLITS = ("train", "valid", "test")  # RecBole's benchmark files
 def raw_paths(options: ProcessOptions) -> list[Path]:
     """Return the paths of the interactions file and, if there is one, the items file.
 
-    A file that no flag names is searched for in the raw folder. Raises DataError if there is no interactions file.
-    Raises ConfigError if several files match.
+    If no flag gives the path of a file, the file is searched for in the raw folder. Raises DataError if there is no
+    interactions file. Raises ConfigError if several files match.
     """
     interactions = options.local.interactions or _found(options, "interactions")
     if interactions is None:

@@ -69,7 +69,7 @@ class Times:
         return f"time must be {form} from 1970 to 2100, got {str(value)[:40]!r}"
 
     def fix_for(self, value: object) -> str:
-        """Return a possible fix for times such as this one, if the advice on all times names none."""
+        """Return a fix for an invalid time, or "" if there is none. It is used if `advice` has no fix."""
         with suppress(ValueError):
             number = float(str(value))
             return f"use {RANKS}" if 0 <= number <= LATEST and self.form in ("date", "format") else ""
@@ -118,7 +118,7 @@ class Times:
         return num_early
 
     def _read(self, seconds: float) -> str:
-        """Return a time for a message: the number in the file, and the day."""
+        """Format a time for a message: the number in the file, and the day."""
         unit = UNITS.get(self.form)
         return f"{seconds * unit:.15g} is read as {_day(seconds)} ({self.flag})" if unit else _day(seconds)
 

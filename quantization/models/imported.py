@@ -73,8 +73,9 @@ def without_offsets(path: Path, codes: np.ndarray) -> np.ndarray:
     """Return codes (N, L) that begin at 0 in each level, if the levels of a file use consecutive ranges of codes.
 
     Files for a language model often number the codes of all levels together, such as 0 to 255 for the first level and
-    256 to 511 for the second one. In other files, the ranges of the levels overlap, unless most levels have a single
-    code. Therefore, the codes are only changed if at least two levels have several codes.
+    256 to 511 for the second one. In files without offsets, the ranges usually overlap. They can fail to overlap by
+    chance if most levels have a single code. Therefore, the offsets are only subtracted if at least two levels have
+    several codes. Otherwise, the codes are returned unchanged.
     """
     low, high = codes.min(axis=0), codes.max(axis=0)  # (L,)
     if not (high[:-1] < low[1:]).all() or (low < high).sum() < 2:

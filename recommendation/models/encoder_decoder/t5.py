@@ -31,7 +31,8 @@ def to_t5(model: EncoderDecoder) -> Any:
     """Return a T5ForConditionalGeneration in eval mode with the model's weights.
 
     Code c of a level is the token `1 + sum of the earlier codebook sizes + c`. Token 0 is the padding token and the
-    start token of the decoder. The logit of token 0 is always 0, because the model never predicts this token.
+    start token of the decoder. The model has no output weights for token 0, so the logit of token 0 in the T5 is always
+    0.
 
     T5 has no codebook sizes, no encoder mask and no cross-attention bias. `config.semantic_ids` stores these values.
     """
