@@ -26,7 +26,7 @@ def read_codes(path: Path) -> dict[str, list[int]]:
     """Read semantic IDs from a .json or .csv file, and return a dict that maps each raw id to its codes.
 
     All IDs in the result have the same number of codes. If some IDs in the file have one more code, which only tells
-    apart items with the same other codes, then this code is left out.
+    apart items whose other codes are equal, then this code is left out.
 
     Raises DataError if the file is invalid. The error message names the invalid entry or line.
     """

@@ -239,7 +239,7 @@ def _listed_runs(path: Path, parent: Path) -> list[Path]:
         if os.path.abspath(line) not in finished:
             raise DataError(f"{path}:{number}", f"{shortened(line)!r} is not the folder of a finished run",
                             f"The finished runs of this dataset are in {parent}",
-                            f"remove line {number}, or train its model again")
+                            f"remove line {number}, or finish the training of the run that it names")
     return [*dict.fromkeys(finished[os.path.abspath(line)] for line in lines)]
 
 

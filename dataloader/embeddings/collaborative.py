@@ -15,7 +15,7 @@ This scaling removes the effect of popularity, as cosine similarity does. The re
 of d (Qin and Rohe, Regularized spectral clustering under the degree-corrected stochastic blockmodel, NeurIPS 2013).
 Without t, the leading eigenvectors of sparse data represent small groups of rare items that co-occur by chance.
 
-Positive PMI is another common choice. It needs the matrix C itself, which is nearly dense for data such as MovieLens.
+Positive PMI is another common choice. It would need every entry of C, which is nearly dense for data such as MovieLens.
 On sparse data, it predicts the next item less well than S.
 
 The item vectors are the rows of V sqrt(L). The columns of V are the eigenvectors of S with the largest eigenvalues, and

@@ -250,7 +250,7 @@ def verifying(path: Path) -> Iterator[None]:
 
 
 def verify(path: Path, stopped: threading.Event) -> None:
-    """Read a gzipped file to its end, and compare its checksums. End early if `stopped` is set.
+    """Read a gzipped file to its end, and check its checksums. End early if `stopped` is set.
 
     Raises DataError if the file is damaged.
     """

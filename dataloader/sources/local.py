@@ -88,8 +88,9 @@ def _refuse_split_files(options: ProcessOptions) -> None:
 def raw_tables(options: ProcessOptions, paths: list[Path], work: Workspace) -> list[RawTable]:
     """Return the table of interactions and, if there is an items file, the table of items.
 
-    Raises ConfigError if a required column is missing, or if a flag for the layout has no effect. In a check, the table
-    lacks the column instead. If the check cannot read a file at all, the format of its table is "".
+    Raises ConfigError if a required column is missing, or if a flag for the layout has no effect. A check
+    records these errors and continues: the table then lacks the column. If a check cannot read a file at all, the
+    format of its table is "".
     """
     named, flags = (options.local.columns, options.local.item_columns), options.local.layout
     text_parts = [part for part, path in zip(ROLES, paths, strict=False) if _format(path)[0] == "csv"]
@@ -204,7 +205,7 @@ def _no_column(work: Workspace, table: RawTable, column: str, existing: list[str
         return error
     if table.format == "csv" and table.layout.header is None and any(map(_is_value, existing)):
         return ConfigError(where, f"has no column {column}, and its first line has values instead of column names",
-                           f"The first columns are {', '.join(existing[:NUM_LISTED])}",
+                           f"The first line begins with the values {', '.join(existing[:NUM_LISTED])}",
                            f"use --no_header {part}, and {flag} with the number of the column, from 1 to "
                            f"{len(existing)}")
     nested, likely = nested_columns(work, table), closest(column, existing)

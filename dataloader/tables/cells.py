@@ -43,7 +43,7 @@ IMAGE_URL = f"""nullif(CASE json_type(image) WHEN 'VARCHAR' THEN image ->> '$' W
 
 
 def register(work: Workspace) -> None:
-    """Make the Python functions available that the SQL of this module calls."""
+    """Register the Python functions that the SQL of this module calls."""
     work.connection.create_function("unescape", html.unescape, ["VARCHAR"], "VARCHAR")
     work.connection.create_function("list_in_cell", list_in_cell, ["VARCHAR"], "VARCHAR")
 

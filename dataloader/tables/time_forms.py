@@ -160,7 +160,7 @@ def _choice(work: Workspace, found: list[Form]) -> Advice:
 
 
 def _mixture(work: Workspace, table: RawTable, found: list[Form], num_times: int) -> str:
-    """Return a text with the number of times in each form, and an example of each."""
+    """Return a text that says how many raw times have each form, with an example of each form."""
     before, examples = "false", {}
     for form in found:
         num, first = work.run(f"""SELECT count(*), min(record) FROM fits

@@ -44,7 +44,7 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
 
 
 def check_types(model: AbstractRecommender, types: dict[str, torch.dtype]) -> None:
-    """Raise ConfigError if `fit` has changed the type of a buffer. Its checkpoint could not be loaded again.
+    """Raise ConfigError if `fit` has changed the dtype of a tensor of the model. Its checkpoint cannot be loaded again.
 
     types: the type of each tensor in the state of the model before `fit`
     """
