@@ -65,8 +65,8 @@ def free_space(path: str | Path | None) -> list[str]:
     """
     if path is None:
         return []
-    folder = next(part for part in (Path(path).absolute(), *Path(path).absolute().parents) if part.exists())
-    try:
+    try:  # a parent folder may not be readable
+        folder = next(part for part in (Path(path).absolute(), *Path(path).absolute().parents) if part.exists())
         return [f"{shutil.disk_usage(folder).free:,} bytes are free"]
     except OSError:
         return []

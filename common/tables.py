@@ -31,6 +31,16 @@ def percent(share: float) -> str:
     return "over 99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
+def text(value: str) -> str:
+    """Return the SQL literal of a string."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def name(column: str) -> str:
+    """Return the quoted SQL identifier of a column."""
+    return '"' + column.replace('"', '""') + '"'
+
+
 def utf8_path(path: Path) -> str:
     """Return an absolute path as DuckDB needs it. Raises ConfigError if the path cannot be written in UTF-8."""
     # DuckDB would expand `~` in a relative path. In an ASCII locale, Python escapes the other characters of a path.
@@ -44,7 +54,7 @@ def sql_path(path: Path) -> str:
     """Return a path as an SQL string for DuckDB. Raises ConfigError if the path cannot be written in UTF-8."""
     # DuckDB would read `*`, `?` and `[` as a pattern.
     escaped = "".join(f"[{c}]" if c in "*?[" else c for c in utf8_path(path))
-    return "'" + escaped.replace("'", "''") + "'"
+    return text(escaped)
 
 
 def parquet_rows(path: Path, *options: str) -> str:

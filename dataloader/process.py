@@ -15,7 +15,7 @@ from common.errors import ArtifactError, ConfigError, DataError, UserError
 from common.lock import FolderLock
 from common.publishing import fingerprint, publish
 from common.run import log_to_console
-from common.tables import parquet_rows
+from common.tables import parquet_rows, text
 from common.targets import check_targets
 from dataloader.card import write_card
 from dataloader.check import check_folder
@@ -29,7 +29,7 @@ from dataloader.tables.filters import Report, apply_filters, drop_items_without_
 from dataloader.tables.items import describe_items, read_records
 from dataloader.tables.splits import make_split
 from dataloader.tables.statistics import notes, report_lines, summarize
-from dataloader.workspace import Workspace, text
+from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

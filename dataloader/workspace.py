@@ -128,15 +128,5 @@ class Workspace:
         return self._wait_for(lambda: ids_sha256(raw_ids()))
 
 
-def text(value: str) -> str:
-    """Return the SQL literal of a string."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def name(column: str) -> str:
-    """Return the quoted SQL identifier of a column."""
-    return '"' + column.replace('"', '""') + '"'
-
-
 def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0][:200]

@@ -10,7 +10,7 @@ import duckdb
 from common.artifacts import DatasetFolder, filter_lines, load_meta
 from common.config import load_yaml
 from common.errors import DataError, UserError
-from common.tables import parquet_rows, sql_path
+from common.tables import name, parquet_rows, sql_path, text
 
 USER_COLUMNS = ("user_id", "reviewerID")  # of the user's own files, and of Amazon's files
 
@@ -79,24 +79,16 @@ def _count(path: Path, columns: list[str], raw_user: str, has_header: bool) -> R
     with duckdb.connect() as connection:
         if kind in (".json", ".jsonl", ".ndjson"):
             rows = f"read_json_objects({sql_path(path)}, format = 'newline_delimited', {options})"
-            found = [f"json ->> {_text('$.' + '.'.join(map(_quoted, column.split('.'))))}" for column in columns]
+            found = [f"json ->> {text('$.' + '.'.join(map(name, column.split('.'))))}" for column in columns]
         else:
             rows = parquet_rows(path) if kind in (".parquet", ".pq") else (
                 f"read_csv({sql_path(path)}, header = {has_header}, all_varchar = true, {options})")
             names = [row[0] for row in connection.execute(f"DESCRIBE FROM {rows}").fetchall()]
             # RecBole adds the type to the name of a column, such as user_id:token.
-            named = {name.partition(":")[0]: name for name in names} if has_header else {
-                str(number): name for number, name in enumerate(names, 1)}
-            found = [f"{_quoted(named[column])}::VARCHAR" for column in columns if column in named]
+            named = {existing.partition(":")[0]: existing for existing in names} if has_header else {
+                str(number): existing for number, existing in enumerate(names, 1)}
+            found = [f"{name(named[column])}::VARCHAR" for column in columns if column in named]
         users = f"coalesce({', '.join([*found, 'NULL'])})"
         [(num_events, num_users)] = connection.execute(
             f"SELECT count(*) FILTER ({users} = ?), count({users}) FROM {rows}", [raw_user]).fetchall()
     return RawEvents(path, num_events) if num_users else None
-
-
-def _quoted(column: str) -> str:
-    return '"' + column.replace('"', '""') + '"'
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

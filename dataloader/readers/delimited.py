@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import DataError
-from common.tables import sql_path
+from common.tables import sql_path, text
 from dataloader.readers.lines import (
     DAMAGED,
     MAX_LINE,
@@ -22,7 +22,6 @@ from dataloader.readers.lines import (
     encodable,
     open_binary,
 )
-from dataloader.workspace import text
 
 BUFFER = 2 * MAX_LINE  # bytes that DuckDB reads at once; DuckDB's default is 16 * MAX_LINE
 MAX_REST = 1 << 20     # bytes at the end of a block that may belong to a row of several lines

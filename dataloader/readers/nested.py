@@ -8,6 +8,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from common.tables import name
 from dataloader.readers import delimited
 from dataloader.readers.delimited import Layout
 from dataloader.readers.lines import (
@@ -20,7 +21,7 @@ from dataloader.readers.lines import (
     value_at,
 )
 from dataloader.readers.raw import NUM_FIRST, RawTable, column_types, is_nested_type, reader
-from dataloader.workspace import Workspace, name
+from dataloader.workspace import Workspace
 
 NUM_CELLS = 20  # rows of a CSV or Parquet file in which columns of lists are searched
 # A Python program for JSON lines. Columns that are lists must have the same length in a line.

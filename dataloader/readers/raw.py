@@ -9,7 +9,7 @@ from typing import NamedTuple
 import duckdb
 
 from common.errors import ConfigError, DataError
-from common.tables import parquet_rows, sql_path
+from common.tables import name, parquet_rows, sql_path, text
 from dataloader.readers import delimited
 from dataloader.readers.delimited import Layout
 from dataloader.readers.lines import (
@@ -24,7 +24,7 @@ from dataloader.readers.lines import (
     select_rows,
     verifying,
 )
-from dataloader.workspace import FULL_DISK, Workspace, name, text
+from dataloader.workspace import FULL_DISK, Workspace
 
 log = logging.getLogger(__name__)
 

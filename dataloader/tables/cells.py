@@ -4,8 +4,9 @@ import html
 import json
 import re
 
+from common.tables import text
 from dataloader.readers.lines import MAX_FIELD, NO_RECORD, STRING, python_as_json
-from dataloader.workspace import Workspace, text
+from dataloader.workspace import Workspace
 
 # The text fields. If the value of a field is a list, its members are joined with this separator.
 SEPARATORS = {"title": " ", "description": " ", "brand": " ", "price": " ", "categories": ", ", "features": " ",

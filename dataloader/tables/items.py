@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from string import Formatter
 
+from common.tables import text
 from dataloader.options import ProcessOptions
 from dataloader.readers.bad_rows import Fault, bad_id, drop_bad_rows, id_fault
 from dataloader.readers.raw import ID, RawTable, inexact_id, largest_id, load, repair
@@ -12,7 +13,7 @@ from dataloader.tables import cells
 from dataloader.tables.cells import SEPARATORS
 from dataloader.tables.joins import check_join
 from dataloader.tables.records import check_records
-from dataloader.workspace import Workspace, text
+from dataloader.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

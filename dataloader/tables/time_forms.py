@@ -4,9 +4,10 @@ import re
 import time
 from typing import NamedTuple
 
+from common.tables import text
 from dataloader.readers.bad_rows import Advice, rows_at
 from dataloader.readers.raw import RawTable, load
-from dataloader.workspace import Workspace, text
+from dataloader.workspace import Workspace
 
 LATEST = 4_102_444_800  # seconds; the year 2100
 USUAL = 631_152_000     # seconds (1990); few datasets have earlier events

@@ -69,6 +69,15 @@ def test_a_full_disk_shows_the_bytes_needed_and_free(tmp_path, monkeypatch):
     assert asked == [tmp_path]  # the nearest folder that exists
 
 
+def test_a_folder_that_cannot_be_read_hides_no_full_disk(monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.exists", refuse)
+    problem = machine_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"))
+    assert (type(problem), problem.where, problem.why) == (ResourceError, "/data/x", "")
+
+
 def test_a_failed_rename_names_the_final_path():
     problem = machine_error(OSError(errno.EIO, "Input/output error", "/data/.x.tmp-1", None, "/data/x"))
     assert problem.where == "/data/x"
