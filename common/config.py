@@ -26,6 +26,7 @@ BOUNDS: dict[str, tuple] = {
 }
 CHOICES: dict[str, tuple] = {
     "select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),
+    "capture": ("auto", True, False),
 }
 NULLABLE = {"patience": int, "max_steps": int}  # keys that may be null, and the type of their other values
 SECTIONS = ("model_params", "training_params")
@@ -415,7 +416,8 @@ def _value(where: str, text: str, before: object) -> object:
 def check_section(values: dict, defaults: dict, section: str, origins: dict[str, str], rules: Rules) -> None:
     """Raise ConfigError if a section has an unknown key or a wrong value.
 
-    Each key must be in `defaults`. Each value must have the type of its default and follow `rules`. If the default is a
+    Each key must be in `defaults`. Each value must have the type of its default, or of one of its choices, and follow
+    `rules`. If the default is a
     float, an integer is converted to a float.
     """
     for key, value in values.items():
@@ -425,7 +427,8 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
         kind = NULLABLE.get(key, type(defaults[key]))
         if kind is float and type(value) is int:
             values[key] = value = float(value)
-        if type(value) is not kind and not (value is None and key in NULLABLE):
+        kinds = {kind, *map(type, rules.choices.get(key, ()))}
+        if type(value) not in kinds and not (value is None and key in NULLABLE):
             raise ConfigError(where, f"{section}.{key} must be of type {kind.__name__}, got {reprlib.repr(value)}",
                               fix="correct the value")
         if value is not None:
@@ -441,5 +444,6 @@ def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -
             raise ConfigError(where, f"{path} must be " + (f"at least {low}" if high is None else
                               f"from {low} to {high}") + f", got {reprlib.repr(value)}", fix="correct the value")
     if key in rules.choices and value not in rules.choices[key]:
-        raise ConfigError(where, f"unknown value {value!r} for {path}", nearest(str(value), list(rules.choices[key])),
-                          "use one of " + ", ".join(map(str, rules.choices[key])))
+        words = [str(word).lower() if isinstance(word, bool) else str(word) for word in rules.choices[key]]
+        raise ConfigError(where, f"unknown value {value!r} for {path}", nearest(str(value), words),
+                          "use one of " + ", ".join(words))

@@ -28,17 +28,14 @@ class Shard(NamedTuple):
     num_shards: int  # 1 if the shard is the whole batch
     num_rows: int    # rows in the whole batch, B
 
-    def weighted(self, losses: dict[str, Tensor], own: int, whole: int) -> dict[str, Tensor]:
-        """Scale the losses of this shard, so that their mean over all processes is the loss of the whole batch.
+    def weight(self, own: int, whole: int) -> float:
+        """Return the factor for the losses of this shard, so that their mean over all processes is the batch's loss.
 
-        losses: means over the elements (such as rows) of this shard
-        own: number of elements in this shard
+        own: number of elements (such as rows) in this shard; each loss is a mean over elements
         whole: number of elements in the whole batch
         """
         # Shards can have different sizes, but DistributedDataParallel gives all processes the same weight.
-        if self.num_shards == 1:
-            return losses
-        return {name: loss * (own * self.num_shards / whole) for name, loss in losses.items()}
+        return own * self.num_shards / whole if self.num_shards > 1 else 1.0
 
 
 WHOLE = Shard(slice(None), 1, 0)
@@ -99,8 +96,8 @@ def mean_of_present(values: Tensor, present: Tensor) -> Tensor:
     values: one value for each of the P rows of this process's shard, (P,); it must be 0 if the row is not marked
     present: whether each row is marked, (P,) bool
 
-    If there are several shards, the result is only the part of this shard. Pass it to `Shard.weighted`, with the number
-    of rows in the shard and in the batch. The mean over all processes is then the mean over the whole batch.
+    If there are several shards, the result is only the part of this shard. Multiply it by `Shard.weight` of the number of
+    rows in the shard and in the batch. The mean over all processes is then the mean over the whole batch.
     """
     total = values.sum() / all_reduce_sum(present.sum()).clamp(min=1)
     return total if _current.num_shards == 1 else total * (_current.num_rows / len(values))

@@ -121,16 +121,16 @@ def all_reduce_max(*values: float) -> tuple[float, ...]:
     return tuple(shared.tolist())
 
 
-def mean(values: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    """Return the mean of each scalar over all processes."""
+def mean(values: dict[str, float]) -> dict[str, float]:
+    """Return the mean of each number over all processes."""
     if world_size() == 1 or not values:
         return values
     import torch
     import torch.distributed as dist
 
-    shared = torch.stack([value.float() for value in values.values()])
+    shared = torch.tensor(list(values.values()), dtype=torch.float64)
     dist.all_reduce(shared)
-    return dict(zip(values, (shared / world_size()).unbind(), strict=True))
+    return dict(zip(values, (shared / world_size()).tolist(), strict=True))
 
 
 def all_gather_rows(*arrays: "np.ndarray") -> None:

@@ -6,9 +6,9 @@ import logging
 import math
 import time
 from contextlib import nullcontext
-from itertools import chain
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from common.command import stop_request
 from common.data_parallel import check_same_model
 from common.distributed import all_reduce_max, mean, rank_seed_parts, world_size
 from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError, nearest
+from common.optimization import GradientDescent
 from common.progress import Progress
 from common.publishing import write_text
 from common.reading import WHY, Record
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 class Task(Protocol):
     """The methods and attributes that the training loop uses. Each stage implements this protocol."""
 
-    optimizer: torch.optim.Optimizer | None  # None if the model has no trainable parameters
+    descent: GradientDescent
     num_steps: int  # steps per epoch
     name: str       # shown in the progress line
 
@@ -37,7 +38,7 @@ class Task(Protocol):
         """The model to train."""
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """Take one optimizer step on batch `index` of the epoch, and return the losses as scalar tensors.
+        """Take a step of `descent` on batch `index` of the epoch, and return the losses as scalar tensors.
 
         If there are several processes, the mean of their losses must be the loss of the batch.
         """
@@ -65,51 +66,45 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "little")
 
 
-def make_optimizer(model: nn.Module, params: dict) -> torch.optim.Optimizer | None:
-    """Return an optimizer for the trainable parameters of the model, or None if the model has none."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        return None
-    options = {"lr": params["lr"], "weight_decay": params["weight_decay"], "fused": True}
-    return getattr(torch.optim, params["optimizer"])(trainable, **options)
+class EpochLosses:
+    """The losses of the steps of an epoch. They stay on the device until `read`, so that no step waits for it."""
 
+    def __init__(self, num_steps: int):
+        """num_steps: number of steps per epoch"""
+        self.num_steps, self.names = num_steps, ()
+        self.rows: Tensor | None = None  # (num_steps, number of losses), on the device
+        self.reset()
 
-def total_steps(num_steps: int, params: dict) -> int:
-    """Return the total number of training steps: `epochs` times `num_steps`, but at most `max_steps`.
+    def reset(self, index: int = 0, totals: dict[str, float] | None = None) -> None:
+        """Begin an epoch, or continue it at step `index`. `totals` has the sum of each loss over the steps before."""
+        self.num_read, self.totals, self.first_bad = index, totals or {}, -1
 
-    num_steps: number of steps per epoch
-    """
-    return min(params["epochs"] * num_steps, params["max_steps"] or params["epochs"] * num_steps)
+    def add(self, index: int, losses: dict[str, Tensor]) -> None:
+        """Store the losses of step `index`, as scalars without gradient."""
+        if self.rows is None:
+            self.names = tuple(losses)
+            self.rows = torch.zeros(self.num_steps, len(losses), device=losses["loss_total"].device)
+        if tuple(losses) != self.names:
+            raise ConfigError("compute_loss", f"returned the losses {', '.join(losses)}, expected "
+                              f"{', '.join(self.names)}", fix="return the same losses in every step")
+        torch.stack(list(losses.values()), out=self.rows[index])
 
-
-def learning_rate(step: int, num_steps: int, params: dict) -> float:
-    """Return the learning rate of a step.
-
-    num_steps: total number of steps
-
-    The learning rate increases linearly during the first `warmup_steps` steps. Then it is constant, or it follows a
-    cosine and reaches 0 at step `num_steps`.
-    """
-    warmup = params["warmup_steps"]
-    if step < warmup:
-        return params["lr"] * (step + 1) / warmup
-    if params["lr_schedule"] == "constant":
-        return params["lr"]
-    progress = (step - warmup) / max(num_steps - warmup, 1)
-    return params["lr"] * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def optimize(task: Task, loss: Tensor, step: int, params: dict) -> None:
-    """Run the backward pass, clip the gradients, and take an optimizer step with the scheduled learning rate."""
-    if task.optimizer is None:
-        return
-    for group in task.optimizer.param_groups:
-        group["lr"] = learning_rate(step, total_steps(task.num_steps, params), params)
-    task.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if params["clip_norm"]:
-        nn.utils.clip_grad_norm_(task.model.parameters(), params["clip_norm"])
-    task.optimizer.step()
+    def read(self, index: int) -> tuple[dict[str, float], int]:
+        """Wait for the device. Return the sum of each loss over the first `index` steps of the epoch, and the first
+        step with a loss that is not finite (or -1).
+        """
+        if index > self.num_read:
+            assert self.rows is not None
+            rows = self.rows[self.num_read:index].double().cpu().numpy()
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if len(bad) and self.first_bad < 0:
+                self.first_bad = self.num_read + int(bad[0])
+            # Add one step after the other, so that the sums do not depend on the number of calls.
+            before = [self.totals.get(name, 0.0) for name in self.names]
+            with np.errstate(invalid="ignore", over="ignore"):
+                sums = np.add.accumulate(np.vstack([before, rows]))[-1]
+            self.totals, self.num_read = dict(zip(self.names, sums.tolist(), strict=True)), index
+        return self.totals, self.first_bad
 
 
 class TrainingLoop:
@@ -122,11 +117,10 @@ class TrainingLoop:
     def __init__(self, task: Task, run: Run, params: dict, seed: int):
         self.task, self.run, self.params, self.seed = task, run, params, seed
         self.checkpoints = Checkpoints(run.checkpoints, run.command)
-        self.total_steps = total_steps(task.num_steps, params)
+        self.total_steps = task.descent.total_steps
         self.num_epochs = -(-self.total_steps // task.num_steps)
         self.epoch, self.index, self.num_lines = 0, 0, 0
-        self.totals: dict[str, Tensor] = {}
-        self.first_bad: Tensor | None = None  # on the device: first step of the epoch with a bad loss, or -1
+        self.losses = EpochLosses(task.num_steps)
         self.best: Best | None = None
         self.done = False
         self.last_save = time.monotonic()
@@ -139,8 +133,9 @@ class TrainingLoop:
         not finite.
         """
         self._resume()
-        with stop_request, Progress(self.task.name, self.total_steps, "steps",
-                                    self.epoch * self.task.num_steps + self.index) as progress:
+        with self.task.descent.stream(), stop_request, Progress(
+                self.task.name, self.total_steps, "steps",
+                self.epoch * self.task.num_steps + self.index) as progress:
             while not self.done and self.epoch < self.num_epochs:
                 self._run_epoch(progress)
         if not self.done:
@@ -154,19 +149,18 @@ class TrainingLoop:
         self.task.model.train()
         num_steps = min(self.task.num_steps, self.total_steps - self.epoch * self.task.num_steps)
         while self.index < num_steps:
-            torch.manual_seed(derive_seed(self.seed, self.epoch, self.index, *rank_seed_parts()))
-            losses = {name: loss.detach() for name, loss in self.task.step(self.epoch, self.index).items()}
-            for name, loss in losses.items():
-                self.totals[name] = self.totals[name] + loss if name in self.totals else loss
-            self._track_first_bad(losses)
+            self._seed(self.epoch, self.index, *rank_seed_parts())
+            self.losses.add(self.index, self.task.step(self.epoch, self.index))
             self.index += 1
             progress.update()
             self._save_if_due()
-        means = {name: total.item() / num_steps for name, total in self._finite_totals().items()}
+        means = {name: total / num_steps for name, total in self._finite_totals().items()}
         check_same_model(self.task.model)
-        torch.manual_seed(derive_seed(self.seed, self.epoch, "end"))  # a continued run may start here
+        self._seed(self.epoch, "end")  # a continued run may start here
         self.task.end_epoch(self.epoch)
-        self.epoch, self.index, self.totals, self.first_bad = self.epoch + 1, 0, {}, None
+        self.task.descent.check_addresses()
+        self.epoch, self.index = self.epoch + 1, 0
+        self.losses.reset()
         record: dict[str, object] = {"epoch": self.epoch, **means}
         if self.epoch % self.params["eval_every"] == 0 or self.epoch == self.num_epochs:
             metrics, best = self._evaluate()
@@ -206,26 +200,25 @@ class TrainingLoop:
             self.done = True
         return metrics, self.best
 
-    def _track_first_bad(self, losses: dict[str, Tensor]) -> None:
-        """If this is the first step of the epoch with a loss that is not finite, store its index in `first_bad`."""
-        # Do not read the loss here: that would wait for the device. `_finite_totals` reads `first_bad` later.
-        first, *others = losses.values()
-        loss = sum(others, first)
-        if self.first_bad is None:
-            self.first_bad = torch.full((), -1, device=loss.device)
-        new = ~loss.isfinite() & (self.first_bad < 0)
-        self.first_bad = torch.where(new, self.index, self.first_bad)
+    def _seed(self, *parts: object) -> None:
+        """Seed the random number generators of the CPU and of the model's device."""
+        # `torch.manual_seed` looks for all types of devices, which takes as long as the rest of this loop.
+        seed, device = derive_seed(self.seed, *parts), self.task.descent.device
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif device.type != "cpu":
+            torch.manual_seed(seed)
 
-    def _finite_totals(self) -> dict[str, Tensor]:
+    def _finite_totals(self) -> dict[str, float]:
         """Return the sum of each loss over the steps of this epoch so far, averaged over the processes.
 
         If a loss is not finite, write the first bad step and its batch to not_finite.json, and raise TrainingError.
         """
-        shared = mean(self.totals)
-        totals = {name: total.item() for name, total in shared.items()}
+        totals, bad = self.losses.read(self.index)
+        totals = mean(totals)
         if all(map(math.isfinite, totals.values())):
-            return shared
-        bad = int(self.first_bad) if self.first_bad is not None else -1
+            return totals
         # `all_reduce_max` cannot compute a minimum, so take the maximum distance to the end of the epoch.
         [before_end] = all_reduce_max(self.task.num_steps - bad if bad >= 0 else 0)
         step = self.task.num_steps - int(before_end) if before_end else 0
@@ -252,8 +245,9 @@ class TrainingLoop:
         totals = self._finite_totals()  # raises an error before a bad state can replace the last good checkpoint
         self.checkpoints.save(self.epoch * self.task.num_steps + self.index, {
             "model": self.task.model.state_dict(),
-            "optimizer": optimizer_state(self.task.optimizer),
-            "epoch": self.epoch, "index": self.index, "totals": totals, "num_lines": self.num_lines, "done": self.done})
+            "optimizer": optimizer_state(self.task.descent.optimizer),
+            "epoch": self.epoch, "index": self.index, "num_lines": self.num_lines, "done": self.done,
+            "totals": {name: torch.tensor(total, dtype=torch.float64) for name, total in totals.items()}})
         self.last_save = time.monotonic()
 
     def _resume(self) -> None:
@@ -280,11 +274,10 @@ class TrainingLoop:
             raise ArtifactError(state.path, f"has a sum of losses that is not a finite number: {wrong[0]}", WHY,
                                 state.fix)
         restore(self.task.model, state)
-        if self.task.optimizer:
-            restore_optimizer(self.task.optimizer, state)
+        if self.task.descent.optimizer:
+            restore_optimizer(self.task.descent.optimizer, state)
         self.epoch, self.index, self.num_lines, self.done = epoch, index, state["num_lines"], state["done"]
-        device = next(chain(self.task.model.parameters(), self.task.model.buffers())).device
-        self.totals = {name: total.to(device) for name, total in totals.items()}
+        self.losses.reset(index, {name: total.item() for name, total in totals.items()})
 
     def _load_best(self) -> Best:
         state = self.checkpoints.load_best()

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from common.artifacts import load_meta, save_array
+from common.capture import Graphs
 from common.checkpoint import Checkpoints
 from common.config import Config
-from common.data_parallel import data_parallel, shard_batch, sync
+from common.data_parallel import shard_batch, sync
 from common.errors import ConfigError, UserError, nearest
+from common.optimization import GradientDescent
 from common.run import Run
-from common.training import TrainingLoop, derive_seed, make_optimizer, optimize
+from common.training import TrainingLoop, derive_seed
 from quantization.dataset import Batches, Embeddings
 from quantization.disambiguation import disambiguate
 from quantization.evaluate import EvaluationData, collision_rate, evaluate
@@ -30,13 +32,14 @@ MAINTAIN_EVERY = 100
 class QuantizerTask:
     """The training of a quantizer by gradient descent. It implements `common.training.Task`."""
 
-    def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, reference: EvaluationData):
+    def __init__(self, model: AbstractVQ, xs: Tensor, params: dict, seed: int, name: str, reference: EvaluationData,
+                 graphs: Graphs | None = None):
+        """graphs: the operations for captured steps; by default, those of the model's device"""
         self.model, self.xs, self.params, self.seed, self.name = model, xs, params, seed, name
         self.reference = reference
         self.batches = Batches(xs, min(params["batch_size"], -(-len(xs) // params["min_steps_per_epoch"])), seed)
-        self.optimizer = make_optimizer(model, params)
-        self.losses = data_parallel(model, self._compute_losses)
         self.num_steps = self.batches.num_batches
+        self.descent = GradientDescent(model, self._compute_losses, params, self.num_steps, graphs)
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
         number = epoch * self.num_steps + index
@@ -44,12 +47,11 @@ class QuantizerTask:
             # Call this at the start of a step, so that it comes after the evaluation of the previous epoch.
             self.model.maintain(self.xs, self._generator("maintain", number))
             sync(self.model)
+            self.descent.check_addresses()
         num_rows = len(self.batches.numbers(epoch, index))
         with shard_batch(num_rows) as part:
             own = self.batches.get(epoch, index, part.rows)
-            losses = part.weighted(self.losses(own), len(own), num_rows)
-        optimize(self, losses["loss_total"], number, self.params)
-        return losses
+            return self.descent.step(number, (own,), part.weight(len(own), num_rows))
 
     def _compute_losses(self, batch: Tensor) -> dict[str, Tensor]:
         return self.model.compute_loss(self.model(batch), batch)

@@ -9,12 +9,16 @@ from torch import Tensor
 from common.artifacts import DatasetFolder, Interactions, load_interactions, load_meta
 from common.errors import DataError
 from common.table_files import SPLITS
-from common.training import derive_seed
 from recommendation.models.abstract_model import PADDING, Windows
 
 # E events, U users, B batch, W length of the longest window
 
-SORT_AHEAD = 32  # windows are sorted by length in groups of this many batches
+
+class Spans(NamedTuple):
+    """Ranges of events. Range i contains the events from `starts[i]` to `ends[i] - 1`."""
+
+    starts: np.ndarray
+    ends: np.ndarray
 
 
 class Sequences:
@@ -98,92 +102,3 @@ def find_leak(events: Interactions, split_name: str | None) -> str | None:
         return ("has a training event at or after the time of a validation or test event, but the dataset was made "
                 "with --split temporal")
     return None
-
-
-class Spans(NamedTuple):
-    """Ranges of events. Range i contains the events from `starts[i]` to `ends[i] - 1`."""
-
-    starts: np.ndarray
-    ends: np.ndarray
-
-
-class TrainingBatches:
-    """Batches of training windows. The windows of a batch have similar lengths.
-
-    The same seed and epoch always give the same batches.
-    """
-
-    def __init__(self, sequences: Sequences, unit: str, batch_size: int, max_history: int, seed: int):
-        """Compute the number of batches per epoch. Raises DataError if no training event has a history.
-
-        unit: `target` or `sequence`, see `AbstractRecommender.training_unit`
-        batch_size: number of targets in a batch
-        """
-        self.sequences, self.unit, self.max_history, self.seed = sequences, unit, max_history, seed
-        self.targets = sequences.positions("train")
-        if not len(self.targets):
-            raise DataError("interactions.parquet", "has no training event with a history",
-                            "No user has more than one training event",
-                            "use a dataset with more events per user (a lower --min_user_interactions does not help)")
-        self.num_batches = -(-len(self.targets) // batch_size)
-        if unit == "sequence":
-            # Every batch needs at least one segment, but the number of segments differs between epochs. So do not use
-            # more batches than the smallest possible number of segments.
-            num_targets = np.unique(sequences.first[self.targets], return_counts=True)[1]  # (U,) targets per user
-            self.num_batches = min(self.num_batches, int((-(-num_targets // max_history)).sum()))
-        self._epoch, self._batches = -1, list[Spans]()
-
-    def get(self, epoch: int, index: int, rows: slice = slice(None)) -> Windows:
-        """Return the windows of a batch. `rows` selects some of them (default: all)."""
-        starts, ends = self.batch(epoch, index)
-        return self.sequences.windows(starts[rows], ends[rows])
-
-    def num_targets(self, epoch: int, index: int, rows: slice = slice(None)) -> int:
-        """Return the number of targets in the windows that `get` returns for the same arguments."""
-        starts, ends = self.batch(epoch, index)
-        return len(starts[rows]) if self.unit == "target" else int((ends - starts - 1)[rows].sum())
-
-    def batch(self, epoch: int, index: int) -> Spans:
-        """Return the range of events of each window in a batch."""
-        if epoch != self._epoch:
-            rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
-            self._epoch, self._batches = epoch, self._make_batches(rng)
-        return self._batches[index]
-
-    def _make_batches(self, rng: np.random.Generator) -> list[Spans]:
-        starts, ends = self._single_targets() if self.unit == "target" else self._segments(rng)
-        order = rng.permutation(len(starts))
-        # Sort the windows by length within random groups of SORT_AHEAD batches. The windows of a batch then need little
-        # padding. Every second group is sorted in descending order. Otherwise, a batch at the border of two groups
-        # would contain the longest windows of one group and the shortest of the next. Padding would make this batch as
-        # slow as ten batches.
-        group = np.arange(len(order)) * self.num_batches // (len(order) * SORT_AHEAD)
-        order = order[np.lexsort(((ends - starts)[order] * np.where(group % 2, -1, 1), group))]
-        starts, ends = starts[order], ends[order]
-        num_targets = np.cumsum(np.ones(len(starts)) if self.unit == "target" else ends - starts - 1)
-        batch = np.minimum((num_targets - 1) * self.num_batches / num_targets[-1], self.num_batches - 1).astype(int)
-        number = np.arange(self.num_batches + 1)
-        borders = np.searchsorted(batch, number)
-        # A segment with more targets than a batch would leave the next batch empty. Give every batch at least one
-        # window.
-        borders = np.minimum(np.maximum.accumulate(borders - number), len(starts) - self.num_batches) + number
-        batches = [Spans(starts[a:b], ends[a:b]) for a, b in zip(borders[:-1], borders[1:], strict=True)]
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-    def _single_targets(self) -> Spans:
-        """Return one window per target: the `max_history` events before the target, and the target."""
-        return Spans(np.maximum(self.sequences.first[self.targets], self.targets - self.max_history), self.targets + 1)
-
-    def _segments(self, rng: np.random.Generator) -> Spans:
-        """Split the training sequences at random points into segments, and return the segments as windows.
-
-        A segment has at most `max_history` targets, and one item before the first target. Short sequences are split
-        too, but less often. Without these splits, the model overfits (see benchmarks/README.md).
-        """
-        first = self.sequences.first[self.targets]
-        new_user = np.r_[True, first[1:] != first[:-1]]
-        user = np.cumsum(new_user) - 1
-        shift = rng.integers(self.max_history, size=user[-1] + 1)[user]
-        piece = (self.targets - first - 1 + shift) // self.max_history
-        border = np.flatnonzero(new_user | np.r_[True, piece[1:] != piece[:-1]])
-        return Spans(self.targets[border] - 1, self.targets[np.r_[border[1:], len(piece)] - 1] + 1)

@@ -6,13 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from common.capture import Graphs
 from common.checkpoint import Checkpoints
 from common.config import Config
-from common.data_parallel import data_parallel, shard_batch
-from common.errors import ConfigError, out_of_memory
+from common.data_parallel import WHOLE, shard_batch
+from common.optimization import GradientDescent
 from common.run import Run
-from common.training import Best, TrainingLoop, make_optimizer, optimize
-from recommendation.dataset import Sequences, TrainingBatches
+from common.training import Best, TrainingLoop
+from recommendation.batches import TrainingBatches
+from recommendation.dataset import Sequences
 from recommendation.evaluator import metrics, predict
 from recommendation.models.abstract_model import AbstractRecommender, Windows
 from recommendation.models.contract import NUM_TRIED, check_contract, check_types
@@ -30,22 +32,24 @@ def validate(model: AbstractRecommender, sequences: Sequences, params: dict, nam
 class RecommenderTask:
     """The training of a recommender by gradient descent. It implements `common.training.Task`."""
 
-    def __init__(self, model: AbstractRecommender, sequences: Sequences, params: dict, seed: int, name: str):
+    def __init__(self, model: AbstractRecommender, sequences: Sequences, params: dict, seed: int, name: str,
+                 graphs: Graphs | None = None):
+        """graphs: the operations for captured steps; by default, those of the model's device"""
         self.model: nn.Module = model
         self.recommender, self.sequences, self.params, self.name = model, sequences, params, name
         self.batches = TrainingBatches(sequences, model.training_unit, params["batch_size"], params["max_history"],
                                        seed)
-        self.optimizer = make_optimizer(model, params)
-        self.losses = data_parallel(model, loss_function(model, params, sequences.device_items.device))
         self.num_steps = self.batches.num_batches
+        compute = loss_function(model, params, sequences.device_items.device)
+        self.descent = GradientDescent(model, lambda *windows: compute(Windows(*windows)), params, self.num_steps,
+                                       graphs)
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        with shard_batch(len(self.batches.batch(epoch, index).starts)) as part:
-            losses = self.losses(self.batches.get(epoch, index, part.rows))
-            losses = part.weighted(losses, self.batches.num_targets(epoch, index, part.rows),
-                                   self.batches.num_targets(epoch, index))
-        optimize(self, losses["loss_total"], epoch * self.num_steps + index, self.params)
-        return losses
+        with shard_batch(self.batches.num_windows(epoch, index)) as part:
+            windows = self.batches.get(epoch, index, part)
+            weight = 1.0 if part is WHOLE else part.weight(self.batches.num_targets(epoch, index, part.rows),
+                                                           self.batches.num_targets(epoch, index))
+            return self.descent.step(epoch * self.num_steps + index, windows, weight)
 
     def end_epoch(self, epoch: int) -> None:
         """Do nothing; recommenders need no work between epochs."""
@@ -55,7 +59,7 @@ class RecommenderTask:
 
     def batch_numbers(self, epoch: int, index: int) -> list[int]:
         """Return the user index of each window in a batch."""
-        return self.sequences.user[self.batches.batch(epoch, index).starts].tolist()
+        return self.batches.users(epoch, index)
 
 
 def train(model: AbstractRecommender, sequences: Sequences, config: Config, run: Run) -> Best:
@@ -76,7 +80,8 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
         best = Best(0, metrics[params["select_by"]], metrics)
     else:
         task = RecommenderTask(model, sequences, params, seed, config.name)
-        check_contract(model, tried, params["top_k"], task.batches.get(0, 0, slice(NUM_TRIED)))
+        items, lengths = task.batches.get(0, 0, WHOLE)
+        check_contract(model, tried, params["top_k"], Windows(items[:NUM_TRIED], lengths[:NUM_TRIED]))
         best = TrainingLoop(task, run, params, seed).train()
     model.eval()
     model.prepare()
@@ -84,38 +89,18 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
 
 
 def loss_function(model: AbstractRecommender, params: dict, device: torch.device) -> Loss:
-    """Return the loss function of the model, with the precision and compilation that `params` selects."""
-    compute = _compiled(model.compute_loss) if params["compile"] else model.compute_loss
+    """Return the loss function of the model, with the precision that `params` selects."""
     if params["precision"] == "float32":
-        return compute
+        return model.compute_loss
     if device.type != "cuda":
         log.info("precision: bfloat16 needs CUDA. The device is %s, so the training uses float32", device.type)
-        return compute
-    return lambda windows: _autocast(compute, windows, device.type)
+        return model.compute_loss
+    return lambda windows: autocast(model.compute_loss, windows, device.type)
 
 
-def _autocast(compute: Loss, windows: Windows, device_type: str) -> dict[str, Tensor]:
+def autocast(compute: Loss, windows: Windows, device_type: str) -> dict[str, Tensor]:
     """Compute the losses in bfloat16."""
-    # Loss scaling is not needed, because bfloat16 has the same range as float32.
-    with torch.autocast(device_type, dtype=torch.bfloat16):
+    # Loss scaling is not needed, because bfloat16 has the same range as float32. In a captured step, a cached copy of
+    # the weights would keep its old value.
+    with torch.autocast(device_type, dtype=torch.bfloat16, cache_enabled=False):
         return compute(windows)
-
-
-def _compiled(compute: Loss) -> Loss:
-    """Wrap `compute` in torch.compile. A call raises ConfigError if the model cannot be compiled on this machine."""
-    from torch._dynamo.exc import TorchDynamoException  # PyTorch has no public name for compiler errors
-
-    compiled = torch.compile(compute, dynamic=True)
-
-    def call(windows: Windows) -> dict[str, Tensor]:
-        try:
-            return compiled(windows)
-        except TorchDynamoException as error:
-            if out_of_memory(error):
-                raise
-            # The message is about a page long. The first two lines name the cause.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise ConfigError("training_params.compile", "the model cannot be compiled on this machine",
-                              " ".join(lines[:2]), "use --compile false") from error
-
-    return call

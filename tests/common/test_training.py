@@ -12,12 +12,13 @@ from common.checkpoint import Checkpoints, load_state, save_state
 from common.command import stop_request
 from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError
 from common.run import Run
-from common.training import Best, TrainingLoop, derive_seed, learning_rate, make_optimizer, optimize, total_steps
+from common.optimization import GradientDescent, learning_rate
+from common.training import Best, TrainingLoop, derive_seed
 from tests.common.helpers import numbers
 from tests.errors import refused
 
 PARAMS = {"epochs": 4, "lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, "optimizer": "AdamW",
-          "weight_decay": 0.01, "clip_norm": 1.0, "eval_every": 2, "patience": None, "max_steps": None,
+          "weight_decay": 0.01, "clip_norm": 1.0, "capture": "auto", "eval_every": 2, "patience": None, "max_steps": None,
           "select_by": "loss", "select_mode": "min", "checkpoint_seconds": 3600}
 NUM_STEPS = 3  # in an epoch: 12 in all
 
@@ -37,16 +38,17 @@ class Tiny:
         self.model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 1))
         self.model.register_buffer("noise", torch.zeros(2))
         self.params, self.at, self.values = params, at, values
-        self.optimizer = make_optimizer(self.model, params)
+        self.descent = GradientDescent(self.model, self.compute_losses, params, NUM_STEPS)
         self.evaluated = []
 
     def step(self, epoch, index):
         xs = torch.randn(5, 4, generator=torch.Generator().manual_seed(derive_seed("batch", epoch, index)))
         number = epoch * self.num_steps + index
-        loss = (self.model(xs) - xs.sum(dim=1, keepdim=True)).square().mean()
         harm = self.at(number + 1)
-        loss = loss * (1 if harm is None else harm)
-        optimize(self, loss, number, self.params)
+        return self.descent.step(number, (xs, torch.tensor(1.0 if harm is None else harm)))
+
+    def compute_losses(self, xs, harm):
+        loss = (self.model(xs) - xs.sum(dim=1, keepdim=True)).square().mean() * harm
         return {"loss_total": loss, "loss_half": loss / 2}
 
     def end_epoch(self, epoch):
@@ -425,56 +427,6 @@ def test_a_seed_depends_on_every_part_and_on_nothing_else():
     assert derive_seed(0, 1, 2) == 0x6CF0E0EA
 
 
-@pytest.mark.parametrize(("schedule", "warmup", "step", "rate"), [
-    ("constant", 0, 0, 0.8), ("constant", 0, 99, 0.8),
-    ("constant", 4, 0, 0.2), ("constant", 4, 1, 0.4), ("constant", 4, 3, 0.8), ("constant", 4, 4, 0.8),
-    ("cosine", 0, 0, 0.8), ("cosine", 0, 4, 0.6), ("cosine", 0, 6, 0.4), ("cosine", 0, 8, 0.2), ("cosine", 0, 12, 0.0),
-    ("cosine", 4, 0, 0.2), ("cosine", 4, 3, 0.8), ("cosine", 4, 4, 0.8), ("cosine", 4, 8, 0.4), ("cosine", 4, 12, 0.0),
-    ("cosine", 4, 20, 0.0), ("cosine", 12, 12, 0.8)])
-def test_the_learning_rate_warms_up_and_then_stays_or_falls(schedule, warmup, step, rate):
-    # The cosine over twelve steps: cos(60°) = 1/2 a third of the way, 0 half-way, -1/2 two thirds of the way.
-    params = {"lr": 0.8, "lr_schedule": schedule, "warmup_steps": warmup}
-    assert learning_rate(step, 12, params) == pytest.approx(rate, abs=1e-12)
-
-
-class OneWeight:
-    """Minimizes 4 w from w = 3: the gradient is 4 everywhere."""
-
-    def __init__(self):
-        self.model = nn.Linear(1, 1, bias=False)
-        nn.init.constant_(self.model.weight, 3.0)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=99.0)
-        self.num_steps = 2
-
-    def take(self, step: int, **params) -> float:
-        params = {"epochs": 5, "lr": 0.5, "lr_schedule": "constant", "warmup_steps": 0, "clip_norm": 0.0,
-                  "max_steps": None, **params}
-        optimize(self, 4 * self.model.weight.sum(), step, params)
-        return round(self.model.weight.item(), 5)
-
-
-def test_a_step_follows_the_gradient_at_the_scheduled_rate():
-    task = OneWeight()
-    assert task.take(0) == 1.0                              # 3 - 0.5 * 4
-    assert task.take(0, warmup_steps=2) == 0.0              # 1 - 0.25 * 4
-    assert task.take(5, lr_schedule="cosine") == -1.0       # step 5 of 10: 0 - 0.25 * 4
-
-
-def test_clipping_limits_the_norm_of_the_gradient():
-    assert OneWeight().take(0, clip_norm=1.0) == 2.5        # 3 - 0.5 * 1
-    assert OneWeight().take(0, clip_norm=100.0) == 1.0
-
-
-def test_the_named_optimizer_leaves_frozen_weights_out():
-    model = nn.Linear(2, 1)
-    model.bias.requires_grad_(False)
-    optimizer = make_optimizer(model, {"optimizer": "SGD", "lr": 0.3, "weight_decay": 0.1})
-    assert type(optimizer) is torch.optim.SGD
-    [group] = optimizer.param_groups
-    assert group["params"] == [model.weight]
-    assert (group["lr"], group["weight_decay"]) == (0.3, 0.1)
-
-
 class Average:
     """A moving average of its inputs, which needs no gradient."""
 
@@ -482,13 +434,11 @@ class Average:
 
     def __init__(self, at=lambda step: None):
         self.model, self.at = nn.BatchNorm1d(2, affine=False), at
-        self.optimizer = make_optimizer(self.model, PARAMS)
+        self.descent = GradientDescent(self.model, lambda xs: {"loss_total": self.model(xs).mean()}, PARAMS, NUM_STEPS)
 
     def step(self, epoch, index):
         self.at(epoch * self.num_steps + index + 1)
-        loss = self.model(torch.randn(5, 2) + 3).mean()
-        optimize(self, loss, epoch * self.num_steps + index, PARAMS)
-        return {"loss_total": loss}
+        return self.descent.step(epoch * self.num_steps + index, (torch.randn(5, 2) + 3,))
 
     def end_epoch(self, epoch):
         pass
@@ -498,12 +448,6 @@ class Average:
 
     def batch_numbers(self, epoch, index):
         return []
-
-
-def test_without_trainable_weights_there_is_no_optimizer():
-    frozen = nn.Linear(2, 1).requires_grad_(False)
-    assert make_optimizer(frozen, PARAMS) is None
-    assert Average().optimizer is None
 
 
 @pytest.mark.parametrize("step", [1, 3, 8])
@@ -522,12 +466,6 @@ def test_a_model_without_an_optimizer_continues_with_equal_bytes(tmp_path, step)
     assert results(tmp_path) == results(tmp_path, "undisturbed")
 
 
-@pytest.mark.parametrize(("epochs", "max_steps", "expected"),
-                         [(10, None, 100), (10, 35, 35), (10, 40, 40), (2, 400, 20)])
-def test_max_steps_limits_the_steps_of_the_epochs(epochs, max_steps, expected):
-    assert total_steps(10, {"epochs": epochs, "max_steps": max_steps}) == expected
-
-
 def test_max_steps_ends_an_epoch_with_an_evaluation(start, tmp_path):
     taken = []
     task, best = start(at=lambda step: taken.append(step), max_steps=NUM_STEPS + 2)
@@ -536,7 +474,7 @@ def test_max_steps_ends_an_epoch_with_an_evaluation(start, tmp_path):
     assert [(record["epoch"], "metrics" in record) for record in losses] == [(1, False), (2, True)]
     assert len(task.evaluated) == 1
     assert best.epoch == 2
-    assert task.optimizer.param_groups[0]["lr"] == learning_rate(4, 5, PARAMS)
+    assert task.descent.optimizer.param_groups[0]["lr"] == learning_rate(4, 5, PARAMS)
 
 
 def test_the_best_metric_belongs_to_the_saved_model(start, tmp_path):
