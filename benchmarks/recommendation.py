@@ -152,18 +152,17 @@ def our_turns(data: Data, train_on: str, args: argparse.Namespace) -> Callable[[
     import numpy as np
 
     task = make_task(data, train_on=train_on)
-    spans = [task.batches.batch(0, index) for index in range(task.num_steps)]
-    lengths = [int((span.ends - span.starts).max()) * len(span.starts) for span in spans]
+    lengths = [task.batches.lengths(0, index) for index in range(task.num_steps)]
+    sizes = [int(of_batch.max()) * len(of_batch) for of_batch in lengths]
     num_picked = args.rounds * args.batches
-    picks = np.argsort(lengths)[((np.arange(num_picked) + 0.5) * len(spans) / num_picked).astype(int)]
+    picks = np.argsort(sizes)[((np.arange(num_picked) + 0.5) * len(sizes) / num_picked).astype(int)]
     task.step(0, int(picks[0]))  # warm-up
 
     def turn(number: int) -> tuple[int, float]:
         begun, num_targets = time.perf_counter(), 0
         for index in picks[number::args.rounds]:
             task.step(0, int(index))
-            num_targets += int((spans[index].ends - spans[index].starts - 1).sum() if train_on == "every_position"
-                               else len(spans[index].ends))
+            num_targets += task.batches.num_targets(0, int(index))
         return num_targets, time.perf_counter() - begun
 
     return turn

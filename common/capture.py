@@ -20,7 +20,7 @@ Losses = dict[str, Tensor]
 Step = Callable[..., Losses]
 
 MAX_SHAPES = 32     # further shapes are not captured, because each graph needs memory
-NUM_EAGER = 2       # the first steps of a shape are not captured, because they allocate memory and the optimizer's state
+NUM_EAGER = 2       # the first steps of a shape are eager: they allocate the state of the optimizer and of libraries
 NUM_COMPARED = 2    # the first replays of a shape are compared with eager steps
 LOSS_TOLERANCE = 1e-3
 UPDATE_TOLERANCE = 0.1  # of the length of the update: Adam may change a weight by its learning rate due to rounding

@@ -96,8 +96,8 @@ def mean_of_present(values: Tensor, present: Tensor) -> Tensor:
     values: one value for each of the P rows of this process's shard, (P,); it must be 0 if the row is not marked
     present: whether each row is marked, (P,) bool
 
-    If there are several shards, the result is only the part of this shard. Multiply it by `Shard.weight` of the number of
-    rows in the shard and in the batch. The mean over all processes is then the mean over the whole batch.
+    If there are several shards, the result is only the part of this shard. Multiply it by `Shard.weight` of the
+    number of rows in the shard and in the batch. The mean over all processes is then the mean over the whole batch.
     """
     total = values.sum() / all_reduce_sum(present.sum()).clamp(min=1)
     return total if _current.num_shards == 1 else total * (_current.num_rows / len(values))

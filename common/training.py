@@ -71,7 +71,7 @@ class EpochLosses:
 
     def __init__(self, num_steps: int):
         """num_steps: number of steps per epoch"""
-        self.num_steps, self.names = num_steps, ()
+        self.num_steps, self.names = num_steps, tuple[str, ...]()
         self.rows: Tensor | None = None  # (num_steps, number of losses), on the device
         self.reset()
 
@@ -215,8 +215,8 @@ class TrainingLoop:
 
         If a loss is not finite, write the first bad step and its batch to not_finite.json, and raise TrainingError.
         """
-        totals, bad = self.losses.read(self.index)
-        totals = mean(totals)
+        own_totals, bad = self.losses.read(self.index)
+        totals = mean(own_totals)
         if all(map(math.isfinite, totals.values())):
             return totals
         # `all_reduce_max` cannot compute a minimum, so take the maximum distance to the end of the epoch.

@@ -65,8 +65,8 @@ class TrainingBatches:
         self.shapes = choose_shapes(np.array([np.bincount(of_draw, minlength=longest + 1) for of_draw in lengths]),
                                     batch_size, unit == "target")
         self.num_batches = sum(shape.num_batches for shape in self.shapes)
-        self._number, self._epoch = -1, None
-        self._block, self._rows = Block(range(0), torch.empty(0)), torch.empty(0)
+        self._number, self._block, self._rows = -1, Block(range(0), torch.empty(0)), torch.empty(0)
+        self._epoch: Epoch | None = None
 
     def get(self, epoch: int, index: int, part: Shard) -> Windows:
         """Return the windows of a batch, or only those of a shard. A shard has no empty rows."""

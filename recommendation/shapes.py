@@ -109,9 +109,9 @@ def _last_shapes(num_windows: int, rows: int, width: int, most: int, one_target:
     """Return the shapes of the largest width: at most `most` batches, with room for `num_windows` windows."""
     if not num_windows:
         return []
-    num_batches = max(num_windows // rows, 1)
-    if num_windows >= MIN_FILLED * (num_batches + 1) * rows:
-        num_batches += 1
+    num_batches = -(-num_windows // rows)
+    if num_batches > 2 and num_windows < MIN_FILLED * num_batches * rows:
+        num_batches -= 1  # slightly larger batches instead of batches with few targets
     num_batches = min(num_batches, most)
     fewest, more = divmod(num_windows, num_batches)
     if one_target:

@@ -48,8 +48,7 @@ def test_one_process_shares_nothing(monkeypatch):
     assert array.tolist() == [1, 1]
     rows = torch.arange(4.0)
     with shard_batch(4) as part:
-        losses = {"loss_total": rows.sum()}
-        assert part.weighted(losses, 4, 4) is losses
+        assert part.weight(4, 4) == 1.0
         assert rows[part.rows].tolist() == rows.tolist()
         assert all_reduce_sum(rows) is rows
         assert all_gather(rows) is rows
@@ -63,7 +62,7 @@ def test_the_mean_of_all_parts_is_the_batchs(process):
         with shard_batch(7) as part:
             own = rows[part.rows]
             seen.append(own.tolist())
-            losses.append(part.weighted({"loss_total": own.mean()}, len(own), 7)["loss_total"])
+            losses.append(own.mean() * part.weight(len(own), 7))
     assert seen == [[5.0, 2.0, 4.0], [1.0, 2.0], [4.0, 3.0]]
     assert sum(losses) / 3 == pytest.approx(3.0)  # 21 / 7
 
@@ -73,7 +72,7 @@ def test_each_process_computes_a_very_small_batch_whole(process):
     rows = torch.tensor([1.0, 3.0])
     with shard_batch(2) as part:
         assert rows[part.rows].tolist() == [1.0, 3.0]
-        assert part.weighted({"loss_total": rows.mean()}, 2, 2)["loss_total"] == 2.0
+        assert part.weight(2, 2) == 1.0
         assert all_reduce_sum(rows) is rows  # no other process is asked
 
 
@@ -102,7 +101,7 @@ def test_the_mean_of_present_rows_is_the_whole_batchs(process, monkeypatch):
         process(rank, count=2)
         with shard_batch(5) as part:
             own = mean_of_present(values[part.rows], present[part.rows])
-            losses.append(part.weighted({"loss_total": own}, len(values[part.rows]), 5)["loss_total"])
+            losses.append(own * part.weight(len(values[part.rows]), 5))
     assert sum(losses) / 2 == pytest.approx(6.0)  # 18 / 3
     assert mean_of_present(values, present) == 6.0
 

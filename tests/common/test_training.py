@@ -11,15 +11,15 @@ from torch import nn
 from common.checkpoint import Checkpoints, load_state, save_state
 from common.command import stop_request
 from common.errors import ArtifactError, ConfigError, Interrupted, TrainingError
-from common.run import Run
 from common.optimization import GradientDescent, learning_rate
+from common.run import Run
 from common.training import Best, TrainingLoop, derive_seed
 from tests.common.helpers import numbers
 from tests.errors import refused
 
 PARAMS = {"epochs": 4, "lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, "optimizer": "AdamW",
-          "weight_decay": 0.01, "clip_norm": 1.0, "capture": "auto", "eval_every": 2, "patience": None, "max_steps": None,
-          "select_by": "loss", "select_mode": "min", "checkpoint_seconds": 3600}
+          "weight_decay": 0.01, "clip_norm": 1.0, "capture": "auto", "eval_every": 2, "patience": None,
+          "max_steps": None, "select_by": "loss", "select_mode": "min", "checkpoint_seconds": 3600}
 NUM_STEPS = 3  # in an epoch: 12 in all
 
 

@@ -331,7 +331,7 @@ def outcome(folder: DatasetFolder, run: Run) -> tuple[bytes, ...]:
 def test_moving_average_codebooks_train_without_an_optimizer(make_config, make_model, train, folder, xs):
     config = make_config("rvq", epochs=6, start="random", restart_dead="false")
     reference = EvaluationData(None, None)
-    assert QuantizerTask(make_model(config), xs, config.training_params, 0, "rvq", reference).optimizer is None
+    assert QuantizerTask(make_model(config), xs, config.training_params, 0, "rvq", reference).descent.optimizer is None
     run, _, _ = train(make_model(config), config, embeddings_of(folder, xs))
     losses = [json.loads(line)["metrics"]["loss_total"] for line in run.metrics.read_text().splitlines()]
     assert losses[-1] < losses[0]

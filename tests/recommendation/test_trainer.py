@@ -1,4 +1,4 @@
-"""Precision and compilation of a training step, as far as a CPU can test them."""
+"""Precision and capture of a training step, as far as a CPU can test them."""
 
 import logging
 
@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from common.data_parallel import WHOLE
 from common.errors import ConfigError
-from recommendation.dataset import TrainingBatches
+from recommendation.batches import TrainingBatches
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
-from recommendation.trainer import _autocast, loss_function
+from recommendation.trainer import autocast, loss_function
 from tests.errors import refused
 from tests.text import lines_with
 
-from .conftest import LOSSES, windows_of
+from .conftest import LOSSES
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ class Means(AbstractRecommender):
 
 
 def params(**own: object) -> dict:
-    return {"precision": "float32", "compile": False} | own
+    return {"precision": "float32"} | own
 
 
 def test_a_default_step_computes_the_models_own_loss():
@@ -56,9 +57,9 @@ def test_every_models_loss_and_gradients_survive_bfloat16(name, normalize_over, 
     model = make_model(name, normalize_over=normalize_over).train()
     if model.fit(sequences.training_sequences()):
         pytest.skip("fits in one call")
-    windows = TrainingBatches(sequences, model.training_unit, 16, 5, seed=0).get(0, 0)
+    windows = TrainingBatches(sequences, model.training_unit, 1000, 5, seed=0).get(0, 0, WHOLE)
     expected = model.compute_loss(windows)["loss_total"]
-    loss = _autocast(model.compute_loss, windows, "cpu")["loss_total"]
+    loss = autocast(model.compute_loss, windows, "cpu")["loss_total"]
     assert loss.dtype == torch.float32
     assert loss.item() != expected.item()
     assert loss.item() == pytest.approx(expected.item(), rel=0.02)
@@ -68,40 +69,9 @@ def test_every_models_loss_and_gradients_survive_bfloat16(name, normalize_over, 
     assert torch.nn.functional.cosine_similarity(whole, half, dim=0) > 0.99
 
 
-@pytest.fixture
-def backend(monkeypatch):
-    """name -> torch.compile with that backend. Its default backend needs a C++ compiler on the CPU."""
-    compile_with = torch.compile
-    torch._dynamo.reset()
-    return lambda name: monkeypatch.setattr(
-        torch, "compile", lambda compute, **options: compile_with(compute, backend=name, **options))
-
-
-@pytest.mark.slow
-def test_one_compilation_has_the_loss_of_all_shapes(backend):
-    graphs = []
-    backend(lambda graph, _: graphs.append(graph) or graph.forward)
-    model = Means()
-    compute = loss_function(model, params(compile=True), CPU)
-    for windows in (windows_of([0, 1, 2], [3, 4]), windows_of([0, 1, 2, 3]), windows_of(*[[1, 2]] * 7)):
-        loss = compute(windows)["loss_total"]
-        assert loss.item() == pytest.approx(model.compute_loss(windows)["loss_total"].item())
-        loss.backward()
-    assert len(graphs) <= 2  # a window of one row may have a graph of its own
-    assert model.items.weight.grad.abs().sum() > 0
-
-
-def test_a_failed_compilation_is_reported_with_its_reason(backend):
-    def fail(graph, inputs):
-        raise FileNotFoundError("no working C++ compiler")
-
-    backend(fail)
-    with refused(ConfigError, "training_params.compile", names=["no working C++ compiler"], fix=["--compile false"]):
-        loss_function(Means(), params(compile=True), CPU)(windows_of([0, 1, 2], [3, 4]))
-
-
 @pytest.mark.parametrize(("key", "value", "names"), [
-    ("precision", "float16", ["'float16'", "float32", "bfloat16"]), ("compile", "1", [1, "bool"])])
+    ("precision", "float16", ["'float16'", "float32", "bfloat16"]), ("capture", "1", [1]),
+    ("capture", "always", ["'always'", "auto", "true", "false"])])
 def test_wrong_values_of_the_keys_are_refused(make_config, key, value, names):
     where = f"--encoder_decoder.training_params.{key}"
     with refused(ConfigError, where, names=[f"encoder_decoder.training_params.{key}", *names]):

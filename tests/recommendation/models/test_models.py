@@ -6,9 +6,10 @@ import yaml
 
 from common.cli import ROOT
 from common.config import resolve
+from common.data_parallel import WHOLE
 from common.errors import ConfigError
 from recommendation import models
-from recommendation.dataset import TrainingBatches
+from recommendation.batches import TrainingBatches
 from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations
 from tests.brute_force import best_unseen
@@ -31,7 +32,7 @@ def test_a_model_without_gradients_declares_the_parameters_it_uses(name):
 
 
 def first_batch(recommender, sequences):
-    return TrainingBatches(sequences, recommender.training_unit, 16, 5, seed=0).get(0, 0)
+    return TrainingBatches(sequences, recommender.training_unit, 16, 5, seed=0).get(0, 0, WHOLE)
 
 
 @pytest.fixture

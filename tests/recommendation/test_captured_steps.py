@@ -1,0 +1,71 @@
+"""Captured steps of all recommenders equal eager steps. A stand-in on the CPU replays the recorded operations."""
+
+import pytest
+import torch
+
+from common.checkpoint import Checkpoints, optimizer_state, restore_optimizer
+from recommendation.trainer import RecommenderTask
+from tests.recorded_graphs import RecordedGraphs
+
+from .conftest import LOSSES
+
+STEPS = 50
+OPTIONS = [*((name, {"normalize_over": over}) for name, over in LOSSES),
+           ("encoder_decoder", {"train_on": "every_position"}),
+           ("encoder_decoder", {"train_on": "every_position", "label_smoothing": 0.1}),
+           ("encoder_decoder", {"train_on": "every_position", "normalize_over": "valid_items", "label_smoothing": 0.1}),
+           ("decoder_only", {"label_smoothing": 0.1}), ("sasrec", {"label_smoothing": 0.1}),
+           ("encoder_retrieve", {"label_smoothing": 0.1}),
+           ("encoder_retrieve", {"normalize_over": "valid_items", "label_smoothing": 0.1}),
+           ("decoder_only", {"optimizer": "Adam", "clip_norm": 0.0, "lr_schedule": "cosine", "warmup_steps": 5})]
+
+
+@pytest.fixture
+def make_task(make_config, make_model, sequences):
+    """name, graphs, key=value, ... -> the training of a small recommender with dropout."""
+    def make(name: str, graphs: RecordedGraphs | None, **own: object) -> RecommenderTask:
+        own = {"dropout": 0.2, "epochs": 20, "lr": 0.003} | own
+        model = make_model(name, **own).train()
+        if model.fit(sequences.training_sequences()):
+            pytest.skip("fits in one call")
+        return RecommenderTask(model, sequences, make_config(name, **own).training_params, 0, name, graphs)
+
+    return make
+
+
+def take(task: RecommenderTask, steps: range) -> list[float]:
+    losses = []
+    for number in steps:
+        torch.manual_seed(number)
+        losses.append(task.step(*divmod(number, task.num_steps))["loss_total"].item())
+    return losses
+
+
+@pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)
+def test_captured_steps_have_the_losses_of_eager_steps(make_task, name, own):
+    eager, graphs = make_task(name, None, **own), RecordedGraphs()
+    captured = make_task(name, graphs, **own)
+    assert take(captured, range(STEPS)) == pytest.approx(take(eager, range(STEPS)), rel=1e-3)
+    assert captured.descent.captured.active
+    assert graphs.captures == len(captured.batches.shapes)
+    for one, other in zip(captured.model.parameters(), eager.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_of_captured_steps_continues_with_eager_steps(make_task, tmp_path):
+    """A run on CUDA continues on the CPU, and the other way round."""
+    whole = take(make_task("sasrec", None), range(30))
+    for graphs, others in ((RecordedGraphs(), None), (None, RecordedGraphs())):
+        first = make_task("sasrec", graphs)
+        losses = take(first, range(15))
+        checkpoints = Checkpoints(tmp_path / str(others), "a command")
+        checkpoints.save(15, {"model": first.model.state_dict(),
+                              "optimizer": optimizer_state(first.descent.optimizer)})
+        second = make_task("sasrec", others)
+        state = checkpoints.load_newest()
+        second.model.load_state_dict(state["model"])
+        restore_optimizer(second.descent.optimizer, state)
+        [group] = second.descent.optimizer.param_groups
+        assert group["capturable"] == isinstance(group["lr"], torch.Tensor) == (others is not None)
+        losses += take(second, range(15, 30))
+        assert losses == pytest.approx(whole, rel=1e-5)
