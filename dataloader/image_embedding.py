@@ -33,9 +33,13 @@ from dataloader.options import ImageOptions, parse_options
 
 log = logging.getLogger(__name__)
 
+DESCRIPTION = """Embed the images of the items.
+
+Several processes: torchrun --nproc_per_node N dataloader/image_embedding.py, with the same flags"""
+
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Embed the images of the items.").image
+    options = parse_options(argv, DESCRIPTION).image
     log_to_console()
     embed(options, command_line("bash dataloader/4_get_image_emb.sh", argv))
 

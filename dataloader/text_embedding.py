@@ -35,11 +35,15 @@ from dataloader.options import TextOptions, parse_options
 
 log = logging.getLogger(__name__)
 
+DESCRIPTION = """Embed the texts of the items.
+
+Several processes: torchrun --nproc_per_node N dataloader/text_embedding.py, with the same flags"""
+
 API = "api:"
 
 
 def main(argv: list[str]) -> None:
-    options = parse_options(argv, "Embed the texts of the items.").text
+    options = parse_options(argv, DESCRIPTION).text
     log_to_console()
     embed(options, command_line("bash dataloader/3_get_text_emb.sh", argv))
 

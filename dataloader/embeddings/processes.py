@@ -52,6 +52,7 @@ def _all_gather(error: Exception | None) -> list[Exception | None]:
     import torch.distributed as dist
 
     errors: list[Exception | None] = [None] * world_size()
+    # PyTorch pickles the errors. This is safe, because they come only from the processes of this command.
     dist.all_gather_object(errors, error)
     return errors
 
