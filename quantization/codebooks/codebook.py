@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from common.data_parallel import all_gather, all_reduce_sum, shard_rows
 from common.errors import ConfigError
+from common.precision import matmul_precision
 from quantization.codebooks.kmeans import kmeans
 from quantization.codebooks.nearest import directions, distances_exactly, nearest, nearest_exactly
 
@@ -139,6 +140,7 @@ class Codebook(nn.Module):
         chosen = self.counts.unsqueeze(1) > 1e-5
         self.codewords.copy_(torch.where(chosen, self.sums / self.counts.unsqueeze(1), self.codewords))
 
+    @matmul_precision("ieee")
     def _sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a random code for each row with the Gumbel-softmax (arXiv 1611.01144).
 
