@@ -154,6 +154,7 @@ def test_a_model_without_reconstruction_has_no_reconstruction_metrics():
     assert codes.tolist() == [[0], [1], [1], [1]]
 
 
+PAIRS = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
 
 
@@ -175,6 +176,17 @@ def test_groups_of_one_item_have_no_similarity():
 def test_a_single_item_has_no_similarity():
     assert similarity_metrics([[0]], [EAST]) == {
         "random_pairs_similarity": None, "prefix_similarity": [None], "prefix_coherence": [None]}
+
+
+def test_metrics_do_not_wait_for_the_device():
+    codes = torch.randint(4, (50, 3), generator=torch.Generator().manual_seed(0))
+    grouped, data = prefixes(codes), EvaluationData(np.ones((50, 70), dtype=np.float32), PAIRS)
+    reference = Reference(data, CPU)
+    for owner in (grouped, reference):  # `meta` has no data: an operation that needs data on the host raises an error
+        vars(owner).update({name: value.to("meta") for name, value in vars(owner).items() if torch.is_tensor(value)})
+    metrics = evaluate.code_metrics(codes.to("meta"), [4, 4, 4], grouped)
+    metrics |= evaluate.similarity_metrics(grouped, reference)
+    assert all(metric.device.type == "meta" for metric in metrics.values())
 
 
 @st.composite
@@ -216,10 +228,6 @@ def test_a_random_similarity_near_0_gives_no_ratio():
         assert metrics["random_pairs_similarity"] < 0.01
         assert metrics["prefix_similarity"][0] is not None
         assert metrics["prefix_coherence"] == [None]
-
-
-PAIRS = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
-
 
 @pytest.mark.parametrize(("codes", "pairs", "same", "chance"), [
     # 0-1 and 2-3 of four pairs. By chance: half of either column has code 0, half code 1: 1/4 + 1/4.
