@@ -166,6 +166,7 @@ class Prefixes:
         for level in codes.T.flip(0):
             self.order = self.order[level[self.order].argsort(stable=True)]
         in_order = codes[self.order]
+        # 1 if the prefix of an item differs from the prefix of the previous item: the item begins a new group.
         begins = (in_order[1:] != in_order[:-1]).long().cummax(dim=1).values
         groups = torch.cat([torch.zeros_like(codes[:1]), begins.cumsum(dim=0)])
         # For each prefix length, the group of each sorted item, (N,), and the number of groups.

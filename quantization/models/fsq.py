@@ -57,7 +57,7 @@ class ResidualFSQ(nn.Module):
         """For each latent, return the squared distance to each of the K codes of the last level: (B, H) -> (B, K)."""
         _, last_inputs, _ = self._digits(self._squash(latent.double()))
         combinations = torch.arange(self.size, device=latent.device).unsqueeze(1) // self.places % self.num_values
-        return distances_exactly(last_inputs, self._midpoints(combinations))
+        return distances_exactly(last_inputs, (2 * combinations.double() + 1) / self.num_values - 1)
 
     def _squash(self, latent: Tensor) -> Tensor:
         """Map latents to the interval (-1, 1).
@@ -73,17 +73,12 @@ class ResidualFSQ(nn.Module):
         Return the digits (B, L, H), the last level's inputs (B, H), and the residuals after the last level (B, H). A
         digit is the index of the value that a dimension is rounded to.
         """
-        digits, residual = [], squashed
+        position, largest, digits = (squashed + 1) / 2, self.num_values - 1, []  # `position` is in the interval (0, 1)
         for _ in range(self.num_levels):
-            last_inputs = residual
-            parts = (residual + 1) / 2 * self.num_values
-            digit = torch.minimum(parts.floor().clamp(min=0), self.num_values - 1).long()
-            digits.append(digit)
-            residual = (residual - self._midpoints(digit)) * self.num_values
-        return torch.stack(digits, dim=1), last_inputs, residual
-
-    def _midpoints(self, digits: Tensor) -> Tensor:
-        return (2 * digits + 1) / self.num_values - 1
+            last_position, parts = position, position * self.num_values
+            digits.append(parts.floor().clamp(min=0).minimum(largest))
+            position = parts - digits[-1]
+        return torch.stack(digits, dim=1).long(), 2 * last_position - 1, 2 * position - 1
 
     def _codes(self, digits: Tensor) -> Tensor:
         return (digits * self.places).sum(dim=-1)

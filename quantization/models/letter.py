@@ -70,7 +70,7 @@ class LETTER(RQVAE):
         of the other items in the batch (equation 5 of the paper).
         """
         whole_batch = all_gather(collaborative)  # `all_gather` has no gradient, but these vectors do not need one
-        present = whole_batch.abs().sum(dim=1) > 0
+        present = whole_batch.any(dim=1)
         logits = self.to_collaborative(latent) @ whole_batch.T
         logits = logits.masked_fill(~present, torch.finfo(logits.dtype).min)
         losses = F.cross_entropy(logits, torch.arange(len(whole_batch), device=logits.device)[shard_rows()],
