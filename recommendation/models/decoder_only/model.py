@@ -59,7 +59,7 @@ class DecoderOnly(AbstractGenerator):
         for attention, feed_forward in self.layers:
             query, key, value = attention.project(x)
             if keep is not None:
-                keep.append((key, value))
+                keep.append((key.contiguous(), value.contiguous()))  # all beams and levels read them
             x = feed_forward(attention.attend(x, query, key, value, bias))
         return x
 

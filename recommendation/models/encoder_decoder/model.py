@@ -179,7 +179,8 @@ class _DecodingStep:
 
     def __init__(self, model: EncoderDecoder, memory: Tensor, memory_bias: Tensor):
         self.model, self.memory_bias = model, memory_bias
-        self.memories = model.memory(memory)
+        # Copies, because all beams and levels read them, and reading neighboring positions is faster.
+        self.memories = [(key.contiguous(), value.contiguous()) for key, value in model.memory(memory)]
         self.caches = [PrefixCache() for _ in model.decoder]
 
     def __call__(self, level: int, codes: Tensor, parents: Tensor) -> Tensor:
