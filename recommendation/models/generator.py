@@ -33,6 +33,7 @@ class AbstractGenerator(AbstractRecommender):
 
     heads: Tensor        # (L, C, M) output weights of the codes; the rows of codes that do not exist are zero
     first_token: Tensor  # (L,) token of code 0 of each level
+    level: Tensor        # (L, 1) numbers from 0
     tokens: Tensor       # (L, N + 1) tokens of the items; the last column is for PADDING (index -1)
     inputs: Tensor       # (L, N + 1) decoder inputs of the items: START, and the tokens of all levels except the last
     labels: Tensor       # (L, N + 1) codes of the items, and IGNORED for PADDING
@@ -62,6 +63,7 @@ class AbstractGenerator(AbstractRecommender):
         tokens = F.pad(codes + first_token.unsqueeze(1), (0, 1), value=START)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("inputs", F.pad(tokens[:-1], (0, 0, 1, 0), value=START), persistent=False)
+        self.register_buffer("level", torch.arange(self.num_levels).unsqueeze(1), persistent=False)
         self.register_buffer("labels", F.pad(codes, (0, 1), value=IGNORED), persistent=False)
         missing = missing_codes(sizes)
         self.register_buffer("missing", missing if missing is None else missing.unsqueeze(1), persistent=False)

@@ -206,6 +206,13 @@ def as_bias(allowed: Tensor) -> Tensor:
     return ~allowed * HIDDEN
 
 
+def expand_bias(bias: Tensor, num_rows: int) -> Tensor:
+    """Return a view of the bias with one bias per row of the batch: (H, Q, T) or (B, ..., T) -> (B, ..., T)."""
+    # If the layers share the view, the backward pass adds the gradients of the layers first, and then sums over the
+    # rows once. Otherwise, it sums over the rows in each layer.
+    return bias.expand(num_rows, *bias.shape[-3:])
+
+
 @constant
 def causal_bias(num_positions: int, device: torch.device, group: int = 1) -> Tensor:
     """Return the bias that lets each position attend only to its own group and to earlier groups: (T, T).

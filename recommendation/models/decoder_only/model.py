@@ -7,7 +7,17 @@ from torch import Tensor
 
 from ..abstract_model import Catalogue, Windows
 from ..generator import AbstractGenerator, PrefixCache
-from ..layers import FeedForward, RelativeBias, RMSNorm, SelfAttention, as_bias, dropout, initialize, stack
+from ..layers import (
+    FeedForward,
+    RelativeBias,
+    RMSNorm,
+    SelfAttention,
+    as_bias,
+    dropout,
+    expand_bias,
+    initialize,
+    stack,
+)
 from ..params import Params
 
 # B batch, W length of the longest window, L levels, T tokens of a window or history, G targets of a row, K beams,
@@ -47,7 +57,7 @@ class DecoderOnly(AbstractGenerator):
 
     def _tokens_of(self, items: Tensor) -> Tensor:
         """Return the tokens of the items: (W, B) -> (W * L, B)."""
-        return self.tokens[:, items].transpose(0, 1).flatten(0, 1)
+        return self.tokens[self.level, items.unsqueeze(1)].flatten(0, 1)
 
     def _read(self, tokens: Tensor, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """Return the hidden state of each token: (T, B) -> (T, B, M).
@@ -55,7 +65,7 @@ class DecoderOnly(AbstractGenerator):
         If `keep` is a list, append the keys and values of each layer to this list.
         """
         x = dropout(self.embedding(tokens), self.dropout, self.training)
-        bias = self.bias(len(tokens), len(tokens), hide_from=1)
+        bias = expand_bias(self.bias(len(tokens), len(tokens), hide_from=1), x.shape[1])
         for attention, feed_forward in self.layers:
             query, key, value = attention.project(x)
             if keep is not None:

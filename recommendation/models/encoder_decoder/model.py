@@ -17,6 +17,7 @@ from ..layers import (
     as_bias,
     causal_bias,
     dropout,
+    expand_bias,
     initialize,
     stack,
 )
@@ -96,14 +97,14 @@ class EncoderDecoder(AbstractGenerator):
 
     def _history_tokens(self, history: Tensor) -> Tensor:
         """Return the tokens of the histories: (S, B) items -> (T, B)."""
-        return self.tokens[:, history].transpose(0, 1).flatten(0, 1)
+        return self.tokens[self.level, history.unsqueeze(1)].flatten(0, 1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return dropout(self.embedding(tokens), self.dropout, self.training)
 
     def _encode(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Return the output of the encoder for embedded tokens: (T, B, M) -> (T, B, M)."""
-        bias = self.encoder_bias(len(x), len(x)) + self._encoder_mask(tokens)
+        bias = expand_bias(self.encoder_bias(len(x), len(x)) + self._encoder_mask(tokens), x.shape[1])
         for attention, feed_forward in self.encoder:
             x = feed_forward(attention(x, bias))
         return dropout(self.encoder_norm(x), self.dropout, self.training)
@@ -152,7 +153,9 @@ class EncoderDecoder(AbstractGenerator):
         memory: (T, B, M) output of the encoder
         memory_bias: bias of cross-attention
         """
-        bias = self.decoder_bias(self.num_levels, self.num_levels, hide_from=1)
+        bias = expand_bias(self.decoder_bias(self.num_levels, self.num_levels, hide_from=1),
+                           x.shape[0] * x.shape[1] // self.num_levels)
+        memory_bias = expand_bias(memory_bias, x.shape[1])
         # In self-attention, each target is a row of the batch. So a code attends only to codes of the same target.
         # In cross-attention, the targets of a window are query positions that share the memory of the window.
         by_target, by_window = (self.num_levels, -1, x.shape[2]), x.shape
