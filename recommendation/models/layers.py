@@ -180,8 +180,7 @@ def join_weights(parts: list[Tensor], num_heads: int) -> Tensor:
     return torch.stack([part.unflatten(0, (num_heads, -1)) for part in parts], dim=1).flatten(0, 2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
-           rate: float = 0.0) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, rate: float = 0.0) -> Tensor:
     """Return the attention output: query (B, H, Q, K), key and value (B, H, T, K) -> (Q, B, H * K).
 
     bias: added to the scores, broadcastable to (B, H, Q, T)

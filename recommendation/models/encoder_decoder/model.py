@@ -153,12 +153,11 @@ class EncoderDecoder(AbstractGenerator):
         memory: (T, B, M) output of the encoder
         memory_bias: bias of cross-attention
         """
-        bias = expand_bias(self.decoder_bias(self.num_levels, self.num_levels, hide_from=1),
-                           x.shape[0] * x.shape[1] // self.num_levels)
-        memory_bias = expand_bias(memory_bias, x.shape[1])
+        by_window, by_target = x.shape, x.view(self.num_levels, -1, x.shape[2]).shape
+        bias = expand_bias(self.decoder_bias(self.num_levels, self.num_levels, hide_from=1), by_target[1])
+        memory_bias = expand_bias(memory_bias, by_window[1])
         # In self-attention, each target is a row of the batch. So a code attends only to codes of the same target.
         # In cross-attention, the targets of a window are query positions that share the memory of the window.
-        by_target, by_window = (self.num_levels, -1, x.shape[2]), x.shape
         for (self_attention, cross_attention, feed_forward), keys_and_values in zip(
                 self.decoder, self.memory(memory), strict=True):
             x = self_attention(x.view(by_target), bias).view(by_window)
