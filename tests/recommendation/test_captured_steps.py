@@ -44,13 +44,14 @@ def take(task: RecommenderTask, steps: range) -> list[float]:
 
 @pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)
 def test_captured_steps_have_the_losses_of_eager_steps(make_task, name, own):
-    eager, graphs = make_task(name, None, **own), RecordedGraphs()
+    eager, graphs = make_task(name, RecordedGraphs(), **own), RecordedGraphs()
+    eager.descent.captured.active = False  # with the same optimizer, as Adam amplifies rounding errors
     captured = make_task(name, graphs, **own)
-    assert take(captured, range(STEPS)) == pytest.approx(take(eager, range(STEPS)), rel=1e-3)
+    assert take(captured, range(STEPS)) == pytest.approx(take(eager, range(STEPS)), rel=1e-5)
     assert captured.descent.captured.active
     assert graphs.captures == len(captured.batches.shapes)
     for one, other in zip(captured.model.parameters(), eager.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)
