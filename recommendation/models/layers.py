@@ -85,17 +85,27 @@ class Buckets(NamedTuple):
         return offset + torch.where(distance < num_exact, distance, far.clamp(max=num_buckets - 1))
 
 
-@constant
-def _distance_tables(buckets: Buckets, distances: range, hide_from: float, device: torch.device,
-                     dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return two tables for D consecutive distances.
+class Pairs(NamedTuple):
+    """All pairs of a query and a key. See `RelativeBias.forward`."""
 
-    The first table, (num_buckets, D), has 1 at the bucket of each distance. The second table, (1, D), is the attention
-    bias that hides the distances from `hide_from`.
-    """
-    distance = torch.arange(distances.start, distances.stop, device=device)
-    one_hot = buckets.of(distance) == torch.arange(buckets.num_buckets, device=device).unsqueeze(1)
-    return one_hot.to(dtype), as_bias(distance < hide_from).to(dtype).unsqueeze(0)
+    queries: range
+    num_keys: int
+    hide_from: float
+    group: int
+
+    def of(self, buckets: Buckets, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the bucket of each pair, and `hidden`, the attention bias that hides pairs: (Q, T) each."""
+        query = torch.arange(self.queries.start, self.queries.stop, self.queries.step, device=device).unsqueeze(1)
+        key = torch.arange(self.num_keys, device=device)
+        return buckets.of(key - query), as_bias(key - query // self.group * self.group < self.hide_from)
+
+
+@constant
+def _pair_tables(buckets: Buckets, pairs: Pairs, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return two tables for all pairs: 1 at the bucket of each pair, (num_buckets, Q * T), and `hidden`, (1, Q * T)."""
+    bucket, hidden = pairs.of(buckets, device)
+    one_hot = bucket.flatten() == torch.arange(buckets.num_buckets, device=device).unsqueeze(1)
+    return one_hot.to(dtype), hidden.to(dtype).view(1, -1)
 
 
 class RelativeBias(nn.Module):
@@ -109,20 +119,21 @@ class RelativeBias(nn.Module):
         self.buckets = Buckets(num_buckets, max_distance, bidirectional)
         self.weight = nn.Parameter(torch.empty(num_buckets, num_heads))
 
-    def forward(self, num_queries: int, num_keys: int, start: int = 0, step: int = 1,
-                hide_from: float = math.inf) -> Tensor:
+    def forward(self, queries: range, num_keys: int, hide_from: float = math.inf, group: int = 1) -> Tensor:
         """Return the bias for all pairs of a query and a key: (H, Q, T). The keys are at the positions 0 to T - 1.
 
-        start, step: query i is at position `start + i * step`
+        queries: the positions of the queries
         hide_from: hide the keys at this distance from the query and at larger distances; 1 hides all keys after it
+        group: positions form groups of this size, and `hide_from` counts from the first position of the query's group
         """
-        distances = range(-start - (num_queries - 1) * step, num_keys - start)
-        one_hot, hidden = _distance_tables(self.buckets, distances, hide_from, self.weight.device, self.weight.dtype)
+        pairs, weight = Pairs(queries, num_keys, hide_from, group), self.weight
+        if not torch.is_grad_enabled():
+            bucket, hidden = pairs.of(self.buckets, weight.device)
+            return weight[bucket].permute(2, 0, 1) + hidden
         # The backward pass of this product is a product too. The backward pass of an index would sort on CUDA.
-        with full_precision(self.weight.device):
-            by_distance = torch.addmm(hidden, self.weight.T, one_hot)                          # (H, D)
-        # The bias of a query is a window of the distances. The last query has the first window.
-        return by_distance.unfold(1, num_keys, step).flip(1)
+        one_hot, hidden = _pair_tables(self.buckets, pairs, weight.device, weight.dtype)
+        with full_precision(weight.device):
+            return torch.addmm(hidden, weight.T, one_hot).view(-1, len(queries), num_keys)
 
     def of(self, distance: Tensor) -> Tensor:
         """Return the bias for the given distances, for use without gradients: (Q, T) -> (H, Q, T).
@@ -213,13 +224,10 @@ def expand_bias(bias: Tensor, num_rows: int) -> Tensor:
 
 
 @constant
-def causal_bias(num_positions: int, device: torch.device, group: int = 1) -> Tensor:
-    """Return the bias that lets each position attend only to its own group and to earlier groups: (T, T).
-
-    group: number of positions in a group; with 1, each position attends to itself and to earlier positions
-    """
-    number = torch.arange(num_positions, device=device) // group
-    return as_bias(number <= number.unsqueeze(1))
+def causal_bias(num_positions: int, device: torch.device) -> Tensor:
+    """Return the bias that lets each position attend only to itself and to earlier positions: (T, T)."""
+    position = torch.arange(num_positions, device=device)
+    return as_bias(position <= position.unsqueeze(1))
 
 
 class SelfAttention(nn.Module):

@@ -65,7 +65,7 @@ class DecoderOnly(AbstractGenerator):
         If `keep` is a list, append the keys and values of each layer to this list.
         """
         x = dropout(self.embedding(tokens), self.dropout, self.training)
-        bias = expand_bias(self.bias(len(tokens), len(tokens), hide_from=1), x.shape[1])
+        bias = expand_bias(self.bias(range(len(tokens)), len(tokens), hide_from=1), x.shape[1])
         for attention, feed_forward in self.layers:
             query, key, value = attention.project(x)
             if keep is not None:
@@ -123,7 +123,7 @@ class _DecodingStep:
         token = torch.arange(num_tokens, device=self.end.device)
         to_history = bias.of(token - (self.end + level - 1).unsqueeze(1)).transpose(0, 1).unsqueeze(2)
         to_history = to_history + as_bias(token < self.end.unsqueeze(1))[:, None, None]
-        return to_history, bias(1, level, start=level - 1)
+        return to_history, bias(range(level - 1, level), level)
 
 
 def _attend_to_both(query: Tensor, key: Tensor, value: Tensor, history_bias: Tensor, cache: PrefixCache,

@@ -15,7 +15,6 @@ from ..layers import (
     RMSNorm,
     SelfAttention,
     as_bias,
-    causal_bias,
     dropout,
     expand_bias,
     initialize,
@@ -104,21 +103,22 @@ class EncoderDecoder(AbstractGenerator):
 
     def _encode(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Return the output of the encoder for embedded tokens: (T, B, M) -> (T, B, M)."""
-        bias = expand_bias(self.encoder_bias(len(x), len(x)) + self._encoder_mask(tokens), x.shape[1])
+        bias = expand_bias(self._encoder_bias(tokens), x.shape[1])
         for attention, feed_forward in self.encoder:
             x = feed_forward(attention(x, bias))
         return dropout(self.encoder_norm(x), self.dropout, self.training)
 
-    def _encoder_mask(self, tokens: Tensor) -> Tensor:
+    def _encoder_bias(self, tokens: Tensor) -> Tensor:
         """Return the attention bias of the encoder.
 
-        With `train_on: target`, the bias hides the padding. Its shape is (B, 1, 1, T).
-        With `train_on: every_position`, the bias hides later items. Its shape is (T, T).
+        With `train_on: target`, the bias hides the padding. Its shape is (B, H, T, T).
+        With `train_on: every_position`, the bias hides later items. Its shape is (H, T, T).
         """
+        positions = range(len(tokens))
         if self.train_on == "target":
-            return _padding_mask(tokens)
+            return self.encoder_bias(positions, len(tokens)) + _padding_mask(tokens)
         # The padding comes after all items, so this mask hides the padding too.
-        return causal_bias(len(tokens), tokens.device, self.num_levels)
+        return self.encoder_bias(positions, len(tokens), hide_from=self.num_levels, group=self.num_levels)
 
     def _training_bias(self, num_targets: int, tokens: Tensor) -> Tensor:
         """Return the cross-attention bias for training.
@@ -130,8 +130,8 @@ class EncoderDecoder(AbstractGenerator):
         if self.memory_bias is None:
             return _padding_mask(tokens)
         # Target g is at the position of its own first token, after g + 1 items.
-        bias = self.memory_bias(num_targets, len(tokens), start=self.num_levels, step=self.num_levels, hide_from=0)
-        return bias.repeat(1, self.num_levels, 1)
+        first_tokens = range(self.num_levels, (num_targets + 1) * self.num_levels, self.num_levels)
+        return self.memory_bias(first_tokens, len(tokens), hide_from=0).repeat(1, self.num_levels, 1)
 
     def _recommending_bias(self, histories: Windows) -> Tensor:
         """Return the cross-attention bias for recommending the item after the history.
@@ -154,7 +154,7 @@ class EncoderDecoder(AbstractGenerator):
         memory_bias: bias of cross-attention
         """
         by_window, by_target = x.shape, x.view(self.num_levels, -1, x.shape[2]).shape
-        bias = expand_bias(self.decoder_bias(self.num_levels, self.num_levels, hide_from=1), by_target[1])
+        bias = expand_bias(self.decoder_bias(range(self.num_levels), self.num_levels, hide_from=1), by_target[1])
         memory_bias = expand_bias(memory_bias, by_window[1])
         # In self-attention, each target is a row of the batch. So a code attends only to codes of the same target.
         # In cross-attention, the targets of a window are query positions that share the memory of the window.
@@ -194,7 +194,7 @@ class _DecodingStep:
         model = self.model
         tokens = codes + model.first_token[level - 1] if level else torch.full_like(codes, START)
         x = model.embedding(tokens.T)                                                    # (K, B, M)
-        bias = model.decoder_bias(1, level + 1, start=level)                             # (H, 1, level + 1)
+        bias = model.decoder_bias(range(level, level + 1), level + 1)                    # (H, 1, level + 1)
         for (self_attention, cross_attention, feed_forward), cache, memory in zip(model.decoder, self.caches,
                                                                                   self.memories, strict=True):
             query, key, value = self_attention.project(x)                                # (B, H, K, width)

@@ -39,7 +39,21 @@ def test_relative_buckets_agree_with_transformers(bidirectional, num_buckets, ma
     torch.nn.init.normal_(bias.weight)
     distance = torch.arange(200) - torch.arange(200).unsqueeze(1)
     bucket = T5Attention._relative_position_bucket(distance, bidirectional, num_buckets, max_distance)
-    assert torch.equal(bias(200, 200), bias.weight[bucket].permute(2, 0, 1))
+    assert torch.equal(bias(range(200), 200), bias.weight[bucket].permute(2, 0, 1))
+
+
+def test_a_relative_bias_hides_keys_by_distance():
+    bias = RelativeBias(1, 8, 16, bidirectional=False)
+    torch.nn.init.zeros_(bias.weight)
+    cases = [((range(3), 4, 1), [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]]),        # no later key
+             ((range(4), 4, 2, 2), [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]),  # no later group of two
+             ((range(2, 5, 2), 4, 0), [[1, 1, 0, 0], [1, 1, 1, 1]]),               # only keys before the query
+             ((range(2), 2), [[1, 1], [1, 1]])]
+    for arguments, visible in cases:
+        assert (bias(*arguments)[0] == 0).int().tolist() == visible
+        trained = bias(*arguments).detach()
+        with torch.no_grad():
+            assert torch.equal(bias(*arguments), trained)
 
 
 def test_the_parts_of_a_head_are_consecutive_columns():
