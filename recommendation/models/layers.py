@@ -25,7 +25,7 @@ from torch import Tensor, nn
 FUSED_ATTENTION = False
 
 IGNORED = -100        # label of padding; the loss ignores this label
-NUM_CONSTANTS = 64    # number of cached results of each function with `constant`; the oldest are dropped
+NUM_CONSTANTS = 256   # number of cached results of each function with `constant`; the oldest are dropped
 HIDDEN = torch.finfo(torch.float32).min  # attention bias of hidden positions; with -inf, rows of only -inf give NaN
 EPSILON = 1e-6        # of RMSNorm, as in T5
 
