@@ -19,6 +19,8 @@ from transformers import (
 
 from recommendation.dataset import Sequences
 from recommendation.models.abstract_model import PADDING, Catalogue
+from recommendation.models.encoder_decoder.t5 import head_weights
+from recommendation.models.layers import split_weight
 
 # B batch, S items of a history, K beams, L levels, V tokens
 
@@ -93,7 +95,7 @@ class Cornac:
             own.token_emb.weight.copy_(model.embedding.weight)
             own.bos.copy_(model.embedding.weight[:1])
             for ours, theirs in zip(model.heads, own.heads, strict=True):
-                theirs.weight.copy_(ours.weight)
+                theirs.weight.copy_(ours[:len(theirs.weight)])
         tiger.model, tiger.pad_idx = own, tiger.total_items
         tiger.enc_token_table = np.zeros((tiger.total_items + 1, len(tiger.level_sizes)), dtype="int64")
         tiger.enc_token_table[:-1] = tiger.sid_table + own.offsets.numpy()
@@ -167,7 +169,7 @@ class T5:
             self.model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(self.model.lm_head.weight))
             copy_stacks(model, self.model)
             self.model.shared.weight.copy_(model.embedding.weight)
-            self.model.lm_head.weight[1:] = torch.cat([head.weight for head in model.heads])
+            self.model.lm_head.weight[1:] = head_weights(model, model.heads)
 
     def recommend(self, items: Tensor, num_beams: int, per_level: bool = False) -> np.ndarray:
         """Return the items, best first: (B, S) histories -> (B, K).
@@ -202,21 +204,29 @@ def copy_stacks(model, theirs) -> None:
                                     (model.decoder, model.decoder_bias, model.decoder_norm, theirs.decoder)):
         stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight.copy_(bias.weight)
         stack.final_layer_norm.weight.copy_(norm.weight)
-        for layers, block in zip(ours, stack.block, strict=True):
+        for number, (layers, block) in enumerate(zip(ours, stack.block, strict=True)):
             for layer, other in zip(layers, block.layer, strict=True):
                 other.layer_norm.weight.copy_(layer.norm.weight)
-                copy_layer(layer, other)
+                copy_layer(layer, other, model.memory, number)
 
 
-def copy_layer(ours, theirs) -> None:
-    """Copy the weight matrices of a feed-forward, a self-attention or a cross-attention layer."""
+def copy_layer(ours, theirs, memory, number: int) -> None:
+    """Copy the weight matrices of a feed-forward, a self-attention or a cross-attention layer.
+
+    memory: our weights of the keys and values of the cross-attention in all layers
+    number: number of the layer
+    """
     if hasattr(ours, "wi"):
         theirs.DenseReluDense.wi.weight.copy_(ours.wi.weight)
         theirs.DenseReluDense.wo.weight.copy_(ours.wo.weight)
         return
     is_self = hasattr(ours, "qkv")
     other = theirs.SelfAttention if is_self else theirs.EncDecAttention
-    stacked = ours.qkv.weight.chunk(3) if is_self else [ours.query.weight, *ours.key_value.weight.chunk(2)]
-    for weight, part in zip((other.q, other.k, other.v), stacked, strict=True):
+    if is_self:
+        parts = split_weight(ours.qkv.weight, ours.num_heads, 3)
+    else:
+        of_layers = split_weight(memory.key_value.weight, memory.num_heads, 2 * memory.num_layers)
+        parts = [ours.query.weight, *of_layers[2 * number:2 * number + 2]]
+    for weight, part in zip((other.q, other.k, other.v), parts, strict=True):
         weight.weight.copy_(part)
     other.o.weight.copy_(ours.out.weight)

@@ -176,8 +176,8 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except Exception as error:
         if isinstance(error, RuntimeError) and connection_lost(error):
             return _report("torchrun: another process of this job has ended or hangs. See the error message of that "
-                           "process or of torchrun. Fix: run the same command again to continue from the last "
-                           "checkpoint", 5, argv, shared=True)
+                           "process or of torchrun. Fix: run the same command again to continue from the "
+                           "results that are saved", 5, argv, shared=True)
         if (problem := machine_error(error)) is None:
             raise
         return _report(str(problem), problem.exit_code, argv)

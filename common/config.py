@@ -417,8 +417,7 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
     """Raise ConfigError if a section has an unknown key or a wrong value.
 
     Each key must be in `defaults`. Each value must have the type of its default, or of one of its choices, and follow
-    `rules`. If the default is a
-    float, an integer is converted to a float.
+    `rules`. If the default is a float, an integer is converted to a float.
     """
     for key, value in values.items():
         where = origins.get(f"{section}.{key}", section)

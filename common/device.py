@@ -1,4 +1,4 @@
-"""Selection of the device on which a run computes."""
+"""Selection of the device on which a run computes, and copies to it."""
 
 import logging
 import re
@@ -36,6 +36,12 @@ def resolve_device(name: str, origin: str) -> torch.device:
         log.warning("%s: device %s is not available; running on the CPU", origin, name)
         return torch.device("cpu")
     return _for_this_process(device, origin)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor from the CPU to a device, without waiting for the work of the device."""
+    # A copy from memory that is not pinned waits for the steps that the GPU has not finished yet.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _parse(name: str) -> torch.device | None:

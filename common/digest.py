@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from common.cli import ROOT
 
+TRAINING = ("trainer.py", "dataset.py", "batches.py", "shapes.py", "training.py", "optimization.py")
 
 def code_digest(model: Path, stage: Path) -> str:
     """Return a digest (16 hexadecimal digits) of the code that trains a model.
@@ -17,11 +18,11 @@ def code_digest(model: Path, stage: Path) -> str:
     model: the path of the model's file
     stage: the path of the stage's folder
 
-    The digest covers the model's file, all files of the stage that it imports (directly or indirectly), the stage's
-    `trainer.py` and `dataset.py`, and the training loop. It ignores comments, docstrings and layout.
+    The digest covers the model's file, all files of the stage that it imports (directly or indirectly), and the files
+    `TRAINING` of the stage and of `common`. It ignores comments, docstrings and layout.
     """
     parsed = {path: _parse(path.read_text(encoding="utf-8"))
-              for path in (stage / "trainer.py", stage / "dataset.py", ROOT / "common/training.py")}
+              for folder in (stage, ROOT / "common") for name in TRAINING if (path := folder / name).is_file()}
     waiting = [model]
     while waiting:
         path = waiting.pop()

@@ -57,8 +57,11 @@ def rank_seed_parts() -> tuple[int, ...]:
 
 
 @contextmanager
-def process_group(device: "torch.device") -> Iterator[None]:
+def process_group(device: "torch.device | None" = None, patience: timedelta = PATIENCE) -> Iterator[None]:
     """Create the process group, and wait for all processes at the end of the `with` block.
+
+    device: the device of tensors that the processes exchange; None: only tensors on the CPU
+    patience: the maximum time that a process waits for the others
 
     The group still exists after the block, and a second call uses it again. `end_process` destroys it. If there is only
     one process, no group is created.
@@ -70,12 +73,13 @@ def process_group(device: "torch.device") -> Iterator[None]:
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        if device.type == "cuda":
+        on_gpu = device is not None and device.type == "cuda"
+        if on_gpu:
             import torch
 
             torch.cuda.set_device(device)
         # Flags and metrics are CPU tensors: gloo sends them without waiting for the GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=patience)
     yield  # not in a `try`: after an error the others may be in a collective operation, and the barrier would hang
     barrier()
 

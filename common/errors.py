@@ -28,6 +28,9 @@ class UserError(Exception):
         ended = [s if s.endswith("?") else s.rstrip(".") + "." for s in sentences if s]
         super().__init__(" ".join([*ended, "Fix: " + (one_line(fix) or "see --help")]))
 
+    def __reduce__(self):
+        return type(self), (self.where, self.what, self.why, self.fix)  # otherwise, pickle would pass only the message
+
 
 class ConfigError(UserError):
     """A flag, configuration key or name is wrong."""

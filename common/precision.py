@@ -1,4 +1,4 @@
-"""The precision of float32 matrix products on CUDA."""
+"""Precision of float32 matrix products on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +8,19 @@ import torch
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Compute float32 matrix products on CUDA with this precision inside the `with` block.
+    """Compute float32 matrix products on CUDA devices in this precision, inside the `with` block.
 
-    precision: `ieee` for full float32, or `tf32` for inputs that are rounded to 10 bits of mantissa, which is several
-        times as fast
+    precision: "ieee" (full float32) or "tf32" (inputs are rounded to 10 bits after the point; several times faster)
+
+    The function can also be used as a decorator. Products on the CPU do not change. A captured CUDA graph keeps the
+    precision of its capture.
     """
-    # PyTorch has an older interface for the same setting (`allow_tf32`). It raises an error if both are used.
-    setting = torch.backends.cuda.matmul
-    before = setting.fp32_precision
-    setting.fp32_precision = precision
+    # PyTorch has an older way to set this, `set_float32_matmul_precision` and `allow_tf32`. Some of its functions raise
+    # an error after a mixture of both, so this project uses only this one.
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        matmul.fp32_precision = before

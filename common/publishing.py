@@ -101,13 +101,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, _utf8(text))
 
 
-def write_bytes(path: Path, content: bytes, clean: bool = True) -> None:
+def write_bytes(path: Path, content: bytes, clean: bool = True, by_all: bool = False) -> None:
     """Write or replace a file atomically, and sync it to the disk.
 
-    The file gets no meta file. If there are several processes, only the first one writes. With `clean`, the temporary
-    files of killed writers are removed; this lists the folder.
+    The file gets no meta file. If there are several processes, only the first one writes; with `by_all`, every process
+    writes its own file. With `clean`, the temporary files of killed writers are removed; this lists the folder.
     """
-    if not is_main():
+    if not (by_all or is_main()):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = _staged(path, secrets.token_hex(8))

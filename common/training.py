@@ -141,6 +141,8 @@ class TrainingLoop:
         if not self.done:
             self.done = True
             self._save()
+        if (device := self.task.descent.device).type == "cuda":
+            log.info("%s: peak GPU memory %.1f GB", self.task.name, torch.cuda.max_memory_reserved(device) / 1e9)
         self.checkpoints.load_best(self.task.model)
         assert self.best is not None  # the last epoch is always evaluated
         return self.best

@@ -158,7 +158,7 @@ FLAGS = {
              "M", "all-MiniLM-L6-v2"),
         Flag("--api_url", "an OpenAI-compatible endpoint (default: $OPENAI_BASE_URL, else OpenAI's); the key is read "
              "from $OPENAI_API_KEY", "URL"),
-        Flag("--api_rate", "the number of API requests per second", "R", 5.0, *ABOVE_0),
+        Flag("--api_rate", "the number of API requests per second, of all processes together", "R", 5.0, *ABOVE_0),
         Flag("--pca", "reduce the embedding to this number of dimensions", "N", None, *ABOVE_0),
         Flag("--whiten", "with --pca: scale each dimension to variance 1", bool),
         Flag("--zscore", "scale each dimension to mean 0 and standard deviation 1", bool),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from common.artifacts import DatasetFolder, load_embeddings, load_items_meta, load_mask, load_meta
+from common.device import send
 from common.training import derive_seed
 
 
@@ -57,6 +58,6 @@ class Batches:
         """Return the indices of the items in batch `index` of the epoch: (B,)."""
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
-            self._order = torch.randperm(len(self.xs), generator=generator).to(self.xs.device, non_blocking=True)
+            self._order = send(torch.randperm(len(self.xs), generator=generator), self.xs.device)
             self._epoch = epoch
         return self._order[index * self.batch_size:(index + 1) * self.batch_size]

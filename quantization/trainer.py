@@ -18,7 +18,7 @@ from common.run import Run
 from common.training import TrainingLoop, derive_seed
 from quantization.dataset import Batches, Embeddings
 from quantization.disambiguation import disambiguate
-from quantization.evaluate import EvaluationData, collision_rate, evaluate
+from quantization.evaluate import EvaluationData, Evaluator, Prefixes, collision_rate
 from quantization.models.abstract_vq import AbstractVQ
 from quantization.utils import check_contract
 
@@ -36,7 +36,7 @@ class QuantizerTask:
                  graphs: Graphs | None = None):
         """graphs: the operations for captured steps; by default, those of the model's device"""
         self.model, self.xs, self.params, self.seed, self.name = model, xs, params, seed, name
-        self.reference = reference
+        self.evaluator = Evaluator(model, xs, params["eval_batch_size"], reference)
         self.batches = Batches(xs, min(params["batch_size"], -(-len(xs) // params["min_steps_per_epoch"])), seed)
         self.num_steps = self.batches.num_batches
         self.descent = GradientDescent(model, self._compute_losses, params, self.num_steps, graphs)
@@ -65,7 +65,7 @@ class QuantizerTask:
         return torch.Generator().manual_seed(derive_seed(self.seed, *use))
 
     def evaluate(self) -> dict:
-        metrics, _ = evaluate(self.model, self.xs, self.params["eval_batch_size"], self.reference)
+        metrics, _ = self.evaluator.evaluate()
         log.info("%s: collision rate %.2f %%, largest bucket %d, codebook utilization %s", self.name,
                  100 * metrics["collision_rate"], metrics["largest_bucket"],
                  " ".join(f"{share:.0%}" for share in metrics["utilization"]))
@@ -96,6 +96,7 @@ class Trainer:
         if self.model.fit(self.xs, generator):
             check_contract(self.model, self.xs)
             checkpoints.save_best({"model": self.model.state_dict()})
+            evaluator = Evaluator(self.model, self.xs, params["eval_batch_size"], self.reference)
         else:
             check_contract(self.model, self.xs)
             self._check_selection(params["select_by"])
@@ -103,10 +104,11 @@ class Trainer:
                 self.model.initialize(self.xs, generator)
             task = QuantizerTask(self.model, self.xs, params, self.seed, self.config.name, self.reference)
             TrainingLoop(task, self.run, params, self.seed).train()
+            evaluator = task.evaluator
         checkpoints.load_best(self.model)  # the published codes come from the saved weights
         self.model.eval()
-        with torch.no_grad():
-            metrics, self.codes = evaluate(self.model, self.xs, params["eval_batch_size"], self.reference)
+        metrics, codes = evaluator.evaluate()
+        self.codes = codes.cpu().numpy()
         return metrics
 
     def publish(self, path: Path, command: str, info: dict) -> dict:
@@ -117,19 +119,18 @@ class Trainer:
         sizes = list(self.model.codebook_sizes or (self.codes.max(axis=0) + 1).tolist())
         ids = disambiguate(self.config["common"]["disambiguation"], self.codes, sizes, self.model, self.xs,
                            self.reference.directions)
+        before, after = (collision_rate(Prefixes(torch.from_numpy(codes))) for codes in (self.codes, ids.codes))
         meta = {
             "inputs": self.embeddings.hashes, "items_sha256": self.embeddings.items_sha256, "command": command,
             "codebook_sizes": ids.codebook_sizes, "disambiguation_level": ids.level,
             "disambiguation": self.config["common"]["disambiguation"],
-            "collision_rate_before": collision_rate(self.codes), "collision_rate_after": collision_rate(ids.codes),
-            **info}
+            "collision_rate_before": before, "collision_rate_after": after, **info}
         save_array(path, ids.codes.astype(np.int32), meta)
         return meta
 
     def _check_selection(self, select_by: str) -> None:
         """Raise ConfigError if `select_by` is not a metric of this model."""
-        with torch.no_grad():
-            metrics = evaluate(self.model, self.xs[:256], 256, EvaluationData(None, None))[0]
+        metrics, _ = Evaluator(self.model, self.xs[:256], 256, EvaluationData(None, None)).evaluate()
         known = sorted(name for name, value in metrics.items() if isinstance(value, float)) + ["behavioral_coherence"]
         if select_by not in known:
             raise ConfigError(self.config.origins[f"{self.config.name}.training_params.select_by"],

@@ -1,5 +1,7 @@
 """Checks that the methods of a quantizer follow the contract of `AbstractVQ`."""
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,8 @@ def check_contract(model: AbstractVQ, xs: Tensor) -> None:
                 raise ConfigError(_place(model, "compute_loss"), f"returned {name} as {_described(loss)}",
                                   fix="return every loss as a scalar tensor")
         codes = checked_codes(model, batch)
-        alone = torch.cat([checked_codes(model, row) for row in batch.split(1)])
+        alone = torch.cat([shaped_codes(model, row) for row in batch.split(1)])
+        check_range(model, alone)
         moved = (codes != alone).any(dim=1).sum()  # rounding may give a row another codeword
         if moved > MAX_MOVED * len(batch) or not torch.equal(codes, checked_codes(model, batch)):
             raise ConfigError(_place(model, "get_codes"), "returned different codes for the same items",
@@ -48,6 +51,16 @@ def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
 
     Raises ConfigError if the codes have a wrong dtype, shape or range.
     """
+    codes = shaped_codes(model, xs)
+    check_range(model, codes)
+    return codes
+
+
+def shaped_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
+    """Compute the codes of a batch without a check of their range: (B, D) -> int64 (B, L).
+
+    Raises ConfigError if the codes have a wrong dtype or shape.
+    """
     where = _place(model, "get_codes")
     codes = model.get_codes(xs)
     if not isinstance(codes, Tensor) or codes.is_floating_point() or codes.dtype == torch.bool:
@@ -58,13 +71,23 @@ def checked_codes(model: AbstractVQ, xs: Tensor) -> Tensor:
     if codes.ndim != 2 or len(codes) != len(xs):
         raise ConfigError(where, f"returned shape {tuple(codes.shape)} for {len(xs)} items",
                           fix="return codes of shape (batch, levels)")
-    codes, sizes = codes.long(), model.codebook_sizes  # with a shorter type, computations on codes would overflow
-    limits = torch.tensor(sizes or [torch.iinfo(torch.int32).max] * codes.shape[1], device=codes.device)
-    if len(limits) != codes.shape[1] or (codes < 0).any() or (codes >= limits).any():
-        raise ConfigError(where, f"returned codes from {codes.amin(dim=0).tolist()} to {codes.amax(dim=0).tolist()} "
+    return codes.long()  # with a shorter type, computations on codes would overflow
+
+
+def check_range(model: AbstractVQ, codes: Tensor) -> list[int]:
+    """Return the size of each level. If the model does not know it, it is the largest of the codes (N, L) plus 1.
+
+    Raises ConfigError if there is a wrong number of levels, or a code that is negative or too large. On a GPU, this
+    waits for the device once.
+    """
+    sizes = model.codebook_sizes
+    smallest, largest = torch.stack(codes.aminmax(dim=0)).tolist()
+    limits = sizes or [torch.iinfo(torch.int32).max] * len(largest)
+    if len(limits) != len(largest) or min(smallest) < 0 or any(map(operator.ge, largest, limits)):
+        raise ConfigError(_place(model, "get_codes"), f"returned codes from {smallest} to {largest} "
                           "(the smallest and the largest code of each level)",
                           f"The codebook sizes are {sizes}", "return one code per level, from 0 to codebook size - 1")
-    return codes
+    return sizes or [code + 1 for code in largest]
 
 
 def _place(model: AbstractVQ, method: str) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from common.data_parallel import Shard
+from common.device import send
 from common.errors import DataError
 from common.training import derive_seed
 from recommendation.dataset import Sequences, Spans
@@ -107,11 +108,8 @@ class TrainingBatches:
         if epoch != self._number or self._epoch is None:
             content = self._make_epoch(np.random.default_rng(derive_seed(self.seed, "order", epoch)))
             width = np.repeat(content.width, np.diff(content.first_row))
-            rows = torch.from_numpy(np.stack([content.starts, content.lengths, width, np.cumsum(width) - width]))
-            device = self.sequences.device_items.device
-            if device.type == "cuda":
-                rows = rows.pin_memory()  # otherwise, the copy waits for the work of the GPU
-            self._rows = rows.to(device, non_blocking=True)
+            rows = np.stack([content.starts, content.lengths, width, np.cumsum(width) - width])
+            self._rows = send(torch.from_numpy(rows), self.sequences.device_items.device)
             self._number, self._epoch, self._block = epoch, content, Block(range(0), torch.empty(0))
         return self._epoch
 

@@ -77,6 +77,16 @@ def nothing_outside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket.socket, "connect", offline)
 
 
+@pytest.fixture
+def process(monkeypatch):
+    """Makes this process number `rank` of `count`."""
+    def become(rank: int, count: int = 3) -> None:
+        for key, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank,
+                           "LOCAL_WORLD_SIZE": count}.items():
+            monkeypatch.setenv(key, str(value))
+    return become
+
+
 @pytest.fixture(autouse=True)
 def as_before():
     """After each test, restore the log handlers, the exception hook and the signal handlers of the process."""

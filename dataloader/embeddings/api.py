@@ -28,7 +28,7 @@ CONTINUE = "then run the same command again; the texts that are already encoded 
 
 
 class ApiEncoder:
-    """An encoder of texts with the model `name` of an endpoint.
+    """An encoder of texts with the model `name` of an endpoint. `rate` is the maximum number of requests per second.
 
     Raises ConfigError if the URL or the API key is invalid, or if OpenAI's own endpoint is used without a key.
     """

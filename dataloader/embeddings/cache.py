@@ -4,7 +4,8 @@
 
 Each file is a shard. It contains two arrays for n texts: `keys`, uint8 (n, 16), and `vectors`, float32 (n, D). The key
 of a text is the first 16 bytes of its sha256. For an image, the sha256 of its file is used as the text. A complete
-shard never changes, so no lock is needed: two processes that encode the same texts write two shards.
+shard never changes, so no lock is needed: two processes that encode the same texts write two shards. The processes of
+torchrun write their shards into the same folder.
 """
 
 import hashlib
@@ -46,13 +47,13 @@ class VectorCache:
         self.folder = data_root / ".embeddings" / hashlib.sha256(content.encode()).hexdigest()[:16]
         self.identity = identity
 
-    def shards(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the keys (n,) and vectors (n, D) of each shard.
+    def shards(self, after: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the keys (n,) and vectors (n, D) of each shard whose number is larger than `after`.
 
         The newest shard comes first. If a text is in several shards, the first vector is therefore the newest one.
         """
         for path in sorted(self._paths(), key=_number, reverse=True):
-            if (shard := self._read(path)) is not None:
+            if _number(path) > after and (shard := self._read(path)) is not None:
                 yield shard
 
     def write(self, keys: np.ndarray, vectors: np.ndarray) -> None:
@@ -63,7 +64,7 @@ class VectorCache:
         content = {"keys": np.ascontiguousarray(keys).view(np.uint8).reshape(-1, KEY.itemsize),
                    "vectors": np.ascontiguousarray(vectors, dtype=np.float32)}
         write_bytes(self.folder / f"{self.newest() + 1:06d}-{secrets.token_hex(4)}.safetensors",
-                    save(content, metadata={"sha256": _digest(**content)}))
+                    save(content, metadata={"sha256": _digest(**content)}), by_all=True)
         sweep(self.folder, "*.safetensors")
 
     def newest(self) -> int:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.distributed import world_size
 from common.errors import ConfigError, out_of_memory
-from dataloader.embeddings.encode import BatchFailed
+from dataloader.embeddings.encode import BatchFailed, HalfPrecisionOverflow
 from dataloader.embeddings.models import content_sha256, model_files
 
 log = logging.getLogger(__name__)
@@ -22,10 +23,6 @@ SHARD = 1024                      # texts per shard of the cache, multiplied by 
 # Exceptions that a model raises if it cannot process its input, or if the memory is not sufficient.
 FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError,
           ValueError)
-
-
-class HalfPrecisionOverflow(Exception):
-    """The model computed values that are too large for half precision."""
 
 
 class SentenceEncoder:
@@ -81,6 +78,8 @@ class SentenceEncoder:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+        if world_size() > 1 and self.devices[0].startswith("cuda"):
+            torch.cuda.set_device(self.devices[0])  # the code of a model may use the current device
         try:
             # Without this dtype, some models would be loaded in the dtype in which they were saved, even on the CPU.
             model = SentenceTransformer(str(self.folder), device=self.devices[0], local_files_only=True,

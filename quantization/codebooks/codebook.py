@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from common.data_parallel import all_gather, all_reduce_sum, shard_rows
 from common.errors import ConfigError
+from common.precision import matmul_precision
 from quantization.codebooks.kmeans import kmeans
 from quantization.codebooks.nearest import directions, distances_exactly, nearest, nearest_exactly
 
@@ -84,8 +85,7 @@ class Codebook(nn.Module):
                 codes = self._choose_uniformly_in_batch(rows) if self.uniform else self.nearest_in_float32(rows)
             codewords = self.lookup(codes)
         with torch.no_grad():
-            counts = torch.zeros_like(self.usage).index_add_(0, codes, torch.ones_like(codes, dtype=self.usage.dtype))
-            counts = all_reduce_sum(counts)
+            counts = all_reduce_sum(torch.zeros_like(self.usage).scatter_(0, codes, 1.0, reduce="add"))
             self.usage.add_(counts)
             if self.averaged:
                 self._average(counts, all_reduce_sum(torch.zeros_like(self.sums).index_add_(0, codes, rows)))
@@ -139,6 +139,7 @@ class Codebook(nn.Module):
         chosen = self.counts.unsqueeze(1) > 1e-5
         self.codewords.copy_(torch.where(chosen, self.sums / self.counts.unsqueeze(1), self.codewords))
 
+    @matmul_precision("ieee")
     def _sample(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a random code for each row with the Gumbel-softmax (arXiv 1611.01144).
 
@@ -166,8 +167,8 @@ class Codebook(nn.Module):
         kernel = torch.exp(-costs / self.options["sinkhorn_epsilon"])                              # (N, K)
         per_code = torch.ones_like(kernel[0])
         for _ in range(self.options["sinkhorn_iterations"]):
-            per_row = 1 / (kernel @ per_code).clamp(min=1e-300)
-            per_code = len(rows) / len(per_code) / (kernel.T @ per_row).clamp(min=1e-300)
+            per_row = (kernel @ per_code).clamp(min=1e-300).reciprocal()
+            per_code = (kernel.T @ per_row).clamp(min=1e-300).reciprocal()
         return (kernel * per_code).argmax(dim=1)
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.precision import matmul_precision
 from quantization.codebooks.balance import exact_prices, raise_prices
 from quantization.codebooks.nearest import directions, nearest_exactly
 
@@ -29,6 +30,7 @@ class Clusters(NamedTuple):
 
 
 @torch.no_grad()
+@matmul_precision("ieee")
 def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torch.Generator, cosine: bool = False,
            max_size: int | None = None) -> Clusters:
     """Cluster rows (N, D) with Lloyd's algorithm, initialized by k-means++.

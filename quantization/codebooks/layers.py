@@ -28,6 +28,9 @@ class Standardizer(nn.Module):
     the module does not change the columns.
     """
 
+    mean: Tensor       # (D,)
+    deviation: Tensor  # (D,) standard deviation
+
     def __init__(self, width: int, active: bool):
         super().__init__()
         self.active = active
@@ -54,8 +57,9 @@ class Standardizer(nn.Module):
         """
         if not self.active:
             return
-        deviation, self.mean = torch.std_mean(xs, dim=0, correction=0)
-        self.deviation = torch.where(deviation > 1e-6 * (1 + self.mean.abs()), deviation, 1.0)
+        deviation, mean = torch.std_mean(xs, dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0))
 
 
 @torch.no_grad()

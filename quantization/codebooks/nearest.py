@@ -6,6 +6,8 @@
 import torch
 from torch import Tensor
 
+from common.precision import matmul_precision
+
 # N rows, D width, K codewords
 
 CHUNK_CELLS = 1 << 22  # maximum number of distances in memory at once
@@ -13,10 +15,11 @@ TIE = 1e-9             # relative tolerance: if two distances differ by less, th
 ROUNDING = 2.0 ** -24  # relative rounding error of float32
 
 
+@matmul_precision("ieee")
 def nearest(rows: Tensor, codewords: Tensor) -> Tensor:
     """Return the index of each row's nearest codeword: (N, D), (K, D) -> (N,).
 
-    The distances are computed in the precision of the input.
+    The distances are computed in the precision of the input, also inside `matmul_precision("tf32")`.
     """
     # For a row r and a codeword c, this is |r - c|^2 - |r|^2. |r|^2 is the same for every codeword.
     return torch.addmm(codewords.square().sum(dim=1), rows, codewords.T, alpha=-2.0).argmin(dim=1)
@@ -33,7 +36,7 @@ def nearest_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = No
     if not len(rows):
         return torch.zeros(0, dtype=torch.long, device=rows.device)
     chunk = max(1, CHUNK_CELLS // len(codewords))
-    if rows.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
+    if rows.device.type != "cpu" or not _float32_is_exact():
         return torch.cat([_first_smallest(part, codewords, offsets) for part in rows.split(chunk)])
     # On the CPU, compute all rows in float32 first. Repeat in float64 only the rows for which a rounding error could
     # change the code. This is much faster and gives the same codes.
@@ -43,6 +46,12 @@ def nearest_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = No
     for part in unclear.split(chunk):
         codes[part] = _first_smallest(rows[part], codewords, offsets)
     return codes
+
+
+def _float32_is_exact() -> bool:
+    """Return whether float32 matrix products on the CPU are computed in full precision, which is the default."""
+    # Unlike `get_float32_matmul_precision`, this value covers all ways to change the precision, and never raises.
+    return torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")  # type: ignore[attr-defined]
 
 
 def distances_exactly(rows: Tensor, codewords: Tensor, offsets: Tensor | None = None) -> Tensor:

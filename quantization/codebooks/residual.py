@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantization.codebooks.codebook import Codebook, check_options
@@ -33,7 +34,7 @@ class ResidualQuantizer(nn.Module):
     def __init__(self, num_levels: int, size: int, width: int, options: dict, where: str):
         super().__init__()
         check_options(options, where, num_levels)
-        self.gradient = options["gradient"]
+        self.gradient, self.averaged = options["gradient"], options["update"] == "ema"
         uniform = {level % num_levels for level in options["sinkhorn_levels"]}
         codebooks = nn.ModuleList(Codebook(size, width, options, level in uniform) for level in range(num_levels))
         self.codebooks = cast("Sequence[Codebook]", codebooks)
@@ -47,18 +48,18 @@ class ResidualQuantizer(nn.Module):
 
         Each loss is a sum of squares over columns and levels, averaged over the batch.
         """
-        residual, codes, quantized = latent, [], torch.zeros_like(latent)
-        codebook_loss = commitment_loss = latent.new_zeros(())
+        residual, inputs, codewords, codes = latent, [], [], []
         for codebook in self.codebooks:
             code, codeword = codebook.choose(residual)                                # (B,), (B, H)
-            if not codebook.averaged:
-                codebook_loss = codebook_loss + squared(codeword - residual.detach())
-            commitment_loss = commitment_loss + squared(residual - codeword.detach())
-            quantized = quantized + codeword
-            residual = residual - codeword.detach()
+            inputs.append(residual)
+            codewords.append(codeword)
             codes.append(code)
-        return Quantized(self._pass_gradient(latent, quantized), torch.stack(codes, dim=1), codebook_loss,
-                         commitment_loss)
+            residual = residual - codeword.detach()
+        # Compute the losses of all levels at once: on a GPU, a small operation takes as long as a large one.
+        rows, chosen = torch.stack(inputs), torch.stack(codewords)                    # (L, B, H)
+        codebook_loss = latent.new_zeros(()) if self.averaged else squared_distance(chosen, rows.detach())
+        return Quantized(self._pass_gradient(latent, chosen, residual), torch.stack(codes, dim=1), codebook_loss,
+                         squared_distance(rows, chosen.detach()))
 
     def get_codes(self, latent: Tensor) -> Tensor:
         """Return the codes of latents, computed in float64: (B, H) -> (B, L).
@@ -83,12 +84,15 @@ class ResidualQuantizer(nn.Module):
             residual = residual - codebook.lookup(codes[-1])
         return torch.stack(codes, dim=1), last_residual
 
-    def _pass_gradient(self, latent: Tensor, quantized: Tensor) -> Tensor:
-        if self.gradient == "gumbel" and self.training:
-            return quantized
-        if self.gradient == "rotation" and self.training:
-            return rotate(latent, quantized)
-        return latent + (quantized - latent).detach()
+    def _pass_gradient(self, latent: Tensor, codewords: Tensor, residual: Tensor) -> Tensor:
+        """Return the sum of the codewords (L, B, H), with a gradient that flows to `latent` (B, H): (B, H).
+
+        residual: the difference between the latent and this sum, (B, H)
+        """
+        if self.gradient == "straight_through" or not self.training:
+            return latent - residual.detach()
+        quantized = codewords.sum(dim=0)
+        return rotate(latent, quantized) if self.gradient == "rotation" else quantized
 
     @torch.no_grad()
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
@@ -131,6 +135,9 @@ def rotate(latent: Tensor, quantized: Tensor) -> Tensor:
     return scale * (latent - 2 * along_r * r + 2 * along_e * q)
 
 
-def squared(difference: Tensor) -> Tensor:
-    """Return the mean squared length of the rows: (B, H) -> ()."""
-    return difference.square().sum(dim=1).mean()
+def squared_distance(rows: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared distance of rows to their targets, averaged over the batch: (B, H), (B, H) -> ().
+
+    With several levels, (L, B, H), the distances of the levels are added.
+    """
+    return F.mse_loss(rows, targets, reduction="sum") / rows.shape[-2]

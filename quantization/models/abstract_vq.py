@@ -110,7 +110,8 @@ class AbstractVQ(nn.Module, ABC):
         """Do regular maintenance during training, for example restart dead codewords; `xs` (N, D) has all items.
 
         The trainer calls this method every 100 training steps, or once per epoch if an epoch is shorter. The method
-        should not wait for the GPU.
+        should not wait for the GPU, and it should change buffers in place (`self.mean.copy_(mean)`): captured training
+        steps use the memory of the buffers.
         """
 
     def end_epoch(self, xs: Tensor, generator: torch.Generator) -> None:

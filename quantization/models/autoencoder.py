@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from quantization.codebooks.layers import MLP, RESTART_ROWS, Standardizer, in_float64, sample
-from quantization.codebooks.residual import Quantized
+from quantization.codebooks.residual import Quantized, squared_distance
 from quantization.codebooks.sizes import at_least_one, hidden_sizes
 
 from .abstract_vq import AbstractVQ
@@ -143,7 +143,7 @@ class AutoencoderVQ(LatentVQ):
         `forward_outputs` contains the reconstruction (B, D), the quantization loss () and the codes (B, L).
         """
         reconstruction, quantization_loss, _ = forward_outputs
-        recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean()
+        recon_loss = squared_distance(self.standardizer.scale(reconstruction), self.standardizer.scale(original_xs))
         return {"loss_total": recon_loss + quantization_loss, "recon_loss": recon_loss,
                 "quantization_loss": quantization_loss}
 

@@ -32,7 +32,7 @@ class ResidualFSQ(nn.Module):
 
     def __init__(self, num_levels: int, num_values: list[int]):
         super().__init__()
-        self.num_levels = num_levels
+        self.num_levels, self.size = num_levels, math.prod(num_values)
         self.register_buffer("num_values", torch.tensor(num_values))
         self.register_buffer("places", torch.tensor([math.prod(num_values[:i]) for i in range(len(num_values))]))
         self.register_buffer("mean", torch.zeros(len(num_values)))
@@ -40,26 +40,24 @@ class ResidualFSQ(nn.Module):
 
     @property
     def sizes(self) -> list[int]:
-        return [int(self.num_values.prod())] * self.num_levels
+        return [self.size] * self.num_levels
 
     def forward(self, latent: Tensor) -> Quantized:
         squashed = self._squash(latent)
-        digits, _ = self._digits(squashed.detach())
-        scale, quantized = torch.ones_like(squashed[0]), torch.zeros_like(squashed)
-        for level in digits.unbind(dim=1):
-            quantized = quantized + scale * self._midpoints(level)
-            scale = scale / self.num_values
+        digits, _, residual = self._digits(squashed.detach())
+        # Each level has multiplied the residual by V. The power is a float, because an integer could overflow.
+        error = residual * self.num_values.to(residual.dtype).pow(-self.num_levels)
         zero = latent.new_zeros(())
-        return Quantized(squashed + (quantized - squashed).detach(), self._codes(digits), zero, zero)
+        return Quantized(squashed - error, self._codes(digits), zero, zero)
 
     def get_codes(self, latent: Tensor) -> Tensor:
         return self._codes(self._digits(self._squash(latent.double()))[0])
 
     def last_distances(self, latent: Tensor) -> Tensor:
         """For each latent, return the squared distance to each of the K codes of the last level: (B, H) -> (B, K)."""
-        last_inputs = self._digits(self._squash(latent.double()))[1]
-        combinations = torch.arange(self.sizes[-1], device=latent.device).unsqueeze(1) // self.places % self.num_values
-        return distances_exactly(last_inputs, self._midpoints(combinations))
+        _, last_inputs, _ = self._digits(self._squash(latent.double()))
+        combinations = torch.arange(self.size, device=latent.device).unsqueeze(1) // self.places % self.num_values
+        return distances_exactly(last_inputs, (2 * combinations.double() + 1) / self.num_values - 1)
 
     def _squash(self, latent: Tensor) -> Tensor:
         """Map latents to the interval (-1, 1).
@@ -69,22 +67,18 @@ class ResidualFSQ(nn.Module):
         """
         return torch.erf((latent - self.mean) / self.deviation / math.sqrt(2.0))
 
-    def _digits(self, squashed: Tensor) -> tuple[Tensor, Tensor]:
-        """Round squashed latents (B, H) in all levels. Return the digits (B, L, H) and the last level's inputs (B, H).
+    def _digits(self, squashed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Round squashed latents (B, H) in all levels.
 
-        A digit is the index of the value that a dimension is rounded to.
+        Return the digits (B, L, H), the last level's inputs (B, H), and the residuals after the last level (B, H). A
+        digit is the index of the value that a dimension is rounded to.
         """
-        digits, residual = [], squashed
+        position, largest, digits = (squashed + 1) / 2, self.num_values - 1, []  # `position` is in the interval (0, 1)
         for _ in range(self.num_levels):
-            last_inputs = residual
-            parts = (residual + 1) / 2 * self.num_values
-            digit = torch.minimum(parts.floor().clamp(min=0), self.num_values - 1).long()
-            digits.append(digit)
-            residual = (residual - self._midpoints(digit)) * self.num_values
-        return torch.stack(digits, dim=1), last_inputs
-
-    def _midpoints(self, digits: Tensor) -> Tensor:
-        return (2 * digits + 1) / self.num_values - 1
+            last_position, parts = position, position * self.num_values
+            digits.append(parts.floor().clamp(min=0).minimum(largest))
+            position = parts - digits[-1]
+        return torch.stack(digits, dim=1).long(), 2 * last_position - 1, 2 * position - 1
 
     def _codes(self, digits: Tensor) -> Tensor:
         return (digits * self.places).sum(dim=-1)
@@ -92,8 +86,9 @@ class ResidualFSQ(nn.Module):
     @torch.no_grad()
     def start(self, latent: Tensor, generator: torch.Generator) -> None:
         """Measure the mean and standard deviation of the latents (N, H)."""
-        deviation, self.mean = torch.std_mean(latent, dim=0, correction=0)
-        self.deviation = deviation.clamp(min=1e-6)
+        deviation, mean = torch.std_mean(latent, dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp(min=1e-6))
 
     def restart_dead(self, latent: Tensor, generator: torch.Generator) -> None:
         """Measure the mean and standard deviation of the latents (N, H) again.

@@ -70,7 +70,7 @@ class LETTER(RQVAE):
         of the other items in the batch (equation 5 of the paper).
         """
         whole_batch = all_gather(collaborative)  # `all_gather` has no gradient, but these vectors do not need one
-        present = whole_batch.abs().sum(dim=1) > 0
+        present = whole_batch.any(dim=1)
         logits = self.to_collaborative(latent) @ whole_batch.T
         logits = logits.masked_fill(~present, torch.finfo(logits.dtype).min)
         losses = F.cross_entropy(logits, torch.arange(len(whole_batch), device=logits.device)[shard_rows()],
@@ -92,7 +92,7 @@ class LETTER(RQVAE):
             # Exclude the similarity of a codeword to itself.
             logits = logits.scatter(1, code.unsqueeze(1), torch.finfo(logits.dtype).min)
             losses = F.cross_entropy(logits, partner[code], reduction="none")
-            total = total + torch.where(alone[code], 0.0, losses).mean()
+            total = total + losses.masked_fill(alone[code], 0.0).mean()
         return total
 
     @torch.no_grad()
@@ -110,11 +110,15 @@ class LETTER(RQVAE):
 
     def _regroup(self, generator: torch.Generator) -> None:
         """Divide the codewords of each level into groups of about equal size, with k-means."""
-        for codebook, groups in zip(self.quantizer.codebooks, self.groups, strict=True):
-            rows = codebook.codewords.detach()
+        # The limit of the group sizes needs many decisions on the host, so k-means runs on the CPU. Only this copy
+        # waits for the GPU.
+        codewords = torch.stack([codebook.codewords for codebook in self.quantizer.codebooks]).cpu()  # (L, K, H)
+        groups = []
+        for rows in codewords:
             clusters = kmeans(rows, self.num_groups, self.group_iterations, generator,
                               max_size=-(-len(rows) // self.num_groups))
-            groups.copy_(clusters.assign(rows))
+            groups.append(clusters.assign(rows))
+        self.groups.copy_(torch.stack(groups), non_blocking=True)
 
 
 def _num_groups(count: int | str, num_codewords: int, where: str) -> int:

@@ -88,4 +88,4 @@ def _present(part: Tensor) -> Tensor:
 
     part: the columns of the modality
     """
-    return (part.abs().sum(dim=1, keepdim=True) > 0).to(part.dtype)
+    return part.any(dim=1, keepdim=True).to(part.dtype)

@@ -49,5 +49,5 @@ class OPQ(PQ):
         transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, num_bits)
         transform.train(rows)
         matrix = torch.from_numpy(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).copy())
-        self.rotation = matrix.to(xs.device)
+        self.rotation.copy_(matrix)
         return super().fit(xs, generator)

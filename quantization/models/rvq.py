@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from quantization.codebooks.layers import Standardizer
-from quantization.codebooks.residual import ResidualQuantizer
+from quantization.codebooks.residual import ResidualQuantizer, squared_distance
 from quantization.codebooks.sizes import at_least_one, codebook_size
 
 from .autoencoder import LatentVQ
@@ -32,5 +32,6 @@ class RVQ(LatentVQ):
     def compute_loss(self, forward_outputs: tuple, original_xs: Tensor) -> dict[str, Tensor]:
         """Return the losses. With `update: ema`, the losses have no gradient and only show the training progress."""
         reconstruction, codebook_loss, _ = forward_outputs
-        recon_loss = self.standardizer.scale(reconstruction - original_xs).square().sum(dim=1).mean().detach()
+        recon_loss = squared_distance(self.standardizer.scale(reconstruction),
+                                      self.standardizer.scale(original_xs)).detach()
         return {"loss_total": recon_loss + codebook_loss, "recon_loss": recon_loss}

@@ -58,7 +58,7 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
     assert isinstance(model, EncoderDecoder)
 
     quiet()
-    index = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
+    index = dict(zip(load_items(folder)["raw_id"], model.tokens.T[:-1].tolist(), strict=True))
     note = "" if model.memory_bias is None else f"\n**{NOT_THE_SAME}**\n"
     readme = README.read_text(encoding="utf-8").format(
         name=MODEL, dataset=folder.name, run=run.name, train_on=model.train_on, note=note,
@@ -104,7 +104,7 @@ def initialize_from_t5(model, folder: DatasetFolder, source: Path) -> None:
         return
     fix = "use the index.json that --export_t5 wrote, or delete this file"
     index = read_record(source / "index.json", fix, {})
-    ours = dict(zip(load_items(folder)["raw_id"], model.tokens[:-1].tolist(), strict=True))
+    ours = dict(zip(load_items(folder)["raw_id"], model.tokens.T[:-1].tolist(), strict=True))
     common = [item for item in ours if item in index]
     num_changed = sum(ours[item] != index[item] for item in common)
     if num_changed or not common:

@@ -127,7 +127,8 @@ class AbstractRecommender(nn.Module, ABC):
         `target`: Each row is a history, followed by one target. In every epoch, each training event that has a history
         is the target of one row.
         `sequence`: Each row is a segment of a user's sequence. Every item of the row except the first is a target. A
-        row has at most `max_history` targets. The sequences are split at different points in every epoch.
+        row has at most `max_history` targets. The sequences are split at different points in every epoch. The last rows
+        of a batch may be empty: they have only PADDING, and the length 0.
         """
         return "target"
 
@@ -136,5 +137,9 @@ class AbstractRecommender(nn.Module, ABC):
 
         Each loss is a scalar, the mean over the targets of the windows. With several processes, each process gets a
         shard of the windows. The trainer weights the losses by the number of targets in each shard.
+
+        On CUDA, the trainer records a step as a CUDA graph and replays it. This needs code that does not read values of
+        tensors (`.item()`, `nonzero`, `if tensor`), and that changes buffers only in place. Otherwise, the training
+        uses normal steps, which are slower.
         """
         raise TypeError(f"{type(self).__name__} must implement `fit` or `compute_loss`")

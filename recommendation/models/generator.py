@@ -1,7 +1,6 @@
 """Base class of the models that generate semantic IDs code by code."""
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +9,19 @@ from torch import Tensor, nn
 from recommendation.decoding.beam_search import Step, beam_search, exact_search
 from recommendation.decoding.trie import Trie
 
-from .abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows
+from .abstract_model import AbstractRecommender, Catalogue, Recommendations, Windows
+from .layers import IGNORED, masked_cross_entropy, missing_codes
 from .params import Params
 
-# B batch, K beams, L levels, M model width, H heads, C codebook size of a level, J largest number of children of a node
+# B batch, K beams, L levels, M model width, H heads, C size of the largest codebook, P targets, G targets of a row,
+# N items, J largest number of children of a node
 
 # Standard deviation of the initial embedding. T5 uses 1.0. This suits Adafactor, which takes larger steps for
 # larger parameters. The steps of AdamW do not depend on the size of the parameters. With 1.0, AdamW needs thousands of
 # steps until the learned values outweigh the random initial values. On ml-100k, NDCG@10 after three epochs was .026
 # with 1.0, and .038 with 0.05.
 EMBEDDING_STD = 0.05
-IGNORED = -100  # label of padding; the loss ignores this label
-START = 0       # token for padding and for the first decoder input, as in T5
+START = 0  # token for padding and for the first decoder input, as in T5
 EXACT_BYTES = 2**28  # approximate memory for the logits of exact scoring; larger batches are split
 
 
@@ -31,10 +31,18 @@ class AbstractGenerator(AbstractRecommender):
     Code c of level l has the token `first_token[l] + c`.
     """
 
-    heads: Any           # one Linear per level, with one logit per code of the level
+    heads: Tensor        # (L, C, M) output weights of the codes; the rows of codes that do not exist are zero
     first_token: Tensor  # (L,) token of code 0 of each level
-    tokens: Tensor       # (N + 1, L) tokens of the items; the last row is for PADDING (index -1)
-    paths: Tensor        # (N + 1, L + 1) trie nodes from the root to each item; only with `normalize_over: valid_items`
+    level: Tensor        # (L, 1) numbers from 0
+    tokens: Tensor       # (L, N + 1) tokens of the items; the last column is for PADDING (index -1)
+    inputs: Tensor       # (L, N + 1) decoder inputs of the items: START, and the tokens of all levels except the last
+    labels: Tensor       # (L, N + 1) codes of the items, and IGNORED for PADDING
+    missing: Tensor | None  # (L, 1, C) bool, the codes that do not exist; None if all codebooks have the same size
+
+    # Only with `normalize_over: valid_items`; see `Trie.siblings`.
+    sibling_codes: Tensor  # codes of all nodes of the trie
+    siblings: Tensor       # (3, L, N + 1) children of the prefixes of each item; the last column is for PADDING
+    child: Tensor          # (J,) numbers from 0
 
     def __init__(self, config: dict, catalogue: Catalogue, name: str):
         super().__init__(config, catalogue)
@@ -47,56 +55,58 @@ class AbstractGenerator(AbstractRecommender):
         sizes, width = catalogue.codebook_sizes, params.count("d_model")
         self.num_levels = len(sizes)
         self.embedding = nn.Embedding(1 + sum(sizes), width)
-        self.heads = nn.ModuleList(nn.Linear(width, size, bias=False) for size in sizes)
+        # One product computes the logits of all levels.
+        self.heads = nn.Parameter(torch.zeros(self.num_levels, max(sizes), width))
         first_token = 1 + torch.tensor([0, *sizes[:-1]]).cumsum(0)
-        tokens = torch.cat([catalogue.codes.cpu() + first_token, torch.full((1, self.num_levels), START)])
+        codes = catalogue.codes.cpu().T                                                        # (L, N)
         self.register_buffer("first_token", first_token, persistent=False)
+        tokens = F.pad(codes + first_token.unsqueeze(1), (0, 1), value=START)
         self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("inputs", F.pad(tokens[:-1], (0, 0, 1, 0), value=START), persistent=False)
+        self.register_buffer("level", torch.arange(self.num_levels).unsqueeze(1), persistent=False)
+        self.register_buffer("labels", F.pad(codes, (0, 1), value=IGNORED), persistent=False)
+        missing = missing_codes(sizes)
+        self.register_buffer("missing", missing if missing is None else missing.unsqueeze(1), persistent=False)
         self.trie = Trie(catalogue.codes, sizes)
-        if self.normalize_over == "valid_items":  # the last row is for PADDING and is zero
-            self.register_buffer("paths", F.pad(self.trie.paths(), (0, 0, 0, 1)), persistent=False)
+        if self.normalize_over == "valid_items":
+            self._register_siblings()
+
+    def _register_siblings(self) -> None:
+        """Register the tables that the loss over valid items needs (see `Trie.siblings`)."""
+        codes, siblings = self.trie.siblings()
+        # Padding gets the label IGNORED, and one existing code, because a softmax over no codes would give NaN.
+        padding = torch.tensor([0, 1, IGNORED])[:, None, None].expand(-1, self.num_levels, 1)
+        self.register_buffer("sibling_codes", codes, persistent=False)
+        self.register_buffer("siblings", torch.cat([siblings, padding.int()], dim=2), persistent=False)
+        self.register_buffer("child", torch.arange(max(self.trie.max_children)), persistent=False)
 
     @torch.no_grad()
     def initialize_tokens(self) -> None:
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-        for head in self.heads:
-            nn.init.normal_(head.weight, std=head.in_features**-0.5)
+        for head, size in zip(self.heads, self.catalogue.codebook_sizes, strict=True):
+            nn.init.normal_(head[:size], std=head.shape[1]**-0.5)
 
     def code_loss(self, hidden: Tensor, items: Tensor) -> Tensor:
         """Return the mean cross-entropy of the codes of the target items. Padding is ignored.
 
-        hidden: (..., L, M) hidden states that predict the codes
-        items: (...) target items, or PADDING
+        hidden: (L, P, M) hidden states that predict the codes
+        items: (P,) target items, or PADDING
         """
-        # Give padding the label IGNORED. Selecting the rows without padding would make the CPU wait for the GPU.
-        labels = (self.tokens[items] - self.first_token).masked_fill((items == PADDING).unsqueeze(-1), IGNORED)
-        hidden, labels = hidden.flatten(0, -3), labels.flatten(0, -2)
-        logits = [head(hidden[:, level]) for level, head in enumerate(self.heads)]
+        # Padding has the label IGNORED. Selecting the targets without padding would make the CPU wait for the GPU.
+        logits, missing, labels = self.logits(hidden), self.missing, self.labels[:, items]
         if self.normalize_over == "valid_items":
-            paths = self.paths[items.flatten()]
-            of_levels = [self._loss_over_valid_items(level, of_level, paths[:, level:level + 2], labels[:, level])
-                         for level, of_level in enumerate(logits)]
-            return torch.stack(of_levels).mean()
-        return torch.stack([F.cross_entropy(of_level, labels[:, level], ignore_index=IGNORED,
-                                            label_smoothing=self.label_smoothing)
-                            for level, of_level in enumerate(logits)]).mean()
+            first, num_children, labels = self.siblings[:, :, items].long()                    # (L, P) each
+            logits = logits.gather(2, self.sibling_codes[first.unsqueeze(2) + self.child])     # (L, P, J)
+            missing = self.child >= num_children.unsqueeze(2)
+        return masked_cross_entropy(logits, labels, missing, self.label_smoothing)
 
-    def _loss_over_valid_items(self, level: int, logits: Tensor, path: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy at one level. The softmax is over the codes that can follow each prefix.
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of all levels: (L, P, M) -> (L, P, C). The logits of codes that do not exist are 0."""
+        return torch.bmm(hidden, self.heads.transpose(1, 2))
 
-        logits: (T, C), where T is the number of targets
-        path: (T, 2) the trie node of each target's prefix, and the trie node of the prefix extended by the label
-        labels: (T,) codes of the targets at this level, or IGNORED for padding
-        """
-        codes, children, exists = (part[0] for part in self.trie.children_of(level, path[None, :, 0]))  # (T, J)
-        # Use float32, as autocast does for F.cross_entropy in a bfloat16 step.
-        logs = logits.gather(1, codes).float().masked_fill(~exists, float("-inf")).log_softmax(dim=1)
-        losses = -logs.masked_fill(~exists | (children != path[:, 1:]), 0).sum(dim=1)
-        if self.label_smoothing:
-            uniform = -logs.masked_fill(~exists, 0).sum(dim=1) / exists.sum(dim=1)
-            losses = torch.lerp(losses, uniform, self.label_smoothing)
-        counted = labels != IGNORED
-        return (losses * counted).sum() / counted.sum()
+    def level_logits(self, level: int, hidden: Tensor) -> Tensor:
+        """Return the logits of one level for beams: (K, B, M) -> (B, K, codebook size of the level)."""
+        return F.linear(hidden, self.heads[level, :self.catalogue.codebook_sizes[level]]).transpose(0, 1)
 
     @abstractmethod
     def start_decoding(self, histories: Windows) -> Step:
@@ -124,7 +134,7 @@ class PrefixCache:
     """A cache of the attention keys and values of the tokens in the beams, for one layer."""
 
     def __init__(self) -> None:
-        # The key and the value of each position, (B, K, H, head width) each. K is 1 if all beams share the position.
+        # The key and the value of each position, (K, B, H, head width) each. K is 1 if all beams share the position.
         # Each position has separate tensors, so reordering the beams copies whole rows, and copies no shared position.
         self.levels: list[tuple[Tensor, Tensor]] = []
 
@@ -135,22 +145,21 @@ class PrefixCache:
         parents: (B, K) for each beam, the index of its parent beam in the previous step
         """
         if self.levels:
-            num_before = self.levels[-1][0].shape[1]
-            row = parents + num_before * torch.arange(len(parents), device=parents.device).unsqueeze(1)
+            row = parents.T * len(parents) + torch.arange(len(parents), device=parents.device)
             self.levels = [(_rows(old_key, row), _rows(old_value, row)) for old_key, old_value in self.levels]
-        self.levels.append((key.transpose(1, 2), value.transpose(1, 2)))
+        self.levels.append((key.permute(2, 0, 1, 3).contiguous(), value.permute(2, 0, 1, 3).contiguous()))
 
     def scores(self, query: Tensor) -> Tensor:
         """Return the inner products of each beam's query with the keys of the same beam.
 
         The shapes are (B, H, K, head width) -> (B, H, K, positions).
         """
-        query = query.transpose(1, 2)
-        return torch.stack([(query * key).sum(dim=-1) for key, _ in self.levels], dim=-1).transpose(1, 2)
+        query = query.permute(2, 0, 1, 3)
+        return torch.stack([(query * key).sum(dim=-1) for key, _ in self.levels], dim=-1).permute(1, 2, 0, 3)
 
     def mix(self, weights: Tensor) -> Tensor:
-        """Return the weighted sum of each beam's values: weights (B, H, K, positions) -> (B, K, H, head width)."""
-        first, *others = weights.transpose(1, 2).unsqueeze(-1).unbind(dim=3)            # (B, K, H, 1) each
+        """Return the weighted sum of each beam's values: weights (B, H, K, positions) -> (K, B, H, head width)."""
+        first, *others = weights.permute(2, 0, 1, 3).unsqueeze(-1).unbind(dim=3)        # (K, B, H, 1) each
         mixed = first * self.levels[0][1]
         for weight, (_, value) in zip(others, self.levels[1:], strict=True):
             mixed = mixed.addcmul(weight, value)
@@ -158,13 +167,13 @@ class PrefixCache:
 
 
 def _rows(part: Tensor, row: Tensor) -> Tensor:
-    """Return the entry of `part` for each new beam: (B, old beams, H, head width) -> (B, K, H, head width).
+    """Return the entry of `part` for each new beam: (old beams, B, H, head width) -> (K, B, H, head width).
 
     A new beam gets the entry of the old beam that it extends. If there is one old beam per user, `part` is returned
     unchanged.
 
-    row: (B, K) for each new beam, the number of the old beam; the old beams of the whole batch are numbered from 0
+    row: (K, B) for each new beam, the number of the old beam; the old beams of the whole batch are numbered from 0
     """
-    if part.shape[1] == 1:
+    if part.shape[0] == 1:
         return part
     return part.flatten(0, 1).index_select(0, row.flatten()).view(*row.shape, *part.shape[2:])

@@ -22,16 +22,6 @@ from tests.errors import refused
 
 
 @pytest.fixture
-def process(monkeypatch):
-    """Makes this process number `rank` of `count`."""
-    def become(rank: int, count: int = 3) -> None:
-        for key, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank,
-                           "LOCAL_WORLD_SIZE": count}.items():
-            monkeypatch.setenv(key, str(value))
-    return become
-
-
-@pytest.fixture
 def second(process, monkeypatch):
     """This process is the second of three, and connects to no other."""
     process(1)

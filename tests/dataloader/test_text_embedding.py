@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from common import publishing
 from common.artifacts import load_embeddings, load_meta
 from common.errors import ConfigError, DataError
 from common.publishing import file_sha256
+from dataloader import text_embedding
 from dataloader.embeddings import sentence
 from dataloader.embeddings.models import content_sha256, model_files
 from dataloader.embeddings.sentence import HalfPrecisionOverflow, SentenceEncoder
@@ -235,6 +237,69 @@ def test_float32_follows_an_overflow_of_half_precision(tmp_path, model, monkeypa
     assert logged(caplog, model, "float32", level=logging.WARNING)
     np.testing.assert_allclose(vectors, embedded(shop(tmp_path / "cpu", model)), atol=1e-6)
     assert load_meta(options.folder.embeddings("td"), "")["encoder"]["precision"] == "float32"
+
+
+@pytest.fixture
+def become_second(process, monkeypatch):
+    """Makes this process the second of two. It connects to no other process."""
+    monkeypatch.setattr(text_embedding, "embedding_processes", nullcontext)
+    monkeypatch.setattr("dataloader.embeddings.processes._all_gather", lambda error: [error])
+    monkeypatch.setattr("dataloader.embeddings.processes.all_reduce_max", lambda *values: values)
+    monkeypatch.setattr("dataloader.embeddings.encode.all_gather_rows", lambda *arrays: None)
+    return lambda: process(1, count=2)
+
+
+def test_one_of_several_processes_uses_only_its_own_gpu(tmp_path, model, monkeypatch, become_second):
+    import torch
+
+    class OnGpu(SentenceEncoder):
+        def __init__(self, folder, devices, half):
+            made.append((devices, half))
+            super().__init__(folder, devices, half)
+
+        def encode(self, texts, done):
+            with pytest.raises(ConfigError):
+                self.model  # noqa: B018
+            raise HalfPrecisionOverflow(str(self.folder))
+
+    def no_gpu(*args, **options):
+        raise RuntimeError("there is no GPU")
+
+    made, current = [], []
+    options = shop(tmp_path, model)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", no_gpu)
+    monkeypatch.setattr(sentence, "SentenceEncoder", OnGpu)
+    monkeypatch.setattr(sentence, "SHARD", 4)
+    become_second()
+    with pytest.raises(HalfPrecisionOverflow):
+        embed(options._replace(device="auto"), "")
+    assert made == [(["cuda:1"], True), (["cuda:1"], False)]
+    assert current == ["cuda:1", "cuda:1"]
+    assert not options.target.path.exists()
+
+
+def test_several_processes_keep_the_rate_of_an_api_together(tmp_path, monkeypatch, become_second):
+    class Api:
+        unit, flag, shard_size, identity = "texts", "--text_model", 4, {}
+
+        def __init__(self, name, url, rate):
+            rates.append(rate)
+
+        def encode(self, texts, done):
+            return np.ones((len(texts), 3), dtype=np.float32)
+
+        def close(self):
+            pass
+
+    rates = []
+    monkeypatch.setattr(text_embedding, "ApiEncoder", Api)
+    options = shop(tmp_path, "api:m", "--api_url=http://127.0.0.1:9", "--api_rate=8")
+    become_second()
+    embed(options, "")
+    assert rates == [4.0]
 
 
 @pytest.fixture

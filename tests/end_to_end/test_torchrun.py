@@ -2,11 +2,8 @@
 
 import json
 import logging
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from recommendation.models import config_path as recommender_config
 from recommendation.pipeline import Pipeline
 from recommendation.runs import Choice
 from tests.end_to_end.conftest import ROOT
+from tests.end_to_end.torchrun import by_hand, in_two_processes
 from tests.errors import Outcome
 from tests.quantization.tiny_data import save_codes, save_embedding, save_interactions, save_items
 from tests.text import lines_with
@@ -77,37 +75,9 @@ def command_line(script: str, folder: DatasetFolder, run_root: Path, *flags: str
             str(run_root), *flags]
 
 
-def environment(**added: str) -> dict[str, str]:
-    keys = ("WORLD_SIZE", "RANK", "PYTHONPATH")
-    return {**{k: v for k, v in os.environ.items() if k not in keys}, "OMP_NUM_THREADS": "1", **added}
-
-
 def torchrun(script: str, folder: DatasetFolder, run_root: Path, *flags: str) -> subprocess.CompletedProcess:
     """Run the command in two processes."""
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                           *command_line(script, folder, run_root, *flags)], cwd=run_root.parent, capture_output=True,
-                          text=True, timeout=300, check=False, env=environment())
-
-
-def by_hand(words: list[str], folder: Path, **added: str) -> list[tuple[int, str]]:
-    """Run it without torchrun, which may end a process before it reports; each process's exit code and stderr."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    # Files, not pipes: a process that waits until its pipe is read would block the other one.
-    processes = []
-    for rank in "01":
-        job = {"TORCHELASTIC_RUN_ID": "by hand", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2",
-               "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
-        with open(folder / f"stderr-{rank}", "w", encoding="utf-8") as file:
-            processes.append(subprocess.Popen([sys.executable, *words], cwd=folder, stdout=subprocess.DEVNULL,
-                                              stderr=file, env=environment(**job, **added)))
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(code, (folder / f"stderr-{rank}").read_text(encoding="utf-8")) for rank, code in enumerate(codes)]
+    return in_two_processes(command_line(script, folder, run_root, *flags), run_root.parent)
 
 
 def words(keys: dict[str, str]) -> list[str]:

@@ -10,39 +10,48 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from common.artifacts import DatasetFolder
-from quantization.evaluate import (
-    EvaluationData,
-    bucket_sizes,
-    code_metrics,
-    collision_rate,
-    consecutive,
-    evaluate,
-    gini,
-    group_similarity,
-    perplexity,
-    prefix_similarity,
-    same_first_code,
-    similarity_metrics,
-)
+from quantization import evaluate
+from quantization.evaluate import EvaluationData, Evaluator, Prefixes, Reference, consecutive, gini, perplexity, to_host
 from quantization.models.abstract_vq import AbstractVQ
 
 from .tiny_data import save_embedding, save_interactions, save_items
 
 NO_REFERENCE = EvaluationData(None, None)
+CPU = torch.device("cpu")
+
+
+def prefixes(codes: object) -> Prefixes:
+    return Prefixes(torch.as_tensor(codes))
+
+
+def collision_rate(codes: object) -> float:
+    return evaluate.collision_rate(prefixes(codes))
+
+
+def code_metrics(codes: list, sizes: list[int]) -> dict:
+    return to_host(evaluate.code_metrics(torch.tensor(codes), sizes, prefixes(codes)))
+
+
+def similarity_metrics(codes: object, directions: object = None, pairs: object = None) -> dict:
+    data = EvaluationData(directions if directions is None else np.array(directions, dtype=np.float32), pairs)
+    return to_host(evaluate.similarity_metrics(prefixes(codes), Reference(data, CPU)))
 
 
 def test_collision_rate_counts_items_without_their_own_id():
-    codes = np.array([[0, 1], [0, 1], [2, 3], [4, 5]])
-    assert collision_rate(codes) == 0.25  # 4 items, 3 distinct IDs
+    assert collision_rate([[0, 1], [0, 1], [2, 3], [4, 5]]) == 0.25  # 4 items, 3 distinct IDs
 
 
 def test_collision_rate_of_distinct_and_of_equal_codes():
-    assert collision_rate(np.array([[0], [1], [2]])) == 0.0
+    assert collision_rate([[0], [1], [2]]) == 0.0
     assert collision_rate(np.zeros((5, 2), dtype=int)) == pytest.approx(0.8)
 
 
-def test_bucket_sizes_are_the_items_of_each_id():
-    assert sorted(bucket_sizes(np.array([[1, 1], [0, 2], [1, 1], [1, 1], [0, 2], [5, 0]]))) == [1, 2, 3]
+def test_groups_are_the_items_with_the_same_first_codes():
+    grouped = prefixes([[1, 1], [0, 2], [1, 1], [1, 3], [0, 2], [5, 0]])
+    assert grouped.order.tolist() == [1, 4, 0, 2, 3, 5]
+    assert grouped.groups.tolist() == [[0, 0, 1, 1, 1, 2], [0, 0, 1, 1, 2, 3]]
+    assert [grouped.sizes(level).tolist() for level in range(2)] == [[2, 3, 1], [2, 2, 1, 1]]
+    assert [grouped.parents(level).tolist() for level in range(2)] == [[0, 1, 1, 2], [0, 0, 1, 1, 2, 3]]
 
 
 @pytest.mark.parametrize(("counts", "value"), [
@@ -51,7 +60,7 @@ def test_bucket_sizes_are_the_items_of_each_id():
     ([2, 1, 1], 2**1.5),         # shares 1/2, 1/4, 1/4 have an entropy of 1.5 bits
 ])
 def test_perplexity_is_the_number_of_evenly_used_codes(counts, value):
-    assert perplexity(np.array(counts)) == pytest.approx(value)
+    assert perplexity(torch.tensor(counts)).item() == pytest.approx(value)
 
 
 @pytest.mark.parametrize(("counts", "value"), [
@@ -62,32 +71,36 @@ def test_perplexity_is_the_number_of_evenly_used_codes(counts, value):
     ([0, 0, 0, 8], 0.75),        # one code has all items: 1 - 1/K
 ])
 def test_gini_by_hand(counts, value):
-    assert gini(np.array(counts)) == pytest.approx(value)
+    assert gini(torch.tensor(counts)).item() == pytest.approx(value)
 
 
 @given(arrays.arrays(np.int64, st.integers(1, 12), elements=st.integers(0, 9)).filter(lambda counts: counts.any()))
 def test_gini_is_half_the_relative_mean_difference(counts):
     difference = sum(abs(int(a) - int(b)) for a in counts for b in counts) / len(counts)**2
-    assert gini(counts) == pytest.approx(difference / 2 / counts.mean())
+    assert gini(torch.tensor(counts)).item() == pytest.approx(difference / 2 / counts.mean())
 
 
 def test_code_metrics_by_hand():
-    codes = np.array([[0, 0], [0, 0], [1, 3], [2, 3]])
-    assert code_metrics(codes, [4, 8]) == {
+    assert code_metrics([[0, 0], [0, 0], [1, 3], [2, 3]], [4, 8]) == {
         "collision_rate": 0.25, "largest_bucket": 2, "utilization": [3 / 4, 2 / 8], "num_dead_codes": [1, 6],
         "perplexity": [pytest.approx(2**1.5), pytest.approx(2.0)],
         "gini": [pytest.approx(6 / 16), pytest.approx(6 / 8)]}  # counts 0, 1, 1, 2; and 2, 2 of eight
 
 
 def test_unknown_codebook_sizes_are_inferred_from_the_codes():
-    assert code_metrics(np.array([[0, 5], [3, 5]]), None)["utilization"] == [2 / 4, 1 / 6]
+    class Pairs(Halves):
+        def get_codes(self, xs):
+            return 3 * (xs > 0).long() + torch.tensor([0, 5])
+
+    metrics, _ = Evaluator(Pairs(), torch.tensor([[-1.0, -1.0], [1.0, -1.0]]), 2, NO_REFERENCE).evaluate()
+    assert metrics["utilization"] == [2 / 4, 1 / 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_a_short_last_batch_is_weighted_by_its_items(make_rqvae, xs, batch_size):
     model = make_rqvae().eval()
     with torch.no_grad():
-        metrics, codes = evaluate(model, xs, batch_size, NO_REFERENCE)
+        metrics, codes = Evaluator(model, xs, batch_size, NO_REFERENCE).evaluate()
         whole = model.compute_loss(model(xs), xs)
     assert metrics["loss_total"] == pytest.approx(whole["loss_total"].item(), rel=1e-5)
     assert metrics["reconstruction_error"] == pytest.approx(whole["recon_loss"].item(), rel=1e-5)
@@ -124,45 +137,62 @@ class Numbers(Halves):
 @pytest.mark.parametrize("batch_size", [2, 3, 4])
 def test_explained_variance_is_the_share_kept_by_the_reconstruction(batch_size):
     # Variance of -3, -1, 1, 3 is 5; every reconstruction is off by 1: 1 - 1/5.
-    metrics, _ = evaluate(Halves(), torch.tensor([[-3.0], [-1.0], [1.0], [3.0]]), batch_size, NO_REFERENCE)
+    metrics, _ = Evaluator(Halves(), torch.tensor([[-3.0], [-1.0], [1.0], [3.0]]), batch_size, NO_REFERENCE).evaluate()
     assert metrics["reconstruction_error"] == 1.0
     assert metrics["explained_variance"] == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("value", [1.0, 0.1, 0.7])
 def test_without_variance_no_variance_is_explained(value):
-    metrics, _ = evaluate(Halves(), torch.full((1000, 1), value), 300, NO_REFERENCE)
+    metrics, _ = Evaluator(Halves(), torch.full((1000, 1), value), 300, NO_REFERENCE).evaluate()
     assert metrics["explained_variance"] is None
 
 
 def test_a_model_without_reconstruction_has_no_reconstruction_metrics():
-    metrics, codes = evaluate(Numbers(), torch.arange(4).unsqueeze(1), 3, NO_REFERENCE)
+    metrics, codes = Evaluator(Numbers(), torch.arange(4).unsqueeze(1), 3, NO_REFERENCE).evaluate()
     assert not {"reconstruction_error", "explained_variance"} & set(metrics)
     assert codes.tolist() == [[0], [1], [1], [1]]
 
 
+PAIRS = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
 EAST, NORTH, WEST = [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]
 
 
 def test_similarity_within_groups_by_hand():
     # Pairs: east-east 1, and north-west, west-west, north-west; the fifth item is alone.
-    directions = np.array([EAST, NORTH, WEST, EAST, NORTH, WEST], dtype=np.float32)
-    assert group_similarity(np.array([0, 2, 2, 0, 1, 2]), directions) == pytest.approx((1 + 0 + 0 + 1) / 4)
+    metrics = similarity_metrics([[0], [2], [2], [0], [1], [2]], [EAST, NORTH, WEST, EAST, NORTH, WEST])
+    assert metrics["prefix_similarity"] == [pytest.approx((1 + 0 + 0 + 1) / 4)]
 
 
 def test_a_zero_vector_has_similarity_0():
-    directions = np.array([EAST, EAST, [0.0, 0.0]], dtype=np.float32)
-    assert group_similarity(np.zeros(3, dtype=np.int64), directions) == pytest.approx(1 / 3)
+    metrics = similarity_metrics([[0], [0], [0]], [EAST, EAST, [0.0, 0.0]])
+    assert metrics["prefix_similarity"] == [pytest.approx(1 / 3)]
 
 
 def test_groups_of_one_item_have_no_similarity():
-    assert group_similarity(np.arange(3), np.eye(3, dtype=np.float32)) is None
+    assert similarity_metrics([[0], [1], [2]], np.eye(3))["prefix_similarity"] == [None]
+
+
+def test_a_single_item_has_no_similarity():
+    assert similarity_metrics([[0]], [EAST]) == {
+        "random_pairs_similarity": None, "prefix_similarity": [None], "prefix_coherence": [None]}
+
+
+def test_metrics_do_not_wait_for_the_device():
+    codes = torch.randint(4, (50, 3), generator=torch.Generator().manual_seed(0))
+    grouped, data = prefixes(codes), EvaluationData(np.ones((50, 70), dtype=np.float32), PAIRS)
+    reference = Reference(data, CPU)
+    for owner in (grouped, reference):  # `meta` has no data: an operation that needs data on the host raises an error
+        vars(owner).update({name: value.to("meta") for name, value in vars(owner).items() if torch.is_tensor(value)})
+    metrics = evaluate.code_metrics(codes.to("meta"), [4, 4, 4], grouped)
+    metrics |= evaluate.similarity_metrics(grouped, reference)
+    assert all(metric.device.type == "meta" for metric in metrics.values())
 
 
 @st.composite
 def coded_directions(draw) -> tuple[np.ndarray, np.ndarray]:
     """Codes (N, L) and unit vectors (N, D); the largest D takes several passes over the columns."""
-    count, width = draw(st.integers(1, 14)), draw(st.sampled_from([1, 3, 40]))
+    count, width = draw(st.integers(1, 14)), draw(st.sampled_from([1, 3, 80]))
     codes = draw(arrays.arrays(np.int64, (count, draw(st.integers(1, 3))), elements=st.integers(0, 2)))
     vectors = np.random.default_rng(draw(st.integers(0, 99))).normal(size=(count, width))
     return codes, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
@@ -175,60 +205,52 @@ def test_prefix_similarity_is_the_mean_over_pairs_with_equal_prefixes(drawn):
     for length in range(1, codes.shape[1] + 1):
         cosines = [float(directions[i].astype(float) @ directions[j])
                    for i in range(len(codes)) for j in range(i) if (codes[i, :length] == codes[j, :length]).all()]
-        means.append(pytest.approx(sum(cosines) / len(cosines), abs=1e-6) if cosines else None)
-    assert prefix_similarity(codes, directions) == means
+        means.append(pytest.approx(sum(cosines) / len(cosines), abs=1e-12) if cosines else None)
+    assert similarity_metrics(codes, directions)["prefix_similarity"] == means
 
 
 def test_coherence_is_the_similarity_ratio_to_random_pairs():
     # Two of six pairs have equal directions, 1/3; all pairs that share a code have.
-    codes = np.array([[0, 0], [0, 1], [1, 0], [1, 0]])
-    metrics = similarity_metrics(codes, EvaluationData(np.array([EAST, EAST, NORTH, NORTH], dtype=np.float32), None))
+    metrics = similarity_metrics([[0, 0], [0, 1], [1, 0], [1, 0]], [EAST, EAST, NORTH, NORTH])
     assert metrics == {"random_pairs_similarity": pytest.approx(1 / 3), "prefix_similarity": [1.0, 1.0],
                        "prefix_coherence": [pytest.approx(3.0), pytest.approx(3.0)]}
 
 
 def test_a_prefix_length_without_pairs_has_no_coherence():
-    reference = EvaluationData(np.array([EAST, EAST], dtype=np.float32), None)
-    metrics = similarity_metrics(np.array([[0, 0], [0, 1]]), reference)
+    metrics = similarity_metrics([[0, 0], [0, 1]], [EAST, EAST])
     assert metrics["prefix_similarity"] == [1.0, None]
     assert metrics["prefix_coherence"] == [1.0, None]
 
 
 def test_a_random_similarity_near_0_gives_no_ratio():
     for vectors in ([EAST, NORTH, WEST, NORTH], [EAST, WEST, EAST, WEST]):  # 0 and below
-        reference = EvaluationData(np.array(vectors, dtype=np.float32), None)
-        metrics = similarity_metrics(np.array([[0], [1], [0], [1]]), reference)
+        metrics = similarity_metrics([[0], [1], [0], [1]], vectors)
         assert metrics["random_pairs_similarity"] < 0.01
         assert metrics["prefix_similarity"][0] is not None
         assert metrics["prefix_coherence"] == [None]
 
-
-PAIRS = np.array([[0, 1], [1, 2], [2, 3], [3, 0]])
-
-
-def test_same_first_code_by_hand():
+@pytest.mark.parametrize(("codes", "pairs", "same", "chance"), [
     # 0-1 and 2-3 of four pairs. By chance: half of either column has code 0, half code 1: 1/4 + 1/4.
-    assert same_first_code(np.array([0, 0, 1, 1]), PAIRS) == (0.5, 0.5)
-    # 0-1 alone; first column 5 5 3, second 5 3 3: 2/3 * 1/3 + 1/3 * 2/3.
-    assert same_first_code(np.array([5, 5, 3, 3]), PAIRS[[0, 1, 2]]) == (pytest.approx(2 / 3), pytest.approx(4 / 9))
-
-
-def test_behavioural_coherence_is_the_ratio_to_chance():
-    metrics = similarity_metrics(np.array([[5, 9], [5, 9], [3, 9], [3, 9]]), EvaluationData(None, PAIRS[[0, 1, 2]]))
-    assert metrics == {"same_first_code": pytest.approx(2 / 3), "same_first_code_by_chance": pytest.approx(4 / 9),
-                       "behavioral_coherence": pytest.approx(1.5)}
+    ([[0], [0], [1], [1]], PAIRS, 1 / 2, 1 / 2),
+    # 0-1 and 2-3 of three pairs. First column 5 5 3, second 5 3 3: 2/3 * 1/3 + 1/3 * 2/3.
+    ([[5, 9], [5, 9], [3, 9], [3, 9]], PAIRS[:3], 2 / 3, 4 / 9),
+])
+def test_behavioural_coherence_is_the_ratio_to_chance(codes, pairs, same, chance):
+    assert similarity_metrics(codes, pairs=pairs) == {
+        "same_first_code": pytest.approx(same), "same_first_code_by_chance": pytest.approx(chance),
+        "behavioral_coherence": pytest.approx(same / chance)}
 
 
 def test_pairs_without_equal_codes_have_no_behavioural_coherence():
     # The first item of every pair has code 0, the second code 1: chance is 0, too.
-    metrics = similarity_metrics(np.array([[0], [0], [1], [1]]), EvaluationData(None, np.array([[0, 2], [1, 3]])))
+    metrics = similarity_metrics([[0], [0], [1], [1]], pairs=np.array([[0, 2], [1, 3]]))
     assert metrics["same_first_code"] == 0.0
     assert metrics["behavioral_coherence"] is None
 
 
 def test_without_reference_data_there_are_no_further_metrics():
-    assert similarity_metrics(np.array([[0], [1]]), NO_REFERENCE) == {}
-    assert similarity_metrics(np.array([[0], [1]]), EvaluationData(None, np.zeros((0, 2), dtype=np.int64))) == {}
+    assert similarity_metrics([[0], [1]]) == {}
+    assert similarity_metrics([[0], [1]], pairs=np.zeros((0, 2), dtype=np.int64)) == {}
 
 
 @pytest.fixture

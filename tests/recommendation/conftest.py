@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -196,15 +197,14 @@ def randomize(model: torch.nn.Module) -> None:
 
 def logits_of(model, windows) -> list[torch.Tensor]:
     """For each level, return the logits (P, C) that `compute_loss` computes for the P targets, without padding."""
-    logits: list[torch.Tensor] = []
-    hooks = [head.register_forward_hook(lambda _, __, output: logits.append(output.detach())) for head in model.heads]
-    model.compute_loss(windows)
-    for hook in hooks:
-        hook.remove()
-    if model.training_unit == "target":
-        return logits
-    present = windows.items[:, 1:].flatten() != PADDING
-    return [level[present] for level in logits]
+    found: list[torch.Tensor] = []
+    with mock.patch.object(model, "logits", lambda hidden: found.append(type(model).logits(model, hidden)) or found[0]):
+        model.compute_loss(windows)
+    num_rows, sizes = len(windows.items), model.catalogue.codebook_sizes
+    by_row = found[0].detach().unflatten(1, (-1, num_rows)).transpose(1, 2).flatten(1, 2)
+    if model.training_unit == "sequence":
+        by_row = by_row[:, windows.items[:, 1:].flatten() != PADDING]
+    return [level[:, :size] for level, size in zip(by_row, sizes, strict=True)]
 
 
 def teacher_forced(model, history: list[int], items: list[int]) -> list[torch.Tensor]:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from recommendation.models.layers import split_weight
+
 NUM_BUCKETS, MAX_DISTANCE = 8, 16
 
 
@@ -23,7 +25,7 @@ def causal_stack(layers: nn.ModuleList, norm: nn.Module, bias: Tensor | None, x:
     decoder = T5ForConditionalGeneration(config).eval().decoder
     for (ours, ours_ff), block in zip(layers, decoder.block, strict=True):
         theirs, cross, theirs_ff = block.layer
-        for part, name in zip(ours.qkv.weight.chunk(3), "qkv", strict=True):
+        for part, name in zip(split_weight(ours.qkv.weight, num_heads, 3), "qkv", strict=True):
             getattr(theirs.SelfAttention, name).weight.copy_(part)
         theirs.SelfAttention.o.weight.copy_(ours.out.weight)
         theirs.layer_norm.weight.copy_(ours.norm.weight)

@@ -28,7 +28,8 @@ EVERY_LOSS = pytest.mark.parametrize(("name", "normalize_over"), [pair for pair 
 
 @pytest.mark.parametrize(("name", "own"), [option for option in OPTIONS if option[0] in TRAINED], ids=str)
 def test_captured_steps_have_the_losses_of_eager_steps(make_task, name, own):
-    eager, captured = make_task(name, None, DEVICE, **own, capture="false"), make_task(name, graphs(), DEVICE, **own)
+    eager, captured = (make_task(name, graphs(), DEVICE, **own) for _ in range(2))
+    eager.descent.captured.active = False  # with the same optimizer, as Adam amplifies rounding errors
     assert take(captured, range(STEPS)) == pytest.approx(take(eager, range(STEPS)), rel=1e-3)
     assert num_captured(captured.descent) == len(captured.batches.shapes)
 

@@ -10,11 +10,14 @@ from ..generator import START, AbstractGenerator, PrefixCache
 from ..layers import (
     CrossAttention,
     FeedForward,
+    Memory,
     RelativeBias,
     RMSNorm,
     SelfAttention,
     as_bias,
+    causal_bias,
     dropout,
+    expand_bias,
     initialize,
     stack,
 )
@@ -49,7 +52,9 @@ class EncoderDecoder(AbstractGenerator):
             SelfAttention(*attention), FeedForward(width, d_ff, rate)))
         self.encoder_bias = RelativeBias(num_heads, *distances, bidirectional=True)
         self.encoder_norm = RMSNorm(width)
-        self.decoder = stack(params.count("num_decoder_layers"), lambda: (
+        num_decoder_layers = params.count("num_decoder_layers")
+        self.memory = Memory(width, num_heads, head_width, num_decoder_layers)
+        self.decoder = stack(num_decoder_layers, lambda: (
             SelfAttention(*attention), CrossAttention(*attention), FeedForward(width, d_ff, rate)))
         self.decoder_bias = RelativeBias(num_heads, *distances, bidirectional=False)
         self.decoder_norm = RMSNorm(width)
@@ -73,87 +78,99 @@ class EncoderDecoder(AbstractGenerator):
         """Return the mean cross-entropy of the codes of all targets."""
         items, lengths = windows
         if self.train_on == "target":
-            targets = items.gather(1, lengths.unsqueeze(1) - 1)                         # (B, 1)
-            history = items.scatter(1, lengths.unsqueeze(1) - 1, PADDING)[:, :-1]
+            last = lengths.unsqueeze(1) - 1
+            targets, history = items.gather(1, last), items.scatter(1, last, PADDING)[:, :-1]
         else:
             history, targets = items[:, :-1], items[:, 1:]
-        memory = self.encode(history)
-        hidden = self.decode(memory, self._training_bias(history, targets.shape[1]), targets)  # (B, G, L, M)
-        return {"loss_total": self.code_loss(hidden, targets)}
+        history, targets = history.T, targets.T                                          # (S, B) and (G, B)
+        # Look up all embeddings at once, because the backward pass of a lookup is slow.
+        tokens, inputs = self._history_tokens(history), self.inputs[:, targets].flatten(0, 1)
+        x, y = self._embed(torch.cat([tokens, inputs])).split([len(tokens), len(inputs)])  # (T, B, M), (L * G, B, M)
+        memory = self._encode(x, tokens)
+        hidden = self._decode(y, memory, self._training_bias(len(targets), tokens))
+        return {"loss_total": self.code_loss(hidden, targets.flatten())}
 
     def encode(self, history: Tensor) -> Tensor:
-        """Return the output of the encoder (the memory) for each history: (B, S) items -> (B, T, M)."""
-        x = dropout(self.embedding(self.tokens[history].flatten(1)), self.dropout, self.training)
-        bias = self.encoder_bias(x.shape[1], x.shape[1]) + self._encoder_mask(history)
+        """Return the output of the encoder (the memory) for each history: (B, S) items -> (T, B, M)."""
+        tokens = self._history_tokens(history.T)
+        return self._encode(self._embed(tokens), tokens)
+
+    def _history_tokens(self, history: Tensor) -> Tensor:
+        """Return the tokens of the histories: (S, B) items -> (T, B)."""
+        return self.tokens[self.level, history.unsqueeze(1)].flatten(0, 1)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return dropout(self.embedding(tokens), self.dropout, self.training)
+
+    def _encode(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Return the output of the encoder for embedded tokens: (T, B, M) -> (T, B, M)."""
+        bias = expand_bias(self.encoder_bias(len(x), len(x)) + self._encoder_mask(tokens), x.shape[1])
         for attention, feed_forward in self.encoder:
             x = feed_forward(attention(x, bias))
         return dropout(self.encoder_norm(x), self.dropout, self.training)
 
-    def _encoder_mask(self, history: Tensor) -> Tensor:
+    def _encoder_mask(self, tokens: Tensor) -> Tensor:
         """Return the attention bias of the encoder.
 
         With `train_on: target`, the bias hides the padding. Its shape is (B, 1, 1, T).
-        With `train_on: every_position`, the bias hides later items. Its shape is (1, 1, T, T).
+        With `train_on: every_position`, the bias hides later items. Its shape is (T, T).
         """
         if self.train_on == "target":
-            return self._padding_mask(history)
+            return _padding_mask(tokens)
         # The padding comes after all items, so this mask hides the padding too.
-        item = torch.arange(history.shape[1], device=history.device).repeat_interleave(self.num_levels)
-        return as_bias(item <= item.unsqueeze(1))[None, None]
+        return causal_bias(len(tokens), tokens.device, self.num_levels)
 
-    def _padding_mask(self, history: Tensor) -> Tensor:
-        """Return the attention bias that hides the padding: (B, S) items -> (B, 1, 1, T)."""
-        return as_bias((history != PADDING).repeat_interleave(self.num_levels, dim=1))[:, None, None]
-
-    def _training_bias(self, history: Tensor, num_targets: int) -> Tensor:
+    def _training_bias(self, num_targets: int, tokens: Tensor) -> Tensor:
         """Return the cross-attention bias for training.
 
         With `train_on: target`, the bias hides the padding. Its shape is (B, 1, 1, T).
         With `train_on: every_position`, the bias depends on the distance to the target. It hides the target and all
-        later items. Its shape is (1, H, G * L, T).
+        later items. Its shape is (H, L * G, T).
         """
         if self.memory_bias is None:
-            return self._padding_mask(history)
-        end = torch.arange(1, num_targets + 1, device=history.device) * self.num_levels  # target g is after g + 1 items
-        token = torch.arange(history.shape[1] * self.num_levels, device=history.device)
-        bias = self.memory_bias.of(token - end.unsqueeze(1)) + as_bias(token < end.unsqueeze(1))
-        return bias.repeat_interleave(self.num_levels, dim=2)
+            return _padding_mask(tokens)
+        # Target g is at the position of its own first token, after g + 1 items.
+        bias = self.memory_bias(num_targets, len(tokens), start=self.num_levels, step=self.num_levels, hide_from=0)
+        return bias.repeat(1, self.num_levels, 1)
 
     def _recommending_bias(self, histories: Windows) -> Tensor:
         """Return the cross-attention bias for recommending the item after the history.
 
         The shape is (B, 1, 1, T) with `train_on: target`, and (B, H, 1, T) with `train_on: every_position`.
         """
-        padding = self._padding_mask(histories.items)
+        tokens = self._history_tokens(histories.items.T)
+        padding = _padding_mask(tokens)
         if self.memory_bias is None:
             return padding
-        token = torch.arange(padding.shape[-1], device=padding.device)
-        bias = self.memory_bias.of(token - histories.lengths.unsqueeze(1) * self.num_levels)  # (1, H, B, T)
-        return bias.permute(2, 1, 0, 3) + padding
+        token = torch.arange(len(tokens), device=padding.device)
+        bias = self.memory_bias.of(token - histories.lengths.unsqueeze(1) * self.num_levels)  # (H, B, T)
+        return bias.transpose(0, 1).unsqueeze(2) + padding
 
-    def decode(self, memory: Tensor, memory_bias: Tensor, targets: Tensor) -> Tensor:
-        """Return the hidden states that predict the codes of the targets: (B, G, L, M).
+    def _decode(self, x: Tensor, memory: Tensor, memory_bias: Tensor) -> Tensor:
+        """Return the hidden states that predict the codes of the targets: (L, G * B, M).
 
-        memory: (B, T, M) output of the encoder
+        x: (L * G, B, M) embedded inputs; all inputs of the first level come first
+        memory: (T, B, M) output of the encoder
         memory_bias: bias of cross-attention
-        targets: (B, G) items
         """
-        num_targets = targets.shape[1]
-        start = torch.full((*targets.shape, 1), START, device=targets.device)
-        inputs = torch.cat([start, self.tokens[targets][..., :-1]], dim=2)               # (B, G, L)
-        x = dropout(self.embedding(inputs.flatten(1)), self.dropout, self.training)    # (B, G * L, M)
-        level = torch.arange(self.num_levels, device=x.device)
-        bias = self.decoder_bias(self.num_levels, self.num_levels) + as_bias(level <= level.unsqueeze(1))
-        for self_attention, cross_attention, feed_forward in self.decoder:
-            # In self-attention, each target is a row of the batch. So a code attends only to codes of the same target.
-            x = self_attention(x.view(-1, self.num_levels, x.shape[-1]), bias).view_as(x)
-            # In cross-attention, the targets of a window are query positions that share the memory of the window.
-            x = feed_forward(cross_attention(x, cross_attention.project_memory(memory), memory_bias))
-        x = dropout(self.decoder_norm(x), self.dropout, self.training)
-        return x.unflatten(1, (num_targets, self.num_levels))
+        by_window, by_target = x.shape, x.view(self.num_levels, -1, x.shape[2]).shape
+        bias = expand_bias(self.decoder_bias(self.num_levels, self.num_levels, hide_from=1), by_target[1])
+        memory_bias = expand_bias(memory_bias, by_window[1])
+        # In self-attention, each target is a row of the batch. So a code attends only to codes of the same target.
+        # In cross-attention, the targets of a window are query positions that share the memory of the window.
+        for (self_attention, cross_attention, feed_forward), keys_and_values in zip(
+                self.decoder, self.memory(memory), strict=True):
+            x = self_attention(x.view(by_target), bias).view(by_window)
+            x = feed_forward(cross_attention(x, keys_and_values, memory_bias))
+        return dropout(self.decoder_norm(x), self.dropout, self.training).view(by_target)
 
     def start_decoding(self, histories: Windows) -> "_DecodingStep":
         return _DecodingStep(self, self.encode(histories.items), self._recommending_bias(histories))
+
+
+def _padding_mask(tokens: Tensor) -> Tensor:
+    """Return the attention bias that hides the padding: (T, B) tokens -> (B, 1, 1, T)."""
+    return as_bias(tokens.T != START)[:, None, None]
 
 
 class _DecodingStep:
@@ -164,7 +181,8 @@ class _DecodingStep:
 
     def __init__(self, model: EncoderDecoder, memory: Tensor, memory_bias: Tensor):
         self.model, self.memory_bias = model, memory_bias
-        self.memories = [cross.project_memory(memory) for _, cross, _ in model.decoder]
+        # Copies, because all beams and levels read them, and reading neighboring positions is faster.
+        self.memories = [(key.contiguous(), value.contiguous()) for key, value in model.memory(memory)]
         self.caches = [PrefixCache() for _ in model.decoder]
 
     def __call__(self, level: int, codes: Tensor, parents: Tensor) -> Tensor:
@@ -175,8 +193,8 @@ class _DecodingStep:
         """
         model = self.model
         tokens = codes + model.first_token[level - 1] if level else torch.full_like(codes, START)
-        x = model.embedding(tokens)                                                      # (B, K, M)
-        bias = model.decoder_bias(level + 1, level + 1)[:, :, -1:]                       # (1, H, 1, level + 1)
+        x = model.embedding(tokens.T)                                                    # (K, B, M)
+        bias = model.decoder_bias(1, level + 1, start=level)                             # (H, 1, level + 1)
         for (self_attention, cross_attention, feed_forward), cache, memory in zip(model.decoder, self.caches,
                                                                                   self.memories, strict=True):
             query, key, value = self_attention.project(x)                                # (B, H, K, width)
@@ -185,4 +203,4 @@ class _DecodingStep:
             attended = cache.mix((cache.scores(query) + bias).softmax(dim=-1)).flatten(2)
             # In cross-attention, the beams of a user are query positions that share the memory of the user.
             x = feed_forward(cross_attention(self_attention.add(x, attended), memory, self.memory_bias))
-        return model.heads[level](model.decoder_norm(x))
+        return model.level_logits(level, model.decoder_norm(x))

@@ -14,6 +14,7 @@ from common.errors import ArtifactError, ConfigError
 from common.reading import parse_json, read_text
 
 from ..generator import START
+from ..layers import EPSILON, join_weights, split_weight
 from .model import EncoderDecoder
 
 log = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 SHARED = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
           "relative_attention_num_buckets", "relative_attention_max_distance", "feed_forward_proj",
           "layer_norm_epsilon", "scale_decoder_outputs", "pad_token_id", "decoder_start_token_id")
-# Name of our weight -> names of the T5 weights whose concatenation gives it.
-STACKED = {"qkv": ["q", "k", "v"], "query": ["q"], "key_value": ["k", "v"], "out": ["o"], "wi": ["wi"], "wo": ["wo"]}
+# Name of our weight -> names of the T5 weights that it joins.
+JOINED = {"qkv": ["q", "k", "v"], "query": ["q"], "out": ["o"], "wi": ["wi"], "wo": ["wo"]}
 
 
 def to_t5(model: EncoderDecoder) -> Any:
@@ -43,9 +44,9 @@ def to_t5(model: EncoderDecoder) -> Any:
     t5.config.tie_word_embeddings = False  # for config.json; other versions of transformers read this value
     with torch.no_grad():
         for ours, theirs in weight_pairs(model, t5):
-            for part, weight in zip(ours.chunk(len(theirs)), theirs, strict=True):
+            for part, weight in zip(_split(model, ours, len(theirs)), theirs, strict=True):
                 weight.copy_(part)
-        t5.lm_head.weight[1 + START:] = torch.cat([head.weight for head in model.heads])
+        t5.lm_head.weight[1 + START:] = head_weights(model, model.heads)
     t5.generation_config = _generation_config(model)
     return t5
 
@@ -60,7 +61,7 @@ def t5_config(model: EncoderDecoder) -> "transformers.T5Config":
         d_ff=params["d_ff"], num_layers=params["num_encoder_layers"], num_decoder_layers=params["num_decoder_layers"],
         num_heads=params["num_heads"], relative_attention_num_buckets=params["num_buckets"],
         relative_attention_max_distance=params["max_distance"], dropout_rate=params["dropout"],
-        layer_norm_epsilon=model.encoder_norm.epsilon, feed_forward_proj="relu", tie_word_embeddings=False,
+        layer_norm_epsilon=EPSILON, feed_forward_proj="relu", tie_word_embeddings=False,
         pad_token_id=START, decoder_start_token_id=START, eos_token_id=None, semantic_ids=own)
 
 
@@ -85,10 +86,11 @@ def load_t5(model: EncoderDecoder, t5: Any) -> None:
     """
     own = _check_compatible(model, t5)
     for ours, theirs in weight_pairs(model, t5):
-        ours.copy_(torch.cat(theirs))
+        ours.copy_(join(model, theirs))
+    model.heads.zero_()  # the rows of codes that do not exist
     sizes = model.catalogue.codebook_sizes
     for head, rows in zip(model.heads, t5.lm_head.weight[1 + START:].split(sizes), strict=True):
-        head.weight.copy_(rows)
+        head[:len(rows)] = rows
     if model.memory_bias is not None:
         weight = model.memory_bias.weight
         weight.copy_(torch.tensor(own["memory_bias"]) if "memory_bias" in own else torch.zeros_like(weight))
@@ -152,11 +154,13 @@ def quiet() -> None:
 
 
 def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tensor]]]:
-    """For each weight of the model, return a pair: the weight, and the list of T5 weights whose concatenation gives it.
+    """For each weight of the model, return a pair: the weight, and the list of T5 weights that it joins (see `join`).
 
     The output heads and the cross-attention bias are not included.
     """
     pairs = [(model.embedding.weight, [t5.shared.weight])]
+    memory = [block.layer[1].EncDecAttention for block in t5.decoder.block]
+    pairs.append((model.memory.key_value.weight, [part.weight for layer in memory for part in (layer.k, layer.v)]))
     stacks: list[Any] = [(model.encoder, t5.encoder, model.encoder_bias, model.encoder_norm),
                          (model.decoder, t5.decoder, model.decoder_bias, model.decoder_norm)]
     for layers, stack, bias, norm in stacks:
@@ -167,5 +171,20 @@ def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tens
                 _, theirs = next(part.named_children())  # SelfAttention, EncDecAttention or DenseReluDense
                 pairs.append((layer.norm.weight, [part.layer_norm.weight]))
                 pairs += [(getattr(layer, own).weight, [getattr(theirs, name).weight for name in names])
-                          for own, names in STACKED.items() if hasattr(layer, own)]
+                          for own, names in JOINED.items() if hasattr(layer, own)]
     return pairs
+
+
+def join(model: EncoderDecoder, theirs: list[Tensor]) -> Tensor:
+    """Join the T5 weights of one of our weights. Our attention has the parts of a head next to each other."""
+    return theirs[0] if len(theirs) == 1 else join_weights(theirs, model.memory.num_heads)
+
+
+def _split(model: EncoderDecoder, weight: Tensor, num_parts: int) -> list[Tensor]:
+    """The inverse of `join`."""
+    return [weight] if num_parts == 1 else split_weight(weight, model.memory.num_heads, num_parts)
+
+
+def head_weights(model: EncoderDecoder, heads: Tensor) -> Tensor:
+    """Return the rows of the heads for the codes that exist: (L, C, M) -> (sum of the codebook sizes, M)."""
+    return torch.cat([head[:size] for head, size in zip(heads, model.catalogue.codebook_sizes, strict=True)])

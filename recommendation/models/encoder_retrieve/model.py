@@ -10,7 +10,18 @@ from common.progress import Progress
 from recommendation.decoding.top_k import in_order, in_row
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
-from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize, stack
+from ..layers import (
+    IGNORED,
+    FeedForward,
+    RMSNorm,
+    SelfAttention,
+    causal_bias,
+    dropout,
+    initialize,
+    masked_cross_entropy,
+    missing_codes,
+    stack,
+)
 from ..params import Params
 
 # B batch, W length of the longest window, M model width, L levels, C size of the largest codebook, N items, K beams,
@@ -39,7 +50,8 @@ class EncoderRetrieve(AbstractRecommender):
 
     training_unit: Literal["sequence"] = "sequence"
     rows: Tensor    # (N, L) for each code of an item, the row in `codewords`
-    exists: Tensor  # (L, C) bool, whether the code exists at the level; small codebooks have fewer than C codes
+    labels: Tensor  # (N + 1, L) codes of the items, and IGNORED for PADDING
+    missing: Tensor | None  # (L, C) bool, the codes that do not exist; None if all codebooks have the same size
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
@@ -69,8 +81,8 @@ class EncoderRetrieve(AbstractRecommender):
         # computes the logits of all heads.
         rows = catalogue.codes.cpu() + torch.arange(self.num_levels) * self.num_codes
         self.register_buffer("rows", rows, persistent=False)
-        exists = torch.arange(self.num_codes) < torch.tensor(sizes).unsqueeze(1)
-        self.register_buffer("exists", exists, persistent=False)
+        self.register_buffer("labels", F.pad(catalogue.codes.cpu(), (0, 0, 0, 1), value=IGNORED), persistent=False)
+        self.register_buffer("missing", missing_codes(sizes), persistent=False)
         self.graph: Tensor | None = None  # (N, G), built by `prepare`
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
@@ -78,29 +90,20 @@ class EncoderRetrieve(AbstractRecommender):
 
         With `normalize_over: codebook`, this is the mean cross-entropy of the codes of these items.
         """
-        targets = windows.items[:, 1:]
-        logits = self._logits(self._read(windows.items[:, :-1]))                  # (B, W - 1, L, C)
+        items = windows.items.T                                                   # (W, B)
+        logits, targets = self._logits(self._read(items[:-1])).flatten(0, 1), items[1:].flatten()
         if self.normalize_over == "valid_items":
-            scores = self._sum_over_codes(logits.float().flatten(0, 1).flatten(1))  # bfloat16 is too inexact for sums
-            return {"loss_total": F.cross_entropy(scores, targets.flatten(), ignore_index=PADDING,
+            scores = self._sum_over_codes(logits.float().flatten(1))  # bfloat16 is too inexact for sums
+            return {"loss_total": F.cross_entropy(scores, targets, ignore_index=PADDING,
                                                   label_smoothing=self.label_smoothing)}
-        codes = self.rows[targets] - torch.arange(self.num_levels, device=targets.device) * self.num_codes
-        labels = codes.masked_fill((targets == PADDING).unsqueeze(2), PADDING)
-        log_probs = logits.log_softmax(dim=-1)
-        loss = F.nll_loss(log_probs.flatten(0, 2), labels.flatten(), ignore_index=PADDING)
-        if self.label_smoothing:  # smooth only over the codes that exist; F.cross_entropy would use all C
-            uniform = -log_probs.masked_fill(~self.exists, 0.0).sum(dim=-1) / self.exists.sum(dim=-1)
-            present = targets != PADDING
-            uniform = (uniform.mean(dim=2) * present).sum() / present.sum()
-            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * uniform
-        return {"loss_total": loss}
+        return {"loss_total": masked_cross_entropy(logits, self.labels[targets], self.missing, self.label_smoothing)}
 
     def _read(self, items: Tensor) -> Tensor:
-        """Return the hidden state at each position: (B, W) items -> (B, W, M)."""
+        """Return the hidden state at each position: (W, B) items -> (W, B, M)."""
         rows = self.rows[items.clamp(min=0)]
         x = F.embedding_bag(rows.flatten(0, 1), self.codewords.weight, mode="sum").view(*items.shape, -1)
-        x = dropout(x + self.positions.weight[: items.shape[1]], self.dropout, self.training)
-        bias = causal_bias(items.shape[1], items.device)  # also hides the padding, which comes after all items
+        x = dropout(x + self.positions.weight[:len(items)].unsqueeze(1), self.dropout, self.training)
+        bias = causal_bias(len(items), items.device)  # also hides the padding, which comes after all items
         for attention, feed_forward in self.layers:
             x = feed_forward(attention(x, bias))
         return dropout(self.norm(x), self.dropout, self.training)
@@ -112,7 +115,7 @@ class EncoderRetrieve(AbstractRecommender):
         """
         predicted = F.normalize(torch.einsum("...m,lmn->...ln", hidden, self.heads), dim=-1)
         logits = torch.einsum("...ln,lcn->...lc", predicted, self._directions()) / self.temperature
-        return logits.masked_fill(~self.exists, float("-inf"))
+        return logits if self.missing is None else logits.masked_fill(self.missing, float("-inf"))
 
     def _directions(self) -> Tensor:
         """Return all codewords, each scaled to length 1: (L, C, M)."""
@@ -125,8 +128,8 @@ class EncoderRetrieve(AbstractRecommender):
         return self._best(histories, seen, top_k)
 
     def _best(self, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
-        hidden = self._read(histories.items)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
+        hidden = self._read(histories.items.T)
+        last = hidden[histories.lengths - 1, torch.arange(hidden.shape[1], device=hidden.device)]
         logits, over_items = self._logits(last), self.normalize_over == "valid_items"
         values = (logits if over_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
         if self.graph is not None:

@@ -43,16 +43,16 @@ class SASRec(AbstractRecommender):
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
         """Return the mean cross-entropy of the next item over all positions."""
-        items = windows.items
-        logits = self.encode(items[:, :-1]) @ self.items.weight.T              # (B, W - 1, N)
-        return {"loss_total": F.cross_entropy(logits.flatten(0, 1), items[:, 1:].flatten(), ignore_index=PADDING,
+        items = windows.items.T
+        logits = self.encode(items[:-1]) @ self.items.weight.T                 # (W - 1, B, N)
+        return {"loss_total": F.cross_entropy(logits.flatten(0, 1), items[1:].flatten(), ignore_index=PADDING,
                                               label_smoothing=self.label_smoothing)}
 
     def encode(self, items: Tensor) -> Tensor:
-        """For each position, return the vector that predicts the next item: (B, W) items -> (B, W, M)."""
-        x = self.items(items.clamp(min=0)) + self.positions.weight[: items.shape[1]]
+        """For each position, return the vector that predicts the next item: (W, B) items -> (W, B, M)."""
+        x = self.items(items.clamp(min=0)) + self.positions.weight[:len(items)].unsqueeze(1)
         x = dropout(x, self.dropout, self.training)
-        bias = causal_bias(items.shape[1], items.device)  # also hides the padding, which comes after all items
+        bias = causal_bias(len(items), items.device)  # also hides the padding, which comes after all items
         for attention, feed_forward in self.layers:
             x = feed_forward(attention(x, bias))
         return self.norm(x)
@@ -65,8 +65,8 @@ class SASRec(AbstractRecommender):
 
     def _scores(self, histories: Windows) -> Tensor:
         """Return the score of every item for each history: (B, N)."""
-        hidden = self.encode(histories.items)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), histories.lengths - 1]
+        hidden = self.encode(histories.items.T)
+        last = hidden[histories.lengths - 1, torch.arange(hidden.shape[1], device=hidden.device)]
         return last @ self.items.weight.T
 
     def item_embeddings(self) -> Tensor:

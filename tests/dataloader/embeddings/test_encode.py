@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from common.errors import DataError, ResourceError
+from dataloader.embeddings import encode, processes
 from dataloader.embeddings.cache import VectorCache
 from dataloader.embeddings.encode import BatchFailed, Texts, encode_all
 from tests.dataloader.helpers import mentions
@@ -210,3 +211,92 @@ def test_a_change_of_dimensions_needs_force(tmp_path):
     encoder = Counting(dim=5)
     assert run(tmp_path, ["a", "dd"], encoder).shape == (2, 5)
     assert encoder.calls == [["dd"]]
+
+
+@pytest.fixture
+def run_together(process, monkeypatch):
+    """Runs one process for each encoder, one after the other, and returns the vectors of the first one.
+
+    The first one reads the cache, then the others run, and then the first one encodes. `meanwhile` is called before the
+    others run, and `afterwards` after that.
+    """
+    monkeypatch.setattr(processes, "_all_gather", lambda error: [error])
+
+    def run_all(tmp_path, texts, encoders, fresh=False, meanwhile=lambda: None, afterwards=lambda: None):
+        state: list[np.ndarray] = []
+
+        def all_gather_rows(*arrays):
+            if not state:
+                state.extend(array.copy() for array in arrays)
+                meanwhile()
+                for rank, encoder in enumerate(encoders[1:], 1):
+                    process(rank, len(encoders))
+                    assert run(tmp_path, texts, encoder, fresh) is None
+                process(0, len(encoders))
+                afterwards()
+            for array, shared in zip(arrays, state, strict=True):
+                assert array is not shared
+                array[...] = shared
+
+        monkeypatch.setattr(encode, "all_gather_rows", all_gather_rows)
+        process(0, len(encoders))
+        return run(tmp_path, texts, encoders[0], fresh)
+    return run_all
+
+
+LONG_LIST = [f"{n}" * (1 + n % 4) for n in range(14)]  # 5 shards of 3, the last one has 2
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+@pytest.mark.parametrize("cached", [0, 2])
+def test_processes_share_the_shards_of_one_process(tmp_path, run_together, count, cached):
+    straight = Counting()
+    run(tmp_path / "straight", LONG_LIST, straight)
+    for call in straight.calls[1:1 + cached]:
+        run(tmp_path / "together", call, Counting())
+    encoders = [Counting() for _ in range(count)]
+    vectors = run_together(tmp_path / "together", LONG_LIST, encoders)
+    np.testing.assert_array_equal(vectors, expected(LONG_LIST))
+    missing = straight.calls[:1] + straight.calls[1 + cached:]
+    assert [encoder.calls for encoder in encoders] == [missing[rank::count] for rank in range(count)]
+
+
+def test_another_command_does_not_change_the_shares(tmp_path, run_together, monkeypatch):
+    def fill_cache():
+        with monkeypatch.context() as alone:
+            alone.delenv("TORCHELASTIC_RUN_ID")
+            alone.setattr(encode, "all_gather_rows", lambda *arrays: None)
+            run(tmp_path, LONG_LIST, Counting())
+
+    encoders = [Counting(), Counting()]
+    np.testing.assert_array_equal(run_together(tmp_path, LONG_LIST, encoders, meanwhile=fill_cache),
+                                  expected(LONG_LIST))
+    assert [len(encoder.calls) for encoder in encoders] == [3, 2]
+
+
+def test_the_first_process_encodes_a_lost_shard_again(tmp_path, run_together):
+    def lose_one():
+        sorted(tmp_path.rglob("*.safetensors"))[0].unlink()
+
+    encoders = [Counting(), Counting()]
+    np.testing.assert_array_equal(run_together(tmp_path, LONG_LIST, encoders, afterwards=lose_one),
+                                  expected(LONG_LIST))
+    assert encoders[0].calls[3:] == encoders[1].calls[:1]
+
+
+def test_fresh_vectors_of_all_processes_replace_the_cached(tmp_path, run_together):
+    class Changed(Counting):
+        def encode(self, texts, done):
+            return -super().encode(texts, done)
+
+    run(tmp_path, LONG_LIST, Counting())
+    encoders = [Changed(), Changed()]
+    np.testing.assert_array_equal(run_together(tmp_path, LONG_LIST, encoders, fresh=True), -expected(LONG_LIST))
+    assert [len(encoder.calls) for encoder in encoders] == [3, 2]
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 5
+
+
+def test_every_process_refuses_other_dimensions(tmp_path, run_together):
+    run(tmp_path, ["a", "b", "c", "dd"], Counting())
+    with refused(DataError, tmp_path / "x.npy", names=[".embeddings"], fix=["--force"]):
+        run_together(tmp_path, [*LONG_LIST, "a"], [Counting(), Counting(dim=5)])

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import ConfigError
+from common.precision import matmul_precision
 from quantization.codebooks.codebook import Codebook, check_options
 from quantization.codebooks.kmeans import kmeans
 from quantization.codebooks.residual import ResidualQuantizer
@@ -201,3 +203,31 @@ def test_codebook_options_reach_every_level():
 def test_incompatible_codebook_options_are_refused(options, key, names):
     with refused(ConfigError, f"here.{key}", names=names):
         check_options(codebook_options(**options), "here", num_levels=3)
+
+
+class Products(TorchDispatchMode):
+    """Records the precision on a GPU of each float32 matrix product inside the `with` block."""
+
+    def __init__(self):
+        super().__init__()
+        self.precisions: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if operation.overloadpacket.__name__ in ("addmm", "mm", "mv", "bmm") and result.dtype == torch.float32:
+            self.precisions.append(torch.backends.cuda.matmul.fp32_precision)
+        return result
+
+
+@pytest.mark.parametrize(("options", "act"), [
+    ({}, Codebook.choose), ({"distance": "cosine"}, Codebook.choose), ({"update": "ema"}, Codebook.choose),
+    ({"gradient": "gumbel"}, Codebook.choose), ({}, Codebook.nearest_in_float32),
+    ({}, lambda codebook, rows: codebook.start(rows, seeded()))])
+def test_training_in_tf32_searches_codewords_in_float32(options, act):
+    codebook, rows = codebook_of(torch.randn(8, 4, generator=seeded()).tolist(), **options), torch.randn(64, 4)
+    with Products() as products, matmul_precision("tf32"):
+        act(codebook, rows)
+        rows @ rows.T
+    assert len(products.precisions) > 1
+    assert set(products.precisions[:-1]) == {"ieee"}
+    assert products.precisions[-1] == "tf32"

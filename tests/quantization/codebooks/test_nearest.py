@@ -1,5 +1,8 @@
 """The nearest codeword, fast and exact."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +84,42 @@ def test_distances_agree_with_scikit_learn():
 def test_directions_have_length_1_and_zero_stays_zero():
     assert directions(torch.tensor([[3.0, 4.0], [0.0, -2.0], [0.0, 0.0]])).tolist() == [
         [pytest.approx(0.6), pytest.approx(0.8)], [0.0, -1.0], [0.0, 0.0]]
+
+
+@contextmanager
+def cpu_precision(set_precision) -> Iterator[None]:
+    """The precision of float32 products on the CPU, changed by `set_precision`."""
+    backends = torch.backends
+    try:
+        set_precision()
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        for part in (backends.mkldnn.matmul, backends.cuda.matmul, backends):
+            part.fp32_precision = "none"
+
+
+def set_to(owner: object, precision: str):
+    return lambda: setattr(owner, "fp32_precision", precision)
+
+
+@pytest.mark.parametrize(("set_precision", "is_exact"), [
+    (lambda: None, True),
+    (set_to(torch.backends.mkldnn.matmul, "ieee"), True),
+    (set_to(torch.backends.mkldnn.matmul, "bf16"), False),
+    (set_to(torch.backends.mkldnn.matmul, "tf32"), False),
+    (set_to(torch.backends.mkldnn, "bf16"), False),
+    (set_to(torch.backends, "bf16"), False),
+    (set_to(torch.backends, "ieee"), True),
+    (set_to(torch.backends.cuda.matmul, "tf32"), True),  # changes only GPUs
+    (lambda: torch.set_float32_matmul_precision("high"), False),
+    (lambda: torch.set_float32_matmul_precision("medium"), False),
+    (lambda: torch.set_float32_matmul_precision("highest"), True),
+])
+def test_codes_do_not_depend_on_the_precision_of_float32(set_precision, is_exact):
+    rows, codewords = torch.randn(300, 64, generator=seeded(0)), torch.randn(50, 64, generator=seeded(1))
+    expected = nearest_exactly(rows, codewords)
+    with cpu_precision(set_precision):
+        assert module._float32_is_exact() == is_exact
+        assert torch.equal(nearest_exactly(rows, codewords), expected)
+    assert module._float32_is_exact()

@@ -89,3 +89,14 @@ def test_there_is_no_quantization_loss(make_config, make_model, xs):
 def test_invalid_num_values_are_refused(make_config, make_model, values):
     with refused(ConfigError, "fsq.model_params.num_values", names=[shown(values)], fix=["--num_values ["]):
         make_model(make_config("fsq", num_values=values))
+
+
+def test_many_levels_are_exact_in_float64():
+    quantizer, values = quantizer_of(12, [7, 3]), torch.tensor([7, 3])
+    squashed = torch.rand(500, 2, generator=seeded(), dtype=torch.float64) * 2 - 1
+    # The digits of all levels are those of one number: the position in the interval, in base V.
+    position = (torch.erf(latent_of(squashed.tolist()) / 2**0.5) + 1) / 2
+    numbers = (position * values**12).floor().long()
+    digits = [numbers // values ** (11 - level) % values for level in range(12)]
+    codes = torch.stack([digit[:, 0] + 7 * digit[:, 1] for digit in digits], dim=1)
+    assert (quantizer.get_codes(latent_of(squashed.tolist())) == codes).all(dim=1).float().mean() > 0.99

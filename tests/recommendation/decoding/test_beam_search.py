@@ -33,6 +33,18 @@ def test_the_trie_leads_from_code_to_code_to_the_item():
     assert items == [{1: 1}, {0: 2, 2: 0}, {0: 3}]
 
 
+def test_the_siblings_are_the_codes_that_can_follow_each_prefix():
+    codes, (first, num_children, own) = Trie(CODES, SIZES).siblings()
+    following = [[codes[start:start + count].tolist() for start, count in zip(*level, strict=True)]
+                 for level in zip(first.tolist(), num_children.tolist(), strict=True)]
+    # One list per level and item. The items 0, 2 and 3 begin with code 1; the items 0 and 2 begin with (1, 0).
+    assert following == [[[0, 1]] * 4, [[0, 2], [3], [0, 2], [0, 2]], [[0, 2], [1], [0, 2], [0]]]
+    for level, of_level in enumerate(following):
+        assert [of_item[place] for of_item, place in zip(of_level, own[level].tolist(), strict=True)
+                ] == CODES[:, level].tolist()
+    assert codes[-2:].tolist() == [0, 0]  # two entries can be read from any node
+
+
 def test_the_trie_finds_prefixes_with_one_item():
     trie = Trie(CODES, SIZES)
     # The root has four items, code 0 has one of them, code 1 has three; (0, 3) and (1, 2) have one each.

@@ -12,13 +12,13 @@ HISTORY, TARGET = [3, 8, 0, 29, 11], 17
 def test_each_levels_logits_agree_with_a_t5_decoder(make_model):
     model = make_model("decoder_only").eval()
     randomize(model)
-    tokens = model.tokens[torch.tensor([*HISTORY, TARGET])].view(1, -1)
+    tokens = model.tokens[:, [*HISTORY, TARGET]].T.reshape(1, -1)
     hidden = causal_stack(model.layers, model.norm, model.bias.weight, model.embedding(tokens[:, :-1]))[0]
     logits = logits_of(model, windows_of([*HISTORY, TARGET]))
     num_levels = len(SIZES)
     for level, head in enumerate(model.heads):
         # Token t predicts token t + 1. The first item's own codes are not targets.
-        expected = head(hidden[num_levels - 1 + level::num_levels])
+        expected = hidden[num_levels - 1 + level::num_levels] @ head[:SIZES[level]].T
         assert torch.allclose(logits[level], expected, atol=1e-4)
 
 

@@ -9,18 +9,21 @@ import torch.nn.functional as F
 from recommendation.models.layers import (
     CrossAttention,
     FeedForward,
+    Memory,
     RelativeBias,
     RMSNorm,
     SelfAttention,
     attend,
     dropout,
     initialize,
+    join_weights,
     split_heads,
+    split_weight,
 )
 
 
 def test_rms_norm_by_hand():
-    norm = RMSNorm(2, epsilon=0.0)
+    norm = RMSNorm(2, eps=0.0)
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([1.0, 2.0]))
     # The root mean square of (1, 7) is 5, of (-3, 3) it is 3.
@@ -36,19 +39,29 @@ def test_relative_buckets_agree_with_transformers(bidirectional, num_buckets, ma
     torch.nn.init.normal_(bias.weight)
     distance = torch.arange(200) - torch.arange(200).unsqueeze(1)
     bucket = T5Attention._relative_position_bucket(distance, bidirectional, num_buckets, max_distance)
-    assert torch.equal(bias(200, 200), bias.weight[bucket].permute(2, 0, 1).unsqueeze(0))
+    assert torch.equal(bias(200, 200), bias.weight[bucket].permute(2, 0, 1))
 
 
-def test_heads_are_consecutive_columns():
-    x = torch.arange(12).view(1, 2, 6)
-    assert split_heads(x, 2).tolist() == [[[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10, 11]]]]
+def test_the_parts_of_a_head_are_consecutive_columns():
+    x = torch.arange(24).view(2, 1, 12)
+    first, second = split_heads(x, 2, 2)
+    assert first.tolist() == [[[[0, 1, 2], [12, 13, 14]], [[6, 7, 8], [18, 19, 20]]]]
+    assert second.tolist() == [[[[3, 4, 5], [15, 16, 17]], [[9, 10, 11], [21, 22, 23]]]]
+
+
+def test_a_split_weight_gives_the_parts_of_the_heads():
+    weight, x = torch.randn(12, 5), torch.randn(2, 3, 5)
+    parts = split_weight(weight, 2, 3)
+    for part, expected in zip(parts, split_heads(x @ weight.T, 2, 3), strict=True):
+        assert torch.allclose(split_heads(x @ part.T, 2)[0], expected, atol=1e-6)
+    assert torch.equal(join_weights(parts, 2), weight)
 
 
 def test_attention_is_unscaled_and_takes_a_bias():
     query, key, value = torch.randn(3, 2, 4, 5, 6)
     bias = torch.randn(1, 4, 5, 5)
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-    assert torch.allclose(attend(query, key, value, bias), expected.transpose(1, 2).flatten(2), atol=1e-5)
+    assert torch.allclose(attend(query, key, value, bias), expected.permute(2, 0, 1, 3).flatten(2), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 5, 7), (3, 1, 1, 7), (3, 4, 1, 7)])
@@ -118,10 +131,11 @@ def test_the_gradient_of_dropout_has_the_same_mask():
     lambda rate: SelfAttention(8, 2, 4, rate), lambda rate: CrossAttention(8, 2, 4, rate),
     lambda rate: FeedForward(8, 16, rate)], ids=["self", "cross", "feed forward"])
 def test_a_block_has_dropout_only_in_training(block):
-    layer, x = block(0.5), torch.randn(2, 3, 8)
+    layer, x = block(0.5), torch.randn(3, 2, 8)
+    [memory] = Memory(8, 2, 4, num_layers=1)(x)
     initialize(layer, width=8, head_width=4)
     arguments = {SelfAttention: lambda: (x, torch.zeros(1, 1, 3, 3)), FeedForward: lambda: (x,),
-                 CrossAttention: lambda: (x, layer.project_memory(x), None)}[type(layer)]()
+                 CrossAttention: lambda: (x, memory, None)}[type(layer)]()
     layer.train()
     assert not torch.equal(layer(*arguments), layer(*arguments))
     layer.eval()
