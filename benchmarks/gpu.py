@@ -33,20 +33,20 @@ sys.path[0] = str(ROOT)
 from benchmarks import gpu_results  # noqa: E402 (needs the path above)
 from benchmarks.gpu_quality import BEAUTY, TEA_SHOP, Training, last_line, watch  # noqa: E402
 from benchmarks.gpu_results import PAGE, RESULTS  # noqa: E402
+from benchmarks.gpu_speed import MARK  # noqa: E402
 
-MARK = "RESULT "                   # a line of gpu_speed.py with a result
-LIMITS = {"tests": 240, "speed": 240}  # seconds; then the process is ended
-SMOKE_TESTS = "sasrec or rvq or imported"  # the others need minutes on a CPU
-PAIRS = 3                          # pairs of runs with --base
+LIMITS = {"tests": 240, "speed": 240}      # seconds; then the processes are ended
+SMOKE_TESTS = "sasrec or rvq or imported"  # the other models need minutes on a CPU
+PAIRS = 3                                  # pairs of runs with --base
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tests", "speed", "quality", "all", "precision", "page"))
-    parser.add_argument("--data_root", type=Path, default=ROOT / "data", help="folder of the datasets")
-    parser.add_argument("--wheels", type=Path, default=None, help="folder of wheels to install for this run only")
-    parser.add_argument("--out", type=Path, default=None, help=f"results (default: {RESULTS.relative_to(ROOT)})")
-    parser.add_argument("--base", type=Path, default=None, help="another checkout, whose decoding is measured too")
+    parser.add_argument("--data_root", type=absolute, default=ROOT / "data", help="folder of the datasets")
+    parser.add_argument("--wheels", type=absolute, default=None, help="folder of wheels to install for this run only")
+    parser.add_argument("--out", type=absolute, default=None, help=f"results (default: {RESULTS.relative_to(ROOT)})")
+    parser.add_argument("--base", type=absolute, default=None, help="another checkout, whose decoding is measured too")
     parser.add_argument("--epochs", type=int, default=2_000, help="epochs of RQ-VAE that are measured, then scaled")
     parser.add_argument("--flags", default="", help="for quality and precision: more flags of the training, as one "
                         "word: --flags='--batch_size=1024 --epochs=60'")
@@ -60,6 +60,11 @@ def main() -> None:
         sys.exit(Benchmark(args, Path(scratch)).run())
 
 
+def absolute(path: str) -> Path:
+    """Return the absolute path, because the commands run in another folder."""
+    return Path(path).resolve()
+
+
 def write_page(path: Path, commit: str | None) -> None:
     """Write the page of the results in the file `path`: benchmarks/gpu.md, or a file next to other results.
 
@@ -71,7 +76,7 @@ def write_page(path: Path, commit: str | None) -> None:
         gpu_results.save(path, results)
     if not results:
         raise SystemExit(f"error: {path}: no results. Fix: bash benchmarks/gpu.sh all, or add --commit")
-    page = PAGE if path.resolve() == RESULTS else path.with_suffix(".md")
+    page = PAGE if path == RESULTS else path.with_suffix(".md")
     page.write_text(gpu_results.page(results), encoding="utf-8")
 
 
@@ -79,7 +84,7 @@ class Benchmark:
     """Runs the parts, and writes their results."""
 
     def __init__(self, args: argparse.Namespace, scratch: Path):
-        self.args, self.scratch = args, scratch
+        self.args, self.scratch, self.begun = args, scratch, time.monotonic()
         self.out = args.out or (Path(tempfile.mkdtemp(prefix="gpu-smoke-")) / "gpu.json" if args.smoke else RESULTS)
         self.environment = self._environment()
         self.head = {"commit": short_commit(), "dirty": is_dirty(), "smoke": args.smoke, "machine": self._machine()}
@@ -108,7 +113,7 @@ class Benchmark:
             print(f"  left out: {line}")
         for line in (failed := gpu_results.failures(own)):
             print(f"  FAILED: {line}")
-        print(f"results: {self.out}")
+        print(f"{time.monotonic() - self.begun:.0f} s in all; results: {self.out}")
         return 1 if failed else 0
 
     def _save(self, part: str, result: dict, begun: float) -> None:
@@ -136,22 +141,28 @@ class Benchmark:
         return machine
 
     def tests(self) -> Iterator[dict]:
-        """Run the tests marked `gpu`."""
-        report, log = self.scratch / "tests.xml", self.scratch / "tests.log"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={report}",
-                   *map(str, sorted(ROOT.glob("tests/*/test_gpu.py")))]
-        environment = self.environment
+        """Run the tests marked `gpu`: the two stages at the same time, because a test rarely uses the whole GPU."""
+        environment, selection = self.environment, list[str]()
         if self.args.smoke:
-            command += ["-k", SMOKE_TESTS]
-            environment = {**environment, "GPU_TESTS_ON_CPU": "1"}
-        with log.open("w") as output:
-            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
-                                  timeout=LIMITS["tests"], check=False).returncode
-        if code not in (0, 1) or not report.exists():
-            raise RuntimeError(f"pytest ended with code {code}: {last_line(log)}")
-        if code:
-            print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
-        yield test_counts(report.read_text(encoding="utf-8"))
+            environment, selection = {**environment, "GPU_TESTS_ON_CPU": "1"}, ["-k", SMOKE_TESTS]
+        processes = {}
+        for file in sorted(ROOT.glob("tests/*/test_gpu.py")):
+            report = self.scratch / f"{file.parent.name}.xml"
+            command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={report}", str(file), *selection]
+            with report.with_suffix(".log").open("w") as output:
+                processes[report] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output,
+                                                     stderr=subprocess.STDOUT)
+        limit = threading.Timer(LIMITS["tests"], lambda: [process.kill() for process in processes.values()])
+        limit.start()
+        codes = {report: process.wait() for report, process in processes.items()}
+        limit.cancel()
+        for report, code in codes.items():
+            log = report.with_suffix(".log")
+            if code:
+                print(log.read_text(encoding="utf-8", errors="replace"), flush=True)
+            if code not in (0, 1) or not report.exists():
+                raise RuntimeError(f"pytest ended with code {code}: {last_line(log)}")
+        yield test_counts([report.read_text(encoding="utf-8") for report in codes])
 
     def speed(self) -> Iterator[dict]:
         """Measure the speed; yield each result as soon as it is measured."""
@@ -162,7 +173,7 @@ class Benchmark:
 
     def _pairs(self) -> dict:
         """Measure the decoding of this checkout and of --base in turns."""
-        rates: dict[Path, list[float]] = {ROOT: [], self.args.base.resolve(): []}
+        rates: dict[Path, list[float]] = {ROOT: [], self.args.base: []}
         for _ in range(PAIRS):
             for checkout, found in rates.items():
                 [result] = self._measured("decode", f"--checkout={checkout}")
@@ -250,9 +261,9 @@ def git(*words: str) -> str:
     return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
-def test_counts(report: str) -> dict:
-    """Return the numbers of passed, failed and skipped tests in a JUnit report, and the names of those that failed."""
-    cases = list(ElementTree.fromstring(report).iter("testcase"))  # noqa: S314 (pytest has just written it)
+def test_counts(reports: list[str]) -> dict:
+    """Return the numbers of passed, failed and skipped tests in JUnit reports, and the names of those that failed."""
+    cases = [case for report in reports for case in ElementTree.fromstring(report).iter("testcase")]
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
     return {"passed": len(cases) - len(failed) - skipped, "failed": len(failed), "skipped": skipped,

@@ -126,6 +126,8 @@ def page(results: dict) -> str:
                     f"{reached(goal, value)} |")
     sections = [HEAD, origin(results), "\n".join(rows), NOTES, "## Tests\n\n" + tests_line(parts.get("tests"), missing),
                 "## Variants of the training step\n\n" + variants(parts.get("speed", {}), missing)]
+    if lines := details(parts):
+        sections.append("## Details\n\n" + "\n".join(f"- {line}" for line in lines))
     if "precision" in parts:
         sections.append("## float32 and bfloat16\n\n" + precisions(parts["precision"]))
     if lines := failures(parts) + left_out(parts):
@@ -157,10 +159,11 @@ def origin(results: dict) -> str:
     if not results.get("parts"):
         return f"No results: not run at {results['commit']}."
     machine, dirty = results["machine"], " with changes" if results["dirty"] else ""
+    smoke = "\n\nThis was a smoke test: the numbers have no meaning." if results["smoke"] else ""
     seconds = ", ".join(f"{part} {result['seconds']:.0f} s" for part, result in results["parts"].items())
     return (f"{machine['card'] or 'CPU'}, driver {machine['driver']}, CUDA {machine['cuda']}, torch "
             f"{machine['torch']}, Python {machine['python']}, {machine['cores']} cores. Commit "
-            f"{results['commit']}{dirty}, {results['date']}. Time of each part: {seconds}.")
+            f"{results['commit']}{dirty}, {results['date']}. Time of each part: {seconds}.{smoke}")
 
 
 def tests_line(tests: dict | None, missing: str) -> str:
@@ -181,6 +184,24 @@ def variants(speed: dict, missing: str) -> str:
     rows += [f"| {size} | {variant} | {values['targets_per_second']:,.0f} | {values['captured_shapes']} | "
              f"{values['warm_up_seconds']:.1f} | {values['peak_gb']:.2f} |" for size, variant, values in measured]
     return "\n".join(rows)
+
+
+def details(parts: dict) -> list[str]:
+    """Return lines about the measurements behind the goals."""
+    speed, quality, lines = parts.get("speed", {}), parts.get("quality", {}), []
+    if "seconds_of_training" in (rqvae := speed.get("quantizer", {})):
+        lines.append(f"RQ-VAE: {rqvae['epochs']:,} epochs took {rqvae['seconds_of_training']:.1f} s, the first epoch "
+                     f"{rqvae['seconds_of_first_epoch']:.1f} s.")
+    if "ratio" in (kernels := speed.get("kernels", {})):
+        lines.append(f"Captured step, batch 256: {kernels['milliseconds_per_step']:.2f} ms; "
+                     f"{kernels['kernels_per_step']:.0f} kernels of {kernels['kernel_milliseconds_per_step']:.2f} ms.")
+    if "data" in (decoding := speed.get("decoding", {})):
+        lines.append(f"Events and semantic IDs of the speed: {decoding['data']}.")
+    if "best" in quality:
+        end = "ended by itself" if quality["ended"] else f"was stopped after {quality['limit']:.0f} s"
+        lines.append(f"Beauty: {quality['epochs']} epochs, best validation ndcg@10 {quality['best'] or 0:.4f}; the "
+                     f"training {end}. `{quality['command']}`")
+    return lines
 
 
 def precisions(precision: dict) -> str:

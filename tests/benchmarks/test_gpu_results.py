@@ -84,6 +84,21 @@ def test_the_page_shows_measured_values_and_errors():
     assert lines_with(text, "kernels", "profiler")
 
 
+def test_the_page_tells_how_goals_were_measured():
+    quality = {"best": 0.0481, "ended": False, "limit": 185, "epochs": 90, "command": "python x", "seconds": 187.0,
+               "seconds_to_reach": 170.0}
+    quantizer = {"epochs": 2000, "seconds_of_training": 13.5, "seconds_of_first_epoch": 1.5,
+                 "seconds_of_8000_epochs": 49.5}
+    results = merge(merge({}, HEAD | {"smoke": True}, "speed", {"quantizer": quantizer, "seconds": 14.0}),
+                    HEAD | {"smoke": True}, "quality", quality)
+    text = page(results)
+    assert lines_with(text, "RQ-VAE", "2,000", "13.5", "1.5")
+    assert lines_with(text, "RQ-VAE", "8,000", "50", "gate")
+    assert lines_with(text, "Beauty", 90, "0.0481", 185)
+    assert lines_with(text, "Beauty", "260", "170", "gate")
+    assert lines_with(text, "smoke")
+
+
 def test_saved_results_are_loaded_again(tmp_path):
     path = tmp_path / "new" / "gpu.json"
     assert gpu_results.load(path) == {}
@@ -92,12 +107,14 @@ def test_saved_results_are_loaded_again(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["gpu.json"]
 
 
-def test_a_report_of_tests_is_counted():
-    report = """<testsuites><testsuite><testcase classname="m" name="good"/>
+def test_the_reports_of_tests_are_counted():
+    first = """<testsuites><testsuite><testcase classname="m" name="good"/>
         <testcase classname="m" name="bad"><failure message="no">trace</failure></testcase>
         <testcase classname="m" name="worse"><error>trace</error></testcase>
         <testcase classname="m" name="without"><skipped/></testcase></testsuite></testsuites>"""
-    assert counts_of_tests(report) == {"passed": 1, "failed": 2, "skipped": 1, "failures": ["m::bad", "m::worse"]}
+    second = '<testsuites><testsuite><testcase classname="n" name="good"/></testsuite></testsuites>'
+    assert counts_of_tests([first, second]) == {"passed": 2, "failed": 2, "skipped": 1,
+                                                "failures": ["m::bad", "m::worse"]}
 
 
 def test_the_metrics_of_a_run_are_read_while_it_trains(tmp_path):
