@@ -5,8 +5,6 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
-import duckdb
-
 from common.artifacts import DatasetFolder, filter_lines, load_meta
 from common.config import load_yaml
 from common.errors import DataError, UserError
@@ -51,6 +49,8 @@ def _raw_events(folder: DatasetFolder, raw_user: str) -> RawEvents | None:
 
     Returns None if the file cannot be found or read, or is not the file that the dataset was made from.
     """
+    import duckdb  # only needed here; training and recommendation also work without it
+
     meta = load_meta(folder.interactions, folder.make_command)
     recorded = meta.get("raw", {}).get("interactions", {})
     try:
@@ -74,6 +74,8 @@ def _count(path: Path, columns: list[str], raw_user: str, has_header: bool) -> R
 
     Returns None if the file has none of the columns. Raises duckdb.Error if the file cannot be read.
     """
+    import duckdb
+
     kind = Path(path.name.removesuffix(".gz")).suffix.lower()
     options = "hive_partitioning = false, ignore_errors = true"
     with duckdb.connect() as connection:

@@ -10,31 +10,38 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import PurePath
 
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
 import common  # noqa: F401 (it sets how torch's threads wait, and must do so before torch is loaded)
 from common.command import stop_request
 from tests.faults.counts import pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401 (pytest calls them)
 
+with suppress(ImportError):  # the tests marked `gpu` also run without hypothesis and xdist
+    from hypothesis import settings
+
+    settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
+    settings.load_profile("certain")
+
 WITH_TRANSFORMERS = {"test_sentence", "test_text_embedding", "test_image_embedding", "test_image_stops", "test_t5",
                      "test_layers", "test_sasrec", "test_encoder_decoder", "test_decoder_only", "test_encoder_retrieve"}
 
 
-class ByFile(LoadFileScheduling):
-    """Give whole files to the processes. All files with transformers count as one file."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        if PurePath(file).parent.name == "faults":
-            return nodeid
-        return "transformers" if PurePath(file).stem in WITH_TRANSFORMERS else file
-
-
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile | None:
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        """Give whole files to the processes. All files with transformers count as one file."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            if PurePath(file).parent.name == "faults":
+                return nodeid
+            return "transformers" if PurePath(file).stem in WITH_TRANSFORMERS else file
+
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 

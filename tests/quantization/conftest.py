@@ -5,22 +5,21 @@ import json
 import re
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import settings
 
 from common.artifacts import DatasetFolder, ids_sha256
+from common.capture import Graphs
 from common.config import Config, load_yaml, resolve
 from common.publishing import publish
+from quantization.evaluate import EvaluationData
 from quantization.models import CONFIGS, config_path, find_class
-
-settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
-settings.load_profile("certain")
+from quantization.trainer import QuantizerTask
 
 WIDTH, NUM_ITEMS = 6, 40
+NUM_TRAINED = 200  # items of a training, in batches of 48
 SMALL = {
     "hidden_sizes": "[8]", "latent_size": "4", "num_levels": "3", "codebook_size": "4", "kmeans_iterations": "5",
     "iterations": "5", "rotation_iterations": "3", "num_groups": "2", "group_iterations": "3", "num_values": "[3, 2]",
@@ -35,6 +34,12 @@ TABLES = re.findall(r"(?:^\|.*\n)+", GUIDE, flags=re.MULTILINE)
 # state the sizes of their codebooks, return codes (B, L), give an item the same codes in every batch, and check the
 # values of their keys.
 DOCUMENTED = sorted(name for row in TABLE.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1]))
+# All quantizers that are trained by gradient descent, with the options that change a training step.
+OPTIONS = [*((name, {}) for name in DOCUMENTED), ("rqvae", {"update": "ema"}), ("rqvae", {"distance": "cosine"}),
+           ("rqvae", {"gradient": "rotation"}), ("rqvae", {"gradient": "gumbel"}),
+           ("rqvae", {"sinkhorn_levels": "[0, -1]"}), ("rqvae", {"standardize": "true"}),
+           ("rqvae", {"clip_norm": 0.1, "lr_schedule": "cosine", "warmup_steps": 3}), ("rqvae", {"optimizer": "Adam"}),
+           ("letter", {"sinkhorn_levels": "[-1]"}), ("rvq", {"update": "gradient"}), ("vqvae", {"update": "ema"})]
 NUM_INDEXED = 512  # items in the `index_file`
 
 
@@ -55,6 +60,7 @@ def make_folder(tmp_path_factory):
     def make(num_items: int) -> DatasetFolder:
         folder = DatasetFolder(root, f"Items{num_items}")
         if not folder.items.exists():
+            duckdb = pytest.importorskip("duckdb")  # a machine with a GPU may not have it
             items = duckdb.sql(f"SELECT range::INT AS item, 'raw-' || range AS raw_id, '' AS title, '' AS text "
                                f"FROM range({num_items})")
             publish(folder.items, lambda staged: items.write_parquet(str(staged)),
@@ -107,6 +113,38 @@ def make_rqvae(make_config, make_model):
         return make_model(make_config("rqvae", **plain | own), num_items)
 
     return make
+
+
+@pytest.fixture
+def make_task(make_config, make_model):
+    """name, graphs, device, key=value, ... -> the training of a small quantizer with batches of two sizes."""
+    def make(name: str, graphs: Graphs | None = None, device: torch.device | str = "cpu",
+             **own: object) -> QuantizerTask:
+        config = make_config(name, **{"batch_size": 48, "epochs": 20, "lr": 0.003, "codebook_size": 8} | own)
+        torch.manual_seed(0)
+        model = make_model(config, NUM_TRAINED)
+        if not model.trained_by_gradient():
+            pytest.skip("fits in one call")
+        width = WIDTH * len(model.embedding_suffixes(model.config, "td"))
+        xs = torch.randn(NUM_TRAINED, width, generator=seeded(1)).to(device)
+        model.to(device).initialize(xs, seeded())
+        return QuantizerTask(model.train(), xs, config.training_params, 0, name, EvaluationData(None, None), graphs)
+
+    return make
+
+
+def take(task: QuantizerTask, steps: range) -> list[float]:
+    """Take the steps, and return their losses. The seed of a step is its number."""
+    losses = []
+    with task.descent.stream():
+        for number in steps:
+            torch.manual_seed(number)
+            epoch, index = divmod(number, task.num_steps)
+            losses.append(task.step(epoch, index)["loss_total"].item())
+            if index == task.num_steps - 1:
+                task.end_epoch(epoch)
+                task.descent.check_addresses()
+    return losses
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 
 from common.artifacts import DatasetFolder
+from common.capture import Graphs
 from common.config import Config
 from common.table_files import SPLITS
 from recommendation.dataset import Sequences
@@ -18,10 +18,8 @@ from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import PADDING, Catalogue, Windows
 from recommendation.pipeline import Pipeline
 from recommendation.runs import Choice
+from recommendation.trainer import RecommenderTask
 from tests.small import small_config
-
-settings.register_profile("certain", derandomize=True, deadline=None, max_examples=50)
-settings.load_profile("certain")
 
 NUM_ITEMS, SIZES = 30, [4, 5, 3]
 SMALL = {
@@ -128,9 +126,43 @@ def train(tmp_path, make_config):
 # All pairs of a model and a loss. Models that can normalize over the valid items have two losses.
 LOSSES = [*((name, "codebook") for name in names()),
           *((name, "valid_items") for name in ("encoder_decoder", "decoder_only", "encoder_retrieve"))]
+# All models that are trained by gradient descent, with the options that change a training step.
+OPTIONS = [*((name, {"normalize_over": over}) for name, over in LOSSES),
+           ("encoder_decoder", {"train_on": "every_position"}),
+           ("encoder_decoder", {"train_on": "every_position", "label_smoothing": 0.1}),
+           ("encoder_decoder", {"train_on": "every_position", "normalize_over": "valid_items", "label_smoothing": 0.1}),
+           ("decoder_only", {"label_smoothing": 0.1}), ("sasrec", {"label_smoothing": 0.1}),
+           ("encoder_retrieve", {"label_smoothing": 0.1}),
+           ("encoder_retrieve", {"normalize_over": "valid_items", "label_smoothing": 0.1}),
+           ("decoder_only", {"optimizer": "Adam", "clip_norm": 0.0, "lr_schedule": "cosine", "warmup_steps": 5})]
 GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
               "every_position": ("encoder_decoder", {"train_on": "every_position"}),
               "decoder_only": ("decoder_only", {})}
+
+
+@pytest.fixture
+def make_task(make_config, make_model, sequences):
+    """name, graphs, device, key=value, ... -> the training of a small recommender with dropout."""
+    def make(name: str, graphs: Graphs | None = None, device: torch.device | str = "cpu",
+             **own: object) -> RecommenderTask:
+        own = {"dropout": 0.2, "epochs": 20, "lr": 0.003} | own
+        model = make_model(name, **own).to(device).train()
+        data = Sequences(sequences.item, sequences.user, sequences.split, device)
+        if model.fit(data.training_sequences()):
+            pytest.skip("fits in one call")
+        return RecommenderTask(model, data, make_config(name, **own).training_params, 0, name, graphs)
+
+    return make
+
+
+def take(task: RecommenderTask, steps: range) -> list[float]:
+    """Take the steps, and return their losses. The seed of a step is its number."""
+    losses = []
+    with task.descent.stream():
+        for number in steps:
+            torch.manual_seed(number)
+            losses.append(task.step(*divmod(number, task.num_steps))["loss_total"].item())
+    return losses
 
 
 @pytest.fixture(params=GENERATORS)

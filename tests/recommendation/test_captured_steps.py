@@ -5,41 +5,11 @@ import torch
 
 from common.checkpoint import Checkpoints, optimizer_state, restore_optimizer
 from common.data_parallel import WHOLE
-from recommendation.trainer import RecommenderTask
 from tests.recorded_graphs import RecordedGraphs, recorded
 
-from .conftest import LOSSES
+from .conftest import OPTIONS, take
 
 STEPS = 50
-OPTIONS = [*((name, {"normalize_over": over}) for name, over in LOSSES),
-           ("encoder_decoder", {"train_on": "every_position"}),
-           ("encoder_decoder", {"train_on": "every_position", "label_smoothing": 0.1}),
-           ("encoder_decoder", {"train_on": "every_position", "normalize_over": "valid_items", "label_smoothing": 0.1}),
-           ("decoder_only", {"label_smoothing": 0.1}), ("sasrec", {"label_smoothing": 0.1}),
-           ("encoder_retrieve", {"label_smoothing": 0.1}),
-           ("encoder_retrieve", {"normalize_over": "valid_items", "label_smoothing": 0.1}),
-           ("decoder_only", {"optimizer": "Adam", "clip_norm": 0.0, "lr_schedule": "cosine", "warmup_steps": 5})]
-
-
-@pytest.fixture
-def make_task(make_config, make_model, sequences):
-    """name, graphs, key=value, ... -> the training of a small recommender with dropout."""
-    def make(name: str, graphs: RecordedGraphs | None, **own: object) -> RecommenderTask:
-        own = {"dropout": 0.2, "epochs": 20, "lr": 0.003} | own
-        model = make_model(name, **own).train()
-        if model.fit(sequences.training_sequences()):
-            pytest.skip("fits in one call")
-        return RecommenderTask(model, sequences, make_config(name, **own).training_params, 0, name, graphs)
-
-    return make
-
-
-def take(task: RecommenderTask, steps: range) -> list[float]:
-    losses = []
-    for number in steps:
-        torch.manual_seed(number)
-        losses.append(task.step(*divmod(number, task.num_steps))["loss_total"].item())
-    return losses
 
 
 @pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)

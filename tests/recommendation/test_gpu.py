@@ -1,90 +1,122 @@
-"""Recommenders on a GPU: the same losses and lists as on the CPU, bfloat16, and compiled steps.
+"""Recommenders on a GPU: captured steps, no synchronization, bfloat16, resuming, and the results of the CPU.
 
-benchmarks/gpu.md lists the measurements on a GPU.
+`bash benchmarks/gpu.sh tests` runs these tests. With GPU_TESTS_ON_CPU=1, they run on the CPU.
 """
+
+import logging
 
 import pytest
 import torch
 
+from common.checkpoint import Checkpoints, optimizer_state, restore, restore_optimizer
+from common.precision import matmul_precision
+from recommendation.dataset import Sequences
 from recommendation.evaluator import predict
-from recommendation.models import names
+from recommendation.models import find_class, names
 from recommendation.trainer import RecommenderTask
+from tests.gpu import DEVICE, MARKS, ON_CPU, graphs, metrics_of_training, num_captured, take_epoch_without_waiting
 
-from .conftest import LOSSES
+from .conftest import LOSSES, OPTIONS, take
 
-pytestmark = [pytest.mark.gpu,
-              pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
+pytestmark = MARKS
 
-STEPS = 6
-
-
-@pytest.fixture
-def make_task(make_config, make_model, sequences):
-    """name, device, key=value, ... -> a recommender ready for its first step; skips those that fit in one call."""
-    def make(name: str, device: str = "cuda", **own: object) -> RecommenderTask:
-        model = make_model(name, **own).to(device).train()
-        sequences.device_items = sequences.device_items.to(device)
-        if model.fit(sequences.training_sequences()):
-            pytest.skip("fits in one call")
-        return RecommenderTask(model, sequences, make_config(name, **own).training_params, 0, name)
-
-    return make
+STEPS = 50
+FEW_STEPS = range(6)
+TRAINED = [name for name in names() if find_class(name).trained_by_gradient()]
+EVERY_LOSS = pytest.mark.parametrize(("name", "normalize_over"), [pair for pair in LOSSES if pair[0] in TRAINED])
 
 
-def losses(task: RecommenderTask) -> list[float]:
-    return [task.step(index // task.num_steps, index % task.num_steps)["loss_total"].item() for index in range(STEPS)]
+@pytest.mark.parametrize(("name", "own"), [option for option in OPTIONS if option[0] in TRAINED], ids=str)
+def test_captured_steps_have_the_losses_of_eager_steps(make_task, name, own):
+    eager, captured = (make_task(name, graphs(), DEVICE, **own) for _ in range(2))
+    eager.descent.captured.active = False  # with the same optimizer, as Adam amplifies rounding errors
+    assert take(captured, range(STEPS)) == pytest.approx(take(eager, range(STEPS)), rel=1e-3)
+    assert num_captured(captured.descent) == len(captured.batches.shapes)
 
 
-STEP = pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
-NAMES = pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(("name", "own"), [*((name, {}) for name in TRAINED),
+                                           ("encoder_decoder", {"train_on": "every_position"})], ids=str)
+def test_an_epoch_does_not_synchronize(make_task, name, own, tmp_path):
+    task = make_task(name, graphs(), DEVICE, **own)
+    warm_up(task)
+    take_epoch_without_waiting(task, 1 + STEPS // task.num_steps, tmp_path)
 
 
-@STEP
-def test_steps_have_the_losses_of_the_cpu(make_task, name, normalize_over):
-    expected = losses(make_task(name, "cpu", normalize_over=normalize_over))
-    assert losses(make_task(name, normalize_over=normalize_over)) == pytest.approx(expected, rel=1e-3)
+def warm_up(task: RecommenderTask) -> None:
+    """Capture the steps of all shapes."""
+    take(task, range(STEPS))
+    assert num_captured(task.descent) == len(task.batches.shapes)
 
 
-@STEP
-def test_a_step_does_not_synchronize(make_task, name, normalize_over):
-    task = make_task(name, normalize_over=normalize_over)
-    losses(task)  # initializes cuBLAS and the optimizer
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        after = [task.step(2, index)["loss_total"] for index in range(task.num_steps)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert torch.stack(after).isfinite().all()
-
-
-@STEP
-def test_bfloat16_steps_have_the_float32_losses(make_task, name, normalize_over):
-    expected = losses(make_task(name, normalize_over=normalize_over))
-    half = losses(make_task(name, normalize_over=normalize_over, precision="bfloat16"))
+@EVERY_LOSS
+def test_bfloat16_steps_have_the_losses_of_float32(make_task, name, normalize_over):
+    own = {"normalize_over": normalize_over, "lr": 0.001, "dropout": 0.0}
+    expected = take(make_task(name, graphs(), DEVICE, **own), range(20))
+    half = take(make_task(name, graphs(), DEVICE, **own, precision="bfloat16"), range(20))
     assert half == pytest.approx(expected, rel=0.03)
 
 
-@STEP
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_compiled_steps_have_the_same_losses(make_task, name, normalize_over, precision):
-    own = {"normalize_over": normalize_over, "precision": precision}
-    expected = losses(make_task(name, **own))
-    compiled = losses(make_task(name, **own, compile="true"))
-    assert compiled == pytest.approx(expected, rel=1e-3 if precision == "float32" else 0.03)
+@EVERY_LOSS
+@pytest.mark.parametrize(("precision", "tolerance"), [("ieee", 1e-3), ("tf32", 0.02)])
+def test_steps_have_the_losses_of_the_cpu(make_task, monkeypatch, name, normalize_over, precision, tolerance):
+    monkeypatch.setattr("common.optimization.matmul_precision", lambda _precision: matmul_precision(precision))
+    own = {"normalize_over": normalize_over, "dropout": 0.0}
+    expected = take(make_task(name, **own), FEW_STEPS)
+    assert take(make_task(name, graphs(), DEVICE, **own), FEW_STEPS) == pytest.approx(expected, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", ["encoder_decoder", "decoder_only"])
-def test_dropout_can_be_compiled(make_task, name):
-    assert all(loss > 0 for loss in losses(make_task(name, dropout=0.1, compile="true", precision="bfloat16")))
+def test_capture_true_captures(make_task):
+    warm_up(make_task("sasrec", graphs(), DEVICE, capture="true"))
 
 
-@NAMES
+@pytest.mark.skipif(ON_CPU, reason="the CPU never captures steps by itself, and says nothing")
+def test_sgd_is_not_captured_and_says_so(make_task, caplog):
+    with caplog.at_level(logging.INFO, logger="common.optimization"):
+        task = make_task("sasrec", None, DEVICE, optimizer="SGD")
+    [record] = caplog.records
+    assert "SGD" in record.getMessage()
+    assert task.descent.captured is None
+    assert all(loss > 0 for loss in take(task, FEW_STEPS))
+
+
+@pytest.mark.parametrize("name", names())
 @torch.no_grad()
-def test_the_lists_agree_with_the_cpu(make_model, make_config, sequences, name):
+def test_the_lists_are_those_of_the_cpu(make_model, make_config, sequences, name):
     model, params = make_model(name).eval(), make_config(name).training_params
     model.fit(sequences.training_sequences())
     expected = predict(model, sequences, "valid", params)
-    sequences.device_items = sequences.device_items.to("cuda")
-    there = predict(model.to("cuda"), sequences, "valid", params)
-    assert there.items.tolist() == expected.items.tolist()
-    assert there.scores == pytest.approx(expected.scores, abs=1e-3)
+    there = Sequences(sequences.item, sequences.user, sequences.split, DEVICE)
+    found = predict(model.to(DEVICE), there, "valid", params)
+    assert found.items.tolist() == expected.items.tolist()
+    assert found.scores == pytest.approx(expected.scores, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["encoder_decoder", "sasrec"])
+def test_a_resumed_training_has_the_metrics_of_an_undisturbed_one(make_task, tmp_path, name):
+    def make():
+        return make_task(name, graphs(), DEVICE, epochs=12, eval_every=4)
+
+    undisturbed = metrics_of_training(make, tmp_path / "undisturbed")
+    resumed = metrics_of_training(make, tmp_path / "resumed", stop_before=33)
+    for line, expected in zip(resumed, undisturbed, strict=True):
+        assert line["loss_total"] == pytest.approx(expected["loss_total"], rel=0.01)
+        assert ("metrics" in line) == ("metrics" in expected)
+        if "metrics" in line:  # ties between two items may be broken in another way
+            assert line["metrics"]["ndcg@10"] == pytest.approx(expected["metrics"]["ndcg@10"], abs=0.05)
+
+
+@pytest.mark.parametrize(("first", "second"), [(DEVICE, "cpu"), ("cpu", DEVICE)], ids=["to the CPU", "from the CPU"])
+def test_a_checkpoint_continues_on_another_device(make_task, tmp_path, first, second):
+    def start(device: torch.device | str) -> RecommenderTask:
+        return make_task("sasrec", graphs() if device == DEVICE else None, device, dropout=0.0)
+
+    expected = take(start("cpu"), range(30))
+    before, after = start(first), start(second)
+    losses = take(before, range(15))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", "a command")
+    checkpoints.save(15, {"model": before.model.state_dict(), "optimizer": optimizer_state(before.descent.optimizer)})
+    state = checkpoints.load_newest()
+    restore(after.model, state)
+    restore_optimizer(after.descent.optimizer, state)
+    losses += take(after, range(15, 30))
+    assert losses == pytest.approx(expected, rel=0.02)  # products in TF32
