@@ -416,8 +416,8 @@ def _value(where: str, text: str, before: object) -> object:
 def check_section(values: dict, defaults: dict, section: str, origins: dict[str, str], rules: Rules) -> None:
     """Raise ConfigError if a section has an unknown key or a wrong value.
 
-    Each key must be in `defaults`. Each value must have the type of its default, or of one of its choices, and follow
-    `rules`. If the default is a float, an integer is converted to a float.
+    Each key must be in `defaults`. Each value must follow `rules`, and have the type of its default, or be one of its
+    choices. If the default is a float, an integer is converted to a float.
     """
     for key, value in values.items():
         where = origins.get(f"{section}.{key}", section)
@@ -426,8 +426,7 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
         kind = NULLABLE.get(key, type(defaults[key]))
         if kind is float and type(value) is int:
             values[key] = value = float(value)
-        kinds = {kind, *map(type, rules.choices.get(key, ()))}
-        if type(value) not in kinds and not (value is None and key in NULLABLE):
+        if type(value) is not kind and key not in rules.choices and not (value is None and key in NULLABLE):
             raise ConfigError(where, f"{section}.{key} must be of type {kind.__name__}, got {reprlib.repr(value)}",
                               fix="correct the value")
         if value is not None:
@@ -442,7 +441,8 @@ def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -
         if not fits:
             raise ConfigError(where, f"{path} must be " + (f"at least {low}" if high is None else
                               f"from {low} to {high}") + f", got {reprlib.repr(value)}", fix="correct the value")
-    if key in rules.choices and value not in rules.choices[key]:
+    # In Python, 1 equals True, so compare the types as well.
+    if key in rules.choices and (type(value), value) not in [(type(word), word) for word in rules.choices[key]]:
         words = [str(word).lower() if isinstance(word, bool) else str(word) for word in rules.choices[key]]
         raise ConfigError(where, f"unknown value {value!r} for {path}", nearest(str(value), words),
                           "use one of " + ", ".join(words))
