@@ -426,11 +426,12 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
         kind = NULLABLE.get(key, type(defaults[key]))
         if kind is float and type(value) is int:
             values[key] = value = float(value)
-        if type(value) is not kind and key not in rules.choices and not (value is None and key in NULLABLE):
+        if value is None and key in NULLABLE:
+            continue
+        if type(value) is not kind and key not in rules.choices:
             raise ConfigError(where, f"{section}.{key} must be of type {kind.__name__}, got {reprlib.repr(value)}",
                               fix="correct the value")
-        if value is not None:
-            _check_value(where, f"{section}.{key}", key, value, rules)
+        _check_value(where, f"{section}.{key}", key, value, rules)
 
 
 def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -> None:

@@ -70,7 +70,8 @@ def test_every_models_loss_and_gradients_survive_bfloat16(name, normalize_over, 
 
 
 @pytest.mark.parametrize(("key", "value", "names"), [
-    ("precision", "float16", ["'float16'", "float32", "bfloat16"]), ("capture", "1", [1]),
+    ("precision", "float16", ["'float16'", "float32", "bfloat16"]), ("precision", "null", ["None", "float32"]),
+    ("capture", "1", [1, "auto"]),
     ("capture", "always", ["'always'", "auto", "true", "false"])])
 def test_wrong_values_of_the_keys_are_refused(make_config, key, value, names):
     where = f"--encoder_decoder.training_params.{key}"
