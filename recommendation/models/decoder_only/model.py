@@ -6,15 +6,13 @@ import torch
 from torch import Tensor
 
 from ..abstract_model import Catalogue, Windows
+from ..attention_bias import RelativeBias, as_bias, expand_bias
 from ..generator import AbstractGenerator, PrefixCache
 from ..layers import (
     FeedForward,
-    RelativeBias,
     RMSNorm,
     SelfAttention,
-    as_bias,
     dropout,
-    expand_bias,
     initialize,
     stack,
 )

@@ -6,17 +6,15 @@ import torch
 from torch import Tensor
 
 from ..abstract_model import PADDING, Catalogue, Windows
+from ..attention_bias import RelativeBias, as_bias, expand_bias
 from ..generator import START, AbstractGenerator, PrefixCache
 from ..layers import (
     CrossAttention,
     FeedForward,
     Memory,
-    RelativeBias,
     RMSNorm,
     SelfAttention,
-    as_bias,
     dropout,
-    expand_bias,
     initialize,
     stack,
 )

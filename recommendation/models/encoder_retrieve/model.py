@@ -10,12 +10,12 @@ from common.progress import Progress
 from recommendation.decoding.top_k import in_order, in_row
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
+from ..attention_bias import causal_bias
 from ..layers import (
     IGNORED,
     FeedForward,
     RMSNorm,
     SelfAttention,
-    causal_bias,
     dropout,
     initialize,
     masked_cross_entropy,

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
-from ..layers import FeedForward, RMSNorm, SelfAttention, causal_bias, dropout, initialize, stack
+from ..attention_bias import causal_bias
+from ..layers import FeedForward, RMSNorm, SelfAttention, dropout, initialize, stack
 from ..params import Params
 
 # B batch, W length of the longest window, M model width, N items

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recommendation.models.attention_bias import RelativeBias
 from recommendation.models.layers import (
     CrossAttention,
     FeedForward,
     Memory,
-    RelativeBias,
     RMSNorm,
     SelfAttention,
     attend,

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from recommendation.models import find_class, layers, names
+from recommendation.models import attention_bias, find_class, layers, names
 from recommendation.models.abstract_model import Catalogue, Windows
 from tests.operations import operations
 
@@ -116,7 +116,7 @@ def test_constants_follow_the_type_of_the_model(make_model, name):
 
 def test_without_gradients_no_constant_is_kept():
     calls = []
-    make = layers.constant(lambda size: calls.append(size) or torch.zeros(size))
+    make = attention_bias.constant(lambda size: calls.append(size) or torch.zeros(size))
     with torch.no_grad():
         assert make(3).shape == make(3).shape == (3,)
     assert calls == [3, 3]
@@ -125,9 +125,9 @@ def test_without_gradients_no_constant_is_kept():
 
 
 def test_old_constants_are_dropped():
-    make = layers.constant(torch.zeros)
+    make = attention_bias.constant(torch.zeros)
     first = make(1)
-    for size in range(2, layers.NUM_CONSTANTS + 2):
+    for size in range(2, attention_bias.NUM_CONSTANTS + 2):
         make(size)
     assert make(1) is not first
 
