@@ -35,6 +35,7 @@ from benchmarks.gpu_quality import BEAUTY, TEA_SHOP, Training, last_line, watch 
 from benchmarks.gpu_results import PAGE, RESULTS  # noqa: E402
 from benchmarks.gpu_speed import MARK  # noqa: E402
 
+ALL_SECONDS = 295                          # of all parts together
 LIMITS = {"tests": 240, "speed": 240}      # seconds; then the processes are ended
 SMOKE_TESTS = "sasrec or rvq or imported"  # the other models need minutes on a CPU
 PAIRS = 3                                  # pairs of runs with --base
@@ -205,7 +206,9 @@ class Benchmark:
         if reason := self._prepare(training):
             yield {"left_out": reason}
             return
-        yield self._watch(training, training.seconds)
+        # All parts together take at most five minutes.
+        left = ALL_SECONDS - (time.monotonic() - self.begun) if self.args.what == "all" else training.seconds
+        yield self._watch(training, max(min(training.seconds, left), 60))
 
     def precision(self) -> Iterator[dict]:
         """Train for the same time with float32 and with bfloat16."""

@@ -8,3 +8,6 @@ import os
 # Values that the user has set are kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# PyTorch 2.13 and newer compile some operations on a GPU at their first use, for example products of single columns.
+# Without a compiler or the headers of Python, this ends the training (pytorch issue 196977).
+os.environ.setdefault("TORCH_DISABLE_NATIVE_JIT", "1")

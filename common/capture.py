@@ -5,6 +5,8 @@ of tensors. It may change other tensors in place, such as parameters, buffers an
 """
 
 import logging
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -21,7 +23,9 @@ Step = Callable[..., Losses]
 
 MAX_SHAPES = 32     # further shapes are not captured, because each graph needs memory
 NUM_EAGER = 2       # the first steps of a shape are eager: they allocate the state of the optimizer and of libraries
-NUM_COMPARED = 2    # the first replays of a shape are compared with eager steps
+# These replays of a shape are compared with eager steps: the first ones, and some more to find numbers of Python that
+# change slowly. In a captured step, they keep their value.
+COMPARED = (1, 2, 100, 1000)
 LOSS_TOLERANCE = 1e-3
 UPDATE_TOLERANCE = 0.1  # of the length of the update: Adam may change a weight by its learning rate due to rounding
 
@@ -41,13 +45,19 @@ class Graphs(Protocol):
     def capture(self, step: Callable[[], Losses]) -> tuple[Callable[[], None], Losses]:
         """Record the step without taking it. Return a function that takes it, and the tensors with its losses."""
 
+    def renew(self) -> None:
+        """Forget the memory of all captured steps. They must not be used afterwards."""
+
 
 class CudaGraphs:
     """CUDA graphs with a common memory pool and a common stream."""
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self.side, self.pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.device, self.side = device, torch.cuda.Stream(device)
+        self.renew()
+
+    def renew(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -63,7 +73,9 @@ class CudaGraphs:
     @contextmanager
     def no_synchronization(self) -> Iterator[None]:
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*prototype feature")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
@@ -87,13 +99,13 @@ class _Shape:
         self.replay: Callable[[], None] | None = None
         self.inputs: tuple[Tensor, ...] = ()
         self.losses: Losses = {}
-        self.num_compared = 0
+        self.num_replays = 0
 
 
 class CapturedSteps:
     """Takes steps, and captures each shape after its first two steps.
 
-    The replays of a shape are compared with eager steps twice. If they differ, or if the step waits for the device, all
+    Some replays of a shape are compared with eager steps. If they differ, or if the step waits for the device, all
     later steps are eager. No step is lost, and a warning gives the reason.
     """
 
@@ -124,7 +136,8 @@ class CapturedSteps:
             return self._checked_step(inputs)
         if shape.replay is None:
             self._capture(shape, inputs)
-        if shape.num_compared < NUM_COMPARED:
+        shape.num_replays += 1
+        if shape.num_replays in COMPARED:
             return self._compared_step(shape, inputs)
         return _replayed(shape, inputs)
 
@@ -132,6 +145,7 @@ class CapturedSteps:
         """Forget the captured steps if a tensor of the state has moved. Its old memory must not be used any more."""
         if self.active and self.addresses and self.addresses != self._addresses():
             self.addresses, self.shapes = [], {}
+            self.graphs.renew()
 
     def _addresses(self) -> list[int]:
         return [tensor.data_ptr() for group in self.state() for tensor in group]
@@ -160,8 +174,11 @@ class CapturedSteps:
             if out_of_memory(error):
                 raise
             # The states of the allocator and of the generator are now undefined, so eager steps could be wrong.
+            # The end of the capture raises an error too, which hides the first one.
+            cause = error.__context__ or error
             raise ResourceError("capture", "a training step could not be captured as a CUDA graph",
-                                str(error).splitlines()[0], "use --capture false") from error
+                                (str(cause).splitlines() or [type(cause).__name__])[0],
+                                "use --capture false") from error
         self.addresses = self._addresses()
 
     def _compared_step(self, shape: _Shape, inputs: tuple[Tensor, ...]) -> Losses:
@@ -172,18 +189,17 @@ class CapturedSteps:
         eager = _copies(self.state())
         _restore(self.state(), before)
         found = _replayed(shape, inputs)
-        shape.num_compared += 1
         if _same_losses(losses, found) and _same_changes(before, eager, self.state()):
             return found
-        self._stop(before, "a captured step gives another result than a normal one",
-                   "Python code of the model may have chosen a value that is now fixed")
-        return self.step(*inputs)
+        self._stop(eager, "a captured step gives another result than a normal one",
+                   "A captured step cannot depend on numbers of Python that change, such as a counter")
+        return losses
 
-    def _stop(self, before: list[list[Tensor]], what: str, why: str) -> None:
-        """Restore the state, and take all further steps eagerly."""
+    def _stop(self, state: list[list[Tensor]], what: str, why: str) -> None:
+        """Restore `state`, and take all further steps eagerly."""
         if self.required:
             raise ConfigError("training_params.capture", what, why, "use --capture auto, or --capture false")
-        _restore(self.state(), before)
+        _restore(self.state(), state)
         self.active, self.shapes = False, {}
         log.warning("capture: %s; training continues without captured steps. %s", what, why)
 
@@ -203,8 +219,8 @@ def _copies(state: list[list[Tensor]]) -> list[list[Tensor]]:
 
 @torch.no_grad()
 def _restore(state: list[list[Tensor]], copies: list[list[Tensor]]) -> None:
-    for group, of_group in zip(state, copies, strict=True):
-        for tensor, copy in zip(group, of_group, strict=True):
+    for group, of_group in zip(state, copies, strict=False):  # an optimizer may add groups, and tensors at their ends
+        for tensor, copy in zip(group, of_group, strict=False):
             tensor.copy_(copy)
 
 
@@ -216,9 +232,11 @@ def _same_losses(one: Losses, other: Losses) -> bool:
 @torch.no_grad()
 def _same_changes(before: list[list[Tensor]], one: list[list[Tensor]], other: list[list[Tensor]]) -> bool:
     """Return whether two steps have changed each group of the state in the same way, except for rounding errors."""
+    if not list(map(len, before)) == list(map(len, one)) == list(map(len, other)):
+        return False  # the step has added tensors to the state of the optimizer
     for start, first, second in zip(before, one, other, strict=True):
-        difference, change, rounding = _distance(first, second), _distance(start, first), 1e-6 * _distance(first, None)
-        if not difference <= UPDATE_TOLERANCE * change + rounding and difference == difference:
+        limit = UPDATE_TOLERANCE * _distance(start, first) + 1e-6 * _distance(first, None)
+        if math.isfinite(limit) and not _distance(first, second) <= limit:
             return False
     return True
 

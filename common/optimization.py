@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -53,6 +54,8 @@ def make_optimizer(model: nn.Module, params: dict, capturable: bool = False) -> 
     options = {"lr": params["lr"], "weight_decay": params["weight_decay"], "fused": True}
     if capturable:
         options |= {"lr": torch.tensor(params["lr"], device=trainable[0].device), "capturable": True}
+        # Some steps are not captured. That is slower, but the optimizer's warning about it would not help anyone.
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
     return getattr(torch.optim, params["optimizer"])(trainable, **options)
 
 
@@ -129,9 +132,10 @@ class GradientDescent:
 
     def _state(self) -> list[list[Tensor]]:
         """Return the tensors that a step changes: parameters, buffers, and the state of the optimizer."""
-        moments = [] if self.optimizer is None else [
-            tensor for of_parameter in self.optimizer.state.values() for tensor in of_parameter.values()]
-        return [list(self.model.parameters()), list(self.model.buffers()), moments]
+        states = [] if self.optimizer is None else list(self.optimizer.state.values())
+        names = {name: None for of_parameter in states for name in of_parameter}
+        return [list(self.model.parameters()), list(self.model.buffers()),
+                *([of_parameter[name] for of_parameter in states if name in of_parameter] for name in names)]
 
 
 def _captures(device: torch.device, params: dict) -> bool:

@@ -208,7 +208,8 @@ class TrainingLoop:
         seed, device = derive_seed(self.seed, *parts), self.task.descent.device
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(device):  # the function seeds only the current device
+                torch.cuda.manual_seed(seed)
         elif device.type != "cpu":
             torch.manual_seed(seed)
 

@@ -81,7 +81,8 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
     else:
         task = RecommenderTask(model, sequences, params, seed, config.name)
         items, lengths = task.batches.get(0, 0, WHOLE)
-        check_contract(model, tried, params["top_k"], Windows(items[:NUM_TRIED], lengths[:NUM_TRIED]))
+        with task.descent.stream():
+            check_contract(model, tried, params["top_k"], Windows(items[:NUM_TRIED], lengths[:NUM_TRIED]))
         best = TrainingLoop(task, run, params, seed).train()
     model.eval()
     model.prepare()

@@ -94,6 +94,9 @@ class RecordedGraphs:
     def fork_random(self):
         return torch.random.fork_rng([])
 
+    def renew(self):
+        pass
+
     def capture(self, step):
         self.captures += 1
         with torch.random.fork_rng([]), Recording() as recording:

@@ -46,6 +46,10 @@ class AbstractVQ(nn.Module, ABC):
         Each loss must be a mean over rows. With several processes, each process computes the losses of its shard of the
         batch, and the trainer averages them. If `forward` or a loss needs the whole batch, use the functions of
         common/data_parallel.py.
+
+        On CUDA, the trainer records a step as a CUDA graph and replays it. This needs code that does not read values of
+        tensors (`.item()`, `nonzero`, `if tensor`), does not use numbers of Python that change, and changes buffers
+        only in place. Otherwise, the training uses normal steps, which are slower.
         """
 
     # The following methods are optional.

@@ -139,7 +139,7 @@ class AbstractRecommender(nn.Module, ABC):
         shard of the windows. The trainer weights the losses by the number of targets in each shard.
 
         On CUDA, the trainer records a step as a CUDA graph and replays it. This needs code that does not read values of
-        tensors (`.item()`, `nonzero`, `if tensor`), and that changes buffers only in place. Otherwise, the training
-        uses normal steps, which are slower.
+        tensors (`.item()`, `nonzero`, `if tensor`), does not use numbers of Python that change, and changes buffers
+        only in place. Otherwise, the training uses normal steps, which are slower.
         """
         raise TypeError(f"{type(self).__name__} must implement `fit` or `compute_loss`")

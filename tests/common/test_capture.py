@@ -127,12 +127,66 @@ def test_a_learning_rate_that_is_frozen_is_noticed(eager, caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_failed_capture_ends_the_run():
+def test_a_number_that_changes_slowly_is_noticed(caplog):
+    def compute_losses(xs):
+        return {"loss_total": model.layers(xs).square().mean() * (1 + 1e-4 * number)}
+
+    model = Net()
+    descent = GradientDescent(model, compute_losses, PARAMS | {"lr": 0.0}, STEPS, RecordedGraphs())
+    for number in range(110):
+        assert descent.captured.active == (number < 102)  # the replay 100 is step 102
+        descent.step(number, (torch.ones(5, 4),))
+    assert len(caplog.records) == 1
+
+
+def test_a_replay_that_is_not_finite_is_noticed():
     class Broken(RecordedGraphs):
         def capture(self, step):
-            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
+            replay, losses = super().capture(step)
 
-    with refused(ResourceError, "capture", names=["operation not permitted"], fix=["--capture false"]) as raised:
+            def poisoned():
+                replay()
+                with torch.no_grad():
+                    descent.model.layers[0].weight[0, 0] = torch.nan
+
+            return poisoned, losses
+
+    torch.manual_seed(0)
+    model = Net()
+    descent = GradientDescent(model, model.compute_losses, PARAMS, STEPS, Broken())
+    losses = [descent.step(number, (torch.ones(5, 4),))["loss_total"].item() for number in range(6)]
+    assert not descent.captured.active
+    assert torch.tensor(losses).isfinite().all()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_weight_that_is_used_later_is_noticed(caplog):
+    def compute_losses(xs):
+        model.number += 1
+        loss = model.layers(xs).square().mean()
+        return {"loss_total": loss + (late.square().sum() if model.number > 3 else 0.0)}
+
+    model, late = Net(), nn.Parameter(torch.ones(3))
+    model.late = late
+    descent = GradientDescent(model, compute_losses, PARAMS, STEPS, RecordedGraphs())
+    for number in range(8):
+        descent.step(number, (torch.ones(5, 4),))
+    assert not descent.captured.active
+    assert len(caplog.records) == 1
+    assert (late < 1).all()
+
+
+@pytest.mark.parametrize("message", ["CUDA error: operation not permitted when stream is capturing\nmore lines", ""])
+def test_a_failed_capture_ends_the_run(message):
+    class Broken(RecordedGraphs):
+        def capture(self, step):
+            try:
+                raise RuntimeError(message)
+            finally:  # as the end of a capture does
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    names = [message.partition("\n")[0] or "RuntimeError"]
+    with refused(ResourceError, "capture", names=names, fix=["--capture false"]) as raised:
         train(Broken())
     assert "more lines" not in str(raised.value)
 
