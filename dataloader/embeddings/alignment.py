@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.device import send
 from common.errors import DataError, TrainingError
+from common.optimization import GradientDescent
 from common.run import Run
-from common.training import Best, TrainingLoop, derive_seed, make_optimizer, optimize
+from common.training import Best, TrainingLoop, derive_seed
 from dataloader.embeddings.transform import mean_of, slices
 from dataloader.flags import CONFIGS
 from dataloader.options import Alignment
@@ -65,21 +67,22 @@ class AlignmentTask:
     name = "fuse: align"
 
     def __init__(self, parts: list[Tensor], rows: Tensor, dim: int, params: Alignment, seed: int):
-        self.parts, self.params, self.seed = parts, params._asdict(), seed
+        self.parts, self.params, self.seed = parts, {**params._asdict(), "capture": "auto"}, seed
         torch.manual_seed(derive_seed(seed, "projections"))
         self.model = Projections([part.shape[1] for part in parts], dim, params).to(parts[0].device)
-        self.optimizer = make_optimizer(self.model, self.params)
         rows = rows[self._permutation(len(rows), "held out")]
         num_held_out = min(len(rows) // 10, params.max_held_out)
         self.held_out, self.rows = (rows[:num_held_out], rows[num_held_out:]) if num_held_out > 1 else (rows, rows)
         self.batch_size = min(params.batch_size, len(self.rows))
         self.num_steps = len(self.rows) // self.batch_size
+        self.descent = GradientDescent(self.model, self._compute_losses, self.params, self.num_steps)
         self._epoch, self._order = -1, rows
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
-        loss = self.model.loss(self._projected(self._batch(epoch, index)))
-        optimize(self, loss, epoch * self.num_steps + index, self.params)
-        return {"loss": loss}
+        return self.descent.step(epoch * self.num_steps + index, (self._batch(epoch, index),))
+
+    def _compute_losses(self, rows: Tensor) -> dict[str, Tensor]:
+        return {"loss_total": self.model.loss(self._projected(rows))}
 
     def end_epoch(self, epoch: int) -> None:
         pass
@@ -113,7 +116,7 @@ class AlignmentTask:
 
     def _permutation(self, count: int, *parts: object) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, *parts))
-        return torch.randperm(count, generator=generator).to(self.parts[0].device)
+        return send(torch.randperm(count, generator=generator), self.parts[0].device)
 
 
 def align(parts: list[tuple[np.ndarray, np.ndarray, float]], dim: int, params: Alignment, seed: int,
