@@ -6,7 +6,7 @@ from tests.recorded_graphs import RecordedGraphs
 
 from .conftest import OPTIONS, take
 
-STEPS = range(50)
+STEPS = range(30)
 
 
 @pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)

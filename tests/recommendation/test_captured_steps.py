@@ -9,7 +9,7 @@ from tests.recorded_graphs import RecordedGraphs, recorded
 
 from .conftest import OPTIONS, take
 
-STEPS = 50
+STEPS = 30
 
 
 @pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)
@@ -24,9 +24,9 @@ def test_captured_steps_have_the_losses_of_eager_steps(make_task, name, own):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)
-def test_two_steps_of_a_shape_issue_the_same_operations_on_the_same_memory(make_task, name, own):
-    task = make_task(name, None, **own)
+@pytest.mark.parametrize("name", ["sasrec", "decoder_only", "encoder_retrieve", "encoder_decoder"])
+def test_two_steps_of_a_shape_issue_the_same_operations_on_the_same_memory(make_task, name):
+    task = make_task(name, None)
     take(task, range(2))  # creates the state of the optimizer
     shape = task.batches.shapes[-1]
     batches = [next(windows for index in range(task.num_steps)
