@@ -46,7 +46,7 @@ class Scale(NamedTuple):
     quantizer: tuple = ()           # replace sizes of the quantizer
 
 
-SMOKE = Scale(1, 0.2, (16, 32), 6, (300, 24), 4, 64, 1, 60,
+SMOKE = Scale(1, 0.1, (32, 64), 6, (300, 24), 4, 64, 1, 40,
               (("num_encoder_layers", 1), ("num_decoder_layers", 1), ("d_model", 16), ("d_ff", 16), ("d_kv", 8),
                ("num_heads", 2)),
               (("hidden_sizes", [16]), ("latent_size", 4), ("codebook_size", 8), ("batch_size", 128),

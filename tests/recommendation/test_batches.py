@@ -44,7 +44,7 @@ def targets_of(histories: list[list[int]]) -> list[int]:
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(training())
 def test_target_windows_are_each_training_event_after_its_history(case):
     histories, batch_size, max_history, seed = case
@@ -56,7 +56,7 @@ def test_target_windows_are_each_training_event_after_its_history(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(training())
 def test_sequence_windows_cover_each_training_target_once(case):
     histories, batch_size, max_history, seed = case
@@ -70,7 +70,7 @@ def test_sequence_windows_cover_each_training_target_once(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(training(), st.sampled_from(["target", "sequence"]))
 def test_training_windows_have_no_valid_or_test_events(case, unit):
     histories, batch_size, max_history, seed = case
@@ -81,7 +81,7 @@ def test_training_windows_have_no_valid_or_test_events(case, unit):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(training(), st.sampled_from(["target", "sequence"]))
 def test_every_epoch_has_all_batches_and_none_is_empty(case, unit):
     histories, batch_size, max_history, seed = case
@@ -91,7 +91,7 @@ def test_every_epoch_has_all_batches_and_none_is_empty(case, unit):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(training())
 def test_target_batches_have_about_batch_size_rows_and_no_empty_row(case):
     histories, batch_size, max_history, seed = case
@@ -104,7 +104,7 @@ def test_target_batches_have_about_batch_size_rows_and_no_empty_row(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(training(), st.sampled_from(["target", "sequence"]))
 def test_every_epoch_has_the_same_shapes(case, unit):
     histories, batch_size, max_history, seed = case
@@ -117,7 +117,7 @@ def test_every_epoch_has_the_same_shapes(case, unit):
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(training(), st.sampled_from(["target", "sequence"]), st.integers(1, 4))
 def test_the_shards_of_a_batch_have_its_windows(case, unit, num_shards):
     histories, batch_size, max_history, seed = case

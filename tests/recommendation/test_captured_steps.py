@@ -9,7 +9,7 @@ from tests.recorded_graphs import RecordedGraphs, recorded
 
 from .conftest import OPTIONS, take
 
-STEPS = 30
+STEPS = 25
 
 
 @pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)
