@@ -61,6 +61,9 @@ class Checkpoints:
             # If the process is killed between the two calls, the next call of this method finds the checkpoint again.
             meta_path(old).unlink(missing_ok=True)
             old.unlink()
+        self._delete_leftovers()
+
+    def _delete_leftovers(self) -> None:
         # safetensors writes to such a file before it renames it. Only this process writes here, as it locks the run.
         for leftover in self.folder.glob(".tmp??????"):
             leftover.unlink()
@@ -68,6 +71,7 @@ class Checkpoints:
     def save_best(self, state: dict) -> None:
         if is_main():
             save_state(self.best, state, self.command)
+            self._delete_leftovers()  # a model that is fitted in one call has no other checkpoint
         barrier()
 
     def load_newest(self, use: Callable[[Record], None] = lambda state: None) -> Record | None:
