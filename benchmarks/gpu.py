@@ -69,7 +69,7 @@ def absolute(path: str) -> Path:
 def write_page(path: Path, commit: str | None) -> None:
     """Write the page of the results in the file `path`: benchmarks/gpu.md, or a file next to other results.
 
-    commit: if there are no results, the page says that this commit was not measured
+    commit: the commit that was not measured, for a page without results
     """
     results = gpu_results.load(path)
     if commit is not None and not results.get("parts"):

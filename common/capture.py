@@ -7,9 +7,9 @@ of tensors. It may change other tensors in place, such as parameters, buffers an
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -235,14 +235,16 @@ def _same_changes(before: list[list[Tensor]], one: list[list[Tensor]], other: li
     if not list(map(len, before)) == list(map(len, one)) == list(map(len, other)):
         return False  # the step has added tensors to the state of the optimizer
     for start, first, second in zip(before, one, other, strict=True):
-        limit = UPDATE_TOLERANCE * _distance(start, first) + 1e-6 * _distance(first, None)
-        if math.isfinite(limit) and not _distance(first, second) <= limit:
+        limit = UPDATE_TOLERANCE * _length(_differences(start, first)) + 1e-6 * _length(first)
+        if math.isfinite(limit) and not _length(_differences(first, second)) <= limit:
             return False
     return True
 
 
-def _distance(group: list[Tensor], other: list[Tensor] | None) -> float:
-    """Return the Euclidean distance between two groups of tensors, or the length of the first group."""
-    pairs: Any = zip(group, other, strict=True) if other is not None else ((tensor, None) for tensor in group)
-    return sum(float((a.double() if b is None else a.double() - b.double()).square().sum()) for a, b in pairs) ** 0.5
+def _length(group: Iterable[Tensor]) -> float:
+    """Return the Euclidean length of all tensors of a group together."""
+    return sum(float(tensor.double().square().sum()) for tensor in group) ** 0.5
 
+
+def _differences(group: list[Tensor], other: list[Tensor]) -> Iterator[Tensor]:
+    return (one.double() - two.double() for one, two in zip(group, other, strict=True))

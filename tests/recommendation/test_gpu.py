@@ -3,13 +3,16 @@
 `bash benchmarks/gpu.sh tests` runs these tests. With GPU_TESTS_ON_CPU=1, they run on the CPU.
 """
 
+import itertools
 import logging
 
 import pytest
 import torch
 
 from common.checkpoint import Checkpoints, optimizer_state, restore, restore_optimizer
+from common.data_parallel import WHOLE
 from common.precision import matmul_precision
+from recommendation.batches import TrainingBatches
 from recommendation.dataset import Sequences
 from recommendation.evaluator import predict
 from recommendation.models import find_class, names
@@ -40,6 +43,16 @@ def test_an_epoch_does_not_synchronize(make_task, name, own, tmp_path):
     task = make_task(name, graphs(), DEVICE, **own)
     warm_up(task)
     take_epoch_without_waiting(task, 1 + STEPS // task.num_steps, tmp_path)
+
+
+@pytest.mark.parametrize("unit", ["target", "sequence"])
+def test_the_batches_are_those_of_the_cpu(sequences, unit):
+    there = Sequences(sequences.item, sequences.user, sequences.split, DEVICE)
+    here, other = (TrainingBatches(events, unit, 16, 5, seed=0) for events in (sequences, there))
+    for epoch, index in itertools.product(range(2), range(here.num_batches)):
+        for one, two in zip(here.get(epoch, index, WHOLE), other.get(epoch, index, WHOLE), strict=True):
+            assert two.device.type == DEVICE.type
+            assert torch.equal(one, two.cpu())
 
 
 def warm_up(task: RecommenderTask) -> None:
