@@ -9,7 +9,7 @@ from torch import Tensor
 from common.artifacts import DatasetFolder, Interactions, load_interactions, load_meta
 from common.errors import DataError
 from common.table_files import SPLITS
-from recommendation.models.abstract_model import PADDING, Windows
+from recommendation.models.abstract_model import PADDING, HeldOut, Windows
 
 # E events, U users, B batch, W length of the longest window
 
@@ -64,6 +64,18 @@ class Sequences:
         offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
         device = self.device_items.device
         return [self.device_items[torch.from_numpy(train).to(device)], offsets.to(device)]
+
+    def validation_events(self) -> HeldOut:
+        """Return the validation events that have a history, an argument of `AbstractRecommender.fit`."""
+        positions, device = self.positions("valid"), self.device_items.device
+        starts, ends = (torch.from_numpy(part).to(device) for part in (self.first[positions], positions))
+        return HeldOut(self.device_items, starts, ends)
+
+    def has_repeats(self) -> bool:
+        """Return whether a user has several training events with the same item."""
+        train = self.split == SPLITS.index("train")
+        pairs = np.sort(self.user[train] * (int(self.item.max()) + 1) + self.item[train])
+        return bool((pairs[1:] == pairs[:-1]).any())
 
     def training_counts(self, num_items: int) -> np.ndarray:
         """Return the number of training events of each item, (num_items,)."""

@@ -16,7 +16,7 @@ from common.training import Best, TrainingLoop
 from recommendation.batches import TrainingBatches
 from recommendation.dataset import Sequences
 from recommendation.evaluator import metrics, predict
-from recommendation.models.abstract_model import AbstractRecommender, Windows
+from recommendation.models.abstract_model import AbstractRecommender, Teacher, Windows
 from recommendation.models.contract import NUM_TRIED, check_contract, check_types
 
 log = logging.getLogger(__name__)
@@ -33,23 +33,24 @@ class RecommenderTask:
     """The training of a recommender by gradient descent. It implements `common.training.Task`."""
 
     def __init__(self, model: AbstractRecommender, sequences: Sequences, params: dict, seed: int, name: str,
-                 graphs: Graphs | None = None):
+                 graphs: Graphs | None = None, teacher: Teacher | None = None):
         """graphs: the operations for captured steps; by default, those of the model's device"""
         self.model: nn.Module = model
         self.recommender, self.sequences, self.params, self.name = model, sequences, params, name
         self.batches = TrainingBatches(sequences, model.training_unit, params["batch_size"], params["max_history"],
                                        seed)
         self.num_steps = self.batches.num_batches
+        self.teacher = teacher
         compute = loss_function(model, params, sequences.device_items.device)
-        self.descent = GradientDescent(model, lambda *windows: compute(Windows(*windows)), params, self.num_steps,
-                                       graphs)
+        self.descent = GradientDescent(model, lambda items, lengths: compute(Windows(items, lengths, teacher)), params,
+                                       self.num_steps, graphs)
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
         with shard_batch(self.batches.num_windows(epoch, index)) as part:
             windows = self.batches.get(epoch, index, part)
             weight = 1.0 if part is WHOLE else part.weight(self.batches.num_targets(epoch, index, part.rows),
                                                            self.batches.num_targets(epoch, index))
-            return self.descent.step(epoch * self.num_steps + index, windows, weight)
+            return self.descent.step(epoch * self.num_steps + index, windows[:2], weight)
 
     def end_epoch(self, epoch: int) -> None:
         """Do nothing; recommenders need no work between epochs."""
@@ -71,7 +72,7 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
     params, seed = config.training_params, config["common"]["seed"]
     tried = sequences.histories(sequences.positions("valid")[:NUM_TRIED], params["max_history"])
     types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-    if model.fit(sequences.training_sequences()):
+    if model.fit(sequences.training_sequences(), sequences.validation_events()):
         model.eval()
         check_types(model, types)
         check_contract(model, tried, params["top_k"], None)
@@ -80,7 +81,7 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
         best = Best(0, metrics[params["select_by"]], metrics)
     else:
         task = RecommenderTask(model, sequences, params, seed, config.name)
-        items, lengths = task.batches.get(0, 0, WHOLE)
+        items, lengths, _ = task.batches.get(0, 0, WHOLE)
         with task.descent.stream():
             check_contract(model, tried, params["top_k"], Windows(items[:NUM_TRIED], lengths[:NUM_TRIED]))
         best = TrainingLoop(task, run, params, seed).train()

@@ -1,4 +1,4 @@
-"""Beam search and exact search for the items with the most likely semantic IDs."""
+"""Beam search for the items with the most likely semantic IDs, and the exact scores of all items."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recommendation.decoding.top_k import Recommendations, in_order, top_items
+from recommendation.decoding.top_k import Prior, Recommendations, in_order
 from recommendation.decoding.trie import Trie
 
 # B batch, K beams, C codebook size of the level, J largest number of children of a node of the level,
@@ -27,17 +27,18 @@ At the first level, K is 1.
 class Beams(NamedTuple):
     """The current beams of a search. Each beam is a prefix of a semantic ID. All tensors have the shape (B, K)."""
 
-    scores: Tensor   # sums of log-probabilities; -inf if no item has the prefix
+    scores: Tensor   # sums of the model's log-probabilities; -inf if no item has the prefix
     nodes: Tensor    # nodes of the prefixes in the trie
     codes: Tensor    # last codes of the prefixes
     parents: Tensor  # for each beam, the index of its parent beam in the previous step
 
 
 def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: int,
-                valid_only: bool = False, seen: Tensor | None = None) -> Recommendations:
+                valid_only: bool = False, seen: Tensor | None = None, prior: Prior | None = None) -> Recommendations:
     """Search with `num_beams` beams for the `top_k` most likely items of each history.
 
-    The score of an item is the sum of the log-probabilities of its codes.
+    The score of an item is the sum of the log-probabilities of its codes. With a prior, the weighted log-probability
+    of the item under the prior is added. For a prefix, this is the log-probability of all unseen items below it.
 
     valid_only: if True, the probabilities of the codes that lead to valid items sum to 1; if False, the probabilities
         of all codes of the codebook sum to 1
@@ -48,6 +49,13 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
     root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
     leaves = None if seen is None else trie.leaves_of(seen)
     beams = Beams(_mask_seen(root.float(), trie, 0, root, leaves), root, root, root)
+    sums = None if prior is None else trie.prefix_sums(prior.log_probabilities.exp(), seen)
+
+    def total(level: int, beams: Beams) -> Tensor:
+        if prior is None or sums is None:
+            return beams.scores
+        return beams.scores + prior.weight * trie.log_mass(level, beams.nodes, sums)
+
     for level in range(trie.num_levels):
         if valid_only:
             beams, settled = _split(trie, level, beams)
@@ -55,10 +63,10 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
                                  zip(_extend(step, trie, level, beams, True, leaves), settled, strict=True)))
         else:
             candidates = _extend(step, trie, level, beams, False, leaves)
-        scores, best = candidates.scores.topk(min(num_beams, candidates.scores.shape[1]), dim=1)
-        beams = Beams(scores, *(part.gather(1, best) for part in candidates[1:]))
+        scores, best = total(level + 1, candidates).topk(min(num_beams, candidates.scores.shape[1]), dim=1)
+        beams = Beams(*(part.gather(1, best) for part in candidates))
     items = trie.items_of(beams.nodes).masked_fill(beams.scores == float("-inf"), -1)
-    return in_order(items, beams.scores, top_k)
+    return in_order(items, scores, top_k)
 
 
 def _mask_seen(scores: Tensor, trie: Trie, level: int, nodes: Tensor, leaves: Tensor | None) -> Tensor:
@@ -96,9 +104,8 @@ def _split(trie: Trie, level: int, beams: Beams) -> tuple[Beams, Beams]:
     return Beams(*(part.gather(1, order) for part in opened)), settled
 
 
-def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, valid_only: bool = False,
-                 seen: Tensor | None = None) -> Recommendations:
-    """Compute the exact score of every item, and return the `top_k` most likely items of each history.
+def exact_scores(step: Step, trie: Trie, batch_size: int, valid_only: bool = False) -> Tensor:
+    """Return the exact score of every item: (B, N).
 
     The arguments are those of `beam_search`. `step` is called with all prefixes of the trie as beams.
     """
@@ -118,4 +125,4 @@ def exact_search(step: Step, trie: Trie, batch_size: int, top_k: int, valid_only
         scores = scores[:, parents] + chosen - total[:, parents]
     by_item = torch.empty_like(scores)
     by_item[:, trie.items.long()] = scores
-    return top_items(by_item, top_k, seen)
+    return by_item

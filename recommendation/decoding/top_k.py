@@ -17,6 +17,17 @@ class Recommendations(NamedTuple):
     scores: Tensor  # (B, k) float
 
 
+class Prior(NamedTuple):
+    """Probabilities of the items from another model. A search adds `weight * log_probabilities` to the scores."""
+
+    log_probabilities: Tensor  # (B, N) finite
+    weight: Tensor             # (B, 1) at least 0
+
+    def added(self) -> Tensor:
+        """Return the values to add to the scores: (B, N)."""
+        return self.weight * self.log_probabilities
+
+
 def in_row(items: Tensor, values: Tensor) -> Tensor:
     """Return for each value whether the same row of `items` contains this value.
 

@@ -97,6 +97,29 @@ class Trie(nn.Module):
         last = torch.searchsorted(leaves, begin) + (end - begin - 1)
         return leaves.gather(1, last.clamp(max=leaves.shape[1] - 1)) == end - 1
 
+    def prefix_sums(self, values: Tensor, seen: Tensor | None) -> Tensor:
+        """Return the sums of the values of all leaves before a leaf, the argument of `log_mass`: (B, N) -> (B, N + 1).
+
+        values: (B, N) one per item, such as probabilities
+        seen: (B, S) items whose values count as 0, or None
+        """
+        by_leaf = values.double().index_select(1, self.items.long())
+        if seen is not None:
+            seen_leaves = self.leaf[seen.clamp(min=0)].long()
+            kept = torch.where(seen == PADDING, 1.0, 0.0).to(by_leaf)
+            by_leaf.scatter_reduce_(1, seen_leaves, kept * by_leaf.gather(1, seen_leaves), "amin")
+        return F.pad(by_leaf.cumsum(dim=1), (1, 0))
+
+    def log_mass(self, level: int, nodes: Tensor, prefix_sums: Tensor) -> Tensor:
+        """Return the logarithm of the sum of the values of all leaves below each node: (B, any size) -> same shape.
+
+        prefix_sums: (B, N + 1) result of `prefix_sums`
+        """
+        first = self.get_buffer(f"leaves_{level}").long()
+        # The sums are float64, so that their differences are exact enough even for very small values.
+        mass = prefix_sums.gather(1, first[nodes + 1]) - prefix_sums.gather(1, first[nodes])
+        return mass.clamp(min=torch.finfo(torch.float32).tiny).log().float()
+
     def first_child(self, level: int, nodes: Tensor) -> Tensor:
         """For each node, return its child with the smallest code: (B, K) -> (B, K)."""
         return self.get_buffer(f"starts_{level}")[nodes].long()

@@ -1,16 +1,23 @@
 """The interface that every recommender implements."""
 
-from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from abc import ABC
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from recommendation.decoding.top_k import PADDING, Recommendations, in_row
+from recommendation.decoding.top_k import PADDING, Prior, Recommendations, in_row
 from recommendation.decoding.top_k import top_items as top_items  # re-exported for models that score every item
 
-# B batch, W length of the longest window, N items, L levels, k items in a list,
-# S largest number of seen items of a history, E training events, U users
+# B batch, W length of the longest window, N items, L levels, k items in a list, G neighbors of an item,
+# S largest number of seen items of a history, E events, U users, V validation events
+
+
+class Neighbours(NamedTuple):
+    """For each item, the items with the most similar content, without the item itself."""
+
+    items: Tensor   # (N, G) int64
+    weights: Tensor  # (N, G) float32, squared cosine similarities
 
 
 class Catalogue(NamedTuple):
@@ -19,6 +26,19 @@ class Catalogue(NamedTuple):
     num_items: int
     codes: Tensor | None        # (N, L) int64 semantic IDs, all different; None if the model does not use semantic IDs
     codebook_sizes: list[int]   # one size per level
+    neighbours: Neighbours | None = None  # None if the model does not use the content of the items
+
+
+class Teacher(Protocol):
+    """A source of other targets for the training (see `recommendation.counting.teacher`)."""
+
+    gives_distributions: bool  # whether the catalogue is small enough for `distributions`
+
+    def draw(self, windows: "Windows", targets: Tensor) -> Tensor:
+        """Replace some of the targets by drawn items: (B, G) targets of the last G positions -> (B, G)."""
+
+    def distributions(self, windows: "Windows") -> Tensor:
+        """Return the probability of every item as the target of each position: (W - 1, B, N)."""
 
 
 class Windows(NamedTuple):
@@ -26,6 +46,32 @@ class Windows(NamedTuple):
 
     items: Tensor    # (B, W) int64, PADDING at the end of shorter rows
     lengths: Tensor  # (B,) int64, number of items in each row
+    teacher: Teacher | None = None  # only in training
+
+    def next_items(self) -> Tensor:
+        """Return the target of every position, for the training unit `sequence`: (B, W - 1), with PADDING at the end.
+
+        With a teacher, some of the targets are items that the teacher has drawn.
+        """
+        targets = self.items[:, 1:]
+        return targets if self.teacher is None else self.teacher.draw(self, targets)
+
+    def split_last(self) -> tuple[Tensor, Tensor]:
+        """Return the history and the target of each row, for the training unit `target`: (B, W - 1) and (B, 1).
+
+        With a teacher, some of the targets are items that the teacher has drawn.
+        """
+        last = self.lengths.unsqueeze(1) - 1
+        target, history = self.items.gather(1, last), self.items.scatter(1, last, PADDING)[:, :-1]
+        return history, target if self.teacher is None else self.teacher.draw(self, target)
+
+
+class HeldOut(NamedTuple):
+    """The validation events. The history of event v is `items[starts[v]:ends[v]]`, and the target `items[ends[v]]`."""
+
+    items: Tensor   # (E,) the events of all users
+    starts: Tensor  # (V,)
+    ends: Tensor    # (V,)
 
 
 class AbstractRecommender(nn.Module, ABC):
@@ -41,19 +87,41 @@ class AbstractRecommender(nn.Module, ABC):
         super().__init__()
         self.config, self.catalogue = config, catalogue
 
-    @abstractmethod
+    # A model implements `score_items`, or `recommend`, or both.
+
+    def score_items(self, histories: Windows) -> Tensor:
+        """Return the score of every item for each history: (B, N).
+
+        For a model that is trained by gradient descent, a score is the log-probability of the item, plus any constant
+        per history. The default takes the scores from `recommend`. Items that `recommend` does not return get -inf.
+        """
+        items, scores = self.recommend(histories, self.catalogue.num_items)
+        by_item = scores.new_full((len(items), self.catalogue.num_items + 1), float("-inf"))
+        return by_item.scatter(1, items.masked_fill(items == PADDING, self.catalogue.num_items), scores)[:, :-1]
+
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
         """For each history, return the `top_k` best items of the catalogue. Every history has at least one item."""
+        return top_items(self.score_items(histories), top_k)
+
+    def recommend_with_prior(self, histories: Windows, prior: Prior, seen: Tensor | None,
+                             top_k: int) -> Recommendations:
+        """For each history, return the `top_k` best items if `prior` is added to the scores of `score_items`.
+
+        seen: (B, S) items to exclude as in `recommend_unseen`, or None
+        """
+        return top_items(self.score_items(histories) + prior.added(), top_k, seen)
 
     def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
         """For each history, return the `top_k` best items that are not in the same row of `seen`.
 
         seen: (B, S) items to exclude, without duplicates in a row, and with PADDING at the end of shorter rows
 
-        The scores must be the same as in `recommend`. The default calls `recommend` with a larger `top_k` and removes
-        the seen items. Override this method if a larger `top_k` is slow or changes the result, as in beam search. A
-        subclass that overrides only `recommend` gets this default.
+        The scores must be the same as in `recommend`. If the model does not implement `score_items`, the default calls
+        `recommend` with a larger `top_k` and removes the seen items. Override this method if a larger `top_k` is slow
+        or changes the result, as in beam search.
         """
+        if type(self).score_items is not AbstractRecommender.score_items:
+            return top_items(self.score_items(histories), top_k, seen)
         num_items, num_seen = self.catalogue.num_items, (seen != PADDING).sum(dim=1)
         # A history that needs few extra items must not get a longer list because of another history in the batch: the
         # result could then depend on the batch. So call `recommend` once for each list length. Round the number of
@@ -73,9 +141,11 @@ class AbstractRecommender(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
-        # The `recommend_unseen` of the parent class would not use the new `recommend`.
-        if "recommend" in vars(cls) and "recommend_unseen" not in vars(cls):
-            cls.recommend_unseen = AbstractRecommender.recommend_unseen  # type: ignore[method-assign]
+        # The methods of a parent class would not use the new `score_items` or `recommend`, so they become the defaults.
+        if not vars(cls).keys() & {"score_items", "recommend"}:
+            return
+        for name in {"score_items", "recommend", "recommend_unseen", "recommend_with_prior"} - vars(cls).keys():
+            setattr(cls, name, getattr(AbstractRecommender, name))
 
     def item_embeddings(self) -> Tensor | None:
         """Return the learned vectors of all items, (N, vector size), or None if the model has no item vectors."""
@@ -104,7 +174,7 @@ class AbstractRecommender(nn.Module, ABC):
     # A model implements one of the next two methods. `fit` trains the model in one call. `compute_loss` is for models
     # that the trainer trains by gradient descent.
 
-    def fit(self, sequences: list[Tensor]) -> bool:
+    def fit(self, sequences: list[Tensor], validation: HeldOut) -> bool:
         """Fit the model to the training sequences and return True.
 
         The default returns False. The model is then trained by gradient descent. `fit` must not change the types of
@@ -112,6 +182,7 @@ class AbstractRecommender(nn.Module, ABC):
 
         sequences: two tensors, items (E,) and offsets (U + 1,). The training items of user u are
             `items[offsets[u]:offsets[u + 1]]`.
+        validation: the validation events, only for the choice of settings
         """
         return False
 
@@ -129,6 +200,8 @@ class AbstractRecommender(nn.Module, ABC):
         `sequence`: Each row is a segment of a user's sequence. Every item of the row except the first is a target. A
         row has at most `max_history` targets. The sequences are split at different points in every epoch. The last rows
         of a batch may be empty: they have only PADDING, and the length 0.
+
+        `Windows.split_last` and `Windows.next_items` return the targets of the two units.
         """
         return "target"
 

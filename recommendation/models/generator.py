@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recommendation.decoding.beam_search import Step, beam_search, exact_search
+from recommendation.decoding.beam_search import Step, beam_search, exact_scores
+from recommendation.decoding.top_k import Prior
 from recommendation.decoding.trie import Trie
 
-from .abstract_model import AbstractRecommender, Catalogue, Recommendations, Windows
+from .abstract_model import AbstractRecommender, Catalogue, Recommendations, Windows, top_items
 from .layers import IGNORED, masked_cross_entropy, missing_codes
 from .params import Params
 
@@ -113,21 +114,28 @@ class AbstractGenerator(AbstractRecommender):
         """Run the model on the histories, and return a function that computes the logits of one level at a time."""
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        return self._search(histories, None, top_k)
+        return self._search(histories, None, None, top_k)
 
     def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
-        return self._search(histories, seen, top_k)
+        return self._search(histories, None, seen, top_k)
 
-    def _search(self, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
-        valid_only = self.normalize_over == "valid_items"
+    def recommend_with_prior(self, histories: Windows, prior: Prior, seen: Tensor | None,
+                             top_k: int) -> Recommendations:
+        return self._search(histories, prior, seen, top_k)
+
+    def _search(self, histories: Windows, prior: Prior | None, seen: Tensor | None, top_k: int) -> Recommendations:
         if self.scoring == "beam":
             return beam_search(self.start_decoding(histories), self.trie, len(histories.items),
-                               max(self.num_beams, top_k), top_k, valid_only, seen)
+                               max(self.num_beams, top_k), top_k, self.normalize_over == "valid_items", seen, prior)
+        scores = self.score_items(histories)
+        return top_items(scores if prior is None else scores + prior.added(), top_k, seen)
+
+    def score_items(self, histories: Windows) -> Tensor:
         rows = max(EXACT_BYTES // (4 * len(self.trie.items) * max(self.catalogue.codebook_sizes)), 1)
-        parts = [exact_search(self.start_decoding(Windows(histories.items[part], histories.lengths[part])), self.trie,
-                              len(histories.items[part]), top_k, valid_only, None if seen is None else seen[part])
-                 for part in (slice(start, start + rows) for start in range(0, len(histories.items), rows))]
-        return Recommendations(*map(torch.cat, zip(*parts, strict=True)))
+        return torch.cat([
+            exact_scores(self.start_decoding(Windows(items, lengths)), self.trie, len(items),
+                         self.normalize_over == "valid_items")
+            for items, lengths in zip(histories.items.split(rows), histories.lengths.split(rows), strict=True)])
 
 
 class PrefixCache:

@@ -148,7 +148,7 @@ def make_task(make_config, make_model, sequences):
         own = {"dropout": 0.2, "epochs": 20, "lr": 0.003} | own
         model = make_model(name, **own).to(device).train()
         data = Sequences(sequences.item, sequences.user, sequences.split, device)
-        if model.fit(data.training_sequences()):
+        if model.fit(data.training_sequences(), data.validation_events()):
             pytest.skip("fits in one call")
         return RecommenderTask(model, data, make_config(name, **own).training_params, 0, name, graphs)
 

@@ -92,7 +92,7 @@ def test_filtering_removes_the_whole_history_and_keeps_list_lengths(successor, e
 def test_a_catalogue_smaller_than_the_list_counts_every_target(make_model):
     popularity = make_model("popularity", of=Catalogue(6, None, []))
     sequences = leave_one_out([[0, 1, 2, 3], [5, 5, 4, 4], [1, 2, 0, 5]])
-    popularity.fit(sequences.training_sequences())
+    popularity.fit(sequences.training_sequences(), sequences.validation_events())
     found = predict(popularity, sequences, "test",
                     {"max_history": 2, "top_k": 20, "eval_batch_size": 2, "filter_seen": False})
     values = metrics(found, 6)

@@ -96,7 +96,7 @@ def test_sgd_is_not_captured_and_says_so(make_task, caplog):
 @torch.no_grad()
 def test_the_lists_are_those_of_the_cpu(make_model, make_config, sequences, name):
     model, params = make_model(name).eval(), make_config(name).training_params
-    model.fit(sequences.training_sequences())
+    model.fit(sequences.training_sequences(), sequences.validation_events())
     expected = predict(model, sequences, "valid", params)
     there = Sequences(sequences.item, sequences.user, sequences.split, DEVICE)
     found = predict(model.to(DEVICE), there, "valid", params)

@@ -55,7 +55,7 @@ def test_bfloat16_on_the_cpu_is_logged_as_float32(caplog):
 @pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
 def test_every_models_loss_and_gradients_survive_bfloat16(name, normalize_over, make_model, sequences):
     model = make_model(name, normalize_over=normalize_over).train()
-    if model.fit(sequences.training_sequences()):
+    if model.fit(sequences.training_sequences(), sequences.validation_events()):
         pytest.skip("fits in one call")
     windows = TrainingBatches(sequences, model.training_unit, 1000, 5, seed=0).get(0, 0, WHOLE)
     expected = model.compute_loss(windows)["loss_total"]

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..abstract_model import PADDING, Catalogue, Windows
+from ..abstract_model import Catalogue, Windows
 from ..attention_bias import RelativeBias, as_bias, expand_bias
 from ..generator import START, AbstractGenerator, PrefixCache
 from ..layers import (
@@ -73,12 +73,10 @@ class EncoderDecoder(AbstractGenerator):
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
         """Return the mean cross-entropy of the codes of all targets."""
-        items, lengths = windows
         if self.train_on == "target":
-            last = lengths.unsqueeze(1) - 1
-            targets, history = items.gather(1, last), items.scatter(1, last, PADDING)[:, :-1]
+            history, targets = windows.split_last()
         else:
-            history, targets = items[:, :-1], items[:, 1:]
+            history, targets = windows.items[:, :-1], windows.next_items()
         history, targets = history.T, targets.T                                          # (S, B) and (G, B)
         # Look up all embeddings at once, because the backward pass of a lookup is slow.
         tokens, inputs = self._history_tokens(history), self.inputs[:, targets].flatten(0, 1)

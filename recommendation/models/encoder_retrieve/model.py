@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.progress import Progress
-from recommendation.decoding.top_k import in_order, in_row
+from recommendation.decoding.top_k import Prior, in_order, in_row
 
 from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
 from ..attention_bias import causal_bias
+from ..item_loss import item_loss
 from ..layers import (
     IGNORED,
     FeedForward,
@@ -90,13 +91,12 @@ class EncoderRetrieve(AbstractRecommender):
 
         With `normalize_over: codebook`, this is the mean cross-entropy of the codes of these items.
         """
-        items = windows.items.T                                                   # (W, B)
-        logits, targets = self._logits(self._read(items[:-1])).flatten(0, 1), items[1:].flatten()
+        logits = self._logits(self._read(windows.items.T[:-1]))                   # (W - 1, B, L, C)
         if self.normalize_over == "valid_items":
-            scores = self._sum_over_codes(logits.float().flatten(1))  # bfloat16 is too inexact for sums
-            return {"loss_total": F.cross_entropy(scores, targets, ignore_index=PADDING,
-                                                  label_smoothing=self.label_smoothing)}
-        return {"loss_total": masked_cross_entropy(logits, self.labels[targets], self.missing, self.label_smoothing)}
+            scores = self._sum_over_codes(logits.float().flatten(0, 1).flatten(1))  # bfloat16 is too inexact for sums
+            return {"loss_total": item_loss(scores.unflatten(0, logits.shape[:2]), windows, self.label_smoothing)}
+        labels = self.labels[windows.next_items().T]
+        return {"loss_total": masked_cross_entropy(logits, labels, self.missing, self.label_smoothing)}
 
     def _read(self, items: Tensor) -> Tensor:
         """Return the hidden state at each position: (W, B) items -> (W, B, M)."""
@@ -121,34 +121,47 @@ class EncoderRetrieve(AbstractRecommender):
         """Return all codewords, each scaled to length 1: (L, C, M)."""
         return F.normalize(self.codewords.weight, dim=-1).view(self.num_levels, self.num_codes, -1)
 
+    def score_items(self, histories: Windows) -> Tensor:
+        scores = self._sum_over_codes(self._values(histories))
+        return scores.log_softmax(dim=1) if self.normalize_over == "valid_items" else scores
+
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        return self._best(histories, None, top_k)
+        return self._best(histories, None, None, top_k)
 
     def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
-        return self._best(histories, seen, top_k)
+        return self._best(histories, None, seen, top_k)
 
-    def _best(self, histories: Windows, seen: Tensor | None, top_k: int) -> Recommendations:
+    def recommend_with_prior(self, histories: Windows, prior: Prior, seen: Tensor | None,
+                             top_k: int) -> Recommendations:
+        return self._best(histories, prior.added(), seen, top_k)
+
+    def _best(self, histories: Windows, added: Tensor | None, seen: Tensor | None, top_k: int) -> Recommendations:
+        if self.graph is not None:
+            return self._walk(self.graph, histories, added, seen, top_k)
+        scores = self.score_items(histories)
+        return top_items(scores if added is None else scores + added, top_k, seen)
+
+    def _values(self, histories: Windows) -> Tensor:
+        """Return the value of each code, of which the score of an item is the sum: (B, L * C)."""
         hidden = self._read(histories.items.T)
         last = hidden[histories.lengths - 1, torch.arange(hidden.shape[1], device=hidden.device)]
-        logits, over_items = self._logits(last), self.normalize_over == "valid_items"
-        values = (logits if over_items else logits.log_softmax(dim=-1)).flatten(1)  # (B, L * C)
-        if self.graph is not None:
-            return self._walk(self.graph, values, histories, seen, top_k)
-        scores = self._sum_over_codes(values)
-        return top_items(scores.log_softmax(dim=1) if over_items else scores, top_k, seen)
+        logits = self._logits(last)
+        return (logits if self.normalize_over == "valid_items" else logits.log_softmax(dim=-1)).flatten(1)
 
     def _sum_over_codes(self, values: Tensor) -> Tensor:
         """For each item, return the sum of the values of its codes: (B, L * C) -> (B, N)."""
         return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
 
-    def _walk(self, graph: Tensor, values: Tensor, histories: Windows, seen: Tensor | None,
+    def _walk(self, graph: Tensor, histories: Windows, added: Tensor | None, seen: Tensor | None,
               top_k: int) -> Recommendations:
         """Return the best items that a walk through the graph reaches.
+
+        added: (B, N) added to the scores of the items, or None
 
         The walk may go through seen items, but the result does not contain them. With `normalize_over: valid_items`,
         the scores are sums of logits instead of log-probabilities.
         """
-        num_beams = min(max(self.num_beams, top_k), len(self.rows))
+        values, num_beams = self._values(histories), min(max(self.num_beams, top_k), len(self.rows))
         beams = self._starts(histories, num_beams)
         found = beams[:, :0]  # the best unseen items so far
         for _ in range(self.num_hops + 1):
@@ -156,6 +169,7 @@ class EncoderRetrieve(AbstractRecommender):
             is_duplicate = F.pad(reached[:, 1:] == reached[:, :-1], (1, 0))
             scores = values.gather(1, _rows(self.rows, reached).flatten(1))
             scores = scores.unflatten(1, (-1, self.num_levels)).sum(dim=2)
+            scores = scores if added is None else scores + added.gather(1, reached)
             scores = scores.masked_fill(is_duplicate, float("-inf"))
             best = scores.topk(min(num_beams, reached.shape[1]), dim=1)
             beams = reached.gather(1, best.indices)
@@ -166,7 +180,9 @@ class EncoderRetrieve(AbstractRecommender):
         items, scores = in_order(items, best.values, top_k)
         short = (items == PADDING).any(dim=1)
         if seen is not None and short.any():  # the walk reached too few unseen items, so score all items
-            items[short], scores[short] = top_items(self._sum_over_codes(values[short]), top_k, seen[short])
+            every = self._sum_over_codes(values[short])
+            every = every if added is None else every + added[short]
+            items[short], scores[short] = top_items(every, top_k, seen[short])
         return Recommendations(items, scores)
 
     def _starts(self, histories: Windows, num_beams: int) -> Tensor:

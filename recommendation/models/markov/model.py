@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..abstract_model import AbstractRecommender, Catalogue, Recommendations, Windows, top_items
+from ..abstract_model import AbstractRecommender, Catalogue, HeldOut, Windows
 
 
 class Markov(AbstractRecommender):
@@ -24,7 +24,7 @@ class Markov(AbstractRecommender):
         self.register_buffer("followers", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.float64))
 
-    def fit(self, sequences: list[Tensor]) -> bool:
+    def fit(self, sequences: list[Tensor], validation: HeldOut) -> bool:
         items, offsets = sequences
         n = self.catalogue.num_items
         # Popularity is less than 1, so one transition adds more to a score than any popularity. Use float64, because
@@ -49,14 +49,7 @@ class Markov(AbstractRecommender):
             return f"followers must be items from 0 to {num_items - 1}"
         return ""
 
-    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        return top_items(self._scores(histories), top_k)
-
-    def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
-        return top_items(self._scores(histories), top_k, seen)
-
-    def _scores(self, histories: Windows) -> Tensor:
-        """Return the score of every item for each history: (B, N)."""
+    def score_items(self, histories: Windows) -> Tensor:
         last = histories.items.gather(1, histories.lengths.unsqueeze(1) - 1).squeeze(1)  # (B,)
         sizes = self.row_starts[last + 1] - self.row_starts[last]
         row = torch.repeat_interleave(torch.arange(len(last), device=last.device), sizes)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..abstract_model import AbstractRecommender, Catalogue, Recommendations, Windows, top_items
+from ..abstract_model import AbstractRecommender, Catalogue, HeldOut, Windows
 
 
 class Popularity(AbstractRecommender):
@@ -15,11 +15,10 @@ class Popularity(AbstractRecommender):
         super().__init__(config, catalogue)
         self.register_buffer("counts", torch.zeros(catalogue.num_items))
 
-    def fit(self, sequences: list[Tensor]) -> bool:
+    def fit(self, sequences: list[Tensor], validation: HeldOut) -> bool:
         items, _ = sequences
         self.counts = torch.bincount(items, minlength=self.catalogue.num_items).float()
         return True
 
-    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        best = top_items(self.counts.unsqueeze(0), top_k)  # the same list for all histories
-        return Recommendations(*(part.expand(len(histories.items), -1) for part in best))
+    def score_items(self, histories: Windows) -> Tensor:
+        return self.counts.expand(len(histories.items), -1)

@@ -3,11 +3,11 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
+from ..abstract_model import AbstractRecommender, Catalogue, Windows
 from ..attention_bias import causal_bias
+from ..item_loss import item_loss
 from ..layers import FeedForward, RMSNorm, SelfAttention, dropout, initialize, stack
 from ..params import Params
 
@@ -44,10 +44,8 @@ class SASRec(AbstractRecommender):
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
         """Return the mean cross-entropy of the next item over all positions."""
-        items = windows.items.T
-        logits = self.encode(items[:-1]) @ self.items.weight.T                 # (W - 1, B, N)
-        return {"loss_total": F.cross_entropy(logits.flatten(0, 1), items[1:].flatten(), ignore_index=PADDING,
-                                              label_smoothing=self.label_smoothing)}
+        scores = self.encode(windows.items.T[:-1]) @ self.items.weight.T       # (W - 1, B, N)
+        return {"loss_total": item_loss(scores, windows, self.label_smoothing)}
 
     def encode(self, items: Tensor) -> Tensor:
         """For each position, return the vector that predicts the next item: (W, B) items -> (W, B, M)."""
@@ -58,14 +56,7 @@ class SASRec(AbstractRecommender):
             x = feed_forward(attention(x, bias))
         return self.norm(x)
 
-    def recommend(self, histories: Windows, top_k: int) -> Recommendations:
-        return top_items(self._scores(histories), top_k)
-
-    def recommend_unseen(self, histories: Windows, seen: Tensor, top_k: int) -> Recommendations:
-        return top_items(self._scores(histories), top_k, seen)
-
-    def _scores(self, histories: Windows) -> Tensor:
-        """Return the score of every item for each history: (B, N)."""
+    def score_items(self, histories: Windows) -> Tensor:
         hidden = self.encode(histories.items.T)
         last = hidden[histories.lengths - 1, torch.arange(hidden.shape[1], device=hidden.device)]
         return last @ self.items.weight.T

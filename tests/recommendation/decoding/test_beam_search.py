@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recommendation.decoding.beam_search import beam_search, exact_search
+from recommendation.decoding.beam_search import beam_search, exact_scores
+from recommendation.decoding.top_k import top_items
 from recommendation.decoding.trie import Trie
 from tests.brute_force import best_unseen
 
@@ -14,6 +15,10 @@ from ..conftest import padded, random_codes
 
 CODES = torch.tensor([[1, 0, 2], [0, 3, 1], [1, 0, 0], [1, 2, 0]])
 SIZES = [2, 4, 3]
+
+
+def exact_search(step, trie, batch_size, top_k, valid_only=False, seen=None):
+    return top_items(exact_scores(step, trie, batch_size, valid_only), top_k, seen)
 
 
 def children(trie: Trie, level: int, node: int) -> dict[int, int]:

@@ -18,7 +18,8 @@ from ..conftest import leave_one_out, windows_of
 
 def fitted(model_class, histories: list[list[int]], num_items: int):
     model = model_class({}, Catalogue(num_items, None, []))
-    assert model.fit(leave_one_out(histories).training_sequences())
+    sequences = leave_one_out(histories)
+    assert model.fit(sequences.training_sequences(), sequences.validation_events())
     return model
 
 

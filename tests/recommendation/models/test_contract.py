@@ -136,7 +136,7 @@ def test_lists_longer_than_the_catalogue_keep_the_contract():
 @pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
 def test_every_model_keeps_the_contract(make_model, sequences, name, normalize_over):
     model = make_model(name, normalize_over=normalize_over)
-    fitted = model.fit(sequences.training_sequences())
+    fitted = model.fit(sequences.training_sequences(), sequences.validation_events())
     check_contract(model, HISTORIES, TOP_K, None if fitted else HISTORIES)
 
 

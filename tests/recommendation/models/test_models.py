@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from recommendation import models
 from recommendation.batches import TrainingBatches
 from recommendation.models import DEFAULTS, config_path, find_class, names
-from recommendation.models.abstract_model import AbstractRecommender, Catalogue, Recommendations
+from recommendation.models.abstract_model import AbstractRecommender, Catalogue, HeldOut, Recommendations
 from tests.brute_force import best_unseen
 from tests.errors import refused
 
@@ -42,7 +42,7 @@ def ready(recommender, sequences):
 
 def made_ready(recommender, sequences):
     """The model after fit, or after one training step."""
-    if not recommender.fit(sequences.training_sequences()):
+    if not recommender.fit(sequences.training_sequences(), sequences.validation_events()):
         optimizer = torch.optim.AdamW(recommender.parameters(), lr=0.01)
         recommender.compute_loss(first_batch(recommender, sequences))["loss_total"].backward()
         optimizer.step()
@@ -50,7 +50,7 @@ def made_ready(recommender, sequences):
 
 
 def test_a_step_has_finite_losses_and_all_gradients(recommender, sequences):
-    if recommender.fit(sequences.training_sequences()):
+    if recommender.fit(sequences.training_sequences(), sequences.validation_events()):
         pytest.skip("fits in one call")
     losses = recommender.train().compute_loss(first_batch(recommender, sequences))
     losses["loss_total"].backward()
@@ -125,7 +125,8 @@ def test_lists_longer_than_the_catalogue_are_padded(make_model):
     few = Catalogue(6, random_codes(6, SIZES), SIZES)
     for name in names():
         recommender = make_model(name, of=few)
-        recommender.fit([torch.tensor([0, 1, 2]), torch.tensor([0, 3])])
+        recommender.fit([torch.tensor([0, 1, 2]), torch.tensor([0, 3])],
+                        HeldOut(torch.tensor([0, 1, 2, 3]), torch.tensor([0]), torch.tensor([3])))
         result = recommender.eval().recommend(windows_of([0, 5], [1]), 20)
         for items, scores in zip(result.items.tolist(), result.scores.tolist(), strict=True):
             assert sorted(items[:6]) == list(range(6)), name
@@ -161,7 +162,7 @@ def test_a_model_without_fit_and_loss_raises():
             raise NotImplementedError
 
     lazy = Lazy({}, Catalogue(3, None, []))
-    assert not lazy.fit([])
+    assert not lazy.fit([], None)
     with pytest.raises(TypeError, match="Lazy"):
         lazy.compute_loss(windows_of([0, 1]))
 
