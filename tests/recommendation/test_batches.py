@@ -29,7 +29,7 @@ def rows_of(batches: TrainingBatches, epoch: int) -> list[list[list[int]]]:
     """Each batch's windows as lists of items without padding."""
     result = []
     for index in range(batches.num_batches):
-        items, lengths = batches.get(epoch, index, WHOLE)
+        items, lengths, _ = batches.get(epoch, index, WHOLE)
         assert all((row[length:] == PADDING).all() for row, length in zip(items, lengths, strict=True))
         rows = [row[:length].tolist() for row, length in zip(items, lengths, strict=True)]
         assert all(rows[:batches.num_windows(epoch, index)])
@@ -127,7 +127,7 @@ def test_the_shards_of_a_batch_have_its_windows(case, unit, num_shards):
             continue
         shards = [Shard(slice(number, None, num_shards), num_shards, len(rows)) for number in range(num_shards)]
         parts = [batches.get(0, index, shard) if num_shards > 1 else batches.get(0, index, WHOLE) for shard in shards]
-        found = [row[:length].tolist() for items, lengths in parts
+        found = [row[:length].tolist() for items, lengths, _ in parts
                  for row, length in zip(items, lengths, strict=True) if length]
         assert sorted(found) == sorted(rows)
         assert sum(batches.num_targets(0, index, shard.rows) for shard in shards) == batches.num_targets(0, index)
