@@ -52,8 +52,9 @@ def make_parser() -> Parser:
     baselines = " and ".join(recommenders.baselines())
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
                         help=f"the recommender: one of {', '.join(recommenders.names())}; {baselines} always run too")
-    parser.add_argument("--filter_seen", action="store_true",
-                        help="do not recommend items that are already in the user's history")
+    parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false|auto",
+                        help="whether the items of the history are excluded when the checkpoint is selected and when "
+                             "the model recommends; both ways are always tested")
     parser.add_argument("--device", default="auto", metavar="DEV",
                         help="the device to compute on: auto, cpu, cuda or cuda:<n>")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the seed of all random numbers")

@@ -236,11 +236,11 @@ class Speed:
         from recommendation.evaluator import predict
 
         model = generator(generator_config(dict(self.scale.generator)), self.data).eval()
-        params = {"max_history": 20, "top_k": 20, "filter_seen": False, "eval_batch_size": self.scale.eval_batch}
+        params = {"max_history": 20, "top_k": 20, "eval_batch_size": self.scale.eval_batch}
         rates = []
         for _ in range(4):
             begun = time.perf_counter()
-            num_users = len(predict(model, self.data.sequences, "test", params).targets)
+            num_users = len(predict(model, self.data.sequences, "test", params, "all").targets)
             rates.append(num_users / (time.perf_counter() - begun))
         return {"users_per_second": statistics.median(rates[1:]), "users": num_users, "data": self.data.origin}
 

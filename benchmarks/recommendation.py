@@ -270,7 +270,7 @@ def recommended(model, sequences, split: str, num_beams: int):
 
     model.num_beams = num_beams
     return predict(model, sequences, split, {"max_history": SIZES["max_history"], "top_k": num_beams,
-                                             "filter_seen": False, "eval_batch_size": BATCH["ours"]})
+                                             "eval_batch_size": BATCH["ours"]}, "all")
 
 
 def normalize(args: argparse.Namespace) -> dict:

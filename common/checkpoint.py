@@ -43,7 +43,10 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
-        return self.folder / "best.safetensors"
+        return self.path_of("best")
+
+    def path_of(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
     def numbered(self) -> list[Path]:
         """Return the numbered checkpoints, newest first."""
@@ -69,8 +72,12 @@ class Checkpoints:
             leftover.unlink()
 
     def save_best(self, state: dict) -> None:
+        self.save_named("best", state)
+
+    def save_named(self, name: str, state: dict) -> None:
+        """Save a state that belongs to the run, such as a prior. There is one state for each name."""
         if is_main():
-            save_state(self.best, state, self.command)
+            save_state(self.path_of(name), state, self.command)
             self._delete_leftovers()  # a model that is fitted in one call has no other checkpoint
         barrier()
 
@@ -101,7 +108,11 @@ class Checkpoints:
 
         Raises the errors of `load_state` and of `restore`.
         """
-        state = load_state(self.best, f"{self.command} --force")
+        return self.load_named("best", model)
+
+    def load_named(self, name: str, model: torch.nn.Module | None = None) -> Record:
+        """Load the state that `save_named` has saved, and restore the model if one is given."""
+        state = load_state(self.path_of(name), f"{self.command} --force")
         if model is not None:
             restore(model, state)
         return state

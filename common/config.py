@@ -26,7 +26,7 @@ BOUNDS: dict[str, tuple] = {
 }
 CHOICES: dict[str, tuple] = {
     "select_mode": ("min", "max"), "optimizer": ("AdamW", "Adam", "SGD"), "lr_schedule": ("constant", "cosine"),
-    "capture": ("auto", True, False),
+    "capture": ("auto", True, False), "filter_seen": ("auto", True, False),
 }
 NULLABLE = {"patience": int, "max_steps": int}  # keys that may be null, and the type of their other values
 SECTIONS = ("model_params", "training_params")

@@ -1,5 +1,6 @@
 """The event sequences of the users. A model reads them in parts, called windows."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,7 @@ class Sequences:
         starts, ends = (torch.from_numpy(part).to(device) for part in (self.first[positions], positions))
         return HeldOut(self.device_items, starts, ends)
 
+    @cached_property
     def has_repeats(self) -> bool:
         """Return whether a user has several training events with the same item."""
         train = self.split == SPLITS.index("train")

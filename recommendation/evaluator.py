@@ -13,7 +13,7 @@ from common.progress import Progress
 from recommendation.dataset import Sequences, Spans
 from recommendation.decoding.top_k import PADDING, top_items
 from recommendation.histories import Histories
-from recommendation.metrics import RankedLists, measure, ndcg, recall
+from recommendation.metrics import PROTOCOLS, RankedLists, code_metrics, measure, ndcg, recall
 from recommendation.models.abstract_model import AbstractRecommender
 
 # H histories, B targets or batch size, N items, k items in a list, S largest number of seen items in a history
@@ -21,6 +21,12 @@ from recommendation.models.abstract_model import AbstractRecommender
 # If the lists are longer than this, the batches are smaller, because a search needs more memory and time per history.
 USUAL_LENGTH = 64
 BUCKETS = ("cold", "tail", "middle", "head")
+
+
+def selecting_protocol(sequences: Sequences, params: dict) -> str:
+    """Return the protocol that selects the checkpoint and that users get, as the key `filter_seen` says."""
+    unseen = params["filter_seen"]
+    return "unseen" if unseen is True or (unseen == "auto" and not sequences.has_repeats) else "all"
 
 
 class Predictions(NamedTuple):
@@ -31,20 +37,28 @@ class Predictions(NamedTuple):
     items: np.ndarray      # (B, k) recommended items, best first; -1 is an empty position
     scores: np.ndarray     # (B, k) scores of `items`
 
+    def ranks(self) -> np.ndarray:
+        """Return the rank of each target in its list, from 1; 0 if the target is not in the list: (B,) int32."""
+        hit = self.items == self.targets[:, None]
+        return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0).astype(np.int32)
 
-def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, title: str = "") -> Predictions:
+
+def predict(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, protocol: str,
+            title: str = "", positions: np.ndarray | None = None) -> Predictions:
     """Recommend items for all events of a split that have a history.
 
-    params: training parameters; with `filter_seen`, all items of the history are excluded, even older items that the
-        model does not read because of `max_history`
+    params: training parameters
+    protocol: with `unseen`, all items of the history are excluded, even older items that the model does not read
+        because of `max_history`
+    positions: only these events of the split, as indices in `sequences`; None for all events
     title: title of the progress bar; if empty, no progress bar is shown
 
     Raises TrainingError if a score is NaN.
     """
-    positions = sequences.positions(split)
+    positions = sequences.positions(split) if positions is None else positions
     with Progress(title, len(positions), "targets", kept=split == "test") if title else nullcontext() as progress:
         items, scores = rank_windows(model, sequences, Spans(sequences.first[positions], positions), params,
-                                     params["top_k"], params["filter_seen"], progress)
+                                     params["top_k"], PROTOCOLS[protocol], progress)
     if np.isnan(scores).any():
         num_bad = int(np.isnan(scores).any(axis=1).sum())
         raise TrainingError(type(model).__name__, f"has NaN scores for {num_bad} of {len(scores)} histories",
@@ -87,20 +101,22 @@ def metrics(predictions: Predictions, num_items: int) -> dict:
             "duplicate_share": float(repeated.sum() / lists.items.size)}
 
 
-def evaluate(model: AbstractRecommender, sequences: Sequences, split: str, params: dict,
+def evaluate(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, protocol: str,
              title: str = "") -> tuple[Predictions, dict]:
     """Return the predictions for the events of a split, and the results of `metrics` and `by_popularity` for them."""
     num_items = model.catalogue.num_items
-    predictions = predict(model, sequences, split, params, title)
+    predictions = predict(model, sequences, split, params, protocol, title)
     result = metrics(predictions, num_items)
     result["num_without_history"] = sequences.num_without_history(split)
+    if model.catalogue.group_of is not None:
+        result |= code_metrics(predictions.items, predictions.targets, model.catalogue.group_of)
     result["by_popularity"] = by_popularity(predictions, sequences.training_counts(num_items))
     return predictions, result
 
 
 def _ranked_lists(predictions: Predictions, num_items: int) -> RankedLists:
-    hit = predictions.items == predictions.targets[:, None]                       # (B, k)
-    return RankedLists(np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, np.inf), predictions.items, num_items)
+    ranks = predictions.ranks()
+    return RankedLists(np.where(ranks > 0, ranks, np.inf), predictions.items, num_items)
 
 
 def by_popularity(predictions: Predictions, counts: np.ndarray) -> dict[str, dict]:

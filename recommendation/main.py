@@ -28,9 +28,9 @@ def main(argv: list[str]) -> None:
     command = command_line("python recommendation/main.py", without_run_list(argv))
     if args.compare:
         from common.output import show
-        from recommendation.results import compare
+        from recommendation.compare import compare
 
-        show(compare(folder, args.run_root))
+        show(compare(folder, args.run_root, args.code_hits))
     elif args.export_item_embeddings:
         from recommendation.export.item_embeddings import export_item_embeddings
 
@@ -56,14 +56,17 @@ def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None,
     from recommendation.pipeline import run_seeds
     from recommendation.results import seeds_table, table
 
+    prior = config.training_params["prior"]
     if seeds is not None:
-        log.info("\n%s\n", seeds_table(config.name, run_seeds(config, seeds, make_pipeline, force)))
+        summary = run_seeds(config, seeds, make_pipeline, force)
+        log.info("\n%s\n", seeds_table(config.name, summary, prior))
         return
     pipeline = make_pipeline()
     if run_list and is_main():  # write before the training, so that a file error is raised at once
         append_line(run_list, str(pipeline.run.folder.resolve()))
     metrics = pipeline.execute(force)
-    log.info("\n%s\n\nrecommendation: wrote %s", table({config.name: metrics}), pipeline.run.folder)
+    log.info("\n%s\n\nrecommendation: wrote %s", table({config.name: metrics}, {config.name: prior}),
+             pipeline.run.folder)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,11 @@ from common.errors import ConfigError
 # B targets, k items in a list
 
 CUTOFFS = (1, 5, 10, 20)
+PROTOCOLS = {"all": False, "unseen": True}  # name -> whether the items of the history are excluded
+
+# The parts of metrics.json with metrics: the model alone, and with a prior also the prior alone and both together.
+# Users get the last part.
+RANKERS = ("alone", "prior", "both")
 
 
 class RankedLists(NamedTuple):
@@ -66,6 +71,29 @@ def coverage(lists: RankedLists, cutoff: int) -> float:
     return int((listed >= 0).sum()) / lists.num_items
 
 
+CODE_HITS = ("code_recall@10", "code_ndcg@10")
+
+
+def code_metrics(items: np.ndarray, targets: np.ndarray, group_of: np.ndarray) -> dict[str, float]:
+    """Return Recall@10 and NDCG@10 in which all items with the target's semantic ID before disambiguation are hits.
+
+    items: (B, k) best first; -1 is an empty position
+    targets: (B,)
+    group_of: (N,) number of the semantic ID of each item before disambiguation
+
+    A list of items becomes a list of different IDs. This is what a model without disambiguation would generate.
+    """
+    groups = np.where(items >= 0, group_of[items], -1)
+    is_first = np.ones(groups.shape, dtype=bool)
+    for place in range(1, groups.shape[1]):
+        is_first[:, place] = (groups[:, :place] != groups[:, place:place + 1]).all(axis=1)
+    hit = groups == group_of[targets][:, None]
+    ranks = np.where(hit.any(axis=1), np.take_along_axis(is_first.cumsum(axis=1), hit.argmax(axis=1)[:, None], 1)[:, 0],
+                     np.inf)
+    lists = RankedLists(ranks, items, len(group_of))
+    return {"code_recall@10": float(recall(lists, 10).mean()), "code_ndcg@10": float(ndcg(lists, 10).mean())}
+
+
 def names() -> list[str]:
     """Return the names of all metrics with all cutoffs, such as `ndcg@10`."""
     return [f"{name}@{cutoff}" for name in METRICS for cutoff in CUTOFFS]
@@ -112,3 +140,13 @@ def mean_and_deviation(runs: list[dict]) -> dict[str, dict[str, float | None]]:
               if isinstance(value, float) and not name.endswith("_stderr") and all(name in run for run in runs)}
     return {name: {"mean": float(value.mean()), "deviation": float(value.std(ddof=1)) if len(value) > 1 else None}
             for name, value in values.items()}
+
+
+def mean_over_runs(runs: list[dict]) -> dict[str, dict[str, dict]]:
+    """Return the results of `mean_and_deviation` for runs with different seeds: ranker -> split -> protocol -> metric.
+
+    runs: the contents of metrics.json
+    """
+    return {ranker: {split: {protocol: mean_and_deviation([run[ranker][split][protocol] for run in runs])
+                             for protocol in PROTOCOLS} for split in ("valid", "test")}
+            for ranker in RANKERS if ranker in runs[0]}

@@ -55,8 +55,12 @@ def make_parser(argv: list[str]) -> cli.Parser:
     one_or_many.add_argument("--run_list", type=Path, default=None, metavar="FILE",
                              help="append the path of the run folder to FILE; recommendation.results --run_list FILE "
                                   "shows these runs in a table")
-    parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false",
-                        help="do not recommend items that are in the user's history")
+    parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false|auto",
+                        help="whether the items of the history are excluded when the checkpoint is selected and when "
+                             "the model recommends; both ways are always tested")
+    parser.add_argument("--code_hits", action="store_true",
+                        help="with --compare: also show metrics that count all items with the target's ID before "
+                             "disambiguation")
     parser.add_argument("--compare", action="store_true", help="print a table of all finished runs of the dataset")
     parser.add_argument("--export_item_embeddings", default=None, metavar="S",
                         help="export the item vectors of a finished run to the embedding file <dataset>.emb-S.npy")
@@ -86,6 +90,9 @@ def reject_unused_flags(args: argparse.Namespace, parser: cli.Parser) -> None:
                        keys=("device", "common.device"))
     elif args.export_t5:
         cli.reject_ignored(args, "--export_t5", training, reason)
+    elif args.code_hits:
+        raise ConfigError("--code_hits", "has no effect without --compare",
+                          fix="add --compare, or leave out --code_hits")
     elif args.run:
         raise ConfigError("--run", "has no effect on training", "--run selects the run to export",
                           "add --export_item_embeddings or --export_t5, or leave out --run")

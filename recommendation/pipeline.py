@@ -4,27 +4,37 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from common.artifacts import DatasetFolder, load_items, load_users
+from common.checkpoint import Checkpoints
 from common.config import Config
 from common.device import resolve_device
 from common.distributed import process_group
-from common.errors import DataError
+from common.errors import DataError, UserError
 from common.publishing import write_text
 from common.run import Run
 from recommendation.dataset import Sequences
-from recommendation.evaluator import Predictions, cannot_rank, evaluate
+from recommendation.evaluator import Predictions, cannot_rank, evaluate, selecting_protocol
 from recommendation.export.t5 import initialize_from_t5, t5_inputs
-from recommendation.metrics import mean_and_deviation
-from recommendation.models import code_of, find_class
-from recommendation.models.abstract_model import AbstractRecommender
-from recommendation.runs import Choice, load_source, read_metrics
+from recommendation.metrics import PROTOCOLS, mean_over_runs
+from recommendation.models import code_of, find_class, make_baseline
+from recommendation.models.abstract_model import AbstractRecommender, Teacher
+from recommendation.prior_weight import choose_weights
+from recommendation.runs import RANKS, Choice, load_baseline, load_source, read_metrics
 from recommendation.trainer import train
 
 log = logging.getLogger(__name__)
+
+
+class Evaluation(NamedTuple):
+    """The results of a recommender."""
+
+    metrics: dict[str, dict[str, dict]]  # split -> protocol -> metrics
+    test: dict[str, Predictions]         # protocol -> test predictions
 
 
 class Pipeline:
@@ -38,7 +48,8 @@ class Pipeline:
         self.catalogue, inputs, self.collisions = load_source(folder, choice)
         if from_t5 is not None:
             inputs |= t5_inputs(from_t5, choice.training_command(folder, run_root))
-        self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command, code_of(config.name))
+        self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command,
+                       code_of(config.name, config.training_params))
 
     def execute(self, force: bool) -> dict:
         """Train and test the model, and return the content of metrics.json.
@@ -55,27 +66,87 @@ class Pipeline:
         self._require_held_out(sequences)
         with process_group(self.device), self.run.open(force):
             with self.run.clock("training"):
-                best = train(model, sequences, self.config, self.run)
-            with self.run.clock("test"):
-                predictions, test = evaluate(model, sequences, "test", params, f"test {self.config.name}")
-            result = {"valid": best.metrics, "test": test, "best_epoch": best.epoch,
-                      "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(),
-                      **self.collisions}
-            write_text(self.run.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
-            self._write_predictions(predictions, sequences)
-            if warning := cannot_rank(model, predictions.items, predictions.scores):
-                log.warning("%s", warning)
-            if test["num_without_history"]:
-                log.warning("recommendation: %d test events are skipped, because their users have no earlier event",
-                            test["num_without_history"])
-            if test["missing_share"]:
-                log.warning("recommendation: %.2f%% of the positions in the recommended lists are empty. The "
-                            "catalogue has %d items, and a list has %d positions%s", 100 * test["missing_share"],
-                            num_items, params["top_k"],
-                            " and excludes the items of the history" if params["filter_seen"] else "")
+                best = train(model, sequences, self.config, self.run, self._make_teacher(sequences))
+            rankers = self._rankers(model, sequences)
+            results = self._evaluate(rankers, sequences)
+            weights = getattr(rankers.get("both"), "weights", None)
+            final, protocol = list(rankers)[-1], selecting_protocol(sequences, params)
+            write_text(self.run.folder / "metrics.json", json.dumps(
+                {**{name: of_ranker.metrics for name, of_ranker in results.items()}, "protocol": protocol,
+                 **({"weights": weights} if weights else {}), "best_epoch": best.epoch,
+                 "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(),
+                 **self.collisions}, indent=2) + "\n")
+            write_text(self.run.folder / RANKS, json.dumps(
+                {name: {protocol: found.ranks().tolist() for protocol, found in of_ranker.test.items()}
+                 for name, of_ranker in results.items()}) + "\n")
+            self._write_predictions(results[final].test, sequences)
+            self._warn(model, results[final], protocol, num_items)
             self.run.finish({"model": self.config.name, "dataset": self.folder.name,
-                             "users_per_second": test["num_targets"] / self.run.seconds("test")})
-        return result
+                             "users_per_second": len(PROTOCOLS) * results["alone"].metrics["test"]["all"]["num_targets"]
+                             / self.run.seconds("test")})
+        return read_metrics(self.run.folder, f"{self.run.command} --force")
+
+    def _rankers(self, model: AbstractRecommender, sequences: Sequences) -> dict[str, AbstractRecommender]:
+        """Return the recommenders to evaluate: the model alone, and, if there is a prior, the prior and both."""
+        prior = self._baseline("prior", sequences)
+        if prior is None:
+            return {"alone": model}
+        with self.run.clock("weight of the prior"):
+            both = choose_weights(model, prior.log_probabilities, sequences, self.config.training_params)
+        return {"alone": model, "prior": prior, "both": both}
+
+    def _make_teacher(self, sequences: Sequences) -> Teacher | None:
+        """Return the teacher of the training, or None."""
+        params = self.config.training_params
+        baseline = self._baseline("teacher", sequences)
+        if baseline is None or not params["teacher_weight"]:
+            return None
+        return baseline.teacher(params["teacher_weight"], PROTOCOLS[selecting_protocol(sequences, params)])
+
+    def _baseline(self, role: str, sequences: Sequences) -> Any:
+        """Return the baseline that the key `role` (prior or teacher) names, fitted to the training events, or None."""
+        name, checkpoints = self.config.training_params[role], Checkpoints(self.run.checkpoints, self.run.command)
+        if name == "none":
+            return None
+        if checkpoints.path_of(name).exists():
+            try:
+                return load_baseline(name, self.catalogue, checkpoints).to(self.device)
+            except UserError as error:
+                log.warning("fitting %s again: %s", name, error)
+        baseline = make_baseline(name, self.catalogue).to(self.device)
+        baseline.fit(sequences.training_sequences(), sequences.validation_events())
+        checkpoints.save_named(name, {"model": baseline.state_dict()})
+        return baseline.eval()
+
+    def _evaluate(self, rankers: dict[str, AbstractRecommender], sequences: Sequences) -> dict[str, Evaluation]:
+        """Evaluate each recommender on both splits, with both protocols."""
+        params, results = self.config.training_params, {}
+        for name, ranker in rankers.items():
+            results[name] = Evaluation({"valid": {}, "test": {}}, {})
+            for split in ("valid", "test"):
+                with self.run.clock("test" if (name, split) == ("alone", "test") else "evaluation"):
+                    for protocol in PROTOCOLS:
+                        label = self.config.name + ("" if name == "alone" else f" ({name})")
+                        found, measured = evaluate(ranker, sequences, split, params, protocol,
+                                                   f"{split} {label}, {protocol} items")
+                        results[name].metrics[split][protocol] = measured
+                        if split == "test":
+                            results[name].test[protocol] = found
+        return results
+
+    def _warn(self, model: AbstractRecommender, final: Evaluation, protocol: str, num_items: int) -> None:
+        """Warn about lists that have no order or empty positions, and about test events without a history."""
+        predictions, test = final.test[protocol], final.metrics["test"][protocol]
+        if warning := cannot_rank(model, predictions.items, predictions.scores):
+            log.warning("%s", warning)
+        if test["num_without_history"]:
+            log.warning("recommendation: %d test events are skipped, because their users have no earlier event",
+                        test["num_without_history"])
+        if test["missing_share"]:
+            log.warning("recommendation: %.2f%% of the positions in the recommended lists are empty. The "
+                        "catalogue has %d items, and a list has %d positions%s", 100 * test["missing_share"],
+                        num_items, self.config.training_params["top_k"],
+                        " and excludes the items of the history" if PROTOCOLS[protocol] else "")
 
     def _build(self) -> AbstractRecommender:
         """Return the untrained model on the device. Raises ConfigError if a configuration key is unused."""
@@ -95,16 +166,22 @@ class Pipeline:
                 raise DataError(self.folder.interactions, f"has no event with a history in the {split} split",
                                 "No user has three events", f"{self.folder.make_command} --min_user_interactions 3")
 
-    def _write_predictions(self, predictions: Predictions, sequences: Sequences) -> None:
-        """Write the test predictions to predictions.jsonl, with the raw ids of users and items."""
+    def _write_predictions(self, predictions: dict[str, Predictions], sequences: Sequences) -> None:
+        """Write the test predictions to predictions.jsonl, with the raw ids of users and items.
+
+        predictions: protocol -> predictions
+        """
         raw_item, raw_user = load_items(self.folder)["raw_id"], load_users(self.folder)["raw_id"]
-        users = raw_user[sequences.user[predictions.positions]]
+        every = predictions["all"]
         lines = []
-        for user, target, items, scores in zip(users, raw_item[predictions.targets], predictions.items,
-                                               predictions.scores, strict=True):
-            found = items >= 0
-            lines.append(json.dumps({"user": user, "target": target, "items": list(raw_item[items[found]]),
-                                     "scores": np.round(scores[found].astype(float), 6).tolist()}, ensure_ascii=False))
+        for row, (position, target) in enumerate(zip(every.positions, every.targets, strict=True)):
+            line = {"user": raw_user[sequences.user[position]], "target": raw_item[target]}
+            for protocol, keys in (("all", ("items", "scores")), ("unseen", ("unseen", "unseen_scores"))):
+                items, scores = predictions[protocol].items[row], predictions[protocol].scores[row]
+                found = items >= 0
+                line |= dict(zip(keys, (list(raw_item[items[found]]),
+                                        np.round(scores[found].astype(float), 6).tolist()), strict=True))
+            lines.append(json.dumps(line, ensure_ascii=False))
         write_text(self.run.folder / "predictions.jsonl", "\n".join(lines) + "\n")
 
 
@@ -119,6 +196,7 @@ def run_seeds(config: Config, seeds: list[int], make_pipeline: Callable[[], Pipe
         config["common"]["seed"] = seed
         pipeline = make_pipeline()
         runs[pipeline.run.id] = pipeline.execute(force)
-    summary = {"seeds": seeds, "runs": list(runs), "test": mean_and_deviation([run["test"] for run in runs.values()])}
+    summary = {"seeds": seeds, "runs": list(runs), "protocol": next(iter(runs.values()))["protocol"],
+               **mean_over_runs(list(runs.values()))}
     write_text(pipeline.run.parent / "seeds.json", json.dumps(summary, indent=2) + "\n")
     return summary

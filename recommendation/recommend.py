@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
                                    args.run, args.data_root, args.run_root, args.device)
     if args.history is not None:
         queries = [Query(None, recommender.lookup.split_at_commas(args.history), "--history")]
-    results = recommender.answer(queries, args.top_k, args.filter_seen)
+    results = recommender.answer(queries, args.top_k, {"true": True, "false": False, "auto": None}[args.filter_seen])
     lines = (_json_lines if args.format == "jsonl" else _table_lines)(results)
     if args.output:
         write_target(args.output, "".join(f"{line}\n" for line in lines))
@@ -99,7 +99,8 @@ def make_parser():
     queries.add_argument("--history", nargs="*", action="extend", metavar="ID", help="raw ids of items, oldest first")
     queries.add_argument("--histories", type=Path, metavar="FILE", help="a JSON Lines file with one history per line")
     parser.add_argument("--top_k", type=int, default=10, metavar="K", help="number of items to recommend per history")
-    parser.add_argument("--filter_seen", action="store_true", help="do not recommend items that are in the history")
+    parser.add_argument("--filter_seen", nargs="?", const="true", default="auto", choices=("true", "false", "auto"),
+                        help="whether to exclude items that are in the history; auto: as in the training")
     parser.add_argument("--format", choices=("table", "jsonl"), default="table",
                         help="output format: table for people, jsonl for programs")
     parser.add_argument("--output", type=Path, default=None, metavar="FILE",

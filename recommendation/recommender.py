@@ -11,6 +11,7 @@ from common.errors import ConfigError
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Ranking, cannot_rank, evaluate, rank
 from recommendation.histories import Histories, Lookup, Query
+from recommendation.metrics import PROTOCOLS
 from recommendation.models import config_path
 from recommendation.runs import Choice, LoadedRun, load_recommender
 
@@ -65,13 +66,13 @@ class Recommender:
         return cls(loaded, Lookup(folder, Sequences.load(folder, "cpu")))
 
     def recommend(self, histories: Iterable[Iterable[str]], k: int = 10,
-                  filter_seen: bool = False) -> list[list[RecommendedItem]]:
+                  filter_seen: bool | None = None) -> list[list[RecommendedItem]]:
         """Return the `k` best items for each history, best first.
 
         A history is a list of raw item ids, oldest first. Unknown ids are skipped with a warning. If a history has no
         known item, the result is the most popular items. If too few items are available, the result is shorter.
 
-        filter_seen: whether to exclude the items of the history from the result
+        filter_seen: whether to exclude the items of the history from the result; None to use the run's setting
         """
         queries = [Query(None, _checked(history, number), f"histories[{number}]")
                    for number, history in enumerate(histories)]
@@ -86,14 +87,15 @@ class Recommender:
         """
         if split not in SPLITS:
             raise ConfigError("split", f"unknown split {split!r}", fix="pass 'valid' or 'test'")
-        params = self.run.config.training_params
-        if filter_seen is not None:
-            params = {**params, "filter_seen": filter_seen}
         self.run.model.prepare()  # as after the training
         sequences = Sequences.load(self.lookup.folder, self.run.device)
-        return evaluate(self.run.model, sequences, split, params)[1]
+        protocol = "unseen" if self._excludes_seen(filter_seen) else "all"
+        return evaluate(self.run.ranker, sequences, split, self.run.config.training_params, protocol)[1]
 
-    def answer(self, queries: list[Query], k: int, filter_seen: bool) -> list[Result]:
+    def _excludes_seen(self, filter_seen: bool | None) -> bool:
+        return PROTOCOLS[self.run.protocol] if filter_seen is None else filter_seen
+
+    def answer(self, queries: list[Query], k: int, filter_seen: bool | None = None) -> list[Result]:
         """Return one `Result` with the recommended items for each query.
 
         Logs warnings, for example about unknown items. Raises DataError if a query without a history names an unknown
@@ -104,7 +106,8 @@ class Recommender:
             self.run.model.prepare()
         params = self.run.config.training_params
         popularity = self.lookup.sequences.training_counts(num_items)
-        ranking = rank(self.run.model, histories, popularity, params, k, filter_seen, self.run.device)
+        ranking = rank(self.run.ranker, histories, popularity, params, k, self._excludes_seen(filter_seen),
+                       self.run.device)
         answered = ~ranking.fallback
         if warning := cannot_rank(self.run.model, ranking.items[answered], ranking.scores[answered]):
             log.warning("%s", warning)

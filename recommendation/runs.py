@@ -6,6 +6,7 @@ from operator import eq
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 
 from common.artifacts import DatasetFolder, load_codes, load_items_meta, load_meta, variant
@@ -14,14 +15,16 @@ from common.cli import ROOT
 from common.config import Config, resolve
 from common.device import resolve_device
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest, one_line
-from common.reading import AMOUNT, COUNT, SHARE, WHY, Record, fits, read_record
+from common.reading import AMOUNT, COUNT, SHARE, WHY, Record, read_record, shortened
 from common.run import latest_run, read_config, read_finished
-from recommendation.metrics import METRICS
-from recommendation.models import DEFAULTS, code_of, find_class
+from recommendation.metrics import METRICS, PROTOCOLS, RANKERS
+from recommendation.models import DEFAULTS, code_of, find_class, make_baseline, names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
+from recommendation.models.with_prior import WithPrior
 
 log = logging.getLogger(__name__)
 
+RANKS = "ranks.json"
 BY_POPULARITY = "by_popularity"  # the only metric that is not a number
 NO_CODES = "no-codes"  # name of the variant if the model does not use semantic IDs
 # The flags that select the semantic IDs, and their defaults.
@@ -91,18 +94,24 @@ def load_source(folder: DatasetFolder, choice: Choice) -> Source:
         log.warning("recommendation: WARNING: %s: %d items have only %d distinct IDs before disambiguation: %s. "
                     "The command that made this file: %s", path.name, len(codes), num_distinct, one_line(collapse),
                     one_line(meta["command"] or ""))
-    return Source(Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"]), inputs,
+    group_of = None
+    if (level := meta.get("disambiguation_level")) is not None and meta["collision_rate_before"]:
+        group_of = np.unique(np.delete(codes, level, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+    catalogue = Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"], group_of=group_of)
+    return Source(catalogue, inputs,
                   {key: meta[key] for key in ("collision_rate_before", "collision_rate_after")})
 
 
 class FinishedRun(NamedTuple):
     """The configuration and the results of a finished run."""
 
+    folder: Path
     model: str
     variant: str   # variant of the semantic IDs, or no-codes
     config: dict
     inputs: dict
-    metrics: dict
+    code: str      # digest of the training code
+    metrics: Record
     command: str   # the command that trained the model
     seconds: float  # training time; NaN if it was not recorded
     users_per_second: float | None
@@ -113,9 +122,22 @@ class FinishedRun(NamedTuple):
         return self.config["common"]["seed"]
 
     @property
-    def filter_seen(self) -> bool:
-        """Whether the items of the history were excluded from the recommended lists."""
-        return self.config[self.model]["training_params"]["filter_seen"]
+    def rankers(self) -> list[str]:
+        """What was evaluated: the model `alone`, and with a prior also the `prior` alone and `both` together."""
+        return [name for name in RANKERS if name in self.metrics]
+
+    @property
+    def protocol(self) -> str:
+        """The protocol that selected the checkpoint, and that users get."""
+        return self.metrics["protocol"]
+
+
+def run_code(model: str, config: dict) -> str:
+    """Return the digest of the current code that trains a run with this configuration; "" if the model is unknown."""
+    if model not in names():
+        return ""
+    params = config.get(model, {}).get("training_params", {})
+    return code_of(model, {role: name for role, name in params.items() if name in names()})
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -124,11 +146,9 @@ def read_run(folder: Path) -> FinishedRun:
     finished = read_finished(folder, fix)
     fix, model, times = finished.fix, folder.parent.parent.name, folder / "times.json"
     config = read_config(folder, fix)
-    params = config[model].get("training_params") if isinstance(config.get(model), dict) else None
-    if not isinstance(params, dict) or not fits(params.get("filter_seen"), bool):
-        raise ArtifactError(folder / "config.yaml", f"{model}.training_params.filter_seen must be of type bool", WHY,
-                            fix)
-    return FinishedRun(model, folder.parent.name, config, finished["inputs"],
+    if not isinstance(config.get(model), dict) or not isinstance(config[model].get("training_params"), dict):
+        raise ArtifactError(folder / "config.yaml", f"{model}.training_params must contain keys", WHY, fix)
+    return FinishedRun(folder, model, folder.parent.name, config, finished["inputs"], finished.get("code", ""),
                        read_metrics(folder, fix), finished["command"],
                        read_record(times, fix, {"training": AMOUNT})["training"] if times.exists() else float("nan"),
                        finished.get("users_per_second"))
@@ -136,11 +156,43 @@ def read_run(folder: Path) -> FinishedRun:
 
 def read_metrics(folder: Path, fix: str) -> Record:
     """Read `metrics.json` of a finished run. Raises ArtifactError if the file is damaged."""
-    metrics = read_record(folder / "metrics.json", fix, {"test": dict, "num_parameters": COUNT})
-    kinds = {f"test.{name}": _kind(name) for name in metrics["test"] if name != BY_POPULARITY}
-    Record({f"test.{name}": value for name, value in metrics["test"].items()}, metrics.path, fix).check(
-        {**kinds, "test.num_targets": COUNT}, {})
+    metrics = read_record(folder / "metrics.json", fix, {"alone": dict, "num_parameters": COUNT, "protocol": str}, {
+        "prior": dict, "both": dict, "weights": dict[str, AMOUNT]})
+    if metrics["protocol"] not in PROTOCOLS:
+        raise ArtifactError(metrics.path, f"has an unknown protocol {shortened(metrics['protocol'])!r}", WHY, fix)
+    for ranker in (name for name in RANKERS if name in metrics):
+        for split in ("valid", "test"):
+            for protocol in PROTOCOLS:
+                _check_metrics(metrics, f"{ranker}.{split}.{protocol}")
     return metrics
+
+
+def _check_metrics(metrics: Record, place: str) -> None:
+    """Raise ArtifactError if the metrics at `place`, a dotted path in metrics.json, are missing or wrong."""
+    found: Any = metrics
+    for key in place.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        raise ArtifactError(metrics.path, f"{place} must be of type dict", WHY, metrics.fix)
+    kinds = {f"{place}.{name}": _kind(name) for name in found if name != BY_POPULARITY}
+    Record({f"{place}.{name}": value for name, value in found.items()}, metrics.path, metrics.fix).check(
+        {**kinds, f"{place}.num_targets": COUNT}, {})
+
+
+def read_ranks(folder: Path, metrics: Record, fix: str) -> dict[str, dict[str, np.ndarray]]:
+    """Read `ranks.json`: ranker -> protocol -> rank of each test target, 0 if it is not in the list.
+
+    metrics: the content of metrics.json
+
+    Raises ArtifactError if the file is damaged.
+    """
+    rankers = [name for name in RANKERS if name in metrics]
+    record = read_record(folder / RANKS, fix, dict.fromkeys(rankers, dict[str, list[COUNT]]))
+    for ranker in rankers:
+        for protocol in PROTOCOLS:
+            if len(record[ranker].get(protocol, [])) != metrics[ranker]["test"][protocol]["num_targets"]:
+                raise ArtifactError(record.path, f"must have one rank per test target in {ranker}.{protocol}", WHY, fix)
+    return {ranker: {protocol: np.array(record[ranker][protocol]) for protocol in PROTOCOLS} for ranker in rankers}
 
 
 def _kind(name: str) -> Any:
@@ -164,6 +216,8 @@ class LoadedRun(NamedTuple):
     """A finished run with its trained model."""
 
     model: AbstractRecommender  # in evaluation mode, on `device`
+    ranker: AbstractRecommender  # the model with its prior; without a prior, the model itself
+    protocol: str               # whether users get all items or only unseen items
     config: Config
     inputs: dict[str, str]      # file name -> sha256, for the files that the model was trained on
     folder: Path
@@ -183,7 +237,7 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     run, command = find_run(folder, run_root, choice, run_id), choice.training_command(folder, run_root)
     summary = read_finished(run, f"{command} --force")
     command, source = summary["command"], load_source(folder, choice)
-    if summary.get("code") != code_of(choice.model):
+    if summary.get("code") != run_code(choice.model, read_config(run, f"{command} --force")):
         log.warning("recommendation: %s was trained with another version of the code: the code of the model or of "
                     "the trainer has changed", run)
     require_same_inputs(run, summary["inputs"], source.inputs, command)
@@ -192,7 +246,29 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     state = checkpoints.load_best(model)
     if problem := model.find_problem():
         raise ArtifactError(state.path, problem, WHY, state.fix)
-    return LoadedRun(model.to(on).eval(), config, source.inputs, run, on)
+    model = model.to(on).eval()
+    metrics = read_metrics(run, f"{command} --force")
+    ranker = _with_prior(model, config, metrics, checkpoints, source) if "both" in metrics else model
+    return LoadedRun(model, ranker, metrics["protocol"], config, source.inputs, run, on)
+
+
+def _with_prior(model: AbstractRecommender, config: Config, metrics: Record, checkpoints: Checkpoints,
+                source: Source) -> WithPrior:
+    """Return the model with the prior of its run."""
+    prior = load_baseline(config.training_params["prior"], source.catalogue, checkpoints)
+    if metrics.get("weights", {}).keys() != PROTOCOLS.keys():
+        raise ArtifactError(metrics.path, "weights must have one weight for each protocol", WHY, metrics.fix)
+    device = next(model.buffers(), next(model.parameters())).device
+    return WithPrior(model, prior.to(device).log_probabilities, metrics["weights"])
+
+
+def load_baseline(name: str, catalogue: Catalogue, checkpoints: Checkpoints) -> Any:
+    """Load a fitted baseline that belongs to a run, its prior or its teacher. Raises ArtifactError if it is damaged."""
+    baseline = make_baseline(name, catalogue)
+    state = checkpoints.load_named(name, baseline)
+    if problem := baseline.find_problem():
+        raise ArtifactError(state.path, problem, WHY, state.fix)
+    return baseline.eval()
 
 
 def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str | None = None) -> Path:

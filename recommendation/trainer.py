@@ -15,7 +15,7 @@ from common.run import Run
 from common.training import Best, TrainingLoop
 from recommendation.batches import TrainingBatches
 from recommendation.dataset import Sequences
-from recommendation.evaluator import metrics, predict
+from recommendation.evaluator import metrics, predict, selecting_protocol
 from recommendation.models.abstract_model import AbstractRecommender, Teacher, Windows
 from recommendation.models.contract import NUM_TRIED, check_contract, check_types
 
@@ -25,8 +25,10 @@ Loss = Callable[[Windows], dict[str, Tensor]]
 
 
 def validate(model: AbstractRecommender, sequences: Sequences, params: dict, name: str) -> dict:
-    """Return the metrics of the model on the validation events."""
-    return metrics(predict(model, sequences, "valid", params, f"validate {name}"), model.catalogue.num_items)
+    """Return the metrics of the model on the validation events, with the protocol that selects the checkpoint."""
+    protocol = selecting_protocol(sequences, params)
+    return metrics(predict(model, sequences, "valid", params, protocol, f"validate {name}"),
+                   model.catalogue.num_items)
 
 
 class RecommenderTask:
@@ -63,7 +65,8 @@ class RecommenderTask:
         return self.batches.users(epoch, index)
 
 
-def train(model: AbstractRecommender, sequences: Sequences, config: Config, run: Run) -> Best:
+def train(model: AbstractRecommender, sequences: Sequences, config: Config, run: Run,
+          teacher: Teacher | None = None) -> Best:
     """Train the model, and return the validation metrics of the best weights.
 
     If the class of the model overrides `fit`, `fit` trains the model. Otherwise, the model is trained by gradient
@@ -80,10 +83,10 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
         Checkpoints(run.checkpoints, run.command).save_best({"model": model.state_dict()})
         best = Best(0, metrics[params["select_by"]], metrics)
     else:
-        task = RecommenderTask(model, sequences, params, seed, config.name)
+        task = RecommenderTask(model, sequences, params, seed, config.name, teacher=teacher)
         items, lengths, _ = task.batches.get(0, 0, WHOLE)
         with task.descent.stream():
-            check_contract(model, tried, params["top_k"], Windows(items[:NUM_TRIED], lengths[:NUM_TRIED]))
+            check_contract(model, tried, params["top_k"], Windows(items[:NUM_TRIED], lengths[:NUM_TRIED], teacher))
         best = TrainingLoop(task, run, params, seed).train()
     model.eval()
     model.prepare()

@@ -1,11 +1,14 @@
 """Find the recommenders. Each recommender is a folder models/<name>/ with model.py and config.yaml."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common.config import declared
+from common.config import declared, resolve
 from common.digest import code_digest
 from common.registry import load_class, unknown
+
+if TYPE_CHECKING:
+    from .abstract_model import AbstractRecommender, Catalogue
 
 MODELS = Path(__file__).resolve().parent
 DEFAULTS = MODELS / "defaults.yaml"
@@ -33,9 +36,15 @@ def model_path(name: str) -> Path:
     return MODELS / name / "model.py"
 
 
-def code_of(name: str) -> str:
-    """Return a digest of the code that trains the recommender `name`."""
-    return code_digest(model_path(name), MODELS.parent)
+def code_of(name: str, training_params: dict) -> str:
+    """Return a digest of the code that trains the recommender `name`, with its prior and its teacher."""
+    baselines = {training_params.get(role, "none") for role in ("prior", "teacher")} - {"none"}
+    return "-".join(code_digest(model_path(model), MODELS.parent) for model in (name, *sorted(baselines)))
+
+
+def make_baseline(name: str, catalogue: "Catalogue") -> "AbstractRecommender":
+    """Return the baseline `name` with the settings of its YAML, not yet fitted."""
+    return find_class(name)(resolve(name, config_path(name), DEFAULTS, []).for_model(), catalogue)
 
 
 def find_class(name: str) -> type[Any]:

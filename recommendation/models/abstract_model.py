@@ -3,6 +3,7 @@
 from abc import ABC
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ class Catalogue(NamedTuple):
     codes: Tensor | None        # (N, L) int64 semantic IDs, all different; None if the model does not use semantic IDs
     codebook_sizes: list[int]   # one size per level
     neighbours: Neighbours | None = None  # None if the model does not use the content of the items
+    group_of: np.ndarray | None = None  # (N,) number of the ID before disambiguation; None if no two items collide
 
 
 class Teacher(Protocol):
