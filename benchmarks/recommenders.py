@@ -11,8 +11,10 @@ that are already in the file are skipped. Use `--trial` for tuning: it writes on
 import argparse
 import fcntl
 import json
+import math
 import os
 import re
+import resource
 import shlex
 import statistics
 import subprocess
@@ -27,9 +29,10 @@ from benchmarks.quantization import machine  # noqa: E402 (needs the path above)
 from common.cli import ROOT  # noqa: E402
 from common.publishing import write_text  # noqa: E402
 from common.tables import markdown  # noqa: E402
+from recommendation.metrics import PROTOCOLS, RANKERS  # noqa: E402
 
-METRICS = [f"{metric}@{k}" for k in (1, 5, 10, 20) for metric in ("recall", "ndcg", "mrr")] + ["coverage@10"]
-SHOWN = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+METRICS = [f"{metric}@{k}" for k in (5, 10, 20) for metric in ("recall", "ndcg")] + ["coverage@10"]
+SHOWN = ("recall@10", "ndcg@10")
 KEY = ("dataset", "model", "flags", "seed", "trial")  # the entries that identify a run
 
 
@@ -53,8 +56,11 @@ def main() -> None:
                 continue
             run = measure(key, args.data_root, args.run_root)
             add(args.out, run)
-            metrics = run["valid"] if args.trial else run["test"]
-            print(f"{words}, seed {seed}: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN), flush=True)
+            for ranker, of_ranker in run["results"].items():
+                for split, of_split in of_ranker.items():
+                    print(f"{words}, seed {seed}, {ranker}, {split}: " + "; ".join(
+                        f"{protocol} items: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN)
+                        for protocol, metrics in of_split.items()), flush=True)
     if args.table:
         print(table(read(args.out)))
 
@@ -66,19 +72,40 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
         command = [sys.executable, str(ROOT / "recommendation/main.py"), "--model", key["model"], "--category",
                    key["dataset"], "--data_root", str(data_root), "--run_root", str(run_root or folder),
                    "--seed", str(key["seed"]), *shlex.split(key["flags"])]
-        begun = time.monotonic()
+        begun, used = time.monotonic(), cpu_seconds()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
-        seconds = time.monotonic() - begun
+        seconds, used = time.monotonic() - begun, cpu_seconds() - used
         run = Path(re.search(r"recommendation: wrote (.+)", done.stdout)[1])
         result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        ranks = json.loads((run / "ranks.json").read_text(encoding="utf-8"))
         by_epoch = curve(run / "metrics.jsonl")
-    splits = ("valid",) if key["trial"] else ("valid", "test")
-    return {**key, **made_with, "seconds": round(seconds),
-            "num_parameters": result["num_parameters"], "best_epoch": result["best_epoch"],
-            **{split: {name: round(result[split][name], 4) for name in METRICS if name in result[split]}
-               for split in splits}, **({"curve": by_epoch} if by_epoch else {})}
+    rankers, splits = [name for name in RANKERS if name in result], ("valid",) if key["trial"] else ("valid", "test")
+    return {**key, **made_with, "run": run.name, "seconds": round(seconds), "cpu_seconds": round(used),
+            **{name: result[name] for name in ("num_parameters", "best_epoch", "num_trials", "protocol", "weights")
+               if name in result},
+            "results": {ranker: {split: {protocol: {name: round(metrics[name], 4) for name in METRICS}
+                                         for protocol, metrics in result[ranker][split].items()}
+                                 for split in splits} for ranker in rankers},
+            **({} if key["trial"] or "prior" not in rankers else {"to_prior": {
+                ranker: {protocol: paired(ranks[ranker][protocol], ranks["prior"][protocol])
+                         for protocol in ranks[ranker]} for ranker in rankers if ranker != "prior"}}),
+            **({"curve": by_epoch} if by_epoch else {})}
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of all finished child processes."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def paired(ranks: list[int], others: list[int]) -> list[float]:
+    """Return the mean difference of ndcg@10 between two lists of ranks, and its standard error over the targets."""
+    gains = [[1 / math.log2(1 + rank) if 0 < rank <= 10 else 0.0 for rank in of] for of in (ranks, others)]
+    differences = [one - other for one, other in zip(*gains, strict=True)]
+    return [round(statistics.mean(differences), 5),
+            round(statistics.pstdev(differences) / math.sqrt(len(differences)), 5)]
 
 
 def curve(path: Path) -> dict[str, dict[int, float]]:
@@ -109,15 +136,36 @@ def add(path: Path, run: dict) -> None:
 def table(runs: list[dict]) -> str:
     """Return a Markdown table of all runs except trials.
 
-    A row has the mean and the sample standard deviation over the seeds of one commit.
+    A row has the mean and the sample standard deviation over the seeds of one commit. `to prior` is the difference of
+    the test ndcg@10 to the prior alone, paired over the users. Its standard error is the mean over the seeds, which is
+    not less than the standard error of the mean.
     """
     rows: dict[tuple, list[dict]] = {}
     for run in runs:
         if not run["trial"]:
             rows.setdefault((run["dataset"], run["model"], run["flags"], run["commit"]), []).append(run)
-    return markdown(("dataset", "model", "flags", "commit", "seeds", *SHOWN), [
-        [*row, ", ".join(str(run["seed"]) for run in of_row), *(shown([run["test"][name] for run in of_row])
-                                                               for name in SHOWN)] for row, of_row in rows.items()])
+    lines = []
+    for (dataset, model, flags, commit), of_row in rows.items():
+        num_trials = max([run.get("num_trials", 0) for run in of_row] + [len({other["flags"] for other in runs if (
+            other["dataset"], other["model"]) == (dataset, model)})])
+        for ranker in (name for name in RANKERS if name != "prior" and name in of_row[0]["results"]):
+            lines.append([dataset, model, ranker, flags, commit[:7], ", ".join(str(run["seed"]) for run in of_row),
+                          str(num_trials), f"{of_row[0]['num_parameters']:,}",
+                          f"{statistics.mean(run['cpu_seconds'] for run in of_row) / 60:.1f}",
+                          shown([run["results"][ranker]["valid"][run["protocol"]]["ndcg@10"] for run in of_row]),
+                          *(shown([run["results"][ranker]["test"][protocol][name] for run in of_row])
+                            for protocol in PROTOCOLS for name in SHOWN),
+                          *(to_prior(of_row, ranker, protocol) for protocol in PROTOCOLS)])
+    return markdown(("dataset", "model", "row", "flags", "commit", "seeds", "trials", "parameters", "CPU minutes",
+                     "validation ndcg@10", *(f"{name} ({protocol})" for protocol in PROTOCOLS for name in SHOWN),
+                     *(f"to prior ({protocol})" for protocol in PROTOCOLS)), lines)
+
+
+def to_prior(runs: list[dict], ranker: str, protocol: str) -> str:
+    if "to_prior" not in runs[0]:
+        return ""
+    means, errors = zip(*(run["to_prior"][ranker][protocol] for run in runs), strict=True)
+    return f"{statistics.mean(means):+.4f} ± {statistics.mean(errors):.4f}"
 
 
 def shown(values: list[float]) -> str:
