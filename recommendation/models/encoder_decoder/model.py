@@ -67,8 +67,8 @@ class EncoderDecoder(AbstractGenerator):
                             if self.train_on == "every_position" else None)
         initialize(self, width, head_width)
         self.initialize_tokens()
-        if by_item:  # the projection keeps the variance of the embeddings
-            nn.init.normal_(self.projection.weight, std=self.projection.in_features**-0.5)
+        for weight in self.projection.parameters():  # keeps the variance of the embeddings
+            nn.init.normal_(weight, std=(self.num_levels * width)**-0.5)
         if self.memory_bias is not None:
             self.encoder_bias.start_recent()
             self.memory_bias.start_recent()
