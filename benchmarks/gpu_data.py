@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 GENERATOR = {"num_encoder_layers": 4, "num_decoder_layers": 4, "d_model": 128, "d_ff": 1024, "d_kv": 64,
-             "num_heads": 6, "dropout": 0.1, "max_history": 20, "train_on": "every_position",
-             "normalize_over": "codebook", "num_beams": 20}
+             "num_heads": 6, "dropout": 0.1, "max_history": 20, "encoder_positions": "code",
+             "train_on": "every_position", "normalize_over": "codebook", "num_beams": 20}
 RQVAE = {"hidden_sizes": [512, 256, 128], "latent_size": 32, "num_levels": 3, "codebook_size": 256,
          "commitment_cost": 0.25, "batch_size": 2048, "eval_every": 500}
 # Beauty, 5-core: the number of users with 5, 6, ..., 30 events, and with about 35, 45, ... events.

@@ -112,7 +112,8 @@ def load(args: argparse.Namespace) -> Data:
 def make_task(data: Data, **keys: object):
     """Return a RecommenderTask for our encoder-decoder. `SIZES` and `keys` override the defaults of the model.
 
-    The softmax is over the whole codebook, as in the other models, unless `keys` changes this.
+    The softmax is over the whole codebook and the encoder has one position per code, as in the other models, unless
+    `keys` changes this.
     """
     import torch
 
@@ -121,8 +122,8 @@ def make_task(data: Data, **keys: object):
     from recommendation.models.encoder_decoder.model import EncoderDecoder
     from recommendation.trainer import RecommenderTask
 
-    keys = {**SIZES, "normalize_over": "codebook", "lr_schedule": "constant", "warmup_steps": 100, "patience": "null",
-            **keys}
+    keys = {**SIZES, "normalize_over": "codebook", "encoder_positions": "code", "lr_schedule": "constant",
+            "warmup_steps": 100, "patience": "null", **keys}
     config = resolve("encoder_decoder", config_path("encoder_decoder"), DEFAULTS,
                      [(key, str(value)) for key, value in keys.items()])
     torch.manual_seed(0)

@@ -28,13 +28,13 @@ def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     check_training(config, args.seeds)
     if args.seeds is not None:
         args.seeds = parse_seeds(args.seeds)
-    check_t5_flags(args.model, args.export_t5, args.from_t5, args.force)
+    reject_unused_flags(args, parser)
+    check_t5_flags(config, args.export_t5, args.from_t5, args.force)
     roots = (args.data_root, args.run_root)
     if args.export_t5 is not None:
         check_new_folder("--export_t5", args.export_t5, roots)
     if args.run_list is not None:
         check_target("--run_list", args.run_list, roots, lambda line: Path(line).is_absolute())
-    reject_unused_flags(args, parser)
     return args, config
 
 

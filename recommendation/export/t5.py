@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.artifacts import DatasetFolder, load_items
+from common.config import Config
 from common.errors import ConfigError, DataError
 from common.publishing import file_sha256, publish_folder
 from common.reading import read_record
@@ -27,17 +28,26 @@ NOT_THE_SAME = ("The exported model was trained with a causal encoder and a bias
 README = Path(__file__).with_name("t5_readme.md")
 
 
-def check_t5_flags(model: str, export_to: Path | None, from_t5: Path | None, force: bool) -> None:
+def check_t5_flags(config: Config, export_to: Path | None, from_t5: Path | None, force: bool) -> None:
     """Raise ConfigError if --export_t5 or --from_t5 does not work with the model, or if the target folder exists.
 
     With `force`, the target folder may exist if it contains only an earlier export.
     """
     for flag, value in (("export_t5", export_to), ("from_t5", from_t5)):
-        if value is not None and model != MODEL:
-            raise ConfigError(f"--{flag}", f"does not work with the model {model!r}",
+        if value is not None and config.name != MODEL:
+            raise ConfigError(f"--{flag}", f"does not work with the model {config.name!r}",
                               f"Only {MODEL!r} has the layers of T5", f"use --model {MODEL}")
+    if from_t5 is not None:
+        _require_code_positions("--from_t5", config)
     if export_to is not None:
         _require_free(export_to.resolve(), force)
+
+
+def _require_code_positions(where: str, config: Config) -> None:
+    """Raise ConfigError if the encoder has one position per item."""
+    if config.for_model()[MODEL]["model_params"]["encoder_positions"] != "code":
+        raise ConfigError(where, "does not work with encoder_positions: item", "A T5 reads one position per code",
+                          "train the model with --encoder_positions code")
 
 
 def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Path, run_id: str | None = None) -> None:
@@ -45,7 +55,8 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
 
     run_id: id of the run; None for the newest finished run
 
-    If an error occurs, the folder is not changed.
+    Raises ConfigError if the encoder of the model has one position per item. If an error occurs, the folder is not
+    changed.
     """
     from common.checkpoint import system_errors
     from recommendation.models.encoder_decoder.model import EncoderDecoder
@@ -56,6 +67,7 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
     finished = load_recommender(folder, run_root, choice, "cpu", run_id)
     model, run = finished.model, finished.folder
     assert isinstance(model, EncoderDecoder)
+    _require_code_positions(f"--export_t5: {run}", finished.config)
 
     quiet()
     index = dict(zip(load_items(folder)["raw_id"], model.tokens.T[:-1].tolist(), strict=True))

@@ -26,7 +26,7 @@ SMALL = {
     "num_encoder_layers": "2", "num_decoder_layers": "2", "num_layers": "2",
     "d_model": "16", "d_ff": "24", "d_kv": "4", "num_heads": "2",
     "dropout": "0.0", "num_buckets": "8", "max_distance": "16", "train_on": "target", "num_beams": "10",
-    "normalize_over": "codebook",
+    "normalize_over": "codebook", "encoder_positions": "code",
     "batch_size": "16", "epochs": "2", "lr": "0.01", "lr_schedule": "constant", "warmup_steps": "0",
     "max_history": "5", "eval_batch_size": "7", "label_smoothing": "0.0", "patience": "null",
 }
@@ -131,12 +131,17 @@ OPTIONS = [*((name, {"normalize_over": over}) for name, over in LOSSES),
            ("encoder_decoder", {"train_on": "every_position"}),
            ("encoder_decoder", {"train_on": "every_position", "label_smoothing": 0.1}),
            ("encoder_decoder", {"train_on": "every_position", "normalize_over": "valid_items", "label_smoothing": 0.1}),
+           ("encoder_decoder", {"encoder_positions": "item"}),
+           ("encoder_decoder", {"encoder_positions": "item", "train_on": "every_position"}),
            ("decoder_only", {"label_smoothing": 0.1}), ("sasrec", {"label_smoothing": 0.1}),
            ("encoder_retrieve", {"label_smoothing": 0.1}),
            ("encoder_retrieve", {"normalize_over": "valid_items", "label_smoothing": 0.1}),
            ("decoder_only", {"optimizer": "Adam", "clip_norm": 0.0, "lr_schedule": "cosine", "warmup_steps": 5})]
 GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
               "every_position": ("encoder_decoder", {"train_on": "every_position"}),
+              "target, by item": ("encoder_decoder", {"train_on": "target", "encoder_positions": "item"}),
+              "every_position, by item": ("encoder_decoder", {"train_on": "every_position",
+                                                              "encoder_positions": "item"}),
               "decoder_only": ("decoder_only", {})}
 
 
@@ -174,7 +179,8 @@ def model(request, make_model):
     return model
 
 
-@pytest.fixture(params=itertools.product(["every_position", "decoder_only"], ["codebook", "valid_items"]), ids="-".join)
+@pytest.fixture(params=itertools.product(["every_position", "every_position, by item", "decoder_only"],
+                                         ["codebook", "valid_items"]), ids="-".join)
 def everywhere(request, make_model):
     """A generator whose targets are all items of a window except the first, with each of the two normalizations."""
     generator, normalize_over = request.param

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..abstract_model import Catalogue, Windows
 from ..attention_bias import RelativeBias, as_bias, expand_bias
@@ -20,21 +20,24 @@ from ..layers import (
 )
 from ..params import Params
 
-# B batch, S length of the longest history, L levels, T = S * L encoder tokens, G targets of a row, K beams, H heads,
-# M model width, C codebook size of a level
+# B batch, S length of the longest history, L levels, E codes per encoder position (1 or L), T = S * L / E encoder
+# positions, G targets of a row, K beams, H heads, M model width, C codebook size of a level
 
 
 class EncoderDecoder(AbstractGenerator):
     """A Transformer whose encoder reads the history and whose decoder generates the next item's semantic ID.
 
-    With `train_on: target`, each window has one target. Each encoder token attends to the whole history, as in T5.
+    With `encoder_positions: code`, the encoder has one position for each code of the history, as in T5. With
+    `encoder_positions: item`, it has one position for each item: a linear projection of the item's code embeddings.
 
-    With `train_on: every_position`, every item of a window except the first is a target. Each encoder token attends
-    only to tokens of the same item and of earlier items. For each target, the decoder attends only to the items before
-    the target. Cross-attention has a relative bias, unlike in T5.
+    With `train_on: target`, each window has one target. Each encoder position attends to the whole history, as in T5.
 
-    `t5.py` converts the weights to and from the T5 of transformers. With `train_on: target`, both models compute the
-    same scores.
+    With `train_on: every_position`, every item of a window except the first is a target. Each encoder position attends
+    only to positions of the same item and of earlier items. For each target, the decoder attends only to the items
+    before the target. Cross-attention has a relative bias, unlike in T5.
+
+    `t5.py` converts the weights to and from the T5 of transformers, if `encoder_positions` is `code`. If also
+    `train_on` is `target`, both models compute the same scores.
     """
 
     def __init__(self, config: dict, catalogue: Catalogue):
@@ -45,6 +48,10 @@ class EncoderDecoder(AbstractGenerator):
         rate, distances, d_ff = params.share("dropout"), params.distances(), params.count("d_ff")
         attention = (width, num_heads, head_width, rate)
         self.dropout = rate
+        by_item = params.choice("encoder_positions", "item", "code") == "item"
+        self.codes_per_position = self.num_levels if by_item else 1
+        self.positions_per_item = self.num_levels // self.codes_per_position
+        self.projection = nn.Linear(self.num_levels * width, width, bias=False) if by_item else nn.Identity()
         self.encoder = stack(params.count("num_encoder_layers"), lambda: (
             SelfAttention(*attention), FeedForward(width, d_ff, rate)))
         self.encoder_bias = RelativeBias(num_heads, *distances, bidirectional=True)
@@ -60,6 +67,8 @@ class EncoderDecoder(AbstractGenerator):
                             if self.train_on == "every_position" else None)
         initialize(self, width, head_width)
         self.initialize_tokens()
+        for weight in self.projection.parameters():  # keeps the variance of the embeddings
+            nn.init.normal_(weight, std=(self.num_levels * width)**-0.5)
         if self.memory_bias is not None:
             self.encoder_bias.start_recent()
             self.memory_bias.start_recent()
@@ -79,26 +88,33 @@ class EncoderDecoder(AbstractGenerator):
             history, targets = windows.items[:, :-1], windows.next_items()
         history, targets = history.T, targets.T                                          # (S, B) and (G, B)
         # Look up all embeddings at once, because the backward pass of a lookup is slow.
-        tokens, inputs = self._history_tokens(history), self.inputs[:, targets].flatten(0, 1)
-        x, y = self._embed(torch.cat([tokens, inputs])).split([len(tokens), len(inputs)])  # (T, B, M), (L * G, B, M)
+        tokens, inputs = self._history_tokens(history), self.inputs[:, targets]          # (T, B, E) and (L, G, B)
+        x, y = self._embed(torch.cat([tokens.flatten(), inputs.flatten()])).split([tokens.numel(), inputs.numel()])
         memory = self._encode(x, tokens)
+        y = y.view(-1, history.shape[1], y.shape[1])                                     # (L * G, B, M)
         hidden = self._decode(y, memory, self._training_bias(len(targets), tokens))
         return {"loss_total": self.code_loss(hidden, targets.flatten())}
 
     def encode(self, history: Tensor) -> Tensor:
         """Return the output of the encoder (the memory) for each history: (B, S) items -> (T, B, M)."""
         tokens = self._history_tokens(history.T)
-        return self._encode(self._embed(tokens), tokens)
+        return self._encode(self._embed(tokens.flatten()), tokens)
 
     def _history_tokens(self, history: Tensor) -> Tensor:
-        """Return the tokens of the histories: (S, B) items -> (T, B)."""
-        return self.tokens[self.level, history.unsqueeze(1)].flatten(0, 1)
+        """Return the tokens of each encoder position: (S, B) items -> (T, B, E)."""
+        tokens = self.tokens[self.level, history.unsqueeze(1)]                           # (S, L, B)
+        return tokens.unflatten(1, (-1, self.codes_per_position)).transpose(2, 3).flatten(0, 1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return dropout(self.embedding(tokens), self.dropout, self.training)
 
     def _encode(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Return the output of the encoder for embedded tokens: (T, B, M) -> (T, B, M)."""
+        """Return the output of the encoder: (T, B, M).
+
+        x: (T * B * E, M) embeddings of the tokens
+        tokens: (T, B, E)
+        """
+        x = self.projection(x.view(*tokens.shape[:2], -1))
         bias = expand_bias(self._encoder_bias(tokens), x.shape[1])
         for attention, feed_forward in self.encoder:
             x = feed_forward(attention(x, bias))
@@ -114,7 +130,8 @@ class EncoderDecoder(AbstractGenerator):
         if self.train_on == "target":
             return self.encoder_bias(positions, len(tokens)) + _padding_mask(tokens)
         # The padding comes after all items, so this mask hides the padding too.
-        return self.encoder_bias(positions, len(tokens), hide_from=self.num_levels, group=self.num_levels)
+        return self.encoder_bias(positions, len(tokens), hide_from=self.positions_per_item,
+                                 group=self.positions_per_item)
 
     def _training_bias(self, num_targets: int, tokens: Tensor) -> Tensor:
         """Return the cross-attention bias for training.
@@ -125,9 +142,10 @@ class EncoderDecoder(AbstractGenerator):
         """
         if self.memory_bias is None:
             return _padding_mask(tokens)
-        # Target g is at the position of its own first token, after g + 1 items.
-        first_tokens = range(self.num_levels, (num_targets + 1) * self.num_levels, self.num_levels)
-        return self.memory_bias(first_tokens, len(tokens), hide_from=0).repeat(1, self.num_levels, 1)
+        # Target g is at its own first encoder position, after g + 1 items.
+        step = self.positions_per_item
+        first = range(step, (num_targets + 1) * step, step)
+        return self.memory_bias(first, len(tokens), hide_from=0).repeat(1, self.num_levels, 1)
 
     def _recommending_bias(self, histories: Windows) -> Tensor:
         """Return the cross-attention bias for recommending the item after the history.
@@ -138,8 +156,8 @@ class EncoderDecoder(AbstractGenerator):
         padding = _padding_mask(tokens)
         if self.memory_bias is None:
             return padding
-        token = torch.arange(len(tokens), device=padding.device)
-        bias = self.memory_bias.of(token - histories.lengths.unsqueeze(1) * self.num_levels)  # (H, B, T)
+        position = torch.arange(len(tokens), device=padding.device)
+        bias = self.memory_bias.of(position - histories.lengths.unsqueeze(1) * self.positions_per_item)  # (H, B, T)
         return bias.transpose(0, 1).unsqueeze(2) + padding
 
     def _decode(self, x: Tensor, memory: Tensor, memory_bias: Tensor) -> Tensor:
@@ -165,8 +183,8 @@ class EncoderDecoder(AbstractGenerator):
 
 
 def _padding_mask(tokens: Tensor) -> Tensor:
-    """Return the attention bias that hides the padding: (T, B) tokens -> (B, 1, 1, T)."""
-    return as_bias(tokens.T != START)[:, None, None]
+    """Return the attention bias that hides the padding: (T, B, E) tokens -> (B, 1, 1, T)."""
+    return as_bias(tokens[:, :, 0].T != START)[:, None, None]  # a position has the tokens of one item
 
 
 class _DecodingStep:

@@ -158,6 +158,7 @@ def weight_pairs(model: EncoderDecoder, t5: Any) -> list[tuple[Tensor, list[Tens
 
     The output heads and the cross-attention bias are not included.
     """
+    assert not [*model.projection.parameters()], "a T5 reads one position per code"
     pairs = [(model.embedding.weight, [t5.shared.weight])]
     memory = [block.layer[1].EncDecAttention for block in t5.decoder.block]
     pairs.append((model.memory.key_value.weight, [part.weight for layer in memory for part in (layer.k, layer.v)]))

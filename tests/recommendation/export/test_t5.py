@@ -237,6 +237,14 @@ def test_an_export_of_every_position_warns_about_t5(export):
 
 
 @pytest.mark.slow
+def test_a_model_with_one_position_per_item_is_not_exported(train, tmp_path):
+    run = train("target", encoder_positions="item")
+    with refused(ConfigError, f"--export_t5: {run}", names=["item"], fix=["--encoder_positions code"]):
+        export_t5(DatasetFolder(tmp_path / "data", "Tiny"), CHOICE, tmp_path / "runs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 def test_the_exports_readme_program_recommends_as_the_run(export, train, monkeypatch, capsys, tmp_path):
     target, _ = export()
     monkeypatch.chdir(target)
@@ -387,6 +395,7 @@ def test_a_folder_without_a_t5_is_refused(tmp_path, train, make):
 @pytest.mark.parametrize(("flags", "where", "names", "fix"), [
     (["--model=sasrec", "--export_t5=x"], "--export_t5", ["'sasrec'"], "--model encoder_decoder"),
     (["--model=markov", "--from_t5=x"], "--from_t5", ["'markov'"], "--model encoder_decoder"),
+    (["--from_t5=x", "--encoder_positions=item"], "--from_t5", ["item"], "--encoder_positions code"),
     (["--export_t5=x", "--epochs=3"], "--export_t5", [], "--epochs"),
     (["--export_t5=x", "--from_t5=x"], "--export_t5", [], "--from_t5"),
     (["--export_t5=x", "--seeds=1,2"], "--export_t5", [], "--seeds"),

@@ -102,10 +102,36 @@ def test_a_target_has_the_loss_of_its_history(tiger):
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
 
-def test_train_on_is_target_or_every_position(make_model):
-    with refused(ConfigError, "encoder_decoder.model_params.train_on", names=["'last'"],
-                 fix=["target", "every_position"]):
-        make_model("encoder_decoder", train_on="last")
+@pytest.mark.parametrize("train_on", ["target", "every_position"])
+def test_the_encoder_has_one_position_per_item_or_per_code(make_model, train_on):
+    items = windows_of(*HISTORIES).items
+    for encoder_positions, num_positions in (("item", items.shape[1]), ("code", len(SIZES) * items.shape[1])):
+        model = make_model("encoder_decoder", train_on=train_on, encoder_positions=encoder_positions)
+        assert model.encode(items).shape == (num_positions, len(items), 16)
+
+
+def test_an_items_position_is_the_projection_of_its_joined_code_embeddings(make_model, catalogue):
+    model = make_model("encoder_decoder", encoder_positions="item").eval()
+    model.encoder, model.encoder_norm = torch.nn.ModuleList(), torch.nn.Identity()
+    for row, history in zip(model.encode(windows_of(*HISTORIES).items).unbind(1), HISTORIES, strict=True):
+        for position, item in zip(row, history, strict=False):
+            codes = model.embedding.weight[catalogue.codes[item] + torch.tensor(TOKEN_OFFSETS)]
+            assert torch.allclose(position, model.projection.weight @ codes.flatten(), atol=1e-6)
+
+
+@torch.no_grad()
+def test_an_items_position_starts_with_the_variance_of_an_embedding(make_model):
+    model = make_model("encoder_decoder", encoder_positions="item", d_model=512)
+    model.encoder, model.encoder_norm = torch.nn.ModuleList(), torch.nn.Identity()
+    positions = model.encode(torch.arange(30).unsqueeze(1))
+    assert positions.std().item() == pytest.approx(model.embedding.weight.std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize(("key", "value", "choices"), [("train_on", "last", ["target", "every_position"]),
+                                                       ("encoder_positions", "token", ["item", "code"])])
+def test_an_unknown_word_is_refused(make_model, key, value, choices):
+    with refused(ConfigError, f"encoder_decoder.model_params.{key}", names=[f"'{value}'"], fix=choices):
+        make_model("encoder_decoder", **{key: value})
 
 
 def test_the_training_unit_follows_train_on(make_model):

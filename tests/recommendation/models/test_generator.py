@@ -34,9 +34,11 @@ def test_every_positions_loss_is_the_mean_over_single_targets(everywhere):
     assert together.item() == pytest.approx(torch.stack(one_at_a_time).mean().item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("encoder_positions", ["item", "code"])
 @pytest.mark.parametrize("normalize_over", ["codebook", "valid_items"])
-def test_one_targets_loss_is_its_items_negative_score(make_model, normalize_over):
-    model = make_model("encoder_decoder", train_on="target", normalize_over=normalize_over).eval()
+def test_one_targets_loss_is_its_items_negative_score(make_model, normalize_over, encoder_positions):
+    model = make_model("encoder_decoder", train_on="target", normalize_over=normalize_over,
+                       encoder_positions=encoder_positions).eval()
     losses = [loss_alone(model, history, target) for history, target in zip(HISTORIES, TARGETS, strict=True)]
     together = model.compute_loss(training_windows())["loss_total"]
     assert together.item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)

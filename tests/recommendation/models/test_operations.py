@@ -11,7 +11,8 @@ from tests.operations import operations
 
 from ..conftest import NUM_ITEMS, SIZES, random_codes, randomize, windows_of
 
-OPTIONS = {"normalize_over": ["codebook", "valid_items"], "train_on": ["target", "every_position"]}
+OPTIONS = {"normalize_over": ["codebook", "valid_items"], "train_on": ["target", "every_position"],
+           "encoder_positions": ["item", "code"]}
 TRAINED = [name for name in names() if find_class(name).trained_by_gradient()]
 
 
@@ -69,7 +70,8 @@ def test_steps_of_one_shape_issue_the_same_operations(make_model, name, own):
 
 
 @pytest.mark.parametrize(("name", "own", "most"), [
-    ("encoder_decoder", FOUR_AND_FOUR, 479), ("decoder_only", {"num_layers": 3}, 151), ("encoder_retrieve", {}, 154),
+    ("encoder_decoder", FOUR_AND_FOUR, 479), ("encoder_decoder", FOUR_AND_FOUR | {"encoder_positions": "item"}, 483),
+    ("decoder_only", {"num_layers": 3}, 151), ("encoder_retrieve", {}, 154),
     ("sasrec", {}, 102)])
 def test_a_step_has_few_operations(make_model, name, own, most):
     sizes = [5, 5, 5, 5]
