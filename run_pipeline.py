@@ -75,6 +75,9 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 
     check_name("--quantizer_name", args.quantizer_name)
     options = resolve_options(args)
+    if flags := source_defaults(options.process.config, args):
+        vars(args).update(flags)
+        options = resolve_options(args)
     keys = split_keys(args)
     data_flags = make_data_parser("").destinations()
     steps = plan_data(options, given_flags(parser, args, data_flags))
@@ -102,6 +105,15 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
         Step("results", module("recommendation.results", *listed, *codes, *shared)),
         Step("explain the semantic IDs", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
+
+
+def source_defaults(source: dict, args: argparse.Namespace) -> dict[str, str]:
+    """Return the flags under `pipeline` in the YAML of the dataset's source, such as the embedding to use.
+
+    If the command line selects an embedding, return no flags.
+    """
+    given = any((args.suffix, args.modalities, args.fusion_weights, args.pca, args.whiten, args.zscore, args.l2))
+    return {} if given else source.get("pipeline", {})
 
 
 def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
