@@ -21,7 +21,7 @@ from recommendation.export.t5 import initialize_from_t5, t5_inputs
 from recommendation.metrics import mean_and_deviation
 from recommendation.models import code_of, find_class
 from recommendation.models.abstract_model import AbstractRecommender
-from recommendation.runs import Choice, load_source, read_metrics
+from recommendation.runs import Choice, load_source, neighbours_from, read_metrics
 from recommendation.trainer import train
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Pipeline:
         self.config, self.folder, self.from_t5 = config, folder, from_t5
         self.device = resolve_device(config["common"]["device"], config.origins["common.device"])
         self.model_class = find_class(config.name)
-        self.catalogue, inputs, self.collisions = load_source(folder, choice)
+        self.catalogue, inputs, self.collisions = load_source(folder, choice, neighbours_from(config))
         if from_t5 is not None:
             inputs |= t5_inputs(from_t5, choice.training_command(folder, run_root))
         self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command, code_of(config.name))
