@@ -435,15 +435,21 @@ def check_section(values: dict, defaults: dict, section: str, origins: dict[str,
 
 
 def _check_value(where: str, path: str, key: str, value: object, rules: Rules) -> None:
-    """Raise ConfigError if the rules do not allow this value for the key."""
+    """Raise ConfigError if the rules do not allow this value for the key.
+
+    If a key has bounds and choices, a value may be within the bounds or one of the choices.
+    """
+    # In Python, 1 equals True, so compare the types as well.
+    if key in rules.choices and (type(value), value) in [(type(word), word) for word in rules.choices[key]]:
+        return
+    words = [str(word).lower() if isinstance(word, bool) else str(word) for word in rules.choices.get(key, ())]
     if key in rules.bounds:
         low, high = rules.bounds[key]
         fits = type(value) in (int, float) and (low is None or value >= low) and (high is None or value <= high)
         if not fits:
-            raise ConfigError(where, f"{path} must be " + (f"at least {low}" if high is None else
-                              f"from {low} to {high}") + f", got {reprlib.repr(value)}", fix="correct the value")
-    # In Python, 1 equals True, so compare the types as well.
-    if key in rules.choices and (type(value), value) not in [(type(word), word) for word in rules.choices[key]]:
-        words = [str(word).lower() if isinstance(word, bool) else str(word) for word in rules.choices[key]]
+            required = [f"at least {low}" if high is None else f"from {low} to {high}", *words]
+            raise ConfigError(where, f"{path} must be {' or '.join(required)}, got {reprlib.repr(value)}",
+                              fix="correct the value")
+    elif words:
         raise ConfigError(where, f"unknown value {value!r} for {path}", nearest(str(value), words),
                           "use one of " + ", ".join(words))

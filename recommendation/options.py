@@ -105,6 +105,12 @@ def check_training(config: Config, seeds: str | None) -> None:
         raise ConfigError(where, f"unknown metric {name!r}", nearest(name, metrics.names()),
                           f"write <metric>@<cutoff>, such as ndcg@10; metrics: {', '.join(metrics.METRICS)}; "
                           f"cutoffs: {', '.join(map(str, metrics.CUTOFFS))}")
+    params = config.training_params
+    for key, roles in (("teacher_weight", ("teacher",)), ("neighbours_from", ("prior", "teacher"))):
+        where = config.origins[f"{config.name}.training_params.{key}"]
+        if where.startswith("--") and all(params[role] == "none" for role in roles):
+            raise ConfigError(where, "has no effect", f"{' and '.join(roles)} {'is' if len(roles) == 1 else 'are'} none",
+                              f"add --{roles[0]} counting, or leave out --{key}")
     if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
         raise ConfigError("--seeds", f"cannot be combined with {seed}", fix="leave out one of them")
 

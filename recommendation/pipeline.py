@@ -24,7 +24,7 @@ from recommendation.metrics import PROTOCOLS, mean_over_runs
 from recommendation.models import code_of, find_class, make_baseline
 from recommendation.models.abstract_model import AbstractRecommender, Teacher
 from recommendation.prior_weight import choose_weights
-from recommendation.runs import RANKS, Choice, load_baseline, load_source, read_metrics
+from recommendation.runs import RANKS, Choice, load_baseline, load_source, neighbours_from, read_metrics
 from recommendation.trainer import train
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Pipeline:
         self.config, self.folder, self.from_t5 = config, folder, from_t5
         self.device = resolve_device(config["common"]["device"], config.origins["common.device"])
         self.model_class = find_class(config.name)
-        self.catalogue, inputs, self.collisions = load_source(folder, choice)
+        self.catalogue, inputs, self.collisions = load_source(folder, choice, neighbours_from(config))
         if from_t5 is not None:
             inputs |= t5_inputs(from_t5, choice.training_command(folder, run_root))
         self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command,

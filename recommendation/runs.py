@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+from collections.abc import Iterable
 from operator import eq
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -9,23 +10,34 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 
-from common.artifacts import DatasetFolder, load_codes, load_items_meta, load_meta, variant
+from common.artifacts import (
+    DatasetFolder,
+    load_codes,
+    load_embeddings,
+    load_items,
+    load_items_meta,
+    load_mask,
+    load_meta,
+    variant,
+)
 from common.checkpoint import Checkpoints
-from common.cli import ROOT
+from common.cli import ROOT, check_name
 from common.config import Config, resolve
 from common.device import resolve_device
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest, one_line
 from common.reading import AMOUNT, COUNT, SHARE, WHY, Record, read_record, shortened
 from common.run import latest_run, read_config, read_finished
+from recommendation.counting.neighbours import neighbours_of_texts, neighbours_of_vectors
 from recommendation.metrics import METRICS, PROTOCOLS, RANKERS
 from recommendation.models import DEFAULTS, code_of, find_class, make_baseline, names
-from recommendation.models.abstract_model import AbstractRecommender, Catalogue
+from recommendation.models.abstract_model import AbstractRecommender, Catalogue, ItemNeighbours
 from recommendation.models.with_prior import WithPrior
 
 log = logging.getLogger(__name__)
 
 RANKS = "ranks.json"
 BY_POPULARITY = "by_popularity"  # the only metric that is not a number
+TFIDF = "tfidf"  # the source of neighbours that is not the suffix of an embedding
 NO_CODES = "no-codes"  # name of the variant if the model does not use semantic IDs
 # The flags that select the semantic IDs, and their defaults.
 FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}
@@ -77,15 +89,38 @@ class Source(NamedTuple):
     collisions: dict[str, float]  # collision rates before and after disambiguation; empty without semantic IDs
 
 
-def load_source(folder: DatasetFolder, choice: Choice) -> Source:
+def neighbours_from(config: Config) -> str | None:
+    """Return the parameter `neighbours_from` if the model, its prior or its teacher uses neighbours, else None."""
+    params = config.training_params
+    if find_class(config.name).needs_neighbours:
+        section = "model_params"
+    elif any(find_class(params[role]).needs_neighbours for role in ("prior", "teacher") if params[role] != "none"):
+        section = "training_params"
+    else:
+        return None
+    value, path = config[config.name][section]["neighbours_from"], f"{config.name}.{section}.neighbours_from"
+    check_name(config.origins.get(path, path), str(value))
+    return str(value)
+
+
+def load_source(folder: DatasetFolder, choice: Choice, neighbours_from: str | None = None) -> Source:
     """Load the catalogue for a recommender.
 
-    Raises DataError if the interactions, items or semantic IDs are missing. Raises ArtifactError if they are stale.
+    neighbours_from: source of the items' neighbours: `tfidf` (their texts) or the suffix of an embedding; with None,
+        the catalogue has no neighbours
+
+    Raises DataError if the interactions, items, semantic IDs or embedding are missing. Raises ArtifactError if they are
+    stale.
     """
     inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
+    neighbours = None
+    if neighbours_from is not None:
+        neighbours = load_neighbours(folder, neighbours_from)
+        path = folder.items if neighbours_from == TFIDF else folder.embeddings(neighbours_from)
+        inputs |= content_inputs(folder, [path.name])
     if not choice.needs_codes:
         num_items = load_items_meta(folder)["num_items"]
-        return Source(Catalogue(num_items, None, []), inputs, {})
+        return Source(Catalogue(num_items, None, [], neighbours), inputs, {})
     codes, meta = load_codes(folder, *choice[1:])
     path = folder.codes(*choice[1:])
     inputs[path.name] = meta["sha256"]
@@ -97,9 +132,30 @@ def load_source(folder: DatasetFolder, choice: Choice) -> Source:
     group_of = None
     if (level := meta.get("disambiguation_level")) is not None and meta["collision_rate_before"]:
         group_of = np.unique(np.delete(codes, level, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
-    catalogue = Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"], group_of=group_of)
+    catalogue = Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"], neighbours, group_of)
     return Source(catalogue, inputs,
                   {key: meta[key] for key in ("collision_rate_before", "collision_rate_after")})
+
+
+def load_neighbours(folder: DatasetFolder, source: str) -> ItemNeighbours:
+    """Find the items with the most similar content, by their texts (`tfidf`) or by the embedding with this suffix."""
+    if source == TFIDF:
+        found = neighbours_of_texts([text or "" for text in load_items(folder)["text"]])
+    else:
+        found = neighbours_of_vectors(load_embeddings(folder, source), load_mask(folder, source))
+    return ItemNeighbours(*map(torch.from_numpy, found))
+
+
+def content_inputs(folder: DatasetFolder, names: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of the files in `names` from which neighbours are computed: file name -> sha256.
+
+    names: names of input files of a run; the files that do not describe the content of items are ignored
+    """
+    found = {}
+    for path in [folder.items, *map(folder.embeddings, folder.suffixes())]:
+        if path.name in names:
+            found[path.name] = load_meta(path, folder.make_command)["sha256"]
+    return found
 
 
 class FinishedRun(NamedTuple):
@@ -209,7 +265,8 @@ def current_inputs(folder: DatasetFolder, run: FinishedRun) -> dict[str, str]:
     paths = {folder.interactions: folder.make_command}
     if run.variant != NO_CODES:
         paths[folder.path / f"{folder.name}.codes-{run.variant}.npy"] = fix
-    return {path.name: load_meta(path, command)["sha256"] for path, command in paths.items()}
+    current = {path.name: load_meta(path, command)["sha256"] for path, command in paths.items()}
+    return current | content_inputs(folder, run.inputs)
 
 
 class LoadedRun(NamedTuple):
@@ -240,7 +297,9 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     if summary.get("code") != run_code(choice.model, read_config(run, f"{command} --force")):
         log.warning("recommendation: %s was trained with another version of the code: the code of the model or of "
                     "the trainer has changed", run)
-    require_same_inputs(run, summary["inputs"], source.inputs, command)
+    # The neighbours are needed only for the training. The checkpoint has the weights that `fit` has computed from them.
+    inputs = source.inputs | content_inputs(folder, summary["inputs"])
+    require_same_inputs(run, summary["inputs"], inputs, command)
     config, model, on = _build(run, choice.model, source, f"{command} --force", device)
     checkpoints = Checkpoints(run / "checkpoints", command)
     state = checkpoints.load_best(model)
@@ -249,7 +308,7 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     model = model.to(on).eval()
     metrics = read_metrics(run, f"{command} --force")
     ranker = _with_prior(model, config, metrics, checkpoints, source) if "both" in metrics else model
-    return LoadedRun(model, ranker, metrics["protocol"], config, source.inputs, run, on)
+    return LoadedRun(model, ranker, metrics["protocol"], config, inputs, run, on)
 
 
 def _with_prior(model: AbstractRecommender, config: Config, metrics: Record, checkpoints: Checkpoints,

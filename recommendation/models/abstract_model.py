@@ -14,7 +14,7 @@ from recommendation.decoding.top_k import top_items as top_items  # re-exported 
 # S largest number of seen items of a history, E events, U users, V validation events
 
 
-class Neighbours(NamedTuple):
+class ItemNeighbours(NamedTuple):
     """For each item, the items with the most similar content, without the item itself."""
 
     items: Tensor   # (N, G) int64
@@ -27,7 +27,7 @@ class Catalogue(NamedTuple):
     num_items: int
     codes: Tensor | None        # (N, L) int64 semantic IDs, all different; None if the model does not use semantic IDs
     codebook_sizes: list[int]   # one size per level
-    neighbours: Neighbours | None = None  # None if the model does not use the content of the items
+    neighbours: ItemNeighbours | None = None  # None if the model does not use the content of the items
     group_of: np.ndarray | None = None  # (N,) number of the ID before disambiguation; None if no two items collide
 
 
@@ -84,6 +84,8 @@ class AbstractRecommender(nn.Module, ABC):
     """
 
     needs_codes = True  # whether the model uses semantic IDs
+    # Whether the model uses the content of the items. If so, its model_params have the key `neighbours_from`.
+    needs_neighbours = False
 
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__()
@@ -118,9 +120,9 @@ class AbstractRecommender(nn.Module, ABC):
 
         seen: (B, S) items to exclude, without duplicates in a row, and with PADDING at the end of shorter rows
 
-        The scores must be the same as in `recommend`. If the model does not implement `score_items`, the default calls
-        `recommend` with a larger `top_k` and removes the seen items. Override this method if a larger `top_k` is slow
-        or changes the result, as in beam search.
+        The scores must be the same as in `recommend`. Only models that choose other settings for unseen items differ.
+        If the model does not implement `score_items`, the default calls `recommend` with a larger `top_k` and removes
+        the seen items. Override this method if a larger `top_k` is slow or changes the result, as in beam search.
         """
         if type(self).score_items is not AbstractRecommender.score_items:
             return top_items(self.score_items(histories), top_k, seen)

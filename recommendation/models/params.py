@@ -48,6 +48,22 @@ class Params:
             self._refuse(key, "a number above 0")
         return float(value)
 
+    def number_or_auto(self, key: str, kind: type) -> float | None:
+        """Return the value of `key` as an int or a float (`kind`), or None if the value is `auto`."""
+        value = self.values[key]
+        if value == "auto":
+            return None
+        if type(value) not in ((int,) if kind is int else (int, float)):
+            self._refuse(key, "auto or " + ("an integer" if kind is int else "a number"))
+        return kind(value)
+
+    def text(self, key: str) -> str:
+        """Return the value of `key`. It must be text."""
+        value = self.values[key]
+        if not isinstance(value, str):
+            self._refuse(key, "text")
+        return value
+
     def distances(self) -> tuple[int, int]:
         """Return `num_buckets` and `max_distance` of a relative position bias.
 

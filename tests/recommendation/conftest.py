@@ -13,9 +13,10 @@ from common.artifacts import DatasetFolder
 from common.capture import Graphs
 from common.config import Config
 from common.table_files import SPLITS
+from recommendation.counting.neighbours import neighbours_of_vectors
 from recommendation.dataset import Sequences
 from recommendation.models import DEFAULTS, config_path, find_class, names
-from recommendation.models.abstract_model import PADDING, Catalogue, Windows
+from recommendation.models.abstract_model import PADDING, Catalogue, ItemNeighbours, Windows
 from recommendation.pipeline import Pipeline
 from recommendation.runs import Choice
 from recommendation.trainer import RecommenderTask
@@ -27,6 +28,8 @@ SMALL = {
     "d_model": "16", "d_ff": "24", "d_kv": "4", "num_heads": "2",
     "dropout": "0.0", "num_buckets": "8", "max_distance": "16", "train_on": "target", "num_beams": "10",
     "normalize_over": "codebook", "encoder_positions": "code",
+    "pair_distance": "3", "distance_decay": "0.8", "backward": "0.3", "source_exponent": "0.5",
+    "popularity_exponent": "0.1", "neighbour_weight": "0.5", "num_newest": "4", "recency": "0.6",
     "batch_size": "16", "epochs": "2", "lr": "0.01", "lr_schedule": "constant", "warmup_steps": "0",
     "max_history": "5", "eval_batch_size": "7", "label_smoothing": "0.0", "patience": "null",
 }
@@ -54,6 +57,15 @@ def windows_of(*rows: list[int], width: int = 0) -> Windows:
     width = max(width, *map(len, rows))
     return Windows(torch.tensor([row + [PADDING] * (width - len(row)) for row in rows]),
                    torch.tensor([len(row) for row in rows]))
+
+
+def catalogue_for(model_class, of: Catalogue) -> Catalogue:
+    """The parts of a catalogue that a model uses. Items with similar indices are neighbours."""
+    angle = np.arange(of.num_items) / of.num_items
+    found = neighbours_of_vectors(np.stack([np.cos(angle), np.sin(angle)], axis=1))
+    neighbours = ItemNeighbours(*map(torch.from_numpy, found)) if model_class.needs_neighbours else None
+    return of._replace(neighbours=neighbours) if model_class.needs_codes else Catalogue(of.num_items, None, [],
+                                                                                        neighbours)
 
 
 def padded(*rows: list[int]) -> torch.Tensor:
@@ -89,8 +101,7 @@ def make_model(make_config, catalogue):
     def make(name: str, of: Catalogue = catalogue, **own: object):
         model_class = find_class(name)
         torch.manual_seed(0)
-        return model_class(make_config(name, **own).for_model(),
-                           of if model_class.needs_codes else Catalogue(of.num_items, None, []))
+        return model_class(make_config(name, **own).for_model(), catalogue_for(model_class, of))
 
     return make
 

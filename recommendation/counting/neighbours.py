@@ -1,0 +1,78 @@
+"""Items with similar content: the nearest neighbours of each item, by its text or by its embedding."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy import sparse
+
+# N items, G neighbours of an item, D dimensions of an embedding, R rows of a block
+
+NUM_NEAREST = 30
+BLOCK_CELLS = 20_000_000  # similarities that are computed at a time
+
+log = logging.getLogger(__name__)
+
+Block = Callable[[int, int], np.ndarray]
+
+
+def neighbours_of_texts(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items with the most similar TF-IDF vectors: (N, G) int64 items and (N, G) float32 weights.
+
+    A weight is a squared cosine similarity. If the texts have no words in common, all weights are 0.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        # Without words of a single item and without words of more than a fifth of the items.
+        vectors = TfidfVectorizer(sublinear_tf=True, min_df=2, max_df=0.2, dtype=np.float32).fit_transform(texts)
+    except ValueError:  # no word is left
+        log.warning("recommendation: WARNING: the texts of the %d items have no words from which their similarity "
+                    "could be computed, so no item has neighbours", len(texts))
+        return _nearest(lambda first, end: np.zeros((end - first, len(texts)), np.float32), len(texts))
+    vectors = vectors.tocsr()
+    transposed = vectors.T.tocsr()
+    return _nearest(lambda first, end: (vectors[first:end] @ transposed).toarray(), len(texts))
+
+
+def neighbours_of_vectors(vectors: np.ndarray, known: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items with the most similar vectors: (N, G) int64 items and (N, G) float32 squared cosines.
+
+    vectors: (N, D)
+    known: (N,) bool, which items have a vector of their own; the weights of the other items are 0
+    """
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    if known is not None:
+        unit[~known] = 0
+    return _nearest(lambda first, end: unit[first:end] @ unit.T, len(unit))
+
+
+def _nearest(cosines: Block, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest neighbours of all items, and their squared cosines; a negative cosine counts as 0.
+
+    cosines: function that returns the cosines of the items from `first` to `end - 1` with all items, (R, N)
+    """
+    num_nearest = min(NUM_NEAREST, num_items - 1)
+    items = np.zeros((num_items, num_nearest), np.int64)
+    weights = np.zeros(items.shape, np.float32)
+    step = max(BLOCK_CELLS // num_items, 1)
+    for first in range(0, num_items if num_nearest else 0, step):
+        end = min(first + step, num_items)
+        cosine = cosines(first, end)
+        cosine[np.arange(end - first), np.arange(first, end)] = -np.inf  # an item is not its own neighbour
+        # `topk` is much faster here than `np.argpartition`, because most of the cosines are 0.
+        best, found = torch.from_numpy(cosine).topk(num_nearest, dim=1)
+        items[first:end], weights[first:end] = found.numpy(), best.clamp(min=0).square().numpy()
+    return items, weights
+
+
+def as_matrix(items: np.ndarray, weights: np.ndarray) -> sparse.csr_matrix:
+    """Return the sparse matrix (N, N) float32 with the weights of the neighbours."""
+    size, num_nearest = items.shape
+    starts = np.arange(0, size * num_nearest + 1, num_nearest) if num_nearest else np.zeros(size + 1, np.int64)
+    matrix = sparse.csr_matrix((weights.ravel(), items.ravel().astype(np.int32), starts), (size, size), copy=True)
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    return matrix
