@@ -109,8 +109,8 @@ def check_training(config: Config, seeds: str | None) -> None:
     for key, roles in (("teacher_weight", ("teacher",)), ("neighbours_from", ("prior", "teacher"))):
         where = config.origins[f"{config.name}.training_params.{key}"]
         if where.startswith("--") and all(params[role] == "none" for role in roles):
-            raise ConfigError(where, "has no effect", f"{' and '.join(roles)} {'is' if len(roles) == 1 else 'are'} none",
-                              f"add --{roles[0]} counting, or leave out --{key}")
+            raise ConfigError(where, "has no effect", "There is no teacher" if len(roles) == 1 else
+                              "There is no prior and no teacher", f"add --{roles[0]} counting, or leave it out")
     if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
         raise ConfigError("--seeds", f"cannot be combined with {seed}", fix="leave out one of them")
 

@@ -1,16 +1,11 @@
 """A teacher: targets from a count of the training events, for models that are trained by gradient descent."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recommendation.counting.counts import SMOOTHING, Counts
 from recommendation.decoding.top_k import PADDING
-
-if TYPE_CHECKING:
-    from recommendation.models.abstract_model import Windows
 
 # B batch, W length of the longest window, G targets of a row, N items, C entries of the matrix
 
@@ -37,17 +32,18 @@ class CountTeacher:
         self.matrix = counts.dense() if self.gives_distributions else None                         # (N, N) float32
         self._decays: dict[int, Tensor] = {}
 
-    def draw(self, windows: "Windows", targets: Tensor) -> Tensor:
+    def draw(self, items: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
         """Replace some of the targets by drawn items: (B, G) -> (B, G).
 
+        items, lengths: (B, W) and (B,) windows
         With G = W - 1, the targets are the next items of every position. With G = 1, they are the last items of the
         rows. If a drawn item must not be a target because it is in the history, the next item stays the target.
         """
-        items, width = windows.items, windows.items.shape[1]
+        width = items.shape[1]
         position = torch.arange(width, device=items.device)
         # The newest item before each target, and the weights of all items before it.
         newest = (position[:-1].unsqueeze(0) if targets.shape[1] == width - 1 else
-                  (windows.lengths - 2).clamp(min=0).unsqueeze(1))                                 # (1 or B, G)
+                  (lengths - 2).clamp(min=0).unsqueeze(1))                                 # (1 or B, G)
         mass = self._decay(width)[newest] * self._row_sums(items).unsqueeze(1)                     # (B, G, W)
         mass = mass.cumsum(dim=2)
         total = mass[:, :, -1]
@@ -55,7 +51,7 @@ class CountTeacher:
         place = torch.searchsorted(mass, (chances[0] * total).unsqueeze(2), right=True).clamp(max=width - 1)
         drawn = self._follower(items.gather(1, place.squeeze(2)).clamp(min=0), chances[1])
         popular = torch.searchsorted(self.popularity.cumsum(0), chances[2]).clamp(max=len(self.popularity) - 1)
-        # `chance` decides two things: below `weight`, the item is drawn; in the lower part of this, from the popularity.
+        # `chance` decides two things: below `weight`, the item is drawn; in the lower part, from the popularity.
         drawn = torch.where((chance < SMOOTHING * self.weight) | (total <= 0), popular, drawn)
         replaced = (chance < self.weight) & (targets != PADDING)
         if self.unseen:
@@ -63,10 +59,10 @@ class CountTeacher:
             replaced &= ~((drawn.unsqueeze(2) == items.unsqueeze(1)) & visible).any(dim=2)
         return torch.where(replaced, drawn, targets)
 
-    def distributions(self, windows: "Windows") -> Tensor:
-        """Return the probability of every item as the target of each position: (W - 1, B, N)."""
+    def distributions(self, items: Tensor) -> Tensor:
+        """Return the probability of every item as the target of each position: (B, W) windows -> (W - 1, B, N)."""
         assert self.matrix is not None
-        items, targets = windows.items[:, :-1].T, windows.items[:, 1:].T                           # (W - 1, B) each
+        items, targets = items[:, :-1].T, items[:, 1:].T                                           # (W - 1, B) each
         rows = self.matrix[items.clamp(min=0)] * (items != PADDING).unsqueeze(2)
         scores = (self._decay(len(items)).float() @ rows.flatten(1)).view(rows.shape)              # (W - 1, B, N)
         total = scores.sum(dim=2, keepdim=True)

@@ -36,11 +36,11 @@ class Teacher(Protocol):
 
     gives_distributions: bool  # whether the catalogue is small enough for `distributions`
 
-    def draw(self, windows: "Windows", targets: Tensor) -> Tensor:
-        """Replace some of the targets by drawn items: (B, G) targets of the last G positions -> (B, G)."""
+    def draw(self, items: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        """Replace some of the targets of windows by drawn items: (B, G) -> (B, G)."""
 
-    def distributions(self, windows: "Windows") -> Tensor:
-        """Return the probability of every item as the target of each position: (W - 1, B, N)."""
+    def distributions(self, items: Tensor) -> Tensor:
+        """Return the probability of every item as the target of each position: (B, W) windows -> (W - 1, B, N)."""
 
 
 class Windows(NamedTuple):
@@ -56,7 +56,7 @@ class Windows(NamedTuple):
         With a teacher, some of the targets are items that the teacher has drawn.
         """
         targets = self.items[:, 1:]
-        return targets if self.teacher is None else self.teacher.draw(self, targets)
+        return targets if self.teacher is None else self.teacher.draw(self.items, self.lengths, targets)
 
     def split_last(self) -> tuple[Tensor, Tensor]:
         """Return the history and the target of each row, for the training unit `target`: (B, W - 1) and (B, 1).
@@ -65,7 +65,7 @@ class Windows(NamedTuple):
         """
         last = self.lengths.unsqueeze(1) - 1
         target, history = self.items.gather(1, last), self.items.scatter(1, last, PADDING)[:, :-1]
-        return history, target if self.teacher is None else self.teacher.draw(self, target)
+        return history, target if self.teacher is None else self.teacher.draw(self.items, self.lengths, target)
 
 
 class HeldOut(NamedTuple):

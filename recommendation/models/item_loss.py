@@ -20,7 +20,7 @@ def item_loss(scores: Tensor, windows: Windows, label_smoothing: float) -> Tenso
     if teacher is None or not teacher.gives_distributions:
         return F.cross_entropy(by_position, windows.next_items().T.flatten(), ignore_index=PADDING,
                                label_smoothing=label_smoothing)
-    losses = F.cross_entropy(by_position, teacher.distributions(windows).flatten(0, 1), reduction="none",
+    losses = F.cross_entropy(by_position, teacher.distributions(windows.items).flatten(0, 1), reduction="none",
                              label_smoothing=label_smoothing)
     counted = (windows.items[:, 1:] != PADDING).T.flatten()
     return (losses * counted).sum() / counted.sum()
