@@ -144,8 +144,8 @@ class EncoderDecoder(AbstractGenerator):
             return _padding_mask(tokens)
         # Target g is at its own first encoder position, after g + 1 items.
         step = self.positions_per_item
-        first = range(step, (num_targets + 1) * step, step)
-        return self.memory_bias(first, len(tokens), hide_from=0).repeat(1, self.num_levels, 1)
+        first_positions = range(step, (num_targets + 1) * step, step)
+        return self.memory_bias(first_positions, len(tokens), hide_from=0).repeat(1, self.num_levels, 1)
 
     def _recommending_bias(self, histories: Windows) -> Tensor:
         """Return the cross-attention bias for recommending the item after the history.
