@@ -31,6 +31,7 @@ class CountTeacher:
         self.gives_distributions = counts.num_items <= MAX_DISTRIBUTION_ITEMS
         self.matrix = counts.dense() if self.gives_distributions else None                         # (N, N) float32
         self._decays: dict[int, Tensor] = {}
+        self.num_calls = 0  # a model that ignores its teacher never calls it
 
     def draw(self, items: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
         """Replace some of the targets by drawn items: (B, G) -> (B, G).
@@ -39,6 +40,7 @@ class CountTeacher:
         With G = W - 1, the targets are the next items of every position. With G = 1, they are the last items of the
         rows. If a drawn item must not be a target because it is in the history, the next item stays the target.
         """
+        self.num_calls += 1
         width = items.shape[1]
         position = torch.arange(width, device=items.device)
         # The newest item before each target, and the weights of all items before it.
@@ -62,6 +64,7 @@ class CountTeacher:
     def distributions(self, items: Tensor) -> Tensor:
         """Return the probability of every item as the target of each position: (B, W) windows -> (W - 1, B, N)."""
         assert self.matrix is not None
+        self.num_calls += 1
         items, targets = items[:, :-1].T, items[:, 1:].T                                           # (W - 1, B) each
         rows = self.matrix[items.clamp(min=0)] * (items != PADDING).unsqueeze(2)
         scores = (self._decay(len(items)).float() @ rows.flatten(1)).view(rows.shape)              # (W - 1, B, N)

@@ -35,6 +35,7 @@ class Teacher(Protocol):
     """A source of other targets for the training (see `recommendation.counting.teacher`)."""
 
     gives_distributions: bool  # whether the catalogue is small enough for `distributions`
+    num_calls: int             # number of calls of the methods
 
     def draw(self, items: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
         """Replace some of the targets of windows by drawn items: (B, G) -> (B, G)."""

@@ -39,6 +39,9 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
         if not isinstance(loss, Tensor) or loss.ndim:
             _refuse(model, "compute_loss", f"returned a wrong value: {_described(losses)}",
                     'return {"loss_total": <a scalar tensor>}')
+        if windows is not None and windows.teacher is not None and not windows.teacher.num_calls:
+            _refuse(model, "compute_loss", "does not use the teacher",
+                    "take the targets from windows.next_items() or windows.split_last(), or use --teacher none")
     for module, mode in modes.items():
         module.training = mode
 
