@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -45,10 +46,14 @@ def main(argv: list[str]) -> None:
     log_to_console()
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
-    text = report(folder, args.run_root, chosen_runs(args, folder))
+    runs = chosen_runs(args, folder)
+    text = report(folder, args.run_root, runs)
     path = args.run_root / "recommendation" / args.dataset / "report.md"
     write_text(path, text + "\n")
-    log.info("%s\n\nreport: wrote %s", text, path)
+    last = Choice(runs[-1].parent.parent.name, args.quantizer_name, args.embedding_suffix, args.tag)
+    log.info("%s\n\nreport: wrote %s\nMore recommendations: %s --user %s", text, path,
+             last.training_command(folder, args.run_root, "recommend.py"),
+             shlex.quote(load_users(folder)["raw_id"][0]))
 
 
 def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> list[Path]:

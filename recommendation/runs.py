@@ -60,12 +60,12 @@ class Choice(NamedTuple):
         variant_name = variant(self.quantizer, self.suffix, self.tag) if self.needs_codes else NO_CODES
         return run_root / "recommendation" / dataset / self.model / variant_name
 
-    def training_command(self, folder: DatasetFolder, run_root: Path) -> str:
-        """Return the command that trains this recommender on the dataset."""
+    def training_command(self, folder: DatasetFolder, run_root: Path, script: str = "main.py") -> str:
+        """Return the command that trains this recommender on the dataset, or runs another script with it."""
         flags = [f"--{name} {value}" for (name, default), value in zip(FLAGS.items(), self[1:], strict=True)
                  if value != default and self.needs_codes]
         root = [] if run_root.resolve() == ROOT / "runs" else [f"--run_root {shlex.quote(str(run_root))}"]
-        return " ".join(["python recommendation/main.py", f"--model={self.model}", f"--category={folder.name}", *flags,
+        return " ".join([f"python recommendation/{script}", f"--model={self.model}", f"--category={folder.name}", *flags,
                          *root]) + folder.root_flag
 
     def flags_of(self, name: str) -> str:
