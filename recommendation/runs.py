@@ -65,8 +65,8 @@ class Choice(NamedTuple):
         flags = [f"--{name} {value}" for (name, default), value in zip(FLAGS.items(), self[1:], strict=True)
                  if value != default and self.needs_codes]
         root = [] if run_root.resolve() == ROOT / "runs" else [f"--run_root {shlex.quote(str(run_root))}"]
-        return " ".join([f"python recommendation/{script}", f"--model={self.model}", f"--category={folder.name}", *flags,
-                         *root]) + folder.root_flag
+        words = [f"python recommendation/{script}", f"--model={self.model}", f"--category={folder.name}"]
+        return " ".join([*words, *flags, *root]) + folder.root_flag
 
     def flags_of(self, name: str) -> str:
         """Return the flags that a user must change to select the semantic IDs `name`, for example `rqvae-td-small`."""
