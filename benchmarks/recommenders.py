@@ -74,10 +74,13 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
         run = Path(re.search(r"recommendation: wrote (.+)", done.stdout)[1])
         result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         by_epoch = curve(run / "metrics.jsonl")
+    measured = {split: of_split[result["protocol"]] for split, of_split in
+                result.get("both", result["alone"]).items()}
     splits = ("valid",) if key["trial"] else ("valid", "test")
     return {**key, **made_with, "seconds": round(seconds),
             "num_parameters": result["num_parameters"], "best_epoch": result["best_epoch"],
-            **{split: {name: round(result[split][name], 4) for name in METRICS if name in result[split]}
+            "protocol": result["protocol"],
+            **{split: {name: round(measured[split][name], 4) for name in METRICS if name in measured[split]}
                for split in splits}, **({"curve": by_epoch} if by_epoch else {})}
 
 
