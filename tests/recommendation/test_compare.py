@@ -162,8 +162,8 @@ def test_the_row_of_a_prior_has_its_weights(shop):
     for name in ("metrics.json", "ranks.json"):
         path = one.run.folder / name
         content = json.loads(path.read_text())
-        path.write_text(json.dumps(content | {part: content["alone"] for part in ("prior", "both")} | (
-            {"weights": {"all": 0.5, "unseen": 4}} if name == "metrics.json" else {})))
+        weights = {"weights": {"all": 0.5, "unseen": 4}} if name == "metrics.json" else {}
+        path.write_text(json.dumps(content | dict.fromkeys(("prior", "both"), content["alone"]) | weights))
     assert [[row["model"] for row in rows] for rows in table_rows(compare(folder, runs))] == [
         ["sasrec", "sasrec + none"]] * 2
     assert all({"weight(all)=0.5", "weight(unseen)=4"} <= {*row["settings"].split()} for row in rows_of(folder, runs))

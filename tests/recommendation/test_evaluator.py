@@ -184,8 +184,9 @@ def test_unseen_items_have_the_same_scores_in_both_protocols(make_model, sequenc
     num_seen = 0
     for row, position in enumerate(found["all"].positions):
         seen = {*sequences.item[sequences.first[position]:position].tolist()}
-        score_of = {of: {item: score for item, score in zip(found[of].items[row].tolist(), found[of].scores[row].tolist(),
-                                                            strict=True) if item >= 0} for of in found}
+        score_of = {of: dict(zip(lists.items[row].tolist(), lists.scores[row].tolist(), strict=True))
+                    for of, lists in found.items()}
+        score_of["unseen"].pop(-1, None)  # the empty positions
         assert score_of["unseen"].keys() == score_of["all"].keys() - seen
         assert score_of["unseen"] == pytest.approx({item: score_of["all"][item] for item in score_of["unseen"]},
                                                    abs=1e-5)

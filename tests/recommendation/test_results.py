@@ -90,7 +90,8 @@ LINE = {"user": "user 0", "target": "0001", "items": ["0002"], "unseen": ["0002"
     None, b"", b"\xff\n" * 12, b"{}\n" * 12, b"[" * 99_999, [LINE] * 11, [LINE | {"items": None}] * 12,
     [{key: LINE[key] for key in ("user", "target", "items")}] * 12, [LINE | {"unseen": ["gone"]}] * 12,
     [LINE | {"user": 5}] * 12, [LINE | {"target": "gone"}] * 12, [LINE | {"items": ["gone"]}] * 12, [LINE] * 12],
-    ids=["missing", "empty", "binary", "no keys", "deep", "too few", "no items", "no unseen", "unseen item", "number", "target", "item", "others"])
+    ids=["missing", "empty", "binary", "no keys", "deep", "too few", "no items", "no unseen", "unseen item", "number",
+         "target", "item", "others"])
 def test_damaged_predictions_are_refused_with_their_path(train, damage):
     trained = train("markov")
     path = trained.run / "predictions.jsonl"
