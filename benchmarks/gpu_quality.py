@@ -102,7 +102,7 @@ def run_results(run_list: Path) -> dict:
     steps = [int(path.stem.removeprefix("step-")) for path in run.glob("checkpoints/step-*.safetensors")]
     result: dict = {"steps": max(steps, default=0)}
     if (run / "metrics.json").exists():
-        test = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]
+        test = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["alone"]["test"]["all"]
         result["test"] = {name: test[name] for name in ("recall@5", "ndcg@5", "recall@10", "ndcg@10")}
     return result
 

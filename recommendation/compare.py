@@ -11,14 +11,21 @@ from common.config import resolve
 from common.errors import ConfigError, DataError, UserError, one_line
 from common.run import read_runs, save_comparison
 from common.tables import csv_text, markdown
-from recommendation.metrics import CODE_HITS, PROTOCOLS, RankedLists, columns, mean_and_deviation, ndcg
+from recommendation.metrics import (
+    CODE_HITS,
+    PROTOCOLS,
+    SORTED_BY,
+    RankedLists,
+    columns,
+    mean_and_deviation,
+    ndcg,
+)
 from recommendation.models import DEFAULTS, baselines, config_path
 from recommendation.results import label_of, mean_cell
 from recommendation.runs import NO_CODES, Choice, FinishedRun, read_ranks, read_run, run_code
 
 # R rows of a table, B test targets
 
-SORTED_BY = "ndcg@10"
 HEADINGS = {"all": "All items", "unseen": "Unseen items (the items of the history are excluded)"}
 NOTES = ("Each row ranks the items of the whole catalogue. The rows are sorted by the validation ndcg@10, which also "
          "selects the settings; the other metrics are from the test split. For several seeds, a cell has the mean ± "
@@ -97,10 +104,15 @@ def compare(folder: DatasetFolder, run_root: Path, code_hits: bool = False) -> s
 def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
     """Return all readable finished runs, the oldest first."""
     finished = sorted(parent.glob("*/*/*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
-    runs = list(read_runs((path.parent for path in finished), read_run).values())
+    runs = list(read_runs((path.parent for path in finished), _read_run_and_ranks).values())
     current = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
     return [run._replace(has_current_codes=run.variant == NO_CODES or current[run.variant] in run.inputs.values())
             for run in runs]
+
+
+def _read_run_and_ranks(folder: Path) -> FinishedRun:
+    run = read_run(folder)
+    return run._replace(ranks=read_ranks(folder, run.metrics, f"{run.command} --force"))
 
 
 def _sha256(path: Path) -> str | None:
@@ -128,7 +140,7 @@ def _rows(groups: list[list[FinishedRun]], protocol: str) -> list[Row]:
     models = [group[0].model for group in groups]
     rows = []
     for group in groups:
-        ranks = [read_ranks(run.folder, run.metrics, run.command) for run in group]
+        ranks = [run.ranks for run in group if run.ranks is not None]
         trials = group[0].metrics.get("num_trials", models.count(group[0].model))
         for ranker in (name for name in group[0].rankers if name != "prior"):
             gains = [ndcg(RankedLists(np.where(of_run[ranker][protocol] > 0, of_run[ranker][protocol], np.inf),

@@ -64,7 +64,7 @@ def predict(model: AbstractRecommender, sequences: Sequences, split: str, params
         raise TrainingError(type(model).__name__, f"has NaN scores for {num_bad} of {len(scores)} histories",
                             fix="use a lower --lr (the losses are in the file metrics.jsonl of the run)"
                             if model.trained_by_gradient() else
-                            f"correct the scores in {type(model).__name__}.recommend; --lr has no effect on them")
+                            f"correct the scores of {type(model).__name__}; --lr has no effect on them")
     return Predictions(positions, sequences.item[positions], items, scores)
 
 

@@ -15,6 +15,7 @@ PROTOCOLS = {"all": False, "unseen": True}  # name -> whether the items of the h
 # The parts of metrics.json with metrics: the model alone, and with a prior also the prior alone and both together.
 # Users get the last part.
 RANKERS = ("alone", "prior", "both")
+SORTED_BY = "ndcg@10"  # the validation metric that sorts comparisons
 
 
 class RankedLists(NamedTuple):

@@ -28,7 +28,7 @@ from common.errors import ArtifactError, ConfigError, DataError, closest, neares
 from common.reading import AMOUNT, COUNT, SHARE, WHY, Record, read_record, shortened
 from common.run import latest_run, read_config, read_finished
 from recommendation.counting.neighbours import neighbours_of_texts, neighbours_of_vectors
-from recommendation.metrics import METRICS, PROTOCOLS, RANKERS
+from recommendation.metrics import METRICS, PROTOCOLS, RANKERS, SORTED_BY
 from recommendation.models import DEFAULTS, code_of, find_class, make_baseline, names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, ItemNeighbours
 from recommendation.models.with_prior import WithPrior
@@ -172,6 +172,7 @@ class FinishedRun(NamedTuple):
     seconds: float  # training time; NaN if it was not recorded
     users_per_second: float | None
     has_current_codes: bool = True  # False if the semantic IDs have changed since the run
+    ranks: dict[str, dict[str, np.ndarray]] | None = None  # the result of `read_ranks`; None if it was not read
 
     @property
     def seed(self) -> int:
@@ -232,7 +233,7 @@ def _check_metrics(metrics: Record, place: str) -> None:
         raise ArtifactError(metrics.path, f"{place} must be of type dict", WHY, metrics.fix)
     kinds = {f"{place}.{name}": _kind(name) for name in found if name != BY_POPULARITY}
     Record({f"{place}.{name}": value for name, value in found.items()}, metrics.path, metrics.fix).check(
-        {**kinds, f"{place}.num_targets": COUNT}, {})
+        {**kinds, f"{place}.num_targets": COUNT, f"{place}.{SORTED_BY}": _kind(SORTED_BY)}, {})
 
 
 def read_ranks(folder: Path, metrics: Record, fix: str) -> dict[str, dict[str, np.ndarray]]:

@@ -54,6 +54,8 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
     def total(level: int, beams: Beams) -> Tensor:
         if prior is None or sums is None:
             return beams.scores
+        if level == trie.num_levels:  # the sums are too inexact for items with a very small probability
+            return beams.scores + prior.added().gather(1, trie.items_of(beams.nodes))
         return beams.scores + prior.weight * trie.log_mass(level, beams.nodes, sums)
 
     for level in range(trie.num_levels):

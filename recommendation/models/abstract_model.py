@@ -100,6 +100,8 @@ class AbstractRecommender(nn.Module, ABC):
         For a model that is trained by gradient descent, a score is the log-probability of the item, plus any constant
         per history. The default takes the scores from `recommend`. Items that `recommend` does not return get -inf.
         """
+        if type(self).recommend is AbstractRecommender.recommend:
+            raise TypeError(f"{type(self).__name__} must implement `score_items` or `recommend`")
         items, scores = self.recommend(histories, self.catalogue.num_items)
         by_item = scores.new_full((len(items), self.catalogue.num_items + 1), float("-inf"))
         return by_item.scatter(1, items.masked_fill(items == PADDING, self.catalogue.num_items), scores)[:, :-1]

@@ -16,7 +16,7 @@ NUM_TRIED = 8  # the check uses this number of histories and this number of trai
 def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, windows: Windows | None) -> None:
     """Check the recommendations and the loss of a model.
 
-    histories: input of `recommend` and `recommend_unseen`
+    histories: input of `recommend` and `recommend_unseen`, or of `score_items`
     windows: input of `compute_loss`, or None to skip the loss
 
     Raises ConfigError if a method returns a wrong result. The error names the method. The check changes neither the
@@ -29,6 +29,7 @@ def check_contract(model: AbstractRecommender, histories: Windows, top_k: int, w
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model.eval()
         with torch.no_grad():
+            _check_scores(model, histories)
             _check_lists(model, "recommend", lambda: model.recommend(histories, top_k), histories, top_k)
             items = _check_lists(model, "recommend_unseen", lambda: model.recommend_unseen(histories, seen, top_k),
                                  histories, top_k)
@@ -55,6 +56,18 @@ def check_types(model: AbstractRecommender, types: dict[str, torch.dtype]) -> No
         if tensor.dtype != types.get(name, tensor.dtype):
             _refuse(model, "fit", f"changed the type of {name} from {types[name]} to {tensor.dtype}",
                     f"register {name} with dtype={tensor.dtype}, or convert it in fit")
+
+
+def _check_scores(model: AbstractRecommender, histories: Windows) -> None:
+    """Check the scores of a model whose lists come from `score_items`. Raises ConfigError if they are wrong."""
+    if type(model).recommend is not AbstractRecommender.recommend:
+        return
+    if type(model).score_items is AbstractRecommender.score_items:
+        _refuse(model, "score_items", "is missing, and so is `recommend`", "implement `score_items` or `recommend`")
+    scores, shape = model.score_items(histories), (len(histories.items), model.catalogue.num_items)
+    if not isinstance(scores, Tensor) or scores.shape != shape:
+        _refuse(model, "score_items", f"returned a wrong value: {_described(scores)}",
+                f"return a tensor with one score per history and item, of shape (histories, items) = {shape}")
 
 
 def _check_lists(model: AbstractRecommender, method: str, call: Callable[[], Recommendations], histories: Windows,

@@ -131,7 +131,7 @@ def test_the_metrics_of_a_run_are_read_while_it_trains(tmp_path):
     (run / "checkpoints" / "step-000000090.safetensors").touch()
     assert run_results(tmp_path / "list") == {"steps": 120}
     test = {"recall@5": 0.1, "ndcg@5": 0.2, "recall@10": 0.3, "ndcg@10": 0.4}
-    (run / "metrics.json").write_text(json.dumps({"test": test | {"recall@20": 0.5}}))
+    (run / "metrics.json").write_text(json.dumps({"alone": {"test": {"all": test | {"recall@20": 0.5}}}}))
     assert run_results(tmp_path / "list") == {"steps": 120, "test": test}
 
 

@@ -127,11 +127,15 @@ def test_a_key_of_both_stages_needs_its_stage(whole_job, tmp_path):
     assert sum("--set=max_steps=5" in command for command in made) == 1
 
 
-def test_filter_seen_reaches_the_baselines_and_the_model(whole_job, tmp_path):
-    made = whole_plan(whole_job, "--data_root", str(tmp_path), "--filter_seen", "--model=sasrec")
+@pytest.mark.parametrize(("word", "passed"), [
+    ("--filter_seen", "--filter_seen=true"), ("--filter_seen=false", "--filter_seen=false"),
+    ("--filter_seen=auto", "--filter_seen=auto"), ("--seed=0", None)])
+def test_filter_seen_reaches_the_baselines_and_the_model(whole_job, tmp_path, word, passed):
+    made = whole_plan(whole_job, "--data_root", str(tmp_path), word, "--model=sasrec")
     recommenders = [command for command in made if command[0] == "recommendation/main.py"]
     assert [command[command.index("--model") + 1] for command in recommenders] == ["markov", "popularity", "sasrec"]
-    assert all("--filter_seen" in command for command in recommenders)
+    for command in recommenders:
+        assert [word for word in command if word.startswith("--filter_seen")] == ([passed] if passed else [])
 
 
 def test_the_next_stages_read_the_embedding_of_the_data_part(whole_job, tmp_path):

@@ -4,6 +4,7 @@ import json
 import re
 
 import duckdb
+import numpy as np
 import pytest
 
 from tests.brute_force import brute_force, buckets, of_bucket
@@ -33,20 +34,28 @@ def test_predictions_are_distinct_items_and_reproduce_every_metric(whole_run, va
     parent, data = tree.root / "runs/recommendation/Baby" / variant, tree.root / "data/Baby"
     run = parent / (parent / "latest").read_text().strip()
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    items, targets = [row["items"] for row in rows], [row["target"] for row in rows]
+    targets = [row["target"] for row in rows]
     assert len(rows) == NUM_USERS
-    assert all(len(set(row)) == len(row) == 20 for row in items)
-    assert {item for row in items for item in row} <= {f"{i:010d}" for i in range(NUM_ITEMS)}
     raw_ids, counts = duckdb.sql(f"""
         SELECT raw_id, count(*) FILTER (split = 'train') FROM '{data}/items.parquet' LEFT JOIN
         '{data}/interactions.parquet' USING (item) GROUP BY item, raw_id ORDER BY item""").fetchnumpy().values()
-    test = json.loads((run / "metrics.json").read_text())["test"]
+    metrics = json.loads((run / "metrics.json").read_text())["alone"]
     bucket_of = dict(zip(raw_ids, buckets(counts.tolist()), strict=True))
-    assert test.pop("by_popularity") == {name: pytest.approx(of_bucket(name, items, targets, bucket_of))
-                                         for name in ("cold", "tail", "middle", "head")}
-    assert test == pytest.approx(brute_force(items, targets, NUM_KEPT) | {
-        "num_targets": NUM_USERS, "num_without_history": 0,
-        "missing_share": 0, "invalid_share": 0, "duplicate_share": 0})
+    for protocol, key in (("all", "items"), ("unseen", "unseen")):
+        items, test = [row[key] for row in rows], metrics["test"][protocol]
+        assert all(len(set(row)) == len(row) == 20 for row in items)
+        assert {item for row in items for item in row} <= {f"{i:010d}" for i in range(NUM_ITEMS)}
+        assert test.pop("by_popularity") == {name: pytest.approx(of_bucket(name, items, targets, bucket_of))
+                                             for name in ("cold", "tail", "middle", "head")}
+        code_hits = [test.pop(f"code_{name}@10") for name in ("recall", "ndcg")] if "encoder" in variant else None
+        assert test == pytest.approx(brute_force(items, targets, NUM_KEPT) | {
+            "num_targets": NUM_USERS, "num_without_history": 0,
+            "missing_share": 0, "invalid_share": 0, "duplicate_share": 0})
+        if code_hits is not None:
+            group_of = dict(zip(raw_ids, map(tuple, np.load(data / "Baby.codes-rqvae-td.npy")[:, :-1]), strict=True))
+            groups = [[*dict.fromkeys(group_of[item] for item in row)] for row in items]
+            expected = brute_force(groups, [group_of[target] for target in targets], NUM_KEPT)
+            assert code_hits == pytest.approx([expected["recall@10"], expected["ndcg@10"]])
 
 
 def test_the_recommender_learned_the_users_walks(whole_run):
@@ -54,7 +63,8 @@ def test_the_recommender_learned_the_users_walks(whole_run):
     variant = tree.root / "runs/recommendation/Baby/encoder_decoder/rqvae-td"
     run = variant / (variant / "latest").read_text().strip()
     # A walk goes to one of three items; a random list would have a recall of 10 / NUM_ITEMS.
-    assert json.loads((run / "metrics.json").read_text())["test"]["recall@10"] > 5 * 10 / NUM_ITEMS
+    metrics = json.loads((run / "metrics.json").read_text())["alone"]["test"]
+    assert metrics["all"]["recall@10"] > 5 * 10 / NUM_ITEMS
 
 
 @pytest.mark.parametrize(("folder", "script", "flag"), [

@@ -98,4 +98,6 @@ def test_the_recommender_of_the_page_gives_all_users_the_same(baby):
     outcome = baby.command("python", "recommendation/main.py", "--model=recently_popular")
     assert outcome.code == 0, outcome.err
     [predicted] = baby.root.glob("runs/recommendation/Baby/recently_popular/no-codes/*/predictions.jsonl")
-    assert len({tuple(json.loads(line)["items"]) for line in predicted.read_text().splitlines()}) == 1
+    lines = [json.loads(line) for line in predicted.read_text().splitlines()]
+    assert len({tuple(line["items"]) for line in lines}) == 1
+    assert len({tuple(line["unseen"]) for line in lines}) > 1  # without the items of the history

@@ -18,15 +18,17 @@ def test_histories_without_their_last_event_get_the_runs_predictions(whole_run, 
         for user in range(NUM_USERS):
             history = list(items[events.item[events.user == user][:-1]])
             file.write(json.dumps({"user": users[user], "history": history}) + "\n")
-    outcome = tree.command(*RECOMMEND, "--histories", str(asked), "--format", "jsonl", "--top_k", "20")
-    assert (outcome.code, outcome.err) == (0, "")
-    rows = [json.loads(line) for line in outcome.out.splitlines()]
     variant = tree.root / "runs/recommendation/Baby/encoder_decoder/rqvae-td"
     predicted = variant / (variant / "latest").read_text().strip() / "predictions.jsonl"
     expected = [json.loads(line) for line in predicted.read_text().splitlines()]
-    assert [[row[key] for key in ("user", "items", "scores")] for row in rows] == [
-        [row[key] for key in ("user", "items", "scores")] for row in expected]
-    assert all(row["unknown"] == 0 and len(row["titles"]) == 20 for row in rows)
+    for filter_seen, keys in (("false", ("items", "scores")), ("true", ("unseen", "unseen_scores"))):
+        outcome = tree.command(*RECOMMEND, "--histories", str(asked), "--format", "jsonl", "--top_k", "20",
+                               "--filter_seen", filter_seen)
+        assert (outcome.code, outcome.err) == (0, "")
+        rows = [json.loads(line) for line in outcome.out.splitlines()]
+        assert [[row[key] for key in ("user", "items", "scores")] for row in rows] == [
+            [row[key] for key in ("user", *keys)] for row in expected]
+        assert all(row["unknown"] == 0 and len(row["titles"]) == 20 for row in rows)
 
 
 def test_a_user_gets_a_table_of_titles(whole_run):

@@ -1,5 +1,6 @@
 """Two processes under torchrun against one: equal models, metrics and files; if one dies, both end."""
 
+import itertools
 import json
 import logging
 import signal
@@ -100,14 +101,17 @@ def alone(folder) -> Path:
 
 def assert_same_recommender(run: Path, other: Path) -> None:
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (run, other))
-    assert one["test"].pop("by_popularity") == two["test"].pop("by_popularity")
-    for split in ("valid", "test"):
-        assert one[split] == pytest.approx(two[split], rel=1e-6)
+    assert one["protocol"] == two["protocol"]
+    for split, protocol in itertools.product(("valid", "test"), ("all", "unseen")):
+        ours, theirs = (metrics["alone"][split][protocol] for metrics in (one, two))
+        assert ours.pop("by_popularity") == theirs.pop("by_popularity")
+        assert ours == pytest.approx(theirs, rel=1e-6)
     predictions = [[json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
                    for folder in (run, other)]
     for ours, theirs in zip(*predictions, strict=True):
-        assert (ours["user"], ours["items"]) == (theirs["user"], theirs["items"])
-        assert ours["scores"] == pytest.approx(theirs["scores"], abs=1e-4)
+        assert all(ours[key] == theirs[key] for key in ("user", "items", "unseen"))
+        for key in ("scores", "unseen_scores"):
+            assert ours[key] == pytest.approx(theirs[key], abs=1e-4)
 
 
 def test_two_processes_train_the_same_recommender_for_several_seeds(folder, alone, tmp_path):

@@ -134,6 +134,19 @@ def train(tmp_path, make_config):
     return run
 
 
+@pytest.fixture
+def shop(tmp_path, make_config):
+    """A dataset, the folder of its runs, and `pipeline(name, key=value)`."""
+    from .test_pipeline import HISTORIES, write_data  # it imports this file
+
+    folder, run_root = write_data(tmp_path, HISTORIES), tmp_path / "runs"
+
+    def pipeline(name: str, **own: object) -> Pipeline:
+        return Pipeline(make_config(name, **own), folder, Choice(name), run_root, f"python main.py {name}")
+
+    return folder, run_root, pipeline
+
+
 # All pairs of a model and a loss. Models that can normalize over the valid items have two losses.
 LOSSES = [*((name, "codebook") for name in names()),
           *((name, "valid_items") for name in ("encoder_decoder", "decoder_only", "encoder_retrieve"))]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import recommendation.metrics
+from recommendation.compare import compare
 from recommendation.evaluator import Predictions, metrics
-from recommendation.metrics import CUTOFFS, mean_and_deviation, names
+from recommendation.metrics import CUTOFFS, code_metrics, mean_and_deviation, names
 from recommendation.options import read_flags
-from recommendation.results import compare, table
+from recommendation.results import table
 from tests.brute_force import brute_force
 from tests.docs import METRIC
 
@@ -114,16 +115,33 @@ def test_one_function_adds_a_metric(train, monkeypatch, tmp_path):
     trained = train("popularity")
     of_run = json.loads((trained.run / "metrics.json").read_text())
     lists = [json.loads(line) for line in (trained.run / "predictions.jsonl").read_text().splitlines()]
-    found = [0.2 * 0.8 ** row["items"].index(row["target"]) for row in lists if row["target"] in row["items"][:10]]
-    assert of_run["test"]["rbp@10"] == pytest.approx(sum(found) / len(lists))
-    assert found
-    for text in (compare(trained.folder, trained.run_root), table({"popularity": of_run})):
-        heading, row = [line.split("|") for line in text.splitlines() if line.startswith("|")][::2]
-        assert f"{of_run['test']['rbp@10']:.4f}" in row[[word.strip() for word in heading].index("rbp@10")]
+    tables = [line.split("|") for line in compare(trained.folder, trained.run_root).splitlines() if line[:1] == "|"]
+    for protocol, key, (heading, _, row) in zip(("all", "unseen"), ("items", "unseen"), (tables[:3], tables[3:]),
+                                                strict=True):
+        found = [0.2 * 0.8 ** row[key].index(row["target"]) for row in lists if row["target"] in row[key][:10]]
+        value = of_run["alone"]["test"][protocol]["rbp@10"]
+        assert value == pytest.approx(sum(found) / len(lists))
+        assert found
+        assert f"{value:.4f}" in row[[word.strip() for word in heading].index("rbp@10")]
 
 
 def test_a_metric_that_a_run_lacks_is_empty():
-    row = table({"older": {"test": {"recall@5": 0.5, "recall@5_stderr": 0.1}}}).splitlines()[-1]
-    name, recall, *others = [word.strip() for word in row.split("|")[1:-1]]
-    assert (name, recall) == ("older", "0.5000 (±0.1000)")
+    splits = {"valid": {"all": {}, "unseen": {}},
+              "test": {"all": {"recall@10": 0.5, "recall@10_stderr": 0.1}, "unseen": {}}}
+    row = table({"older": {"alone": splits, "protocol": "all"}}, {"older": "none"}).splitlines()[-1]
+    name, valid, recall, *others = [word.strip() for word in row.split("|")[1:-1]]
+    assert (name, valid, recall) == ("older", "", "0.5000 (±0.1000)")
     assert set(others) == {""}
+
+
+def test_code_hits_by_hand():
+    group_of = np.array([0, 0, 1, 1, 2, 3, *range(4, 14)])  # items 0 and 1 have one ID, and so have 2 and 3
+    items = np.array([[2, 3, 1, 4, -1, -1], [4, 5, 2, 3, 1, -1], [4, 5, 2, 3, 0, 1], [4, 5, -1, -1, -1, -1]])
+    # The lists of IDs are 1 0 2; 2 3 1 0; 2 3 1 0 and 2 3. Item 0 is in none of the first two lists.
+    values = code_metrics(items, np.array([0, 0, 3, 3]), group_of)
+    assert values["code_recall@10"] == pytest.approx(3 / 4)
+    assert values["code_ndcg@10"] == pytest.approx((1 / math.log2(3) + 1 / math.log2(5) + 1 / math.log2(4)) / 4)
+    # Items 2 and 3 share an ID, so the target at place 11 of the items is at place 10 of the IDs.
+    items = np.array([[2, 3, *range(4, 12), 12, 13]])
+    assert code_metrics(items, np.array([12]), group_of)["code_ndcg@10"] == pytest.approx(1 / math.log2(11))
+    assert code_metrics(items, np.array([13]), group_of) == {"code_recall@10": 0, "code_ndcg@10": 0}

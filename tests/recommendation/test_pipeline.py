@@ -74,21 +74,31 @@ def test_the_predictions_file_has_the_reported_metrics(execute, name):
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [(row["user"], row["target"]) for row in rows] == [
         (user, RAW_ITEMS[history[-1]]) for user, history in zip(RAW_USERS, HISTORIES, strict=True)]
-    assert all(len(row["items"]) == len(set(row["items"])) == len(row["scores"]) == 20 for row in rows)
-    ranks = [row["items"].index(row["target"]) + 1 if row["target"] in row["items"] else math.inf for row in rows]
-    assert any(rank <= 10 for rank in ranks)
-    for cutoff in (5, 10, 20):
-        assert metrics["test"][f"recall@{cutoff}"] == pytest.approx(sum(r <= cutoff for r in ranks) / len(ranks))
-        assert metrics["test"][f"ndcg@{cutoff}"] == pytest.approx(
-            sum(1 / math.log2(1 + r) for r in ranks if r <= cutoff) / len(ranks))
     assert json.loads((run / "metrics.json").read_text()) == metrics
+    written = json.loads((run / "ranks.json").read_text())
+    assert (written.keys(), written["alone"].keys()) == ({"alone"}, {"all", "unseen"})
+    for protocol, items, scores in (("all", "items", "scores"), ("unseen", "unseen", "unseen_scores")):
+        assert all(len(row[items]) == len(set(row[items])) == len(row[scores]) == 20 for row in rows)
+        ranks = [row[items].index(row["target"]) + 1 if row["target"] in row[items] else math.inf for row in rows]
+        assert any(rank <= 10 for rank in ranks)
+        test = metrics["alone"]["test"][protocol]
+        for cutoff in (5, 10, 20):
+            assert test[f"recall@{cutoff}"] == pytest.approx(sum(r <= cutoff for r in ranks) / len(ranks))
+            assert test[f"ndcg@{cutoff}"] == pytest.approx(
+                sum(1 / math.log2(1 + r) for r in ranks if r <= cutoff) / len(ranks))
+        assert written["alone"][protocol] == [0 if rank == math.inf else rank for rank in ranks]
+    for row, history in zip(rows, HISTORIES, strict=True):
+        seen = {RAW_ITEMS[item] for item in history[:-1]}
+        assert not seen & {*row["unseen"]}
+        assert [item for item in row["items"] if item not in seen] == row["unseen"][:20 - len(seen & {*row["items"]})]
 
 
 @pytest.mark.slow
 def test_codes_of_one_level_train_a_recommender(execute, monkeypatch):
     monkeypatch.setattr(f"{__name__}.SIZES", [NUM_ITEMS + 3])
     _, metrics = execute("encoder_decoder", HISTORIES)
-    assert metrics["test"]["num_targets"] == len(HISTORIES)
+    for protocol in ("all", "unseen"):
+        assert metrics["alone"]["test"][protocol]["num_targets"] == len(HISTORIES)
 
 
 def test_shared_ids_are_refused_before_anything_is_written(execute, monkeypatch, tmp_path):
@@ -105,11 +115,12 @@ def test_only_test_metrics_depend_on_test_events(execute, name):
     others = [[*history[:-1], (history[-1] + 11) % NUM_ITEMS] for history in HISTORIES]
     one, first = execute(name, HISTORIES)
     other, second = execute(name, others, place="other")
-    assert first["valid"] == second["valid"]
+    assert first["alone"]["valid"] == second["alone"]["valid"]
+    assert first["alone"]["test"] != second["alone"]["test"]
     weights = [(run / "checkpoints" / "best.safetensors").read_bytes() for run in (one, other)]
     assert weights[0] == weights[1]
-    lists = [[json.loads(line)["items"] for line in (run / "predictions.jsonl").read_text().splitlines()]
-             for run in (one, other)]
+    lists = [[[json.loads(line)[key] for key in ("items", "unseen")]
+              for line in (run / "predictions.jsonl").read_text().splitlines()] for run in (one, other)]
     assert lists[0] == lists[1]
 
 
@@ -146,10 +157,25 @@ def test_a_model_is_prepared_between_training_and_test(execute, monkeypatch):
     calls = []
     monkeypatch.setattr(AbstractRecommender, "prepare", lambda model: calls.append("prepare"))
     for stage in ("trainer", "evaluator"):
-        monkeypatch.setattr(f"recommendation.{stage}.predict", lambda *args, stage=stage: calls.append(stage)
-                            or predict(*args))
+        monkeypatch.setattr(f"recommendation.{stage}.predict", lambda *args, stage=stage: calls.append(
+            (stage, *args[2::2])) or predict(*args))
     execute("sasrec", HISTORIES)
-    assert calls == ["trainer", "trainer", "prepare", "evaluator"]  # two epochs
+    assert calls == [*[("trainer", "valid", "unseen")] * 2, "prepare",  # two epochs
+                     *(("evaluator", split, protocol) for split in ("valid", "test") for protocol in ("all", "unseen"))]
+
+
+@pytest.mark.slow
+def test_each_model_is_selected_by_the_protocol_of_its_users(tmp_path, make_config):
+    folder = write_data(tmp_path, HISTORIES)
+    for filter_seen, protocol in (("auto", "unseen"), ("true", "unseen"), ("false", "all")):
+        pipeline = Pipeline(make_config("sasrec", filter_seen=filter_seen), folder, Choice("sasrec"),
+                            tmp_path / "runs", "a command")
+        metrics = pipeline.execute(force=False)
+        assert metrics["protocol"] == protocol
+        epochs = [json.loads(line) for line in (pipeline.run.folder / "metrics.jsonl").read_text().splitlines()]
+        values = {line["epoch"]: line["metrics"]["ndcg@10"] for line in epochs}
+        assert values[metrics["best_epoch"]] == max(values.values())
+        assert metrics["alone"]["valid"][protocol]["ndcg@10"] == max(values.values())
 
 
 def test_test_events_without_history_are_skipped_and_counted(tmp_path, make_config, caplog):
@@ -159,8 +185,10 @@ def test_test_events_without_history_are_skipped_and_counted(tmp_path, make_conf
     write_table(folder.interactions, pd.concat([before, first]), {})
     write_users(folder, 12)
     pipeline = Pipeline(make_config("markov", top_k=20), folder, Choice("markov"), tmp_path / "runs", "a command")
-    test = pipeline.execute(force=False)["test"]
-    assert (test["num_targets"], test["num_without_history"]) == (12, 1)
+    metrics = pipeline.execute(force=False)["alone"]
+    for protocol in ("all", "unseen"):
+        test, valid = metrics["test"][protocol], metrics["valid"][protocol]
+        assert (test["num_targets"], test["num_without_history"], valid["num_without_history"]) == (12, 1, 0)
     [record] = caplog.records
     assert record.levelname == "WARNING"
     assert lines_with(record.getMessage(), 1)

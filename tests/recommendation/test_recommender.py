@@ -52,15 +52,40 @@ def test_unknown_items_are_skipped_with_a_warning(load, caplog):
 def test_evaluation_repeats_the_runs_metrics(train, load):
     written = json.loads((train("markov", BY_HAND).run / "metrics.json").read_text())
     recommender = load()
-    assert recommender.evaluate() == written["test"]
-    valid = recommender.evaluate("valid")
-    assert {key: valid[key] for key in written["valid"]} == written["valid"]
+    assert written["protocol"] == "all"  # users have repeated items
+    for filter_seen, protocol in ((None, "all"), (False, "all"), (True, "unseen")):
+        for split in ("valid", "test"):
+            assert recommender.evaluate(split, filter_seen) == written["alone"][split][protocol]
+    assert recommender.evaluate() == written["alone"]["test"]["all"]
+
+
+@pytest.mark.parametrize(("filter_seen", "excluded"), [("auto", False), ("true", True), ("false", False)])
+def test_users_get_the_protocol_of_the_run(train, load, filter_seen, excluded):
+    train("markov", BY_HAND, filter_seen=filter_seen)
+    recommender, history = load(), ["0003", "0000"]
+    seen = [{*history} & {item.raw_id for item in items} for items in (
+        *recommender.recommend([history]), *recommender.recommend([history], filter_seen=False),
+        *recommender.recommend([history], filter_seen=True))]
+    assert [bool(part) for part in seen] == [not excluded, True, False]
+
+
+def test_users_without_repeats_get_unseen_items(train):
+    trained = train("markov", HISTORIES)
+    recommender = Recommender.load(trained.folder.name, model="markov", data_root=trained.folder.data_root,
+                                   run_root=trained.run_root)
+    history = ["0003", "0000"]
+    [unseen], [every] = (recommender.recommend([history], k=30, **own) for own in ({}, {"filter_seen": False}))
+    assert [item for item in every if item.raw_id not in history] == unseen
+    assert len(unseen) == 28
 
 
 def test_evaluation_uses_the_same_search_as_the_run(train, load):
     graph = {"scoring": "graph", "num_neighbours": 2, "num_beams": 2, "num_hops": 1}
     written = json.loads((train("encoder_retrieve", HISTORIES, **graph).run / "metrics.json").read_text())
-    assert load(model="encoder_retrieve").evaluate()["ndcg@20"] == pytest.approx(written["test"]["ndcg@20"])
+    recommender = load(model="encoder_retrieve")
+    for filter_seen, protocol in ((False, "all"), (True, "unseen")):
+        assert recommender.evaluate(filter_seen=filter_seen)["ndcg@20"] == pytest.approx(
+            written["alone"]["test"][protocol]["ndcg@20"])
 
 
 def test_evaluation_can_leave_out_seen_items(load):

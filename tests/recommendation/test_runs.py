@@ -43,10 +43,13 @@ def test_a_loaded_run_recommends_what_it_predicted(train, name):
     trained = train(name)
     finished = load(trained, name)
     assert (finished.folder, finished.model.training) == (trained.run, False)
-    found = predict(finished.model, Sequences.load(trained.folder, "cpu"), "test", finished.config.training_params)
+    assert (finished.ranker, finished.protocol) == (finished.model, "unseen")
     rows = [json.loads(line) for line in (trained.run / "predictions.jsonl").read_text().splitlines()]
-    assert [[RAW_ITEMS[item] for item in items] for items in found.items] == [row["items"] for row in rows]
-    assert found.scores.astype(float).round(6).tolist() == [row["scores"] for row in rows]
+    for protocol, items, scores in (("all", "items", "scores"), ("unseen", "unseen", "unseen_scores")):
+        found = predict(finished.ranker, Sequences.load(trained.folder, "cpu"), "test",
+                        finished.config.training_params, protocol)
+        assert [[RAW_ITEMS[item] for item in row] for row in found.items] == [row[items] for row in rows]
+        assert found.scores.astype(float).round(6).tolist() == [row[scores] for row in rows]
 
 
 def test_a_missing_run_gives_the_training_command(train):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recommendation.decoding.beam_search import beam_search, exact_scores
-from recommendation.decoding.top_k import top_items
+from recommendation.decoding.top_k import Prior, top_items
 from recommendation.decoding.trie import Trie
 from tests.brute_force import best_unseen
 
@@ -75,10 +75,10 @@ def test_a_trie_of_one_level_leads_straight_to_the_items():
 
 
 def search(codes: torch.Tensor, sizes: list[int], log_probs: list[np.ndarray], num_beams: int, top_k: int,
-           valid_only: bool = False, seen: torch.Tensor | None = None):
+           valid_only: bool = False, seen: torch.Tensor | None = None, prior: Prior | None = None):
     """Beam search where the log-probabilities (B, C) of a level do not depend on the earlier codes."""
     return beam_search(unconditional(log_probs), Trie(codes, sizes), len(log_probs[0]), num_beams, top_k, valid_only,
-                       seen)
+                       seen, prior)
 
 
 def unconditional(log_probs: list[np.ndarray]):
@@ -260,3 +260,105 @@ def test_a_prefix_with_one_item_is_not_decoded():
     # Item 1: .5. Codes 0 and 2 after code 1: .5 / .6 and .1 / .6; codes 0 and 2 after (1, 0): 2 / 3 and 1 / 3.
     assert result.items.tolist() == [[1, 2, 0, 3]]
     assert np.allclose(result.scores.exp(), [[1 / 2, 5 / 18, 5 / 36, 1 / 12]])
+
+
+@st.composite
+def priors(draw, num_items: int) -> Prior:
+    """Two users' log-probabilities of the items, some of them very small, and weights."""
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    spread = draw(st.sampled_from([0.1, 3.0, 30.0, 300.0]))
+    logits = torch.from_numpy(spread * rng.standard_normal((2, num_items)))
+    weights = [draw(st.sampled_from([0.0, 0.1, 1.0, 2.5, 8.0])) for _ in range(2)]
+    return Prior(logits.log_softmax(dim=1), torch.tensor(weights).double().unsqueeze(1))
+
+
+def exact_with(prior: Prior, codes, sizes, log_probs, valid_only: bool) -> list[dict[int, float]]:
+    """For each user, the exact scores of all items with the prior: item -> score."""
+    scores = exact_scores(unconditional(log_probs), Trie(codes, sizes), 2, valid_only)
+    return [{item: of_user[item] + weight * log_p[item] for item in range(len(codes))} for of_user, weight, log_p in
+            zip(scores.tolist(), prior.weight[:, 0].tolist(), prior.log_probabilities.tolist(), strict=True)]
+
+
+@pytest.mark.slow
+@given(st.data(), searches(), st.booleans(), st.booleans())
+def test_a_full_search_with_a_prior_is_exact(data, case, valid_only, with_seen):
+    codes, sizes, log_probs = case
+    num_items = len(codes)
+    prior = data.draw(priors(num_items))
+    seen = data.draw(seen_by_two(num_items)) if with_seen else None
+    result = search(codes, sizes, log_probs, num_items, num_items, valid_only, seen, prior)
+    for user, scores in enumerate(exact_with(prior, codes, sizes, log_probs, valid_only)):
+        items, expected = best_unseen(scores, [] if seen is None else seen[user].tolist(), num_items)
+        assert sorted(result.items[user].tolist()) == sorted(items)
+        assert np.allclose(result.scores[user], expected)
+        found = [item for item in result.items[user].tolist() if item >= 0]
+        assert np.allclose([scores[item] for item in found], result.scores[user][:len(found)])
+
+
+@pytest.mark.slow
+@given(st.data(), searches(), st.integers(1, 6), st.booleans())
+def test_a_narrow_search_with_a_prior_has_exact_scores_and_only_unseen_items(data, case, num_beams, valid_only):
+    codes, sizes, log_probs = case
+    prior, seen = data.draw(priors(len(codes))), data.draw(seen_by_two(len(codes)))
+    result = search(codes, sizes, log_probs, num_beams, num_beams, valid_only, seen, prior)
+    for user, scores in enumerate(exact_with(prior, codes, sizes, log_probs, valid_only)):
+        unseen = set(range(len(codes))) - {*seen[user].tolist()}
+        found = [item for item in result.items[user].tolist() if item >= 0]
+        assert len(found) == len(set(found) & unseen) == min(num_beams, len(unseen))
+        assert np.allclose([scores[item] for item in found], result.scores[user][:len(found)])
+        assert (result.scores[user][len(found):] == float("-inf")).all()
+
+
+@given(st.data(), searches(), st.integers(1, 6), st.booleans())
+def test_a_prior_with_the_weight_zero_changes_no_list(data, case, num_beams, valid_only):
+    codes, sizes, log_probs = case
+    prior, seen = data.draw(priors(len(codes))), data.draw(st.none() | seen_by_two(len(codes)))
+    prior = prior._replace(weight=torch.zeros(2, 1).double())
+    plain, result = (search(codes, sizes, log_probs, num_beams, num_beams, valid_only, seen, of)
+                     for of in (None, prior))
+    assert torch.equal(plain.items, result.items)
+    assert torch.equal(plain.scores, result.scores)
+
+
+def test_a_narrow_beam_follows_the_prior_of_the_unseen_items():
+    # The items of code 0 have most of the prior, but both of them are seen; so the search must follow code 1.
+    codes = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
+    even = [np.log([[0.9, 0.1]]), np.log([[0.5, 0.5]])]
+    prior = Prior(torch.tensor([[0.49, 0.49, 0.005, 0.015]]).log(), torch.ones(1, 1))
+    result = search(codes, [2, 2], even, 1, 1, seen=padded([0, 1]), prior=prior)
+    assert result.items.tolist() == [[3]]
+    assert np.allclose(result.scores.exp(), 0.1 * 0.5 * 0.015)
+    # If only item 0 is seen, the prefix 0 has .9 * .49 and the prefix 1 has .1 * .02.
+    assert search(codes, [2, 2], even, 1, 1, seen=padded([0]), prior=prior).items.tolist() == [[1]]
+    # If item 1 is unlikely and item 0 is seen, the prefix 0 has .9 * .001, less than the prefix 1 with .1 * .06.
+    prior = Prior(torch.tensor([[0.939, 0.001, 0.02, 0.04]]).log(), torch.ones(1, 1))
+    assert search(codes, [2, 2], even, 1, 1, seen=padded([0]), prior=prior).items.tolist() == [[3]]
+    assert search(codes, [2, 2], even, 1, 1, prior=prior).items.tolist() == [[0]]
+
+
+@given(st.data(), searches())
+def test_the_mass_of_a_prefix_is_the_sum_over_its_unseen_items(data, case):
+    codes, sizes, _ = case
+    num_items, trie = len(codes), Trie(codes, sizes)
+    values = data.draw(priors(num_items)).log_probabilities.exp()
+    seen = data.draw(st.none() | seen_by_two(num_items))
+    sums, paths = trie.prefix_sums(values, seen), trie.paths()
+    assert sums.shape == (2, num_items + 1)
+    for level in range(len(sizes) + 1):
+        found = trie.log_mass(level, paths[:, level].expand(2, -1), sums)
+        for user in range(2):
+            hidden = set() if seen is None else {*seen[user].tolist()}
+            for item, prefix in enumerate(codes[:, :level].tolist()):
+                mass = sum(values[user, other].item() for other in range(num_items)
+                           if codes[other, :level].tolist() == prefix and other not in hidden)
+                assert found[user, item].isfinite()
+                assert found[user, item].exp() == pytest.approx(mass, rel=1e-5, abs=1e-14)
+
+
+def test_the_mass_by_hand():
+    trie = Trie(CODES, SIZES)  # in the order of the IDs, the items are 1, 2, 0 and 3
+    values = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).repeat(2, 1)
+    sums = trie.prefix_sums(values, padded([], [2, 1]))
+    assert torch.allclose(sums.float(), torch.tensor([[0, 0.2, 0.5, 0.6, 1], [0, 0, 0, 0.1, 0.5]]))
+    nodes = torch.tensor([[0, 1]] * 2)  # the prefixes (0) and (1)
+    assert torch.allclose(trie.log_mass(1, nodes, sums).exp(), torch.tensor([[0.2, 0.8], [0, 0.5]]))

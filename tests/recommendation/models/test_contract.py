@@ -93,6 +93,40 @@ class ShowsSeen(Kept):
         return self.recommend(histories, top_k)
 
 
+class OnlyScores(Kept):
+    """Keeps the contract with `score_items` only."""
+
+    def score_items(self, histories):
+        return torch.arange(NUM_ITEMS).double().repeat(len(histories.items), 1)
+
+
+class OneScore(OnlyScores):
+    def score_items(self, histories):
+        return super().score_items(histories)[0]
+
+
+class FewScores(OnlyScores):
+    def score_items(self, histories):
+        return super().score_items(histories)[:, 1:]
+
+
+class NoTensor(OnlyScores):
+    def score_items(self, histories):
+        return super().score_items(histories).tolist()
+
+
+class NoisyScores(OnlyScores):
+    def score_items(self, histories):
+        return torch.rand(len(histories.items), NUM_ITEMS)
+
+
+class Silent(AbstractRecommender):
+    """Neither recommends nor scores."""
+
+    def __init__(self):
+        super().__init__({}, Catalogue(NUM_ITEMS, None, []))
+
+
 class OtherName(Kept):
     def compute_loss(self, windows):
         return {"loss": self.layer(torch.ones(1)).sum()}
@@ -111,7 +145,8 @@ class BareLoss(Kept):
 @pytest.mark.parametrize(("broken", "method"), [
     (NoRecommendations, "recommend"), (OneListForAll, "recommend"), (TooLong, "recommend"), (Unknown, "recommend"),
     (Fractions, "recommend"), (Twice, "recommend"), (GapInFront, "recommend"), (WorstFirst, "recommend"),
-    (Noisy, "recommend"), (Counting, "recommend"), (ShowsSeen, "recommend_unseen"), (OtherName, "compute_loss"),
+    (OneScore, "score_items"), (FewScores, "score_items"), (NoTensor, "score_items"), (Silent, "score_items"),
+    (NoisyScores, "recommend"), (Noisy, "recommend"), (Counting, "recommend"), (ShowsSeen, "recommend_unseen"), (OtherName, "compute_loss"),
     (LossPerRow, "compute_loss"), (BareLoss, "compute_loss")])
 def test_a_broken_contract_names_the_method(broken, method):
     with refused(ConfigError, f"{__name__}.{broken.__name__}.{method}") as raised:
@@ -129,7 +164,8 @@ def test_the_check_restores_modes_and_random_state():
 
 
 def test_lists_longer_than_the_catalogue_keep_the_contract():
-    check_contract(Kept(), HISTORIES, NUM_ITEMS + 5, None)
+    for model in (Kept(), OnlyScores()):
+        check_contract(model, HISTORIES, NUM_ITEMS + 5, None)
 
 
 @pytest.mark.slow

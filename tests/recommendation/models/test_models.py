@@ -10,6 +10,7 @@ from common.data_parallel import WHOLE
 from common.errors import ConfigError
 from recommendation import models
 from recommendation.batches import TrainingBatches
+from recommendation.decoding.top_k import Prior
 from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, HeldOut, Recommendations
 from tests.brute_force import best_unseen
@@ -118,6 +119,140 @@ def test_a_subclass_that_overrides_recommend_filters_its_own_lists(make_model, p
     model.__class__ = Backwards
     result = model.recommend_unseen(windows_of([3], [4], [5]), padded([29, 27], [], [0, 28, 1, 26, 2]), 3)
     assert result.items.tolist() == [[28, 26, 25], [29, 28, 27], [29, 27, 25]]
+
+
+class OnlyRecommends(AbstractRecommender):
+    """Recommends the even items, the smallest first."""
+
+    needs_codes = False
+
+    def recommend(self, histories, top_k):
+        items = torch.arange(0, 2 * top_k, 2)
+        items = items.masked_fill(items >= self.catalogue.num_items, -1).expand(len(histories.items), -1)
+        return Recommendations(items, (-items.double()).masked_fill(items == -1, float("-inf")))
+
+
+class OnlyScores(AbstractRecommender):
+    """Scores an item by its distance from the last item of the history."""
+
+    needs_codes = False
+
+    def score_items(self, histories):
+        last = histories.items.gather(1, histories.lengths.unsqueeze(1) - 1)
+        return -(torch.arange(self.catalogue.num_items) - last).abs().double()
+
+
+SIX = Catalogue(6, None, [])
+
+
+def test_the_scores_of_a_model_that_only_recommends_are_those_of_its_lists():
+    low = float("-inf")
+    assert OnlyRecommends({}, SIX).score_items(windows_of([3], [4, 5])).tolist() == [[0, low, -2, low, -4, low]] * 2
+
+
+def test_the_lists_of_a_model_that_only_scores_have_the_best_scores():
+    model, histories = OnlyScores({}, SIX), windows_of([3], [5, 0])
+    items, scores = model.recommend(histories, 4)
+    assert items.tolist() == [[3, 2, 4, 1], [0, 1, 2, 3]]
+    assert scores.tolist() == [[0, -1, -1, -2], [0, -1, -2, -3]]
+    assert model.recommend_unseen(histories, padded([3, 4], [0]), 4).items.tolist() == [[2, 1, 5, 0], [1, 2, 3, 4]]
+
+
+def test_a_prior_is_added_to_the_scores_of_either_kind():
+    log_p = torch.tensor([-6.0, -5.0, -4.0, -3.0, -2.0, -1.0]).double().repeat(2, 1)
+    prior = Prior(log_p, torch.tensor([[0.0], [4.0]]).double())
+    histories = windows_of([3], [3])
+    # With the weight 4, the scores of the items 0, 2 and 4 are 0 - 24, -2 - 16 and -4 - 8.
+    items, scores = OnlyRecommends({}, SIX).recommend_with_prior(histories, prior, None, 4)
+    assert items[:, :3].tolist() == [[0, 2, 4], [4, 2, 0]]
+    assert scores[:, :3].tolist() == [[0, -2, -4], [-12, -18, -24]]
+    assert (scores[:, 3] == float("-inf")).all()
+    assert OnlyScores({}, SIX).recommend_with_prior(histories, prior, padded([3], [5, 0]), 2).items.tolist() == [
+        [2, 4], [4, 3]]
+
+
+def test_a_model_without_scores_and_lists_is_refused_by_name():
+    class Silent(AbstractRecommender):
+        needs_codes = False
+
+    for call in (lambda: Silent({}, SIX).recommend(windows_of([0]), 2),
+                 lambda: Silent({}, SIX).score_items(windows_of([0]))):
+        with pytest.raises(TypeError, match="Silent.*score_items.*recommend"):
+            call()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parent", ["sasrec", "decoder_only", "encoder_retrieve", "popularity"])
+def test_a_subclass_that_overrides_one_method_has_the_defaults_of_the_others(make_model, parent):
+    class Recommends(find_class(parent)):
+        recommend = OnlyRecommends.recommend
+
+    class Scores(find_class(parent)):
+        score_items = OnlyScores.score_items
+
+    histories, seen = windows_of([3], [5]), padded([0], [3, 4])
+    prior = Prior(torch.zeros(2, NUM_ITEMS), torch.ones(2, 1))
+    for other, plain in ((Recommends, OnlyRecommends), (Scores, OnlyScores)):
+        model, expected = make_model(parent).eval(), plain({}, Catalogue(NUM_ITEMS, None, []))
+        model.__class__ = other
+        assert torch.equal(model.score_items(histories), expected.score_items(histories))
+        for method, args in (("recommend", (3,)), ("recommend_unseen", (seen, 3)),
+                             ("recommend_with_prior", (prior, None, 3)), ("recommend_with_prior", (prior, seen, 3))):
+            ours, theirs = (getattr(of, method)(histories, *args) for of in (model, expected))
+            assert ours.items.tolist() == theirs.items.tolist(), method
+            assert torch.allclose(ours.scores.double(), theirs.scores.double()), method
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
+def test_the_scores_of_all_items_are_those_of_the_longest_lists(make_model, sequences, name, normalize_over):
+    model = made_ready(make_model(name, normalize_over=normalize_over, num_beams=NUM_ITEMS), sequences)
+    histories = windows_of(*HISTORIES)
+    with torch.no_grad():
+        scores, full = model.score_items(histories), model.recommend(histories, NUM_ITEMS)
+    assert scores.shape == (3, NUM_ITEMS)
+    assert torch.allclose(scores.gather(1, full.items), full.scores, atol=1e-5)
+    if model.trained_by_gradient() and name != "sasrec":  # log-probabilities
+        assert (scores.logsumexp(dim=1) < 1e-4).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_seen", [False, True])
+@pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
+def test_a_prior_gives_the_lists_of_the_added_scores(make_model, sequences, catalogue, name, normalize_over, with_seen):
+    model = made_ready(make_model(name, normalize_over=normalize_over, num_beams=NUM_ITEMS), sequences)
+    histories = windows_of(*HISTORIES, *HISTORIES)
+    same_prefix = (catalogue.codes[:, 0] == catalogue.codes[0, 0]).nonzero()[:, 0].tolist()
+    seen = [HISTORIES[0], [], same_prefix, [*range(NUM_ITEMS)], [*range(NUM_ITEMS - 1)], same_prefix[:-1]]
+    weights = [0.0, 0.1, 1.0, 2.5, 8.0, 0.4]
+    generator = torch.Generator().manual_seed(0)
+    log_p = (5 * torch.randn(6, NUM_ITEMS, generator=generator)).log_softmax(dim=1)
+    with torch.no_grad():
+        plain = model.score_items(histories)
+        prior = Prior(log_p.to(plain), torch.tensor(weights).unsqueeze(1).to(plain))
+        result = model.recommend_with_prior(histories, prior, padded(*seen) if with_seen else None, 12)
+        alone = model.recommend_unseen(histories, padded(*seen), 12) if with_seen else model.recommend(histories, 12)
+    for row, of_row in enumerate(seen):
+        scores = dict(enumerate((plain[row].double() + weights[row] * log_p[row].double()).tolist()))
+        items, expected = best_unseen(scores, of_row if with_seen else [], 12)
+        assert result.items[row].tolist() == items
+        assert result.scores[row].tolist() == pytest.approx(expected, abs=1e-4)
+    assert result.items[0].tolist() == alone.items[0].tolist()  # the weight 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_seen", [False, True])
+def test_a_walk_through_all_items_with_a_prior_is_exact(make_model, with_seen):
+    exact, graph = (make_model("encoder_retrieve", scoring=scoring, normalize_over="codebook", num_beams=NUM_ITEMS,
+                               num_neighbours=NUM_ITEMS).eval() for scoring in ("exact", "graph"))
+    graph.prepare()
+    assert graph.graph is not None
+    log_p = torch.randn(3, NUM_ITEMS, generator=torch.Generator().manual_seed(0)).log_softmax(dim=1)
+    prior, seen = Prior(log_p, torch.tensor([[0.0], [1.0], [8.0]])), padded([3, 8], [], [*range(NUM_ITEMS - 3)])
+    ours, theirs = (model.recommend_with_prior(windows_of(*HISTORIES), prior, seen if with_seen else None, 12)
+                    for model in (graph, exact))
+    assert torch.equal(ours.items, theirs.items)
+    assert torch.allclose(ours.scores, theirs.scores, atol=1e-5)
 
 
 @torch.no_grad()

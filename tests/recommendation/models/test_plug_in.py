@@ -53,7 +53,8 @@ def place_of(code: str, source: str) -> str:
     return f"{models.model_path(NAME)}:{source[:source.index(code)].count(chr(10)) + 1}"
 
 
-@pytest.mark.parametrize(("method", "line"), [("fit", "items, offsets = sequences"), ("recommend", "return top_items")])
+@pytest.mark.parametrize(("method", "line"), [
+    ("fit", "items, offsets = sequences"), ("score_items", "return self.scores")])
 def test_an_exception_names_its_line_and_method(run, method, line):
     source = RECOMMENDER.replace(line, f"1 / 0; {line}")
     run(source, RECOMMENDER_CONFIG).check_error(ConfigError, place_of("1 / 0", source),
@@ -62,7 +63,7 @@ def test_an_exception_names_its_line_and_method(run, method, line):
 
 def test_other_code_is_another_run(run, tmp_path):
     predicted = []
-    for code in (RECOMMENDER, RECOMMENDER.replace("top_items(self", "top_items(-self")):
+    for code in (RECOMMENDER, RECOMMENDER.replace("return self.scores", "return -self.scores")):
         assert run(code, RECOMMENDER_CONFIG).code == 0
         predicted += {path.read_text() for path in tmp_path.glob("runs/**/predictions.jsonl")} - {*predicted}
     assert len(predicted) == 2
@@ -72,10 +73,10 @@ def test_other_code_is_another_run(run, tmp_path):
 
 def test_an_exception_while_recommending_names_its_line_and_method(run):
     assert run(RECOMMENDER, RECOMMENDER_CONFIG).code == 0
-    source = RECOMMENDER.replace("return top_items", "1 / 0; return top_items")
+    source = RECOMMENDER.replace("return self.scores", "1 / 0; return self.scores")
     outcome = run(source, RECOMMENDER_CONFIG, "--history", "0000", command=recommend.main)
     outcome.check_error(ConfigError, place_of("1 / 0", source),
-                        names=["RecentlyPopular.recommend", "ZeroDivisionError"])
+                        names=["RecentlyPopular.score_items", "ZeroDivisionError"])
     [trained] = models.MODELS.parents[1].glob(f"runs/recommendation/Tiny/{NAME}/no-codes/*/")
     [warning] = {*lines_with(outcome.err, trained)}  # the model's code has changed; each call of main adds a handler
     assert not warning.startswith("error: ")
