@@ -94,5 +94,5 @@ class Validation:
         score = np.asarray(table[row, item]).ravel()
         better = (score > own[row]) | ((score == own[row]) & (self.place[item] < place[row]))
         unseen = ranks - np.bincount(row[better], minlength=len(events))
-        unseen[row[item == target[row]]] = self.num_items  # a target of the history is not listed
+        unseen[row[item == target[row]]] = self.num_items + CUTOFF  # a target in the history is not listed
         return np.stack([ranks, unseen])
