@@ -1,12 +1,32 @@
 """Fast ranks of the targets of validation events, for the search of settings."""
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy import sparse
 
 # V validation events, N items, S distinct items of all histories together
 
-BLOCK_EVENTS = 500  # events that are ranked at a time
+BLOCK_EVENTS = 500         # events that are ranked at a time
+DENSE_SHARE = 0.1          # a matrix with a larger share of entries is used as a dense matrix, which is faster then
+DENSE_CELLS = 20_000_000   # the same for the scores of a block, if there are at most this many
 CUTOFF = 10
+
+
+class HeldOutLast(NamedTuple):
+    """Training sequences without their last events, and these events."""
+
+    items: np.ndarray    # the remaining training items of all users, one user after another
+    offsets: np.ndarray  # (U + 1,) as in `AbstractRecommender.fit`
+    starts: np.ndarray   # (V,) the history of event v is items[starts[v]:ends[v]] of the whole training items
+    ends: np.ndarray     # (V,)
+
+
+def hold_out_last(items: np.ndarray, offsets: np.ndarray) -> HeldOutLast:
+    """Hold out the last training event of each user who has at least two of them."""
+    several = np.diff(offsets) > 1
+    starts, ends = offsets[:-1][several], offsets[1:][several] - 1
+    return HeldOutLast(np.delete(items, ends), offsets - np.concatenate([[0], np.cumsum(several)]), starts, ends)
 
 
 class Validation:
@@ -27,8 +47,12 @@ class Validation:
 
         matrix: (N, N) as in `Counts`
         """
+        if not len(self.ends):
+            return 0.0, 0.0
+        is_dense = matrix.nnz > DENSE_SHARE * self.num_items**2
+        weights = matrix.toarray() if is_dense else matrix
         events = np.arange(len(self.ends))
-        ranks = np.concatenate([self._ranks(matrix, num_newest, recency, events[first:first + BLOCK_EVENTS])
+        ranks = np.concatenate([self._ranks(weights, num_newest, recency, events[first:first + BLOCK_EVENTS])
                                 for first in range(0, len(events), BLOCK_EVENTS)], axis=1)  # (2, V)
         gains = np.where(ranks < CUTOFF, 1 / np.log2(ranks + 2), 0)
         all_items, unseen_items = gains.mean(axis=1).tolist()
@@ -41,13 +65,15 @@ class Validation:
         lag = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return row, lag, self.items[self.ends[events][row] - 1 - lag]
 
-    def _ranks(self, matrix: sparse.csr_matrix, num_newest: int, recency: float, events: np.ndarray) -> np.ndarray:
+    def _ranks(self, matrix: sparse.csr_matrix | np.ndarray, num_newest: int, recency: float,
+               events: np.ndarray) -> np.ndarray:
         """Return the rank of each target among all items and among the unseen items, from 0: (2, events)."""
         row, lag, item = self._history(events, num_newest)
         weights = sparse.csr_matrix(((recency ** lag).astype(np.float32), (row, item)), (len(events), self.num_items))
-        scores = (weights @ matrix).tocsr()              # without the scores that are 0
+        scores = sparse.csr_matrix(weights @ matrix)     # without the scores that are 0
+        table = scores.toarray() if len(events) * self.num_items <= DENSE_CELLS else scores
         target = self.targets[events]
-        own = np.asarray(scores[np.arange(len(events)), target]).ravel()
+        own = np.asarray(table[np.arange(len(events)), target]).ravel()
         place = self.place[target]
         sizes = np.diff(scores.indptr)
         own_of_entry = np.repeat(own, sizes)
@@ -65,8 +91,8 @@ class Validation:
         first, end = np.searchsorted(self.seen, [events[0] * self.num_items, (events[-1] + 1) * self.num_items])
         row, item = np.divmod(self.seen[first:end], self.num_items)
         row = row - events[0]
-        score = np.asarray(scores[row, item]).ravel()
+        score = np.asarray(table[row, item]).ravel()
         better = (score > own[row]) | ((score == own[row]) & (self.place[item] < place[row]))
         unseen = ranks - np.bincount(row[better], minlength=len(events))
-        unseen[row[item == target[row]]] = self.num_items  # a target of the history is not listed
+        unseen[row[item == target[row]]] = self.num_items + CUTOFF  # a target in the history is not listed
         return np.stack([ranks, unseen])

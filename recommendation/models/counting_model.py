@@ -1,10 +1,11 @@
 """The base class of the models that count: `transitions`, `neighbours` and `counting`."""
 
 import logging
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from common.errors import DataError
@@ -13,7 +14,7 @@ from recommendation.counting.neighbours import as_matrix
 from recommendation.counting.search import GRID, Chosen, Settings, choose_settings
 from recommendation.counting.teacher import CountTeacher
 from recommendation.counting.transitions import count_pairs, largest_distance
-from recommendation.counting.validation import Validation
+from recommendation.counting.validation import Validation, hold_out_last
 from recommendation.counting.weights import Weights
 
 from .abstract_model import AbstractRecommender, Catalogue, HeldOut, Recommendations, Windows, top_items
@@ -54,24 +55,34 @@ class CountingModel(AbstractRecommender):
 
     def fit(self, sequences: list[Tensor], validation: HeldOut) -> bool:
         items, offsets = (part.cpu().numpy() for part in sequences)
-        popularity = np.bincount(items, minlength=self.catalogue.num_items)
-        distance, pairs, similar = 0, None, None
+        distance, similar = 0, None
         if "pair_distance" in self.settings:
             distance = self._largest_distance(offsets)
-            pairs = count_pairs(items, offsets, self.catalogue.num_items, distance)
         if self.needs_neighbours:
             assert self.catalogue.neighbours is not None, "the catalogue has no neighbours"
             similar = as_matrix(*(part.cpu().numpy() for part in self.catalogue.neighbours))
-        weights, held_out = Weights(pairs, similar), _events(validation, popularity)
-
-        def evaluate(settings: Settings) -> tuple[float, float]:
-            return held_out.ndcg(weights.matrix(settings), settings.num_newest, settings.recency)
-
-        self.chosen = choose_settings(self.given, self.num_trials if len(held_out.ends) else 0, distance, evaluate,
+        weights = self._weights(items, offsets, distance, similar)
+        popularity = np.bincount(items, minlength=self.catalogue.num_items)
+        folds = []
+        if None in self.given:
+            held_out = Validation(*_at_most(NUM_EVENTS, *(part.cpu().numpy() for part in validation)), popularity)
+            folds = [Fold(weights, held_out)]
+            # A few hundred events would be too few to compare settings. So the last training events are a second fold.
+            if (num_missing := NUM_EVENTS - len(held_out.ends)) > 0:
+                earlier = hold_out_last(items, offsets)
+                last = Validation(*_at_most(num_missing, items, earlier.starts, earlier.ends),
+                                  np.bincount(earlier.items, minlength=len(popularity)))
+                folds.append(Fold(self._weights(earlier.items, earlier.offsets, distance, similar), last))
+        num_trials = self.num_trials if any(len(fold.held_out.ends) for fold in folds) else 0
+        self.chosen = choose_settings(self.given, num_trials, distance, lambda settings: mean_ndcg(folds, settings),
                                       f"search {self.name}")
         for counts, chosen in zip((self.all_items, self.unseen_items), self.chosen[:2], strict=True):
             counts.fill(weights.matrix(chosen), popularity, chosen.num_newest, chosen.recency)
         return True
+
+    def _weights(self, items: np.ndarray, offsets: np.ndarray, distance: int,
+                 similar: sparse.csr_matrix | None) -> Weights:
+        return Weights(count_pairs(items, offsets, self.catalogue.num_items, distance) if distance else None, similar)
 
     def _largest_distance(self, offsets: np.ndarray) -> int:
         """Return the largest distance of a pair of events, so that the pairs fit in the memory.
@@ -135,8 +146,23 @@ def _with_ties(counts: Counts, histories: Windows) -> Tensor:
     return counts.scores(*histories[:2]) + 1e-9 * popularity / popularity.max().clamp(min=1)
 
 
-def _events(validation: HeldOut, popularity: np.ndarray) -> Validation:
-    """Return a fixed random subset of the validation events."""
-    items, starts, ends = (part.cpu().numpy() for part in validation)
-    chosen = np.random.default_rng(0).permutation(len(ends))[:NUM_EVENTS]
-    return Validation(items, starts[chosen], ends[chosen], popularity)
+class Fold(NamedTuple):
+    """Events to compare settings on, and the weights that are counted without these events."""
+
+    weights: Weights
+    held_out: Validation
+
+
+def mean_ndcg(folds: list[Fold], settings: Settings) -> tuple[float, float]:
+    """Return the mean NDCG@10 over the events of all folds, among all items and among unseen items."""
+    values = [fold.held_out.ndcg(fold.weights.matrix(settings), settings.num_newest, settings.recency)
+              for fold in folds]
+    all_items, unseen_items = np.average(values, axis=0, weights=[len(fold.held_out.ends) for fold in folds]).tolist()
+    return all_items, unseen_items
+
+
+def _at_most(count: int, items: np.ndarray, starts: np.ndarray,
+             ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return at most `count` of the events, a fixed random subset. The events are those of `HeldOut`."""
+    chosen = np.random.default_rng(0).permutation(len(ends))[:count]
+    return items, starts[chosen], ends[chosen]
