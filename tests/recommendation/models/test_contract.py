@@ -146,8 +146,8 @@ class BareLoss(Kept):
     (NoRecommendations, "recommend"), (OneListForAll, "recommend"), (TooLong, "recommend"), (Unknown, "recommend"),
     (Fractions, "recommend"), (Twice, "recommend"), (GapInFront, "recommend"), (WorstFirst, "recommend"),
     (OneScore, "score_items"), (FewScores, "score_items"), (NoTensor, "score_items"), (Silent, "score_items"),
-    (NoisyScores, "recommend"), (Noisy, "recommend"), (Counting, "recommend"), (ShowsSeen, "recommend_unseen"), (OtherName, "compute_loss"),
-    (LossPerRow, "compute_loss"), (BareLoss, "compute_loss")])
+    (NoisyScores, "recommend"), (Noisy, "recommend"), (Counting, "recommend"), (ShowsSeen, "recommend_unseen"),
+    (OtherName, "compute_loss"), (LossPerRow, "compute_loss"), (BareLoss, "compute_loss")])
 def test_a_broken_contract_names_the_method(broken, method):
     with refused(ConfigError, f"{__name__}.{broken.__name__}.{method}") as raised:
         check_contract(broken(), HISTORIES, TOP_K, HISTORIES)
