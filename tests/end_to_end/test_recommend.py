@@ -24,7 +24,8 @@ def test_histories_without_their_last_event_get_the_runs_predictions(whole_run, 
     for filter_seen, keys in (("false", ("items", "scores")), ("true", ("unseen", "unseen_scores"))):
         outcome = tree.command(*RECOMMEND, "--histories", str(asked), "--format", "jsonl", "--top_k", "20",
                                "--filter_seen", filter_seen)
-        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.code == 0, outcome.err
+        assert all(line.startswith("recommend: ") for line in outcome.err.splitlines())  # progress on a slow machine
         rows = [json.loads(line) for line in outcome.out.splitlines()]
         assert [[row[key] for key in ("user", "items", "scores")] for row in rows] == [
             [row[key] for key in ("user", *keys)] for row in expected]
