@@ -59,6 +59,15 @@ class Windows(NamedTuple):
         targets = self.items[:, 1:]
         return targets if self.teacher is None else self.teacher.draw(self.items, self.lengths, targets)
 
+    def distributions(self) -> Tensor | None:
+        """Return the probability of every item as the target of each position: (W - 1, B, N), for the unit `sequence`.
+
+        Without a teacher, or if the catalogue is large, return None.
+        """
+        if self.teacher is None or not self.teacher.gives_distributions:
+            return None
+        return self.teacher.distributions(self.items)
+
     def split_last(self) -> tuple[Tensor, Tensor]:
         """Return the history and the target of each row, for the training unit `target`: (B, W - 1) and (B, 1).
 

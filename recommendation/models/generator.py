@@ -10,8 +10,8 @@ from recommendation.decoding.beam_search import Step, beam_search, exact_scores
 from recommendation.decoding.top_k import Prior
 from recommendation.decoding.trie import Trie
 
-from .abstract_model import AbstractRecommender, Catalogue, Recommendations, Windows, top_items
-from .layers import IGNORED, masked_cross_entropy, missing_codes
+from .abstract_model import PADDING, AbstractRecommender, Catalogue, Recommendations, Windows, top_items
+from .layers import IGNORED, masked_cross_entropy, masked_distribution_loss, missing_codes
 from .params import Params
 
 # B batch, K beams, L levels, M model width, H heads, C size of the largest codebook, P targets, G targets of a row,
@@ -38,6 +38,7 @@ class AbstractGenerator(AbstractRecommender):
     tokens: Tensor       # (L, N + 1) tokens of the items; the last column is for PADDING (index -1)
     inputs: Tensor       # (L, N + 1) decoder inputs of the items: START, and the tokens of all levels except the last
     labels: Tensor       # (L, N + 1) codes of the items, and IGNORED for PADDING
+    prefixes: Tensor     # (L, N + 1) number of the prefix of each item before the level; -1 for PADDING
     missing: Tensor | None  # (L, 1, C) bool, the codes that do not exist; None if all codebooks have the same size
 
     # Only with `normalize_over: valid_items`; see `Trie.siblings`.
@@ -69,6 +70,8 @@ class AbstractGenerator(AbstractRecommender):
         missing = missing_codes(sizes)
         self.register_buffer("missing", missing if missing is None else missing.unsqueeze(1), persistent=False)
         self.trie = Trie(catalogue.codes, sizes)
+        prefixes = self.trie.paths()[:, :-1].T.contiguous()
+        self.register_buffer("prefixes", F.pad(prefixes, (0, 1), value=-1), persistent=False)
         if self.normalize_over == "valid_items":
             self._register_siblings()
 
@@ -87,19 +90,51 @@ class AbstractGenerator(AbstractRecommender):
         for head, size in zip(self.heads, self.catalogue.codebook_sizes, strict=True):
             nn.init.normal_(head[:size], std=head.shape[1]**-0.5)
 
-    def code_loss(self, hidden: Tensor, items: Tensor) -> Tensor:
+    def next_targets(self, windows: Windows) -> tuple[Tensor, Tensor | None]:
+        """Return the target of every position, (B, W - 1), and the arguments `distributions` of `code_loss`."""
+        distributions = windows.distributions()
+        if distributions is None:
+            return windows.next_items(), None
+        items = windows.items[:, 1:].T                                                         # (W - 1, B)
+        by_target = distributions.flatten(0, 1)                                                # (P, N)
+        cumulative = by_target.cumsum(dim=1)
+        chance = torch.rand(len(by_target), 1, device=items.device) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, chance, right=True).clamp(max=cumulative.shape[1] - 1)
+        return torch.where(items == PADDING, PADDING, drawn.view(items.shape)).T, by_target
+
+    def code_loss(self, hidden: Tensor, items: Tensor, distributions: Tensor | None = None,
+                  drawn: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of the codes of the target items. Padding is ignored.
 
-        hidden: (L, P, M) hidden states that predict the codes
+        hidden: (L, P, M) hidden states that predict the codes, given the codes of `items` at the levels before
         items: (P,) target items, or PADDING
+        distributions: (P, N) the probability of each item as the target. The target of a level is then a distribution:
+            of the codes of all items that have the prefix of `items`.
+        drawn: (P,) other target items; at a level where they have another prefix, the target stays that of `items`
         """
+        if distributions is not None:
+            return self._distribution_loss(hidden, items, distributions)
         # Padding has the label IGNORED. Selecting the targets without padding would make the CPU wait for the GPU.
-        logits, missing, labels = self.logits(hidden), self.missing, self.labels[:, items]
+        logits, missing, labels = self.logits(hidden), self.missing, self.labels
         if self.normalize_over == "valid_items":
-            first, num_children, labels = self.siblings[:, :, items].long()                    # (L, P) each
-            logits = logits.gather(2, self.sibling_codes[first.unsqueeze(2) + self.child])     # (L, P, J)
-            missing = self.child >= num_children.unsqueeze(2)
-        return masked_cross_entropy(logits, labels, missing, self.label_smoothing)
+            first, num_children, labels = self.siblings.long()                                 # (L, N + 1) each
+            logits = logits.gather(2, self.sibling_codes[first[:, items].unsqueeze(2) + self.child])  # (L, P, J)
+            missing = self.child >= num_children[:, items].unsqueeze(2)
+        wanted = labels[:, items]
+        if drawn is not None:
+            wanted = torch.where(self.prefixes[:, drawn] == self.prefixes[:, items], labels[:, drawn], wanted)
+        return masked_cross_entropy(logits, wanted, missing, self.label_smoothing)
+
+    def _distribution_loss(self, hidden: Tensor, items: Tensor, distributions: Tensor) -> Tensor:
+        has_prefix = self.prefixes[:, items].unsqueeze(2) == self.prefixes[:, :-1].unsqueeze(1)  # (L, P, N)
+        codes = self.labels[:, :-1].unsqueeze(1).expand(has_prefix.shape)
+        logits = self.logits(hidden)                                                           # (L, P, C)
+        labels = torch.zeros_like(logits).scatter_add(2, codes, distributions * has_prefix)
+        labels = labels / labels.sum(dim=2, keepdim=True).clamp(min=1e-30)
+        missing = self.missing
+        if self.normalize_over == "valid_items":
+            missing = torch.zeros_like(logits).scatter_add(2, codes, has_prefix.to(logits)) == 0
+        return masked_distribution_loss(logits, labels, items != PADDING, missing, self.label_smoothing)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of all levels: (L, P, M) -> (L, P, C). The logits of codes that do not exist are 0."""

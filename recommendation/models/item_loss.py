@@ -16,11 +16,11 @@ def item_loss(scores: Tensor, windows: Windows, label_smoothing: float) -> Tenso
     If the teacher knows the distribution of the target at every position, the loss is the cross-entropy of this
     distribution. This has less noise than targets that are drawn from the distribution.
     """
-    teacher, by_position = windows.teacher, scores.flatten(0, 1)
-    if teacher is None or not teacher.gives_distributions:
+    distributions, by_position = windows.distributions(), scores.flatten(0, 1)
+    if distributions is None:
         return F.cross_entropy(by_position, windows.next_items().T.flatten(), ignore_index=PADDING,
                                label_smoothing=label_smoothing)
-    losses = F.cross_entropy(by_position, teacher.distributions(windows.items).flatten(0, 1), reduction="none",
+    losses = F.cross_entropy(by_position, distributions.flatten(0, 1), reduction="none",
                              label_smoothing=label_smoothing)
     counted = (windows.items[:, 1:] != PADDING).T.flatten()
     return (losses * counted).sum() / counted.sum()

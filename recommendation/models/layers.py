@@ -192,6 +192,22 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, missing: Tensor | None,
     return torch.lerp(loss, (even * counted).sum() / counted.sum(), smoothing)
 
 
+def masked_distribution_loss(logits: Tensor, labels: Tensor, counted: Tensor, missing: Tensor | None,
+                             smoothing: float) -> Tensor:
+    """Return the mean cross-entropy of distributions over classes.
+
+    logits, labels: (L, P, C)
+    counted: (P,) bool, whether to count the distributions of a column
+    missing, smoothing: as in `masked_cross_entropy`
+    """
+    exists = torch.ones_like(logits) if missing is None else (~missing).to(logits).expand(logits.shape)
+    if missing is not None:
+        logits = logits.masked_fill(missing, torch.finfo(logits.dtype).min)
+    labels = torch.lerp(labels, exists / exists.sum(dim=2, keepdim=True).clamp(min=1), smoothing)
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), reduction="none").view(labels.shape[:2])
+    return (losses * counted).sum() / (counted.sum() * len(logits))
+
+
 @torch.no_grad()
 def initialize(module: nn.Module, width: int, head_width: int) -> None:
     """Initialize all attention, feed-forward and bias layers inside `module` as in T5."""

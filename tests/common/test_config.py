@@ -401,10 +401,18 @@ def test_a_replaced_yaml_keeps_the_models_declarations(write):
 
 @pytest.mark.parametrize(("declared", "text"), [
     ("bounds: {decay: [0, 1]}", "1.5"), ("bounds: {decay: [1, null]}", "0"), ("bounds: {decay: [0, 1]}", "much"),
-    ("choices: {decay: [slow, fast]}", "medium")])
+    ("choices: {decay: [slow, fast]}", "medium"), ("bounds: {decay: [0, 1]}, choices: {decay: [auto]}", "2"),
+    ("bounds: {decay: [0, 1]}, choices: {decay: [auto]}", "fast")])
 def test_a_model_declares_what_its_own_keys_may_hold(config, declared, text):
     with refused(ConfigError, "--decay", names=["vq.model_params.decay", repr(value(text))]):
         config(f"vq: {{{declared}, model_params: {{decay: 1}}}}", ("decay", text))
+
+
+@pytest.mark.parametrize("text", ["auto", "0.5"])
+def test_a_value_may_fit_the_bounds_or_the_choices_of_its_key(config, text):
+    found = config("vq: {bounds: {decay: [0, 1]}, choices: {decay: [auto]}, model_params: {decay: 1}}",
+                   ("decay", text))
+    assert found["vq"]["model_params"]["decay"] == value(text)
 
 
 @pytest.mark.parametrize(("text", "named"), [

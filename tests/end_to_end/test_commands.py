@@ -17,7 +17,7 @@ def test_the_whole_job_shows_its_results_and_titles(whole_run):
     assert outcome.code == 0, outcome.err
     assert lines_with(outcome.out, NUM_USERS, NUM_KEPT)
     assert lines_with(outcome.err, "[19445, 7050, 160792]")  # the numbers of the published dataset
-    for model in ("popularity", "markov", "encoder_decoder"):
+    for model in ("popularity", "markov", "transitions", "neighbours", "counting", "encoder_decoder"):
         assert f"| {model}" in outcome.out
     assert len(re.findall(r"^ +10\. ", outcome.out, re.MULTILINE)) == 3  # the tenth item of each example
     assert (tree.root / "runs/recommendation/Baby/report.md").read_text().strip() in outcome.out
@@ -28,7 +28,8 @@ def test_the_whole_job_shows_its_results_and_titles(whole_run):
     assert "<b>" not in outcome.out
 
 
-@pytest.mark.parametrize("variant", ["popularity/no-codes", "markov/no-codes", "encoder_decoder/rqvae-td"])
+@pytest.mark.parametrize("variant", ["popularity/no-codes", "markov/no-codes", "counting/no-codes",
+                                     "encoder_decoder/rqvae-td"])
 def test_predictions_are_distinct_items_and_reproduce_every_metric(whole_run, variant):
     tree, _ = whole_run
     parent, data = tree.root / "runs/recommendation/Baby" / variant, tree.root / "data/Baby"
