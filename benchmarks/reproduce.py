@@ -35,6 +35,7 @@ METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 COLUMNS = ("system", "protocol", "R@5", "N@5", "R@10", "N@10", "minutes", "device", "seed", "commit")
 NUM_USERS = {"Beauty": 22_363, "Toys_and_Games": 19_412}
 NUM_EVENTS = {"Beauty": 198_502, "Toys_and_Games": 167_597}
+INCLUDED = float("inf")  # users per second, if the time of the evaluation is in the time of the training
 MAX_CPU_HOURS = 2.0  # --list recommends a GPU for longer runs
 MODULES = {"bash dataloader/0_download_dataset.sh": "dataloader.download",
            "bash dataloader/2_process.sh": "dataloader.process",
@@ -81,9 +82,9 @@ T5_TEXTS = TEXTS.format(paper="The published runs use sentence-t5-base with 768 
 TIGER = ("The settings are those of arXiv 2412.08604, which reproduce TIGER best, and not those of the paper.",
          T5_TEXTS,
          "The T5 has no user token, as in the best reproduction.")
-TIGER_SPEED = ("GPU: 29.5 steps/s of 4 + 4 layers (H100, without captured steps), scaled to 6 + 6 layers with batches "
-               "of 64. CPU: 152 targets/s and 121 users/s of 4 + 4 layers on two cores, scaled by the size. RQ-VAE: "
-               "8,000 epochs in 350 s on the GPU, and at 1.9 epochs/s on two cores.")
+TIGER_SPEED = ("GPU: 29.5 steps/s and 11,100 users/s of 4 + 4 layers (H100, without captured steps), scaled to 6 + 6 "
+               "layers and batches of 64; RQ-VAE: 350 s. CPU: the training and the search were measured; RQ-VAE: one "
+               "epoch per second, an estimate.")
 WIDE = ("--config=quantization/configs/recipes/rqvae_wide.yaml",)
 RPG = (TEXTS.format(paper="The paper uses text-embedding-3-large with 3,072 dimensions"),
        "OPQ gets a whitened PCA with 256 dimensions. The paper's has 512, and the embedding here has only 384.",
@@ -91,62 +92,62 @@ RPG = (TEXTS.format(paper="The paper uses text-embedding-3-large with 3,072 dime
        "two and 0 for the third.",
        "Every item is scored. The paper's graph search has metrics within .002 of this in cornac.",
        "The blocks have RMSNorm, instead of GPT-2's LayerNorm. The heads are linear, instead of residual blocks.",
-       "Sequences are split at random points. A batch has 1,536 targets instead of 256 sequences, so the number of steps "
-       "is about the same.",
+       "Sequences are split at random points. A batch has 1,536 targets instead of 256 sequences, so that there are "
+       "about as many steps.",
        "Items with equal codes get a disambiguation level.")
-RPG_SPEED = ("GPU: the whole run of cornac 3.0.1 (2,502 s on Beauty, 1,682 s on Toys), on the GPU of its authors. CPU: "
-             "measured on one core.")
+RPG_SPEED = ("GPU: the whole run of cornac 3.0.1, with evaluations: 2,502 s on Beauty, 1,682 s on Toys. CPU: measured "
+             "with 32 levels, and doubled for 16 levels.")
 SASREC = ("The loss is the softmax over all items, instead of binary cross-entropy with sampled negatives.",
           "Width 64, two layers, dropout .5, learning rate .001. cornac's best run on Beauty has binary cross-entropy, "
           "width 128, dropout .2 and learning rate .0005.",
           "The first row is SASRec in the paper of TIGER, because SASRec's own paper ranks 100 sampled items. These "
           "numbers come from the authors of S3-Rec, whose code excludes the items of the history.",
           "Every position of a sequence is a target. The blocks are pre-norm and have no bias terms.")
-SASREC_SPEED = "CPU: 5,900 targets/s and 7,000 users/s, measured on one core. GPU: an estimate."
+SASREC_SPEED = "GPU: an estimate. CPU: measured, 6,500 targets/s and 7,000 users/s."
 
 REPRODUCTIONS = {
     "tiger-beauty": Reproduction(
         "Beauty", "encoder_decoder", "beauty.yaml",
         (Row("TIGER, paper (arXiv 2305.05065)", (.0454, .0321, .0648, .0384)),
          Row("TIGER, cornac 3.0.1", (.0419, .0270, .0634, .0338))),
-        Speed(1_260, 7_400, 0.1), Speed(100, 80, 1.2), TIGER_SPEED, TIGER, "rqvae", tag="wide", code_flags=WIDE),
+        Speed(1_260, 7_400, 0.1), Speed(107, 20, 2.2), TIGER_SPEED, TIGER, "rqvae", tag="wide", code_flags=WIDE),
     "tiger-toys": Reproduction(
         "Toys_and_Games", "encoder_decoder", "toys.yaml",
         (Row("TIGER, paper (arXiv 2305.05065)", (.0521, .0371, .0712, .0432)),
          Row("TIGER, cornac 3.0.1, rkmeans", (.0362, .0237, .0583, .0308))),
-        Speed(1_260, 7_400, 0.1), Speed(45, 40, 1.2), TIGER_SPEED,
+        Speed(1_260, 7_400, 0.1), Speed(67, 14, 2.2), TIGER_SPEED,
         (*TIGER, "The semantic IDs are those of RQ-VAE, as in the paper. cornac's best run has residual k-means."),
         "rqvae", tag="wide", code_flags=WIDE),
     "rpg-beauty": Reproduction(
         "Beauty", "encoder_retrieve", "rpg.yaml",
         (Row("RPG, paper (arXiv 2506.05781)", (.0550, .0381, .0809, .0464)),
          Row("RPG, cornac 3.0.1", (.0533, .0372, .0789, .0454))),
-        Speed(7_900, 20_000), Speed(600, 600, 0.1), RPG_SPEED, RPG, "opq", "white",
+        Speed(7_900, INCLUDED), Speed(440, 205, 0.1), RPG_SPEED, RPG, "opq", "white",
         embedding_flags=("--pca=256", "--whiten"), code_flags=("--num_levels=32",)),
     "rpg-toys": Reproduction(
         "Toys_and_Games", "encoder_retrieve", "rpg_toys.yaml",
         (Row("RPG, paper (arXiv 2506.05781)", (.0592, .0401, .0869, .0490)),
          Row("RPG, cornac 3.0.1", (.0613, .0415, .0898, .0506))),
-        Speed(9_750, 20_000), Speed(1_000, 1_000, 0.1), RPG_SPEED, RPG, "opq", "white",
+        Speed(9_750, INCLUDED), Speed(880, 410, 0.1), RPG_SPEED, RPG, "opq", "white",
         embedding_flags=("--pca=256", "--whiten"), code_flags=("--num_levels=16",)),
     "sasrec-beauty": Reproduction(
         "Beauty", "sasrec", "beauty.yaml",
         (Row("SASRec in TIGER's paper", (.0387, .0249, .0605, .0318), "unseen"),
          Row("SASRec, tuned, cornac 3.0.1", (.0508, .0348, .0740, .0423))),
-        Speed(25_000, 20_000), Speed(5_900, 7_000), SASREC_SPEED, SASREC),
+        Speed(25_000, 20_000), Speed(6_500, 7_000), SASREC_SPEED, SASREC),
     "sasrec-toys": Reproduction(
         "Toys_and_Games", "sasrec", "toys.yaml",
         (Row("SASRec in TIGER's paper", (.0463, .0306, .0675, .0374), "unseen"),),
-        Speed(25_000, 20_000), Speed(5_900, 7_000), SASREC_SPEED,
+        Speed(25_000, 20_000), Speed(6_500, 7_000), SASREC_SPEED,
         (*SASREC, "We know of no other reproduction that ranks all items of this dataset.")),
     "letter-beauty": Reproduction(
         "Beauty", "encoder_decoder", "letter.yaml",
         (Row("LETTER, paper (arXiv 2405.07314)", (.0431, .0286, .0672, .0364)),
          Row("cornac 3.0.1 on LETTER's semantic IDs", (.0420, .0279, .0656, .0354)),
          Row("LETTER's code on its semantic IDs", (.0413, .0268, .0645, .0343))),
-        Speed(7_550, 15_500), Speed(152, 239),
-        "GPU: 29.5 steps/s with batches of 256 (H100, without captured steps). CPU: measured on two cores.",
-        ("The semantic IDs are those that LETTER publishes, so there is no text embedding and no tokenizer here.",
+        Speed(7_550, 15_500), Speed(151, 54),
+        "GPU: 29.5 steps/s with batches of 256 (H100, without captured steps). CPU: measured.",
+        ("The semantic IDs are those that LETTER publishes, which need neither a text embedding nor a tokenizer.",
          "13 items have the semantic ID of another item. They get a disambiguation level; in LETTER's code, they count "
          "as one candidate."), "imported"),
 }
@@ -210,7 +211,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ids", type=Path, metavar="FILE", help="for letter-beauty: the file with LETTER's semantic "
                         "IDs (default: letter_semantic_ids.json in --raw_dir)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:<n>")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the training; the semantic IDs have seed 0")
     parser.add_argument("--flags", default="", metavar="TEXT", help="more flags of recommendation/main.py, such as "
                         "--flags='--precision=bfloat16'; the notes of the table name them")
     parser.add_argument("--max_steps", type=int, metavar="N", help="train for N steps only, to test the program")
@@ -257,8 +258,7 @@ def _code_commands(reproduction: Reproduction, args: argparse.Namespace, dataset
                     (dataset, f"--suffix={reproduction.suffix}", *reproduction.embedding_flags,
                      f"--device={args.device}"), {"--data_root": args.data_root}),
             Command("semantic IDs", "quantization/main.py",
-                    (dataset, *flags, *reproduction.code_flags, f"--seed={args.seed}", f"--device={args.device}"),
-                    runs)]
+                    (dataset, *flags, *reproduction.code_flags, f"--device={args.device}"), runs)]
 
 
 def codes_of(reproduction: Reproduction, args: argparse.Namespace) -> list[str]:
@@ -314,9 +314,10 @@ def listing() -> str:
                      f"{on_cpu:.1f}", str(path.relative_to(ROOT)) if path.exists() else "none"])
         basis.setdefault(reproduction.basis, []).append(name)
     return "\n".join([
-        markdown(("name", "steps", "device", "hours on a GPU", "hours on a CPU", "result"), rows), "",
-        "The hours count the semantic IDs, the training without early stopping, and the evaluations. They are computed "
-        "from measured speeds:", "", *(f"- {', '.join(names)}: {text}" for text, names in basis.items())])
+        markdown(("name", "steps", "device", "hours on a GPU", "hours on one CPU core", "result"), rows), "",
+        "The hours count the semantic IDs, the training without early stopping, and the evaluations. The text "
+        "embedding takes about ten minutes more on a CPU core. Where the speeds come from:", "",
+        *(f"- {', '.join(names)}: {text}" for text, names in basis.items())])
 
 
 def collect(name: str, reproduction: Reproduction, args: argparse.Namespace, run: Path) -> dict:
