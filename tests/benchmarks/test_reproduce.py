@@ -41,13 +41,12 @@ def test_the_list_names_all_reproductions():
     assert [name for name, row in rows.items() if "text embedding" in row] == NAMES[:4]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_hours_count_training_evaluations_and_codes(name, monkeypatch):
-    reproduction = REPRODUCTIONS[name]._replace(dataset="Tiny", model="sasrec", recipe="beauty.yaml")
+def test_hours_count_training_evaluations_and_codes(monkeypatch):
+    reproduction = REPRODUCTIONS["sasrec-beauty"]._replace(dataset="Tiny")
     monkeypatch.setitem(reproduce.NUM_USERS, "Tiny", 100)
     monkeypatch.setitem(reproduce.NUM_EVENTS, "Tiny", 1300)
-    # 80 epochs of 1,300 - 300 targets, 40 evaluations, and two splits with two protocols at the end
-    assert hours(reproduction, Speed(1000, 100, 2)) == pytest.approx(2 + (80 + 44) / 3600)
+    # 70 epochs of 1,300 - 300 targets, 35 evaluations, and two splits with two protocols at the end
+    assert hours(reproduction, Speed(1000, 100, 2)) == pytest.approx(2 + (70 + 39) / 3600)
 
 
 @pytest.mark.parametrize("smoke", [[], ["--max_steps=20"]])
