@@ -328,7 +328,8 @@ def collect(name: str, reproduction: Reproduction, args: argparse.Namespace, run
     if reproduction.quantizer is not None:
         variant = "-".join(flag.partition("=")[2] for flag in codes_of(reproduction, args))
         made = latest_run(args.run_root / "quantization" / reproduction.dataset / variant)
-        minutes["semantic IDs"] = (_seconds(made) if made else 0.0) / 60
+        if made and (made / "times.json").exists():  # quantizers without training do not measure their time
+            minutes["semantic IDs"] = _seconds(made) / 60
     _, _, hardware = finished["machine"].partition(", ")  # without the version of the operating system
     cores, _, gpu = hardware.partition(", ")
     device = f"{gpu}, {cores}" if gpu and args.device != "cpu" else f"CPU, {finished['threads']} of {cores}"
@@ -360,9 +361,8 @@ def collect(name: str, reproduction: Reproduction, args: argparse.Namespace, run
 
 
 def _seconds(run: Path) -> float:
-    """Return the seconds that a run took, with those before an interruption. Untrained quantizers have no times."""
-    path = run / "times.json"
-    return sum(json.loads(path.read_text(encoding="utf-8")).values()) if path.exists() else 0.0
+    """Return the seconds that a run took, with those before an interruption."""
+    return sum(json.loads((run / "times.json").read_text(encoding="utf-8")).values())
 
 
 def _settings(run: Path, model: str) -> list[str]:
