@@ -51,7 +51,7 @@ class DecoderOnly(AbstractGenerator):
         hidden = self._read(self._tokens_of(items)[:-1])[self.num_levels - 1:]  # from the last token of the first item
         hidden = dropout(self.norm(hidden), self.dropout, self.training)       # (G * L, B, M)
         by_level = hidden.unflatten(0, (-1, self.num_levels)).transpose(0, 1).flatten(1, 2)    # (L, G * B, M)
-        # The hidden states depend on the codes of the next items, so these items stay, and a teacher changes the labels.
+        # The hidden states depend on the codes of the next items. A teacher changes only the labels.
         distributions, drawn = windows.distributions(), None
         if distributions is not None:
             distributions = distributions.flatten(0, 1)
