@@ -254,3 +254,73 @@ def test_dropout_acts_in_training_and_follows_the_seed(make_model, name):
 def test_an_unknown_choice_is_refused(make_model, name, key, choices):
     with refused(ConfigError, f"{name}.model_params.{key}", names=["'all'"], fix=choices):
         make_model(name, **{key: "all"})
+
+
+@pytest.mark.parametrize("over", ["codebook", "valid_items"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_target_of_a_level_is_the_distribution_of_the_codes_after_the_prefix(make_model, catalogue, over, smoothing):
+    model = make_model("encoder_decoder", normalize_over=over, label_smoothing=smoothing)
+    torch.manual_seed(0)
+    items = torch.tensor([3, 0, PADDING, 17])
+    hidden, distributions = torch.randn(len(SIZES), 4, 16), torch.rand(4, NUM_ITEMS) ** 4
+    codes, logits, losses = catalogue.codes, model.logits(hidden), []
+    for column in (0, 1, 3):
+        for level, size in enumerate(SIZES):
+            sharing = (codes[:, :level] == codes[items[column], :level]).all(dim=1)
+            wanted = torch.zeros(size).index_add_(0, codes[:, level], distributions[column] * sharing)
+            exists = torch.ones(size, dtype=torch.bool)
+            if over == "valid_items":
+                exists = torch.zeros(size, dtype=torch.bool).index_fill_(0, codes[sharing, level], True)
+            log_probs = logits[level, column, :size][exists].log_softmax(dim=0)
+            wanted = (1 - smoothing) * wanted[exists] / wanted.sum() + smoothing / exists.sum()
+            losses.append(-(wanted * log_probs).sum())
+    found = model.code_loss(hidden, items, distributions)
+    assert found.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+class Uniform:
+    """A teacher that draws every item with the same probability."""
+
+    def __init__(self, gives_distributions: bool):
+        self.gives_distributions, self.num_calls = gives_distributions, 0
+
+    def draw(self, items, lengths, targets):
+        return torch.where(targets == PADDING, targets, torch.randint(NUM_ITEMS, targets.shape))
+
+    def distributions(self, items):
+        return torch.full((items.shape[1] - 1, len(items), NUM_ITEMS), 1 / NUM_ITEMS)
+
+
+@pytest.mark.parametrize("over", ["codebook", "valid_items"])
+def test_distributions_have_the_mean_loss_of_drawn_targets_and_less_noise(make_model, over):
+    model = make_model("encoder_decoder", train_on="every_position", normalize_over=over)
+    torch.manual_seed(0)
+    losses = []
+    for gives_distributions in (True, False):
+        windows = windows_of([3, 8, 3, 29, 11], [0, 4])._replace(teacher=Uniform(gives_distributions))
+        with torch.no_grad():
+            losses.append(torch.stack([model.compute_loss(windows)["loss_total"] for _ in range(400)]))
+    exact, drawn = losses
+    assert exact.mean().item() == pytest.approx(drawn.mean().item(), abs=4 * drawn.std().item() / 20)
+    assert exact.std() < drawn.std()
+
+
+@pytest.mark.parametrize("over", ["codebook", "valid_items"])
+def test_a_drawn_code_is_a_target_only_after_the_same_prefix(make_model, catalogue, over):
+    model = make_model("decoder_only", normalize_over=over)
+    torch.manual_seed(0)
+    hidden, codes = torch.randn(len(SIZES), 1, 16), catalogue.codes
+    item = 3
+    [sibling, *_] = [other for other in range(NUM_ITEMS) if other != item and codes[other, 0] == codes[item, 0]
+                     and codes[other, 1] != codes[item, 1]]
+    taught = model.code_loss(hidden, torch.tensor([item]), drawn=torch.tensor([sibling]))
+    mixed = torch.stack([codes[item, 0], codes[sibling, 1], codes[item, 2]])
+    logits = model.logits(hidden)[:, 0]
+    losses = []
+    for level, size in enumerate(SIZES):
+        exists = torch.ones(size, dtype=torch.bool)
+        if over == "valid_items":
+            sharing = (codes[:, :level] == codes[item, :level]).all(dim=1)
+            exists = torch.zeros(size, dtype=torch.bool).index_fill_(0, codes[sharing, level], True)
+        losses.append(-logits[level, :size].masked_fill(~exists, float("-inf")).log_softmax(dim=0)[mixed[level]])
+    assert taught.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
