@@ -258,7 +258,7 @@ def test_an_unknown_choice_is_refused(make_model, name, key, choices):
 
 @pytest.mark.parametrize("over", ["codebook", "valid_items"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_target_of_a_level_is_the_distribution_of_the_codes_after_the_prefix(make_model, catalogue, over, smoothing):
+def test_a_level_learns_the_distribution_of_the_codes_after_the_prefix(make_model, catalogue, over, smoothing):
     model = make_model("encoder_decoder", normalize_over=over, label_smoothing=smoothing)
     torch.manual_seed(0)
     items = torch.tensor([3, 0, PADDING, 17])
