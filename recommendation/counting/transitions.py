@@ -10,7 +10,7 @@ from common.errors import DataError
 
 # E training events, N items, P pairs of events, C cells: pairs of different items that occur
 
-# Maximum number of pairs of events, in both directions. A pair needs up to 9 bytes here, and 8 bytes in the matrix of
+# Maximum number of pairs of events, in both directions. A pair needs up to 13 bytes here, and 8 bytes in the matrix of
 # each of the two protocols. Together with the events, a fit then needs less than 4 GB.
 MAX_PAIRS = 40_000_000
 BLOCK_PAIRS = 4_000_000  # pairs that are sorted at a time
