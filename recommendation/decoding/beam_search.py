@@ -38,7 +38,7 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
     """Search with `num_beams` beams for the `top_k` most likely items of each history.
 
     The score of an item is the sum of the log-probabilities of its codes. With a prior, the weighted log-probability
-    of the item under the prior is added. For a prefix, this is the log-probability of all unseen items below it.
+    of the item under the prior is added (see `prefix_values` for the prefixes).
 
     valid_only: if True, the probabilities of the codes that lead to valid items sum to 1; if False, the probabilities
         of all codes of the codebook sum to 1
@@ -49,14 +49,15 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
     root = torch.zeros(batch_size, 1, dtype=torch.int64, device=trie.items.device)
     leaves = None if seen is None else trie.leaves_of(seen)
     beams = Beams(_mask_seen(root.float(), trie, 0, root, leaves), root, root, root)
-    sums = None if prior is None else trie.prefix_sums(prior.log_probabilities.exp(), seen)
+    masses = [] if prior is None else prefix_values(trie, prior, seen)
+    added = None if prior is None else prior.added()
 
     def total(level: int, beams: Beams) -> Tensor:
-        if prior is None or sums is None:
+        if added is None:
             return beams.scores
-        if level == trie.num_levels:  # the sums are too inexact for items with a very small probability
-            return beams.scores + prior.added().gather(1, trie.items_of(beams.nodes))
-        return beams.scores + prior.weight * trie.log_mass(level, beams.nodes, sums)
+        if level < trie.num_levels:
+            return beams.scores + masses[level].gather(1, beams.nodes)
+        return beams.scores + added.gather(1, trie.items_of(beams.nodes))
 
     for level in range(trie.num_levels):
         if valid_only:
@@ -69,6 +70,18 @@ def beam_search(step: Step, trie: Trie, batch_size: int, num_beams: int, top_k: 
         beams = Beams(*(part.gather(1, best) for part in candidates))
     items = trie.items_of(beams.nodes).masked_fill(beams.scores == float("-inf"), -1)
     return in_order(items, scores, top_k)
+
+
+def prefix_values(trie: Trie, prior: Prior, seen: Tensor | None) -> list[Tensor]:
+    """Return what a search adds to the score of each prefix, for each level but the last: (B, P) each.
+
+    With a weight w of at most 1, this is w times the log-probability of all unseen items below the prefix. With a
+    larger weight, it is the logarithm of the sum of p^w over these items, which is close to the value of the best item.
+    There, w * log(sum of p) would prefer prefixes of many items, and a beam would lose good items.
+    """
+    power = prior.weight.clamp(min=1.0)
+    masses = trie.log_masses(power * prior.log_probabilities, seen)
+    return [prior.weight / power * mass for mass in masses]
 
 
 def _mask_seen(scores: Tensor, trie: Trie, level: int, nodes: Tensor, leaves: Tensor | None) -> Tensor:

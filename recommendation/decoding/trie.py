@@ -97,28 +97,26 @@ class Trie(nn.Module):
         last = torch.searchsorted(leaves, begin) + (end - begin - 1)
         return leaves.gather(1, last.clamp(max=leaves.shape[1] - 1)) == end - 1
 
-    def prefix_sums(self, values: Tensor, seen: Tensor | None) -> Tensor:
-        """Return the sums of the values of all leaves before a leaf, the argument of `log_mass`: (B, N) -> (B, N + 1).
+    def log_masses(self, log_values: Tensor, seen: Tensor | None) -> list[Tensor]:
+        """Return the logarithm of the sum of the values of the leaves below each node, for each level but the last.
 
-        values: (B, N) one per item, such as probabilities
+        Each result has the shape (B, P). A sum is at least 1e-300 times the largest value.
+
+        log_values: (B, N) the logarithm of a value of each item
         seen: (B, S) items whose values count as 0, or None
         """
-        by_leaf = values.double().index_select(1, self.items.long())
+        highest = log_values.max(dim=1, keepdim=True).values
+        values = (log_values - highest).double().exp()
         if seen is not None:
-            seen_leaves = self.leaf[seen.clamp(min=0)].long()
-            kept = torch.where(seen == PADDING, 1.0, 0.0).to(by_leaf)
-            by_leaf.scatter_reduce_(1, seen_leaves, kept * by_leaf.gather(1, seen_leaves), "amin")
-        return F.pad(by_leaf.cumsum(dim=1), (1, 0))
-
-    def log_mass(self, level: int, nodes: Tensor, prefix_sums: Tensor) -> Tensor:
-        """Return the logarithm of the sum of the values of all leaves below each node: (B, any size) -> same shape.
-
-        prefix_sums: (B, N + 1) result of `prefix_sums`
-        """
-        first = self.get_buffer(f"leaves_{level}").long()
-        # The sums are float64. The error of a difference is about 1e-16, relative to the sum of all values.
-        mass = prefix_sums.gather(1, first[nodes + 1]) - prefix_sums.gather(1, first[nodes])
-        return mass.clamp(min=torch.finfo(torch.float32).tiny).log().float()
+            kept = torch.where(seen == PADDING, values.gather(1, seen.clamp(min=0)), 0.0)
+            values = values.scatter_reduce(1, seen.clamp(min=0), kept, "amin")
+        masses, by_leaf = [], values.index_select(1, self.items.long())
+        for level in range(self.num_levels):
+            first = self.get_buffer(f"leaves_{level}")
+            node = torch.repeat_interleave(first.diff(), output_size=len(self.items))          # (N,) node of each leaf
+            mass = by_leaf.new_zeros(len(by_leaf), len(first) - 1).index_add_(1, node, by_leaf)
+            masses.append((mass.clamp(min=1e-300).log() + highest).float())
+        return masses
 
     def first_child(self, level: int, nodes: Tensor) -> Tensor:
         """For each node, return its child with the smallest code: (B, K) -> (B, K)."""

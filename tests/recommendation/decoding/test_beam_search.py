@@ -1,5 +1,7 @@
 """The trie by hand; beam search against scores of every item."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -340,27 +342,36 @@ def test_a_narrow_beam_follows_the_prior_of_the_unseen_items():
 def test_the_mass_of_a_prefix_is_the_sum_over_its_unseen_items(data, case):
     codes, sizes, _ = case
     num_items, trie = len(codes), Trie(codes, sizes)
-    values = data.draw(priors(num_items)).log_probabilities.exp()
+    log_values = data.draw(priors(num_items)).log_probabilities * data.draw(st.sampled_from([1.0, 8.0]))
     seen = data.draw(st.none() | seen_by_two(num_items))
-    sums, paths = trie.prefix_sums(values, seen), trie.paths()
-    assert sums.shape == (2, num_items + 1)
-    for level in range(len(sizes) + 1):
-        found = trie.log_mass(level, paths[:, level].expand(2, -1), sums)
+    masses, paths = trie.log_masses(log_values, seen), trie.paths()
+    assert len(masses) == len(sizes)
+    for level, mass_of in enumerate(masses):
+        found = mass_of.gather(1, paths[:, level].expand(2, -1))
         assert found.isfinite().all()
         prefixes = [tuple(row) for row in codes[:, :level].tolist()]
         for user in range(2):
             hidden = set() if seen is None else {*seen[user].tolist()}
-            mass = dict.fromkeys(prefixes, 0.0)
-            for item, (prefix, value) in enumerate(zip(prefixes, values[user].tolist(), strict=True)):
-                mass[prefix] += 0 if item in hidden else value
-            assert found[user].exp().tolist() == pytest.approx([mass[prefix] for prefix in prefixes], rel=1e-5,
-                                                               abs=1e-14)
+            for item, prefix in enumerate(prefixes):
+                below = [value for other, value in enumerate(log_values[user].double().tolist())
+                         if prefixes[other] == prefix and other not in hidden]
+                if below:
+                    smallest = log_values[user].max().item() + math.log(1e-300)
+                    assert found[user, item].item() == pytest.approx(max(np.logaddexp.reduce(below), smallest),
+                                                                     rel=1e-4, abs=1e-4)
 
 
 def test_the_mass_by_hand():
     trie = Trie(CODES, SIZES)  # in the order of the IDs, the items are 1, 2, 0 and 3
-    values = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).repeat(2, 1)
-    sums = trie.prefix_sums(values, padded([], [2, 1]))
-    assert torch.allclose(sums.float(), torch.tensor([[0, 0.2, 0.5, 0.6, 1], [0, 0, 0, 0.1, 0.5]]))
-    nodes = torch.tensor([[0, 1]] * 2)  # the prefixes (0) and (1)
-    assert torch.allclose(trie.log_mass(1, nodes, sums).exp(), torch.tensor([[0.2, 0.8], [0, 0.5]]))
+    log_values = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log().repeat(2, 1)
+    whole, by_first, *_ = trie.log_masses(log_values, padded([], [2, 1]))
+    assert torch.allclose(whole.exp(), torch.tensor([[1.0], [0.5]]))
+    assert torch.allclose(by_first.exp(), torch.tensor([[0.2, 0.8], [0, 0.5]]))  # of the prefixes (0) and (1)
+
+
+def test_a_narrow_beam_finds_the_best_item_of_a_prior_with_a_large_weight():
+    # The prefix 0 has many items with a small probability, and the prefix 1 has the best item.
+    codes = torch.tensor([[0, code] for code in range(9)] + [[1, 0]])
+    even = [np.log([[0.5, 0.5]]), np.log([[1 / 9] * 9])]
+    prior = Prior(torch.tensor([[0.08] * 9 + [0.28]]).log(), torch.full((1, 1), 8.0))
+    assert search(codes, [2, 9], even, 1, 1, prior=prior).items.tolist() == [[9]]
