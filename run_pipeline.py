@@ -75,8 +75,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 
     check_name("--quantizer_name", args.quantizer_name)
     options = resolve_options(args)
-    if flags := source_defaults(options.process.config, args):
-        vars(args).update(flags)
+    if use_source_defaults(options.process.config, args):
         options = resolve_options(args)
     keys = split_keys(args)
     data_flags = make_data_parser("").destinations()
@@ -107,13 +106,19 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     ]
 
 
-def source_defaults(source: dict, args: argparse.Namespace) -> dict[str, str]:
-    """Return the flags under `pipeline` in the YAML of the dataset's source, such as the embedding to use.
+def use_source_defaults(source: dict, args: argparse.Namespace) -> bool:
+    """Set the flags and keys under `pipeline` in the YAML of the dataset's source, and return whether there are any.
 
-    If the command line selects an embedding, return no flags.
+    A key begins with the name of a quantizer, and applies only to it. If the command line selects an embedding, nothing
+    is set.
     """
     given = any((args.suffix, args.modalities, args.fusion_weights, args.pca, args.whiten, args.zscore, args.l2))
-    return {} if given else source.get("pipeline", {})
+    defaults = {} if given else source.get("pipeline", {})
+    vars(args).update({name: value for name, value in defaults.items() if "." not in name})
+    # Keys of the command line come later, so they override these.
+    args.overrides = [(f"quantization.{key}", str(value)) for key, value in defaults.items()
+                      if key.startswith(f"{args.quantizer_name}.")] + args.overrides
+    return bool(defaults)
 
 
 def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:

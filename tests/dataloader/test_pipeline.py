@@ -119,6 +119,24 @@ def test_configuration_keys_reach_their_stages(whole_job, tmp_path):
         assert own[f"recommendation/main.py --model {baseline}"] == ["--set=top_k=30"]
 
 
+def test_the_source_has_defaults_for_the_whole_job(whole_job, tmp_path):
+    def commands(*flags: str) -> list[str]:
+        made = whole_plan(whole_job, "--dataset=ml-100k", "--data_root", str(tmp_path), *flags)
+        return [" ".join(command) for command in made]
+
+    key = "--set=rqvae.model_params.codebook_size=64"
+    made = commands()
+    [fused] = [command for command in made if "--suffix=fused-concat" in command and "dataloader.fusion" in command]
+    assert {"--fusion_parts=td,cf", "--fusion_weights=1,2"} < set(fused.split())
+    later = [command for command in made if command.startswith(("quantization", "recommendation"))]
+    assert all("--embedding_suffix fused-concat" in command for command in later)
+    assert [key in command for command in later] == [True] + [False] * (len(later) - 1)
+    [own] = [command for command in commands("--quantization.codebook_size=32") if key in command]
+    assert own.index(key) < own.index("--set=codebook_size=32")  # the last value counts
+    assert not any("fused-concat" in command or key in command for command in commands("--suffix=td"))
+    assert not any(key in command for command in commands("--quantizer_name=rkmeans"))
+
+
 def test_a_key_of_both_stages_needs_its_stage(whole_job, tmp_path):
     with refused(ConfigError, "--max_steps", fix=["--quantization.max_steps", "--recommendation.max_steps"]):
         whole_plan(whole_job, "--data_root", str(tmp_path), "--max_steps=5")
