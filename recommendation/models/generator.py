@@ -41,8 +41,9 @@ class AbstractGenerator(AbstractRecommender):
     prefixes: Tensor     # (L, N + 1) number of the prefix of each item before the level; -1 for PADDING
     missing: Tensor | None  # (L, 1, C) bool, the codes that do not exist; None if all codebooks have the same size
 
-    # Only with `normalize_over: valid_items`; see `Trie.siblings`.
+    # See `Trie.siblings`.
     sibling_codes: Tensor  # codes of all nodes of the trie
+    sibling_leaves: Tensor  # (2, nodes) the first leaf below each of these nodes, and the leaf after the last one
     siblings: Tensor       # (3, L, N + 1) children of the prefixes of each item; the last column is for PADDING
     child: Tensor          # (J,) numbers from 0
 
@@ -72,15 +73,15 @@ class AbstractGenerator(AbstractRecommender):
         self.trie = Trie(catalogue.codes, sizes)
         prefixes = self.trie.paths()[:, :-1].T.contiguous()
         self.register_buffer("prefixes", F.pad(prefixes, (0, 1), value=-1), persistent=False)
-        if self.normalize_over == "valid_items":
-            self._register_siblings()
+        self._register_siblings()
 
     def _register_siblings(self) -> None:
-        """Register the tables that the loss over valid items needs (see `Trie.siblings`)."""
-        codes, siblings = self.trie.siblings()
+        """Register the tables of the children of each prefix (see `Trie.siblings`)."""
+        codes, leaves, siblings = self.trie.siblings()
         # Padding gets the label IGNORED, and one existing code, because a softmax over no codes would give NaN.
         padding = torch.tensor([0, 1, IGNORED])[:, None, None].expand(-1, self.num_levels, 1)
         self.register_buffer("sibling_codes", codes, persistent=False)
+        self.register_buffer("sibling_leaves", leaves, persistent=False)
         self.register_buffer("siblings", torch.cat([siblings, padding.int()], dim=2), persistent=False)
         self.register_buffer("child", torch.arange(max(self.trie.max_children)), persistent=False)
 
@@ -91,49 +92,61 @@ class AbstractGenerator(AbstractRecommender):
             nn.init.normal_(head[:size], std=head.shape[1]**-0.5)
 
     def next_targets(self, windows: Windows) -> tuple[Tensor, Tensor | None]:
-        """Return the target of every position, (B, W - 1), and the arguments `distributions` of `code_loss`."""
-        distributions = windows.distributions()
-        if distributions is None:
+        """Return the target of every position, (B, W - 1), and the argument `masses` of `code_loss`."""
+        masses = self.next_masses(windows)
+        if masses is None:
             return windows.next_items(), None
         items = windows.items[:, 1:].T                                                         # (W - 1, B)
-        by_target = distributions.flatten(0, 1)                                                # (P, N)
-        cumulative = by_target.cumsum(dim=1)
-        chance = torch.rand(len(by_target), 1, device=items.device) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, chance, right=True).clamp(max=cumulative.shape[1] - 1)
-        return torch.where(items == PADDING, PADDING, drawn.view(items.shape)).T, by_target
+        chance = torch.rand(len(masses), 1, device=items.device, dtype=masses.dtype) * masses[:, -1:]
+        leaf = torch.searchsorted(masses[:, 1:].contiguous(), chance, right=True).clamp(max=masses.shape[1] - 2)
+        return torch.where(items == PADDING, PADDING, self.trie.items_of(leaf).view(items.shape)).T, masses
 
-    def code_loss(self, hidden: Tensor, items: Tensor, distributions: Tensor | None = None,
+    def next_masses(self, windows: Windows) -> Tensor | None:
+        """Return the argument `masses` of `code_loss` for the targets of all positions; None without distributions."""
+        distributions = windows.distributions()
+        if distributions is None:
+            return None
+        by_leaf = distributions.flatten(0, 1).index_select(1, self.trie.items.long())
+        return F.pad(by_leaf.double().cumsum(dim=1), (1, 0))
+
+    def code_loss(self, hidden: Tensor, items: Tensor, masses: Tensor | None = None,
                   drawn: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of the codes of the target items. Padding is ignored.
 
         hidden: (L, P, M) hidden states that predict the codes, given the codes of `items` at the levels before
         items: (P,) target items, or PADDING
-        distributions: (P, N) the probability of each item as the target. The target of a level is then a distribution:
-            of the codes of all items that have the prefix of `items`.
+        masses: (P, N + 1) a distribution of the target for each column, as the sum of the probabilities of all leaves
+            before each leaf. The target of a level is then a distribution: of the codes of all items that have the
+            prefix of `items`.
         drawn: (P,) other target items; at a level where they have another prefix, the target stays that of `items`
         """
-        if distributions is not None:
-            return self._distribution_loss(hidden, items, distributions)
+        if masses is not None:
+            return self._distribution_loss(hidden, items, masses)
         # Padding has the label IGNORED. Selecting the targets without padding would make the CPU wait for the GPU.
-        logits, missing, labels = self.logits(hidden), self.missing, self.labels
+        logits, missing, labels = self.logits(hidden), self.missing, self.labels[:, items]
+        others = None if drawn is None else self.labels[:, drawn]
         if self.normalize_over == "valid_items":
-            first, num_children, labels = self.siblings.long()                                 # (L, N + 1) each
-            logits = logits.gather(2, self.sibling_codes[first[:, items].unsqueeze(2) + self.child])  # (L, P, J)
-            missing = self.child >= num_children[:, items].unsqueeze(2)
-        wanted = labels[:, items]
-        if drawn is not None:
-            wanted = torch.where(self.prefixes[:, drawn] == self.prefixes[:, items], labels[:, drawn], wanted)
-        return masked_cross_entropy(logits, wanted, missing, self.label_smoothing)
+            first, num_children, labels = self.siblings[:, :, items].long()                    # (L, P) each
+            logits = logits.gather(2, self.sibling_codes[first.unsqueeze(2) + self.child])     # (L, P, J)
+            missing = self.child >= num_children.unsqueeze(2)
+            others = None if drawn is None else self.siblings[2][:, drawn].long()
+        if others is not None:
+            labels = torch.where(self.prefixes[:, drawn] == self.prefixes[:, items], others, labels)
+        return masked_cross_entropy(logits, labels, missing, self.label_smoothing)
 
-    def _distribution_loss(self, hidden: Tensor, items: Tensor, distributions: Tensor) -> Tensor:
-        has_prefix = self.prefixes[:, items].unsqueeze(2) == self.prefixes[:, :-1].unsqueeze(1)  # (L, P, N)
-        codes = self.labels[:, :-1].unsqueeze(1).expand(has_prefix.shape)
-        logits = self.logits(hidden)                                                           # (L, P, C)
-        labels = torch.zeros_like(logits).scatter_add(2, codes, distributions * has_prefix)
-        labels = labels / labels.sum(dim=2, keepdim=True).clamp(min=1e-30)
-        missing = self.missing
+    def _distribution_loss(self, hidden: Tensor, items: Tensor, masses: Tensor) -> Tensor:
+        first, num_children, _ = self.siblings[:, :, items].long()                             # (L, P) each
+        sibling = first.unsqueeze(2) + self.child                                              # (L, P, J)
+        absent, codes = self.child >= num_children.unsqueeze(2), self.sibling_codes[sibling]
+        begin, end = self.sibling_leaves[:, sibling]                                           # (L, P, J) each
+        by_leaf = masses.expand(len(sibling), -1, -1)                                          # (L, P, N + 1)
+        labels = (by_leaf.gather(2, end) - by_leaf.gather(2, begin)).masked_fill(absent, 0.0)
+        labels = (labels / labels.sum(dim=2, keepdim=True).clamp(min=1e-30)).to(hidden)
+        logits, missing = self.logits(hidden), self.missing                                    # (L, P, C)
         if self.normalize_over == "valid_items":
-            missing = torch.zeros_like(logits).scatter_add(2, codes, has_prefix.to(logits)) == 0
+            logits, missing = logits.gather(2, codes), absent
+        else:
+            labels = torch.zeros_like(logits).scatter_add(2, codes, labels.to(logits))
         return masked_distribution_loss(logits, labels, items != PADDING, missing, self.label_smoothing)
 
     def logits(self, hidden: Tensor) -> Tensor:

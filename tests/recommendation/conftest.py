@@ -31,7 +31,7 @@ SMALL = {
     "pair_distance": "3", "distance_decay": "0.8", "backward": "0.3", "source_exponent": "0.5",
     "popularity_exponent": "0.1", "neighbour_weight": "0.5", "num_newest": "4", "recency": "0.6",
     "batch_size": "16", "epochs": "2", "lr": "0.01", "lr_schedule": "constant", "warmup_steps": "0",
-    "max_history": "5", "eval_batch_size": "7", "label_smoothing": "0.0", "patience": "null",
+    "max_history": "5", "eval_batch_size": "7", "label_smoothing": "0.0", "patience": "null", "prior": "none",
 }
 
 

@@ -52,12 +52,9 @@ class DecoderOnly(AbstractGenerator):
         hidden = dropout(self.norm(hidden), self.dropout, self.training)       # (G * L, B, M)
         by_level = hidden.unflatten(0, (-1, self.num_levels)).transpose(0, 1).flatten(1, 2)    # (L, G * B, M)
         # The hidden states depend on the codes of the next items. A teacher changes only the labels.
-        distributions, drawn = windows.distributions(), None
-        if distributions is not None:
-            distributions = distributions.flatten(0, 1)
-        elif windows.teacher is not None:
-            drawn = windows.next_items().T.flatten()
-        return {"loss_total": self.code_loss(by_level, items[1:].flatten(), distributions, drawn)}
+        masses = self.next_masses(windows)
+        drawn = windows.next_items().T.flatten() if masses is None and windows.teacher is not None else None
+        return {"loss_total": self.code_loss(by_level, items[1:].flatten(), masses, drawn)}
 
     def _tokens_of(self, items: Tensor) -> Tensor:
         """Return the tokens of the items: (W, B) -> (W * L, B)."""

@@ -41,7 +41,7 @@ def test_the_trie_leads_from_code_to_code_to_the_item():
 
 
 def test_the_siblings_are_the_codes_that_can_follow_each_prefix():
-    codes, (first, num_children, own) = Trie(CODES, SIZES).siblings()
+    codes, _, (first, num_children, own) = Trie(CODES, SIZES).siblings()
     following = [[codes[start:start + count].tolist() for start, count in zip(*level, strict=True)]
                  for level in zip(first.tolist(), num_children.tolist(), strict=True)]
     # One list per level and item. The items 0, 2 and 3 begin with code 1; the items 0 and 2 begin with (1, 0).
