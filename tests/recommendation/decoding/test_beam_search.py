@@ -56,7 +56,8 @@ def test_the_siblings_are_the_codes_that_can_follow_each_prefix():
             below = [[CODES[int(trie.items_of(torch.tensor(leaf)))].tolist() for leaf in range(begin, end)]
                      for begin, end in leaves[:, start:start + num_children[level, item]].T.tolist()]
             prefixes = [[*CODES[item, :level].tolist(), code] for code in following[level][item]]
-            assert below == [[row for row in sorted(CODES.tolist()) if row[:level + 1] == prefix] for prefix in prefixes]
+            assert below == [[row for row in sorted(CODES.tolist()) if row[:level + 1] == prefix]
+                             for prefix in prefixes]
 
 
 def test_the_trie_finds_prefixes_with_one_item():
