@@ -109,16 +109,15 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 def use_source_defaults(source: dict, args: argparse.Namespace) -> bool:
     """Set the flags and keys under `pipeline` in the YAML of the dataset's source, and return whether there are any.
 
-    A key begins with the name of a quantizer or a recommender, and applies only to it. If the command line selects an
-    embedding, nothing is set.
+    A key begins with the name of a quantizer, and applies only to it. If the command line selects an embedding, nothing
+    is set.
     """
     given = any((args.suffix, args.modalities, args.fusion_weights, args.pca, args.whiten, args.zscore, args.l2))
     defaults = {} if given else source.get("pipeline", {})
     vars(args).update({name: value for name, value in defaults.items() if "." not in name})
     # Keys of the command line come later, so they override these.
-    stages = {args.quantizer_name: "quantization", args.model: "recommendation"}
-    args.overrides = [(f"{stages[model]}.{key}", str(value)) for key, value in defaults.items()
-                      if (model := key.partition(".")[0]) in stages] + args.overrides
+    args.overrides = [(f"quantization.{key}", str(value)) for key, value in defaults.items()
+                      if key.startswith(f"{args.quantizer_name}.")] + args.overrides
     return bool(defaults)
 
 

@@ -131,8 +131,6 @@ def test_the_source_has_defaults_for_the_whole_job(whole_job, tmp_path):
     later = [command for command in made if command.startswith(("quantization", "recommendation"))]
     assert all("--embedding_suffix fused-concat" in command for command in later)
     assert [key in command for command in later] == [True] + [False] * (len(later) - 1)
-    [taught] = [command for command in later if "--set=encoder_decoder.training_params.teacher=transitions" in command]
-    assert "--model encoder_decoder" in taught
     [own] = [command for command in commands("--quantization.codebook_size=32") if key in command]
     assert own.index(key) < own.index("--set=codebook_size=32")  # the last value counts
     assert not any("fused-concat" in command or key in command for command in commands("--suffix=td"))
