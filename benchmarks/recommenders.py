@@ -23,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.quantization import machine  # noqa: E402 (needs the path above)
@@ -80,9 +82,10 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
         run = Path(re.search(r"recommendation: wrote (.+)", done.stdout)[1])
         result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         ranks = json.loads((run / "ranks.json").read_text(encoding="utf-8"))
+        params = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))[key["model"]]["training_params"]
         by_epoch = curve(run / "metrics.jsonl")
     rankers, splits = [name for name in RANKERS if name in result], ("valid",) if key["trial"] else ("valid", "test")
-    return {**key, **made_with, "run": run.name, "seconds": round(seconds), "cpu_seconds": round(used),
+    return {**key, **made_with, "run": run.name, "prior": params["prior"], "seconds": round(seconds), "cpu_seconds": round(used),
             **{name: result[name] for name in ("num_parameters", "best_epoch", "num_trials", "protocol", "weights")
                if name in result},
             "results": {ranker: {split: {protocol: {name: round(metrics[name], 4) for name in METRICS}
@@ -134,37 +137,54 @@ def add(path: Path, run: dict) -> None:
 
 
 def table(runs: list[dict]) -> str:
-    """Return a Markdown table of all runs except trials.
+    """Return a Markdown table of all runs except trials, for each dataset.
 
     A row has the mean and the sample standard deviation over the seeds of one commit. `to prior` is the difference of
-    the test ndcg@10 to the prior alone, paired over the users. Its standard error is the mean over the seeds, which is
-    not less than the standard error of the mean.
+    the test ndcg@10 for unseen items to the prior alone, paired over the users. Its standard error is the mean over the
+    seeds, which is not less than the standard error of the mean.
     """
     rows: dict[tuple, list[dict]] = {}
     for run in runs:
         if not run["trial"]:
             rows.setdefault((run["dataset"], run["model"], run["flags"], run["commit"]), []).append(run)
+    heads = ("model", "flags", "commit", "seeds", "trials", "parameters", "CPU minutes", "validation ndcg@10",
+             *(f"{name} ({protocol})" for protocol in PROTOCOLS for name in SHOWN), "to prior")
+    parts = []
+    for dataset in dict.fromkeys(key[0] for key in rows):
+        lines = [line for key, of_row in rows.items() if key[0] == dataset
+                 for line in lines_of(key, of_row, trials_of(runs, of_row))]
+        parts.append(f"{dataset}:\n\n{markdown(heads, lines)}")
+    return "\n\n".join(parts)
+
+
+def trials_of(runs: list[dict], of_row: list[dict]) -> int:
+    """Return the number of settings that were tried for the model of a row, on its dataset."""
+    own = {run["flags"] for run in runs if (run["dataset"], run["model"]) == (of_row[0]["dataset"], of_row[0]["model"])}
+    return max([len(own), *(run.get("num_trials", 0) for run in of_row)])
+
+
+def lines_of(key: tuple, of_row: list[dict], num_trials: int) -> list[list[str]]:
+    """Return the cells of a row for the model alone, and of one with its prior."""
+    _, model, flags, commit = key
     lines = []
-    for (dataset, model, flags, commit), of_row in rows.items():
-        num_trials = max([run.get("num_trials", 0) for run in of_row] + [len({other["flags"] for other in runs if (
-            other["dataset"], other["model"]) == (dataset, model)})])
-        for ranker in (name for name in RANKERS if name != "prior" and name in of_row[0]["results"]):
-            lines.append([dataset, model, ranker, flags, commit[:7], ", ".join(str(run["seed"]) for run in of_row),
-                          str(num_trials), f"{of_row[0]['num_parameters']:,}",
-                          f"{statistics.mean(run['cpu_seconds'] for run in of_row) / 60:.1f}",
-                          shown([run["results"][ranker]["valid"][run["protocol"]]["ndcg@10"] for run in of_row]),
-                          *(shown([run["results"][ranker]["test"][protocol][name] for run in of_row])
-                            for protocol in PROTOCOLS for name in SHOWN),
-                          *(to_prior(of_row, ranker, protocol) for protocol in PROTOCOLS)])
-    return markdown(("dataset", "model", "row", "flags", "commit", "seeds", "trials", "parameters", "CPU minutes",
-                     "validation ndcg@10", *(f"{name} ({protocol})" for protocol in PROTOCOLS for name in SHOWN),
-                     *(f"to prior ({protocol})" for protocol in PROTOCOLS)), lines)
+    for ranker in (name for name in RANKERS if name != "prior" and name in of_row[0]["results"]):
+        results = [run["results"][ranker] for run in of_row]
+        lines.append([model + (f" + {of_row[0]['prior']}" if ranker == "both" else ""),
+                      re.sub(r" *--prior \S+", "", flags).strip(), (commit or "")[:7],
+                      ", ".join(str(run["seed"]) for run in of_row), str(num_trials),
+                      f"{of_row[0]['num_parameters']:,}",
+                      f"{statistics.mean(run['cpu_seconds'] for run in of_row) / 60:.1f}",
+                      shown([result["valid"][run["protocol"]]["ndcg@10"] for result, run in zip(
+                          results, of_row, strict=True)]),
+                      *(shown([result["test"][protocol][name] for result in results])
+                        for protocol in PROTOCOLS for name in SHOWN), to_prior(of_row, ranker)])
+    return lines
 
 
-def to_prior(runs: list[dict], ranker: str, protocol: str) -> str:
+def to_prior(runs: list[dict], ranker: str) -> str:
     if "to_prior" not in runs[0]:
         return ""
-    means, errors = zip(*(run["to_prior"][ranker][protocol] for run in runs), strict=True)
+    means, errors = zip(*(run["to_prior"][ranker]["unseen"] for run in runs), strict=True)
     return f"{statistics.mean(means):+.4f} ± {statistics.mean(errors):.4f}"
 
 
