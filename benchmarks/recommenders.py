@@ -85,7 +85,8 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
         params = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))[key["model"]]["training_params"]
         by_epoch = curve(run / "metrics.jsonl")
     rankers, splits = [name for name in RANKERS if name in result], ("valid",) if key["trial"] else ("valid", "test")
-    return {**key, **made_with, "run": run.name, "prior": params["prior"], "seconds": round(seconds), "cpu_seconds": round(used),
+    return {**key, **made_with, "run": run.name, "prior": params["prior"],
+            "seconds": round(seconds), "cpu_seconds": round(used),
             **{name: result[name] for name in ("num_parameters", "best_epoch", "num_trials", "protocol", "weights")
                if name in result},
             "results": {ranker: {split: {protocol: {name: round(metrics[name], 4) for name in METRICS}
