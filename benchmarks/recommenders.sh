@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Train the rows of the tables of recommenders in docs/results.md. Rows that are already in the file OUT are skipped.
+#
+#     DATA_ROOT=DIR RUN_ROOT=DIR OUT=benchmarks/results/recommenders.json bash benchmarks/recommenders.sh ml-100k
+#
+# DATA_ROOT must have the dataset and the semantic IDs that the flags name: rqvae on fused-concat (td and cf, weights 1
+# and 2) with 64 codes and the tag 64 for ml-100k, and opq for the other datasets. One row takes 3 to 40 minutes on one
+# core; two commands with different datasets can run side by side.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+dataset=${1:?the name of a dataset}
+rows() {
+    python benchmarks/recommenders.py --dataset "$dataset" --data_root "${DATA_ROOT:-data}" \
+        --run_root "${RUN_ROOT:-runs}" --out "${OUT:-benchmarks/results/recommenders.json}" "$@"
+}
+rows --seeds 0 popularity markov transitions neighbours counting
+taught="--prior counting --teacher transitions"
+case $dataset in
+ml-100k)
+    codes="--embedding_suffix fused-concat --tag 64"
+    rows --seeds 0,1,2 "sasrec --max_steps 4000 --prior counting" "sasrec --max_steps 4000 $taught --teacher_weight 0.8" \
+        "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
+        "encoder_decoder $codes --max_steps 15000 --prior counting" "encoder_decoder $codes --teacher transitions" \
+        "encoder_decoder $codes --encoder_positions code" "decoder_only $codes --prior counting" \
+        "encoder_retrieve --quantizer_name opq --prior counting" "encoder_retrieve --quantizer_name opq $taught"
+    ;;
+Industrial_and_Scientific)
+    retrieve="encoder_retrieve --quantizer_name opq --lr 0.005 --max_steps 2500 --prior counting"
+    rows --seeds 0,1,2 "$retrieve" "$retrieve --teacher counting" \
+        "sasrec --prior counting" "sasrec --prior counting --teacher counting" "gru4rec --prior counting" \
+        "encoder_decoder" "encoder_decoder --teacher counting" "decoder_only --prior counting"
+    ;;
+Beauty | Toys_and_Games)
+    retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --lr 0.002 --epochs 20"
+    rows --seeds 0 "$retrieve --eval_every 4 --patience null --prior counting" \
+        "sasrec --d_model 64 --num_layers 1 --prior counting"
+    ;;
+ml-1m)
+    rows --seeds 0 "sasrec --prior counting" "sasrec $taught"
+    ;;
+esac
