@@ -37,7 +37,8 @@ NUM_ITEMS, NUM_USERS = 120, 60
 QUANTIZE = {"hidden_sizes": "[24]", "latent_size": "8", "num_levels": "2", "codebook_size": "8", "epochs": "3",
             "eval_every": "1", "batch_size": "119", "update": "ema", "sinkhorn_levels": "[-1]"}
 # Batches of windows, so that the shards have different numbers of targets, and some batches have one window.
-RECOMMEND = {"dropout": "0.0", "d_model": "24", "d_ff": "32", "epochs": "2", "batch_size": "12", "max_history": "8"}
+RECOMMEND = {"dropout": "0.0", "d_model": "24", "d_ff": "32", "epochs": "2", "batch_size": "12", "max_history": "8",
+             "prior": "none"}
 # Python runs this at its start: process 1 kills itself as soon as there are two checkpoints.
 DIES = """
 import glob, os, pathlib, signal, threading, time

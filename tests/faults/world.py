@@ -25,7 +25,7 @@ RUNS = f"{DATA} --run_root runs"
 RQVAE = ("--quantizer_name rqvae --hidden_sizes [16] --latent_size 8 --num_levels 2 --codebook_size 4 --epochs 2 "
          "--eval_every 1 --checkpoint_seconds 0")
 ENCODER_DECODER = ("--model encoder_decoder --d_model 16 --d_ff 16 --d_kv 8 --num_heads 2 --num_encoder_layers 1 "
-                   "--num_beams 5 --batch_size 64 --max_steps 5 --checkpoint_seconds 0")
+                   "--num_beams 5 --batch_size 64 --max_steps 5 --checkpoint_seconds 0 --prior none")
 QUANTIZE, RECOMMEND = "quantization/main.py", "recommendation/main.py"
 
 
