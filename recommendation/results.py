@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
 TABLE_METRICS = ("recall@10", "ndcg@10")
+SPREAD = ("A trained model has other metrics with another seed, and also with the same seed on another machine, because "
+          "rounding errors grow during the training. `python recommendation/main.py --seeds 0,1,2` shows this spread.")
 
 
 def main(argv: list[str]) -> None:
@@ -111,7 +113,8 @@ def report(folder: DatasetFolder, run_root: Path, runs: list[Path]) -> str:
     rows = {name: run.metrics for name, run in zip(names, finished, strict=True)}
     prior = {name: run.config[run.model]["training_params"].get("prior", "") for name, run in
              zip(names, finished, strict=True)}
-    return "\n".join([heading, "", table(rows, prior), "", examples(folder, runs[-1], names[-1], last.protocol)])
+    return "\n".join([heading, "", table(rows, prior), "", SPREAD, "", examples(folder, runs[-1], names[-1],
+                                                                               last.protocol)])
 
 
 def table(rows: Mapping[str, dict], priors: dict[str, str]) -> str:
