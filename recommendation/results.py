@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 
 NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
 TABLE_METRICS = ("recall@10", "ndcg@10")
-SPREAD = ("A trained model has other metrics with another seed, and also with the same seed on another machine, because "
-          "rounding errors grow during the training. `python recommendation/main.py --seeds 0,1,2` shows this spread.")
+SPREAD = ("A trained model has other metrics with another seed, and also with the same seed on another machine, "
+          "because rounding errors grow during the training. `python recommendation/main.py --seeds 0,1,2` shows this "
+          "spread.")
 
 
 def main(argv: list[str]) -> None:
