@@ -61,7 +61,7 @@ class Pipeline:
                      self.run.id, self.config.name)
             self.run.make_latest()
             return read_metrics(self.run.folder, f"{self.run.command} --force")
-        model, num_items, params = self._build(), self.catalogue.num_items, self.config.training_params
+        model = self._build()
         sequences = Sequences.load(self.folder, self.device)
         self._require_held_out(sequences)
         with process_group(self.device), self.run.open(force):
@@ -69,24 +69,26 @@ class Pipeline:
                 best = train(model, sequences, self.config, self.run, self._make_teacher(sequences))
             rankers = self._rankers(model, sequences)
             results = self._evaluate(rankers, sequences)
-            weights = getattr(rankers.get("both"), "weights", None)
-            final, protocol = list(rankers)[-1], selecting_protocol(sequences, params)
-            write_text(self.run.folder / "metrics.json", json.dumps(
-                {**{name: of_ranker.metrics for name, of_ranker in results.items()}, "protocol": protocol,
-                 **({"weights": weights} if weights else {}), "best_epoch": best.epoch,
-                 "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(),
-                 **self.collisions}, indent=2) + "\n")
-            write_text(self.run.folder / RANKS, json.dumps(
-                {name: {protocol: found.ranks().tolist() for protocol, found in of_ranker.test.items()}
-                 for name, of_ranker in results.items()}) + "\n")
-            self._write_predictions(results[final].test, sequences)
-            self._warn(model, results[final], protocol, num_items)
+            self._write(results, {
+                "protocol": selecting_protocol(sequences, self.config.training_params), "best_epoch": best.epoch,
+                **({"weights": rankers["both"].weights} if "both" in rankers else {}),
+                "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(), **self.collisions})
+            self._write_predictions(list(results.values())[-1].test, sequences)
+            self._warn(model, list(results.values())[-1], selecting_protocol(sequences, self.config.training_params))
+            num_lists = sum(found["num_targets"] for found in results["alone"].metrics["test"].values())
             self.run.finish({"model": self.config.name, "dataset": self.folder.name,
-                             "users_per_second": len(PROTOCOLS) * results["alone"].metrics["test"]["all"]["num_targets"]
-                             / self.run.seconds("test")})
+                             "users_per_second": num_lists / self.run.seconds("test")})
         return read_metrics(self.run.folder, f"{self.run.command} --force")
 
-    def _rankers(self, model: AbstractRecommender, sequences: Sequences) -> dict[str, AbstractRecommender]:
+    def _write(self, results: dict[str, Evaluation], properties: dict) -> None:
+        """Write metrics.json, with the properties of the run, and ranks.json."""
+        metrics = {name: of_ranker.metrics for name, of_ranker in results.items()}
+        ranks = {name: {protocol: found.ranks().tolist() for protocol, found in of_ranker.test.items()}
+                 for name, of_ranker in results.items()}
+        write_text(self.run.folder / "metrics.json", json.dumps(metrics | properties, indent=2) + "\n")
+        write_text(self.run.folder / RANKS, json.dumps(ranks) + "\n")
+
+    def _rankers(self, model: AbstractRecommender, sequences: Sequences) -> dict[str, Any]:
         """Return the recommenders to evaluate: the model alone, and, if there is a prior, the prior and both."""
         prior = self._baseline("prior", sequences)
         if prior is None:
@@ -134,7 +136,7 @@ class Pipeline:
                             results[name].test[protocol] = found
         return results
 
-    def _warn(self, model: AbstractRecommender, final: Evaluation, protocol: str, num_items: int) -> None:
+    def _warn(self, model: AbstractRecommender, final: Evaluation, protocol: str) -> None:
         """Warn about lists that have no order or empty positions, and about test events without a history."""
         predictions, test = final.test[protocol], final.metrics["test"][protocol]
         if warning := cannot_rank(model, predictions.items, predictions.scores):
@@ -145,7 +147,7 @@ class Pipeline:
         if test["missing_share"]:
             log.warning("recommendation: %.2f%% of the positions in the recommended lists are empty. The "
                         "catalogue has %d items, and a list has %d positions%s", 100 * test["missing_share"],
-                        num_items, self.config.training_params["top_k"],
+                        self.catalogue.num_items, self.config.training_params["top_k"],
                         " and excludes the items of the history" if PROTOCOLS[protocol] else "")
 
     def _build(self) -> AbstractRecommender:
