@@ -73,7 +73,7 @@ class CountTeacher:
         popularity = self.popularity.float()
         found = scores * (known / total.clamp(min=1e-30)) + (1 - known) * popularity
         if self.unseen:
-            # Position t has the items 0 to t. An item t stands for the later ones.
+            # Position t excludes the items 0 to t. Its row has W - 1 entries, so item t is repeated.
             position = torch.arange(len(items), device=items.device)
             earlier = torch.minimum(position.unsqueeze(0), position.unsqueeze(1))                  # (W - 1, W - 1)
             seen = items.clamp(min=0)[earlier].transpose(1, 2)                                     # (W - 1, B, W - 1)
