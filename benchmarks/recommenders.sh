@@ -21,7 +21,8 @@ ml-100k)
     codes="--embedding_suffix fused-concat --tag 64"
     rows --seeds 0,1,2 "sasrec --max_steps 4000 --prior counting" "sasrec --max_steps 4000 $taught --teacher_weight 0.8" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
-        "encoder_decoder $codes --max_steps 15000 --prior counting" "encoder_decoder $codes --teacher transitions" \
+        "encoder_decoder $codes --max_steps 15000 --patience null --prior counting" \
+        "encoder_decoder $codes --teacher transitions" \
         "encoder_decoder $codes --encoder_positions code" "decoder_only $codes --prior counting" \
         "encoder_retrieve --quantizer_name opq --prior counting" "encoder_retrieve --quantizer_name opq $taught"
     ;;
