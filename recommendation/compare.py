@@ -22,7 +22,7 @@ from recommendation.metrics import (
 )
 from recommendation.models import DEFAULTS, baselines, config_path
 from recommendation.results import label_of, mean_cell
-from recommendation.runs import NO_CODES, Choice, FinishedRun, read_ranks, read_run, run_code
+from recommendation.runs import NO_CODES, Choice, FinishedRun, read_ranks, read_run
 
 # R rows of a table, B test targets
 
@@ -59,7 +59,7 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         run = self.runs[0]
-        return label_of(run.model, run.config[run.model]["training_params"].get("prior", ""), self.ranker)
+        return label_of(run.model, run.prior, self.ranker)
 
 
 def compare(folder: DatasetFolder, run_root: Path, code_hits: bool = False) -> str:
@@ -77,7 +77,7 @@ def compare(folder: DatasetFolder, run_root: Path, code_hits: bool = False) -> s
     load_interactions(folder)  # raises an error if the meta file does not describe the file
     runs = _finished(parent, folder)
     same_data = [run for run in runs if run.inputs.get(folder.interactions.name) == sha256]
-    current = [run for run in same_data if run.code == run_code(run.model, run.config)]
+    current = [run for run in same_data if run.has_current_code()]
     if not current:
         raise DataError(parent, "has no finished run on the current interactions with the current code",
                         fix=Choice("encoder_decoder").training_command(folder, run_root))

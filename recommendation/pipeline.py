@@ -49,7 +49,7 @@ class Pipeline:
         if from_t5 is not None:
             inputs |= t5_inputs(from_t5, choice.training_command(folder, run_root))
         self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command,
-                       code_of(config.name, config.training_params))
+                       code_of(config.name, *(config.training_params[role] for role in ("prior", "teacher"))))
 
     def execute(self, force: bool) -> dict:
         """Train and test the model, and return the content of metrics.json.

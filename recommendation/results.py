@@ -112,10 +112,9 @@ def report(folder: DatasetFolder, run_root: Path, runs: list[Path]) -> str:
                f"recommended. `unseen`: the items of the history are excluded. {unseen}The lists below are for "
                f"{last.protocol} items.")
     rows = {name: run.metrics for name, run in zip(names, finished, strict=True)}
-    prior = {name: run.config[run.model]["training_params"].get("prior", "") for name, run in
-             zip(names, finished, strict=True)}
-    return "\n".join([heading, "", table(rows, prior), "", SPREAD, "", examples(folder, runs[-1], names[-1],
-                                                                               last.protocol)])
+    priors = {name: run.prior for name, run in zip(names, finished, strict=True)}
+    shown = examples(folder, runs[-1], names[-1], last.protocol)
+    return "\n".join([heading, "", table(rows, priors), "", SPREAD, "", shown])
 
 
 def table(rows: Mapping[str, dict], priors: dict[str, str]) -> str:

@@ -184,17 +184,19 @@ class FinishedRun(NamedTuple):
         return [name for name in RANKERS if name in self.metrics]
 
     @property
+    def prior(self) -> str:
+        """The name of the prior, or `none`."""
+        return self.config[self.model]["training_params"]["prior"]
+
+    def has_current_code(self) -> bool:
+        """Return whether the code that trained the run is the current code."""
+        params = self.config[self.model]["training_params"]
+        return self.model in names() and self.code == code_of(self.model, params["prior"], params["teacher"])
+
+    @property
     def protocol(self) -> str:
         """The protocol that selected the checkpoint, and that users get."""
         return self.metrics["protocol"]
-
-
-def run_code(model: str, config: dict) -> str:
-    """Return the digest of the current code that trains a run with this configuration; "" if the model is unknown."""
-    if model not in names():
-        return ""
-    params = config.get(model, {}).get("training_params", {})
-    return code_of(model, {role: name for role, name in params.items() if name in names()})
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -203,8 +205,10 @@ def read_run(folder: Path) -> FinishedRun:
     finished = read_finished(folder, fix)
     fix, model, times = finished.fix, folder.parent.parent.name, folder / "times.json"
     config = read_config(folder, fix)
-    if not isinstance(config.get(model), dict) or not isinstance(config[model].get("training_params"), dict):
-        raise ArtifactError(folder / "config.yaml", f"{model}.training_params must contain keys", WHY, fix)
+    params = config[model].get("training_params") if isinstance(config.get(model), dict) else None
+    if not isinstance(params, dict) or not all(isinstance(params.get(role), str) for role in ("prior", "teacher")):
+        raise ArtifactError(folder / "config.yaml", f"{model}.training_params must have the keys prior and teacher",
+                            WHY, fix)
     return FinishedRun(folder, model, folder.parent.name, config, finished["inputs"], finished.get("code", ""),
                        read_metrics(folder, fix), finished["command"],
                        read_record(times, fix, {"training": AMOUNT})["training"] if times.exists() else float("nan"),
@@ -295,13 +299,14 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
     run, command = find_run(folder, run_root, choice, run_id), choice.training_command(folder, run_root)
     summary = read_finished(run, f"{command} --force")
     command, source = summary["command"], load_source(folder, choice)
-    if summary.get("code") != run_code(choice.model, read_config(run, f"{command} --force")):
-        log.warning("recommendation: %s was trained with another version of the code: the code of the model or of "
-                    "the trainer has changed", run)
     # The neighbours are needed only for the training. The checkpoint has the weights that `fit` has computed from them.
     inputs = source.inputs | content_inputs(folder, summary["inputs"])
     require_same_inputs(run, summary["inputs"], inputs, command)
     config, model, on = _build(run, choice.model, source, f"{command} --force", device)
+    params = config.training_params
+    if summary.get("code") != code_of(choice.model, params["prior"], params["teacher"]):
+        log.warning("recommendation: %s was trained with another version of the code: the code of the model or of "
+                    "the trainer has changed", run)
     checkpoints = Checkpoints(run / "checkpoints", command)
     state = checkpoints.load_best(model)
     if problem := model.find_problem():

@@ -61,17 +61,17 @@ class Counts(nn.Module):
 
     def row_sums(self) -> Tensor:
         """Return the sum of each row of the matrix: (N,) float64."""
-        row = torch.repeat_interleave(torch.arange(self.num_items, device=self.values.device),
-                                      self.row_starts[1:] - self.row_starts[:-1])
         sums = torch.zeros(self.num_items, dtype=torch.float64, device=self.values.device)
-        return sums.scatter_add_(0, row, self.values.double())
+        return sums.scatter_add_(0, self._rows(), self.values.double())
 
     def dense(self) -> Tensor:
         """Return the matrix: (N, N) float32."""
-        row = torch.repeat_interleave(torch.arange(self.num_items, device=self.values.device),
-                                      self.row_starts[1:] - self.row_starts[:-1])
         matrix = torch.zeros(self.num_items, self.num_items, device=self.values.device)
-        return matrix.index_put_((row, self.columns.long()), self.values)
+        return matrix.index_put_((self._rows(), self.columns.long()), self.values)
+
+    def _rows(self) -> Tensor:
+        """Return the row of each entry: (C,)."""
+        return torch.repeat_interleave(self.row_starts.diff())
 
     def scores(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Return the scores of all items for each history: (B, N) float64.

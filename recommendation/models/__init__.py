@@ -36,10 +36,10 @@ def model_path(name: str) -> Path:
     return MODELS / name / "model.py"
 
 
-def code_of(name: str, training_params: dict) -> str:
-    """Return a digest of the code that trains the recommender `name`, with its prior and its teacher."""
-    baselines = {training_params.get(role, "none") for role in ("prior", "teacher")} - {"none"}
-    return "-".join(code_digest(model_path(model), MODELS.parent) for model in (name, *sorted(baselines)))
+def code_of(name: str, prior: str, teacher: str) -> str:
+    """Return a digest of the code that trains the recommender `name`, with its prior and its teacher (or "none")."""
+    baselines = sorted({prior, teacher} & set(names()))
+    return "-".join(code_digest(model_path(model), MODELS.parent) for model in (name, *baselines))
 
 
 def make_baseline(name: str, catalogue: "Catalogue") -> "AbstractRecommender":

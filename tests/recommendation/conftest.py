@@ -16,7 +16,7 @@ from common.table_files import SPLITS
 from recommendation.counting.neighbours import neighbours_of_vectors
 from recommendation.dataset import Sequences
 from recommendation.models import DEFAULTS, config_path, find_class, names
-from recommendation.models.abstract_model import PADDING, Catalogue, ItemNeighbours, Windows
+from recommendation.models.abstract_model import PADDING, Catalogue, ItemNeighbours, Teacher, Windows
 from recommendation.pipeline import Pipeline
 from recommendation.runs import Choice
 from recommendation.trainer import RecommenderTask
@@ -171,15 +171,15 @@ GENERATORS = {"target": ("encoder_decoder", {"train_on": "target"}),
 
 @pytest.fixture
 def make_task(make_config, make_model, sequences):
-    """name, graphs, device, key=value, ... -> the training of a small recommender with dropout."""
+    """name, graphs, device, teacher, key=value, ... -> the training of a small recommender with dropout."""
     def make(name: str, graphs: Graphs | None = None, device: torch.device | str = "cpu",
-             **own: object) -> RecommenderTask:
+             teacher: Teacher | None = None, **own: object) -> RecommenderTask:
         own = {"dropout": 0.2, "epochs": 20, "lr": 0.003} | own
         model = make_model(name, **own).to(device).train()
         data = Sequences(sequences.item, sequences.user, sequences.split, device)
         if model.fit(data.training_sequences(), data.validation_events()):
             pytest.skip("fits in one call")
-        return RecommenderTask(model, data, make_config(name, **own).training_params, 0, name, graphs)
+        return RecommenderTask(model, data, make_config(name, **own).training_params, 0, name, graphs, teacher)
 
     return make
 

@@ -1,13 +1,17 @@
 """Captured steps of all recommenders equal eager steps. A stand-in on the CPU replays the recorded operations."""
 
+import numpy as np
 import pytest
 import torch
+from scipy import sparse
 
 from common.checkpoint import Checkpoints, optimizer_state, restore_optimizer
 from common.data_parallel import WHOLE
+from recommendation.counting.counts import Counts
+from recommendation.counting.teacher import CountTeacher
 from tests.recorded_graphs import RecordedGraphs, recorded
 
-from .conftest import OPTIONS, take
+from .conftest import NUM_ITEMS, OPTIONS, take
 
 STEPS = 25
 
@@ -22,6 +26,29 @@ def test_captured_steps_have_the_losses_of_eager_steps(make_task, name, own):
     assert graphs.captures == len(captured.batches.shapes)
     for one, other in zip(captured.model.parameters(), eager.model.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("gives_distributions", [True, False])
+@pytest.mark.parametrize(("name", "own"), [
+    ("sasrec", {}), ("decoder_only", {}), ("encoder_retrieve", {}), ("encoder_decoder", {"train_on": "target"}),
+    ("encoder_decoder", {"train_on": "every_position"}),
+    ("encoder_decoder", {"train_on": "every_position", "normalize_over": "valid_items"})], ids=str)
+def test_captured_steps_with_a_teacher_have_the_losses_of_eager_steps(make_task, name, own, gives_distributions):
+    def teacher() -> CountTeacher:
+        counts = Counts(NUM_ITEMS)
+        matrix = sparse.random(NUM_ITEMS, NUM_ITEMS, 0.3, "csr", random_state=0)
+        counts.fill(matrix, np.arange(NUM_ITEMS), num_newest=3, recency=0.7)
+        made = CountTeacher(counts, 0.6, unseen=True)
+        made.gives_distributions = gives_distributions
+        return made
+
+    eager = make_task(name, RecordedGraphs(), teacher=teacher(), **own)
+    eager.descent.captured.active = False
+    captured = make_task(name, RecordedGraphs(), teacher=teacher(), **own)
+    losses = take(eager, range(STEPS))
+    assert take(captured, range(STEPS)) == pytest.approx(losses, rel=1e-5)
+    assert captured.descent.captured.active
+    assert take(make_task(name, None, **own), range(STEPS)) != pytest.approx(losses, rel=1e-3)  # without the teacher
 
 
 @pytest.mark.parametrize("name", ["sasrec", "decoder_only", "encoder_retrieve", "encoder_decoder"])
