@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from common import cli
-from common.config import BOUNDS, Config, resolve
+from common.config import BOUNDS, Config, declared, resolve
 from common.errors import ConfigError, nearest
 from common.targets import check_new_folder, check_target
 from recommendation import metrics
@@ -105,14 +105,23 @@ def check_training(config: Config, seeds: str | None) -> None:
         raise ConfigError(where, f"unknown metric {name!r}", nearest(name, metrics.names()),
                           f"write <metric>@<cutoff>, such as ndcg@10; metrics: {', '.join(metrics.METRICS)}; "
                           f"cutoffs: {', '.join(map(str, metrics.CUTOFFS))}")
-    params = config.training_params
-    for key, roles in (("teacher_weight", ("teacher",)), ("neighbours_from", ("prior", "teacher"))):
-        where = config.origins[f"{config.name}.training_params.{key}"]
-        if where.startswith("--") and all(params[role] == "none" for role in roles):
-            raise ConfigError(where, "has no effect", "There is no teacher" if len(roles) == 1 else
-                              "There is no prior and no teacher", f"add --{roles[0]} counting, or leave it out")
+    check_baseline_keys(config)
     if seeds is not None and (seed := config.origins["common.seed"]).startswith("--"):
         raise ConfigError("--seeds", f"cannot be combined with {seed}", fix="leave out one of them")
+
+
+def check_baseline_keys(config: Config) -> None:
+    """Raise ConfigError if a key of the prior or the teacher has no effect."""
+    params, origins = config.training_params, config.origins
+    uses = {name: declared(name, config_path(name)).get("uses", []) for name in names()}
+    users = (config.name, params["prior"], params["teacher"])
+    for key, has_effect, why, flag in (
+            ("teacher_weight", params["teacher"] != "none", "The model has no teacher", "--teacher counting"),
+            ("neighbours_from", any("neighbours_from" in uses.get(name, []) for name in users),
+             "The model, its prior and its teacher do not compare items", "--prior counting")):
+        where = origins[f"{config.name}.training_params.{key}"]
+        if where.startswith("--") and not has_effect:
+            raise ConfigError(where, "has no effect", why, f"add {flag}, or leave it out")
 
 
 def without_run_list(argv: list[str]) -> list[str]:

@@ -91,14 +91,11 @@ class Source(NamedTuple):
 
 def neighbours_from(config: Config) -> str | None:
     """Return the parameter `neighbours_from` if the model, its prior or its teacher uses neighbours, else None."""
-    params = config.training_params
-    if find_class(config.name).needs_neighbours:
-        section = "model_params"
-    elif any(find_class(params[role]).needs_neighbours for role in ("prior", "teacher") if params[role] != "none"):
-        section = "training_params"
-    else:
+    params, path = config.training_params, f"{config.name}.training_params.neighbours_from"
+    users = {config.name, params["prior"], params["teacher"]} - {"none"}
+    if not any(find_class(name).needs_neighbours for name in users):
         return None
-    value, path = config[config.name][section]["neighbours_from"], f"{config.name}.{section}.neighbours_from"
+    value = params["neighbours_from"]
     check_name(config.origins.get(path, path), str(value))
     return str(value)
 

@@ -48,8 +48,6 @@ class CountingModel(AbstractRecommender):
         self.given = Settings(*(params.number_or_auto(key, type(unused)) if key in self.settings else unused
                                 for key, unused in UNUSED._asdict().items()))
         self.num_trials = params.count("num_trials")
-        if self.needs_neighbours:
-            params.text("neighbours_from")  # the pipeline reads it, and loads the neighbours into the catalogue
         self.all_items, self.unseen_items = Counts(catalogue.num_items), Counts(catalogue.num_items)
         self.chosen: Chosen | None = None
 

@@ -57,13 +57,6 @@ class Params:
             self._refuse(key, "auto or " + ("an integer" if kind is int else "a number"))
         return kind(value)
 
-    def text(self, key: str) -> str:
-        """Return the value of `key`. It must be text."""
-        value = self.values[key]
-        if not isinstance(value, str):
-            self._refuse(key, "text")
-        return value
-
     def distances(self) -> tuple[int, int]:
         """Return `num_buckets` and `max_distance` of a relative position bias.
 

@@ -11,7 +11,7 @@ from recommendation.models import find_class, names
 from recommendation.models.abstract_model import PADDING
 from recommendation.options import read_flags
 from recommendation.recommender import Recommender
-from recommendation.runs import Choice, load_recommender
+from recommendation.runs import Choice, load_recommender, neighbours_from
 from tests.errors import refused
 
 from .test_pipeline import HISTORIES, RAW_ITEMS
@@ -92,11 +92,21 @@ def test_an_ended_training_with_a_damaged_teacher_fits_it_again(train, caplog):
 
 @pytest.mark.parametrize(("flags", "where"), [
     (["--teacher_weight=0.3"], "--teacher_weight"), (["--neighbours_from=td"], "--neighbours_from"),
+    (["--neighbours_from=td", "--prior=transitions"], "--neighbours_from"),
+    (["--model=transitions", "--neighbours_from=td"], "--neighbours_from"),
     (["--model=markov", "--prior=transitions"], "--prior"), (["--prior=sasrec"], "--prior"),
     (["--teacher=neighbours"], "--teacher"), (["--teacher=counting", "--teacher_weight=1.5"], "--teacher_weight")])
 def test_flags_without_effect_or_with_wrong_values_are_refused(flags, where):
     with refused(ConfigError, where):
         read_flags(["--model=sasrec", *flags] if not flags[0].startswith("--model") else flags)
+
+
+@pytest.mark.parametrize("flags", [["--model=neighbours"], ["--model=counting"], ["--model=sasrec", "--prior=counting"],
+                                   ["--model=sasrec", "--teacher=counting"]])
+def test_one_flag_selects_the_source_of_neighbours(flags):
+    _, config = read_flags([*flags, "--neighbours_from=cf"])
+    assert neighbours_from(config) == "cf"
+    assert neighbours_from(read_flags(flags)[1]) == "tfidf"
 
 
 @pytest.mark.slow
