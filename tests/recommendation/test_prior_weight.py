@@ -164,8 +164,8 @@ def test_at_most_2000_validation_events_choose_the_weight(monkeypatch):
 @pytest.fixture
 def run_with_prior(tmp_path, make_config, monkeypatch):
     """A finished run of sasrec whose prior is `Successor`, with the name of another baseline: (folder, run)."""
-    monkeypatch.setattr("recommendation.pipeline.code_of", lambda name, params: "code")
-    monkeypatch.setattr("recommendation.runs.code_of", lambda name, params: "code")
+    monkeypatch.setattr("recommendation.pipeline.code_of", lambda name, prior, teacher: "code")
+    monkeypatch.setattr("recommendation.runs.code_of", lambda name, prior, teacher: "code")
     for stage in ("pipeline", "runs"):
         monkeypatch.setattr(f"recommendation.{stage}.make_baseline", lambda name, catalogue: Successor({}, catalogue))
     folder = write_data(tmp_path, HISTORIES)
