@@ -93,14 +93,15 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     codes = ["--quantizer_name", args.quantizer_name, "--embedding_suffix", options.suffix]
     training = [*codes, *shared, *given_flags(parser, args, {"force", "seed", "device"})]
     listed = ["--run_list", str(run_list)]
-    models = [*(name for name in recommenders.baselines() if name != args.model), args.model]
+    models = {",".join(name for name in recommenders.baselines() if name != args.model): "baselines",
+              args.model: "recommendation"}
     return [
         *steps,
         Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training,
                                                             *as_flags(keys["quantization"]))),
-        *(Step(f"recommendation: {model}", script("recommendation/main.py", "--model", model, *training, *listed,
-                                                  *given_flags(parser, args, {"filter_seen"}), *as_flags(keys[model])))
-          for model in models),
+        *(Step(f"recommendation: {names}", script("recommendation/main.py", "--model", names, *training, *listed,
+                                                  *given_flags(parser, args, {"filter_seen"}), *as_flags(keys[of])))
+          for names, of in models.items()),
         Step("results", module("recommendation.results", *listed, *codes, *shared)),
         Step("explain the semantic IDs", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
@@ -122,11 +123,11 @@ def use_source_defaults(source: dict, args: argparse.Namespace) -> bool:
 
 
 def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
-    """Group the configuration keys of the command line by model.
+    """Group the configuration keys of the command line by what they apply to.
 
-    Returns a dict of lists of `(key, text)` pairs. The dict maps "quantization" to the list for the quantizer, and the
-    name of each recommender to the list for this recommender. Raises ConfigError if a key is unknown, if both stages
-    have it, or if its value is wrong.
+    Returns a dict with three lists of `(key, text)` pairs: for the quantizer ("quantization"), for the model
+    ("recommendation"), and for the baselines that always run ("baselines"). Raises ConfigError if a key is unknown, if
+    both stages have it, or if its value is wrong.
     """
     from common.config import resolve
     from quantization import models as quantizers
@@ -155,10 +156,10 @@ def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
             resolve(*of_stage, keys[stage])
         except ConfigError as error:
             raise _with_stage(error, stage, args.overrides) from error
-    for name in recommenders.baselines():
-        config = resolve(*yamls(recommenders, name), [])
-        keys[name] = [(key, text) for key, text in keys["recommendation"] if config.has_key(key)]
-    return {**keys, args.model: keys["recommendation"]}
+    keys["baselines"] = [(key, text) for key, text in keys["recommendation"]
+                         if any(resolve(*yamls(recommenders, name), []).has_key(key)
+                                for name in recommenders.baselines() if name != args.model)]
+    return keys
 
 
 def _with_stage(error: ConfigError, stage: str, overrides: list[tuple[str, str]]) -> ConfigError:

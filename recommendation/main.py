@@ -12,11 +12,22 @@ log = logging.getLogger("recommendation")
 
 
 def main(argv: list[str]) -> None:
+    from recommendation.options import read_flags, split_models
+
+    jobs = [(*read_flags(own), own) for own in split_models(argv)]  # check all flags before the first training
+    for job in jobs:
+        run(*job)
+
+
+def run(args, config, argv: list[str]) -> None:
+    """Do what the flags of one model say.
+
+    args, config: the flags in `argv` and the configuration, see `read_flags`
+    """
     from common.artifacts import DatasetFolder, dataset_line
     from common.cli import command_line
-    from recommendation.options import read_flags, without_run_list
+    from recommendation.options import without_run_list
 
-    args, config = read_flags(argv)
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 

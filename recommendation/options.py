@@ -5,12 +5,38 @@ from itertools import pairwise
 from pathlib import Path
 
 from common import cli
-from common.config import BOUNDS, Config, declared, resolve
+from common.config import BOUNDS, Config, resolve
 from common.errors import ConfigError, nearest
 from common.targets import check_new_folder, check_target
 from recommendation import metrics
 from recommendation.export.t5 import check_t5_flags
-from recommendation.models import DEFAULTS, config_path, names
+from recommendation.models import DEFAULTS, config_path, names, uses_neighbours
+
+
+def split_models(argv: list[str]) -> list[list[str]]:
+    """Return the command line of each model in `--model A,B`. A command line with one model is returned as it is.
+
+    Each model gets the configuration keys that it has. Raises ConfigError if no model has one of the keys.
+    """
+    models = cli.value_of(argv, ("--model",), "").split(",")
+    if len(models) == 1:
+        return [argv]
+    parser = make_parser(argv)
+    args = cli.parse(parser, argv, open_ended=True)
+    if repeated := next((name for name in models if models.count(name) > 1), None):
+        raise ConfigError("--model", f"names {repeated!r} twice", fix="leave out one of them")
+    for flag in ("config", "from_t5", "export_t5", "export_item_embeddings", "run"):
+        if getattr(args, flag) is not None:
+            raise ConfigError(f"--{flag}", "cannot be combined with several models", "It belongs to one model",
+                              "name one model")
+    configs = {name: resolve(name, config_path(name), DEFAULTS, []) for name in models}
+    for key, _ in args.overrides:
+        if not any(config.has_key(key) for config in configs.values()):
+            known = {leaf for config in configs.values() for leaf in config.leaf_names()} | set(args.flags)
+            raise ConfigError(f"--{key}", "unknown flag or configuration key", nearest(key, sorted(known)))
+    flags = cli.given_flags(parser, args, parser.destinations() - {"model", "set"})
+    return [[f"--model={name}", *flags, *(f"--set={key}={text}" for key, text in args.overrides if config.has_key(key))]
+            for name, config in configs.items()]
 
 
 def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
@@ -42,7 +68,8 @@ def make_parser(argv: list[str]) -> cli.Parser:
     """Return the argument parser. Its --help also lists the configuration keys of the model."""
     parser = cli.Parser(prog="recommendation/main.py", description="Train and test recommenders on a dataset; "
                         "compare and export finished runs.")
-    parser.add_argument("--model", default="encoder_decoder", metavar="M", help=f"one of {', '.join(names())}")
+    parser.add_argument("--model", default="encoder_decoder", metavar="M",
+                        help=f"one of {', '.join(names())}; or several, separated by commas: they are trained in turn")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
                         help="the quantizer that made the semantic IDs")
     cli.add_shared_flags(parser)
@@ -113,12 +140,10 @@ def check_training(config: Config, seeds: str | None) -> None:
 def check_baseline_keys(config: Config) -> None:
     """Raise ConfigError if a key of the prior or the teacher has no effect."""
     params, origins = config.training_params, config.origins
-    uses = {name: declared(name, config_path(name)).get("uses", []) for name in names()}
-    users = (config.name, params["prior"], params["teacher"])
     for key, has_effect, why, flag in (
             ("teacher_weight", params["teacher"] != "none", "The model has no teacher", "--teacher counting"),
-            ("neighbours_from", any("neighbours_from" in uses.get(name, []) for name in users),
-             "The model, its prior and its teacher do not compare items", "--prior counting")):
+            ("neighbours_from", uses_neighbours(config), "The model, its prior and its teacher do not compare items",
+             "--prior counting")):
         where = origins[f"{config.name}.training_params.{key}"]
         if where.startswith("--") and not has_effect:
             raise ConfigError(where, "has no effect", why, f"add {flag}, or leave it out")

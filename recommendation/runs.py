@@ -29,7 +29,7 @@ from common.reading import AMOUNT, COUNT, SHARE, WHY, Record, read_record, short
 from common.run import latest_run, read_config, read_finished
 from recommendation.counting.neighbours import neighbours_of_texts, neighbours_of_vectors
 from recommendation.metrics import METRICS, PROTOCOLS, RANKERS, SORTED_BY
-from recommendation.models import DEFAULTS, code_of, find_class, make_baseline, names
+from recommendation.models import DEFAULTS, code_of, find_class, make_baseline, names, uses_neighbours
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, ItemNeighbours
 from recommendation.models.with_prior import WithPrior
 
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 RANKS = "ranks.json"
 BY_POPULARITY = "by_popularity"  # the only metric that is not a number
-TFIDF = "tfidf"  # the source of neighbours that is not the suffix of an embedding
+AUTO, TFIDF = "auto", "tfidf"  # the sources of neighbours that are not the suffix of an embedding
 NO_CODES = "no-codes"  # name of the variant if the model does not use semantic IDs
 # The flags that select the semantic IDs, and their defaults.
 FLAGS = {"quantizer_name": "rqvae", "embedding_suffix": "td", "tag": None}
@@ -89,35 +89,35 @@ class Source(NamedTuple):
     collisions: dict[str, float]  # collision rates before and after disambiguation; empty without semantic IDs
 
 
-def neighbours_from(config: Config) -> str | None:
-    """Return the parameter `neighbours_from` if the model, its prior or its teacher uses neighbours, else None."""
-    params, path = config.training_params, f"{config.name}.training_params.neighbours_from"
-    users = {config.name, params["prior"], params["teacher"]} - {"none"}
-    if not any(find_class(name).needs_neighbours for name in users):
+def neighbours_from(config: Config, folder: DatasetFolder) -> str | None:
+    """Return from what neighbours are computed: `tfidf` (the texts of the items), or the suffix of an embedding.
+
+    The result is None if neither the model nor its prior nor its teacher uses neighbours. With `auto`, the embedding td
+    is used if the dataset has it: the vectors of a language model find better neighbours than TF-IDF.
+    """
+    if not uses_neighbours(config):
         return None
-    value = params["neighbours_from"]
-    check_name(config.origins.get(path, path), str(value))
-    return str(value)
+    value, path = str(config.training_params["neighbours_from"]), f"{config.name}.training_params.neighbours_from"
+    check_name(config.origins.get(path, path), value)
+    if value == AUTO:
+        return FLAGS["embedding_suffix"] if FLAGS["embedding_suffix"] in folder.suffixes() else TFIDF
+    return value
 
 
 def load_source(folder: DatasetFolder, choice: Choice, neighbours_from: str | None = None) -> Source:
-    """Load the catalogue for a recommender.
+    """Load the catalogue for a recommender, without the neighbours of the items.
 
-    neighbours_from: source of the items' neighbours: `tfidf` (their texts) or the suffix of an embedding; with None,
-        the catalogue has no neighbours
+    neighbours_from: the result of the function `neighbours_from`, for the checksums
 
-    Raises DataError if the interactions, items, semantic IDs or embedding are missing. Raises ArtifactError if they are
-    stale.
+    Raises DataError if the interactions, items or semantic IDs are missing. Raises ArtifactError if they are stale.
     """
     inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
-    neighbours = None
     if neighbours_from is not None:
-        neighbours = load_neighbours(folder, neighbours_from)
         path = folder.items if neighbours_from == TFIDF else folder.embeddings(neighbours_from)
         inputs |= content_inputs(folder, [path.name])
     if not choice.needs_codes:
         num_items = load_items_meta(folder)["num_items"]
-        return Source(Catalogue(num_items, None, [], neighbours), inputs, {})
+        return Source(Catalogue(num_items, None, []), inputs, {})
     codes, meta = load_codes(folder, *choice[1:])
     path = folder.codes(*choice[1:])
     inputs[path.name] = meta["sha256"]
@@ -129,13 +129,16 @@ def load_source(folder: DatasetFolder, choice: Choice, neighbours_from: str | No
     group_of = None
     if (level := meta.get("disambiguation_level")) is not None and meta["collision_rate_before"]:
         group_of = np.unique(np.delete(codes, level, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
-    catalogue = Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"], neighbours, group_of)
+    catalogue = Catalogue(len(codes), torch.from_numpy(codes).long(), meta["codebook_sizes"], group_of=group_of)
     return Source(catalogue, inputs,
                   {key: meta[key] for key in ("collision_rate_before", "collision_rate_after")})
 
 
 def load_neighbours(folder: DatasetFolder, source: str) -> ItemNeighbours:
-    """Find the items with the most similar content, by their texts (`tfidf`) or by the embedding with this suffix."""
+    """Find the items with the most similar content, by their texts (`tfidf`) or by the embedding with this suffix.
+
+    Raises DataError if the items or the embedding are missing. Raises ArtifactError if they are stale.
+    """
     if source == TFIDF:
         found = neighbours_of_texts([text or "" for text in load_items(folder)["text"]])
     else:

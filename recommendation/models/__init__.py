@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.config import declared, resolve
+from common.config import Config, declared, resolve
 from common.digest import code_digest
 from common.registry import load_class, unknown
 
@@ -22,6 +22,12 @@ def names() -> list[str]:
 def baselines() -> list[str]:
     """Return the names of the baselines. A baseline is a recommender with `baseline: true` in its YAML."""
     return [name for name in names() if declared(name, config_path(name)).get("baseline")]
+
+
+def uses_neighbours(config: Config) -> bool:
+    """Return whether the model, its prior or its teacher reads the key `neighbours_from`."""
+    users = {config.name, config.training_params["prior"], config.training_params["teacher"]} & set(names())
+    return any("neighbours_from" in declared(name, config_path(name)).get("uses", []) for name in users)
 
 
 def config_path(name: str, flag: str = "--model") -> Path:

@@ -97,13 +97,13 @@ def whole_plan(whole_job: ModuleType, *flags: str) -> list[list[str]]:
 
 
 def test_the_whole_job_goes_from_the_data_to_the_table(whole_job, tmp_path):
-    data, baselines = f"--data_root={tmp_path}", ["counting", "markov", "neighbours", "popularity", "transitions"]
+    data, baselines = f"--data_root={tmp_path}", "counting,markov,neighbours,popularity,transitions"
     codes = ["--quantizer_name", "rqvae", "--embedding_suffix", "td"]
     assert whole_plan(whole_job, "--data_root", str(tmp_path)) == [
         ["dataloader.download", data], ["dataloader.process", data], ["dataloader.text_embedding", data],
         ["quantization/main.py", *codes, data],
         *(["recommendation/main.py", "--model", model, *codes, data, "--run_list", "list"]
-          for model in (*baselines, "encoder_decoder")),
+          for model in (baselines, "encoder_decoder")),
         ["recommendation.results", "--run_list", "list", *codes, data],
         ["quantization/main.py", "--explain", *codes, data]]
 
@@ -115,8 +115,8 @@ def test_configuration_keys_reach_their_stages(whole_job, tmp_path):
     assert own["quantization/main.py --quantizer_name rqvae"] == ["--set=num_levels=4", "--set=max_steps=5"]
     assert own["recommendation/main.py --model encoder_decoder"] == [
         "--set=num_beams=3", "--set=top_k=30", "--set=training_params.max_steps=6"]
-    for baseline in ("counting", "markov", "popularity"):  # without beams and steps
-        assert own[f"recommendation/main.py --model {baseline}"] == ["--set=top_k=30"]
+    baselines = "counting,markov,neighbours,popularity,transitions"
+    assert own[f"recommendation/main.py --model {baselines}"] == ["--set=top_k=30"]  # without beams and steps
 
 
 def test_the_source_has_defaults_for_the_whole_job(whole_job, tmp_path):
@@ -152,7 +152,7 @@ def test_filter_seen_reaches_the_baselines_and_the_model(whole_job, tmp_path, wo
     made = whole_plan(whole_job, "--data_root", str(tmp_path), word, "--model=sasrec")
     recommenders = [command for command in made if command[0] == "recommendation/main.py"]
     assert [command[command.index("--model") + 1] for command in recommenders] == [
-        "counting", "markov", "neighbours", "popularity", "transitions", "sasrec"]
+        "counting,markov,neighbours,popularity,transitions", "sasrec"]
     for command in recommenders:
         assert [word for word in command if word.startswith("--filter_seen")] == ([passed] if passed else [])
 
@@ -163,7 +163,7 @@ def test_the_next_stages_read_the_embedding_of_the_data_part(whole_job, tmp_path
     names = [command[0] for command in made]
     assert names[:6] == [f"dataloader.{name}" for name in ("download", "process", "images", "text_embedding",
                                                            "image_embedding", "fusion")]
-    assert names[6:] == ["quantization/main.py", *["recommendation/main.py"] * 5, "recommendation.results",
+    assert names[6:] == ["quantization/main.py", *["recommendation/main.py"] * 2, "recommendation.results",
                          "quantization/main.py"]
     for command in made[:6]:
         assert set(command[1:]) == {f"--data_root={tmp_path}", "--modalities=text,image", "--fusion_weights=1,2",

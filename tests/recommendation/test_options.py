@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import ConfigError
 from recommendation.main import main
-from recommendation.options import parse_seeds, without_run_list
+from recommendation.options import parse_seeds, split_models, without_run_list
 from tests.errors import refused
 
 
@@ -28,6 +28,11 @@ from tests.errors import refused
     (["--compare", "--run_list=no-such-list"], "--compare", [], ["--run_list"]),
     (["--model=popularity", "--lr=1"], "--lr", ["popularity"], []),
     (["--model=markov", "--max_history=5"], "--max_history", ["markov"], []),
+    (["--model=markov,markov"], "--model", ["'markov'"], []),
+    (["--model=markov,makov"], "--model makov", ["'markov'"], ["--model markov"]),
+    (["--model=markov,popularity", "--lr=1"], "--lr", [], []),
+    (["--model=markov,popularity", "--top_k=1"], "--top_k", [20], []),
+    (["--model=markov,popularity", "--config=a.yaml"], "--config", [], []),
     (["--compare", "--model=sasrec"], "--compare", [], ["--model=sasrec"]),
     (["--compare", "--tag=small", "--quantizer_name=opq"], "--compare", [], ["--quantizer_name=opq --tag=small"]),
     (["--model=markov", "--top_k=30", "--filter_seen", "--seed=1", "--device=cpu"], "--dataset NoSuchDataSet", [],
@@ -36,6 +41,15 @@ from tests.errors import refused
 def test_flags_without_effect_are_refused_at_once(words, where, names, fix):
     with refused(ConfigError, where, names=names, fix=fix):
         main(["--category=NoSuchDataSet", *words])
+
+
+def test_several_models_get_the_keys_that_they_have():
+    words = ["--model", "markov,counting", "--neighbours_from", "cf", "--top_k=30", "--run_list=a b", "--force"]
+    shared = ["--force", "--run_list=a b"]
+    assert split_models(words) == [["--model=markov", *shared, "--set=top_k=30"],
+                                   ["--model=counting", *shared, "--set=neighbours_from=cf", "--set=top_k=30"]]
+    assert split_models(["--model=markov", "--lr", "1"]) == [["--model=markov", "--lr", "1"]]
+    assert split_models([]) == [[]]
 
 
 @pytest.mark.parametrize("words", [["--run_list", "a"], ["--run_list=a"]])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.artifacts import DatasetFolder
 from common.errors import ArtifactError, ConfigError
 from recommendation.models import find_class, names
 from recommendation.models.abstract_model import PADDING
@@ -103,10 +104,15 @@ def test_flags_without_effect_or_with_wrong_values_are_refused(flags, where):
 
 @pytest.mark.parametrize("flags", [["--model=neighbours"], ["--model=counting"], ["--model=sasrec", "--prior=counting"],
                                    ["--model=sasrec", "--teacher=counting"]])
-def test_one_flag_selects_the_source_of_neighbours(flags):
+def test_one_flag_selects_the_source_of_neighbours(flags, tmp_path):
+    folder = DatasetFolder(tmp_path, "tiny")
+    folder.path.mkdir()
     _, config = read_flags([*flags, "--neighbours_from=cf"])
-    assert neighbours_from(config) == "cf"
-    assert neighbours_from(read_flags(flags)[1]) == "tfidf"
+    assert neighbours_from(config, folder) == "cf"
+    assert neighbours_from(read_flags(flags)[1], folder) == "tfidf"
+    folder.embeddings("td").touch()
+    assert neighbours_from(read_flags(flags)[1], folder) == "td"
+    assert neighbours_from(read_flags([*flags, "--neighbours_from=tfidf"])[1], folder) == "tfidf"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from recommendation.counting.transitions import MAX_PAIRS
 from recommendation.models import DEFAULTS, config_path, counting_model, find_class
 from recommendation.models.abstract_model import Catalogue, ItemNeighbours
 from recommendation.pipeline import Pipeline
-from recommendation.runs import Choice, content_inputs, load_recommender, load_source
+from recommendation.runs import Choice, content_inputs, load_neighbours, load_recommender, load_source
 from tests.errors import refused
 
 from ..conftest import NUM_ITEMS, leave_one_out, padded, windows_of
@@ -152,8 +152,8 @@ def test_neighbours_come_from_an_embedding(train):
     vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     save_array(folder.embeddings("cf"), vectors, {"inputs": {}, "items_sha256": ITEMS_SHA256})
     source = load_source(folder, Choice("neighbours"), "cf")
-    assert source.catalogue.neighbours.items[0, :2].tolist() == [1, 2]
+    assert load_neighbours(folder, "cf").items[0, :2].tolist() == [1, 2]
     assert source.inputs.keys() == {"interactions.parquet", "Tiny.emb-cf.npy"}
     assert content_inputs(folder, source.inputs).keys() == {"Tiny.emb-cf.npy"}
     with refused(DataError, folder.embeddings("td")):
-        load_source(folder, Choice("neighbours"), "td")
+        load_neighbours(folder, "td")
