@@ -52,9 +52,9 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sequences = generate(args.num_items, args.num_events, args.events_per_user)
-    model_class, neighbours, start = find_class(args.model), None, time.monotonic()
+    model_class, neighbours, start = find_class(args.model), {}, time.monotonic()
     if model_class.needs_neighbours:
-        neighbours = ItemNeighbours(*map(torch.from_numpy, neighbours_of_texts(texts(args.num_items))))
+        neighbours["tfidf"] = ItemNeighbours(*map(torch.from_numpy, neighbours_of_texts(texts(args.num_items))))
     found = {**vars(args), "neighbours_seconds": round(time.monotonic() - start, 1)}
     config = resolve(args.model, config_path(args.model), DEFAULTS, []).for_model()
     model = model_class(config, Catalogue(args.num_items, None, [], neighbours))

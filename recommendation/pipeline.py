@@ -26,12 +26,11 @@ from recommendation.models.abstract_model import AbstractRecommender, Teacher
 from recommendation.prior_weight import choose_weights
 from recommendation.runs import (
     RANKS,
-    TFIDF,
     Choice,
     load_baseline,
     load_neighbours,
     load_source,
-    neighbours_from,
+    neighbour_sources,
     read_metrics,
 )
 from recommendation.trainer import train
@@ -54,8 +53,8 @@ class Pipeline:
         self.config, self.folder, self.from_t5 = config, folder, from_t5
         self.device = resolve_device(config["common"]["device"], config.origins["common.device"])
         self.model_class = find_class(config.name)
-        self.neighbours_from = neighbours_from(config, folder)
-        self.catalogue, inputs, self.collisions = load_source(folder, choice, self.neighbours_from)
+        self.neighbour_sources = neighbour_sources(config, folder)
+        self.catalogue, inputs, self.collisions = load_source(folder, choice, self.neighbour_sources)
         if from_t5 is not None:
             inputs |= t5_inputs(from_t5, choice.training_command(folder, run_root))
         self.run = Run(choice.runs(run_root, folder.name), config.values, inputs, command,
@@ -71,10 +70,9 @@ class Pipeline:
                      self.run.id, self.config.name)
             self.run.make_latest()
             return read_metrics(self.run.folder, f"{self.run.command} --force")
-        if self.neighbours_from is not None:
-            log.info("recommendation: items are compared by %s", "the TF-IDF vectors of their texts"
-                     if self.neighbours_from == TFIDF else f"the embedding {self.neighbours_from}")
-            self.catalogue = self.catalogue._replace(neighbours=load_neighbours(self.folder, self.neighbours_from))
+        if self.neighbour_sources:
+            self.catalogue = self.catalogue._replace(
+                neighbours={source: load_neighbours(self.folder, source) for source in self.neighbour_sources})
         model = self._build()
         sequences = Sequences.load(self.folder, self.device)
         self._require_held_out(sequences)

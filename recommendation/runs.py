@@ -89,32 +89,31 @@ class Source(NamedTuple):
     collisions: dict[str, float]  # collision rates before and after disambiguation; empty without semantic IDs
 
 
-def neighbours_from(config: Config, folder: DatasetFolder) -> str | None:
-    """Return from what neighbours are computed: `tfidf` (the texts of the items), or the suffix of an embedding.
+def neighbour_sources(config: Config, folder: DatasetFolder) -> list[str]:
+    """Return from what neighbours are computed: `tfidf` (the texts of the items), and suffixes of embeddings.
 
-    The result is None if neither the model nor its prior nor its teacher uses neighbours. With `auto`, the embedding td
-    is used if the dataset has it: the vectors of a language model find better neighbours than TF-IDF.
+    The result is empty if neither the model nor its prior nor its teacher uses neighbours. If there are several sources
+    (with `auto`), the search of the settings chooses one.
     """
     if not uses_neighbours(config):
-        return None
+        return []
     value, path = str(config.training_params["neighbours_from"]), f"{config.name}.training_params.neighbours_from"
     check_name(config.origins.get(path, path), value)
     if value == AUTO:
-        return FLAGS["embedding_suffix"] if FLAGS["embedding_suffix"] in folder.suffixes() else TFIDF
-    return value
+        return [TFIDF, *(suffix for suffix in folder.suffixes() if suffix == FLAGS["embedding_suffix"])]
+    return [value]
 
 
-def load_source(folder: DatasetFolder, choice: Choice, neighbours_from: str | None = None) -> Source:
+def load_source(folder: DatasetFolder, choice: Choice, sources: Iterable[str] = ()) -> Source:
     """Load the catalogue for a recommender, without the neighbours of the items.
 
-    neighbours_from: the result of the function `neighbours_from`, for the checksums
+    sources: the sources of neighbours, for the checksums
 
     Raises DataError if the interactions, items or semantic IDs are missing. Raises ArtifactError if they are stale.
     """
     inputs = {folder.interactions.name: load_meta(folder.interactions, folder.make_command)["sha256"]}
-    if neighbours_from is not None:
-        path = folder.items if neighbours_from == TFIDF else folder.embeddings(neighbours_from)
-        inputs |= content_inputs(folder, [path.name])
+    inputs |= content_inputs(folder, [(folder.items if source == TFIDF else folder.embeddings(source)).name
+                                      for source in sources])
     if not choice.needs_codes:
         num_items = load_items_meta(folder)["num_items"]
         return Source(Catalogue(num_items, None, []), inputs, {})

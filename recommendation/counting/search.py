@@ -19,6 +19,7 @@ class Settings(NamedTuple):
     neighbour_weight: Any
     num_newest: Any
     recency: Any
+    neighbours_from: Any  # the source of the neighbours, see the training parameter of this name
 
 
 class Chosen(NamedTuple):
@@ -29,33 +30,36 @@ class Chosen(NamedTuple):
     num_trials: int
 
 
-# The values that the search tries for each setting.
+# The values that the search tries for each setting. The sources of neighbours depend on the dataset.
 GRID = Settings([1, 2, 3, 5, 10, 20], [0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0], [0.0, 0.1, 0.3, 0.5, 0.7, 1.0],
                 [0.0, 0.3, 0.5, 0.65, 0.8, 1.0], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7],
                 [0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0], [1, 2, 3, 5, 10, 20, 50],
-                [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+                [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], [])
 # The first trials: settings that had a high validation NDCG@10 on datasets of different density.
-STARTS = [Settings(20, 0.9, 0.3, 0.5, 0.1, 0.3, 20, 0.6), Settings(20, 0.9, 0.7, 0.65, 0.5, 0.0, 50, 0.8),
-          Settings(5, 0.6, 0.3, 0.5, 0.0, 1.0, 10, 0.6), Settings(20, 0.9, 0.1, 0.0, 0.1, 0.3, 3, 0.5)]
+STARTS = [Settings(20, 0.9, 0.3, 0.5, 0.1, 0.3, 20, 0.6, None), Settings(20, 0.9, 0.7, 0.65, 0.5, 0.0, 50, 0.8, None),
+          Settings(5, 0.6, 0.3, 0.5, 0.0, 1.0, 10, 0.6, None), Settings(20, 0.9, 0.1, 0.0, 0.1, 0.3, 3, 0.5, None)]
 
 Evaluate = Callable[[Settings], tuple[float, float]]
 
 
-def choose_settings(given: Settings, num_trials: int, largest_distance: int, evaluate: Evaluate, title: str) -> Chosen:
+def choose_settings(given: Settings, num_trials: int, largest_distance: int, sources: list[str], evaluate: Evaluate,
+                    title: str) -> Chosen:
     """Search the settings that are None in `given`, separately for all items and for unseen items.
 
     largest_distance: largest value of `pair_distance` to try
+    sources: values of `neighbours_from` to try
     evaluate: function that returns the metric of the settings for both protocols; one call is one trial
     title: title of the progress bar
 
-    The first trials are the settings in `STARTS`. Every further trial changes one setting of the best settings so far
-    by one step of `GRID`, in turn for each protocol. The search is deterministic.
+    The first trials are the settings in `STARTS`, with each source of neighbours. Every further trial changes one
+    setting of the best settings so far by one step of `GRID`, in turn for each protocol. The search is deterministic.
     """
-    grid = [values if value is None else [value] for value, values in zip(given, GRID, strict=True)]
-    if given.pair_distance is None:
-        grid[0] = [distance for distance in GRID.pair_distance if distance <= largest_distance]
-    starts = [Settings(*(min(values, key=lambda value: abs(value - wanted))
-                         for values, wanted in zip(grid, start, strict=True))) for start in STARTS]
+    tries = GRID._replace(pair_distance=[distance for distance in GRID.pair_distance if distance <= largest_distance],
+                          neighbours_from=sources)
+    grid = [values if value is None else [value] for value, values in zip(given, tries, strict=True)]
+    starts = [Settings._make([*(min(values, key=lambda value: abs(value - wanted))
+                                for values, wanted in zip(grid[:-1], start[:-1], strict=True)), source])
+              for start in STARTS for source in grid[-1]]
     if num_trials == 0 or all(len(values) == 1 for values in grid):
         return Chosen(starts[0], starts[0], 0)
     generator = np.random.default_rng(0)

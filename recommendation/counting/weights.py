@@ -12,8 +12,8 @@ from .transitions import Pairs
 class Weights(NamedTuple):
     """The data from which the matrix of weights is computed. At least one of the two parts is present."""
 
-    pairs: Pairs | None                 # None: no transitions
-    similar: sparse.csr_matrix | None   # (N, N) similarities of each item and its neighbours; None: no similarities
+    pairs: Pairs | None                   # None: no transitions
+    similar: dict[str, sparse.csr_matrix]  # source -> (N, N) similarities of each item and its neighbours
 
     def matrix(self, settings: Settings) -> sparse.csr_matrix:
         """Return T + neighbour_weight * S, (N, N) float32.
@@ -21,14 +21,15 @@ class Weights(NamedTuple):
         T is the transition matrix, and S has the similarities, scaled to the same sum as T. If one of the parts is
         missing or empty, the result is the other part.
         """
+        similar = self.similar.get(settings.neighbours_from)
         if self.pairs is None:
-            assert self.similar is not None
-            return self.similar
+            assert similar is not None
+            return similar
         transitions = self.pairs.matrix(settings.pair_distance, settings.distance_decay, settings.backward,
                                         settings.source_exponent, settings.popularity_exponent)
-        if self.similar is None or not self.similar.nnz or not settings.neighbour_weight:
+        if similar is None or not similar.nnz or not settings.neighbour_weight:
             return transitions
         if not transitions.nnz:
-            return self.similar
-        scale = settings.neighbour_weight * transitions.sum(dtype=np.float64) / self.similar.sum(dtype=np.float64)
-        return transitions + self.similar * np.float32(scale)
+            return similar
+        scale = settings.neighbour_weight * transitions.sum(dtype=np.float64) / similar.sum(dtype=np.float64)
+        return transitions + similar * np.float32(scale)

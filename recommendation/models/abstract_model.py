@@ -27,7 +27,7 @@ class Catalogue(NamedTuple):
     num_items: int
     codes: Tensor | None        # (N, L) int64 semantic IDs, all different; None if the model does not use semantic IDs
     codebook_sizes: list[int]   # one size per level
-    neighbours: ItemNeighbours | None = None  # None if the model does not use the content of the items
+    neighbours: dict[str, ItemNeighbours] | None = None  # source -> neighbours; None if the model does not use them
     group_of: np.ndarray | None = None  # (N,) number of the ID before disambiguation; None if no two items collide
 
 

@@ -28,7 +28,7 @@ NUM_EVENTS = 8_000         # a trial ranks at most this many validation events
 BLOCK_SCORES = 16_000_000  # scores that are computed at a time
 # The values of the settings that a model does not have. They also give the type of each setting.
 UNUSED = Settings(pair_distance=1, distance_decay=1.0, backward=0.0, source_exponent=0.0, popularity_exponent=0.0,
-                  neighbour_weight=0.0, num_newest=1, recency=1.0)
+                  neighbour_weight=0.0, num_newest=1, recency=1.0, neighbours_from="")
 
 
 class CountingModel(AbstractRecommender):
@@ -45,24 +45,27 @@ class CountingModel(AbstractRecommender):
     def __init__(self, config: dict, catalogue: Catalogue):
         super().__init__(config, catalogue)
         params = Params(config, self.name)
-        self.given = Settings(*(params.number_or_auto(key, type(unused)) if key in self.settings else unused
-                                for key, unused in UNUSED._asdict().items()))
+        self.given = UNUSED._replace(**{key: params.number_or_auto(key, type(getattr(UNUSED, key)))
+                                        for key in self.settings if key != "neighbours_from"})
+        if self.needs_neighbours:
+            self.given = self.given._replace(neighbours_from=None)
         self.num_trials = params.count("num_trials")
         self.all_items, self.unseen_items = Counts(catalogue.num_items), Counts(catalogue.num_items)
         self.chosen: Chosen | None = None
 
     def fit(self, sequences: list[Tensor], validation: HeldOut) -> bool:
         items, offsets = (part.cpu().numpy() for part in sequences)
-        distance, similar = 0, None
+        distance, similar = 0, {}
         if "pair_distance" in self.settings:
             distance = self._largest_distance(offsets)
         if self.needs_neighbours:
             assert self.catalogue.neighbours is not None, "the catalogue has no neighbours"
-            similar = as_matrix(*(part.cpu().numpy() for part in self.catalogue.neighbours))
+            similar = {source: as_matrix(*(part.cpu().numpy() for part in of_source))
+                       for source, of_source in self.catalogue.neighbours.items()}
         weights = self._weights(items, offsets, distance, similar)
         popularity = np.bincount(items, minlength=self.catalogue.num_items)
         folds = []
-        if None in self.given:
+        if None in self.given[:-1] or len(similar) > 1:
             held_out = Validation(*_at_most(NUM_EVENTS, *(part.cpu().numpy() for part in validation)), popularity)
             folds = [Fold(weights, held_out)]
             # A few hundred events would be too few to compare settings. So the last training events are a second fold.
@@ -72,14 +75,14 @@ class CountingModel(AbstractRecommender):
                                   np.bincount(earlier.items, minlength=len(popularity)))
                 folds.append(Fold(self._weights(earlier.items, earlier.offsets, distance, similar), last))
         num_trials = self.num_trials if any(len(fold.held_out.ends) for fold in folds) else 0
-        self.chosen = choose_settings(self.given, num_trials, distance, lambda settings: mean_ndcg(folds, settings),
-                                      f"search {self.name}")
+        self.chosen = choose_settings(self.given, num_trials, distance, list(similar),
+                                      lambda settings: mean_ndcg(folds, settings), f"search {self.name}")
         for counts, chosen in zip((self.all_items, self.unseen_items), self.chosen[:2], strict=True):
             counts.fill(weights.matrix(chosen), popularity, chosen.num_newest, chosen.recency)
         return True
 
     def _weights(self, items: np.ndarray, offsets: np.ndarray, distance: int,
-                 similar: sparse.csr_matrix | None) -> Weights:
+                 similar: dict[str, sparse.csr_matrix]) -> Weights:
         return Weights(count_pairs(items, offsets, self.catalogue.num_items, distance) if distance else None, similar)
 
     def _largest_distance(self, offsets: np.ndarray) -> int:

@@ -63,7 +63,7 @@ def catalogue_for(model_class, of: Catalogue) -> Catalogue:
     """The parts of a catalogue that a model uses. Items with similar indices are neighbours."""
     angle = np.arange(of.num_items) / of.num_items
     found = neighbours_of_vectors(np.stack([np.cos(angle), np.sin(angle)], axis=1))
-    neighbours = ItemNeighbours(*map(torch.from_numpy, found)) if model_class.needs_neighbours else None
+    neighbours = {"td": ItemNeighbours(*map(torch.from_numpy, found))} if model_class.needs_neighbours else None
     return of._replace(neighbours=neighbours) if model_class.needs_codes else Catalogue(of.num_items, None, [],
                                                                                         neighbours)
 

@@ -12,7 +12,7 @@ from recommendation.models import find_class, names
 from recommendation.models.abstract_model import PADDING
 from recommendation.options import read_flags
 from recommendation.recommender import Recommender
-from recommendation.runs import Choice, load_recommender, neighbours_from
+from recommendation.runs import Choice, load_recommender, neighbour_sources
 from tests.errors import refused
 
 from .test_pipeline import HISTORIES, RAW_ITEMS
@@ -108,11 +108,13 @@ def test_one_flag_selects_the_source_of_neighbours(flags, tmp_path):
     folder = DatasetFolder(tmp_path, "tiny")
     folder.path.mkdir()
     _, config = read_flags([*flags, "--neighbours_from=cf"])
-    assert neighbours_from(config, folder) == "cf"
-    assert neighbours_from(read_flags(flags)[1], folder) == "tfidf"
-    folder.embeddings("td").touch()
-    assert neighbours_from(read_flags(flags)[1], folder) == "td"
-    assert neighbours_from(read_flags([*flags, "--neighbours_from=tfidf"])[1], folder) == "tfidf"
+    assert neighbour_sources(config, folder) == ["cf"]
+    assert neighbour_sources(read_flags(flags)[1], folder) == ["tfidf"]
+    for suffix in ("cf", "td"):
+        folder.embeddings(suffix).touch()
+    assert neighbour_sources(read_flags(flags)[1], folder) == ["tfidf", "td"]
+    assert neighbour_sources(read_flags([*flags, "--neighbours_from=tfidf"])[1], folder) == ["tfidf"]
+    assert neighbour_sources(read_flags(["--model=transitions"])[1], folder) == []
 
 
 @pytest.mark.slow

@@ -10,5 +10,5 @@ class Neighbours(CountingModel):
     """
 
     name = "neighbours"
-    settings = ("num_newest", "recency")
+    settings = ("num_newest", "recency", "neighbours_from")
     needs_neighbours = True

@@ -15,31 +15,36 @@ ALL_AUTO = Settings(*[None] * len(Settings._fields))
 
 def quality(settings: Settings) -> tuple[float, float]:
     """A metric that is best for small distances if all items count, and for large weights of the neighbours if not."""
-    return -float(settings.pair_distance), float(settings.neighbour_weight) - abs(settings.recency - 0.3)
+    return (-float(settings.pair_distance),
+            float(settings.neighbour_weight) - abs(settings.recency - 0.3) + (settings.neighbours_from == "td"))
 
 
 def test_the_search_climbs_to_the_best_of_each_protocol():
     tried = []
-    found = choose_settings(ALL_AUTO, 200, 20, lambda settings: tried.append(settings) or quality(settings), "search")
+    found = choose_settings(ALL_AUTO, 200, 20, ["tfidf", "td"],
+                            lambda settings: tried.append(settings) or quality(settings), "search")
     assert found.all_items.pair_distance == 1
     assert (found.unseen_items.neighbour_weight, found.unseen_items.recency) == (4.0, 0.3)
+    assert found.unseen_items.neighbours_from == "td"
     assert len(tried) == len(set(tried)) == found.num_trials <= 200
-    assert all(value in values for settings in tried for value, values in zip(settings, GRID, strict=True))
-    assert found == choose_settings(ALL_AUTO, 200, 20, quality, "search")
+    assert all(value in values for settings in tried
+               for value, values in zip(settings[:-1], GRID[:-1], strict=True))
+    assert found == choose_settings(ALL_AUTO, 200, 20, ["tfidf", "td"], quality, "search")
 
 
 def test_fixed_settings_and_limits_are_kept():
     tried = []
     given = ALL_AUTO._replace(backward=0.123, num_newest=7)
-    found = choose_settings(given, 15, 2, lambda settings: tried.append(settings) or quality(settings), "search")
+    found = choose_settings(given, 15, 2, ["tfidf"],
+                            lambda settings: tried.append(settings) or quality(settings), "search")
     assert found.num_trials == len(tried) == 15
     assert {(settings.backward, settings.num_newest) for settings in tried} == {(0.123, 7)}
     assert max(settings.pair_distance for settings in tried) <= 2
 
 
 def test_fixed_settings_need_no_trial():
-    given = Settings(4, 0.1, 0.2, 0.3, 0.4, 0.5, 6, 0.7)
-    found = choose_settings(given, 40, 20, lambda settings: pytest.fail("a trial"), "search")
+    given = Settings(4, 0.1, 0.2, 0.3, 0.4, 0.5, 6, 0.7, "tfidf")
+    found = choose_settings(given, 40, 20, ["tfidf", "td"], lambda settings: pytest.fail("a trial"), "search")
     assert found == (given, given, 0)
 
 

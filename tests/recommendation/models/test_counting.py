@@ -33,7 +33,7 @@ def fitted(name: str, histories: list[list[int]], num_items: int, neighbours: It
     known = yaml.safe_load(config_path(name).read_text())[name]["model_params"]
     config = resolve(name, config_path(name), DEFAULTS, [(key, str(value)) for key, value in settings.items()
                                                          if key in known])
-    model = find_class(name)(config.for_model(), Catalogue(num_items, None, [], neighbours))
+    model = find_class(name)(config.for_model(), Catalogue(num_items, None, [], neighbours and {"td": neighbours}))
     sequences = leave_one_out(histories)
     assert model.fit(sequences.training_sequences(), sequences.validation_events())
     return model.eval()
@@ -50,6 +50,17 @@ def test_transitions_by_hand():
     ties = torch.tensor([2, 2, 1, 0, 0], dtype=torch.float64) * 5e-10
     expected = torch.tensor([[0, 1.5, 0, 0, 0], [1, 0.5, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.float64)
     assert torch.allclose(scores, expected + ties, rtol=0, atol=1e-12)
+
+
+def test_the_better_source_of_neighbours_is_chosen():
+    histories = [[item, (item + 1) % 6, (item + 2) % 6, (item + 3) % 6] for item in range(6)]
+    config = resolve("neighbours", config_path("neighbours"), DEFAULTS, [("num_newest", "1")])
+    sources = {"tfidf": one_neighbour(5, 0, 1, 2, 3, 4), "td": one_neighbour(1, 2, 3, 4, 5, 0)}
+    model = find_class("neighbours")(config.for_model(), Catalogue(6, None, [], sources))
+    sequences = leave_one_out(histories)
+    model.fit(sequences.training_sequences(), sequences.validation_events())
+    assert {found["neighbours_from"] for found in model.properties()["settings"].values()} == {"td"}
+    assert model.recommend(windows_of([3]), 1).items.tolist() == [[4]]
 
 
 def test_equal_scores_are_ordered_by_popularity():
@@ -151,7 +162,7 @@ def test_neighbours_come_from_an_embedding(train):
     angle = np.arange(len(RAW_ITEMS)) / len(RAW_ITEMS)
     vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     save_array(folder.embeddings("cf"), vectors, {"inputs": {}, "items_sha256": ITEMS_SHA256})
-    source = load_source(folder, Choice("neighbours"), "cf")
+    source = load_source(folder, Choice("neighbours"), ["cf"])
     assert load_neighbours(folder, "cf").items[0, :2].tolist() == [1, 2]
     assert source.inputs.keys() == {"interactions.parquet", "Tiny.emb-cf.npy"}
     assert content_inputs(folder, source.inputs).keys() == {"Tiny.emb-cf.npy"}
