@@ -3,9 +3,10 @@
 #
 #     DATA_ROOT=DIR RUN_ROOT=DIR OUT=benchmarks/results/recommenders.json bash benchmarks/recommenders.sh ml-100k
 #
-# DATA_ROOT must have the dataset and the semantic IDs that the flags name: rqvae on fused-concat (td and cf, weights 1
-# and 2) with 64 codes and the tag 64 for ml-100k, and opq for the other datasets. One row takes 3 to 40 minutes on one
-# core; two commands with different datasets can run side by side.
+# DATA_ROOT must have the dataset, its embedding td, and the semantic IDs that the flags name: for ml-100k, rqvae on
+# fused-concat (td and cf, weights 1 and 2) with 64 codes and the tag 64; for the other datasets, opq on td or on
+# fused-concat (td and cf). One row takes 3 to 40 minutes on one core; commands with different datasets can run side by
+# side.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -14,15 +15,14 @@ rows() {
     python benchmarks/recommenders.py --dataset "$dataset" --data_root "${DATA_ROOT:-data}" \
         --run_root "${RUN_ROOT:-runs}" --out "${OUT:-benchmarks/results/recommenders.json}" "$@"
 }
-rows --seeds 0 popularity markov transitions neighbours counting
+rows --seeds 0 popularity markov transitions neighbours counting "counting --neighbours_from tfidf"
 taught="--prior counting --teacher transitions"
 case $dataset in
 ml-100k)
     codes="--embedding_suffix fused-concat --tag 64"
     rows --seeds 0,1,2 "sasrec --max_steps 4000 --prior counting" "sasrec --max_steps 4000 $taught --teacher_weight 0.8" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
-        "encoder_decoder $codes --max_steps 15000 --patience null --prior counting" \
-        "encoder_decoder $codes --teacher transitions" \
+        "encoder_decoder $codes" "encoder_decoder $codes --teacher transitions" \
         "encoder_decoder $codes --encoder_positions code" "decoder_only $codes --prior counting" \
         "encoder_retrieve --quantizer_name opq --prior counting" "encoder_retrieve --quantizer_name opq $taught"
     ;;

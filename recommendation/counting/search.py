@@ -88,9 +88,15 @@ def best_of(tried: dict[Settings, tuple[float, float]], protocol: int) -> Settin
 
 
 def single_moves(settings: Settings, grid: list[list]) -> list[Settings]:
-    """Return the settings that differ from `settings` by one step of one setting."""
-    moves = []
-    for name, before, values in zip(Settings._fields, settings, grid, strict=True):
+    """Return the settings that differ from `settings` by one step of one setting.
+
+    If neighbours have no weight, another source of neighbours has an effect only together with the smallest weight.
+    """
+    weights = grid[Settings._fields.index("neighbour_weight")]
+    weight = settings.neighbour_weight or min(weights, key=lambda value: (value == 0, value))
+    moves = [settings._replace(neighbours_from=source, neighbour_weight=weight)
+             for source in grid[-1] if source != settings.neighbours_from]
+    for name, before, values in zip(Settings._fields[:-1], settings[:-1], grid[:-1], strict=True):
         place = values.index(before)
         moves += [settings._replace(**{name: value})
                   for value in values[max(place - 1, 0):place] + values[place + 1:place + 2]]

@@ -18,8 +18,8 @@ from tests.errors import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_AT_MOST = 120.0
-# The modules of the commands, and modules that they import only when they need them.
-# Modules that the commands import when they need them. The last one takes seconds, so it is imported for its user only.
+# The modules of the commands, and modules that they import only when they need them. FOR_T5 takes seconds, so it is
+# imported for its user only.
 PRELOADED = ("quantization.pipeline", "quantization.export", "quantization.compare", "quantization.inspection.page",
              "recommendation.pipeline", "recommendation.recommender", "recommendation.results", "torch._dynamo",
              "sklearn.decomposition", "sklearn.feature_extraction.text")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from recommendation.counting import validation
-from recommendation.counting.search import GRID, Settings, choose_settings
+from recommendation.counting.search import GRID, Settings, choose_settings, single_moves
 from recommendation.counting.validation import Validation, hold_out_last
 
 ALL_AUTO = Settings(*[None] * len(Settings._fields))
@@ -30,6 +30,15 @@ def test_the_search_climbs_to_the_best_of_each_protocol():
     assert all(value in values for settings in tried
                for value, values in zip(settings[:-1], GRID[:-1], strict=True))
     assert found == choose_settings(ALL_AUTO, 200, 20, ["tfidf", "td"], quality, "search")
+
+
+def test_a_move_to_another_source_gives_its_neighbours_a_weight():
+    grid = [[value] for value in (4, 0.1, 0.2, 0.3, 0.4)] + [[0.0, 0.1, 0.3], [6], [0.7], ["tfidf", "td"]]
+    without = Settings(4, 0.1, 0.2, 0.3, 0.4, 0.0, 6, 0.7, "tfidf")
+    other = without._replace(neighbours_from="td")
+    assert single_moves(without, grid) == [other._replace(neighbour_weight=0.1),
+                                           without._replace(neighbour_weight=0.1)]
+    assert other._replace(neighbour_weight=0.3) in single_moves(without._replace(neighbour_weight=0.3), grid)
 
 
 def test_fixed_settings_and_limits_are_kept():
