@@ -27,7 +27,6 @@ from common.device import resolve_device
 from common.errors import ArtifactError, ConfigError, DataError, closest, nearest, one_line
 from common.reading import AMOUNT, COUNT, SHARE, WHY, Record, read_record, shortened
 from common.run import latest_run, read_config, read_finished
-from recommendation.counting.neighbours import neighbours_of_texts, neighbours_of_vectors
 from recommendation.metrics import METRICS, PROTOCOLS, RANKERS, SORTED_BY
 from recommendation.models import DEFAULTS, code_of, find_class, make_baseline, names, uses_neighbours
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue, ItemNeighbours
@@ -138,6 +137,8 @@ def load_neighbours(folder: DatasetFolder, source: str) -> ItemNeighbours:
 
     Raises DataError if the items or the embedding are missing. Raises ArtifactError if they are stale.
     """
+    from recommendation.counting.neighbours import neighbours_of_texts, neighbours_of_vectors  # imports scipy
+
     if source == TFIDF:
         found = neighbours_of_texts([text or "" for text in load_items(folder)["text"]])
     else:
