@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from common.progress import Progress
+
 # N items, G neighbours of an item, D dimensions of an embedding, R rows of a block
 
 NUM_NEAREST = 30
@@ -58,13 +60,15 @@ def _nearest(cosines: Block, num_items: int) -> tuple[np.ndarray, np.ndarray]:
     items = np.zeros((num_items, num_nearest), np.int64)
     weights = np.zeros(items.shape, np.float32)
     step = max(BLOCK_CELLS // num_items, 1)
-    for first in range(0, num_items if num_nearest else 0, step):
-        end = min(first + step, num_items)
-        cosine = cosines(first, end)
-        cosine[np.arange(end - first), np.arange(first, end)] = -np.inf  # an item is not its own neighbour
-        # `topk` is much faster here than `np.argpartition`, because most of the cosines are 0.
-        best, found = torch.from_numpy(cosine).topk(num_nearest, dim=1)
-        items[first:end], weights[first:end] = found.numpy(), best.clamp(min=0).square().numpy()
+    with Progress("nearest neighbours", num_items, "items", kept=False) as progress:
+        for first in range(0, num_items if num_nearest else 0, step):
+            end = min(first + step, num_items)
+            cosine = cosines(first, end)
+            cosine[np.arange(end - first), np.arange(first, end)] = -np.inf  # an item is not its own neighbour
+            # `topk` is much faster here than `np.argpartition`, because most of the cosines are 0.
+            best, found = torch.from_numpy(cosine).topk(num_nearest, dim=1)
+            items[first:end], weights[first:end] = found.numpy(), best.clamp(min=0).square().numpy()
+            progress.update(end - first)
     return items, weights
 
 
