@@ -9,6 +9,8 @@ import argparse
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent)
@@ -16,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parent)
 # The import path must be set before these imports.
 from common.cli import ROOT, Parser, add_shared_flags, check_name, given_flags, parse  # noqa: E402
 from common.command import run_command  # noqa: E402
-from common.errors import ConfigError, nearest  # noqa: E402
+from common.errors import ConfigError  # noqa: E402
 from common.output import flush, show  # noqa: E402
 from common.steps import Step, module, run_steps, script  # noqa: E402
 
@@ -49,7 +51,8 @@ def make_parser() -> Parser:
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="the folder with the runs")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
                         help=f"the quantizer: one of {', '.join(quantizers.names())}")
-    baselines = " and ".join(recommenders.baselines())
+    *first, last = recommenders.baselines()
+    baselines = f"{', '.join(first)} and {last}"
     parser.add_argument("--model", default="encoder_decoder", metavar="M",
                         help=f"the recommender: one of {', '.join(recommenders.names())}; {baselines} always run too")
     parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false|auto",
@@ -77,7 +80,8 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     options = resolve_options(args)
     if use_source_defaults(options.process.config, args):
         options = resolve_options(args)
-    keys = split_keys(args)
+    baselines = [name for name in recommenders.baselines() if name != args.model]
+    keys = split_keys(args, baselines)
     data_flags = make_data_parser("").destinations()
     steps = plan_data(options, given_flags(parser, args, data_flags))
     if options.check:
@@ -93,8 +97,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     codes = ["--quantizer_name", args.quantizer_name, "--embedding_suffix", options.suffix]
     training = [*codes, *shared, *given_flags(parser, args, {"force", "seed", "device"})]
     listed = ["--run_list", str(run_list)]
-    models = {",".join(name for name in recommenders.baselines() if name != args.model): "baselines",
-              args.model: "recommendation"}
+    models = {",".join(baselines): "baselines", args.model: "recommendation"}
     return [
         *steps,
         Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training,
@@ -122,53 +125,78 @@ def use_source_defaults(source: dict, args: argparse.Namespace) -> bool:
     return bool(defaults)
 
 
-def split_keys(args: argparse.Namespace) -> dict[str, list[tuple[str, str]]]:
+def split_keys(args: argparse.Namespace, baselines: list[str]) -> dict[str, list[tuple[str, str]]]:
     """Group the configuration keys of the command line by what they apply to.
 
+    baselines: names of the baselines that run in addition to the model
+
     Returns a dict with three lists of `(key, text)` pairs: for the quantizer ("quantization"), for the model
-    ("recommendation"), and for the baselines that always run ("baselines"). Raises ConfigError if a key is unknown, if
-    both stages have it, or if its value is wrong.
+    ("recommendation"), and for the baselines ("baselines"). Raises ConfigError if a key is unknown, if both stages have
+    it, or if its value is wrong.
     """
-    from common.config import resolve
     from quantization import models as quantizers
     from recommendation import models as recommenders
+    from recommendation.options import check_training
 
-    def yamls(stage, name: str):
-        return name, stage.config_path(name), stage.DEFAULTS
+    model, *others = (_config(recommenders, name) for name in (args.model, *baselines))
+    given = _keys_of_stages(args, {"quantization": [_config(quantizers, args.quantizer_name)],
+                                   "recommendation": [model, *others]})
+    with _naming_stage("quantization", args.overrides):
+        _config(quantizers, args.quantizer_name, given["quantization"])
+    with _naming_stage("recommendation", args.overrides):
+        model = _config(recommenders, args.model, [pair for pair in given["recommendation"] if model.has_key(pair[0])])
+        of_baselines = [pair for pair in given["recommendation"]
+                        if any(recommenders.applies(config, pair[0]) for config in others)]
+        # The model would refuse a key that has an effect only on baselines.
+        of_model = [pair for pair in given["recommendation"]
+                    if recommenders.applies(model, pair[0]) or pair not in of_baselines]
+        check_training(_config(recommenders, args.model, of_model), None)
+    return {"quantization": given["quantization"], "recommendation": of_model, "baselines": of_baselines}
 
-    stages = {"quantization": yamls(quantizers, args.quantizer_name), "recommendation": yamls(recommenders, args.model)}
-    configs = {stage: resolve(*of_stage, []) for stage, of_stage in stages.items()}
-    keys: dict[str, list[tuple[str, str]]] = {stage: [] for stage in stages}
+
+def _config(stage, name: str, keys: list[tuple[str, str]] | None = None):
+    """Return the configuration of a model; `stage` is the module quantization.models or recommendation.models."""
+    from common.config import resolve
+
+    return resolve(name, stage.config_path(name), stage.DEFAULTS, keys or [])
+
+
+def _keys_of_stages(args: argparse.Namespace, configs: dict[str, list]) -> dict[str, list[tuple[str, str]]]:
+    """Return the `(key, text)` pairs of each stage, without the name of the stage.
+
+    configs: stage -> configurations of the models that run
+
+    Raises ConfigError if no stage or both stages have a key.
+    """
+    from recommendation.options import unknown_key
+
+    given: dict[str, list[tuple[str, str]]] = {stage: [] for stage in configs}
     for key, text in args.overrides:
         stage, _, own = key.partition(".")
-        if stage not in stages:
-            found, own = [stage for stage, config in configs.items() if config.has_key(key)], key
+        if stage not in configs:
+            found, own = [stage for stage, of_stage in configs.items()
+                          if any(config.has_key(key) for config in of_stage)], key
             if len(found) > 1:
                 raise ConfigError(f"--{key}", "is ambiguous: both stages have this key",
                                   fix="use " + " or ".join(f"--{stage}.{key}" for stage in found))
             if not found:
-                known = {name for config in configs.values() for name in config.leaf_names()} | set(args.flags)
-                raise ConfigError(f"--{key}", "unknown flag or configuration key", nearest(key, sorted(known)))
+                raise unknown_key(key, [of_stage[0] for of_stage in configs.values()], args.flags)
             [stage] = found
-        keys[stage].append((own, text))
-    for stage, of_stage in stages.items():
-        try:
-            resolve(*of_stage, keys[stage])
-        except ConfigError as error:
-            raise _with_stage(error, stage, args.overrides) from error
-    keys["baselines"] = [(key, text) for key, text in keys["recommendation"]
-                         if any(resolve(*yamls(recommenders, name), []).has_key(key)
-                                for name in recommenders.baselines() if name != args.model)]
-    return keys
+        given[stage].append((own, text))
+    return given
 
 
-def _with_stage(error: ConfigError, stage: str, overrides: list[tuple[str, str]]) -> ConfigError:
-    """Return the error with the flag that the user wrote, for example --recommendation.lr instead of --lr."""
-    flag = str(error.where)
-    key = f"{stage}.{flag.removeprefix('--')}"
-    if key not in dict(overrides):
-        return error
-    return ConfigError(f"--{key}", error.what, error.why, re.sub("--(?!help)", f"--{stage}.", error.fix))
+@contextmanager
+def _naming_stage(stage: str, overrides: list[tuple[str, str]]) -> Iterator[None]:
+    """In a ConfigError, name the flag as the user wrote it, for example --recommendation.lr instead of --lr."""
+    try:
+        yield
+    except ConfigError as error:
+        flag = str(error.where)
+        key = f"{stage}.{flag.removeprefix('--')}"
+        if key not in dict(overrides):
+            raise
+        raise ConfigError(f"--{key}", error.what, error.why, re.sub("--(?!help)", f"--{stage}.", error.fix)) from error
 
 
 def as_flags(keys: list[tuple[str, str]]) -> list[str]:
@@ -180,11 +208,9 @@ def _other_suffixes(quantizer_name: str, suffix: str, keys: list[tuple[str, str]
 
     Raises an error if the quantizer needs another file, such as imported IDs, and this file does not exist.
     """
-    from common.config import resolve
-    from quantization.models import DEFAULTS, config_path, find_class
+    from quantization import models
 
-    config = resolve(quantizer_name, config_path(quantizer_name), DEFAULTS, keys)
-    quantizer = find_class(quantizer_name)
+    config, quantizer = _config(models, quantizer_name, keys), models.find_class(quantizer_name)
     quantizer.other_files(config.values)
     return [other for other in quantizer.embedding_suffixes(config.values, suffix) if other != suffix]
 

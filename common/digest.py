@@ -12,11 +12,12 @@ from common.cli import ROOT
 
 TRAINING = ("trainer.py", "dataset.py", "batches.py", "shapes.py", "training.py", "optimization.py")
 
-def code_digest(model: Path, stage: Path) -> str:
+def code_digest(model: Path, stage: Path, settings: str = "") -> str:
     """Return a digest (16 hexadecimal digits) of the code that trains a model.
 
     model: the path of the model's file
     stage: the path of the stage's folder
+    settings: a text that the digest covers too
 
     The digest covers the model's file, all files of the stage that it imports (directly or indirectly), and the files
     `TRAINING` of the stage and of `common`. It ignores comments, docstrings and layout.
@@ -30,7 +31,7 @@ def code_digest(model: Path, stage: Path) -> str:
             parsed[path] = _parse(path.read_text(encoding="utf-8"))
             waiting += _files(parsed[path].imports, path, stage)
     parts = ", ".join(f"[{json.dumps(path.name)}, {parsed[path].tree}]" for path in sorted(parsed))
-    return hashlib.sha256(f"[{parts}]".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"[{parts}]{settings}".encode()).hexdigest()[:16]
 
 
 class _Parsed(NamedTuple):

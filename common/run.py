@@ -283,15 +283,20 @@ class RunLog(logging.FileHandler):
         super().handleError(record)
 
 
-def log_to(path: Path) -> None:
-    """Write the log to the file `path` from now on. Close the log file of an earlier run."""
+def end_log() -> None:
+    """Close the log file of an earlier run of this process."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, RunLog)]:
         root.removeHandler(handler)
         handler.close()
+
+
+def log_to(path: Path) -> None:
+    """Write the log to the file `path` from now on."""
+    end_log()
     handler = RunLog(path, encoding="utf-8", errors="backslashreplace")  # a path in the log may not be UTF-8
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root.addHandler(handler)
+    logging.getLogger().addHandler(handler)
 
 
 def save_comparison(folder: Path, text: str, csv: str) -> str:

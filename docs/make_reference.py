@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -82,7 +83,10 @@ def _keys(path: Path) -> list[str]:
     note = [line.lstrip("# ") for line in lines[:first]]
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for key, value in _leaves(values):
-        comment = lines[int(origins[key].rpartition(":")[2]) - 1].partition(" # ")[2]
+        place = int(origins[key].rpartition(":")[2]) - 1
+        # A long comment continues in the next lines, which are indented.
+        more = takewhile(lambda line: line.startswith("     ") and line.lstrip().startswith("# "), lines[place + 1:])
+        comment = " ".join([lines[place].partition(" # ")[2].strip(), *(line.strip("# ") for line in more)])
         rows.append(f"| `{key}` | `{_cell(_yaml(value))}` | {_prose(comment)} |")
     return [f"### `{path.relative_to(ROOT)}`\n", *note, "", *rows, ""]
 

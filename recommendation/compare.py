@@ -22,7 +22,7 @@ from recommendation.metrics import (
 )
 from recommendation.models import DEFAULTS, baselines, config_path
 from recommendation.results import label_of, mean_cell
-from recommendation.runs import NO_CODES, Choice, FinishedRun, read_ranks, read_run
+from recommendation.runs import AUTO, NO_CODES, Choice, FinishedRun, read_ranks, read_run
 
 # R rows of a table, B test targets
 
@@ -34,8 +34,8 @@ NOTES = ("Each row ranks the items of the whole catalogue. The rows are sorted b
          "baseline, with the standard error of the paired difference over the targets. `trials` is the number of "
          "settings that were tried for the model. `training` is the training time in minutes. `users/s` is the number "
          "of lists per second in the test. `settings` lists the keys that differ from the model's config.yaml. "
-         "`from_t5` means that the model was initialized from a T5. `earlier codes` means that the semantic IDs have "
-         "changed since the run.")
+         "`from_t5` means that the model was initialized from a T5. `earlier codes`, `earlier texts` and `earlier "
+         "embedding` mean that these have changed since the run.")
 CODE_NOTES = (" A code hit is a recommended item with the semantic ID of the target before disambiguation. Some papers "
               "count code hits; they are never lower than item hits.")
 
@@ -105,9 +105,18 @@ def _finished(parent: Path, folder: DatasetFolder) -> list[FinishedRun]:
     """Return all readable finished runs, the oldest first."""
     finished = sorted(parent.glob("*/*/*/finished.json"), key=lambda path: (path.stat().st_mtime_ns, path))
     runs = list(read_runs((path.parent for path in finished), _read_run_and_ranks).values())
-    current = {name: _sha256(folder.path / f"{folder.name}.codes-{name}.npy") for name in {run.variant for run in runs}}
-    return [run._replace(has_current_codes=run.variant == NO_CODES or current[run.variant] in run.inputs.values())
-            for run in runs]
+    names = {name for run in runs for name in run.inputs if _part_of_dataset(folder, name)}
+    current = {name: _sha256(folder.path / name) for name in names}
+    return [run._replace(changed=[_part_of_dataset(folder, name) for name, sha256 in run.inputs.items()
+                                  if name in current and current[name] != sha256]) for run in runs]
+
+
+def _part_of_dataset(folder: DatasetFolder, name: str) -> str:
+    """Return what an input file of a run has: texts, codes or an embedding. Return "" for another file."""
+    if name == folder.items.name:
+        return "texts"
+    kind = name.removeprefix(f"{folder.name}.").partition("-")[0]
+    return {"codes": "codes", "emb": "embedding"}.get(kind, "")
 
 
 def _read_run_and_ranks(folder: Path) -> FinishedRun:
@@ -209,8 +218,8 @@ def _cell(tests: list[dict], name: str) -> str:
 def settings(run: FinishedRun) -> str:
     """Return a text with the settings of a run that differ from the model's YAML, such as `lr=0.003 d_model=64`.
 
-    The text also has the weights of a prior, `from_t5` if the model was initialized from a T5, and `earlier codes` if
-    the semantic IDs have changed since the run.
+    The text also has the sources of neighbours, the weights of a prior, `from_t5` if the model was initialized from a
+    T5, and what has changed in the dataset since the run.
     """
     own = flat(run.config[run.model])
     try:
@@ -219,8 +228,10 @@ def settings(run: FinishedRun) -> str:
         defaults = own
     changed = [f"{key.split('.')[-1]}={own[key]}" for key in own if own[key] != defaults.get(key)]
     weights = [f"weight({protocol})={weight:g}" for protocol, weight in run.metrics.get("weights", {}).items()]
+    if own.get("training_params.neighbours_from") == AUTO and (sources := run.neighbour_sources):
+        changed.append(f"neighbours_from={AUTO}({','.join(sources)})")
     from_t5 = any(name.startswith("from_t5/") for name in run.inputs)
-    origin = [word for word, holds in (("from_t5", from_t5), ("earlier codes", not run.has_current_codes)) if holds]
+    origin = ["from_t5"] * from_t5 + [f"earlier {part}" for part in run.changed]
     return one_line(" ".join(changed + weights + origin))
 
 

@@ -14,7 +14,11 @@ log = logging.getLogger("recommendation")
 def main(argv: list[str]) -> None:
     from recommendation.options import read_flags, split_models
 
-    jobs = [(*read_flags(own), own) for own in split_models(argv)]  # check all flags before the first training
+    jobs = [(*read_flags(own), own) for own in split_models(argv)]  # check the flags of all models first
+
+    from common.run import log_to_console
+
+    log_to_console()
     for job in jobs:
         run(*job)
 
@@ -31,10 +35,8 @@ def run(args, config, argv: list[str]) -> None:
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
 
-    from common.run import log_to_console
     from recommendation.runs import Choice
 
-    log_to_console()
     choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
     command = command_line("python recommendation/main.py", without_run_list(argv))
     if args.compare:

@@ -1,6 +1,7 @@
 """The command-line flags of recommendation/main.py. This module does not import torch."""
 
 import argparse
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from common.errors import ConfigError, nearest
 from common.targets import check_new_folder, check_target
 from recommendation import metrics
 from recommendation.export.t5 import check_t5_flags
-from recommendation.models import DEFAULTS, config_path, names, uses_neighbours
+from recommendation.models import DEFAULTS, applies, config_path, names, uses_neighbours
 
 
 def split_models(argv: list[str]) -> list[list[str]]:
     """Return the command line of each model in `--model A,B`. A command line with one model is returned as it is.
 
-    Each model gets the configuration keys that it has. Raises ConfigError if no model has one of the keys.
+    Each model gets the configuration keys that have an effect on it. Raises ConfigError if a key has no effect on any
+    of the models.
     """
     models = cli.value_of(argv, ("--model",), "").split(",")
     if len(models) == 1:
@@ -29,14 +31,27 @@ def split_models(argv: list[str]) -> list[list[str]]:
         if getattr(args, flag) is not None:
             raise ConfigError(f"--{flag}", "cannot be combined with several models", "It belongs to one model",
                               "name one model")
-    configs = {name: resolve(name, config_path(name), DEFAULTS, []) for name in models}
+    configs = {}
+    for name in models:
+        config = resolve(name, config_path(name), DEFAULTS, [])
+        own = [(key, text) for key, text in args.overrides if config.has_key(key)]
+        configs[name] = resolve(name, config_path(name), DEFAULTS, own)
     for key, _ in args.overrides:
-        if not any(config.has_key(key) for config in configs.values()):
-            known = {leaf for config in configs.values() for leaf in config.leaf_names()} | set(args.flags)
-            raise ConfigError(f"--{key}", "unknown flag or configuration key", nearest(key, sorted(known)))
+        if not any(applies(config, key) for config in configs.values()):
+            raise unknown_key(key, configs.values(), args.flags)
     flags = cli.given_flags(parser, args, parser.destinations() - {"model", "set"})
-    return [[f"--model={name}", *flags, *(f"--set={key}={text}" for key, text in args.overrides if config.has_key(key))]
+    return [[f"--model={name}", *flags,
+             *(f"--set={key}={text}" for key, text in args.overrides if applies(config, key))]
             for name, config in configs.items()]
+
+
+def unknown_key(key: str, configs: Collection[Config], flags: list[str]) -> ConfigError:
+    """Return the error for a key that has no effect on the models of these configurations."""
+    known = {leaf for config in configs for leaf in config.leaf_names()}
+    if key.rpartition(".")[2] in known:
+        return ConfigError(f"--{key}", f"has no effect on {', '.join(config.name for config in configs)}",
+                           fix="leave it out")
+    return ConfigError(f"--{key}", "unknown flag or configuration key", nearest(key, sorted({*known, *flags})))
 
 
 def read_flags(argv: list[str]) -> tuple[argparse.Namespace, Config]:
@@ -97,7 +112,7 @@ def make_parser(argv: list[str]) -> cli.Parser:
                         help="initialize encoder_decoder with the weights of the T5 model in DIR, then train it")
     parser.add_argument("--run", default=None, metavar="ID",
                         help="id of the finished run to export (default: the newest finished run)")
-    name = cli.value_of(argv, ("--model",), "encoder_decoder")
+    name = cli.value_of(argv, ("--model",), "encoder_decoder").split(",")[0]
     cli.help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
     return parser
 

@@ -16,7 +16,7 @@ from common.device import resolve_device
 from common.distributed import process_group
 from common.errors import DataError, UserError
 from common.publishing import write_text
-from common.run import Run
+from common.run import Run, end_log
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, cannot_rank, evaluate, selecting_protocol
 from recommendation.export.t5 import initialize_from_t5, t5_inputs
@@ -50,6 +50,7 @@ class Pipeline:
 
     def __init__(self, config: Config, folder: DatasetFolder, choice: Choice, run_root: Path, command: str,
                  from_t5: Path | None = None):
+        end_log()
         self.config, self.folder, self.from_t5 = config, folder, from_t5
         self.device = resolve_device(config["common"]["device"], config.origins["common.device"])
         self.model_class = find_class(config.name)

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import eq
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -99,8 +99,25 @@ def neighbour_sources(config: Config, folder: DatasetFolder) -> list[str]:
     value, path = str(config.training_params["neighbours_from"]), f"{config.name}.training_params.neighbours_from"
     check_name(config.origins.get(path, path), value)
     if value == AUTO:
-        return [TFIDF, *(suffix for suffix in folder.suffixes() if suffix == FLAGS["embedding_suffix"])]
+        return [TFIDF, *_usable_embedding(folder)]
+    if value not in (known := [TFIDF, *folder.suffixes()]):
+        make = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {value}{folder.root_flag}"
+        raise ConfigError(config.origins.get(path, path), f"the dataset has no embedding {value!r}",
+                          nearest(value, [AUTO, *known]), f"use another value, or make the embedding: {make}")
     return [value]
+
+
+def _usable_embedding(folder: DatasetFolder) -> list[str]:
+    """Return the suffix of the default embedding if the dataset has it and it is current, otherwise no suffix."""
+    suffix = FLAGS["embedding_suffix"]
+    if suffix not in folder.suffixes():
+        return []
+    try:
+        load_meta(folder.embeddings(suffix), folder.make_command)
+    except ArtifactError as error:
+        log.warning("recommendation: items are compared by their texts only: %s", error)
+        return []
+    return [suffix]
 
 
 def load_source(folder: DatasetFolder, choice: Choice, sources: Iterable[str] = ()) -> Source:
@@ -135,7 +152,7 @@ def load_source(folder: DatasetFolder, choice: Choice, sources: Iterable[str] = 
 def load_neighbours(folder: DatasetFolder, source: str) -> ItemNeighbours:
     """Find the items with the most similar content, by their texts (`tfidf`) or by the embedding with this suffix.
 
-    Raises DataError if the items or the embedding are missing. Raises ArtifactError if they are stale.
+    Raises DataError if the items are missing. Raises ArtifactError if the items or the embedding are stale.
     """
     from recommendation.counting.neighbours import neighbours_of_texts, neighbours_of_vectors  # imports scipy
 
@@ -171,7 +188,7 @@ class FinishedRun(NamedTuple):
     command: str   # the command that trained the model
     seconds: float  # training time; NaN if it was not recorded
     users_per_second: float | None
-    has_current_codes: bool = True  # False if the semantic IDs have changed since the run
+    changed: Sequence[str] = ()  # what has changed in the dataset since the run: codes, texts, embedding
     ranks: dict[str, dict[str, np.ndarray]] | None = None  # the result of `read_ranks`; None if it was not read
 
     @property
@@ -187,6 +204,12 @@ class FinishedRun(NamedTuple):
     def prior(self) -> str:
         """The name of the prior, or `none`."""
         return self.config[self.model]["training_params"]["prior"]
+
+    @property
+    def neighbour_sources(self) -> list[str]:
+        """The sources of neighbours, as in `neighbour_sources`."""
+        suffixes = [name.partition(".emb-")[2].removesuffix(".npy") for name in self.inputs if ".emb-" in name]
+        return [TFIDF] * ("items.parquet" in self.inputs) + suffixes
 
     def has_current_code(self) -> bool:
         """Return whether the code that trained the run is the current code."""

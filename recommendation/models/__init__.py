@@ -1,5 +1,6 @@
 """Find the recommenders. Each recommender is a folder models/<name>/ with model.py and config.yaml."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,13 @@ def uses_neighbours(config: Config) -> bool:
     return any("neighbours_from" in declared(name, config_path(name)).get("uses", []) for name in users)
 
 
+def applies(config: Config, key: str) -> bool:
+    """Return whether a configuration key has an effect on the recommender of this configuration."""
+    name = key.rpartition(".")[2]
+    return config.has_key(key) and not (name == "neighbours_from" and not uses_neighbours(config)
+                                        or name == "teacher_weight" and config.training_params["teacher"] == "none")
+
+
 def config_path(name: str, flag: str = "--model") -> Path:
     """Return the path of the recommender's YAML. Raises ConfigError if no recommender has this name."""
     if name not in names():
@@ -43,14 +51,24 @@ def model_path(name: str) -> Path:
 
 
 def code_of(name: str, prior: str, teacher: str) -> str:
-    """Return a digest of the code that trains the recommender `name`, with its prior and its teacher (or "none")."""
-    baselines = sorted({prior, teacher} & set(names()))
-    return "-".join(code_digest(model_path(model), MODELS.parent) for model in (name, *baselines))
+    """Return a digest of the code that trains the recommender `name`, with its prior and its teacher (or "none").
+
+    The digest also covers the settings of the prior and the teacher, because they come from the YAML of these models.
+    """
+    digests = [code_digest(model_path(name), MODELS.parent)]
+    for baseline in sorted({prior, teacher} & set(names())):
+        settings = json.dumps(_own_config(baseline)[baseline]["model_params"], sort_keys=True)
+        digests.append(code_digest(model_path(baseline), MODELS.parent, settings))
+    return "-".join(digests)
 
 
 def make_baseline(name: str, catalogue: "Catalogue") -> "AbstractRecommender":
     """Return the baseline `name` with the settings of its YAML, not yet fitted."""
-    return find_class(name)(resolve(name, config_path(name), DEFAULTS, []).for_model(), catalogue)
+    return find_class(name)(_own_config(name).for_model(), catalogue)
+
+
+def _own_config(name: str) -> Config:
+    return resolve(name, config_path(name), DEFAULTS, [])
 
 
 def find_class(name: str) -> type[Any]:

@@ -94,7 +94,8 @@ class AbstractRecommender(nn.Module, ABC):
     """
 
     needs_codes = True  # whether the model uses semantic IDs
-    # Whether the model uses the content of the items. If so, its YAML has `uses: [neighbours_from]`.
+    # Whether the model uses the content of the items. Only a model with `fit` can use it; its YAML must have
+    # `uses: [neighbours_from]`.
     needs_neighbours = False
 
     def __init__(self, config: dict, catalogue: Catalogue):

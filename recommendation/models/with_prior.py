@@ -11,7 +11,7 @@ from .abstract_model import AbstractRecommender, Recommendations, Windows
 
 LogProbabilities = Callable[[Windows, bool], Tensor]
 """A function of the histories that returns the log-probability of every item, (B, N). The second argument is whether
-the items of the history are excluded."""
+to use the settings for unseen items. The items of the history keep their probability."""
 
 
 class WithPrior(AbstractRecommender):

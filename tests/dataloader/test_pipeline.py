@@ -137,6 +137,22 @@ def test_the_source_has_defaults_for_the_whole_job(whole_job, tmp_path):
     assert not any(key in command for command in commands("--quantizer_name=rkmeans"))
 
 
+def test_a_key_of_the_baselines_is_not_passed_to_a_model_without_it(whole_job, tmp_path):
+    data = ["--data_root", str(tmp_path)]
+    made = {" ".join(command[:3]): command for command in whole_plan(whole_job, *data, "--model=sasrec",
+                                                                     "--neighbours_from=cf")}
+    key = "--set=neighbours_from=cf"
+    assert key in made["recommendation/main.py --model counting,markov,neighbours,popularity,transitions"]
+    assert key not in made["recommendation/main.py --model sasrec"]
+    assert sum(key in command for command in whole_plan(whole_job, *data, "--neighbours_from=cf")) == 2
+    with refused(ConfigError, "--teacher_weight"):
+        whole_plan(whole_job, *data, "--teacher_weight=0.3")
+    with refused(ConfigError, "--select_by"):
+        whole_plan(whole_job, *data, "--select_by=recal@10")
+    with refused(ConfigError, "--max_history", fix=["leave"]):
+        whole_plan(whole_job, *data, "--model=popularity", "--max_history=5")
+
+
 def test_a_key_of_both_stages_needs_its_stage(whole_job, tmp_path):
     with refused(ConfigError, "--max_steps", fix=["--quantization.max_steps", "--recommendation.max_steps"]):
         whole_plan(whole_job, "--data_root", str(tmp_path), "--max_steps=5")

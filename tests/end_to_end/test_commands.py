@@ -19,6 +19,8 @@ def test_the_whole_job_shows_its_results_and_titles(whole_run):
     assert lines_with(outcome.err, "[19445, 7050, 160792]")  # the numbers of the published dataset
     for model in ("popularity", "markov", "transitions", "neighbours", "counting", "encoder_decoder"):
         assert f"| {model}" in outcome.out
+    written = [line for line in outcome.out.splitlines() if " wrote " in line]
+    assert len(written) == len(set(written)) > 6  # the baselines share a process, but each line is printed once
     assert len(re.findall(r"^ +10\. ", outcome.out, re.MULTILINE)) == 3  # the tenth item of each example
     assert (tree.root / "runs/recommendation/Baby/report.md").read_text().strip() in outcome.out
     page = tree.root / "runs/quantization/Baby/rqvae-td/explain.html"

@@ -30,7 +30,9 @@ from tests.errors import refused
     (["--model=markov", "--max_history=5"], "--max_history", ["markov"], []),
     (["--model=markov,markov"], "--model", ["'markov'"], []),
     (["--model=markov,makov"], "--model makov", ["'markov'"], ["--model markov"]),
-    (["--model=markov,popularity", "--lr=1"], "--lr", [], []),
+    (["--model=markov,popularity", "--lr=1"], "--lr", ["markov, popularity"], ["leave"]),
+    (["--model=markov,popularity", "--kr=1"], "--kr", [], []),
+    (["--model=sasrec,markov", "--neighbours_from=cf"], "--neighbours_from", ["sasrec, markov"], ["leave"]),
     (["--model=markov,popularity", "--top_k=1"], "--top_k", [20], []),
     (["--model=markov,popularity", "--config=a.yaml"], "--config", [], []),
     (["--compare", "--model=sasrec"], "--compare", [], ["--model=sasrec"]),
@@ -48,6 +50,11 @@ def test_several_models_get_the_keys_that_they_have():
     shared = ["--force", "--run_list=a b"]
     assert split_models(words) == [["--model=markov", *shared, "--set=top_k=30"],
                                    ["--model=counting", *shared, "--set=neighbours_from=cf", "--set=top_k=30"]]
+    words = ["--model=sasrec,counting,encoder_decoder", "--neighbours_from=cf", "--teacher_weight=0.3",
+             "--teacher=counting"]
+    assert split_models(words[:2]) == [["--model=sasrec"], ["--model=counting", "--set=neighbours_from=cf"],
+                                          ["--model=encoder_decoder", "--set=neighbours_from=cf"]]
+    assert split_models(words)[0] == ["--model=sasrec", *(f"--set={word[2:]}" for word in words[1:])]
     assert split_models(["--model=markov", "--lr", "1"]) == [["--model=markov", "--lr", "1"]]
     assert split_models([]) == [[]]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.artifacts import DatasetFolder
+from common.artifacts import DatasetFolder, save_array
 from common.errors import ArtifactError, ConfigError
 from recommendation.models import find_class, names
 from recommendation.models.abstract_model import PADDING
@@ -104,17 +104,22 @@ def test_flags_without_effect_or_with_wrong_values_are_refused(flags, where):
 
 @pytest.mark.parametrize("flags", [["--model=neighbours"], ["--model=counting"], ["--model=sasrec", "--prior=counting"],
                                    ["--model=sasrec", "--teacher=counting"]])
-def test_one_flag_selects_the_source_of_neighbours(flags, tmp_path):
+def test_one_flag_selects_the_source_of_neighbours(flags, tmp_path, caplog):
     folder = DatasetFolder(tmp_path, "tiny")
     folder.path.mkdir()
     _, config = read_flags([*flags, "--neighbours_from=cf"])
-    assert neighbour_sources(config, folder) == ["cf"]
+    with refused(ConfigError, "--neighbours_from", names=["'cf'"], fix=["--suffix cf"]):
+        neighbour_sources(config, folder)
     assert neighbour_sources(read_flags(flags)[1], folder) == ["tfidf"]
     for suffix in ("cf", "td"):
-        folder.embeddings(suffix).touch()
+        save_array(folder.embeddings(suffix), np.ones((2, 2), np.float32), {"inputs": {}})
+    assert neighbour_sources(config, folder) == ["cf"]
     assert neighbour_sources(read_flags(flags)[1], folder) == ["tfidf", "td"]
     assert neighbour_sources(read_flags([*flags, "--neighbours_from=tfidf"])[1], folder) == ["tfidf"]
     assert neighbour_sources(read_flags(["--model=transitions"])[1], folder) == []
+    folder.embeddings("td").write_bytes(b"damaged")
+    assert neighbour_sources(read_flags(flags)[1], folder) == ["tfidf"]
+    assert str(folder.embeddings("td")) in caplog.text
 
 
 @pytest.mark.slow
