@@ -3,10 +3,11 @@
 #
 #     DATA_ROOT=DIR RUN_ROOT=DIR OUT=benchmarks/results/recommenders.json bash benchmarks/recommenders.sh ml-100k
 #
-# DATA_ROOT must have the dataset, its embedding td, and the semantic IDs that the flags name: for ml-100k, rqvae on
-# fused-concat (td and cf, weights 1 and 2) with 64 codes and the tag 64; for the other datasets, opq on td or on
-# fused-concat (td and cf). One row takes 3 to 40 minutes on one core; commands with different datasets can run side by
-# side.
+# DATA_ROOT must have the dataset, its embedding td, and the semantic IDs that the flags name:
+#   ml-100k: rqvae on fused-concat (td and cf, weights 1 and 2) with 64 codes and the tag 64; opq on td
+#   Industrial_and_Scientific: rqvae and opq on td
+#   Beauty, Toys_and_Games: opq on fused-concat (td and cf, equal weights)
+# One row takes 3 to 40 minutes on one core. Commands with different datasets can run side by side.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
