@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run all checks: setup -> ruff -> imports -> types -> pytest. Arguments go to pytest:  bash run_tests.sh -k markov
+# Run all checks: setup -> ruff -> imports -> types and pytest. Arguments go to pytest:  bash run_tests.sh -k markov
 # With --faults as the first argument, run only the long form of the fault tests (up to 20 minutes).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,5 +19,12 @@ if [ "${1:-}" = --faults ]; then
 fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())' --no-logo
-"$PYTHON" -m mypy
-exec "${tests[@]}" "$@"
+# The types are checked beside the tests, because that needs only one core.
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+"$PYTHON" -m mypy >"$types" 2>&1 &
+checker=$! code=0
+"${tests[@]}" "$@" || code=$?
+wait "$checker" || code=1
+cat "$types"
+exit "$code"

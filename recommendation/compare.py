@@ -33,7 +33,8 @@ NOTES = ("Each row ranks the items of the whole catalogue. The rows are sorted b
          "and `to baseline` are the differences of the test ndcg@10 to the first row and to the first row of a "
          "baseline, with the standard error of the paired difference over the targets. `trials` is the number of "
          "settings that were tried for the model. `training` is the training time in minutes. `users/s` is the number "
-         "of lists per second in the test. `settings` lists the keys that differ from the model's config.yaml. "
+         "of lists per second in the test. `settings` lists the keys that differ from the model's config.yaml, "
+         "the sources of neighbours that the search compared, and the weights of the prior. "
          "`from_t5` means that the model was initialized from a T5. `earlier codes`, `earlier texts` and `earlier "
          "embedding` mean that these have changed since the run.")
 CODE_NOTES = (" A code hit is a recommended item with the semantic ID of the target before disambiguation. Some papers "

@@ -62,9 +62,7 @@ def same_infinity(text: str) -> str:
     return text.lower().replace("1e400", "inf").replace("infinity", "inf")
 
 
-@pytest.mark.slow
-@FORMATS
-@pytest.mark.parametrize(("unit", "raw", "time"), [
+TIMES = [
     ("s", NOW, NOW), ("s", f"{NOW}.75", NOW + 0.75), ("s", 0, 0), ("s", "1.3935456e9", NOW),
     ("s", 4_102_444_800, 4_102_444_800), ("ms", NOW * 1000 + 7, NOW + 0.007), ("ms", f"{NOW * 1000}.5", NOW + 0.0005),
     ("us", NOW * 1_000_000 + 7, NOW + 0.000_007), ("day", 16_129, NOW), ("day", 16_129.25, NOW + 21_600),
@@ -77,12 +75,19 @@ def same_infinity(text: str) -> str:
     ("date", "2014022801", NOW + 3600), ("date", "201402280101", NOW + 3660), ("date", "20140228000001", NOW + 1),
     ("date", "20140228T000001Z", NOW + 1), ("date", "20140227T230001-0100", NOW + 1),
     ("date", "20140228 0001", NOW + 60),
-])
-def test_a_time_counts_in_its_unit_from_1970(tmp_path, write, unit, raw, time):
-    # A second, recent event, because a dataset of old times alone is refused.
-    other = {"date": "2014-03-01", "s": NOW, "ms": NOW * 1000, "us": NOW * 1_000_000, "day": 16_129}[unit]
-    assert events_of(write(tmp_path, [("a", "x", raw, 5), ("b", "y", other, 5)], "--time_unit", unit))[0] == (
-        "a", "x", time, 5.0)
+]
+
+
+@pytest.mark.slow
+@FORMATS
+@pytest.mark.parametrize(("unit", "kind"), sorted({(unit, type(raw).__name__) for unit, raw, _ in TIMES}))
+def test_times_count_in_their_unit_from_1970(tmp_path, write, unit, kind):
+    # The last, recent event is there because a dataset of old times alone is refused.
+    recent = {"date": "2014-03-01", "s": NOW, "ms": NOW * 1000, "us": NOW * 1_000_000, "day": 16_129}[unit]
+    times = [(raw, time) for of, raw, time in TIMES if (of, type(raw).__name__) == (unit, kind)]
+    events = [(f"user{number:02d}", "x", raw, 5) for number, (raw, _) in enumerate(times)]
+    found = events_of(write(tmp_path, [*events, ("v", "y", type(times[0][0])(recent), 5)], "--time_unit", unit))
+    assert found[:-1] == [(*event[:2], time, 5.0) for event, (_, time) in zip(events, times, strict=True)]
 
 
 @pytest.mark.slow
