@@ -151,6 +151,8 @@ def split_keys(args: argparse.Namespace, baselines: list[str]) -> dict[str, list
         of_model = [pair for pair in given["recommendation"]
                     if recommenders.applies(model, pair[0]) or pair not in of_baselines]
         check_training(_config(recommenders, args.model, of_model), None)
+        for config in others:
+            _config(recommenders, config.name, [pair for pair in of_baselines if config.has_key(pair[0])])
     return {"quantization": given["quantization"], "recommendation": of_model, "baselines": of_baselines}
 
 

@@ -19,7 +19,7 @@ if [ "${1:-}" = --faults ]; then
 fi
 "$PYTHON" -m ruff check .
 "$PYTHON" -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())' --no-logo
-# The types are checked beside the tests, because that needs only one core.
+# The types are checked while the tests run, because that needs only one core.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
 "$PYTHON" -m mypy >"$types" 2>&1 &

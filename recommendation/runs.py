@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from operator import eq
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -97,12 +98,13 @@ def neighbour_sources(config: Config, folder: DatasetFolder) -> list[str]:
     if not uses_neighbours(config):
         return []
     value, path = str(config.training_params["neighbours_from"]), f"{config.name}.training_params.neighbours_from"
-    check_name(config.origins.get(path, path), value)
+    where = config.origins.get(path, path)
+    check_name(where, value)
     if value == AUTO:
         return [TFIDF, *_usable_embedding(folder)]
     if value not in (known := [TFIDF, *folder.suffixes()]):
         make = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {value}{folder.root_flag}"
-        raise ConfigError(config.origins.get(path, path), f"the dataset has no embedding {value!r}",
+        raise ConfigError(where, f"the dataset has no embedding {value!r}",
                           nearest(value, [AUTO, *known]), f"use another value, or make the embedding: {make}")
     return [value]
 
@@ -152,8 +154,17 @@ def load_source(folder: DatasetFolder, choice: Choice, sources: Iterable[str] = 
 def load_neighbours(folder: DatasetFolder, source: str) -> ItemNeighbours:
     """Find the items with the most similar content, by their texts (`tfidf`) or by the embedding with this suffix.
 
+    The last results are kept, because the models of one command need the same neighbours.
+
     Raises DataError if the items are missing. Raises ArtifactError if the items or the embedding are stale.
     """
+    path = folder.items if source == TFIDF else folder.embeddings(source)
+    return _compute_neighbours(folder, source, content_inputs(folder, [path.name]).get(path.name))
+
+
+@lru_cache(maxsize=2)
+def _compute_neighbours(folder: DatasetFolder, source: str, sha256: str | None) -> ItemNeighbours:
+    """sha256: of the source's file, so that another content is not taken from the cache"""
     from recommendation.counting.neighbours import neighbours_of_texts, neighbours_of_vectors  # imports scipy
 
     if source == TFIDF:

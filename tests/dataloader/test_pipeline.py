@@ -147,6 +147,8 @@ def test_a_key_of_the_baselines_is_not_passed_to_a_model_without_it(whole_job, t
     assert sum(key in command for command in whole_plan(whole_job, *data, "--neighbours_from=cf")) == 2
     with refused(ConfigError, "--teacher_weight"):
         whole_plan(whole_job, *data, "--teacher_weight=0.3")
+    with refused(ConfigError, "--num_newest"):
+        whole_plan(whole_job, *data, "--num_newest=0")
     with refused(ConfigError, "--select_by"):
         whole_plan(whole_job, *data, "--select_by=recal@10")
     with refused(ConfigError, "--max_history", fix=["leave"]):
