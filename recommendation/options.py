@@ -11,7 +11,7 @@ from common.errors import ConfigError, nearest
 from common.targets import check_new_folder, check_target
 from recommendation import metrics
 from recommendation.export.t5 import check_t5_flags
-from recommendation.models import DEFAULTS, applies, config_path, names, uses_neighbours
+from recommendation.models import DEFAULTS, applies, config_path, names
 
 
 def split_models(argv: list[str]) -> list[list[str]]:
@@ -154,13 +154,11 @@ def check_training(config: Config, seeds: str | None) -> None:
 
 def check_baseline_keys(config: Config) -> None:
     """Raise ConfigError if a key of the prior or the teacher has no effect."""
-    params, origins = config.training_params, config.origins
-    for key, has_effect, why, flag in (
-            ("teacher_weight", params["teacher"] != "none", "The model has no teacher", "--teacher counting"),
-            ("neighbours_from", uses_neighbours(config), "The model, its prior and its teacher do not compare items",
-             "--prior counting")):
-        where = origins[f"{config.name}.training_params.{key}"]
-        if where.startswith("--") and not has_effect:
+    for key, why, flag in (
+            ("teacher_weight", "The model has no teacher", "--teacher counting"),
+            ("neighbours_from", "The model, its prior and its teacher do not compare items", "--prior counting")):
+        where = config.origins[f"{config.name}.training_params.{key}"]
+        if where.startswith("--") and not applies(config, key):
             raise ConfigError(where, "has no effect", why, f"add {flag}, or leave it out")
 
 
