@@ -25,8 +25,8 @@ from ..layers import (
 )
 from ..params import Params
 
-# B batch, W length of the longest window, M model width, L levels, C size of the largest codebook, N items, K beams,
-# G neighbors of an item in the graph
+# B batch, W length of the longest window, P positions, M model width, L levels, C size of the largest codebook,
+# N items, K beams, G neighbors of an item in the graph
 
 ROW_BYTES = 2**28  # maximum memory for similarities while the graph is built
 CACHED_ROWS = 64   # maximum items per step on the CPU; such small steps fit into the CPU cache and are twice as fast
@@ -91,12 +91,18 @@ class EncoderRetrieve(AbstractRecommender):
 
         With `normalize_over: codebook`, this is the mean cross-entropy of the codes of these items.
         """
-        logits = self._logits(self._read(windows.items.T[:-1]))                   # (W - 1, B, L, C)
+        hidden = self._read(windows.items.T[:-1])                        # (W - 1, B, M)
+        predicted = self._predict(hidden.flatten(0, 1))                  # (L, P, M)
         if self.normalize_over == "valid_items":
-            scores = self._sum_over_codes(logits.float().flatten(0, 1).flatten(1))  # bfloat16 is too inexact for sums
-            return {"loss_total": item_loss(scores.unflatten(0, logits.shape[:2]), windows, self.label_smoothing)}
-        labels = self.labels[windows.next_items().T]
-        return {"loss_total": masked_cross_entropy(logits, labels, self.missing, self.label_smoothing)}
+            # With the positions last, all steps of the sum over codes read and write whole rows.
+            logits = self._directions() @ predicted.transpose(1, 2)      # (L, C, P)
+            scores = self._sum_over_codes(logits.float().flatten(0, 1))  # bfloat16 is too inexact for sums
+            scores = scores.T.unflatten(0, hidden.shape[:2])
+            return {"loss_total": item_loss(scores, windows, self.label_smoothing)}
+        logits = predicted @ self._directions().transpose(1, 2)          # (L, P, C)
+        labels = self.labels[windows.next_items().T.flatten()].T
+        missing = None if self.missing is None else self.missing.unsqueeze(1)
+        return {"loss_total": masked_cross_entropy(logits, labels, missing, self.label_smoothing)}
 
     def _read(self, items: Tensor) -> Tensor:
         """Return the hidden state at each position: (W, B) items -> (W, B, M)."""
@@ -108,21 +114,22 @@ class EncoderRetrieve(AbstractRecommender):
             x = feed_forward(attention(x, bias))
         return dropout(self.norm(x), self.dropout, self.training)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of all codes: (..., M) -> (..., L, C).
+    def _predict(self, hidden: Tensor) -> Tensor:
+        """Return the output of each head, (P, M) -> (L, P, M).
 
-        A logit is the cosine similarity between the output of a head and a codeword, divided by the temperature.
+        Its product with the direction of a codeword is the logit of the code: the cosine similarity of the two, divided
+        by the temperature.
         """
-        predicted = F.normalize(torch.einsum("...m,lmn->...ln", hidden, self.heads), dim=-1)
-        logits = torch.einsum("...ln,lcn->...lc", predicted, self._directions()) / self.temperature
-        return logits if self.missing is None else logits.masked_fill(self.missing, float("-inf"))
+        by_level = self.heads.permute(1, 0, 2).flatten(1)                                      # (M, L * M)
+        predicted = (hidden @ by_level).unflatten(1, (self.num_levels, -1)).transpose(0, 1)
+        return F.normalize(predicted, dim=-1) / self.temperature
 
     def _directions(self) -> Tensor:
         """Return all codewords, each scaled to length 1: (L, C, M)."""
         return F.normalize(self.codewords.weight, dim=-1).view(self.num_levels, self.num_codes, -1)
 
     def score_items(self, histories: Windows) -> Tensor:
-        scores = self._sum_over_codes(self._values(histories))
+        scores = self._sum_over_codes(self._values(histories)).T
         return scores.log_softmax(dim=1) if self.normalize_over == "valid_items" else scores
 
     def recommend(self, histories: Windows, top_k: int) -> Recommendations:
@@ -142,15 +149,19 @@ class EncoderRetrieve(AbstractRecommender):
         return top_items(scores if added is None else scores + added, top_k, seen)
 
     def _values(self, histories: Windows) -> Tensor:
-        """Return the value of each code, of which the score of an item is the sum: (B, L * C)."""
+        """Return the value of each code, of which the score of an item is the sum: (L * C, B)."""
         hidden = self._read(histories.items.T)
         last = hidden[histories.lengths - 1, torch.arange(hidden.shape[1], device=hidden.device)]
-        logits = self._logits(last)
-        return (logits if self.normalize_over == "valid_items" else logits.log_softmax(dim=-1)).flatten(1)
+        logits = self._directions() @ self._predict(last).transpose(1, 2)
+        if self.normalize_over == "codebook":
+            if self.missing is not None:
+                logits = logits.masked_fill(self.missing.unsqueeze(2), float("-inf"))
+            logits = logits.log_softmax(dim=1)
+        return logits.flatten(0, 1)
 
     def _sum_over_codes(self, values: Tensor) -> Tensor:
-        """For each item, return the sum of the values of its codes: (B, L * C) -> (B, N)."""
-        return F.embedding_bag(self.rows, values.T.contiguous(), mode="sum").T
+        """For each item, return the sum of the values of its codes: (L * C, B) -> (N, B)."""
+        return F.embedding_bag(self.rows, values, mode="sum")
 
     def _walk(self, graph: Tensor, histories: Windows, added: Tensor | None, seen: Tensor | None,
               top_k: int) -> Recommendations:
@@ -161,7 +172,7 @@ class EncoderRetrieve(AbstractRecommender):
         The walk may go through seen items, but the result does not contain them. With `normalize_over: valid_items`,
         the scores are sums of logits instead of log-probabilities.
         """
-        values, num_beams = self._values(histories), min(max(self.num_beams, top_k), len(self.rows))
+        values, num_beams = self._values(histories).T.contiguous(), min(max(self.num_beams, top_k), len(self.rows))
         beams = self._starts(histories, num_beams)
         found = beams[:, :0]  # the best unseen items so far
         for _ in range(self.num_hops + 1):
@@ -180,7 +191,7 @@ class EncoderRetrieve(AbstractRecommender):
         items, scores = in_order(items, best.values, top_k)
         short = (items == PADDING).any(dim=1)
         if seen is not None and short.any():  # the walk reached too few unseen items, so score all items
-            every = self._sum_over_codes(values[short])
+            every = self._sum_over_codes(values[short].T.contiguous()).T
             every = every if added is None else every + added[short]
             items[short], scores[short] = top_items(every, top_k, seen[short])
         return Recommendations(items, scores)
@@ -219,7 +230,7 @@ class EncoderRetrieve(AbstractRecommender):
         graph = codes.new_empty(len(codes), self.num_neighbours)
         with Progress("graph of similar items", len(codes), "items") as progress:
             for part, rows in zip(codes.split(size), graph.split(size), strict=True):
-                scores = self._sum_over_codes(similar[level, part].flatten(1))
+                scores = self._sum_over_codes(similar[level, part].flatten(1).T.contiguous()).T
                 rows.copy_(scores.topk(self.num_neighbours, dim=1).indices)
                 progress.update(len(part))
         return graph
