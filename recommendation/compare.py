@@ -11,6 +11,7 @@ from common.config import resolve
 from common.errors import ConfigError, DataError, UserError, one_line
 from common.run import read_runs, save_comparison
 from common.tables import csv_text, markdown
+from recommendation.inputs import AUTO, NO_CODES, Choice
 from recommendation.metrics import (
     CODE_HITS,
     PROTOCOLS,
@@ -22,7 +23,7 @@ from recommendation.metrics import (
 )
 from recommendation.models import DEFAULTS, baselines, config_path
 from recommendation.results import label_of, mean_cell
-from recommendation.runs import AUTO, NO_CODES, Choice, FinishedRun, read_ranks, read_run
+from recommendation.runs import FinishedRun, read_ranks, read_run
 
 # R rows of a table, B test targets
 

@@ -19,8 +19,34 @@ def main(argv: list[str]) -> None:
     from common.run import log_to_console
 
     log_to_console()
+    if len(jobs) > 1:
+        check_inputs(jobs)
     for job in jobs:
         run(*job)
+
+
+def check_inputs(jobs: list[tuple]) -> None:
+    """Raise an error if the inputs of any model are missing or stale, so that no model is trained before this error.
+
+    jobs: for each model, the arguments of `run`
+    """
+    from recommendation.inputs import load_source, neighbour_sources
+
+    for args, config, _ in jobs:
+        folder, choice = inputs_of(args)
+        load_source(folder, choice, neighbour_sources(config, folder))
+
+
+def inputs_of(args) -> tuple:
+    """Return the folder of the dataset, and the `Choice` of the flags."""
+    from common.artifacts import DatasetFolder
+
+    folder = DatasetFolder(args.data_root, args.dataset)
+    folder.require()
+
+    from recommendation.inputs import Choice
+
+    return folder, Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
 
 
 def run(args, config, argv: list[str]) -> None:
@@ -28,16 +54,11 @@ def run(args, config, argv: list[str]) -> None:
 
     args, config: the flags in `argv` and the configuration, see `read_flags`
     """
-    from common.artifacts import DatasetFolder, dataset_line
+    from common.artifacts import dataset_line
     from common.cli import command_line
     from recommendation.options import without_run_list
 
-    folder = DatasetFolder(args.data_root, args.dataset)
-    folder.require()
-
-    from recommendation.runs import Choice
-
-    choice = Choice(args.model, args.quantizer_name, args.embedding_suffix, args.tag)
+    folder, choice = inputs_of(args)
     command = command_line("python recommendation/main.py", without_run_list(argv))
     if args.compare:
         from common.output import show

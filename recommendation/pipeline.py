@@ -20,19 +20,12 @@ from common.run import Run, end_log
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, cannot_rank, evaluate, selecting_protocol
 from recommendation.export.t5 import initialize_from_t5, t5_inputs
+from recommendation.inputs import Choice, load_neighbours, load_source, neighbour_sources
 from recommendation.metrics import PROTOCOLS, mean_over_runs
 from recommendation.models import code_of, find_class, make_baseline
 from recommendation.models.abstract_model import AbstractRecommender, Teacher
 from recommendation.prior_weight import choose_weights
-from recommendation.runs import (
-    RANKS,
-    Choice,
-    load_baseline,
-    load_neighbours,
-    load_source,
-    neighbour_sources,
-    read_metrics,
-)
+from recommendation.runs import RANKS, load_baseline, read_metrics
 from recommendation.trainer import train
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,10 @@ from common.errors import ConfigError
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Ranking, cannot_rank, evaluate, rank
 from recommendation.histories import Histories, Lookup, Query
+from recommendation.inputs import Choice
 from recommendation.metrics import PROTOCOLS
 from recommendation.models import config_path
-from recommendation.runs import Choice, LoadedRun, load_recommender
+from recommendation.runs import LoadedRun, load_recommender
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,10 @@ from common.reading import fits, parse_json, read_text, shortened
 from common.run import log_to_console, read_finished
 from common.tables import markdown
 from recommendation.dataset import Sequences
+from recommendation.inputs import Choice
 from recommendation.metrics import PROTOCOLS, RANKERS
 from recommendation.models import config_path, names
-from recommendation.runs import Choice, current_inputs, find_run, read_run, require_same_inputs
+from recommendation.runs import current_inputs, find_run, read_run, require_same_inputs
 
 log = logging.getLogger(__name__)
 

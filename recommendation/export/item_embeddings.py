@@ -10,9 +10,10 @@ from common.artifacts import DatasetFolder, load_interactions, load_meta, save_a
 from common.errors import ArtifactError, ConfigError, TrainingError
 from common.publishing import finish_publishing, meta_path
 from common.reading import read_record
+from recommendation.inputs import Choice
 from recommendation.models import find_class, names
 from recommendation.models.abstract_model import AbstractRecommender
-from recommendation.runs import Choice, load_recommender
+from recommendation.runs import load_recommender
 
 log = logging.getLogger(__name__)
 

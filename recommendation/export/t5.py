@@ -14,7 +14,7 @@ from common.publishing import file_sha256, publish_folder
 from common.reading import read_record
 
 if TYPE_CHECKING:
-    from recommendation.runs import Choice  # for type checks only, because loading torch is slow
+    from recommendation.inputs import Choice  # for type checks only, because loading torch is slow
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from common.publishing import publish
 from quantization.models import CONFIGS
 from quantization.models import config_path as quantizer_config
 from quantization.pipeline import Options, train
+from recommendation.inputs import Choice
 from recommendation.models import DEFAULTS
 from recommendation.models import config_path as recommender_config
 from recommendation.pipeline import Pipeline
-from recommendation.runs import Choice
 from tests.end_to_end.conftest import ROOT
 from tests.end_to_end.torchrun import by_hand, in_two_processes
 from tests.errors import Outcome

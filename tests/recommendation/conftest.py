@@ -15,10 +15,10 @@ from common.config import Config
 from common.table_files import SPLITS
 from recommendation.counting.neighbours import neighbours_of_vectors
 from recommendation.dataset import Sequences
+from recommendation.inputs import Choice
 from recommendation.models import DEFAULTS, config_path, find_class, names
 from recommendation.models.abstract_model import PADDING, Catalogue, ItemNeighbours, Teacher, Windows
 from recommendation.pipeline import Pipeline
-from recommendation.runs import Choice
 from recommendation.trainer import RecommenderTask
 from tests.small import small_config
 

@@ -12,9 +12,10 @@ from common.artifacts import DatasetFolder, ids_sha256, load_meta, save_array
 from common.errors import ArtifactError, DataError
 from common.publishing import publish, write_meta
 from recommendation.evaluator import predict
+from recommendation.inputs import Choice, load_source
+from recommendation.main import main
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.pipeline import Pipeline
-from recommendation.runs import Choice, load_source
 from tests.errors import refused
 from tests.text import lines_with
 
@@ -106,6 +107,15 @@ def test_shared_ids_are_refused_before_anything_is_written(execute, monkeypatch,
     codes = DatasetFolder(tmp_path / "one" / "data", "Tiny").codes("rqvae", "td", None)
     with refused(ArtifactError, codes, fix=["--disambiguation extra_level"]):
         execute("encoder_decoder", HISTORIES)
+    assert not [*tmp_path.rglob("runs")]
+
+
+def test_missing_codes_of_any_model_are_named_before_the_first_run(tmp_path):
+    folder = write_data(tmp_path, HISTORIES)
+    codes = folder.codes("opq", "td", None)
+    with refused(DataError, codes, fix=["--quantizer_name opq"]):
+        main(["--model=popularity,encoder_decoder", "--quantizer_name=opq", "--dataset=Tiny",
+              f"--data_root={tmp_path / 'data'}", f"--run_root={tmp_path / 'runs'}"])
     assert not [*tmp_path.rglob("runs")]
 
 

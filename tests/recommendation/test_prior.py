@@ -8,11 +8,12 @@ import torch
 
 from common.artifacts import DatasetFolder, save_array
 from common.errors import ArtifactError, ConfigError
+from recommendation.inputs import Choice, neighbour_sources
 from recommendation.models import find_class, names
 from recommendation.models.abstract_model import PADDING
 from recommendation.options import read_flags
 from recommendation.recommender import Recommender
-from recommendation.runs import Choice, load_recommender, neighbour_sources
+from recommendation.runs import load_recommender
 from tests.errors import refused
 
 from .test_pipeline import HISTORIES, RAW_ITEMS

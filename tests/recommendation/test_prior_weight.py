@@ -11,12 +11,13 @@ from common.errors import ArtifactError
 from recommendation import prior_weight
 from recommendation.dataset import Sequences
 from recommendation.evaluator import metrics, predict
+from recommendation.inputs import Choice
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 from recommendation.models.with_prior import WithPrior
 from recommendation.pipeline import Pipeline
 from recommendation.prior_weight import MAX_EVENTS, WEIGHTS, choose_weights
 from recommendation.recommender import Recommender
-from recommendation.runs import Choice, load_recommender, read_run
+from recommendation.runs import load_recommender, read_run
 from tests.errors import refused
 
 from .conftest import NUM_ITEMS, leave_one_out, padded, windows_of

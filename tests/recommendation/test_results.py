@@ -15,12 +15,13 @@ import pytest
 from common.artifacts import dataset_line
 from common.errors import ArtifactError, ConfigError, DataError
 from common.publishing import publish
+from recommendation.inputs import Choice
 from recommendation.main import main
 from recommendation.metrics import mean_and_deviation, mean_over_runs
 from recommendation.pipeline import Pipeline, run_seeds
 from recommendation.results import examples, label_of, mean_cell, report, seeds_table, table
 from recommendation.results import main as report_by_command
-from recommendation.runs import Choice, read_metrics, read_ranks
+from recommendation.runs import read_metrics, read_ranks
 from tests.errors import refused
 
 from .test_pipeline import write_data, write_table, write_users

@@ -14,7 +14,8 @@ from common.errors import ArtifactError, DataError
 from common.publishing import meta_path
 from recommendation.dataset import Sequences
 from recommendation.evaluator import predict
-from recommendation.runs import Choice, load_recommender, load_source, read_run
+from recommendation.inputs import Choice, load_source
+from recommendation.runs import load_recommender, read_run
 from tests.errors import refused
 
 from .conftest import NUM_ITEMS, SIZES, random_codes

@@ -8,8 +8,9 @@ import pytest
 from common.artifacts import load_embeddings, load_mask, save_array
 from common.errors import ConfigError, DataError
 from common.publishing import meta_path
+from recommendation.inputs import Choice
 from recommendation.main import main
-from recommendation.runs import Choice, load_recommender
+from recommendation.runs import load_recommender
 from tests.errors import refused
 
 from ..test_pipeline import ITEMS_SHA256

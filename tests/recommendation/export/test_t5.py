@@ -17,10 +17,10 @@ from common.artifacts import DatasetFolder, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
 from recommendation.export.t5 import NOT_THE_SAME, export_t5
+from recommendation.inputs import Choice
 from recommendation.models.encoder_decoder.t5 import load_t5, read_t5, to_t5
 from recommendation.options import read_flags
 from recommendation.pipeline import Pipeline
-from recommendation.runs import Choice
 from tests.errors import Outcome, refused
 from tests.text import lines_with
 

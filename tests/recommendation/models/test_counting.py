@@ -12,10 +12,11 @@ from common.artifacts import save_array
 from common.config import resolve
 from common.errors import ArtifactError, ConfigError, DataError
 from recommendation.counting.transitions import MAX_PAIRS
+from recommendation.inputs import Choice, content_inputs, load_neighbours, load_source
 from recommendation.models import DEFAULTS, config_path, counting_model, find_class
 from recommendation.models.abstract_model import Catalogue, ItemNeighbours
 from recommendation.pipeline import Pipeline
-from recommendation.runs import Choice, content_inputs, load_neighbours, load_recommender, load_source
+from recommendation.runs import load_recommender
 from tests.errors import refused
 
 from ..conftest import NUM_ITEMS, leave_one_out, padded, windows_of
