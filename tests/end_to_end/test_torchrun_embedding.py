@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +110,7 @@ def test_a_bad_image_of_one_process_is_one_error(image, tmp_path):
     assert published(folder) == {}
     assert len(cached(folder)) == 1  # the shard of the first process is kept
     path.write_bytes(content)
-    done = in_two_processes(image.words, folder)
+    done = subprocess.run([sys.executable, *image.words], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     image.check_same_bytes(folder)
     assert len(cached(folder)) == 3

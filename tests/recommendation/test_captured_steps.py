@@ -13,7 +13,7 @@ from tests.recorded_graphs import RecordedGraphs, recorded
 
 from .conftest import NUM_ITEMS, OPTIONS, take
 
-STEPS = 25
+STEPS = 18
 
 
 @pytest.mark.parametrize(("name", "own"), OPTIONS, ids=str)
