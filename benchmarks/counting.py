@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402 (after the path)
 import torch  # noqa: E402
 
 from common.config import resolve  # noqa: E402
-from recommendation.counting.neighbours import neighbours_of_texts  # noqa: E402
+from recommendation.counting.neighbours import NUM_NEAREST, neighbours_of_texts  # noqa: E402
 from recommendation.dataset import Sequences  # noqa: E402
 from recommendation.models import DEFAULTS, config_path, find_class  # noqa: E402
 from recommendation.models.abstract_model import Catalogue, ItemNeighbours  # noqa: E402
@@ -43,18 +43,29 @@ def texts(num_items: int) -> list[str]:
     return [" ".join(f"w{word}" for word in row) for row in words]
 
 
+def random_neighbours(num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return as many neighbours as `neighbours_of_texts`, without the comparison of all pairs of items."""
+    rng = np.random.default_rng(2)
+    items = (np.arange(num_items)[:, None] + rng.integers(1, 1000, (num_items, NUM_NEAREST))) % num_items
+    return items, rng.random(items.shape, dtype=np.float32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="transitions", choices=["transitions", "neighbours", "counting"])
     parser.add_argument("--num_items", type=int, default=100_000)
     parser.add_argument("--num_events", type=int, default=1_000_000)
     parser.add_argument("--events_per_user", type=int, default=10)
+    parser.add_argument("--random_neighbours", action="store_true",
+                        help="do not compare the texts of all items, which takes an hour for a million items")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sequences = generate(args.num_items, args.num_events, args.events_per_user)
     model_class, neighbours, start = find_class(args.model), {}, time.monotonic()
     if model_class.needs_neighbours:
-        neighbours["tfidf"] = ItemNeighbours(*map(torch.from_numpy, neighbours_of_texts(texts(args.num_items))))
+        nearest = (random_neighbours(args.num_items) if args.random_neighbours else
+                   neighbours_of_texts(texts(args.num_items)))
+        neighbours["tfidf"] = ItemNeighbours(*map(torch.from_numpy, nearest))
     found = {**vars(args), "neighbours_seconds": round(time.monotonic() - start, 1)}
     config = resolve(args.model, config_path(args.model), DEFAULTS, []).for_model()
     model = model_class(config, Catalogue(args.num_items, None, [], neighbours))
