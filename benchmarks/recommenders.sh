@@ -4,9 +4,10 @@
 #     DATA_ROOT=DIR RUN_ROOT=DIR OUT=benchmarks/results/recommenders.json bash benchmarks/recommenders.sh ml-100k
 #
 # DATA_ROOT must have the dataset, its embedding td, and the semantic IDs that the flags name:
-#   ml-100k: rqvae on fused-concat (td and cf, weights 1 and 2) with 64 codes and the tag 64; opq on td
+#   ml-100k: on fused-concat (td and cf, weights 1 and 2), rqvae with 64 codes and the tag 64, and opq
 #   Industrial_and_Scientific: rqvae and opq on td
 #   Beauty, Toys_and_Games: opq on fused-concat (td and cf, equal weights)
+#   ml-1m: opq on fused-concat (td and cf, equal weights) with 8 levels and the tag 8
 # One row takes 3 to 40 minutes on one core. Commands with different datasets can run side by side.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -21,11 +22,12 @@ taught="--prior counting --teacher transitions"
 case $dataset in
 ml-100k)
     codes="--embedding_suffix fused-concat --tag 64"
+    retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat"
     rows --seeds 0,1,2 "sasrec --max_steps 4000 --prior counting" "sasrec --max_steps 4000 $taught --teacher_weight 0.8" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
         "encoder_decoder $codes" "encoder_decoder $codes --teacher transitions" \
         "encoder_decoder $codes --encoder_positions code" "decoder_only $codes --prior counting" \
-        "encoder_retrieve --quantizer_name opq --prior counting" "encoder_retrieve --quantizer_name opq $taught"
+        "$retrieve --prior counting" "$retrieve $taught --teacher_weight 0.8"
     ;;
 Industrial_and_Scientific)
     retrieve="encoder_retrieve --quantizer_name opq --lr 0.005 --max_steps 2500 --prior counting"
@@ -39,6 +41,9 @@ Beauty | Toys_and_Games)
         "sasrec --d_model 64 --num_layers 1 --prior counting"
     ;;
 ml-1m)
-    rows --seeds 0 "sasrec --prior counting" "sasrec $taught"
+    fast="--batch_size 1024 --lr 0.002 --max_history 200"
+    rows --seeds 0 "sasrec $fast --dropout 0.2 --epochs 22 --max_steps null --eval_every 2 --prior counting"
+    rows --seeds 0,1,2 "encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --tag 8 $fast \
+--max_steps null --eval_every 2 --epochs 16 --dropout 0.1 --temperature 0.1 --prior counting"
     ;;
 esac
