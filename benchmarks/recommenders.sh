@@ -23,7 +23,8 @@ case $dataset in
 ml-100k)
     codes="--embedding_suffix fused-concat --tag 64"
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat"
-    rows --seeds 0,1,2 "sasrec --max_steps 4000 --prior counting" "sasrec --max_steps 4000 $taught --teacher_weight 0.8" \
+    small="sasrec --num_layers 1 --max_steps 4000"
+    rows --seeds 0,1,2 "$small --prior counting" "$small $taught --teacher_weight 0.8" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
         "encoder_decoder $codes" "encoder_decoder $codes --teacher transitions" \
         "encoder_decoder $codes --encoder_positions code" "decoder_only $codes --prior counting" \
@@ -32,7 +33,8 @@ ml-100k)
 Industrial_and_Scientific)
     retrieve="encoder_retrieve --quantizer_name opq --lr 0.005 --max_steps 2500 --prior counting"
     rows --seeds 0,1,2 "$retrieve" "$retrieve --teacher counting" \
-        "sasrec --prior counting" "sasrec --prior counting --teacher counting" "gru4rec --prior counting" \
+        "sasrec --num_layers 1 --prior counting" "sasrec --num_layers 1 --prior counting --teacher counting" \
+        "gru4rec --prior counting" \
         "encoder_decoder" "encoder_decoder --teacher counting" "decoder_only --prior counting"
     ;;
 Beauty | Toys_and_Games)
@@ -42,7 +44,7 @@ Beauty | Toys_and_Games)
     ;;
 ml-1m)
     fast="--batch_size 1024 --lr 0.002 --max_history 200"
-    rows --seeds 0 "sasrec $fast --dropout 0.2 --epochs 22 --max_steps null --eval_every 2 --prior counting"
+    rows --seeds 0 "sasrec --num_layers 2 $fast --dropout 0.2 --epochs 22 --max_steps null --eval_every 2 --prior counting"
     rows --seeds 0,1,2 "encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --tag 8 $fast \
 --max_steps null --eval_every 2 --epochs 16 --dropout 0.1 --temperature 0.1 --prior counting"
     ;;
