@@ -56,7 +56,7 @@ def main() -> None:
             if key in [identity(run) for run in read(args.out)]:
                 print(f"{words}, seed {seed}: skipped, already in {args.out}", flush=True)
                 continue
-            run = measure(key, args.data_root, args.run_root)
+            run = with_first_times(measure(key, args.data_root, args.run_root), read(args.out))
             add(args.out, run)
             for ranker, of_ranker in run["results"].items():
                 for split, of_split in of_ranker.items():
@@ -96,6 +96,12 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
                 ranker: {protocol: paired(ranks[ranker][protocol], ranks["prior"][protocol])
                          for protocol in ranks[ranker]} for ranker in rankers if ranker != "prior"}}),
             **({"curve": by_epoch} if by_epoch else {})}
+
+
+def with_first_times(run: dict, others: list[dict]) -> dict:
+    """Return a run with the times of an earlier trial of the same run, whose results the command only reused."""
+    first = next((other for other in others if other["run"] == run["run"]), run)
+    return {**run, **{name: first[name] for name in ("seconds", "cpu_seconds")}}
 
 
 def cpu_seconds() -> float:
@@ -160,8 +166,13 @@ def table(runs: list[dict]) -> str:
 
 def trials_of(runs: list[dict], of_row: list[dict]) -> int:
     """Return the number of settings that were tried for the model of a row, on its dataset."""
-    own = {run["flags"] for run in runs if (run["dataset"], run["model"]) == (of_row[0]["dataset"], of_row[0]["model"])}
+    own = {frozenset(re.findall(r"--\S+(?: (?!--)\S+)*", without_prior(run["flags"]))) for run in runs
+           if (run["dataset"], run["model"]) == (of_row[0]["dataset"], of_row[0]["model"])}
     return max([len(own), *(run.get("num_trials", 0) for run in of_row)])
+
+
+def without_prior(flags: str) -> str:
+    return re.sub(r" *--prior \S+", "", flags).strip()
 
 
 def lines_of(key: tuple, of_row: list[dict], num_trials: int) -> list[list[str]]:
@@ -171,7 +182,7 @@ def lines_of(key: tuple, of_row: list[dict], num_trials: int) -> list[list[str]]
     for ranker in (name for name in RANKERS if name != "prior" and name in of_row[0]["results"]):
         results = [run["results"][ranker] for run in of_row]
         lines.append([model + (f" + {of_row[0]['prior']}" if ranker == "both" else ""),
-                      re.sub(r" *--prior \S+", "", flags).strip(), (commit or "")[:7],
+                      without_prior(flags), (commit or "")[:7],
                       ", ".join(str(run["seed"]) for run in of_row), str(num_trials),
                       f"{of_row[0]['num_parameters']:,}",
                       f"{statistics.mean(run['cpu_seconds'] for run in of_row) / 60:.1f}",

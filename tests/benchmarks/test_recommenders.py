@@ -1,0 +1,31 @@
+"""The table of recommenders: the number of trials, the times of reused runs, and paired differences."""
+
+import pytest
+
+from benchmarks.recommenders import paired, trials_of, with_first_times
+
+
+def entry(flags: str, run: str = "a", seconds: int = 9, **other) -> dict:
+    times = {"seconds": seconds, "cpu_seconds": seconds}
+    return {"dataset": "shop", "model": "sasrec", "flags": flags, "run": run, **times, **other}
+
+
+def test_the_same_settings_are_one_trial():
+    runs = [entry("--lr 0.1 --num_layers 1"), entry("--num_layers 1 --prior counting --lr 0.1"), entry("--lr 0.2"),
+            entry("--lr 0.3", dataset="other"), entry("--lr 0.3", model="markov")]
+    assert trials_of(runs, [runs[0]]) == 2
+    assert trials_of(runs, [entry("", model="markov", num_trials=40)]) == 40
+
+
+def test_a_reused_run_has_the_times_of_its_training():
+    reused = entry("--lr 0.1", seconds=1, trial=False)
+    assert with_first_times(reused, [entry("", run="b", seconds=5), entry("", seconds=7)]) == reused | {
+        "seconds": 7, "cpu_seconds": 7}
+    assert with_first_times(reused, [entry("", run="b", seconds=5)]) == reused
+
+
+def test_a_paired_difference_has_its_standard_error():
+    # ranks 1 and 3 give 1 and 1/2; ranks 0 and 11 give 0; so the differences are 0.5, 0, 1
+    mean, error = paired([1, 0, 1], [3, 11, 0])
+    assert mean == pytest.approx(0.5)
+    assert error == pytest.approx((1 / 6) ** 0.5 / 3 ** 0.5, abs=1e-5)
