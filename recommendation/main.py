@@ -26,15 +26,18 @@ def main(argv: list[str]) -> None:
 
 
 def check_inputs(jobs: list[tuple]) -> None:
-    """Raise an error if the inputs of any model are missing or stale, so that no model is trained before this error.
+    """Raise an error if a model has no usable semantic IDs or source of neighbours, before any model is trained.
 
     jobs: for each model, the arguments of `run`
     """
-    from recommendation.inputs import load_source, neighbour_sources
+    from common.artifacts import load_codes
+    from recommendation.inputs import neighbour_sources
 
     for args, config, _ in jobs:
         folder, choice = inputs_of(args)
-        load_source(folder, choice, neighbour_sources(config, folder))
+        neighbour_sources(config, folder)
+        if choice.needs_codes:
+            load_codes(folder, *choice[1:])
 
 
 def inputs_of(args) -> tuple:

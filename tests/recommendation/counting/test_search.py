@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from recommendation.counting import validation
-from recommendation.counting.search import GRID, Settings, choose_settings, single_moves
+from recommendation.counting.search import GRID, STARTS, Settings, choose_settings, single_moves
 from recommendation.counting.validation import Validation, hold_out_last
 
 ALL_AUTO = Settings(*[None] * len(Settings._fields))
@@ -30,6 +30,17 @@ def test_the_search_climbs_to_the_best_of_each_protocol():
     assert all(value in values for settings in tried
                for value, values in zip(settings[:-1], GRID[:-1], strict=True))
     assert found == choose_settings(ALL_AUTO, 200, 20, ["tfidf", "td"], quality, "search")
+
+
+def test_only_the_best_first_trials_are_tried_with_another_source():
+    tried = []
+    choose_settings(ALL_AUTO, len(STARTS) + 2, 20, ["tfidf", "td"],
+                    lambda settings: tried.append(settings) or quality(settings), "search")
+    first, then = tried[:len(STARTS)], tried[len(STARTS):]
+    assert {settings.neighbours_from for settings in first} == {"tfidf"}
+    # the start with the smallest distance has the best metric of both protocols, because its neighbours weigh most
+    [best] = [settings for settings in first if settings.pair_distance == 5]
+    assert then[0] == best._replace(neighbours_from="td")
 
 
 def test_a_move_to_another_source_gives_its_neighbours_a_weight():
