@@ -47,6 +47,7 @@ class OPQ(PQ):
         # faiss needs a codebook size that is a power of two, at least 2, and at most the number of rows.
         num_bits = max(1, min(self.size, num_rows).bit_length() - 1)
         transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, num_bits)
+        transform.pq.cp.min_points_per_centroid = 1  # otherwise, faiss prints a warning per part and iteration
         transform.train(rows)
         matrix = torch.from_numpy(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).copy())
         self.rotation.copy_(matrix)

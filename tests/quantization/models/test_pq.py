@@ -106,11 +106,12 @@ def test_the_rotation_is_orthogonal_and_is_undone(opq, correlated):
 
 
 @pytest.mark.parametrize("size", [1, 3, 40])
-def test_opq_takes_codebooks_of_any_size(fitted, correlated, size):
+def test_opq_takes_codebooks_of_any_size(fitted, correlated, size, capfd):
     pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
     model = fitted(OPQ, correlated[:40].contiguous(), codebook_size=size, rotation_iterations=2)
     assert model.codebook_sizes == [size] * NUM_PARTS
     assert int(model.get_codes(correlated[:40]).max()) < size
+    assert "WARNING" not in "".join(capfd.readouterr()), "faiss warns of few rows, hundreds of times"
 
 
 def test_opq_takes_fewer_items_than_columns(fitted, correlated):
