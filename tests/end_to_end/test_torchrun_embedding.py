@@ -2,8 +2,6 @@
 
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,7 +108,7 @@ def test_a_bad_image_of_one_process_is_one_error(image, tmp_path):
     assert published(folder) == {}
     assert len(cached(folder)) == 1  # the shard of the first process is kept
     path.write_bytes(content)
-    done = subprocess.run([sys.executable, *image.words], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    options = make_options(folder / "data", *image.flags[1:]).image
+    image_embedding.embed(options, command_line("bash dataloader/4_get_image_emb.sh", image.flags))
     image.check_same_bytes(folder)
     assert len(cached(folder)) == 3
