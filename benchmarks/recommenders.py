@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--trial", action="store_true", help="write only the validation metrics")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to add the runs to")
-    parser.add_argument("--table", action="store_true", help="print the runs in the file, without trials, as Markdown")
+    parser.add_argument("--table", action="store_true", help="print the runs in the file as Markdown")
     args = parser.parse_args()
     for seed in args.seeds.split(","):
         for words in args.recommenders:
@@ -64,7 +64,7 @@ def main() -> None:
                         f"{protocol} items: " + ", ".join(f"{name} {metrics[name]:.4f}" for name in SHOWN)
                         for protocol, metrics in of_split.items()), flush=True)
     if args.table:
-        print(table(read(args.out)))
+        print("\n\n".join([tables(read(args.out)), trial_tables(read(args.out))]))
 
 
 def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
@@ -143,7 +143,7 @@ def add(path: Path, run: dict) -> None:
         write_text(path, f'{{"what": "recommenders", "runs": [\n{lines}\n]}}\n')
 
 
-def table(runs: list[dict]) -> str:
+def tables(runs: list[dict]) -> str:
     """Return a Markdown table of all runs except trials, for each dataset.
 
     A row has the mean and the sample standard deviation over the seeds of one commit. `to prior` is the difference of
@@ -161,6 +161,24 @@ def table(runs: list[dict]) -> str:
         lines = [line for key, of_row in rows.items() if key[0] == dataset
                  for line in lines_of(key, of_row, trials_of(runs, of_row))]
         parts.append(f"{dataset}:\n\n{markdown(heads, lines)}")
+    return "\n\n".join(parts)
+
+
+def trial_tables(runs: list[dict]) -> str:
+    """Return a Markdown table of the trials of each dataset, the best validation of a model first."""
+    parts = []
+    for dataset in dict.fromkeys(run["dataset"] for run in runs if run["trial"]):
+        lines = []
+        for run in runs:
+            if run["trial"] and run["dataset"] == dataset:
+                of_ranker = {ranker: run["results"][ranker]["valid"][run["protocol"]]["ndcg@10"]
+                             for ranker in ("alone", "both") if ranker in run["results"]}
+                lines.append([run["model"], without_prior(run["flags"]), (run["commit"] or "")[:7],
+                              *(f"{of_ranker[ranker]:.4f}" if ranker in of_ranker else ""
+                                for ranker in ("alone", "both"))])
+        lines.sort(key=lambda line: (line[0], -float(line[3])))
+        heads = ("model", "flags", "commit", "validation ndcg@10", "with the prior")
+        parts.append(f"{dataset}, trials:\n\n{markdown(heads, lines)}")
     return "\n\n".join(parts)
 
 

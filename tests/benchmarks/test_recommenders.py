@@ -1,8 +1,8 @@
-"""The table of recommenders: the number of trials, the times of reused runs, and paired differences."""
+"""The tables of recommenders: the trials, the times of reused runs, and paired differences."""
 
 import pytest
 
-from benchmarks.recommenders import paired, trials_of, with_first_times
+from benchmarks.recommenders import paired, trial_tables, trials_of, with_first_times
 
 
 def entry(flags: str, run: str = "a", seconds: int = 9, **other) -> dict:
@@ -15,6 +15,18 @@ def test_the_same_settings_are_one_trial():
             entry("--lr 0.3", dataset="other"), entry("--lr 0.3", model="markov")]
     assert trials_of(runs, [runs[0]]) == 2
     assert trials_of(runs, [entry("", model="markov", num_trials=40)]) == 40
+
+
+def test_the_best_trial_of_a_model_is_first():
+    def measured(alone: float, both: float) -> dict:
+        return {"trial": True, "protocol": "unseen", "commit": "0123456789", "results": {
+            ranker: {"valid": {"all": {"ndcg@10": 0.9}, "unseen": {"ndcg@10": value}}}
+            for ranker, value in {"alone": alone, "prior": 0.8, "both": both}.items()}}
+
+    runs = [entry("--lr 0.1 --prior counting", **measured(0.1, 0.3)), entry("--lr 0.2", **measured(0.2, 0.25)),
+            entry("--lr 0.3", trial=False)]
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in trial_tables(runs).splitlines()[4:]] == [
+        ["sasrec", "--lr 0.2", "0123456", "0.2000", "0.2500"], ["sasrec", "--lr 0.1", "0123456", "0.1000", "0.3000"]]
 
 
 def test_a_reused_run_has_the_times_of_its_training():
