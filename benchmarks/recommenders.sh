@@ -22,13 +22,14 @@ taught="--prior counting --teacher transitions"
 case $dataset in
 ml-100k)
     codes="--embedding_suffix fused-concat --tag 64"
-    retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat"
-    small="sasrec --num_layers 1 --max_steps 4000"
-    rows --seeds 0,1,2 "$small --prior counting" "$small $taught --teacher_weight 0.8" \
+    retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --max_steps 4000 --lr 0.002 \
+--temperature 0.1 --dropout 0.1"
+    small="sasrec --num_layers 1 --max_steps 10000"
+    rows --seeds 0,1,2 "$small --prior counting" "$small $taught" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
         "encoder_decoder $codes" "encoder_decoder $codes --teacher transitions" \
         "encoder_decoder $codes --encoder_positions code" "decoder_only $codes --prior counting" \
-        "$retrieve --prior counting" "$retrieve $taught --teacher_weight 0.8"
+        "$retrieve --prior counting" "$retrieve $taught"
     ;;
 Industrial_and_Scientific)
     retrieve="encoder_retrieve --quantizer_name opq --lr 0.005 --max_steps 2500 --prior counting"
