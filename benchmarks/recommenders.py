@@ -165,21 +165,21 @@ def tables(runs: list[dict]) -> str:
 
 
 def trial_tables(runs: list[dict]) -> str:
-    """Return a Markdown table of the trials of each dataset, the best validation of a model first."""
-    parts = []
-    for dataset in dict.fromkeys(run["dataset"] for run in runs if run["trial"]):
-        lines = []
-        for run in runs:
-            if run["trial"] and run["dataset"] == dataset:
-                of_ranker = {ranker: run["results"][ranker]["valid"][run["protocol"]]["ndcg@10"]
-                             for ranker in ("alone", "both") if ranker in run["results"]}
-                lines.append([run["model"], without_prior(run["flags"]), (run["commit"] or "")[:7],
-                              *(f"{of_ranker[ranker]:.4f}" if ranker in of_ranker else ""
-                                for ranker in ("alone", "both"))])
-        lines.sort(key=lambda line: (line[0], -float(line[3])))
-        heads = ("model", "flags", "commit", "validation ndcg@10", "with the prior")
-        parts.append(f"{dataset}, trials:\n\n{markdown(heads, lines)}")
-    return "\n\n".join(parts)
+    """Return a Markdown table of the trials of each dataset, the best validation of a model first.
+
+    The metrics are those of the protocol that selects the checkpoint.
+    """
+    lines: dict[str, list[list[str]]] = {}
+    for run in runs:
+        if run["trial"]:
+            metrics = [f"{run['results'][ranker]['valid'][run['protocol']]['ndcg@10']:.4f}"
+                       if ranker in run["results"] else "" for ranker in ("alone", "both")]
+            lines.setdefault(run["dataset"], []).append(
+                [run["model"], without_prior(run["flags"]), (run["commit"] or "")[:7], *metrics])
+    heads = ("model", "flags", "commit", "validation ndcg@10", "with the prior")
+    return "\n\n".join(
+        f"{dataset}, trials:\n\n{markdown(heads, sorted(of_dataset, key=lambda line: (line[0], -float(line[3]))))}"
+        for dataset, of_dataset in lines.items())
 
 
 def trials_of(runs: list[dict], of_row: list[dict]) -> int:
