@@ -222,7 +222,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Record) -> None:
             # The fused kernels of PyTorch do not check the shapes, and would read past the end of a tensor.
             fitting = {"step": ((), torch.float32)} | dict.fromkeys(
                 MOMENTS, (parameters[number].shape, parameters[number].dtype))
-            if number < 0 or type(optimizer) is torch.optim.SGD or values.keys() != fitting.keys() or any(
+            if number < 0 or isinstance(optimizer, torch.optim.SGD) or values.keys() != fitting.keys() or any(
                     (tensor.shape, tensor.dtype) != fitting[name] for name, tensor in values.items()
             ) or not values["step"] >= 0:
                 raise ValueError(f"The state of parameter {number} does not fit it")

@@ -1,10 +1,12 @@
 """Gradient descent: the optimizer, its learning rate, and a training step. On CUDA, the steps are captured."""
 
+import inspect
 import logging
 import math
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +58,20 @@ def make_optimizer(model: nn.Module, params: dict, capturable: bool = False) -> 
         options |= {"lr": torch.tensor(params["lr"], device=trainable[0].device), "capturable": True}
         # Some steps are not captured. That is slower, but the optimizer's warning about it would not help anyone.
         warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
-    return getattr(torch.optim, params["optimizer"])(trainable, **options)
+    return _without_compiler(getattr(torch.optim, params["optimizer"]))(trainable, **options)
+
+
+@lru_cache
+def _without_compiler(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Return a class of the same optimizer whose methods do not import the compiler of PyTorch.
+
+    Nothing is compiled here, but the decorators of these methods import the compiler in the first call. That takes
+    more than a second.
+    """
+    methods = {name: inspect.unwrap(getattr(optimizer, name))
+               for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")}
+    # The decorator of `step` also turns gradients off.
+    return type(optimizer.__name__, (optimizer,), methods | {"step": torch.no_grad()(inspect.unwrap(optimizer.step))})
 
 
 class GradientDescent:

@@ -1,9 +1,13 @@
 """The optimizer, the learning rate and a step, worked out by hand."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from common.cli import ROOT
 from common.errors import ConfigError
 from common.optimization import GradientDescent, learning_rate, make_optimizer, total_steps
 from tests.errors import refused
@@ -47,10 +51,39 @@ def test_the_named_optimizer_leaves_frozen_weights_out():
     model = nn.Linear(2, 1)
     model.bias.requires_grad_(False)
     optimizer = make_optimizer(model, {"optimizer": "SGD", "lr": 0.3, "weight_decay": 0.1})
-    assert type(optimizer) is torch.optim.SGD
+    assert isinstance(optimizer, torch.optim.SGD)
     [group] = optimizer.param_groups
     assert group["params"] == [model.weight]
     assert (group["lr"], group["weight_decay"]) == (0.3, 0.1)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adam", "SGD"])
+def test_the_steps_are_those_of_pytorch(name):
+    models = [nn.Linear(2, 1, bias=False) for _ in range(2)]
+    for model in models:
+        nn.init.constant_(model.weight, 1.0)
+    own = make_optimizer(models[0], {"optimizer": name, "lr": 0.3, "weight_decay": 0.1})
+    for model, optimizer in zip(models, [own, getattr(torch.optim, name)(
+            models[1].parameters(), lr=0.3, weight_decay=0.1, fused=True)], strict=True):
+        for factor in (1.0, -3.0, 0.5):
+            optimizer.zero_grad()
+            (factor * model(torch.tensor([[2.0, 5.0]]))).sum().backward()
+            optimizer.step()
+    assert torch.equal(models[0].weight, models[1].weight)
+
+
+@pytest.mark.slow
+def test_a_step_does_not_import_the_compiler():
+    code = """
+import sys
+from torch import nn
+from common.optimization import make_optimizer
+model = nn.Linear(2, 1)
+optimizer = make_optimizer(model, {"optimizer": "AdamW", "lr": 0.3, "weight_decay": 0.1})
+optimizer.zero_grad()
+optimizer.step()
+print("torch._dynamo" in sys.modules)"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT) == "False\n"
 
 
 def test_without_trainable_weights_there_is_no_optimizer():
