@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 WAITING = {"_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero", "_unique2", "unique_dim"}
 
@@ -19,7 +18,13 @@ def name_of(func) -> str:
 
 
 def tensors_in(values) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    if isinstance(values, torch.Tensor):
+        return [values]
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, list | tuple):
+        return []
+    return [tensor for value in values for tensor in tensors_in(value)]
 
 
 def written(func, args, kwargs) -> list[torch.Tensor]:
@@ -57,9 +62,10 @@ class Recording(NoWaiting):
                 self.before[tensor.data_ptr()] = (tensor, tensor.detach().clone())
         outputs = super().__torch_dispatch__(func, types, args, kwargs)
         inputs = {storage(tensor) for tensor in tensors_in((args, kwargs))}
-        fresh = [tensor for tensor in tensors_in(outputs) if storage(tensor) not in inputs]
-        self.own |= {storage(tensor) for tensor in fresh}
-        self.operations.append((func, args, kwargs or {}, outputs))
+        fresh = [(place, tensor) for place, tensor in enumerate(tensors_in(outputs)) if storage(tensor) not in inputs]
+        self.own |= {storage(tensor) for _, tensor in fresh}
+        if not name_of(func).startswith(("empty", "new_empty")):
+            self.operations.append((func, args, kwargs or {}, fresh))
         return outputs
 
     @torch.no_grad()
@@ -69,14 +75,10 @@ class Recording(NoWaiting):
 
     @torch.no_grad()
     def replay(self) -> None:
-        for func, args, kwargs, outputs in self.operations:
-            if name_of(func).startswith(("empty", "new_empty")):
-                continue
-            inputs = {storage(tensor) for tensor in tensors_in((args, kwargs))}
-            again = func(*args, **kwargs)
-            for old, new in zip(tensors_in(outputs), tensors_in(again), strict=True):
-                if storage(old) not in inputs:
-                    old.copy_(new)
+        for func, args, kwargs, fresh in self.operations:
+            again = tensors_in(func(*args, **kwargs))
+            for place, tensor in fresh:
+                tensor.copy_(again[place])
 
 
 class RecordedGraphs:
