@@ -1,12 +1,18 @@
 """Raw files read to events and item records by the readers alone, without the steps that follow."""
 
+import atexit
 import importlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
+import duckdb
+
 from common.errors import DataError, UserError
+from common.tables import name
 from dataloader.options import ProcessOptions
 from dataloader.readers.raw import RawTable, load, repair
 from dataloader.tables.events import read_events
@@ -26,13 +32,37 @@ def local(folder: Path, *flags: str) -> ProcessOptions:
     return make_options(folder / "data", "--dataset", "shop", "--source", "local", "--raw_dir", str(folder), *flags)
 
 
+@cache
+def _workspace() -> Workspace:
+    until_exit = ExitStack()
+    atexit.register(until_exit.close)
+    scratch = until_exit.enter_context(tempfile.TemporaryDirectory())
+    return until_exit.enter_context(Workspace(Path(scratch) / ".work", "1GB"))
+
+
+@contextmanager
+def empty_workspace() -> Iterator[Workspace]:
+    """An empty workspace. All tests of a process share it, because opening a database takes longer than most tests."""
+    work = _workspace()
+    try:
+        yield work
+    finally:
+        for table, in work.run("SELECT table_name FROM duckdb_tables()"):
+            work.run(f"DROP TABLE {name(table)}")
+        for function in ("unescape", "list_in_cell"):  # of `dataloader.tables.cells`
+            with suppress(duckdb.Error):  # this reader does not need it
+                work.connection.remove_function(function)
+        for file in work.folder.iterdir():
+            file.unlink()
+
+
 def read_raw(options: ProcessOptions, wanted: str | None = None) -> tuple[list[tuple], list[dict], int]:
     """Events as (user, item, time, rating), item records by field, and the number of lines left out.
 
     `wanted`: SQL for the raw ids whose records are needed; all by default.
     """
     reader = importlib.import_module(f"dataloader.sources.{options.config['reader']}")
-    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", "1GB") as work:
+    with empty_workspace() as work:
         tables = reader.raw_tables(options, reader.raw_paths(options), work)
         log = bad_lines(options)
         log.parent.mkdir(parents=True, exist_ok=True)

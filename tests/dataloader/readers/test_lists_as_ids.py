@@ -5,7 +5,6 @@ import logging
 import re
 import shlex
 import subprocess
-import tempfile
 from pathlib import Path
 
 import duckdb
@@ -15,10 +14,9 @@ from common.errors import ConfigError, DataError, UserError
 from dataloader.readers.bad_rows import check_texts
 from dataloader.sources.local import raw_paths, raw_tables
 from dataloader.tables.events import make_keys, read_events
-from dataloader.workspace import Workspace
 from tests import errors
 from tests.dataloader.helpers import process_options
-from tests.dataloader.reading import events_of, items_of, listed, local, refused
+from tests.dataloader.reading import empty_workspace, events_of, items_of, listed, local, refused
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +55,7 @@ def follow(error: UserError, folder: Path, *flags: str) -> list[tuple]:
 
 def check_keys(options) -> list[str]:
     """Read the events and check their ids; return the raw items in file order."""
-    with tempfile.TemporaryDirectory() as scratch, Workspace(Path(scratch) / ".work", "1GB") as work:
+    with empty_workspace() as work:
         table = raw_tables(options, raw_paths(options), work)[0]
         read_events(work, table, options, Path())
         make_keys(work)
