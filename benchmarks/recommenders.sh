@@ -24,7 +24,7 @@ ml-100k)
     codes="--embedding_suffix fused-concat --tag 64"
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --max_steps 4000 --lr 0.002 \
 --temperature 0.1 --dropout 0.1"
-    small="sasrec --num_layers 1 --max_steps 10000"
+    small="sasrec --num_layers 1 --max_steps 20000"
     rows --seeds 0,1,2 "$small --prior counting" "$small $taught" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
         "encoder_decoder $codes" "encoder_decoder $codes --teacher transitions" \
@@ -41,7 +41,7 @@ Industrial_and_Scientific)
 Beauty | Toys_and_Games)
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --lr 0.002 --epochs 20"
     rows --seeds 0 "$retrieve --eval_every 4 --patience null --prior counting" \
-        "sasrec --d_model 64 --num_layers 1 --prior counting"
+        "sasrec --d_model 64 --num_layers 1 --max_steps 20000 --prior counting"
     ;;
 ml-1m)
     fast="--batch_size 1024 --lr 0.002 --max_history 200"
