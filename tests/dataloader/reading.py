@@ -52,8 +52,9 @@ def empty_workspace() -> Iterator[Workspace]:
         for function in ("unescape", "list_in_cell"):  # of `dataloader.tables.cells`
             with suppress(duckdb.Error):  # this reader does not need it
                 work.connection.remove_function(function)
-        for file in work.folder.iterdir():
-            file.unlink()
+        for path in work.folder.iterdir():
+            if path.is_file():  # not the folder to which DuckDB spills
+                path.unlink()
 
 
 def read_raw(options: ProcessOptions, wanted: str | None = None) -> tuple[list[tuple], list[dict], int]:
