@@ -6,7 +6,7 @@
 # DATA_ROOT must have the dataset, its embedding td, and the semantic IDs that the flags name:
 #   ml-100k: on fused-concat (td and cf, weights 1 and 2), rqvae with 64 codes and the tag 64, and opq
 #   Industrial_and_Scientific: rqvae and opq on td
-#   Beauty, Toys_and_Games: opq on fused-concat (td and cf, equal weights)
+#   Beauty, Toys_and_Games: opq on fused-concat (td and cf, equal weights); Beauty also rqvae
 #   ml-1m: opq on fused-concat (td and cf, equal weights) with 8 levels and the tag 8
 # One row takes 3 to 40 minutes on one core. Commands with different datasets can run side by side.
 set -euo pipefail
@@ -32,16 +32,20 @@ ml-100k)
         "$retrieve --prior counting" "$retrieve $taught"
     ;;
 Industrial_and_Scientific)
-    retrieve="encoder_retrieve --quantizer_name opq --lr 0.005 --max_steps 2500 --prior counting"
+    retrieve="encoder_retrieve --quantizer_name opq --lr 0.005 --max_steps 2500 --temperature 0.1 --prior counting"
     rows --seeds 0,1,2 "$retrieve" "$retrieve --teacher counting" \
         "sasrec --num_layers 1 --prior counting" "sasrec --num_layers 1 --prior counting --teacher counting" \
         "gru4rec --prior counting" \
         "encoder_decoder" "encoder_decoder --teacher counting" "decoder_only --prior counting"
     ;;
 Beauty | Toys_and_Games)
-    retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --lr 0.002 --epochs 20"
-    rows --seeds 0 "$retrieve --eval_every 4 --patience null --prior counting" \
-        "sasrec --d_model 64 --num_layers 1 --max_steps 20000 --prior counting"
+    retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --lr 0.002 --epochs 30 \
+--max_steps null --eval_every 5 --patience null --dropout 0.2 --temperature 0.1"
+    rows --seeds 0 "$retrieve --prior counting" "sasrec --d_model 64 --num_layers 1 --max_steps 20000 --prior counting"
+    if [ "$dataset" = Beauty ]; then
+        rows --seeds 0 "encoder_decoder --embedding_suffix fused-concat --epochs 30 --max_steps 50000 --eval_every 10 \
+--max_history 20 --num_beams 20 --dropout 0.05 --prior counting"
+    fi
     ;;
 ml-1m)
     fast="--batch_size 1024 --lr 0.002 --max_history 200"
