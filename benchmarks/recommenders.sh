@@ -39,8 +39,8 @@ Industrial_and_Scientific)
         "encoder_decoder" "encoder_decoder --teacher counting" "decoder_only --prior counting"
     ;;
 Beauty | Toys_and_Games)
-    retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --lr 0.002 --epochs 30 \
---max_steps null --eval_every 5 --patience null --dropout 0.2 --temperature 0.1"
+    retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --lr 0.002 --epochs 34 --eval_every 4 \
+--patience null --dropout 0.2 --temperature 0.1"
     rows --seeds 0 "$retrieve --prior counting" "sasrec --d_model 64 --num_layers 1 --max_steps 20000 --prior counting"
     if [ "$dataset" = Beauty ]; then
         rows --seeds 0 "encoder_decoder --embedding_suffix fused-concat --epochs 30 --max_steps 50000 --eval_every 10 \
