@@ -26,7 +26,7 @@ log.addHandler(logging.NullHandler())
 WATCHED = "STEP_WATCHES"  # environment variable: descriptor of a pipe that closes when the parent process ends
 SECONDS_OF_ONE_REQUEST = 0.5  # GNU timeout sends one signal twice: to its child and to the process group
 SECONDS_FOR_FIRST = 5.0  # if the first process fails, torchrun ends the other processes within this time
-NEW_OBJECTS = 10_000  # the garbage collector runs when so many more objects exist
+NEW_OBJECTS = 10_000  # how many new objects start the garbage collector; the default of Python is 700 to 2,000
 
 
 class StopRequest:

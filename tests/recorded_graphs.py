@@ -62,8 +62,9 @@ class Recording(NoWaiting):
                 self.before[tensor.data_ptr()] = (tensor, tensor.detach().clone())
         outputs = super().__torch_dispatch__(func, types, args, kwargs)
         inputs = {storage(tensor) for tensor in tensors_in((args, kwargs))}
-        fresh = [(place, tensor) for place, tensor in enumerate(tensors_in(outputs)) if storage(tensor) not in inputs]
-        self.own |= {storage(tensor) for _, tensor in fresh}
+        # None stands for an output that is a view of an input: a replay has nothing to copy.
+        fresh = [None if storage(tensor) in inputs else tensor for tensor in tensors_in(outputs)]
+        self.own |= {storage(tensor) for tensor in fresh if tensor is not None}
         if not name_of(func).startswith(("empty", "new_empty")):
             self.operations.append((func, args, kwargs or {}, fresh))
         return outputs
@@ -76,9 +77,9 @@ class Recording(NoWaiting):
     @torch.no_grad()
     def replay(self) -> None:
         for func, args, kwargs, fresh in self.operations:
-            again = tensors_in(func(*args, **kwargs))
-            for place, tensor in fresh:
-                tensor.copy_(again[place])
+            for old, new in zip(fresh, tensors_in(func(*args, **kwargs)), strict=True):
+                if old is not None:
+                    old.copy_(new)
 
 
 class RecordedGraphs:
