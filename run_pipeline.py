@@ -86,7 +86,9 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     steps = plan_data(options, given_flags(parser, args, data_flags))
     if options.check:
         return steps
-    for suffix in _other_suffixes(args.quantizer_name, options.suffix, keys["quantization"]):
+    others = [*_other_suffixes(args.quantizer_name, options.suffix, keys["quantization"]),
+              *_neighbour_suffix(keys["recommendation"] + keys["baselines"])]
+    for suffix in others:
         # Flags such as --pca apply only to the embedding that --suffix names.
         other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
                                       "l2": False})
@@ -215,6 +217,16 @@ def _other_suffixes(quantizer_name: str, suffix: str, keys: list[tuple[str, str]
     config, quantizer = _config(models, quantizer_name, keys), models.find_class(quantizer_name)
     quantizer.other_files(config.values)
     return [other for other in quantizer.embedding_suffixes(config.values, suffix) if other != suffix]
+
+
+def _neighbour_suffix(keys: list[tuple[str, str]]) -> list[str]:
+    """Return the suffix of the embedding that --neighbours_from names; empty if it names none."""
+    given = [text for key, text in keys if key.rpartition(".")[2] == "neighbours_from"]
+    if not given:
+        return []
+    from recommendation.inputs import AUTO, TFIDF
+
+    return [text for text in given[-1:] if text not in (AUTO, TFIDF)]
 
 
 if __name__ == "__main__":

@@ -155,6 +155,16 @@ def test_a_key_of_the_baselines_is_not_passed_to_a_model_without_it(whole_job, t
         whole_plan(whole_job, *data, "--model=popularity", "--max_history=5")
 
 
+def test_the_embedding_of_the_neighbours_is_made_too(whole_job, tmp_path):
+    def fusions(*flags: str) -> list[str]:
+        made = whole_plan(whole_job, "--data_root", str(tmp_path), *flags)
+        return [command[-1] for command in made if command[0] == "dataloader.fusion"]
+
+    assert fusions("--neighbours_from=cf") == fusions("--model=sasrec", "--neighbours_from=cf") == ["--suffix=cf"]
+    assert fusions("--neighbours_from=cf", "--neighbours_from=tfidf") == fusions("--neighbours_from=auto") == []
+    assert fusions("--neighbours_from=cf", "--quantizer_name=letter") == ["--suffix=cf"]  # only once
+
+
 def test_a_key_of_both_stages_needs_its_stage(whole_job, tmp_path):
     with refused(ConfigError, "--max_steps", fix=["--quantization.max_steps", "--recommendation.max_steps"]):
         whole_plan(whole_job, "--data_root", str(tmp_path), "--max_steps=5")
