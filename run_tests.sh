@@ -3,12 +3,12 @@
 # With --faults as the first argument, run only the long form of the fault tests (up to 20 minutes).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# The tests start hundreds of commands. Cache the bytecode, so that not every command compiles the modules again.
+unset PYTHONDONTWRITEBYTECODE
 DEVELOPMENT=1 source "$root/setup.sh"
 cd "$root"
 # The tests run commands with `python`, as a user does; put the right one first.
 export PATH="$(dirname "$PYTHON"):$PATH"
-# The tests start hundreds of commands. Cache the bytecode, so that not every command compiles the project again.
-unset PYTHONDONTWRITEBYTECODE
 # Three pytest processes run the tests, typically on two cores, because one of them often waits for a server or a timer.
 # More threads per process would only compete for the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -25,6 +25,8 @@ set_up_python() {
     [ -x "$PYTHON" ] || "$base" -m venv "$root/.venv" || return 5
     # If torch is already installed, keep the version that the user has chosen.
     "$PYTHON" -c 'import torch' 2>/dev/null || pip=(--constraint "$root/constraints.txt")
+    # pip would compile all modules, which takes half of the time. Python compiles those that are imported, if it may.
+    [ -n "${PYTHONDONTWRITEBYTECODE:-}" ] || pip+=(--no-compile)
     for python in "${requirements[@]}"; do pip+=(--requirement "$python"); done
     if ! "$PYTHON" -m pip install --quiet --disable-pip-version-check "${pip[@]}"; then
         echo "error: set-up: cannot install the packages. Fix: make a Python package index reachable," \
