@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parent)
 # The import path must be set before these imports.
 from common.cli import ROOT, Parser, add_shared_flags, check_name, given_flags, parse  # noqa: E402
 from common.command import run_command  # noqa: E402
-from common.errors import ConfigError  # noqa: E402
+from common.errors import ConfigError, nearest  # noqa: E402
 from common.output import flush, show  # noqa: E402
 from common.steps import Step, module, run_steps, script  # noqa: E402
 
@@ -71,6 +71,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 
     Raises ConfigError if a name or a key is unknown.
     """
+    from dataloader.flags import SUFFIXES
     from dataloader.flags import make_parser as make_data_parser
     from dataloader.options import resolve_options
     from dataloader.pipeline import plan as plan_data
@@ -87,8 +88,9 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     if options.check:
         return steps
     others = [*_other_suffixes(args.quantizer_name, options.suffix, keys["quantization"]),
-              *_neighbour_suffix(keys["recommendation"] + keys["baselines"])]
-    for suffix in others:
+              *_neighbour_suffix(keys["recommendation"] + keys["baselines"],
+                                [options.suffix, *SUFFIXES, *options.folder.suffixes()])]
+    for suffix in filter(SUFFIXES.__contains__, others):  # others, such as an export of item vectors, must exist
         # Flags such as --pca apply only to the embedding that --suffix names.
         other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
                                       "l2": False})
@@ -152,10 +154,14 @@ def split_keys(args: argparse.Namespace, baselines: list[str]) -> dict[str, list
         # The model would refuse a key that has an effect only on baselines.
         of_model = [pair for pair in given["recommendation"]
                     if recommenders.applies(model, pair[0]) or pair not in of_baselines]
-        check_training(_config(recommenders, args.model, of_model), None)
+        check_training(_config(recommenders, args.model, of_model + _filter_seen(args)), None)
         for config in others:
             _config(recommenders, config.name, [pair for pair in of_baselines if config.has_key(pair[0])])
     return {"quantization": given["quantization"], "recommendation": of_model, "baselines": of_baselines}
+
+
+def _filter_seen(args: argparse.Namespace) -> list[tuple[str, str]]:
+    return [] if args.filter_seen is None else [("filter_seen", args.filter_seen)]
 
 
 def _config(stage, name: str, keys: list[tuple[str, str]] | None = None):
@@ -219,14 +225,23 @@ def _other_suffixes(quantizer_name: str, suffix: str, keys: list[tuple[str, str]
     return [other for other in quantizer.embedding_suffixes(config.values, suffix) if other != suffix]
 
 
-def _neighbour_suffix(keys: list[tuple[str, str]]) -> list[str]:
-    """Return the suffix of the embedding that --neighbours_from names; empty if it names none."""
+def _neighbour_suffix(keys: list[tuple[str, str]], suffixes: list[str]) -> list[str]:
+    """Return the suffix of the embedding that --neighbours_from names; empty if it names none.
+
+    suffixes: of the embeddings that exist or can be made
+
+    Raises ConfigError if the suffix is not one of them.
+    """
     given = [text for key, text in keys if key.rpartition(".")[2] == "neighbours_from"]
     if not given:
         return []
     from recommendation.inputs import AUTO, TFIDF
 
-    return [text for text in given[-1:] if text not in (AUTO, TFIDF)]
+    [name], known = given[-1:], [AUTO, TFIDF, *dict.fromkeys(suffixes)]
+    if name not in known:
+        raise ConfigError("--neighbours_from", f"the dataset has no embedding {name!r}", nearest(name, known),
+                          f"use one of {', '.join(known)}")
+    return [] if name in (AUTO, TFIDF) else [name]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from common.publishing import write_text
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MODALITIES = ("text", "image")
 FUSIONS = ("fused-concat", "fused-pca", "fused-align")
+SUFFIXES = ("td", "image", "cf", *FUSIONS)  # a text embedding may also have any other suffix
 DEFAULT_RATIOS = (0.8, 0.1, 0.1)
 MEMORY_LIMIT = "2GB"
 ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")

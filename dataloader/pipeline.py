@@ -23,7 +23,8 @@ def plan(options: Options, flags: list[str]) -> list[Step]:
     if "image" in options.modalities:
         steps.append(("images", "images"))
     if "text" in options.modalities:
-        steps.append(("text embeddings", "text_embedding"))
+        suffix = options.text.target.suffix
+        steps.append(("text embeddings" if suffix == "td" else f"text embeddings {suffix}", "text_embedding"))
     if "image" in options.modalities:
         steps.append(("image embeddings", "image_embedding"))
     if options.suffix in ("cf", *FUSIONS):

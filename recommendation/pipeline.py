@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from common.artifacts import DatasetFolder, load_items, load_users
+from common.artifacts import DatasetFolder, load_items, load_meta, load_users
 from common.checkpoint import Checkpoints
 from common.config import Config
 from common.device import resolve_device
@@ -170,9 +170,13 @@ class Pipeline:
     def _require_held_out(self, sequences: Sequences) -> None:
         """Raise DataError if no validation event or no test event has a history."""
         for split in ("valid", "test"):
-            if not len(sequences.positions(split)):
-                raise DataError(self.folder.interactions, f"has no event with a history in the {split} split",
-                                "No user has three events", f"{self.folder.make_command} --min_user_interactions 3")
+            if len(sequences.positions(split)):
+                continue
+            why, fix = "No user has three events", f"{self.folder.make_command} --min_user_interactions 3"
+            if load_meta(self.folder.interactions, self.folder.make_command).get("split_name") == "temporal":
+                why = f"It has {sequences.num_without_history(split):,} events, of users without an earlier event"
+                fix = f"{self.folder.make_command} with other --split_ratios or --split_dates"
+            raise DataError(self.folder.interactions, f"has no event with a history in the {split} split", why, fix)
 
     def _write_predictions(self, predictions: dict[str, Predictions], sequences: Sequences) -> None:
         """Write the test predictions to predictions.jsonl, with the raw ids of users and items.

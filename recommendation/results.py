@@ -18,7 +18,7 @@ from common.errors import ArtifactError, DataError
 from common.publishing import write_text
 from common.reading import fits, parse_json, read_text, shortened
 from common.run import log_to_console, read_finished
-from common.tables import markdown
+from common.tables import markdown, percent
 from recommendation.dataset import Sequences
 from recommendation.inputs import Choice
 from recommendation.metrics import PROTOCOLS, RANKERS
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     path = args.run_root / "recommendation" / args.dataset / "report.md"
     write_text(path, text + "\n")
     last = Choice(runs[-1].parent.parent.name, args.quantizer_name, args.embedding_suffix, args.tag)
-    log.info("%s\n\nreport: wrote %s\nMore recommendations: %s --user %s", text, path,
+    log.info("%s\n\nreport: wrote %s\nMore recommendations: %s --user=%s", text, path,
              last.training_command(folder, args.run_root, "recommend.py"),
              shlex.quote(load_users(folder)["raw_id"][0]))
 
@@ -106,8 +106,10 @@ def report(folder: DatasetFolder, run_root: Path, runs: list[Path]) -> str:
     names = [run.model if models.count(run.model) == 1 else f"{run.model} (seed {run.seed}, run {run.folder.name})"
              for run in finished]
     last = finished[-1]
-    unseen = "" if Sequences.load(folder, "cpu").has_repeats else (
-        "No user has two training events with the same item, so a seen item is never right. ")
+    sequences = Sequences.load(folder, "cpu")
+    repeats = sequences.repeated[sequences.positions("test")].mean()
+    unseen = (f"{percent(repeats)} of the targets are in their history; the lists of unseen items always miss them. "
+              if repeats else "No target is in its history, so a seen item is never right. ")
     heading = (f"{folder.name}: metrics of the test split ({last.metrics['alone']['test']['all']['num_targets']} "
                "targets; standard errors in brackets), ranked over the whole catalogue. `all`: every item can be "
                f"recommended. `unseen`: the items of the history are excluded. {unseen}The lists below are for "
@@ -121,15 +123,29 @@ def report(folder: DatasetFolder, run_root: Path, runs: list[Path]) -> str:
 def table(rows: Mapping[str, dict], priors: dict[str, str]) -> str:
     """Return a Markdown table of validation and test metrics, with both protocols.
 
+    The row of a prior is left out if it equals another row of the same name.
+
     rows: name of a model -> content of its metrics.json; a missing metric gives an empty cell
     priors: name of a model -> name of its prior
     """
-    shown = [(label_of(model, priors[model], ranker), row[ranker], row["protocol"]) for model, row in rows.items()
-             for ranker in RANKERS if ranker in row and not (ranker == "prior" and priors[model] in rows)]
-    return markdown(table_heads(), [
-        [label, _value_cell(metrics["valid"][protocol], "ndcg@10", error=False),
-         *(_value_cell(metrics["test"][of], name) for of in PROTOCOLS for name in TABLE_METRICS)]
-        for label, metrics, protocol in shown])
+    shown: dict[str, list[str]] = {}
+    for model, row in rows.items():
+        for ranker in filter(row.__contains__, RANKERS):
+            label, cells = label_of(model, priors[model], ranker), _cells(row[ranker], row["protocol"])
+            if ranker == "prior":
+                same = _cells(rows[label]["alone"], row["protocol"]) if label in rows else shown.get(label)
+                if same == cells:
+                    continue
+                if same:  # the baseline of this name has other settings
+                    label = f"{label} (prior of {model})"
+            shown[label] = cells
+    return markdown(table_heads(), [[label, *cells] for label, cells in shown.items()])
+
+
+def _cells(metrics: dict, protocol: str) -> list[str]:
+    """Return the cells of a row after its label."""
+    return [_value_cell(metrics["valid"][protocol], "ndcg@10", error=False),
+            *(_value_cell(metrics["test"][of], name) for of in PROTOCOLS for name in TABLE_METRICS)]
 
 
 def table_heads() -> tuple[str, ...]:

@@ -30,8 +30,8 @@ def neighbours_of_texts(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         # Without words of a single item and without words of more than a fifth of the items.
         vectors = TfidfVectorizer(sublinear_tf=True, min_df=2, max_df=0.2, dtype=np.float32).fit_transform(texts)
     except ValueError:  # no word is left
-        log.warning("recommendation: WARNING: the texts of the %d items have no words from which their similarity "
-                    "could be computed, so no item has neighbours", len(texts))
+        log.warning("recommendation: WARNING: the texts of the %d items have no words from which TF-IDF could compute "
+                    "their similarity, so it finds no neighbours", len(texts))
         return _nearest(lambda first, end: np.zeros((end - first, len(texts)), np.float32), len(texts))
     vectors = vectors.tocsr()
     transposed = vectors.T.tocsr()

@@ -163,6 +163,19 @@ def test_the_embedding_of_the_neighbours_is_made_too(whole_job, tmp_path):
     assert fusions("--neighbours_from=cf") == fusions("--model=sasrec", "--neighbours_from=cf") == ["--suffix=cf"]
     assert fusions("--neighbours_from=cf", "--neighbours_from=tfidf") == fusions("--neighbours_from=auto") == []
     assert fusions("--neighbours_from=cf", "--quantizer_name=letter") == ["--suffix=cf"]  # only once
+    for flags in (["--neighbours_from=td"], ["--quantizer_name=letter", "--collaborative=td"]):
+        made = whole_plan(whole_job, "--data_root", str(tmp_path), "--suffix=td16", "--pca=16", *flags)
+        assert [command[1:] for command in made if command[0] == "dataloader.text_embedding"] == [
+            [f"--data_root={tmp_path}", *words] for words in (["--suffix=td16", "--pca=16"], ["--suffix=td"])]
+
+
+@pytest.mark.parametrize(("flags", "where", "names"), [
+    (["--neighbours_from=tfdif"], "--neighbours_from", ["tfdif"]),
+    (["--neighbours_from=tfdif", "--suffix=cf"], "--neighbours_from", ["tfdif"]),
+    (["--filter_seen=maybe"], "--filter_seen", ["maybe"])])
+def test_wrong_values_are_refused_before_the_first_step(whole_job, tmp_path, flags, where, names):
+    with refused(ConfigError, where, names=names, fix=["auto"]):
+        whole_plan(whole_job, "--data_root", str(tmp_path), *flags)
 
 
 def test_a_key_of_both_stages_needs_its_stage(whole_job, tmp_path):

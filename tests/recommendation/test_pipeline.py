@@ -209,3 +209,18 @@ def test_a_dataset_without_held_out_events_is_refused_before_training(execute, t
     with refused(DataError, interactions, names=["valid"], fix=["--min_user_interactions 3"]):
         execute("encoder_decoder", [[0, 1], [2, 3]])
     assert not [*tmp_path.rglob("runs")]
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_period_of_new_users_only_is_refused_with_its_cause(tmp_path, make_config, split):
+    """In a temporal split, users with many events do not help if none of them has an event in the period."""
+    folder = write_data(tmp_path, [])
+    others = {"valid", "test"} - {split}
+    events = [(0, time, time, name) for time, name in enumerate(["train", "train", "train", *others])]
+    frame = pd.DataFrame([*events, (1, 5, 9, split)], columns=["user", "item", "timestamp", "split"]).assign(rating=5.0)
+    write_table(folder.interactions, frame, {"split_name": "temporal"})
+    write_users(folder, 2)
+    pipeline = Pipeline(make_config("markov"), folder, Choice("markov"), tmp_path / "runs", "a command")
+    with refused(DataError, folder.interactions, names=[split, "It has 1 events"],
+                 fix=["--split_dates"]):
+        pipeline.execute(force=False)

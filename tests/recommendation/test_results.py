@@ -225,6 +225,13 @@ def test_a_prior_has_rows_of_its_own():
     # A baseline that has a row of its own is not shown again.
     rows = {"markov": MARKOV, "sasrec": with_prior}
     assert first_cells(table(rows, {"markov": "none", "sasrec": "markov"})) == [("markov", "0.2500"), *expected[::2]]
+    # A baseline with other settings is not the prior, so both are shown.
+    other = MARKOV | {"alone": TRAINED["alone"]}
+    named = [expected[0], ("markov (prior of sasrec)", "0.9000"), expected[2]]
+    for names in (("markov", "sasrec"), ("sasrec", "markov")):
+        rows = {name: {"markov": other, "sasrec": with_prior}[name] for name in names}
+        found = first_cells(table(rows, {"markov": "none", "sasrec": "markov"}))
+        assert sorted(found) == sorted([("markov", "0.9000"), *named])
     assert [label_of("sasrec", "markov", part) for part in with_prior if part != "protocol"] == [
         "sasrec", "markov", "sasrec + markov"]
 
@@ -251,6 +258,15 @@ def test_a_run_of_earlier_interactions_is_refused(train):
     publish(trained.folder.interactions, lambda staged: staged.write_bytes(b"others"), {"inputs": {}})
     with refused(ArtifactError, trained.run, names=["interactions.parquet"], fix=["the training command"]):
         report(trained.folder, trained.run_root, [trained.run])
+
+
+@pytest.mark.parametrize(("histories", "sentence"), [
+    ([[0, 1, 2, 3], [4, 5, 6, 7]], "No target is in its history, so a seen item is never right."),
+    # One of three test events repeats an item, no training event does.
+    ([[0, 1, 2, 0], [4, 5, 6, 7], [1, 2, 3, 4]], "33 % of the targets are in their history;")])
+def test_the_report_says_whether_seen_items_can_be_right(train, histories, sentence):
+    trained = train("popularity", histories)
+    assert sentence in report(trained.folder, trained.run_root, [trained.run])
 
 
 @pytest.mark.slow
