@@ -179,10 +179,7 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
     except UserError as error:
         return _report(str(error), error.exit_code, argv)
     except Interrupted:
-        command = "the same command without --force" if "--force" in argv else "the same command again"
-        name = signal.Signals(stop_request.signal_number).name
-        return _report(f"{name}: interrupted. Fix: run {command} to continue from here",
-                       128 + stop_request.signal_number, argv, shared=True)
+        return _report(_interruption(argv), 128 + stop_request.signal_number, argv, shared=True)
     except BrokenPipeError:
         # The program that reads our output (such as head) has ended, so a message is of no use.
         discard(sys.stdout)
@@ -195,6 +192,11 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
         if (problem := machine_error(error)) is None:
             raise
         return _report(str(problem), problem.exit_code, argv)
+
+
+def _interruption(argv: list[str]) -> str:
+    command = "the same command without --force" if "--force" in argv else "the same command again"
+    return f"{signal.Signals(stop_request.signal_number).name}: interrupted. Fix: run {command} to continue from here"
 
 
 def _require_folder() -> None:
@@ -253,11 +255,14 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
 
 
 def report_failed_imports() -> None:
-    """Print errors of the machine on one line from now on, even if they occur outside of `run_command`.
+    """Print errors of the machine and stop signals on one line from now on, even outside of `run_command`.
 
-    Call this function before the first import that may fail, for example because the memory is full.
+    Call this function before the first import that takes long or may fail, for example because the memory is full.
     """
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, Interrupted):
+            _print_error(_interruption(sys.argv))
+            os._exit(128 + stop_request.signal_number)
         problem = error if isinstance(error, UserError) else machine_error(error)
         if problem is None:
             sys.__excepthook__(kind, error, trace)
@@ -265,6 +270,7 @@ def report_failed_imports() -> None:
             _print_error(str(problem))
             os._exit(problem.exit_code)
 
+    stop_request.install()
     prepare_streams()
     sys.excepthook = report
     require_memory()

@@ -99,7 +99,8 @@ def _read(path: Path, fix: str) -> Record:
     except OSError as error:
         raise ArtifactError(path, "cannot be read", str(error), fix) from error
     if not meta_file.exists():
-        raise ArtifactError(path, "has no meta file", f"There is no {meta_file.name} in the same folder", fix)
+        raise ArtifactError(path, "has no meta file", f"There is no {meta_file.name} in the same folder",
+                            f"{fix}; or, if you made the file yourself, use --check --adopt")
     meta = read_record(meta_file, fix, {"schema_version": int}, {"command": str | None})
     meta.fix = _rebuild(meta, fix)
     if meta["schema_version"] != SCHEMA_VERSION:

@@ -58,8 +58,10 @@ def check_folder(options: ProcessOptions) -> None:
     for finding in (*content, *metas):
         log.warning("check: %s", finding)
     if content:
+        made = folder.source_flags.exists() or (folder.path / "raw").exists()  # not adopted
+        make = f", or make them again with: {folder.make_command} --force" if made else ""
         raise DataError(folder.path, f"the content of the files is not valid ({len(content)} problems)", content[0],
-                        f"repair the files, or make them again with: {folder.make_command} --force")
+                        f"repair the files{make}")
     if metas:
         raise ArtifactError(folder.path, "the content of the files is valid, but meta files are missing or wrong "
                             f"({len(metas)} problems)", metas[0],

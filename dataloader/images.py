@@ -103,7 +103,8 @@ def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
     urls = list(dict.fromkeys(url for url in load_image_urls(folder) if url))
     if not urls:
         raise DataError(folder.items, "no item has an image URL", f"The dataset has {items['num_items']} items",
-                        "leave out the modality image, or use a --source whose items have images")
+                        "use no image embedding (--modalities, --suffix, --fusion_parts, --quantizer_name select it) "
+                        "or a --source whose items have images")
     records = _fetch(options, urls)
     if not any(record.file for record in records):
         found: dict[str, list[str]] = {}

@@ -39,7 +39,13 @@ class SemanticIDs:
         return cls(codes, items["raw_id"], items["title"], meta["codebook_sizes"])
 
     def of(self, raw_id: str) -> tuple[int, ...]:
-        """Return the semantic ID of the item `raw_id`. Raises DataError if there is no such item."""
+        """Return the semantic ID of the item `raw_id`.
+
+        Raises ConfigError if `raw_id` is not a string. Raises DataError if there is no such item.
+        """
+        if not isinstance(raw_id, str):
+            raise ConfigError("raw_id", f"must be a string, got {raw_id!r}",
+                              "Raw ids are strings, even if they look like numbers", f"pass {str(raw_id)!r}")
         if raw_id not in self._item_of:
             why, close = nearest_id(raw_id, self._item_of)
             raise DataError("raw_id", f"unknown item {raw_id!r}", why,

@@ -22,7 +22,7 @@ from recommendation.metrics import (
     ndcg,
 )
 from recommendation.models import DEFAULTS, baselines, config_path
-from recommendation.results import label_of, mean_cell
+from recommendation.report import label_of, mean_cell
 from recommendation.runs import FinishedRun, read_ranks, read_run
 
 # R rows of a table, B test targets

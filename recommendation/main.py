@@ -91,7 +91,7 @@ def train(config, make_pipeline, seeds: list[int] | None, run_list: Path | None,
     from common.distributed import is_main
     from common.targets import append_line
     from recommendation.pipeline import run_seeds
-    from recommendation.results import seeds_table, table
+    from recommendation.report import seeds_table, table
 
     prior = config.training_params["prior"]
     if seeds is not None:

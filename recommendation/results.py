@@ -1,52 +1,31 @@
-"""A report on chosen runs of a dataset: a table, and the recommendations for three users."""
+"""Show finished runs of a dataset in one table, and the recommendations of the last run for three users."""
 
 import argparse
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import TypedDict
 
-import numpy as np
-
-from common.artifacts import DatasetFolder, load_items, load_users
 from common.cli import Parser, add_shared_flags, add_variant_flags, check_name, parse
 from common.command import run_command
-from common.errors import ArtifactError, DataError
-from common.publishing import write_text
-from common.reading import fits, parse_json, read_text, shortened
-from common.run import log_to_console, read_finished
-from common.tables import markdown, percent
-from recommendation.dataset import Sequences
-from recommendation.inputs import Choice
-from recommendation.metrics import PROTOCOLS, RANKERS
+from common.errors import DataError
 from recommendation.models import config_path, names
-from recommendation.runs import current_inputs, find_run, read_run, require_same_inputs
 
 log = logging.getLogger(__name__)
 
-NUM_USERS, NUM_HISTORY, NUM_RECOMMENDED = 3, 10, 10
-TABLE_METRICS = ("recall@10", "ndcg@10")
-SPREAD = ("A trained model has other metrics with another seed, and also with the same seed on another machine, "
-          "because rounding errors grow during the training. `python recommendation/main.py --seeds 0,1,2` shows this "
-          "spread.")
-
 
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="recommendation.results", description="Show finished runs of a dataset in one table.")
-    rows = parser.add_mutually_exclusive_group()
-    rows.add_argument("--models", default=",".join(names()), metavar="M,M",
-                      help="show the newest finished run of each of these models, in this order")
-    rows.add_argument("--run_list", type=Path, default=None, metavar="FILE",
-                      help="show the runs in a file that recommendation/main.py --run_list wrote")
-    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
-                        help="the quantizer that made the semantic IDs")
-    add_shared_flags(parser)
-    add_variant_flags(parser)
-    args = parse(parser, argv)
+    args = parse(make_parser(), argv)
     check_name("--quantizer_name", args.quantizer_name)
+
+    # The imports of torch take seconds. Here, Ctrl-C already ends them without a traceback.
+    from common.artifacts import DatasetFolder, load_users
+    from common.publishing import write_text
+    from common.run import log_to_console
+    from recommendation.inputs import Choice
+    from recommendation.report import report
+
     log_to_console()
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
@@ -60,8 +39,28 @@ def main(argv: list[str]) -> None:
              shlex.quote(load_users(folder)["raw_id"][0]))
 
 
-def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> list[Path]:
-    """Return the run folders that the flags select. Raises DataError if a run does not exist."""
+def make_parser() -> Parser:
+    parser = Parser(prog="recommendation.results", description=__doc__)
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument("--models", default=",".join(names()), metavar="M,M",
+                      help="show the newest finished run of each of these models, in this order")
+    rows.add_argument("--run_list", type=Path, default=None, metavar="FILE",
+                      help="show the runs in a file that recommendation/main.py --run_list wrote")
+    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
+                        help="the quantizer that made the semantic IDs")
+    add_shared_flags(parser)
+    add_variant_flags(parser)
+    return parser
+
+
+def chosen_runs(args: argparse.Namespace, folder) -> list[Path]:
+    """Return the run folders that the flags select. Raises DataError if a run does not exist.
+
+    folder: the DatasetFolder
+    """
+    from recommendation.inputs import Choice
+    from recommendation.runs import find_run
+
     if args.run_list is not None:
         return _listed_runs(args.run_list, args.run_root / "recommendation" / folder.name)
     models = [*dict.fromkeys(args.models.split(","))]
@@ -78,6 +77,8 @@ def _listed_runs(path: Path, parent: Path) -> list[Path]:
 
     Raises DataError if the file cannot be read or is empty, or if a line is not a finished run in `parent`.
     """
+    from common.reading import read_text, shortened
+
     fix = f"python recommendation/main.py --model=M --run_list {path}"
     try:
         lines = read_text(path).splitlines()
@@ -92,145 +93,6 @@ def _listed_runs(path: Path, parent: Path) -> list[Path]:
                             f"The finished runs of this dataset are in {parent}",
                             f"remove line {number}, or finish the training of the run that it names")
     return [*dict.fromkeys(finished[os.path.abspath(line)] for line in lines)]
-
-
-def report(folder: DatasetFolder, run_root: Path, runs: list[Path]) -> str:
-    """Return a table of the runs, and the recommendations of the last run for three users.
-
-    Raises ArtifactError if the interactions or the semantic IDs have changed since the training.
-    """
-    finished = [read_run(run) for run in runs]
-    for run in finished:
-        require_same_inputs(run.folder, run.inputs, current_inputs(folder, run), run.command)
-    models = [run.model for run in finished]
-    names = [run.model if models.count(run.model) == 1 else f"{run.model} (seed {run.seed}, run {run.folder.name})"
-             for run in finished]
-    last = finished[-1]
-    sequences = Sequences.load(folder, "cpu")
-    repeats = sequences.repeated[sequences.positions("test")].mean()
-    unseen = (f"{percent(repeats)} of the targets are in their history; the lists of unseen items always miss them. "
-              if repeats else "No target is in its history, so a seen item is never right. ")
-    heading = (f"{folder.name}: metrics of the test split ({last.metrics['alone']['test']['all']['num_targets']} "
-               "targets; standard errors in brackets), ranked over the whole catalogue. `all`: every item can be "
-               f"recommended. `unseen`: the items of the history are excluded. {unseen}The lists below are for "
-               f"{last.protocol} items.")
-    rows = {name: run.metrics for name, run in zip(names, finished, strict=True)}
-    priors = {name: run.prior for name, run in zip(names, finished, strict=True)}
-    shown = examples(folder, runs[-1], names[-1], last.protocol)
-    return "\n".join([heading, "", table(rows, priors), "", SPREAD, "", shown])
-
-
-def table(rows: Mapping[str, dict], priors: dict[str, str]) -> str:
-    """Return a Markdown table of validation and test metrics, with both protocols.
-
-    The row of a prior is left out if it equals another row of the same name.
-
-    rows: name of a model -> content of its metrics.json; a missing metric gives an empty cell
-    priors: name of a model -> name of its prior
-    """
-    shown: dict[str, list[str]] = {}
-    for model, row in rows.items():
-        for ranker in filter(row.__contains__, RANKERS):
-            label, cells = label_of(model, priors[model], ranker), _cells(row[ranker], row["protocol"])
-            if ranker == "prior":
-                same = _cells(rows[label]["alone"], row["protocol"]) if label in rows else shown.get(label)
-                if same == cells:
-                    continue
-                if same:  # the baseline of this name has other settings
-                    label = f"{label} (prior of {model})"
-            shown[label] = cells
-    return markdown(table_heads(), [[label, *cells] for label, cells in shown.items()])
-
-
-def _cells(metrics: dict, protocol: str) -> list[str]:
-    """Return the cells of a row after its label."""
-    return [_value_cell(metrics["valid"][protocol], "ndcg@10", error=False),
-            *(_value_cell(metrics["test"][of], name) for of in PROTOCOLS for name in TABLE_METRICS)]
-
-
-def table_heads() -> tuple[str, ...]:
-    return ("model", "validation ndcg@10", *(f"{name} ({of})" for of in PROTOCOLS for name in TABLE_METRICS))
-
-
-def _value_cell(metrics: dict, name: str, error: bool = True) -> str:
-    if name not in metrics:
-        return ""
-    return f"{metrics[name]:.4f}" + (f" (±{metrics[f'{name}_stderr']:.4f})" if error else "")
-
-
-def label_of(model: str, prior: str, ranker: str) -> str:
-    """Return the name of a row: the model, its prior, or both."""
-    return {"alone": model, "prior": prior, "both": f"{model} + {prior}"}[ranker]
-
-
-def seeds_table(model: str, summary: dict, prior: str) -> str:
-    """Return a Markdown table with the mean and the standard deviation of metrics over several seeds."""
-    return markdown((*table_heads(), "seeds"), [
-        [label_of(model, prior, ranker), mean_cell(summary[ranker]["valid"][summary["protocol"]].get("ndcg@10")),
-         *(mean_cell(summary[ranker]["test"][of].get(name)) for of in PROTOCOLS for name in TABLE_METRICS),
-         ", ".join(map(str, summary["seeds"]))] for ranker in RANKERS if ranker in summary])
-
-
-def mean_cell(value: dict | None) -> str:
-    """Return the text of a table cell with a mean and, if there are several seeds, a standard deviation."""
-    if value is None:
-        return ""
-    return f"{value['mean']:.4f}" + ("" if value["deviation"] is None else f" ± {value['deviation']:.4f}")
-
-
-def examples(folder: DatasetFolder, run: Path, model: str, protocol: str) -> str:
-    """Return a text with the last ten items of the history and ten recommendations, for each of three test users."""
-    items, sequences = load_items(folder), Sequences.load(folder, "cpu")
-    title_of = dict(zip(items["raw_id"], items["title"], strict=True))
-    tested = sequences.positions("test")  # predictions.jsonl has one line per test event, in the same order
-    users, targets = load_users(folder)["raw_id"][sequences.user[tested]], items["raw_id"][sequences.item[tested]]
-    parts = []
-    for number, row in _predictions(run, users, targets, title_of).items():
-        target = tested[number]
-        events = slice(max(sequences.first[target], target - NUM_HISTORY), target)
-        recommended = row["unseen"] if protocol == "unseen" else row["items"]
-        history = [items["title"][item] for item in sequences.item[events]]
-        parts += [f"User {row['user']}: the last {len(history)} items of the history, oldest first",
-                  *(f"    {title}" for title in history), f"  {model} recommends",
-                  *(f"{rank:4d}. {title_of[raw_id]}{'   <- the test item' if raw_id == row['target'] else ''}"
-                    for rank, raw_id in enumerate(recommended[:NUM_RECOMMENDED], start=1)),
-                  f"  the test item is: {title_of[row['target']]}", ""]
-    return "\n".join(parts).rstrip()
-
-
-class Prediction(TypedDict):
-    """The entries of a line of predictions.jsonl that the report shows."""
-
-    user: str
-    target: str
-    items: list[str]
-    unseen: list[str]
-
-
-def _predictions(run: Path, users: np.ndarray, targets: np.ndarray, known: Container[str]) -> dict[int, Prediction]:
-    """Return up to NUM_USERS lines of predictions.jsonl: line number from 0 -> content.
-
-    users, targets: raw ids of the user and the item of each test event; each event has a line
-    known: raw ids of all items
-
-    Raises ArtifactError if the file is damaged.
-    """
-    path, num_lines, found = run / "predictions.jsonl", len(users), {}
-    fix = f"{read_finished(run, f'delete {run} and train the model again')['command']} --force"
-    try:
-        lines = read_text(path).removesuffix("\n").split("\n")  # an id may contain other line separators
-        if len(lines) != num_lines:
-            raise ValueError(f"It must have {num_lines} lines, got {len(lines)}")
-        for number in np.linspace(0, num_lines - 1, min(NUM_USERS, num_lines)).astype(int).tolist():
-            found[number] = row = parse_json(lines[number])
-            if not fits(row, Prediction) or not all(
-                    item in known for item in row["items"] + row["unseen"]):
-                raise ValueError(f"Line {number + 1} is not a prediction for items of the dataset")
-            if (row["user"], row["target"]) != (users[number], targets[number]):
-                raise ValueError(f"Line {number + 1} is not the test event {number + 1} of the dataset")
-    except (OSError, ValueError) as error:
-        raise ArtifactError(path, "cannot be read", shortened(str(error)), fix) from error
-    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -18,6 +19,7 @@ from common.errors import (
     TrainingError,
 )
 from common.machine import environment_hint
+from tests.common.conftest import ROOT
 from tests.common.helpers import assert_interrupted
 from tests.errors import Outcome
 
@@ -254,3 +256,14 @@ def test_within_the_loop_the_first_signal_is_only_noted():
         request._receive(signal.SIGTERM, None)
         assert request.requested
         assert request.signal_number == signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "library"), [("dataloader.process", "duckdb"), ("recommendation.results", "numpy")])
+def test_a_signal_during_the_imports_is_one_line(tmp_path, module, library):
+    (tmp_path / f"{library}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run([sys.executable, "-P", "-m", module], env={**os.environ, "PYTHONPATH": path}, check=False,
+                          capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert_interrupted(done.stderr)

@@ -21,7 +21,7 @@ SECONDS_AT_MOST = 120.0
 # The modules of the commands, and modules that they import only when they need them. FOR_T5 takes seconds, so it is
 # imported for its user only.
 PRELOADED = ("quantization.pipeline", "quantization.export", "quantization.compare", "quantization.inspection.page",
-             "recommendation.pipeline", "recommendation.recommender", "recommendation.results", "torch._dynamo",
+             "recommendation.pipeline", "recommendation.recommender", "recommendation.report", "torch._dynamo",
              "sklearn.decomposition", "sklearn.feature_extraction.text")
 FOR_T5 = "transformers.models.t5.modeling_t5"
 

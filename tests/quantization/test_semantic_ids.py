@@ -43,6 +43,8 @@ def test_unknown_items_and_long_prefixes_are_refused(ids):
         ids.of("Raw 2")
     with refused(ConfigError, "prefix", names=[4, 3]):
         ids.items((1, 0, 0, 0))
+    with refused(ConfigError, "raw_id", names=[242], fix=["'242'"]):
+        ids.of(242)
 
 
 def test_loading_has_the_checks_of_the_commands(folder):

@@ -13,7 +13,7 @@ from recommendation.compare import compare
 from recommendation.evaluator import Predictions, metrics
 from recommendation.metrics import CUTOFFS, code_metrics, mean_and_deviation, names
 from recommendation.options import read_flags
-from recommendation.results import table
+from recommendation.report import table
 from tests.brute_force import brute_force
 from tests.docs import METRIC
 

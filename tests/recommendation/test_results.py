@@ -19,7 +19,7 @@ from recommendation.inputs import Choice
 from recommendation.main import main
 from recommendation.metrics import mean_and_deviation, mean_over_runs
 from recommendation.pipeline import Pipeline, run_seeds
-from recommendation.results import examples, label_of, mean_cell, report, seeds_table, table
+from recommendation.report import examples, label_of, mean_cell, report, seeds_table, table
 from recommendation.results import main as report_by_command
 from recommendation.runs import read_metrics, read_ranks
 from tests.errors import refused
