@@ -27,7 +27,8 @@ ml-100k)
     small="sasrec --num_layers 1 --max_steps 20000"
     rows --seeds 0,1,2 "$small --prior counting" "$small $taught" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
-        "encoder_decoder $codes" "encoder_decoder $codes --teacher transitions" \
+        "encoder_decoder $codes --dropout 0 --prior counting" "encoder_decoder $codes --teacher transitions" \
+        "encoder_decoder $codes --dropout 0 --max_steps 10000 --prior counting" \
         "encoder_decoder $codes --encoder_positions code" "decoder_only $codes --prior counting" \
         "$retrieve --prior counting" "$retrieve $taught"
     ;;
@@ -36,7 +37,8 @@ Industrial_and_Scientific)
     rows --seeds 0,1,2 "$retrieve" "$retrieve --teacher counting" \
         "sasrec --num_layers 1 --prior counting" "sasrec --num_layers 1 --prior counting --teacher counting" \
         "gru4rec --prior counting" \
-        "encoder_decoder" "encoder_decoder --teacher counting" "decoder_only --prior counting"
+        "encoder_decoder" "encoder_decoder --teacher counting" \
+        "encoder_decoder --teacher counting --dropout 0 --prior counting" "decoder_only --prior counting"
     ;;
 Beauty | Toys_and_Games)
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --lr 0.002 --epochs 34 --eval_every 4 \
