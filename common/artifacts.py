@@ -36,7 +36,6 @@ from common.tables import parquet_rows, percent
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-MAX_VALUE = 1e15  # in embeddings
 MAX_CODES = 1 << 20  # maximum size of a codebook that has more codes than there are items
 
 
@@ -299,8 +298,8 @@ def _refuse(path: Path, findings: Iterable[str], fix: str) -> None:
 def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
     """Load the embedding vectors of all items, in item order: float32 (num_items, dim).
 
-    Raises DataError if the file is missing, or contains NaN, infinite or huge values. Raises ArtifactError if the file
-    is damaged, stale or made for other items.
+    Raises DataError if the file is missing, or contains NaN or infinite values. Raises ArtifactError if the file is
+    damaged, stale or made for other items.
     """
     fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
     path = folder.embeddings(suffix)
@@ -313,9 +312,6 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
         raise DataError(path, "contains NaN or infinite values, for example in the rows "
                         f"{np.flatnonzero(~finite)[:10].tolist()}",
                         fix=load_meta(path, fix).fix)
-    if (largest := max(array.max(initial=0), -array.min(initial=0))) > MAX_VALUE:
-        raise DataError(path, f"has values up to {largest:.3g}", "Sums of their squares are too large for float32",
-                        "divide all vectors by the same number")
     return array
 
 

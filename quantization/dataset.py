@@ -8,7 +8,10 @@ from torch import Tensor
 
 from common.artifacts import DatasetFolder, load_embeddings, load_items_meta, load_mask, load_meta
 from common.device import send
+from common.errors import DataError
 from common.training import derive_seed
+
+MAX_VALUE = 1e15  # with larger values, sums of squares exceed float32
 
 
 class Embeddings(NamedTuple):
@@ -26,9 +29,16 @@ class Embeddings(NamedTuple):
         If `suffixes` is empty, the item indices are the input. If there are several embeddings, and one of them has no
         vector for an item, the item gets zeros in the columns of this embedding. A single embedding is loaded
         unchanged.
+
+        Raises DataError if an embedding has huge values.
         """
         items = load_meta(folder.items, folder.make_command)
         parts = {suffix: load_embeddings(folder, suffix) for suffix in suffixes}
+        for suffix, vectors in parts.items():
+            if (largest := max(vectors.max(initial=0), -vectors.min(initial=0))) > MAX_VALUE:
+                raise DataError(folder.embeddings(suffix), f"has values up to {largest:.3g}",
+                                "Sums of their squares are too large for float32",
+                                "divide all vectors by the same number")
         if len(parts) > 1:
             for suffix, vectors in parts.items():
                 vectors[~load_mask(folder, suffix)] = 0.0

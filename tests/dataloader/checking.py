@@ -30,9 +30,11 @@ def check(folder: DatasetFolder, *flags: str) -> None:
 def findings(folder: DatasetFolder, kind: type[UserError], caplog, *flags: str) -> list[Finding]:
     """Run a check that must fail with this kind of error; the error names the folder and the first finding."""
     before, start = state(folder), len(caplog.records)
-    fix = f"{folder.make_command} --force" if kind is DataError else "--check --adopt"
-    with refused(kind, folder.path, fix=[fix]) as raised:
+    made = folder.source_flags.exists() or (folder.path / "raw").exists()
+    again = f"{folder.make_command} --force"  # not for files that a user has made
+    with refused(kind, folder.path, fix=["--check --adopt" if kind is not DataError else "repair"]) as raised:
         check(folder, *flags)
+    assert (again in raised.value.fix) == (kind is DataError and made)
     assert state(folder) == before
     lines = [record.getMessage().partition(f"{folder.path}/")[2] for record in caplog.records[start:]
              if record.levelno == logging.WARNING]

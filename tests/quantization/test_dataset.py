@@ -53,6 +53,14 @@ def test_a_missing_embedding_names_the_command_that_makes_it(folder):
         Embeddings.load(folder, ["cf"])
 
 
+@pytest.mark.parametrize("value", [1e30, -1e30])
+def test_an_embedding_whose_squares_are_infinite_is_refused(folder, value):
+    meta = {"inputs": {}, "items_sha256": load_meta(folder.items, "")["items_sha256"]}
+    save_array(folder.embeddings("own"), np.array([[1, 2], [3, value], [5, 6]], dtype=np.float32), meta)
+    with refused(DataError, folder.embeddings("own"), names=["1e+30"]):
+        Embeddings.load(folder, ["td", "own"])
+
+
 ROWS = torch.arange(10.0).unsqueeze(1)
 
 
