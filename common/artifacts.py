@@ -158,14 +158,23 @@ def counts(meta: dict) -> str:
 def facts(meta: dict) -> str:
     """Return facts about a dataset that limit the meaning of its metrics, or "" if the meta file has none of them."""
     found = []
-    if "num_repeats" in meta and meta["num_in_split"]["test"]:
-        share = meta["num_repeats"]["test"] / meta["num_in_split"]["test"]
+    if (share := share_of_repeats(meta)) is not None:
         found.append(f"{percent(share)} of the test events repeat an item")
     if "num_cold_items" in meta:
         found.append(f"{meta['num_cold_items']['test']:,} cold items")
     if "num_without_text" in meta:
         found.append(f"{meta['num_without_text']:,} items without text")
     return ", ".join(found)
+
+
+def share_of_repeats(meta: dict) -> float | None:
+    """Return the share of the test events whose user has an earlier event with the same item; None: not counted.
+
+    meta: the meta file of the interactions
+    """
+    if "num_repeats" not in meta or not meta["num_in_split"]["test"]:
+        return None
+    return meta["num_repeats"]["test"] / meta["num_in_split"]["test"]
 
 
 def filter_lines(steps: list[dict]) -> list[str]:

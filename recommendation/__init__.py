@@ -3,7 +3,14 @@
     from recommendation import Recommender
 """
 
+import sys
+
 __all__ = ["Recommender"]
+
+if sys.argv[:1] == ["-m"]:  # the command `python -m recommendation.results` begins with its imports
+    from common.command import report_failed_imports
+
+    report_failed_imports()
 
 
 def __getattr__(name: str):

@@ -73,17 +73,11 @@ class Sequences:
         return HeldOut(self.device_items, starts, ends)
 
     @cached_property
-    def repeated(self) -> np.ndarray:
-        """Whether an earlier event of the same user has the same item, (E,) bool."""
-        pairs = self.user.astype(np.int64) * (int(self.item.max()) + 1) + self.item
-        repeated = np.ones(len(pairs), bool)
-        repeated[np.unique(pairs, return_index=True)[1]] = False  # the first event of each pair
-        return repeated
-
-    @cached_property
     def has_repeats(self) -> bool:
         """Return whether a user has several training events with the same item."""
-        return bool(self.repeated[self.split == SPLITS.index("train")].any())
+        train = self.split == SPLITS.index("train")
+        pairs = np.sort(self.user[train] * (int(self.item.max()) + 1) + self.item[train])
+        return bool((pairs[1:] == pairs[:-1]).any())
 
     def training_counts(self, num_items: int) -> np.ndarray:
         """Return the number of training events of each item, (num_items,)."""

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, load_items, load_users
+from common.artifacts import DatasetFolder, load_items, load_meta, load_users, share_of_repeats
 from common.errors import ArtifactError
 from common.reading import fits, parse_json, read_text, shortened
 from common.run import read_finished
@@ -34,10 +34,10 @@ def report(folder: DatasetFolder, run_root: Path, runs: list[Path]) -> str:
     names = [run.model if models.count(run.model) == 1 else f"{run.model} (seed {run.seed}, run {run.folder.name})"
              for run in finished]
     last = finished[-1]
-    sequences = Sequences.load(folder, "cpu")
-    repeats = sequences.repeated[sequences.positions("test")].mean()
-    unseen = (f"{percent(repeats)} of the targets are in their history; the lists of unseen items always miss them. "
-              if repeats else "No target is in its history, so a seen item is never right. ")
+    repeats = share_of_repeats(load_meta(folder.interactions, folder.make_command))
+    unseen = "" if repeats is None else (
+        f"{percent(repeats)} of the test events repeat an item of the history; lists of unseen items always miss them. "
+        if repeats else "No test event repeats an item of the history, so a seen item is never right. ")
     heading = (f"{folder.name}: metrics of the test split ({last.metrics['alone']['test']['all']['num_targets']} "
                "targets; standard errors in brackets), ranked over the whole catalogue. `all`: every item can be "
                f"recommended. `unseen`: the items of the history are excluded. {unseen}The lists below are for "

@@ -7,10 +7,17 @@ import shlex
 import sys
 from pathlib import Path
 
+from common.artifacts import DatasetFolder, load_users
 from common.cli import Parser, add_shared_flags, add_variant_flags, check_name, parse
 from common.command import run_command
 from common.errors import DataError
+from common.publishing import write_text
+from common.reading import read_text, shortened
+from common.run import log_to_console
+from recommendation.inputs import Choice
 from recommendation.models import config_path, names
+from recommendation.report import report
+from recommendation.runs import find_run
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +25,6 @@ log = logging.getLogger(__name__)
 def main(argv: list[str]) -> None:
     args = parse(make_parser(), argv)
     check_name("--quantizer_name", args.quantizer_name)
-
-    # The imports of torch take seconds. Here, Ctrl-C already ends them without a traceback.
-    from common.artifacts import DatasetFolder, load_users
-    from common.publishing import write_text
-    from common.run import log_to_console
-    from recommendation.inputs import Choice
-    from recommendation.report import report
-
     log_to_console()
     folder = DatasetFolder(args.data_root, args.dataset)
     folder.require()
@@ -53,14 +52,8 @@ def make_parser() -> Parser:
     return parser
 
 
-def chosen_runs(args: argparse.Namespace, folder) -> list[Path]:
-    """Return the run folders that the flags select. Raises DataError if a run does not exist.
-
-    folder: the DatasetFolder
-    """
-    from recommendation.inputs import Choice
-    from recommendation.runs import find_run
-
+def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> list[Path]:
+    """Return the run folders that the flags select. Raises DataError if a run does not exist."""
     if args.run_list is not None:
         return _listed_runs(args.run_list, args.run_root / "recommendation" / folder.name)
     models = [*dict.fromkeys(args.models.split(","))]
@@ -77,8 +70,6 @@ def _listed_runs(path: Path, parent: Path) -> list[Path]:
 
     Raises DataError if the file cannot be read or is empty, or if a line is not a finished run in `parent`.
     """
-    from common.reading import read_text, shortened
-
     fix = f"python recommendation/main.py --model=M --run_list {path}"
     try:
         lines = read_text(path).splitlines()
