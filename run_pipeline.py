@@ -71,9 +71,9 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 
     Raises ConfigError if a name or a key is unknown.
     """
-    from dataloader.flags import SUFFIXES
+    from dataloader.flags import FUSIONS, SUFFIXES
     from dataloader.flags import make_parser as make_data_parser
-    from dataloader.options import resolve_options
+    from dataloader.options import check_fusion_flags, resolve_options
     from dataloader.pipeline import plan as plan_data
     from recommendation import models as recommenders
 
@@ -90,10 +90,13 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     others = [*_other_suffixes(args.quantizer_name, options.suffix, keys["quantization"]),
               *_neighbour_suffix(keys["recommendation"] + keys["baselines"],
                                 [options.suffix, *SUFFIXES, *options.folder.suffixes()])]
+    check_fusion_flags(args, [options.suffix, *others])
     for suffix in filter(SUFFIXES.__contains__, others):  # others, such as an export of item vectors, must exist
         # Flags such as --pca apply only to the embedding that --suffix names.
         other = argparse.Namespace(**{**vars(args), "suffix": suffix, "pca": None, "whiten": False, "zscore": False,
                                       "l2": False})
+        if suffix not in FUSIONS:
+            other.fusion_parts = other.fusion_weights = None
         titles = {step.title for step in steps}
         steps += [step for step in plan_data(resolve_options(other), given_flags(parser, other, data_flags))
                   if step.title not in titles]
@@ -120,7 +123,8 @@ def use_source_defaults(source: dict, args: argparse.Namespace) -> bool:
     A key begins with the name of a quantizer, and applies only to it. If the command line selects an embedding, nothing
     is set.
     """
-    given = any((args.suffix, args.modalities, args.fusion_weights, args.pca, args.whiten, args.zscore, args.l2))
+    given = any((args.suffix, args.modalities, args.fusion_parts, args.fusion_weights, args.pca, args.whiten,
+                 args.zscore, args.l2))
     defaults = {} if given else source.get("pipeline", {})
     vars(args).update({name: value for name, value in defaults.items() if "." not in name})
     # Keys of the command line come later, so they override these.

@@ -23,6 +23,7 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 MODALITIES = ("text", "image")
 FUSIONS = ("fused-concat", "fused-pca", "fused-align")
 SUFFIXES = ("td", "image", "cf", *FUSIONS)  # a text embedding may also have any other suffix
+DEFAULT_PARTS = "td,image"
 DEFAULT_RATIOS = (0.8, 0.1, 0.1)
 MEMORY_LIMIT = "2GB"
 ITEM_FIELDS = ("title", "description", "brand", "price", "categories", "features", "image")
@@ -170,7 +171,7 @@ FLAGS = {
              "count as missing", "N", 10, *ABOVE_0),
         Flag("--missing_images", "mask: items without an image get the mean vector and are marked in the mask file; "
              "error: stop with an error", ("mask", "error"), "mask"),
-        Flag("--fusion_parts", "the suffixes of the embeddings to fuse", "S,S", "td,image"),
+        Flag("--fusion_parts", f"the suffixes of the embeddings to fuse (default: {DEFAULT_PARTS})", "S,S"),
         Flag("--fusion_weights", "one weight per part (default: all 1)", "W,W"),
         Flag("--fusion_dim", "the number of dimensions of fused-pca and fused-align", "N", 128, *ABOVE_0)]}
 RUN_FLAGS = [

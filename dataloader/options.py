@@ -20,6 +20,7 @@ from common.publishing import meta_path
 from common.reading import parse_json, read_text
 from dataloader.flags import (
     CONFIGS,
+    DEFAULT_PARTS,
     DEFAULT_RATIOS,
     FLAGS,
     FUSIONS,
@@ -238,7 +239,17 @@ def parse_options(argv: list[str], description: str, suffix: str | None = None) 
     args = parse(make_parser(description), argv)
     args.filled = fill_flags(args, argv)
     args.suffix = suffix if args.suffix is None else args.suffix
-    return resolve_options(args)
+    options = resolve_options(args)
+    check_fusion_flags(args, [options.suffix])
+    return options
+
+
+def check_fusion_flags(args: argparse.Namespace, suffixes: list[str]) -> None:
+    """Raise ConfigError for a flag of a fusion if none of the embeddings with these suffixes is fused."""
+    given = [name for name in ("fusion_parts", "fusion_weights") if getattr(args, name) is not None]
+    if given and not set(suffixes) & set(FUSIONS):
+        raise ConfigError(f"--{given[0]}", f"has no effect with --suffix {suffixes[0]}",
+                          "Only a fused embedding has parts", "add --suffix fused-concat, or leave the flag out")
 
 
 def resolve_options(args: argparse.Namespace) -> Options:
@@ -253,10 +264,10 @@ def resolve_options(args: argparse.Namespace) -> Options:
     folder = DatasetFolder(args.data_root, args.dataset)
     process = _process(args, folder)
     modalities, suffix = _modalities(args)
-    parts = tuple(args.fusion_parts.split(","))
+    parts = _parts(args)
     for part in parts:
         check_name("--fusion_parts", part)
-    _check("--fusion_parts", args.fusion_parts, len(parts) > 1 and len(set(parts)) == len(parts)
+    _check("--fusion_parts", ",".join(parts), len(parts) > 1 and len(set(parts)) == len(parts)
            and not set(parts) & set(FUSIONS), "two or more different embeddings that are not fused, such as td,image")
     weights = ((1.0,) * len(parts) if args.fusion_weights is None else
                _parse_numbers("--fusion_weights", args.fusion_weights, len(parts)))
@@ -462,13 +473,17 @@ def _modalities(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
         raise ConfigError(f"--modalities {args.modalities}", f"unknown modality {unknown[0]!r}",
                           nearest(unknown[0], list(MODALITIES)), "use text, image or text,image")
     suffix = args.suffix or ("fused-concat" if len(given) > 1 else "image" if given == {"image"} else "td")
-    parts = args.fusion_parts.split(",") if suffix in FUSIONS else [suffix]
+    parts = _parts(args) if suffix in FUSIONS else (suffix,)
     needed = [m for m in MODALITIES if any(m == modality_of(part) for part in parts)]
     if given and (missing := [m for m in needed if m not in given]):
         raise ConfigError(f"--modalities {args.modalities}", f"must include {missing[0]}",
                           f"--suffix {suffix} needs it",
                           f"use --modalities {','.join(needed)}, or leave out --modalities")
     return tuple(m for m in MODALITIES if m in (given or needed)), suffix
+
+
+def _parts(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple((DEFAULT_PARTS if args.fusion_parts is None else args.fusion_parts).split(","))
 
 
 def modality_of(suffix: str) -> str | None:

@@ -260,7 +260,8 @@ def test_the_transform_belongs_to_the_embedding_of_the_next_stage(tmp_path):
 
 def test_the_parts_of_a_fusion_weigh_the_same_by_default(tmp_path):
     assert make_options(tmp_path).fusion[1:4] == (("td", "image"), (1.0, 1.0), 128)
-    assert make_options(tmp_path, "--fusion_parts=td,cf,image", "--fusion_weights=1,0.5,2").fusion[1:4] == (
+    flags = ("--suffix=fused-concat", "--fusion_parts=td,cf,image", "--fusion_weights=1,0.5,2")
+    assert make_options(tmp_path, *flags).fusion[1:4] == (
         ("td", "cf", "image"), (1.0, 0.5, 2.0), 128)
 
 
@@ -314,6 +315,8 @@ WRONG = [
     ("--fusion_weights=1,0", "--fusion_weights", "1,0"),
     ("--fusion_weights=1,nan", "--fusion_weights", "1,nan", "2"),
     ("--fusion_weights=", "--fusion_weights", "2"),
+    ("--fusion_parts=td,cf", "--fusion_parts", "--suffix td", "fused-concat"),
+    ("--suffix=cf --fusion_weights=1,2", "--fusion_weights", "--suffix cf", "fused-concat"),
     ("--fusion_dim=0", "--fusion_dim", "0"),
     ("--seed=-1", "--seed", "-1", "0", "2147483647"),
     ("--seed=2147483648", "--seed", "2147483648", "2147483647"),

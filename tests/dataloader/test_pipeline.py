@@ -169,6 +169,19 @@ def test_the_embedding_of_the_neighbours_is_made_too(whole_job, tmp_path):
             [f"--data_root={tmp_path}", *words] for words in (["--suffix=td16", "--pca=16"], ["--suffix=td"])]
 
 
+def test_flags_of_a_fusion_need_a_fused_embedding(whole_job, tmp_path):
+    parts = ("--fusion_parts=td,cf", "--fusion_weights=1,2")
+    for flags in ([], ["--dataset=ml-100k"], ["--suffix=td"], ["--neighbours_from=cf"]):
+        with refused(ConfigError, "--fusion_parts", fix=["--suffix fused-concat"]):
+            whole_plan(whole_job, "--data_root", str(tmp_path), *parts, *flags)
+    for flags, steps in ((["--neighbours_from=fused-pca"], [[*parts, "--suffix=fused-pca"]]),
+                         (["--suffix=fused-pca", "--neighbours_from=cf"],
+                          [["--suffix=fused-pca", *parts], ["--suffix=cf"]])):
+        made = whole_plan(whole_job, "--data_root", str(tmp_path), *parts, *flags)
+        assert [set(command[1:]) for command in made if command[0] == "dataloader.fusion"] == [
+            {f"--data_root={tmp_path}", *words} for words in steps]
+
+
 @pytest.mark.parametrize(("flags", "where", "names"), [
     (["--neighbours_from=tfdif"], "--neighbours_from", ["tfdif"]),
     (["--neighbours_from=tfdif", "--suffix=cf"], "--neighbours_from", ["tfdif"]),
