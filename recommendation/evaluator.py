@@ -13,7 +13,7 @@ from common.progress import Progress
 from recommendation.dataset import Sequences, Spans
 from recommendation.decoding.top_k import PADDING, top_items
 from recommendation.histories import Histories
-from recommendation.metrics import PROTOCOLS, RankedLists, code_metrics, measure, ndcg, recall
+from recommendation.metrics import METRICS, PROTOCOLS, RankedLists, code_metrics, measure, ndcg, recall
 from recommendation.models.abstract_model import AbstractRecommender
 
 # H histories, B targets or batch size, N items, k items in a list, S largest number of seen items in a history
@@ -99,6 +99,12 @@ def metrics(predictions: Predictions, num_items: int) -> dict:
             "missing_share": float((lists.items == -1).mean()),
             "invalid_share": float(((lists.items < -1) | (lists.items >= num_items)).mean()),
             "duplicate_share": float(repeated.sum() / lists.items.size)}
+
+
+def values(predictions: Predictions, num_items: int, name: str) -> np.ndarray:
+    """Return the values of a metric such as `ndcg@10`: one per event, (B,), or a single one for all lists, (1,)."""
+    kind, _, cutoff = name.partition("@")
+    return np.atleast_1d(METRICS[kind].compute(_ranked_lists(predictions, num_items), int(cutoff)))
 
 
 def evaluate(model: AbstractRecommender, sequences: Sequences, split: str, params: dict, protocol: str,

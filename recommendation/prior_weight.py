@@ -5,10 +5,12 @@ import logging
 import numpy as np
 
 from recommendation.dataset import Sequences
-from recommendation.evaluator import metrics, predict
+from recommendation.evaluator import predict, values
 from recommendation.metrics import PROTOCOLS
 from recommendation.models.abstract_model import AbstractRecommender
 from recommendation.models.with_prior import LogProbabilities, WithPrior
+
+# B validation events
 
 log = logging.getLogger(__name__)
 
@@ -18,19 +20,37 @@ MAX_EVENTS = 2000  # validation events that choose the weight
 
 def choose_weights(model: AbstractRecommender, log_probabilities: LogProbabilities, sequences: Sequences,
                    params: dict) -> WithPrior:
-    """Return the model with a prior, with the weight that is best on validation events, one for each protocol."""
+    """Return the model with a prior, with a weight that validation events choose, one for each protocol."""
     positions = sequences.positions("valid")
     if len(positions) > MAX_EVENTS:
         positions = np.sort(np.random.default_rng(0).choice(positions, MAX_EVENTS, replace=False))
     name, sign = params["select_by"], -1 if params["select_mode"] == "min" else 1
     chosen = {}
     for protocol in PROTOCOLS:
-        values = {}
+        found = {}
         for weight in WEIGHTS:
             ranker = WithPrior(model, log_probabilities, dict.fromkeys(PROTOCOLS, weight))
-            found = predict(ranker, sequences, "valid", params, protocol, positions=positions)
-            values[weight] = metrics(found, model.catalogue.num_items)[name]
-        chosen[protocol] = max(values, key=lambda weight: sign * values[weight])  # noqa: B023 (used at once)
+            predictions = predict(ranker, sequences, "valid", params, protocol, positions=positions)
+            found[weight] = values(predictions, model.catalogue.num_items, name)
+        chosen[protocol] = largest_good_weight({weight: sign * value for weight, value in found.items()})
         log.info("prior, %s items: weight %g; validation %s: %s", protocol, chosen[protocol], name,
-                 ", ".join(f"{weight:g}: {value:.4f}" for weight, value in values.items()))
+                 ", ".join(f"{weight:g}: {value.mean():.4f}" for weight, value in found.items()))
     return WithPrior(model, log_probabilities, chosen)
+
+
+def largest_good_weight(found: dict[float, np.ndarray]) -> float:
+    """Return the largest weight that is at most one standard error worse than the best one.
+
+    found: the values of each weight, (B,); higher is better
+
+    The standard error is that of the paired difference over the events. This is the one-standard-error rule (Breiman,
+    Friedman, Olshen and Stone 1984). The model needs it because the validation flatters the model: its checkpoint was
+    selected there, and it forgets faster than a count, so the best weight of later events is larger.
+    """
+    best = max(found, key=lambda weight: found[weight].mean())
+
+    def is_good(weight: float) -> bool:
+        difference = found[weight] - found[best]
+        return bool(difference.mean() + difference.std() / np.sqrt(len(difference)) >= 0)
+
+    return max(filter(is_good, found))
