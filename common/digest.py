@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from common.cli import ROOT
 
-TRAINING = ("trainer.py", "dataset.py", "batches.py", "shapes.py", "training.py", "optimization.py")
+TRAINING = ("trainer.py", "dataset.py", "batches.py", "shapes.py", "training.py", "optimization.py", "prior_weight.py")
+
 
 def code_digest(model: Path, stage: Path, settings: str = "") -> str:
     """Return a digest (16 hexadecimal digits) of the code that trains a model.

@@ -43,9 +43,9 @@ def largest_good_weight(found: dict[float, np.ndarray]) -> float:
 
     found: the values of each weight, (B,); higher is better
 
-    The standard error is that of the paired difference over the events. This is the one-standard-error rule (Breiman,
-    Friedman, Olshen and Stone 1984). The model needs it because the validation flatters the model: its checkpoint was
-    selected there, and it forgets faster than a count, so the best weight of later events is larger.
+    The error is that of the paired difference over the events. This is the one-standard-error rule of Breiman,
+    Friedman, Olshen and Stone (1984), in favor of the prior: the validation flatters the model, because its checkpoint
+    was selected there, and because later events are further away from its training.
     """
     best = max(found, key=lambda weight: found[weight].mean())
 
