@@ -21,7 +21,8 @@ class Model:
 @pytest.fixture
 def stage(tmp_path) -> Path:
     """A stage with a trainer, a dataset, and a model that imports one of two files of its kit."""
-    files = {"trainer.py": "STEPS = 3\n", "dataset.py": "ROWS = 4\n", "prior_weight.py": "MOST = 8\n", "main.py": "print()\n", "models/model.py": MODEL,
+    files = {"trainer.py": "STEPS = 3\n", "dataset.py": "ROWS = 4\n", "prior_weight.py": "MOST = 8\n",
+             "main.py": "print()\n", "models/model.py": MODEL,
              "models/kit/__init__.py": "", "models/kit/layers.py": "from . import deep\ndef scale(x): return x\n",
              "models/kit/deep.py": "ONE = 1\n", "models/kit/unrelated.py": "TWO = 2\n"}
     for name, text in files.items():
