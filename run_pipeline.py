@@ -121,12 +121,13 @@ def use_source_defaults(source: dict, args: argparse.Namespace) -> bool:
     """Set the flags and keys under `pipeline` in the YAML of the dataset's source, and return whether there are any.
 
     A key begins with the name of a quantizer, and applies only to it. If the command line selects an embedding, nothing
-    is set.
+    is set. A flag of the command line stays; the weights of a fusion belong to its parts.
     """
-    given = any((args.suffix, args.modalities, args.fusion_parts, args.fusion_weights, args.pca, args.whiten,
-                 args.zscore, args.l2))
+    given = any((args.suffix, args.modalities, args.pca, args.whiten, args.zscore, args.l2))
     defaults = {} if given else source.get("pipeline", {})
-    vars(args).update({name: value for name, value in defaults.items() if "." not in name})
+    kept = {"fusion_weights"} if args.fusion_parts is not None else set()
+    vars(args).update({name: value for name, value in defaults.items()
+                       if "." not in name and name not in kept and getattr(args, name) is None})
     # Keys of the command line come later, so they override these.
     args.overrides = [(f"quantization.{key}", str(value)) for key, value in defaults.items()
                       if key.startswith(f"{args.quantizer_name}.")] + args.overrides

@@ -131,6 +131,11 @@ def test_the_source_has_defaults_for_the_whole_job(whole_job, tmp_path):
     later = [command for command in made if command.startswith(("quantization", "recommendation"))]
     assert all("--embedding_suffix fused-concat" in command for command in later)
     assert [key in command for command in later] == [True] + [False] * (len(later) - 1)
+    for flags, used in ((["--fusion_weights=1,5"], {"--fusion_parts=td,cf", "--fusion_weights=1,5"}),
+                        (["--fusion_parts=td,cf,mine"], {"--fusion_parts=td,cf,mine"})):
+        [fused] = [command for command in commands(*flags)
+                   if "--suffix=fused-concat" in command and "dataloader.fusion" in command]
+        assert {word for word in fused.split() if word.startswith("--fusion")} == used
     [own] = [command for command in commands("--quantization.codebook_size=32") if key in command]
     assert own.index(key) < own.index("--set=codebook_size=32")  # the last value counts
     assert not any("fused-concat" in command or key in command for command in commands("--suffix=td"))
@@ -171,7 +176,7 @@ def test_the_embedding_of_the_neighbours_is_made_too(whole_job, tmp_path):
 
 def test_flags_of_a_fusion_need_a_fused_embedding(whole_job, tmp_path):
     parts = ("--fusion_parts=td,cf", "--fusion_weights=1,2")
-    for flags in ([], ["--dataset=ml-100k"], ["--suffix=td"], ["--neighbours_from=cf"]):
+    for flags in ([], ["--dataset=ml-100k", "--pca=16"], ["--suffix=td"], ["--neighbours_from=cf"]):
         with refused(ConfigError, "--fusion_parts", fix=["--suffix fused-concat"]):
             whole_plan(whole_job, "--data_root", str(tmp_path), *parts, *flags)
     for flags, steps in ((["--neighbours_from=fused-pca"], [[*parts, "--suffix=fused-pca"]]),
