@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from common.cli import ROOT
 
-TRAINING = ("trainer.py", "dataset.py", "batches.py", "shapes.py", "training.py", "optimization.py", "prior_weight.py")
+# The files of a stage, and of `common`, that determine a run together with its model.
+TRAINING = ("trainer.py", "dataset.py", "batches.py", "shapes.py", "training.py", "optimization.py", "prior_weight.py",
+            "models/with_prior.py", "evaluator.py", "metrics.py")
 
 
 def code_digest(model: Path, stage: Path, settings: str = "") -> str:

@@ -91,10 +91,11 @@ class Run:
         return lock
 
     @contextmanager
-    def clock(self, part: str) -> Iterator[None]:
+    def clock(self, part: str, repeated: bool = False) -> Iterator[None]:
         """Measure the time of the `with` block, and add it to the time of this part in times.json.
 
-        If the run was interrupted and continued, the time before the interruption is included.
+        If the run was interrupted and continued, the time before the interruption is included. With `repeated`, it is
+        not, because a continued run repeats this part from its start.
         """
         start = time.monotonic()
         try:
@@ -103,7 +104,8 @@ class Run:
             path = self.folder / "times.json"
             times = self._earlier_times(path)
             # The time is at least a millisecond, because callers divide by it.
-            times[part] = self._seconds[part] = round(times.get(part, 0.0) + max(time.monotonic() - start, 0.001), 3)
+            earlier = (self._seconds if repeated else times).get(part, 0.0)
+            times[part] = self._seconds[part] = round(earlier + max(time.monotonic() - start, 0.001), 3)
             write_text(path, json.dumps(times) + "\n")
 
     def _earlier_times(self, path: Path) -> dict[str, float]:

@@ -13,7 +13,7 @@ from common.artifacts import DatasetFolder, load_items, load_meta, load_users
 from common.checkpoint import Checkpoints
 from common.config import Config
 from common.device import resolve_device
-from common.distributed import process_group
+from common.distributed import all_reduce_max, is_main, process_group
 from common.errors import DataError, UserError
 from common.publishing import write_text
 from common.run import Run, end_log
@@ -80,7 +80,7 @@ class Pipeline:
                 **({"weights": rankers["both"].weights} if "both" in rankers else {}),
                 "num_parameters": sum(p.numel() for p in model.parameters()), **model.properties(), **self.collisions})
             self._write_predictions(list(results.values())[-1].test, sequences)
-            self._warn(model, list(results.values())[-1], selecting_protocol(sequences, self.config.training_params))
+            self._warn(model, results, selecting_protocol(sequences, self.config.training_params))
             num_lists = sum(found["num_targets"] for found in results["alone"].metrics["test"].values())
             self.run.finish({"model": self.config.name, "dataset": self.folder.name,
                              "users_per_second": num_lists / self.run.seconds("test")})
@@ -99,7 +99,7 @@ class Pipeline:
         prior = self._baseline("prior", sequences)
         if prior is None:
             return {"alone": model}
-        with self.run.clock("weight of the prior"):
+        with self.run.clock("weight of the prior", repeated=True):
             both = choose_weights(model, prior.log_probabilities, sequences, self.config.training_params)
         return {"alone": model, "prior": prior, "both": both}
 
@@ -116,7 +116,9 @@ class Pipeline:
         name, checkpoints = self.config.training_params[role], Checkpoints(self.run.checkpoints, self.run.command)
         if name == "none":
             return None
-        if checkpoints.path_of(name).exists():
+        # Several processes must agree: if one reads the file and another one fits, they wait for each other.
+        [is_known] = all_reduce_max(is_main() and checkpoints.path_of(name).exists())
+        if is_known:
             try:
                 return load_baseline(name, self.catalogue, checkpoints).to(self.device)
             except UserError as error:
@@ -124,7 +126,7 @@ class Pipeline:
         baseline = make_baseline(name, self.catalogue).to(self.device)
         baseline.fit(sequences.training_sequences(), sequences.validation_events())
         checkpoints.save_named(name, {"model": baseline.state_dict()})
-        return baseline.eval()
+        return load_baseline(name, self.catalogue, checkpoints).to(self.device)  # that of the first process
 
     def _evaluate(self, rankers: dict[str, AbstractRecommender], sequences: Sequences) -> dict[str, Evaluation]:
         """Evaluate each recommender on both splits, with both protocols."""
@@ -132,7 +134,8 @@ class Pipeline:
         for name, ranker in rankers.items():
             results[name] = Evaluation({"valid": {}, "test": {}}, {})
             for split in ("valid", "test"):
-                with self.run.clock("test" if (name, split) == ("alone", "test") else "evaluation"):
+                part = "test" if (name, split) == ("alone", "test") else "evaluation"
+                with self.run.clock(part, repeated=True):
                     for protocol in PROTOCOLS:
                         label = self.config.name + ("" if name == "alone" else f" ({name})")
                         found, measured = evaluate(ranker, sequences, split, params, protocol,
@@ -142,10 +145,10 @@ class Pipeline:
                             results[name].test[protocol] = found
         return results
 
-    def _warn(self, model: AbstractRecommender, final: Evaluation, protocol: str) -> None:
+    def _warn(self, model: AbstractRecommender, results: dict[str, Evaluation], protocol: str) -> None:
         """Warn about lists that have no order or empty positions, and about test events without a history."""
-        predictions, test = final.test[protocol], final.metrics["test"][protocol]
-        if warning := cannot_rank(model, predictions.items, predictions.scores):
+        alone, test = results["alone"].test[protocol], list(results.values())[-1].metrics["test"][protocol]
+        if warning := cannot_rank(model, alone.items, alone.scores):  # with a prior, the lists always have an order
             log.warning("%s", warning)
         if test["num_without_history"]:
             log.warning("recommendation: %d test events are skipped, because their users have no earlier event",

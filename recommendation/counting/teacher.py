@@ -51,7 +51,10 @@ class CountTeacher:
         total = mass[:, :, -1]
         chance, *chances = torch.rand(4, *targets.shape, dtype=torch.float64, device=items.device)
         place = torch.searchsorted(mass, (chances[0] * total).unsqueeze(2), right=True).clamp(max=width - 1)
-        drawn = self._follower(items.gather(1, place.squeeze(2)).clamp(min=0), chances[1])
+        if len(self.counts.columns):
+            drawn = self._follower(items.gather(1, place.squeeze(2)).clamp(min=0), chances[1])
+        else:
+            drawn = targets  # no item follows another one, so every drawn item comes from the popularity
         popular = torch.searchsorted(self.popularity.cumsum(0), chances[2]).clamp(max=len(self.popularity) - 1)
         # `chance` decides two things: below `weight`, the item is drawn; in the lower part, from the popularity.
         drawn = torch.where((chance < SMOOTHING * self.weight) | (total <= 0), popular, drawn)
@@ -80,7 +83,7 @@ class CountTeacher:
             found = found.scatter(2, seen, 0.0)
             found = found / found.sum(dim=2, keepdim=True).clamp(min=1e-30)
         next_items = targets.clamp(min=0).unsqueeze(2)
-        share = torch.full_like(next_items, 1 - self.weight, dtype=found.dtype)
+        share = 1 - self.weight * found.sum(dim=2, keepdim=True)  # all, if the history has the whole catalogue
         return (self.weight * found).scatter_add(2, next_items, share)
 
     def _row_sums(self, items: Tensor) -> Tensor:

@@ -141,12 +141,13 @@ class AbstractGenerator(AbstractRecommender):
         begin, end = self.sibling_leaves[:, sibling]                                           # (L, P, J) each
         by_leaf = masses.expand(len(sibling), -1, -1)                                          # (L, P, N + 1)
         labels = (by_leaf.gather(2, end) - by_leaf.gather(2, begin)).masked_fill(absent, 0.0)
-        labels = (labels / labels.sum(dim=2, keepdim=True).clamp(min=1e-30)).to(hidden)
-        logits, missing = self.logits(hidden), self.missing                                    # (L, P, C)
+        labels = (labels / labels.sum(dim=2, keepdim=True).clamp(min=1e-30)).float()
+        # With bfloat16, the logits need the type of the labels.
+        logits, missing = self.logits(hidden).to(labels), self.missing                         # (L, P, C)
         if self.normalize_over == "valid_items":
             logits, missing = logits.gather(2, codes), absent
         else:
-            labels = torch.zeros_like(logits).scatter_add(2, codes, labels.to(logits))
+            labels = torch.zeros_like(logits).scatter_add(2, codes, labels)
         return masked_distribution_loss(logits, labels, items != PADDING, missing, self.label_smoothing)
 
     def logits(self, hidden: Tensor) -> Tensor:

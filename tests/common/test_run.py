@@ -307,6 +307,24 @@ def test_damaged_times_never_lose_the_result(new_run, caplog, content):
     assert "times.json" in record.getMessage()
 
 
+def test_times_before_an_interruption_count_only_for_parts_that_continue(new_run):
+    def measure() -> None:
+        with run.clock("training"):
+            pass
+        for _ in range(2):
+            with run.clock("evaluation", repeated=True):
+                pass
+
+    run = new_run()
+    with run.open(force=False):
+        measure()
+        assert (run.seconds("training"), run.seconds("evaluation")) == (0.001, 0.002)
+        run = new_run()
+        measure()
+    assert (run.seconds("training"), run.seconds("evaluation")) == (0.002, 0.002)
+    assert json.loads((run.folder / "times.json").read_text()) == {"training": 0.002, "evaluation": 0.002}
+
+
 def test_lines_of_metrics_may_be_binary(new_run):
     run = new_run()
     with run.open(force=False):

@@ -13,6 +13,7 @@ from recommendation.dataset import Sequences
 from recommendation.evaluator import metrics, predict
 from recommendation.inputs import Choice
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
+from recommendation.models.sasrec.model import SASRec
 from recommendation.models.with_prior import WithPrior
 from recommendation.pipeline import Pipeline
 from recommendation.prior_weight import MAX_EVENTS, WEIGHTS, choose_weights, largest_good_weight
@@ -216,6 +217,15 @@ def test_a_run_with_a_prior_reports_the_model_the_prior_and_both(run_with_prior)
             assert found.ranks().tolist() == ranks[name][protocol]
             assert metrics(found, NUM_ITEMS)["ndcg@10"] == pytest.approx(content[name]["test"][protocol]["ndcg@10"])
         assert [[RAW_ITEMS[item] for item in row] for row in found.items] == [line[key] for line in lines]
+
+
+@pytest.mark.slow
+def test_a_model_that_ranks_nothing_is_named_although_the_prior_ranks(tmp_path, make_config, monkeypatch, caplog):
+    monkeypatch.setattr(SASRec, "score_items", lambda model, histories: torch.zeros(len(histories.items), NUM_ITEMS))
+    folder = write_data(tmp_path, HISTORIES)
+    config = make_config("sasrec", top_k=20, prior="transitions", max_steps=1)
+    Pipeline(config, folder, Choice("sasrec"), tmp_path / "runs", "train").execute(force=False)
+    assert "SASRec gives the same score to all items" in caplog.text
 
 
 @pytest.mark.slow

@@ -52,13 +52,20 @@ def test_bfloat16_on_the_cpu_is_logged_as_float32(caplog):
     assert lines_with(record.getMessage(), "precision", "bfloat16", "cpu", "float32")
 
 
+@pytest.mark.parametrize("taught", [False, True])
 @pytest.mark.parametrize(("name", "normalize_over"), LOSSES)
-def test_every_models_loss_and_gradients_survive_bfloat16(name, normalize_over, make_model, sequences):
+def test_every_models_loss_and_gradients_survive_bfloat16(name, normalize_over, taught, make_model, sequences):
     model = make_model(name, normalize_over=normalize_over).train()
     if model.fit(sequences.training_sequences(), sequences.validation_events()):
         pytest.skip("fits in one call")
     windows = TrainingBatches(sequences, model.training_unit, 1000, 5, seed=0).get(0, 0, WHOLE)
+    if taught:
+        count = make_model("transitions")
+        count.fit(sequences.training_sequences(), sequences.validation_events())
+        windows = windows._replace(teacher=count.teacher(0.5, False))
+    torch.manual_seed(0)  # a teacher may draw targets
     expected = model.compute_loss(windows)["loss_total"]
+    torch.manual_seed(0)
     loss = autocast(model.compute_loss, windows, "cpu")["loss_total"]
     assert loss.dtype == torch.float32
     assert loss.item() != expected.item()

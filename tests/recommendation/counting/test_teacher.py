@@ -76,6 +76,23 @@ def test_seen_items_are_not_drawn_and_padding_stays():
             assert target not in [0, 1, 3, 4][:place + 1]
 
 
+def test_without_entries_the_targets_are_drawn_from_the_popularity():
+    counts = Counts(5)
+    counts.fill(sparse.csr_matrix((5, 5), dtype=np.float32), POPULARITY, 2, RECENCY)
+    torch.manual_seed(0)
+    windows = windows_of([0, 1])._replace(teacher=CountTeacher(counts, 1.0, unseen=False))
+    windows = windows._replace(items=windows.items.repeat(20_000, 1), lengths=windows.lengths.repeat(20_000))
+    shares = np.bincount(windows.next_items()[:, 0].numpy(), minlength=5) / 20_000
+    assert shares == pytest.approx((POPULARITY + 1) / (POPULARITY + 1).sum(), abs=0.015)
+
+
+def test_after_the_whole_catalogue_the_next_item_is_the_target():
+    windows = windows_of([0, 1, 2, 3, 4, 2])
+    found = teacher_of(0.7, unseen=True).distributions(windows.items)
+    assert found.sum(dim=2)[:, 0].tolist() == pytest.approx([1.0] * 5)
+    assert found[4, 0].tolist() == [0, 0, 1, 0, 0]
+
+
 def test_without_weight_the_targets_are_the_next_items():
     windows = windows_of(*ROWS)
     taught = windows._replace(teacher=teacher_of(0.0))
