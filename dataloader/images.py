@@ -109,11 +109,15 @@ def _fetch_and_publish(options: ImageFetchOptions, command: str) -> None:
     if not any(record.file for record in records):
         found: dict[str, list[str]] = {}
         for record in records:
-            found.setdefault(f"{record.status} ({record.detail})", []).append(record.url)
+            reason = record.status if record.status in FINAL else f"{record.status} ({record.detail})"
+            found.setdefault(reason, []).append(record.url)
         commonest = sorted(found.items(), key=lambda reason: -len(reason[1]))[:3]
-        raise ResourceError(folder.images, f"none of {len(urls)} images could be downloaded", "; ".join(
-            f"{len(some)} images: {reason}, for example {some[0]}" for reason, some in commonest),
-            "check the network, then run the same command again")
+        why = "; ".join(f"{len(some)} images: {reason}, for example {some[0]}" for reason, some in commonest)
+        if found.keys() <= FINAL:  # no network can help
+            raise DataError(folder.items, "has no image address that can be used", why,
+                            "use http or https addresses, or adopt an image embedding of your own with --check --adopt")
+        raise ResourceError(folder.images, f"none of {len(urls)} images could be downloaded", why,
+                            "check the network, then run the same command again")
     import pandas as pd  # this import takes a second, so it runs only after all flags have been checked
 
     with duckdb.connect() as connection:

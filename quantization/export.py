@@ -56,7 +56,8 @@ def _require_leave_one_out(folder: DatasetFolder) -> None:
     if split != "leave_one_out":
         raise ConfigError("--export", f"the dataset {folder.name} has a {split} split", "Programs that read the "
                           "exported files always use the last two items of each user for validation and test",
-                          f"{folder.make_command} --split leave_one_out")
+                          f"bash dataloader/2_process.sh --dataset {folder.name}{folder.root_flag} "
+                          "--split leave_one_out")
 
 
 def _json_object(entries: Iterable[tuple[str, object]]) -> str:

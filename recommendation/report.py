@@ -44,7 +44,7 @@ def report(folder: DatasetFolder, run_root: Path, runs: list[Path]) -> str:
                f"{last.protocol} items.")
     rows = {name: run.metrics for name, run in zip(names, finished, strict=True)}
     priors = {name: run.prior for name, run in zip(names, finished, strict=True)}
-    shown = examples(folder, runs[-1], names[-1], last.protocol)
+    shown = examples(folder, runs[-1], label_of(names[-1], last.prior, last.rankers[-1]), last.protocol)
     return "\n".join([heading, "", table(rows, priors), "", SPREAD, "", shown])
 
 

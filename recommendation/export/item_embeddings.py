@@ -30,11 +30,11 @@ def export_item_embeddings(folder: DatasetFolder, choice: Choice, run_root: Path
     The vectors are float32 (N, D). If some items have no training events, these items get the mean vector of the other
     items. A mask file then tells which items have training events.
 
-    Raises ConfigError if the model has no item vectors. Raises ConfigError if an embedding with this suffix exists and
-    was not exported from this model, unless `force` is set.
+    Raises ConfigError if the model has no item vectors. Unless `force` is set, raises ConfigError if the suffix is a
+    name of the data stage, or if an embedding with this suffix exists and was not exported from this model.
     """
     _require_vectors(choice.model)
-    _protect_other_embedding(folder.embeddings(suffix), choice.model, force)
+    _protect_other_embedding(folder.embeddings(suffix), suffix, choice.model, force)
     run = load_recommender(folder, run_root, choice, device, run_id)
     items = load_meta(folder.items, folder.make_command)
     vectors = _item_vectors(run.model, items["num_items"])
@@ -88,9 +88,15 @@ def _require_vectors(model: str) -> None:
                           f"use --model {' or '.join(name for name in names() if has_vectors(name))}")
 
 
-def _protect_other_embedding(path: Path, model: str, force: bool) -> None:
-    """Raise ConfigError if the file exists and was not exported from the same model, unless `force` is set."""
-    if force or not path.exists():
+def _protect_other_embedding(path: Path, suffix: str, model: str, force: bool) -> None:
+    """Raise ConfigError if the suffix or the file belongs to another kind of embedding, unless `force` is set."""
+    if force:
+        return
+    if suffix in ("td", "image", "cf") or suffix.startswith("fused-"):
+        raise ConfigError(f"--export_item_embeddings {suffix}", "is a name of the data stage", "Other commands would "
+                          "take the vectors for text, images or fused embeddings",
+                          f"choose another name, such as {model}, or use --force")
+    if not path.exists():
         return
     finish_publishing(path)  # an earlier export may have been killed before it renamed the meta file
     try:

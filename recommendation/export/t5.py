@@ -25,6 +25,8 @@ FILES = (*WEIGHTS, "generation_config.json", "index.json", "README.md")
 NOT_THE_SAME = ("The exported model was trained with a causal encoder and a bias in the cross-attention (train_on: "
                 "every_position). T5 in transformers has neither, so T5 computes different scores. To get the same "
                 "scores, train the model with --train_on target.")
+WITHOUT_PRIOR = ("The run recommends with the prior {}, which is not part of the exported model. The exported model has "
+                 "the metrics of the model alone.")
 README = Path(__file__).with_name("t5_readme.md")
 
 
@@ -71,9 +73,11 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
 
     quiet()
     index = dict(zip(load_items(folder)["raw_id"], model.tokens.T[:-1].tolist(), strict=True))
-    note = "" if model.memory_bias is None else f"\n**{NOT_THE_SAME}**\n"
+    prior = finished.config.training_params["prior"]
+    notes = [NOT_THE_SAME] * (model.memory_bias is not None) + [WITHOUT_PRIOR.format(prior)] * (prior != "none")
     readme = README.read_text(encoding="utf-8").format(
-        name=MODEL, dataset=folder.name, run=run.name, train_on=model.train_on, note=note,
+        name=MODEL, dataset=folder.name, run=run.name, train_on=model.train_on,
+        note="".join(f"\n**{note}**\n" for note in notes),
         mask=model.properties()["encoder_mask"], max_history=model.config[MODEL]["training_params"]["max_history"])
 
     def write(staged: Path) -> None:
@@ -85,8 +89,8 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
     publish_folder(target, write)
     log.info("recommendation: wrote run %s as a T5 model to %s (train_on: %s, encoder mask: %s)", run.name, target,
              model.train_on, model.properties()["encoder_mask"])
-    if note:
-        log.info("recommendation: %s", NOT_THE_SAME)
+    for note in notes:
+        log.info("recommendation: %s", note)
 
 
 def t5_inputs(source: Path, command: str) -> dict[str, str]:

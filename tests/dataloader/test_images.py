@@ -175,6 +175,13 @@ def test_the_next_run_retries_failed_images_but_no_placeholders(tmp_path, server
     assert server.paths() == []
 
 
+def test_addresses_that_no_network_can_reach_are_an_error_of_the_data(tmp_path):
+    options = shop(tmp_path, [f"pictures/{item}.png" for item in range(5)])
+    with refused(DataError, options.folder.items, names=["5 images: bad address", "pictures/0.png"],
+                 fix=["http", "--check --adopt"]):
+        fetch(options)
+
+
 def test_another_smallest_side_needs_no_request(tmp_path, server):
     urls = [server.serve("/small", Reply(png(0, 12, 12))), server.serve("/large", Reply(png(1, 90, 90)))]
     options = shop(tmp_path, urls)

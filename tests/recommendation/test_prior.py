@@ -13,6 +13,7 @@ from recommendation.models import find_class, names
 from recommendation.models.abstract_model import PADDING
 from recommendation.options import read_flags
 from recommendation.recommender import Recommender
+from recommendation.report import report
 from recommendation.runs import load_recommender
 from tests.errors import refused
 
@@ -58,6 +59,12 @@ def test_the_prior_has_no_part_in_the_training_but_the_teacher_has(train):
     plain, with_prior, taught = model(), model(prior="transitions"), model(teacher="transitions")
     assert all(torch.equal(plain[name], with_prior[name]) for name in plain)
     assert not all(torch.equal(plain[name], taught[name]) for name in plain)
+
+
+@pytest.mark.slow
+def test_the_report_names_the_prior_of_its_lists(train):
+    trained = train("sasrec", prior="transitions")
+    assert "\n  sasrec + transitions recommends\n" in report(trained.folder, trained.run_root, [trained.run])
 
 
 @pytest.mark.slow

@@ -67,6 +67,13 @@ def test_only_its_own_embedding_is_overwritten_without_force(sasrec):
     assert load_embeddings(sasrec.folder, "mine").shape == (30, 8)
 
 
+@pytest.mark.parametrize("suffix", ["td", "image", "cf", "fused-pca"])
+def test_a_name_of_the_data_stage_needs_force(sasrec, suffix):
+    with refused(ConfigError, f"--export_item_embeddings {suffix}", fix=["sasrec", "--force"]):
+        main(sasrec.argv("--model=sasrec", f"--export_item_embeddings={suffix}"))
+    assert not sasrec.folder.embeddings(suffix).exists()
+
+
 def test_a_model_without_item_embeddings_is_refused(sasrec):
     with refused(ConfigError, "--model markov", fix=["--model sasrec"]):
         export(sasrec, "--model=markov")

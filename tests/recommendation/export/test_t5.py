@@ -16,7 +16,7 @@ import transformers  # it imports each model when it is first used
 from common.artifacts import DatasetFolder, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
-from recommendation.export.t5 import NOT_THE_SAME, export_t5
+from recommendation.export.t5 import NOT_THE_SAME, WITHOUT_PRIOR, export_t5
 from recommendation.inputs import Choice
 from recommendation.models.encoder_decoder.t5 import load_t5, read_t5, to_t5
 from recommendation.options import read_flags
@@ -199,8 +199,8 @@ def train(tmp_path, make_config):
 @pytest.fixture
 def export(tmp_path, train, caplog):
     """train_on -> the exported folder, and the messages of the export."""
-    def export(train_on: str = "target", *flags: str) -> tuple[Path, list[str]]:
-        train(train_on)
+    def export(train_on: str = "target", *flags: str, **keys) -> tuple[Path, list[str]]:
+        train(train_on, **keys)
         caplog.clear()
         with caplog.at_level(logging.INFO):
             read_flags([f"--export_t5={tmp_path / 'out'}", *flags])
@@ -234,6 +234,13 @@ def test_an_export_of_every_position_warns_about_t5(export):
         assert "causal by item" in text
     own = json.loads((target / "config.json").read_text())["semantic_ids"]
     assert (own["train_on"], own["encoder_mask"]) == ("every_position", "causal by item")
+
+
+@pytest.mark.slow
+def test_an_export_says_that_it_is_without_the_prior(export):
+    target, messages = export("target", prior="transitions")
+    for text in ("\n".join(messages), (target / "README.md").read_text()):
+        assert WITHOUT_PRIOR.format("transitions") in text
 
 
 @pytest.mark.slow
