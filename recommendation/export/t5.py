@@ -25,8 +25,8 @@ FILES = (*WEIGHTS, "generation_config.json", "index.json", "README.md")
 NOT_THE_SAME = ("The exported model was trained with a causal encoder and a bias in the cross-attention (train_on: "
                 "every_position). T5 in transformers has neither, so T5 computes different scores. To get the same "
                 "scores, train the model with --train_on target.")
-WITHOUT_PRIOR = ("The run recommends with the prior {}, which is not part of the exported model. The exported model has "
-                 "the metrics of the model alone.")
+WITHOUT_PRIOR = ("The run recommends with the prior {}, which is not part of the exported model. The exported model "
+                 "has the metrics of the model alone.")
 README = Path(__file__).with_name("t5_readme.md")
 
 
