@@ -126,7 +126,8 @@ class Pipeline:
         baseline = make_baseline(name, self.catalogue).to(self.device)
         baseline.fit(sequences.training_sequences(), sequences.validation_events())
         checkpoints.save_named(name, {"model": baseline.state_dict()})
-        return load_baseline(name, self.catalogue, checkpoints).to(self.device)  # that of the first process
+        # All processes use the counts of the first one.
+        return baseline.eval() if is_main() else load_baseline(name, self.catalogue, checkpoints).to(self.device)
 
     def _evaluate(self, rankers: dict[str, AbstractRecommender], sequences: Sequences) -> dict[str, Evaluation]:
         """Evaluate each recommender on both splits, with both protocols."""
