@@ -258,7 +258,8 @@ class Patterns(NamedTuple):
 @cache
 def _patterns(layout: Layout) -> Patterns:
     quote, end, escape = (re.escape(part) for part in (layout.quote or '"', layout.delimiter, layout.escape))
-    inside = f"(?:[^{quote}{escape}]++|{f'{escape}.' if escape else quote * 2})*+"
+    # `(?>(...)*)` and not `(...)*+`, see `lines.STRING`.
+    inside = f"(?>(?:[^{quote}{escape}]++|{f'{escape}.' if escape else quote * 2})*)"
 
     def value(excluded: str) -> str:
         """Return a pattern for quoted values that DuckDB and `rows` read in the same way.
@@ -266,19 +267,19 @@ def _patterns(layout: Layout) -> Patterns:
         The values do not contain the characters in `excluded`.
         """
         known = f"{escape}[{quote}{escape}]" if escape else quote * 2  # DuckDB drops the escape before other characters
-        return f"{quote}(?:[^{quote}{escape}{excluded}]++|{known})*+{quote}"
+        return f"{quote}(?>(?:[^{quote}{escape}{excluded}]++|{known})*){quote}"
 
     # In a lenient layout, the pattern allows only quoted values that are on one line or have no delimiter. For other
     # values, `rows` must check whether they would swallow lines. The pattern does not allow spaces around quotes,
     # because DuckDB ignores them.
     one = len(layout.delimiter.encode()) == 1
-    unquoted = f"[^{end}\r\n]*+" if one else f"(?:(?!{end})[^\r\n])*+"
+    unquoted = f"[^{end}\r\n]*+" if one else f"(?>(?:(?!{end})[^\r\n])*)"
     values = [value(end), value("\r\n")] if layout.lenient and one else [value("\r\n" if layout.lenient else "")]
     return Patterns(re.compile(f"{quote}({inside}){quote}(?={end}|[\r\n]*\\Z)", re.DOTALL),
                     re.compile(f"{quote}{inside}{escape and f'{escape}?'}\\Z", re.DOTALL),
                     re.compile(f"{inside}{quote}", re.DOTALL),
                     re.compile(f"{escape or quote}([{quote}{escape}])"),
-                    re.compile(f"(?:(?:{'|'.join(values)}|(?! *{quote}){unquoted})(?:{end}|\r?\n|\r))*+".encode()))
+                    re.compile(f"(?>(?:(?:{'|'.join(values)}|(?! *{quote}){unquoted})(?:{end}|\r?\n|\r))*)".encode()))
 
 
 def fields_of(line: str, layout: Layout) -> list[str]:

@@ -29,10 +29,11 @@ MAX_LITERAL = 1_000_000  # bytes; Python's own parser needs hundreds of bytes of
 # Exceptions of the parsers for an invalid line. The last two mean that the line is nested too deeply.
 NO_RECORD = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 
-STRING = rb"""('[^'\\]*+(?:\\.[^'\\]*+)*+'|"[^"\\]*+(?:\\.[^"\\]*+)*+")"""
+# `(?>(...)*)` instead of `(...)*+`: before Python 3.11.5, a possessive group can match too much or too little.
+STRING = rb"""('[^'\\]*+(?>(?:\\.[^'\\]*+)*)'|"[^"\\]*+(?>(?:\\.[^"\\]*+)*)")"""
 # The pieces of a Python literal, for the conversion to JSON. Group 1: text and strings in which only the quotes must be
 # replaced. Group 2: a string that needs more changes. Group 3: an invalid character.
-RUNS = re.compile(rb"""((?:[^'"\\]++|'[^'"\\]*+')++)|""" + STRING + b"|(.)", re.DOTALL)
+RUNS = re.compile(rb"""((?>(?:[^'"\\]++|'[^'"\\]*+')+))|""" + STRING + b"|(.)", re.DOTALL)
 # The same pieces, but group 1 contains only the text between strings.
 BETWEEN = re.compile(rb"""([^'"\\]++)|""" + STRING + b"|(.)", re.DOTALL)
 WORD = re.compile(rb"\b(?:None|True|False)\b")
