@@ -28,17 +28,20 @@ ml-100k)
     rows --seeds 0,1,2 "$small --prior counting" "$small $taught" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
         "encoder_decoder $codes --dropout 0 --prior counting" "encoder_decoder $codes --teacher transitions" \
+        "encoder_decoder $codes --dropout 0.05 --prior counting" \
         "encoder_decoder $codes --dropout 0 --max_steps 10000 --prior counting" \
-        "encoder_decoder $codes --encoder_positions code" "decoder_only $codes --prior counting" \
+        "encoder_decoder $codes --encoder_positions code" \
+        "decoder_only $codes --prior counting" "decoder_only $codes $taught" \
         "$retrieve --prior counting" "$retrieve $taught"
     ;;
 Industrial_and_Scientific)
     retrieve="encoder_retrieve --quantizer_name opq --lr 0.005 --max_steps 2500 --temperature 0.1 --prior counting"
     rows --seeds 0,1,2 "$retrieve" "$retrieve --teacher counting" \
         "sasrec --num_layers 1 --prior counting" "sasrec --num_layers 1 --prior counting --teacher counting" \
-        "gru4rec --prior counting" \
+        "gru4rec --prior counting" "gru4rec --prior counting --teacher counting" \
         "encoder_decoder" "encoder_decoder --teacher counting" \
-        "encoder_decoder --teacher counting --dropout 0 --prior counting" "decoder_only --prior counting"
+        "encoder_decoder --teacher counting --dropout 0 --prior counting" "decoder_only --prior counting" \
+        "decoder_only --prior counting --teacher counting"
     ;;
 Beauty | Toys_and_Games)
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --lr 0.002 --epochs 34 --eval_every 4 \

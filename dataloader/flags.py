@@ -94,7 +94,8 @@ FLAGS = {
         Flag("--mirror", "a mirror of the files; each file is first requested from URL/<file name>", "URL")],
     OWN_FILES: [
         *(Flag(f"--{name}", f"the file with the {name}: CSV, TSV, JSON lines or Parquet (default: {name}.* or the "
-               "RecBole file in --raw_dir)", "FILE") for name in ("interactions", "items")),
+               f"RecBole file in {place})", "FILE") for name, place in
+          (("interactions", "--raw_dir"), ("items", "--raw_dir, or in the folder of --interactions"))),
         *(Flag(f"--{column}_column", f"the {column} column of the interactions (default: {default})", "C")
           for column, default in (("user", "user_id"), ("item", "item_id"), ("time", "timestamp"),
                                   ("rating", "rating, if it exists; '': do not read ratings"))),
