@@ -71,7 +71,7 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
 
     Raises ConfigError if a name or a key is unknown.
     """
-    from dataloader.flags import FUSIONS, SUFFIXES
+    from common.artifacts import FUSIONS, SUFFIXES
     from dataloader.flags import make_parser as make_data_parser
     from dataloader.options import check_fusion_flags, resolve_options
     from dataloader.pipeline import plan as plan_data

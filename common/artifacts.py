@@ -36,6 +36,8 @@ from common.tables import parquet_rows, percent
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+FUSIONS = ("fused-concat", "fused-pca", "fused-align")
+SUFFIXES = ("td", "image", "cf", *FUSIONS)  # embeddings of the data stage; texts may also have any other suffix
 MAX_CODES = 1 << 20  # maximum size of a codebook that has more codes than there are items
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from common.artifacts import DatasetFolder
+from common.artifacts import FUSIONS, DatasetFolder
 from common.cli import Parser, add_force_flag, add_shared_flags
 from common.config import load_yaml
 from common.errors import ConfigError, closest, nearest
@@ -21,8 +21,6 @@ from common.publishing import write_text
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 MODALITIES = ("text", "image")
-FUSIONS = ("fused-concat", "fused-pca", "fused-align")
-SUFFIXES = ("td", "image", "cf", *FUSIONS)  # a text embedding may also have any other suffix
 DEFAULT_PARTS = "td,image"
 DEFAULT_RATIOS = (0.8, 0.1, 0.1)
 MEMORY_LIMIT = "2GB"

@@ -22,14 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.artifacts import DatasetFolder, dataset_line, load_embeddings, load_mask, load_meta
+from common.artifacts import FUSIONS, DatasetFolder, dataset_line, load_embeddings, load_mask, load_meta
 from common.cli import command_line
 from common.command import run_command
 from common.errors import ArtifactError, ConfigError, DataError, closest
 from common.lock import FolderLock
 from common.run import Run, log_to_console
 from dataloader.embeddings import transform
-from dataloader.flags import FUSIONS
 from dataloader.options import Embedding, FusionOptions, Transform, modality_of, parse_options
 
 log = logging.getLogger(__name__)

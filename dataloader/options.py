@@ -11,7 +11,7 @@ from string import Formatter
 from typing import NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
-from common.artifacts import DatasetFolder
+from common.artifacts import FUSIONS, DatasetFolder
 from common.cli import check_name, parse
 from common.config import BOUNDS as SHARED_BOUNDS
 from common.config import CHOICES, Rules, check_section, load_yaml
@@ -23,7 +23,6 @@ from dataloader.flags import (
     DEFAULT_PARTS,
     DEFAULT_RATIOS,
     FLAGS,
-    FUSIONS,
     ITEM_FIELDS,
     MODALITIES,
     OWN_FILES,

@@ -2,10 +2,10 @@
 
 import sys
 
+from common.artifacts import FUSIONS
 from common.command import run_command
 from common.run import log_to_console
 from common.steps import Step, module, run_steps
-from dataloader.flags import FUSIONS
 from dataloader.options import Options, parse_options
 
 

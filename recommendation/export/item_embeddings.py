@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.artifacts import DatasetFolder, load_interactions, load_meta, save_array
+from common.artifacts import SUFFIXES, DatasetFolder, load_interactions, load_meta, save_array
 from common.errors import ArtifactError, ConfigError, TrainingError
 from common.publishing import finish_publishing, meta_path
 from common.reading import read_record
@@ -92,7 +92,7 @@ def _protect_other_embedding(path: Path, suffix: str, model: str, force: bool) -
     """Raise ConfigError if the suffix or the file belongs to another kind of embedding, unless `force` is set."""
     if force:
         return
-    if suffix in ("td", "image", "cf") or suffix.startswith("fused-"):
+    if suffix in SUFFIXES:
         raise ConfigError(f"--export_item_embeddings {suffix}", "is a name of the data stage", "Other commands would "
                           "take the vectors for text, images or fused embeddings",
                           f"choose another name, such as {model}, or use --force")

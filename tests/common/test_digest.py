@@ -22,7 +22,7 @@ class Model:
 def stage(tmp_path) -> Path:
     """A stage with a trainer, a dataset, and a model that imports one of two files of its kit."""
     files = {"trainer.py": "STEPS = 3\n", "dataset.py": "ROWS = 4\n", "prior_weight.py": "MOST = 8\n",
-             "main.py": "print()\n", "models/model.py": MODEL,
+             "models/with_prior.py": "SIGN = 1\n", "main.py": "print()\n", "models/model.py": MODEL,
              "models/kit/__init__.py": "", "models/kit/layers.py": "from . import deep\ndef scale(x): return x\n",
              "models/kit/deep.py": "ONE = 1\n", "models/kit/unrelated.py": "TWO = 2\n"}
     for name, text in files.items():
@@ -38,7 +38,7 @@ def digest(stage: Path) -> str:
 @pytest.mark.parametrize(("file", "old", "new"), [
     ("models/model.py", "return ", "return -"), ("models/kit/layers.py", "return x", "return 2 * x"),
     ("models/kit/deep.py", "1", "1.0"), ("trainer.py", "3", "4"), ("dataset.py", "ROWS", "LINES"),
-    ("prior_weight.py", "8", "9")])
+    ("prior_weight.py", "8", "9"), ("models/with_prior.py", "1", "-1")])
 def test_other_code_has_another_digest(stage, file, old, new):
     before, path = digest(stage), stage / file
     path.write_text(path.read_text().replace(old, new))

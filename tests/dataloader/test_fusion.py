@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from common.artifacts import ids_sha256, load_embeddings, load_mask, load_meta, save_array
+from common.artifacts import FUSIONS, ids_sha256, load_embeddings, load_mask, load_meta, save_array
 from common.cli import ROOT
 from common.errors import ArtifactError, ConfigError, DataError
 from common.publishing import meta_path
 from dataloader.embeddings.transform import publish_embedding
-from dataloader.flags import CONFIGS, FUSIONS
+from dataloader.flags import CONFIGS
 from dataloader.fusion import fuse, main
 from dataloader.options import Alignment, Collaborative, Embedding, Transform, load_section
 from tests.dataloader.dataset import write_dataset
