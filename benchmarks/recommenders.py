@@ -175,7 +175,7 @@ def trial_tables(runs: list[dict]) -> str:
             metrics = [f"{run['results'][ranker]['valid'][run['protocol']]['ndcg@10']:.4f}"
                        if ranker in run["results"] else "" for ranker in ("alone", "both")]
             lines.setdefault(run["dataset"], []).append(
-                [run["model"], without_prior(run["flags"]), (run["commit"] or "")[:7], *metrics])
+                [run["model"], without_prior(run["flags"]), short(run["commit"]), *metrics])
     heads = ("model", "flags", "commit", "validation ndcg@10", "with the prior")
     return "\n\n".join(
         f"{dataset}, trials:\n\n{markdown(heads, sorted(of_dataset, key=lambda line: (line[0], -float(line[3]))))}"
@@ -189,6 +189,12 @@ def trials_of(runs: list[dict], of_row: list[dict]) -> int:
     return max([len(own), *(run.get("num_trials", 0) for run in of_row)])
 
 
+def short(commit: str | None) -> str:
+    """Return the first digits of a commit, and whether the files were changed after it."""
+    digits, sign, dirty = (commit or "").partition("-")
+    return digits[:7] + sign + dirty
+
+
 def without_prior(flags: str) -> str:
     return re.sub(r" *--prior \S+", "", flags).strip()
 
@@ -200,7 +206,7 @@ def lines_of(key: tuple, of_row: list[dict], num_trials: int) -> list[list[str]]
     for ranker in (name for name in RANKERS if name != "prior" and name in of_row[0]["results"]):
         results = [run["results"][ranker] for run in of_row]
         lines.append([model + (f" + {of_row[0]['prior']}" if ranker == "both" else ""),
-                      without_prior(flags), (commit or "")[:7],
+                      without_prior(flags), short(commit),
                       ", ".join(str(run["seed"]) for run in of_row), str(num_trials),
                       f"{of_row[0]['num_parameters']:,}",
                       f"{statistics.mean(run['cpu_seconds'] for run in of_row) / 60:.1f}",

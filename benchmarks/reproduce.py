@@ -216,8 +216,8 @@ def make_parser() -> argparse.ArgumentParser:
                         "--flags='--precision=bfloat16'; the notes of the table name them")
     parser.add_argument("--max_steps", type=int, metavar="N", help="train for N steps only, to test the program")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON file with the result; the Markdown file is "
-                        "next to it (default: benchmarks/results/reproduce-<name>.json, or with --max_steps in "
-                        "--run_root)")
+                        "next to it (default: benchmarks/results/reproduce-<name>.json; with --max_steps or "
+                        "--flags, a file in --run_root)")
     return parser
 
 
@@ -225,6 +225,8 @@ def default_out(args: argparse.Namespace) -> Path:
     seed = f"-seed{args.seed}" if args.seed else ""
     if args.max_steps is not None:
         return args.run_root / f"reproduce-{args.name}{seed}-{args.max_steps}-steps.json"
+    if args.flags:  # not the recipe
+        return args.run_root / f"reproduce-{args.name}{seed}-other-flags.json"
     return RESULTS / f"reproduce-{args.name}{seed}.json"
 
 

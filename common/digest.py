@@ -12,7 +12,7 @@ from common.cli import ROOT
 
 # The files of a stage, and of `common`, that determine a run together with its model.
 TRAINING = ("trainer.py", "dataset.py", "batches.py", "shapes.py", "training.py", "optimization.py", "prior_weight.py",
-            "models/with_prior.py", "evaluator.py", "metrics.py")
+            "models/with_prior.py", "evaluator.py", "metrics.py", "pipeline.py", "inputs.py", "data_parallel.py")
 
 
 def code_digest(model: Path, stage: Path, settings: str = "") -> str:

@@ -156,6 +156,7 @@ def check_baseline_keys(config: Config) -> None:
     """Raise ConfigError if a key of the prior or the teacher has no effect."""
     for key, why, flag in (
             ("teacher_weight", "The model has no teacher", "--teacher counting"),
+            ("teacher_temperature", "The model has no teacher", "--teacher counting"),
             ("neighbours_from", "The model, its prior and its teacher do not compare items", "--prior counting")):
         where = config.origins[f"{config.name}.training_params.{key}"]
         if where.startswith("--") and not applies(config, key):

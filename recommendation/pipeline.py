@@ -71,9 +71,10 @@ class Pipeline:
         sequences = Sequences.load(self.folder, self.device)
         self._require_held_out(sequences)
         with process_group(self.device), self.run.open(force):
+            prior = self._baseline("prior", sequences)  # a count that is not possible must not fail after the training
             with self.run.clock("training"):
                 best = train(model, sequences, self.config, self.run, self._make_teacher(sequences))
-            rankers = self._rankers(model, sequences)
+            rankers = self._rankers(model, prior, sequences)
             results = self._evaluate(rankers, sequences)
             self._write(results, {
                 "protocol": selecting_protocol(sequences, self.config.training_params), "best_epoch": best.epoch,
@@ -94,9 +95,8 @@ class Pipeline:
         write_text(self.run.folder / "metrics.json", json.dumps(metrics | properties, indent=2) + "\n")
         write_text(self.run.folder / RANKS, json.dumps(ranks) + "\n")
 
-    def _rankers(self, model: AbstractRecommender, sequences: Sequences) -> dict[str, Any]:
+    def _rankers(self, model: AbstractRecommender, prior: Any, sequences: Sequences) -> dict[str, Any]:
         """Return the recommenders to evaluate: the model alone, and, if there is a prior, the prior and both."""
-        prior = self._baseline("prior", sequences)
         if prior is None:
             return {"alone": model}
         with self.run.clock("weight of the prior", repeated=True):
@@ -109,7 +109,9 @@ class Pipeline:
         baseline = self._baseline("teacher", sequences)
         if baseline is None or not params["teacher_weight"]:
             return None
-        return baseline.teacher(params["teacher_weight"], PROTOCOLS[selecting_protocol(sequences, params)])
+        temperature = params["teacher_temperature"]
+        return baseline.teacher(params["teacher_weight"], PROTOCOLS[selecting_protocol(sequences, params)],
+                                None if temperature == "auto" else float(temperature))
 
     def _baseline(self, role: str, sequences: Sequences) -> Any:
         """Return the baseline that the key `role` (prior or teacher) names, fitted to the training events, or None."""

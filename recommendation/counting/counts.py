@@ -82,15 +82,17 @@ class Counts(nn.Module):
         scores = torch.zeros(len(items) * self.num_items, dtype=torch.float64, device=items.device)
         # One lag at a time: then no item gets two values at once, so the result does not depend on the order of the
         # additions on a GPU.
-        for lag in range(min(int(self.num_newest), items.shape[1])):
-            rows = (lengths > lag).nonzero()[:, 0]
-            item = items[rows, lengths[rows] - 1 - lag]
-            first, size = self.row_starts[item], self.row_starts[item + 1] - self.row_starts[item]
+        place = lengths - 1 - torch.arange(min(int(self.num_newest), items.shape[1]), device=items.device).unsqueeze(1)
+        item = items.T.gather(0, place.clamp(min=0))                                  # (lags, B)
+        first = self.row_starts[item]
+        size = (self.row_starts[item + 1] - first).masked_fill(place < 0, 0)
+        for lag, num_entries in enumerate(size.sum(dim=1).tolist()):
             # Entry e of the rows of all histories is entry `entry[e]` of the matrix.
-            begin = torch.repeat_interleave(first - (size.cumsum(0) - size), size)
-            entry = torch.arange(len(begin), device=items.device) + begin
-            place = torch.repeat_interleave(rows * self.num_items, size) + self.columns[entry]
-            scores.scatter_add_(0, place, self.values[entry].double() * self.recency**lag)
+            row = torch.repeat_interleave(size[lag], output_size=num_entries)
+            begin = first[lag] - (size[lag].cumsum(0) - size[lag])
+            entry = torch.arange(num_entries, device=items.device) + begin[row]
+            scores.scatter_add_(0, row * self.num_items + self.columns[entry],
+                                self.values[entry].double() * self.recency**lag)
         return scores.view(len(items), self.num_items)
 
     def log_probabilities(self, items: Tensor, lengths: Tensor) -> Tensor:

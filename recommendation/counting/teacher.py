@@ -4,31 +4,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import ConfigError
 from recommendation.counting.counts import SMOOTHING, Counts
 from recommendation.decoding.top_k import PADDING
 
 # B batch, W length of the longest window, G targets of a row, N items, C entries of the matrix
 
 MAX_DISTRIBUTION_ITEMS = 4_000  # with more items, a distribution for every position would need too much time
+TEMPERATURE = 0.125             # used for catalogues with distributions; it was chosen on validation events
 
 
 class CountTeacher:
     """Replaces targets by items that follow the same history in a count.
 
     The target of a position is the next item with probability `1 - weight`. Otherwise, it is drawn from the
-    distribution of the count (see `Counts.log_probabilities`), given the items of the window up to this position. The
-    count knows rare items; a model that learns from it needs fewer events. The tensors of a step have fixed shapes, so
-    that the step can be captured.
+    distribution of the count (see `Counts.log_probabilities`) to the power of 1 / `temperature`, given the items of the
+    window up to this position. The count knows rare items; a model that learns from it needs fewer events. The tensors
+    of a step have fixed shapes, so that the step can be captured.
     """
 
-    def __init__(self, counts: Counts, weight: float, unseen: bool):
-        """unseen: whether to draw no item of the history"""
+    def __init__(self, counts: Counts, weight: float, unseen: bool, temperature: float | None = None):
+        """unseen: whether to draw no item of the history
+        temperature: below 1, likely items become more likely; None: `TEMPERATURE`, or 1 for a large catalogue
+
+        Raises ConfigError if the catalogue is too large for this temperature.
+        """
         self.counts, self.weight, self.unseen = counts, weight, unseen
+        self.gives_distributions = counts.num_items <= MAX_DISTRIBUTION_ITEMS
+        if temperature not in (None, 1.0) and not self.gives_distributions:
+            raise ConfigError("--teacher_temperature", f"cannot be {temperature:g} for {counts.num_items:,} items",
+                              f"Catalogues of more than {MAX_DISTRIBUTION_ITEMS:,} items have the temperature 1",
+                              "use --teacher_temperature auto")
+        self.temperature = temperature or (TEMPERATURE if self.gives_distributions else 1.0)
         self.row_sums = counts.row_sums()                                                          # (N,)
         self.cumulative = counts.values.double().cumsum(0)                                         # (C,)
         popularity = (counts.popularity + 1).double()
         self.popularity = popularity / popularity.sum()
-        self.gives_distributions = counts.num_items <= MAX_DISTRIBUTION_ITEMS
         self.matrix = counts.dense() if self.gives_distributions else None                         # (N, N) float32
         self._decays: dict[int, Tensor] = {}
         self.num_calls = 0  # a model that ignores its teacher never calls it
@@ -41,23 +52,16 @@ class CountTeacher:
         rows. If a drawn item must not be a target because it is in the history, the next item stays the target.
         """
         self.num_calls += 1
-        width = items.shape[1]
-        position = torch.arange(width, device=items.device)
-        # The newest item before each target, and the weights of all items before it.
-        newest = (position[:-1].unsqueeze(0) if targets.shape[1] == width - 1 else
-                  (lengths - 2).clamp(min=0).unsqueeze(1))                                 # (1 or B, G)
-        mass = self._decay(width)[newest] * self._row_sums(items).unsqueeze(1)                     # (B, G, W)
-        mass = mass.cumsum(dim=2)
-        total = mass[:, :, -1]
         chance, *chances = torch.rand(4, *targets.shape, dtype=torch.float64, device=items.device)
-        place = torch.searchsorted(mass, (chances[0] * total).unsqueeze(2), right=True).clamp(max=width - 1)
-        if len(self.counts.columns):
-            drawn = self._follower(items.gather(1, place.squeeze(2)).clamp(min=0), chances[1])
+        position = torch.arange(items.shape[1], device=items.device)
+        # The newest item before each target.
+        newest = (position[:-1].unsqueeze(0) if targets.shape[1] == items.shape[1] - 1 else
+                  (lengths - 2).clamp(min=0).unsqueeze(1))                                 # (1 or B, G)
+        if self.gives_distributions:
+            drawn = self._draw_from_distributions(items, newest, chances[0])
         else:
-            drawn = targets  # no item follows another one, so every drawn item comes from the popularity
-        popular = torch.searchsorted(self.popularity.cumsum(0), chances[2]).clamp(max=len(self.popularity) - 1)
-        # `chance` decides two things: below `weight`, the item is drawn; in the lower part, from the popularity.
-        drawn = torch.where((chance < SMOOTHING * self.weight) | (total <= 0), popular, drawn)
+            # `chance` decides two things: below `weight`, the item is drawn; in the lower part, from the popularity.
+            drawn = self._draw_entries(items, newest, chance < SMOOTHING * self.weight, chances)
         replaced = (chance < self.weight) & (targets != PADDING)
         if self.unseen:
             visible = position <= newest.unsqueeze(2)                                              # (1 or B, G, W)
@@ -66,25 +70,71 @@ class CountTeacher:
 
     def distributions(self, items: Tensor) -> Tensor:
         """Return the probability of every item as the target of each position: (B, W) windows -> (W - 1, B, N)."""
-        assert self.matrix is not None
         self.num_calls += 1
-        items, targets = items[:, :-1].T, items[:, 1:].T                                           # (W - 1, B) each
-        rows = self.matrix[items.clamp(min=0)] * (items != PADDING).unsqueeze(2)
-        scores = (self._decay(len(items)).float() @ rows.flatten(1)).view(rows.shape)              # (W - 1, B, N)
-        total = scores.sum(dim=2, keepdim=True)
-        known = (1 - SMOOTHING) * (total > 0)
-        popularity = self.popularity.float()
-        found = scores * (known / total.clamp(min=1e-30)) + (1 - known) * popularity
-        if self.unseen:
-            # Position t excludes the items 0 to t. Its row has W - 1 entries, so item t is repeated.
-            position = torch.arange(len(items), device=items.device)
-            earlier = torch.minimum(position.unsqueeze(0), position.unsqueeze(1))                  # (W - 1, W - 1)
-            seen = items.clamp(min=0)[earlier].transpose(1, 2)                                     # (W - 1, B, W - 1)
-            found = found.scatter(2, seen, 0.0)
-            found = found / found.sum(dim=2, keepdim=True).clamp(min=1e-30)
-        next_items = targets.clamp(min=0).unsqueeze(2)
+        found = self._probabilities(items[:, :-1].T)
+        next_items = items[:, 1:].T.clamp(min=0).unsqueeze(2)
         share = 1 - self.weight * found.sum(dim=2, keepdim=True)  # all, if the history has the whole catalogue
         return (self.weight * found).scatter_add(2, next_items, share)
+
+    def _probabilities(self, items: Tensor) -> Tensor:
+        """Return the probability of every item after each position: (P, B) items -> (P, B, N)."""
+        assert self.matrix is not None
+        rows = self.matrix[items.clamp(min=0)] * (items != PADDING).unsqueeze(2)
+        found = self._smoothed((self._decay(len(items)).float() @ rows.flatten(1)).view(rows.shape))
+        if self.unseen:
+            # Position t excludes the items 0 to t. Its row has P entries, so item t is repeated.
+            position = torch.arange(len(items), device=items.device)
+            earlier = torch.minimum(position.unsqueeze(0), position.unsqueeze(1))                  # (P, P)
+            found = found.scatter(2, items.clamp(min=0)[earlier].transpose(1, 2), 0.0)
+        return found / found.sum(dim=2, keepdim=True).clamp(min=1e-30)
+
+    def _last_probabilities(self, items: Tensor, newest: Tensor) -> Tensor:
+        """Return the probability of every item after the position `newest`, (B, 1), of each row: (1, B, N)."""
+        assert self.matrix is not None
+        scores = self.matrix.new_zeros(len(items), self.counts.num_items)
+        for lag in range(min(int(self.counts.num_newest), items.shape[1] - 1)):
+            item = items.gather(1, (newest - lag).clamp(min=0)).squeeze(1)
+            weight = torch.where(newest >= lag, self.counts.recency**lag, 0.0).float()
+            scores += weight * self.matrix[item]
+        found = self._smoothed(scores)
+        if self.unseen:
+            position = torch.arange(items.shape[1], device=items.device)
+            found = found.scatter(1, items.gather(1, torch.minimum(position, newest)), 0.0)
+        return (found / found.sum(dim=1, keepdim=True).clamp(min=1e-30)).unsqueeze(0)
+
+    def _smoothed(self, scores: Tensor) -> Tensor:
+        """Return values in proportion to the probabilities of the count to the power of 1 / temperature: (.., N)."""
+        total = scores.sum(dim=-1, keepdim=True)
+        known = (1 - SMOOTHING) * (total > 0)
+        found = scores * (known / total.clamp(min=1e-30)) + (1 - known) * self.popularity.float()
+        if self.temperature == 1:
+            return found
+        return (found / found.amax(dim=-1, keepdim=True)).pow_(1 / self.temperature)
+
+    def _draw_from_distributions(self, items: Tensor, newest: Tensor, chance: Tensor) -> Tensor:
+        """Draw the targets after the positions `newest`: (B, G)."""
+        every = chance.shape[1] == items.shape[1] - 1
+        found = self._probabilities(items[:, :-1].T) if every else self._last_probabilities(items, newest)
+        place = found.cumsum(dim=2)                                                                # (G, B, N)
+        drawn = torch.searchsorted(place, (chance.T.unsqueeze(2) * place[:, :, -1:]).float().contiguous(), right=True)
+        return drawn.squeeze(2).T.clamp(max=self.counts.num_items - 1)
+
+    def _draw_entries(self, items: Tensor, newest: Tensor, popular: Tensor, chances: list[Tensor]) -> Tensor:
+        """Draw an item of the history and then an entry of its row, without a distribution over all items: (B, G).
+
+        popular: (B, G) bool, which targets come from the popularity
+        chances: three random numbers from 0 to 1 for each target, (B, G) each
+        """
+        width = items.shape[1]
+        mass = self._decay(width)[newest] * self._row_sums(items).unsqueeze(1)                     # (B, G, W)
+        mass = mass.cumsum(dim=2)
+        total = mass[:, :, -1]
+        place = torch.searchsorted(mass, (chances[0] * total).unsqueeze(2), right=True).clamp(max=width - 1)
+        by_popularity = torch.searchsorted(self.popularity.cumsum(0), chances[2]).clamp(max=len(self.popularity) - 1)
+        if not len(self.counts.columns):
+            return by_popularity  # no item follows another one
+        followers = self._follower(items.gather(1, place.squeeze(2)).clamp(min=0), chances[1])
+        return torch.where(popular | (total <= 0), by_popularity, followers)
 
     def _row_sums(self, items: Tensor) -> Tensor:
         return self.row_sums[items.clamp(min=0)] * (items != PADDING)

@@ -44,7 +44,7 @@ def top_items(scores: Tensor, top_k: int, seen: Tensor | None = None) -> Recomme
     scores: (B, N)
     seen: (B, S) items to exclude, with PADDING at the end of shorter rows
 
-    If scores are equal, the item with the smaller index is first.
+    If scores are equal, the item with the smaller index is first. An item with the score -inf is not listed.
     """
     if seen is not None:
         # `clamp` turns PADDING into item 0. The limit is inf there, so the score of item 0 does not change.
@@ -59,8 +59,7 @@ def top_items(scores: Tensor, top_k: int, seen: Tensor | None = None) -> Recomme
     if tied.any():
         values, order = scores[tied].sort(dim=1, descending=True, stable=True)
         best[tied], items[tied] = values[:, :k], order[:, :k]
-    if seen is not None:
-        items = items.masked_fill(best == float("-inf"), PADDING)
+    items = items.masked_fill(best == float("-inf"), PADDING)
     return in_order(items, best, top_k)
 
 

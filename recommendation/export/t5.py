@@ -28,6 +28,7 @@ NOT_THE_SAME = ("The exported model was trained with a causal encoder and a bias
 WITHOUT_PRIOR = ("The run recommends with the prior {}, which is not part of the exported model. The exported model "
                  "has the metrics of the model alone.")
 README = Path(__file__).with_name("t5_readme.md")
+NUM_SHOWN = 10  # number of items that the program in the README shows
 
 
 def check_t5_flags(config: Config, export_to: Path | None, from_t5: Path | None, force: bool) -> None:
@@ -76,7 +77,8 @@ def export_t5(folder: DatasetFolder, choice: Choice, run_root: Path, target: Pat
     prior = finished.config.training_params["prior"]
     notes = [NOT_THE_SAME] * (model.memory_bias is not None) + [WITHOUT_PRIOR.format(prior)] * (prior != "none")
     readme = README.read_text(encoding="utf-8").format(
-        name=MODEL, dataset=folder.name, run=run.name, train_on=model.train_on,
+        name=MODEL, dataset=folder.name, run=run.name, train_on=model.train_on, num_shown=NUM_SHOWN,
+        num_beams=max(model.num_beams, NUM_SHOWN),
         note="".join(f"\n**{note}**\n" for note in notes),
         mask=model.properties()["encoder_mask"], max_history=model.config[MODEL]["training_params"]["max_history"])
 

@@ -35,7 +35,8 @@ def applies(config: Config, key: str) -> bool:
     """Return whether a configuration key has an effect on the recommender of this configuration."""
     name = key.rpartition(".")[2]
     return config.has_key(key) and not (name == "neighbours_from" and not uses_neighbours(config)
-                                        or name == "teacher_weight" and config.training_params["teacher"] == "none")
+                                        or name in ("teacher_weight", "teacher_temperature")
+                                        and config.training_params["teacher"] == "none")
 
 
 def config_path(name: str, flag: str = "--model") -> Path:

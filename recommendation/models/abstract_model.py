@@ -133,7 +133,7 @@ class AbstractRecommender(nn.Module, ABC):
 
         seen: (B, S) items to exclude, without duplicates in a row, and with PADDING at the end of shorter rows
 
-        The scores must be the same as in `recommend`. Only models that choose other settings for unseen items differ.
+        The scores must be the same as in `recommend`. Exception: models with separate settings for unseen items.
         If the model does not implement `score_items`, the default calls `recommend` with a larger `top_k` and removes
         the seen items. Override this method if a larger `top_k` is slow or changes the result, as in beam search.
         """

@@ -129,9 +129,9 @@ class CountingModel(AbstractRecommender):
         """
         return (self.unseen_items if unseen else self.all_items).log_probabilities(*histories[:2])
 
-    def teacher(self, weight: float, unseen: bool) -> CountTeacher:
+    def teacher(self, weight: float, unseen: bool, temperature: float | None) -> CountTeacher:
         """Return a teacher with the settings for `recommend`, or for `recommend_unseen` if `unseen`."""
-        return CountTeacher(self.unseen_items if unseen else self.all_items, weight, unseen)
+        return CountTeacher(self.unseen_items if unseen else self.all_items, weight, unseen, temperature)
 
     def properties(self) -> dict:
         if self.chosen is None:
@@ -143,8 +143,10 @@ class CountingModel(AbstractRecommender):
 
 def _with_ties(counts: Counts, histories: Windows) -> Tensor:
     """Return the scores of all items for each history, (B, N). If they are equal, the more popular item is better."""
-    popularity = counts.popularity.double()
-    return counts.scores(*histories[:2]) + 1e-9 * popularity / popularity.max().clamp(min=1)
+    scores, popularity = counts.scores(*histories[:2]), counts.popularity.double()
+    share = popularity / popularity.max().clamp(min=1)
+    # The differences must be smaller than those of any two scores, so they are relative to the score.
+    return torch.where(scores > 0, scores * (1 + 1e-9 * share), 1e-100 * share)
 
 
 class Fold(NamedTuple):

@@ -17,7 +17,7 @@ to use the settings for unseen items. The items of the history keep their probab
 class WithPrior(AbstractRecommender):
     """A recommender with the scores log p(model) + weight * log p(prior).
 
-    The prior has no part in the training. It counts what is rare in the training, and a model generalizes from it.
+    The prior has no part in the training. It is exact for rare items. The model generalizes to other items.
     """
 
     def __init__(self, model: AbstractRecommender, log_probabilities: LogProbabilities, weights: dict[str, float]):

@@ -82,12 +82,13 @@ def test_the_commands_of_all_stages_accept_their_flags(name, raw, smoke, tmp_pat
         assert config.training_params["max_steps"] == 20
 
 
-def test_a_smoke_run_does_not_replace_codes_or_results():
+def test_a_smoke_run_or_other_flags_do_not_replace_codes_or_results():
     assert "--tag=wide" in step_words("tiger-beauty")["semantic IDs"]
     assert "--tag=wide-smoke" in step_words("tiger-beauty", "--max_steps=5")["training and test"]
     assert default_out(arguments("rpg-toys")) == RESULTS / "reproduce-rpg-toys.json"
     assert default_out(arguments("rpg-toys", "--seed=2")) == RESULTS / "reproduce-rpg-toys-seed2.json"
-    assert RESULTS not in default_out(arguments("rpg-toys", "--max_steps=5")).parents
+    for other in ("--max_steps=5", "--flags=--epochs=1"):
+        assert RESULTS not in default_out(arguments("rpg-toys", other)).parents
 
 
 def test_unknown_names_and_missing_ids_are_refused():

@@ -14,8 +14,10 @@ from common.data_parallel import WHOLE
 from common.precision import matmul_precision
 from recommendation.batches import TrainingBatches
 from recommendation.dataset import Sequences
-from recommendation.evaluator import predict
+from recommendation.evaluator import Predictions, predict
+from recommendation.metrics import PROTOCOLS
 from recommendation.models import find_class, names
+from recommendation.models.with_prior import WithPrior
 from recommendation.trainer import RecommenderTask
 from tests.gpu import DEVICE, MARKS, ON_CPU, graphs, metrics_of_training, num_captured, take_epoch_without_waiting
 
@@ -50,7 +52,7 @@ def test_the_batches_are_those_of_the_cpu(sequences, unit):
     there = Sequences(sequences.item, sequences.user, sequences.split, DEVICE)
     here, other = (TrainingBatches(events, unit, 16, 5, seed=0) for events in (sequences, there))
     for epoch, index in itertools.product(range(2), range(here.num_batches)):
-        for one, two in zip(here.get(epoch, index, WHOLE), other.get(epoch, index, WHOLE), strict=True):
+        for one, two in zip(here.get(epoch, index, WHOLE)[:2], other.get(epoch, index, WHOLE)[:2], strict=True):
             assert two.device.type == DEVICE.type
             assert torch.equal(one, two.cpu())
 
@@ -92,14 +94,33 @@ def test_sgd_is_not_captured_and_says_so(make_task, caplog):
     assert all(loss > 0 for loss in take(task, FEW_STEPS))
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", names())
 @torch.no_grad()
-def test_the_lists_are_those_of_the_cpu(make_model, make_config, sequences, name):
+def test_the_lists_are_those_of_the_cpu(make_model, make_config, sequences, name, protocol):
     model, params = make_model(name).eval(), make_config(name).training_params
     model.fit(sequences.training_sequences(), sequences.validation_events())
-    expected = predict(model, sequences, "valid", params)
-    there = Sequences(sequences.item, sequences.user, sequences.split, DEVICE)
-    found = predict(model.to(DEVICE), there, "valid", params)
+    expected = predict(model, sequences, "valid", params, protocol)
+    compare_lists(expected, predict(model.to(DEVICE), on_device(sequences), "valid", params, protocol))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", ["encoder_decoder", "encoder_retrieve", "sasrec"])
+@torch.no_grad()
+def test_the_lists_with_a_prior_are_those_of_the_cpu(make_model, make_config, sequences, name, protocol):
+    model, prior, params = make_model(name).eval(), make_model("counting"), make_config(name).training_params
+    prior.fit(sequences.training_sequences(), sequences.validation_events())
+    both = WithPrior(model, prior.log_probabilities, dict.fromkeys(PROTOCOLS, 2.5))
+    expected = predict(both, sequences, "valid", params, protocol)
+    model.to(DEVICE), prior.to(DEVICE)
+    compare_lists(expected, predict(both, on_device(sequences), "valid", params, protocol))
+
+
+def on_device(sequences: Sequences) -> Sequences:
+    return Sequences(sequences.item, sequences.user, sequences.split, DEVICE)
+
+
+def compare_lists(expected: Predictions, found: Predictions) -> None:
     assert found.items.tolist() == expected.items.tolist()
     assert found.scores == pytest.approx(expected.scores, abs=1e-3)
 

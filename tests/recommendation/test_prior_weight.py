@@ -12,6 +12,7 @@ from recommendation import prior_weight
 from recommendation.dataset import Sequences
 from recommendation.evaluator import metrics, predict
 from recommendation.inputs import Choice
+from recommendation.metrics import PROTOCOLS
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 from recommendation.models.sasrec.model import SASRec
 from recommendation.models.with_prior import WithPrior
@@ -176,10 +177,22 @@ def test_at_most_2000_validation_events_choose_the_weight(monkeypatch):
         part = user < num_users
         sequences = Sequences(np.zeros(part.sum(), dtype=np.int64), user[part], split[part])
         choose_weights(MODEL, prior.log_probabilities, sequences, PARAMS)
-        assert len(asked) == 2 * len(WEIGHTS)
-        assert all(np.array_equal(positions, asked[0]) for positions in asked)
-        assert len(np.unique(asked[0])) == MAX_EVENTS
-        assert set(split[asked[0]]) == {1}
+        events, num_times = np.unique(np.concatenate(asked), return_counts=True)
+        assert len(events) == MAX_EVENTS
+        assert set(num_times) == {2 * len(WEIGHTS)}  # every weight is compared on the same events
+        assert set(split[events]) == {1}
+
+
+def test_the_prior_of_an_event_is_computed_once_for_all_weights():
+    sequences, prior, num_rows = leave_one_out(NEXT), Successor({}, MODEL.catalogue), []
+
+    def counted(histories, unseen):
+        num_rows.append(len(histories.items))
+        return prior.log_probabilities(histories, unseen)
+
+    choose_weights(MODEL, counted, sequences, PARAMS | {"eval_batch_size": 2})
+    assert sum(num_rows) == len(PROTOCOLS) * len(sequences.positions("valid"))
+    assert max(num_rows) <= 2
 
 
 @pytest.fixture

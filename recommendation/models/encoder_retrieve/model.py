@@ -45,8 +45,8 @@ class EncoderRetrieve(AbstractRecommender):
 
     `scoring: exact` scores all items. `scoring: graph` walks through a graph that connects similar items, and scores
     only the items that the walk reaches. The walk starts at random items and at the newest items of the history. Each
-    hop goes from the `num_beams` best items to the `num_neighbours` neighbors of each of these items. Validation does
-    not use the graph.
+    hop goes from the `num_beams` best items to the `num_neighbours` neighbors of each of these items. The
+    evaluations during the training do not use the graph.
     """
 
     training_unit: Literal["sequence"] = "sequence"
