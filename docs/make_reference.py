@@ -47,10 +47,10 @@ def make_reference() -> str:
     parts += _command("python recommendation/recommend.py", "", recommend_parser())
     parts += ["## Configuration keys of quantizers\n", *_keys(quantizers.DEFAULTS)]
     for name in quantizers.names():
-        parts += _keys(quantizers.config_path(name))
+        parts += _keys(quantizers.config_path(name), quantizers.DEFAULTS)
     parts += ["## Configuration keys of recommenders\n", *_keys(recommenders.DEFAULTS)]
     for name in recommenders.names():
-        parts += _keys(recommenders.config_path(name))
+        parts += _keys(recommenders.config_path(name), recommenders.DEFAULTS)
     return "\n".join(parts)
 
 
@@ -75,20 +75,33 @@ def _default(action: argparse.Action) -> str:
     return f"`{value.relative_to(ROOT) if isinstance(value, Path) else value}`"
 
 
-def _keys(path: Path) -> list[str]:
-    """Return the section on a YAML file: its first comment lines, and a table of its keys."""
-    values, origins = load_yaml(path)
+def _keys(path: Path, defaults: Path | None = None) -> list[str]:
+    """Return the section on a YAML file: its first comment lines, and a table of its keys.
+
+    defaults: the file whose values this one overrides; a key without a comment has the comment there
+    """
+    inherited = {} if defaults is None else {key.rpartition(".")[2]: text for key, text in _meanings(defaults).items()}
     lines = path.read_text(encoding="utf-8").splitlines()
     first = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     note = [line.lstrip("# ") for line in lines[:first]]
+    values, meanings = load_yaml(path)[0], _meanings(path)
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for key, value in _leaves(values):
+        meaning = meanings[key] or inherited.get(key.rpartition(".")[2], "")
+        rows.append(f"| `{key}` | `{_cell(_yaml(value))}` | {_prose(meaning)} |")
+    return [f"### `{path.relative_to(ROOT)}`\n", *note, "", *rows, ""]
+
+
+def _meanings(path: Path) -> dict[str, str]:
+    """Return the comment on each key of a YAML file."""
+    values, origins = load_yaml(path)
+    lines, meanings = path.read_text(encoding="utf-8").splitlines(), {}
+    for key, _ in _leaves(values):
         place = int(origins[key].rpartition(":")[2]) - 1
         # A long comment continues in the next lines, which are indented.
         more = takewhile(lambda line: line.startswith("     ") and line.lstrip().startswith("# "), lines[place + 1:])
-        comment = " ".join([lines[place].partition(" # ")[2].strip(), *(line.strip("# ") for line in more)])
-        rows.append(f"| `{key}` | `{_cell(_yaml(value))}` | {_prose(comment)} |")
-    return [f"### `{path.relative_to(ROOT)}`\n", *note, "", *rows, ""]
+        meanings[key] = " ".join([lines[place].partition(" # ")[2].strip(), *(line.strip("# ") for line in more)])
+    return meanings
 
 
 def _leaves(values: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -111,7 +111,7 @@ def make_parser(argv: list[str]) -> cli.Parser:
     parser.add_argument("--from_t5", type=Path, default=None, metavar="DIR",
                         help="initialize encoder_decoder with the weights of the T5 model in DIR, then train it")
     parser.add_argument("--run", default=None, metavar="ID",
-                        help="id of the finished run to export (default: the newest finished run)")
+                        help="id of the finished run to export (default: the run of the last training command)")
     name = cli.value_of(argv, ("--model",), "encoder_decoder").split(",")[0]
     cli.help_with_keys(parser, [DEFAULTS, config_path(name if name in names() else "encoder_decoder")])
     return parser

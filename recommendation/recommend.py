@@ -106,7 +106,7 @@ def make_parser():
     parser.add_argument("--output", type=Path, default=None, metavar="FILE",
                         help="write to FILE instead of standard output")
     parser.add_argument("--run", default=None, metavar="ID",
-                        help="id of the finished run to load (default: the newest finished run)")
+                        help="id of the finished run to load (default: the run of the last training command)")
     parser.add_argument("--device", default=None, metavar="DEV",
                         help="auto, cpu, cuda or cuda:<n> (default: the device in the run's configuration)")
     add_shared_flags(parser)

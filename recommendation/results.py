@@ -41,8 +41,9 @@ def main(argv: list[str]) -> None:
 def make_parser() -> Parser:
     parser = Parser(prog="recommendation.results", description=__doc__)
     rows = parser.add_mutually_exclusive_group()
-    rows.add_argument("--models", default=",".join(names()), metavar="M,M",
-                      help="show the newest finished run of each of these models, in this order")
+    rows.add_argument("--models", default=None, metavar="M,M",
+                      help="show the latest finished run of each of these models, in this order (default: all models "
+                           "with a finished run)")
     rows.add_argument("--run_list", type=Path, default=None, metavar="FILE",
                       help="show the runs in a file that recommendation/main.py --run_list wrote")
     parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
@@ -56,11 +57,14 @@ def chosen_runs(args: argparse.Namespace, folder: DatasetFolder) -> list[Path]:
     """Return the run folders that the flags select. Raises DataError if a run does not exist."""
     if args.run_list is not None:
         return _listed_runs(args.run_list, args.run_root / "recommendation" / folder.name)
-    models = [*dict.fromkeys(args.models.split(","))]
-    for model in models:
-        config_path(model, "--models")
-    return [find_run(folder, args.run_root, Choice(model, args.quantizer_name, args.embedding_suffix, args.tag))
-            for model in models]
+    choices = [Choice(model, args.quantizer_name, args.embedding_suffix, args.tag)
+               for model in dict.fromkeys(names() if args.models is None else args.models.split(","))]
+    if args.models is None:
+        choices = [choice for choice in choices
+                   if any(choice.runs(args.run_root, folder.name).glob("*/finished.json"))] or choices[:1]
+    for choice in choices:
+        config_path(choice.model, "--models")
+    return [find_run(folder, args.run_root, choice) for choice in choices]
 
 
 def _listed_runs(path: Path, parent: Path) -> list[Path]:

@@ -11,7 +11,6 @@ from recommendation.decoding.top_k import PADDING
 # B batch, W length of the longest window, G targets of a row, N items, C entries of the matrix
 
 MAX_DISTRIBUTION_ITEMS = 4_000  # with more items, a distribution for every position would need too much time
-TEMPERATURE = 0.125             # used for catalogues with distributions; it was chosen on validation events
 
 
 class CountTeacher:
@@ -23,19 +22,18 @@ class CountTeacher:
     of a step have fixed shapes, so that the step can be captured.
     """
 
-    def __init__(self, counts: Counts, weight: float, unseen: bool, temperature: float | None = None):
+    def __init__(self, counts: Counts, weight: float, unseen: bool, temperature: float = 1.0):
         """unseen: whether to draw no item of the history
-        temperature: below 1, likely items become more likely; None: `TEMPERATURE`, or 1 for a large catalogue
+        temperature: below 1, likely items become more likely
 
-        Raises ConfigError if the catalogue is too large for this temperature.
+        Raises ConfigError if the catalogue is too large for a temperature other than 1.
         """
-        self.counts, self.weight, self.unseen = counts, weight, unseen
+        self.counts, self.weight, self.unseen, self.temperature = counts, weight, unseen, temperature
         self.gives_distributions = counts.num_items <= MAX_DISTRIBUTION_ITEMS
-        if temperature not in (None, 1.0) and not self.gives_distributions:
+        if temperature != 1 and not self.gives_distributions:
             raise ConfigError("--teacher_temperature", f"cannot be {temperature:g} for {counts.num_items:,} items",
-                              f"Catalogues of more than {MAX_DISTRIBUTION_ITEMS:,} items have the temperature 1",
-                              "use --teacher_temperature auto")
-        self.temperature = temperature or (TEMPERATURE if self.gives_distributions else 1.0)
+                              f"This needs a distribution over all items, for at most {MAX_DISTRIBUTION_ITEMS:,} items",
+                              "use --teacher_temperature 1")
         self.row_sums = counts.row_sums()                                                          # (N,)
         self.cumulative = counts.values.double().cumsum(0)                                         # (C,)
         popularity = (counts.popularity + 1).double()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.recommenders import paired, trial_tables, trials_of, with_first_times
+from benchmarks.recommenders import paired, short, trial_tables, trials_of, with_first_times
 
 
 def entry(flags: str, run: str = "a", seconds: int = 9, **other) -> dict:
@@ -41,3 +41,8 @@ def test_a_paired_difference_has_its_standard_error():
     mean, error = paired([1, 0, 1], [3, 11, 0])
     assert mean == pytest.approx(0.5)
     assert error == pytest.approx((1 / 6) ** 0.5 / 3 ** 0.5, abs=1e-5)
+
+
+def test_a_commit_with_changed_files_is_marked():
+    assert [short(commit) for commit in ("0123456789abcdef", "0123456789abcdef-dirty", None)] == [
+        "0123456", "0123456-dirty", ""]

@@ -100,7 +100,10 @@ def test_an_ended_training_with_a_damaged_teacher_fits_it_again(train, caplog):
 
 
 @pytest.mark.parametrize(("flags", "where"), [
-    (["--teacher_weight=0.3"], "--teacher_weight"), (["--neighbours_from=td"], "--neighbours_from"),
+    (["--teacher_weight=0.3"], "--teacher_weight"), (["--teacher_temperature=0.5"], "--teacher_temperature"),
+    (["--teacher=counting", "--teacher_temperature=0"], "--teacher_temperature"),
+    (["--teacher=counting", "--teacher_temperature=warm"], "--teacher_temperature"),
+    (["--neighbours_from=td"], "--neighbours_from"),
     (["--neighbours_from=td", "--prior=transitions"], "--neighbours_from"),
     (["--model=transitions", "--neighbours_from=td"], "--neighbours_from"),
     (["--model=markov", "--prior=transitions"], "--prior"), (["--prior=sasrec"], "--prior"),

@@ -327,3 +327,11 @@ def test_an_examples_history_ends_before_its_test_item(tmp_path, make_config):
     assert [re.findall(r"^ +(\d+)$", part, re.MULTILINE) for part in parts] == [
         [f"000{item}" for item in history] for history in ([0, 1, 2], [0, 1, 2, 3, 4], [10, 11, 12, 13, 14])]
     assert [part.split()[-1] for part in parts] == ["0003", "0005", "00015"]
+
+
+def test_by_default_the_models_with_a_run_are_shown(train):
+    trained = train("markov")
+    report_by_command(trained.argv())
+    assert [line.split("|")[1].strip() for line in
+            (trained.run_root / "recommendation" / trained.folder.name / "report.md").read_text().splitlines()
+            if line.startswith(("| markov", "| sasrec"))] == ["markov"]

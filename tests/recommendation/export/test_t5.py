@@ -188,7 +188,7 @@ def train(tmp_path, make_config):
     folder = write_data(tmp_path, USERS)
 
     def train(train_on: str, from_t5: Path | None = None, **own) -> Path:
-        config = make_config("encoder_decoder", train_on=train_on, top_k=20, num_beams=NUM_ITEMS, **own)
+        config = make_config("encoder_decoder", train_on=train_on, top_k=20, **{"num_beams": NUM_ITEMS} | own)
         pipeline = Pipeline(config, folder, CHOICE, tmp_path / "runs", "train", from_t5)
         pipeline.execute(force=False)
         return pipeline.run.folder
@@ -249,6 +249,19 @@ def test_a_model_with_one_position_per_item_is_not_exported(train, tmp_path):
     with refused(ConfigError, f"--export_t5: {run}", names=["item"], fix=["--encoder_positions code"]):
         export_t5(DatasetFolder(tmp_path / "data", "Tiny"), CHOICE, tmp_path / "runs", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_the_exports_readme_program_shows_ten_items_with_few_beams(export, monkeypatch, capsys, tmp_path, num_beams):
+    target, _ = export(num_beams=num_beams)
+    monkeypatch.chdir(target)
+    [program] = re.findall(r"```python\n(.*?)```", (target / "README.md").read_text(), flags=re.DOTALL)
+    (tmp_path / "program.py").write_text(program)
+    runpy.run_path(str(tmp_path / "program.py"))
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert len(set(shown)) == min(10, NUM_ITEMS)
+    assert set(shown) <= set(RAW_ITEMS)
 
 
 @pytest.mark.slow

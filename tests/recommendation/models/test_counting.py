@@ -48,9 +48,17 @@ def test_transitions_by_hand():
     # 0 -> 1, 1 -> 0 and 2 -> 1 once each.
     model = fitted("transitions", EVENTS, 5, **SETTINGS)
     scores = model.score_items(windows_of([0, 2], [2, 0, 1], [3]))
-    ties = torch.tensor([2, 2, 1, 0, 0], dtype=torch.float64) * 5e-10
     expected = torch.tensor([[0, 1.5, 0, 0, 0], [1, 0.5, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.float64)
-    assert torch.allclose(scores, expected + ties, rtol=0, atol=1e-12)
+    assert torch.allclose(scores, expected, rtol=1e-8, atol=1e-50)
+
+
+def test_the_more_popular_of_two_items_with_equal_scores_is_better():
+    # 0 -> 1 and 0 -> 2 twice each; 2 has one more event; 3 has the most events, and never follows 0.
+    histories = [[0, 1, 3, 5, 5], [0, 1, 3, 5, 5], [0, 2, 3, 5, 5], [0, 2, 3, 5, 5], [2, 3, 3, 5, 5]]
+    model = fitted("transitions", histories, 6, **SETTINGS | {"num_newest": 20, "recency": 0.2})
+    found = model.recommend(windows_of([0], [0, *[4] * 19]), 4).items
+    # The second history has the item 0 at lag 19, where a score is only 1e-13.
+    assert found.tolist() == [[2, 1, 3, 0], [2, 1, 3, 0]]
 
 
 def test_the_better_source_of_neighbours_is_chosen():
