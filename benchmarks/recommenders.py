@@ -29,16 +29,21 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.quantization import machine  # noqa: E402 (needs the path above)
 from common.cli import ROOT  # noqa: E402
+from common.command import run_command  # noqa: E402
+from common.errors import ArtifactError, ConfigError, TrainingError, nearest  # noqa: E402
 from common.publishing import write_text  # noqa: E402
+from common.reading import shortened  # noqa: E402
 from common.tables import markdown  # noqa: E402
 from recommendation.metrics import PROTOCOLS, RANKERS  # noqa: E402
+from recommendation.models import names  # noqa: E402
+from recommendation.options import parse_seeds  # noqa: E402
 
 METRICS = [f"{metric}@{k}" for k in (5, 10, 20) for metric in ("recall", "ndcg")] + ["coverage@10"]
 SHOWN = ("recall@10", "ndcg@10")
 KEY = ("dataset", "model", "flags", "seed", "trial")  # the entries that identify a run
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recommenders", nargs="*", metavar="MODEL", help="a model and its flags, in quotes")
     parser.add_argument("--dataset", default="Industrial_and_Scientific")
@@ -48,11 +53,14 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="write only the validation metrics")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to add the runs to")
     parser.add_argument("--table", action="store_true", help="print the runs in the file as Markdown")
-    args = parser.parse_args()
-    for seed in args.seeds.split(","):
+    args = parser.parse_args(argv)
+    for words in args.recommenders:
+        require_one_model(words)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for seed in parse_seeds(args.seeds):
         for words in args.recommenders:
             model, _, flags = words.partition(" ")
-            key = {"dataset": args.dataset, "model": model, "flags": flags, "seed": int(seed), "trial": args.trial}
+            key = {"dataset": args.dataset, "model": model, "flags": flags, "seed": seed, "trial": args.trial}
             if key in [identity(run) for run in read(args.out)]:
                 print(f"{words}, seed {seed}: skipped, already in {args.out}", flush=True)
                 continue
@@ -67,6 +75,18 @@ def main() -> None:
         print("\n\n".join([tables(read(args.out)), trial_tables(read(args.out))]))
 
 
+def require_one_model(words: str) -> None:
+    """Raise ConfigError if an argument is not a model and its flags."""
+    model, _, flags = words.partition(" ")
+    try:
+        shlex.split(flags)
+    except ValueError as error:
+        raise ConfigError("MODEL", f"{words!r} cannot be split into words", str(error), "close the quotes") from error
+    if model not in names():
+        raise ConfigError("MODEL", f"{words!r} does not begin with the name of one model", nearest(model, names()),
+                          f"write one model and its flags in quotes; models: {', '.join(names())}")
+
+
 def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
     """Run the real command and return its results."""
     made_with = machine(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())), "cpu", [])
@@ -77,7 +97,7 @@ def measure(key: dict, data_root: Path, run_root: Path | None) -> dict:
         begun, used = time.monotonic(), cpu_seconds()
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(done.stderr[-2000:])
+            raise TrainingError(shlex.join(command), "failed", done.stderr[-2000:], "correct the flags")
         seconds, used = time.monotonic() - begun, cpu_seconds() - used
         run = Path(re.search(r"recommendation: wrote (.+)", done.stdout)[1])
         result = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
@@ -131,7 +151,12 @@ def identity(run: dict) -> dict:
 
 
 def read(path: Path) -> list[dict]:
-    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(path, "is not a file of runs", shortened(str(error)), "use another --out") from error
 
 
 def add(path: Path, run: dict) -> None:
@@ -230,4 +255,4 @@ def shown(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

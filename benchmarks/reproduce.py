@@ -36,6 +36,9 @@ COLUMNS = ("system", "protocol", "R@5", "N@5", "R@10", "N@10", "minutes", "devic
 NUM_USERS = {"Beauty": 22_363, "Toys_and_Games": 19_412}
 NUM_EVENTS = {"Beauty": 198_502, "Toys_and_Games": 167_597}
 INCLUDED = float("inf")  # users per second, if the time of the evaluation is in the time of the training
+# Flags of recommendation/main.py that a reproduction sets itself.
+OWN_FLAGS = ("--model", "--dataset", "--category", "--quantizer_name", "--embedding_suffix", "--tag", "--config",
+             "--seed", "--seeds", "--device", "--max_steps", "--data_root", "--run_root", "--run_list")
 MAX_CPU_HOURS = 2.0  # --list recommends a GPU for longer runs
 MODULES = {"bash dataloader/0_download_dataset.sh": "dataloader.download",
            "bash dataloader/2_process.sh": "dataloader.process",
@@ -187,7 +190,14 @@ def main(argv: list[str]) -> None:
     if args.raw_dir is None and reproduction.quantizer == "imported" and args.ids is None:
         raise ConfigError("--ids", "is missing", "LETTER's semantic IDs are not downloaded",
                           "add --ids FILE, a JSON file such as {\"<raw id>\": [\"<a_12>\", \"<b_3>\", …], …}")
+    own = [word for word in shlex.split(args.flags) if word.partition("=")[0] in OWN_FLAGS]
+    if own:
+        raise ConfigError("--flags", f"cannot have {own[0]}", "The program sets this flag itself",
+                          "leave it out; this program has --seed, --max_steps, --device, --data_root and --run_root")
     out = args.out or default_out(args)
+    if out.is_dir() or out.suffix == ".md":
+        raise ConfigError("--out", f"cannot be {out}", "It is the JSON file, and the Markdown file is next to it",
+                          "name a file such as result.json")
     log_to_console()
     with tempfile.TemporaryDirectory(prefix="reproduce-") as scratch:
         run_list = Path(scratch) / "runs"

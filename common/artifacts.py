@@ -93,6 +93,10 @@ class DatasetFolder:
     def make_command(self) -> str:
         return f"bash dataloader/run_pipeline.sh --dataset {self.name}{self.root_flag}"
 
+    def embedding_command(self, suffix: str) -> str:
+        """Return the command that makes the embedding with this suffix."""
+        return f"bash dataloader/run_pipeline.sh --dataset {self.name} --suffix {suffix}{self.root_flag}"
+
     @property
     def root_flag(self) -> str:
         """The text ` --data_root DIR` to append to a command, or "" if `data_root` is the default."""
@@ -312,7 +316,7 @@ def load_embeddings(folder: DatasetFolder, suffix: str) -> np.ndarray:
     Raises DataError if the file is missing, or contains NaN or infinite values. Raises ArtifactError if the file is
     damaged, stale or made for other items.
     """
-    fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
+    fix = folder.embedding_command(suffix)
     path = folder.embeddings(suffix)
     if not path.exists():
         raise DataError(path, "not found", *_suggest(
@@ -332,7 +336,7 @@ def load_mask(folder: DatasetFolder, suffix: str) -> np.ndarray:
     The value is False if the item has no vector of its own; such an item has the mean vector. If the embedding has no
     mask file, the value is True for all items.
     """
-    fix = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {suffix}{folder.root_flag}"
+    fix = folder.embedding_command(suffix)
     meta = load_meta(folder.embeddings(suffix), fix)
     if folder.mask(suffix).name not in meta["inputs"]:
         return np.ones(load_meta(folder.items, fix)["num_items"], dtype=bool)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
-from common.distributed import connection_lost, end_process, has_process_group, is_main, rank
+from common.distributed import connection_lost, end_process, has_process_group, is_main, rank, world_size
 from common.errors import ConfigError, Interrupted, ResourceError, UserError, mask_secrets, one_line
 from common.machine import machine_error, require_memory
 from common.output import discard, flush, prepare_streams, show
@@ -196,7 +196,8 @@ def _exit_code(main: Callable[[list[str]], None], argv: list[str]) -> int:
 
 def _interruption(argv: list[str]) -> str:
     command = "the same command without --force" if "--force" in argv else "the same command again"
-    return f"{signal.Signals(stop_request.signal_number).name}: interrupted. Fix: run {command} to continue from here"
+    why = "interrupted" if world_size() == 1 else "interrupted; if another process has failed, see its error message"
+    return f"{signal.Signals(stop_request.signal_number).name}: {why}. Fix: run {command} to continue from here"
 
 
 def _require_folder() -> None:

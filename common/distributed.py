@@ -7,7 +7,9 @@ All processes run the same program and read the same files. Only the first one (
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -79,9 +81,26 @@ def process_group(device: "torch.device | None" = None, patience: timedelta = PA
 
             torch.cuda.set_device(device)
         # Flags and metrics are CPU tensors: gloo sends them without waiting for the GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=patience)
+        with ended_by_sigterm():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=patience)
     yield  # not in a `try`: after an error the others may be in a collective operation, and the barrier would hang
     barrier()
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process at once. Without this, Python handles the signal only when a call in C++ returns.
+
+    If another process fails before the group exists, torchrun would wait 30 seconds for this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def has_process_group() -> bool:

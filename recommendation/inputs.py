@@ -95,9 +95,8 @@ def neighbour_sources(config: Config, folder: DatasetFolder) -> list[str]:
     if value == AUTO:
         return [TFIDF, *_usable_embedding(folder)]
     if value not in (known := [TFIDF, *folder.suffixes()]):
-        make = f"bash dataloader/run_pipeline.sh --dataset {folder.name} --suffix {value}{folder.root_flag}"
-        raise ConfigError(where, f"the dataset has no embedding {value!r}",
-                          nearest(value, [AUTO, *known]), f"use another value, or make the embedding: {make}")
+        raise ConfigError(where, f"the dataset has no embedding {value!r}", nearest(value, [AUTO, *known]),
+                          f"use another value, or make the embedding: {folder.embedding_command(value)}")
     return [value]
 
 
@@ -171,8 +170,6 @@ def content_inputs(folder: DatasetFolder, names: Iterable[str]) -> dict[str, str
 
     names: names of input files of a run; the files that do not describe the content of items are ignored
     """
-    found = {}
-    for path in [folder.items, *map(folder.embeddings, folder.suffixes())]:
-        if path.name in names:
-            found[path.name] = load_meta(path, folder.make_command)["sha256"]
-    return found
+    commands = {folder.items: folder.make_command,
+                **{folder.embeddings(suffix): folder.embedding_command(suffix) for suffix in folder.suffixes()}}
+    return {path.name: load_meta(path, command)["sha256"] for path, command in commands.items() if path.name in names}

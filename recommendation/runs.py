@@ -20,6 +20,7 @@ from recommendation.metrics import METRICS, PROTOCOLS, RANKERS, SORTED_BY
 from recommendation.models import DEFAULTS, code_of, find_class, make_baseline, names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
 from recommendation.models.with_prior import WithPrior
+from recommendation.prior_weight import WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +189,9 @@ def load_recommender(folder: DatasetFolder, run_root: Path, choice: Choice, devi
         raise ArtifactError(state.path, problem, WHY, state.fix)
     model = model.to(on).eval()
     metrics = read_metrics(run, f"{command} --force")
+    if ("both" in metrics) != (params["prior"] != "none"):
+        raise ArtifactError(metrics.path, f"does not fit the prior {params['prior']!r} in config.yaml", WHY,
+                            metrics.fix)
     ranker = _with_prior(model, config, metrics, checkpoints, source) if "both" in metrics else model
     return LoadedRun(model, ranker, metrics["protocol"], config, inputs, run, on)
 
@@ -196,8 +200,10 @@ def _with_prior(model: AbstractRecommender, config: Config, metrics: Record, che
                 source: Source) -> WithPrior:
     """Return the model with the prior of its run."""
     prior = load_baseline(config.training_params["prior"], source.catalogue, checkpoints)
-    if metrics.get("weights", {}).keys() != PROTOCOLS.keys():
-        raise ArtifactError(metrics.path, "weights must have one weight for each protocol", WHY, metrics.fix)
+    weights = metrics.get("weights", {})
+    if weights.keys() != PROTOCOLS.keys() or max(weights.values()) > max(WEIGHTS):
+        raise ArtifactError(metrics.path, f"weights must have a weight of at most {max(WEIGHTS):g} for each protocol",
+                            WHY, metrics.fix)
     device = next(model.buffers(), next(model.parameters())).device
     return WithPrior(model, prior.to(device).log_probabilities, metrics["weights"])
 

@@ -49,7 +49,7 @@ def _raw_events(folder: DatasetFolder, raw_user: str) -> RawEvents | None:
 
     Returns None if the file cannot be found or read, or is not the file that the dataset was made from.
     """
-    import duckdb  # only needed here; training and recommendation also work without it
+    import duckdb  # a slow import, and only needed here
 
     meta = load_meta(folder.interactions, folder.make_command)
     recorded = meta.get("raw", {}).get("interactions", {})

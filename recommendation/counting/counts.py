@@ -101,9 +101,11 @@ class Counts(nn.Module):
         p is a mixture of the scores and of popularity + 1, each divided by its sum. If all scores are 0, p has only the
         popularity.
         """
-        scores = self.scores(items, lengths)
-        total = scores.sum(dim=1, keepdim=True)
+        found = self.scores(items, lengths)
+        total = found.sum(dim=1, keepdim=True)
         smoothed = (self.popularity + 1).double()
         smoothed = smoothed / smoothed.sum()                                       # (N,)
-        mixed = (1 - SMOOTHING) * scores / total.clamp(min=1e-300) + SMOOTHING * smoothed
-        return torch.where(total > 0, mixed, smoothed).log().float()
+        # In place, because these are the largest tensors of a search with a prior.
+        found *= (1 - SMOOTHING) / total.clamp(min=1e-300)
+        found.addcmul_(torch.where(total > 0, SMOOTHING, 1.0).to(found), smoothed)
+        return found.log_().float()

@@ -33,7 +33,7 @@ def largest_distance(offsets: np.ndarray, limit: int, max_pairs: int = MAX_PAIRS
     if (found := num_pairs(offsets, 1)) > max_pairs:
         raise DataError("interactions.parquet", f"has {found // 2:,} pairs of consecutive training events",
                         f"The transitions of at most {max_pairs // 2:,} pairs fit in the memory",
-                        "use a dataset with fewer events, or another model")
+                        "use a dataset with fewer events, or --prior none, --teacher none or another model")
     return next(distance for distance in range(limit, 0, -1) if num_pairs(offsets, distance) <= max_pairs)
 
 

@@ -2,7 +2,10 @@
 
 import pytest
 
+from benchmarks import recommenders
 from benchmarks.recommenders import paired, short, trial_tables, trials_of, with_first_times
+from common.errors import ArtifactError, ConfigError
+from tests.errors import refused
 
 
 def entry(flags: str, run: str = "a", seconds: int = 9, **other) -> dict:
@@ -46,3 +49,18 @@ def test_a_paired_difference_has_its_standard_error():
 def test_a_commit_with_changed_files_is_marked():
     assert [short(commit) for commit in ("0123456789abcdef", "0123456789abcdef-dirty", None)] == [
         "0123456", "0123456-dirty", ""]
+
+
+@pytest.mark.parametrize(("words", "where"), [
+    (["sasrec,gru4rec"], "MODEL"), (["sasrec --lr 'x"], "MODEL"), (["saserc"], "MODEL"),
+    (["markov", "--seeds=x"], "--seeds")])
+def test_wrong_arguments_are_refused_before_the_training(words, where, tmp_path, monkeypatch):
+    monkeypatch.setattr(recommenders, "measure", lambda *args: pytest.fail("the training has begun"))
+    with refused(ConfigError, where):
+        recommenders.main([*words, f"--out={tmp_path / 'new' / 'runs.json'}"])
+
+
+def test_a_damaged_file_of_runs_is_refused(tmp_path):
+    (tmp_path / "runs.json").write_text("{}")
+    with refused(ArtifactError, tmp_path / "runs.json", fix=["--out"]):
+        recommenders.main(["markov", f"--out={tmp_path / 'runs.json'}"])

@@ -91,6 +91,18 @@ def test_a_smoke_run_or_other_flags_do_not_replace_codes_or_results():
         assert RESULTS not in default_out(arguments("rpg-toys", other)).parents
 
 
+@pytest.mark.parametrize("flag", ["--seed=5", "--max_steps=2", "--run_root=x"])
+def test_flags_of_the_program_itself_are_refused(flag):
+    with refused(ConfigError, "--flags", names=[flag], fix=["--seed"]):
+        reproduce.main(["sasrec-beauty", f"--flags={flag}"])
+
+
+@pytest.mark.parametrize("out", ["x.md", "."])
+def test_a_result_that_would_lose_its_json_is_refused(out):
+    with refused(ConfigError, "--out", names=[out], fix=[".json"]):
+        reproduce.main(["sasrec-beauty", f"--out={out}"])
+
+
 def test_unknown_names_and_missing_ids_are_refused():
     with refused(ConfigError, "tiger-beaty", names=["tiger-beauty"]):
         reproduce.main(["tiger-beaty"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import ArtifactError
+from common.errors import ArtifactError, DataError
 from recommendation import prior_weight
 from recommendation.dataset import Sequences
 from recommendation.evaluator import metrics, predict
@@ -256,13 +256,37 @@ def test_users_of_a_run_with_a_prior_get_both(run_with_prior):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", [{"all": 1.0}, {"all": 1.0, "unseen": math.inf}, None])
+@pytest.mark.parametrize("weights", [{"all": 1.0}, {"all": 1.0, "unseen": math.inf}, {"all": 1.0, "unseen": 1e308},
+                                     None])
 def test_damaged_weights_are_refused(run_with_prior, weights):
     folder, run = run_with_prior
     content = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(content | {"weights": weights}))
     with refused(ArtifactError, run / "metrics.json", names=["weights"], fix=["train --force"]):
         load_recommender(folder, run.parents[4], Choice("sasrec"))
+
+
+@pytest.mark.slow
+def test_metrics_that_do_not_fit_the_prior_are_refused(run_with_prior):
+    folder, run = run_with_prior
+    content = json.loads((run / "metrics.json").read_text())
+    del content["both"]
+    (run / "metrics.json").write_text(json.dumps(content))
+    with refused(ArtifactError, run / "metrics.json", names=["transitions"], fix=["train --force"]):
+        load_recommender(folder, run.parents[4], Choice("sasrec"))
+
+
+@pytest.mark.slow
+def test_a_prior_that_cannot_be_fitted_stops_before_the_training(tmp_path, make_config, monkeypatch):
+    def fail(*args):
+        raise DataError("interactions.parquet", "has too many pairs")
+
+    monkeypatch.setattr("recommendation.models.counting_model.largest_distance", fail)
+    monkeypatch.setattr("recommendation.pipeline.train", lambda *args: pytest.fail("the training has begun"))
+    folder = write_data(tmp_path, HISTORIES)
+    with refused(DataError, "interactions.parquet"):
+        Pipeline(make_config("sasrec", prior="transitions"), folder, Choice("sasrec"), tmp_path / "runs",
+                 "train").execute(force=False)
 
 
 @pytest.mark.slow
