@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests and the measurements on a GPU:  bash benchmarks/gpu.sh tests|speed|quality|all [--smoke] [--python PYTHON]
-# Nothing is downloaded. benchmarks/README.md describes all flags.
+# Run the tests and the measurements on a GPU:  bash benchmarks/gpu.sh COMMAND [--smoke] [--python PYTHON]
+# COMMAND is tests, speed, quality, precision, page or all. Nothing is downloaded. benchmarks/README.md has more.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python}

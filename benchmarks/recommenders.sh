@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train the rows of the tables of recommenders in docs/results.md. Rows that are already in the file OUT are skipped.
+# Train most rows of docs/results_runs.md. Rows that are already in the file OUT are skipped.
 #
 #     DATA_ROOT=DIR RUN_ROOT=DIR OUT=benchmarks/results/recommenders.json bash benchmarks/recommenders.sh ml-100k
 #
