@@ -25,7 +25,10 @@ ml-100k)
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --max_steps 4000 --lr 0.002 \
 --temperature 0.1 --dropout 0.1"
     small="sasrec --num_layers 1 --max_steps 20000"
-    rows --seeds 0,1,2 "$small --prior counting" "$small $taught" \
+    sharp="$taught --teacher_temperature 0.125"
+    rows --seeds 0,1,2 "$small --prior counting" "$small $taught" "$small $sharp" \
+        "sasrec --num_layers 1 --max_steps 10000 $sharp" "encoder_decoder $codes --dropout 0 $sharp" \
+        "decoder_only $codes $sharp" "$retrieve $sharp" "gru4rec --max_steps 4000 $sharp" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
         "encoder_decoder $codes --dropout 0 --prior counting" "encoder_decoder $codes --teacher transitions" \
         "encoder_decoder $codes --dropout 0.05 --prior counting" \
