@@ -38,6 +38,7 @@ class CountTeacher:
         self.cumulative = counts.values.double().cumsum(0)                                         # (C,)
         popularity = (counts.popularity + 1).double()
         self.popularity = popularity / popularity.sum()
+        self.num_newest, self.recency = int(counts.num_newest), float(counts.recency)
         self.matrix = counts.dense() if self.gives_distributions else None                         # (N, N) float32
         self._decays: dict[int, Tensor] = {}
         self.num_calls = 0  # a model that ignores its teacher never calls it
@@ -90,9 +91,9 @@ class CountTeacher:
         """Return the probability of every item after the position `newest`, (B, 1), of each row: (1, B, N)."""
         assert self.matrix is not None
         scores = self.matrix.new_zeros(len(items), self.counts.num_items)
-        for lag in range(min(int(self.counts.num_newest), items.shape[1] - 1)):
+        for lag in range(min(self.num_newest, items.shape[1] - 1)):
             item = items.gather(1, (newest - lag).clamp(min=0)).squeeze(1)
-            weight = torch.where(newest >= lag, self.counts.recency**lag, 0.0).float()
+            weight = torch.where(newest >= lag, self.recency**lag, 0.0)
             scores += weight * self.matrix[item]
         found = self._smoothed(scores)
         if self.unseen:
@@ -151,6 +152,6 @@ class CountTeacher:
         if width not in self._decays:
             position = torch.arange(width, device=self.row_sums.device)
             lag = position.unsqueeze(1) - position
-            inside = (lag >= 0) & (lag < self.counts.num_newest)
-            self._decays[width] = torch.where(inside, self.counts.recency ** lag.clamp(min=0), 0.0)
+            inside = (lag >= 0) & (lag < self.num_newest)
+            self._decays[width] = torch.where(inside, self.recency ** lag.clamp(min=0).double(), 0.0)
         return self._decays[width]
