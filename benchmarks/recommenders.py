@@ -132,8 +132,10 @@ def cpu_seconds() -> float:
 
 def paired(ranks: list[int], others: list[int]) -> list[float]:
     """Return the mean difference of ndcg@10 between two lists of ranks, and its standard error over the targets."""
-    gains = [[1 / math.log2(1 + rank) if 0 < rank <= 10 else 0.0 for rank in of] for of in (ranks, others)]
-    differences = [one - other for one, other in zip(*gains, strict=True)]
+    def gain(rank: int) -> float:
+        return 1 / math.log2(1 + rank) if 0 < rank <= 10 else 0.0
+
+    differences = [gain(rank) - gain(other) for rank, other in zip(ranks, others, strict=True)]
     return [round(statistics.mean(differences), 5),
             round(statistics.pstdev(differences) / math.sqrt(len(differences)), 5)]
 

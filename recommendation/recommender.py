@@ -2,8 +2,11 @@
 
 import logging
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from common.artifacts import DatasetFolder
 from common.cli import ROOT, check_name
@@ -96,6 +99,11 @@ class Recommender:
     def _excludes_seen(self, filter_seen: bool | None) -> bool:
         return PROTOCOLS[self.run.protocol] if filter_seen is None else filter_seen
 
+    @cached_property
+    def _popularity(self) -> np.ndarray:
+        """The number of training events of each item."""
+        return self.lookup.sequences.training_counts(len(self.lookup.raw_ids))
+
     def answer(self, queries: list[Query], k: int, filter_seen: bool | None = None) -> list[Result]:
         """Return one `Result` with the recommended items for each query.
 
@@ -106,8 +114,7 @@ class Recommender:
         if len(queries) > num_items:
             self.run.model.prepare()
         params = self.run.config.training_params
-        popularity = self.lookup.sequences.training_counts(num_items)
-        ranking = rank(self.run.ranker, histories, popularity, params, k, self._excludes_seen(filter_seen),
+        ranking = rank(self.run.ranker, histories, self._popularity, params, k, self._excludes_seen(filter_seen),
                        self.run.device)
         answered = ~ranking.fallback
         if warning := cannot_rank(self.run.model, ranking.items[answered], ranking.scores[answered]):

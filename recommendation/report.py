@@ -70,14 +70,14 @@ def table(rows: Mapping[str, dict], priors: dict[str, str]) -> str:
     return markdown(table_heads(), [[label, *cells] for label, cells in shown.items()])
 
 
-def _cells(metrics: dict, protocol: str) -> list[str]:
-    """Return the cells of a row after its label."""
-    return [_value_cell(metrics["valid"][protocol], "ndcg@10", error=False),
-            *(_value_cell(metrics["test"][of], name) for of in PROTOCOLS for name in TABLE_METRICS)]
+def _cells(metrics: dict, selecting: str) -> list[str]:
+    """Return the cells of a row after its label. `selecting` is the protocol that selects the checkpoint."""
+    return [_value_cell(metrics["valid"][selecting], "ndcg@10", error=False),
+            *(_value_cell(metrics["test"][protocol], name) for protocol in PROTOCOLS for name in TABLE_METRICS)]
 
 
 def table_heads() -> tuple[str, ...]:
-    return ("model", "validation ndcg@10", *(f"{name} ({of})" for of in PROTOCOLS for name in TABLE_METRICS))
+    return ("model", "validation ndcg@10", *(f"{name} ({protocol})" for protocol in PROTOCOLS for name in TABLE_METRICS))
 
 
 def _value_cell(metrics: dict, name: str, error: bool = True) -> str:
@@ -95,7 +95,7 @@ def seeds_table(model: str, summary: dict, prior: str) -> str:
     """Return a Markdown table with the mean and the standard deviation of metrics over several seeds."""
     return markdown((*table_heads(), "seeds"), [
         [label_of(model, prior, ranker), mean_cell(summary[ranker]["valid"][summary["protocol"]].get("ndcg@10")),
-         *(mean_cell(summary[ranker]["test"][of].get(name)) for of in PROTOCOLS for name in TABLE_METRICS),
+         *(mean_cell(summary[ranker]["test"][protocol].get(name)) for protocol in PROTOCOLS for name in TABLE_METRICS),
          ", ".join(map(str, summary["seeds"]))] for ranker in RANKERS if ranker in summary])
 
 

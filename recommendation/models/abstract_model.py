@@ -51,6 +51,10 @@ class Windows(NamedTuple):
     lengths: Tensor  # (B,) int64, number of items in each row
     teacher: Teacher | None = None  # only in training
 
+    def newest(self, values: Tensor) -> Tensor:
+        """Return the values at the newest item of each row: (W, B, any size) -> (B, any size)."""
+        return values[self.lengths - 1, torch.arange(values.shape[1], device=values.device)]
+
     def next_items(self) -> Tensor:
         """Return the target of every position, for the training unit `sequence`: (B, W - 1), with PADDING at the end.
 

@@ -151,7 +151,7 @@ class EncoderRetrieve(AbstractRecommender):
     def _values(self, histories: Windows) -> Tensor:
         """Return the value of each code, of which the score of an item is the sum: (L * C, B)."""
         hidden = self._read(histories.items.T)
-        last = hidden[histories.lengths - 1, torch.arange(hidden.shape[1], device=hidden.device)]
+        last = histories.newest(hidden)
         logits = self._directions() @ self._predict(last).transpose(1, 2)
         if self.normalize_over == "codebook":
             if self.missing is not None:

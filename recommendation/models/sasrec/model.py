@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..abstract_model import AbstractRecommender, Catalogue, Windows
@@ -58,7 +57,7 @@ class SASRec(AbstractRecommender):
 
     def score_items(self, histories: Windows) -> Tensor:
         hidden = self.encode(histories.items.T)
-        last = hidden[histories.lengths - 1, torch.arange(hidden.shape[1], device=hidden.device)]
+        last = histories.newest(hidden)
         return last @ self.items.weight.T
 
     def item_embeddings(self) -> Tensor:
