@@ -77,7 +77,8 @@ def _cells(metrics: dict, selecting: str) -> list[str]:
 
 
 def table_heads() -> tuple[str, ...]:
-    return ("model", "validation ndcg@10", *(f"{name} ({protocol})" for protocol in PROTOCOLS for name in TABLE_METRICS))
+    metrics = [f"{name} ({protocol})" for protocol in PROTOCOLS for name in TABLE_METRICS]
+    return ("model", "validation ndcg@10", *metrics)
 
 
 def _value_cell(metrics: dict, name: str, error: bool = True) -> str:
