@@ -79,13 +79,11 @@ class CountTeacher:
         """Return the probability of every item after each position: (P, B) items -> (P, B, N)."""
         assert self.matrix is not None
         rows = self.matrix[items.clamp(min=0)] * (items != PADDING).unsqueeze(2)
-        found = self._smoothed((self._decay(len(items)).float() @ rows.flatten(1)).view(rows.shape))
-        if self.unseen:
-            # Position t excludes the items 0 to t. Its row has P entries, so item t is repeated.
-            position = torch.arange(len(items), device=items.device)
-            earlier = torch.minimum(position.unsqueeze(0), position.unsqueeze(1))                  # (P, P)
-            found = found.scatter(2, items.clamp(min=0)[earlier].transpose(1, 2), 0.0)
-        return found / found.sum(dim=2, keepdim=True).clamp(min=1e-30)
+        scores = (self._decay(len(items)).float() @ rows.flatten(1)).view(rows.shape)
+        # Position t excludes the items 0 to t. Its row has P entries, so item t is repeated.
+        position = torch.arange(len(items), device=items.device)
+        earlier = torch.minimum(position.unsqueeze(0), position.unsqueeze(1))                      # (P, P)
+        return self._normalized(scores, items.clamp(min=0)[earlier].transpose(1, 2))
 
     def _last_probabilities(self, items: Tensor, newest: Tensor) -> Tensor:
         """Return the probability of every item after the position `newest`, (B, 1), of each row: (1, B, N)."""
@@ -93,22 +91,23 @@ class CountTeacher:
         scores = self.matrix.new_zeros(len(items), self.counts.num_items)
         for lag in range(min(self.num_newest, items.shape[1] - 1)):
             item = items.gather(1, (newest - lag).clamp(min=0)).squeeze(1)
-            weight = torch.where(newest >= lag, self.recency**lag, 0.0)
-            scores += weight * self.matrix[item]
-        found = self._smoothed(scores)
-        if self.unseen:
-            position = torch.arange(items.shape[1], device=items.device)
-            found = found.scatter(1, items.gather(1, torch.minimum(position, newest)), 0.0)
-        return (found / found.sum(dim=1, keepdim=True).clamp(min=1e-30)).unsqueeze(0)
+            scores += torch.where(newest >= lag, self.recency**lag, 0.0) * self.matrix[item]
+        position = torch.arange(items.shape[1], device=items.device)
+        return self._normalized(scores, items.gather(1, torch.minimum(position, newest))).unsqueeze(0)
 
-    def _smoothed(self, scores: Tensor) -> Tensor:
-        """Return values in proportion to the probabilities of the count to the power of 1 / temperature: (.., N)."""
+    def _normalized(self, scores: Tensor, history: Tensor) -> Tensor:
+        """Return the probabilities that belong to scores of the count: (.., N).
+
+        history: (.., any number) the items of each history
+        """
         total = scores.sum(dim=-1, keepdim=True)
         known = (1 - SMOOTHING) * (total > 0)
         found = scores * (known / total.clamp(min=1e-30)) + (1 - known) * self.popularity.float()
-        if self.temperature == 1:
-            return found
-        return (found / found.amax(dim=-1, keepdim=True)).pow_(1 / self.temperature)
+        if self.unseen:
+            found = found.scatter(-1, history, 0.0)
+        if self.temperature != 1:
+            found = (found / found.amax(dim=-1, keepdim=True).clamp(min=1e-30)).pow_(1 / self.temperature)
+        return found / found.sum(dim=-1, keepdim=True).clamp(min=1e-30)
 
     def _draw_from_distributions(self, items: Tensor, newest: Tensor, chance: Tensor) -> Tensor:
         """Draw the targets after the positions `newest`: (B, G)."""
