@@ -39,7 +39,8 @@ def expected(history: list[int], num_newest: int = 2, unseen: bool = False, temp
 
 
 @pytest.mark.parametrize("unseen", [False, True])
-@pytest.mark.parametrize(("num_newest", "temperature"), [(1, 1.0), (2, 1.0), (50, 1.0), (2, 0.125), (50, 3.0)])
+@pytest.mark.parametrize(("num_newest", "temperature"), [
+    (1, 1.0), (2, 1.0), (50, 1.0), (2, 0.125), (2, 0.02), (50, 3.0)])
 def test_the_distributions_are_those_of_the_history_before_each_target(unseen, num_newest, temperature):
     windows, weight = windows_of(*ROWS), 0.7
     found = teacher_of(weight, unseen, num_newest, temperature).distributions(windows.items)
