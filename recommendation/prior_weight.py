@@ -11,13 +11,12 @@ from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, predict, values
 from recommendation.metrics import PROTOCOLS
 from recommendation.models.abstract_model import AbstractRecommender, Windows
-from recommendation.models.with_prior import LogProbabilities, WithPrior
+from recommendation.models.with_prior import WEIGHTS, LogProbabilities, WithPrior
 
 # B validation events
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.5, 4.0, 8.0)
 MAX_EVENTS = 2000  # validation events that choose the weight
 
 

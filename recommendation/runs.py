@@ -19,8 +19,7 @@ from recommendation.inputs import NO_CODES, TFIDF, Choice, Source, content_input
 from recommendation.metrics import METRICS, PROTOCOLS, RANKERS, SORTED_BY
 from recommendation.models import DEFAULTS, code_of, find_class, make_baseline, names
 from recommendation.models.abstract_model import AbstractRecommender, Catalogue
-from recommendation.models.with_prior import WithPrior
-from recommendation.prior_weight import WEIGHTS
+from recommendation.models.with_prior import WEIGHTS, WithPrior
 
 log = logging.getLogger(__name__)
 

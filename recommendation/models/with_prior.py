@@ -9,6 +9,8 @@ from recommendation.decoding.top_k import Prior
 
 from .abstract_model import AbstractRecommender, Recommendations, Windows
 
+WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.5, 4.0, 8.0)  # the weights of a prior that are compared
+
 LogProbabilities = Callable[[Windows, bool], Tensor]
 """A function of the histories that returns the log-probability of every item, (B, N). The second argument is whether
 to use the settings for unseen items. The items of the history keep their probability."""
