@@ -106,7 +106,7 @@ class CountTeacher:
         if self.unseen:
             found = found.scatter(-1, history, 0.0)
         if self.temperature != 1:
-            found = (found / found.amax(dim=-1, keepdim=True).clamp(min=1e-30)).pow_(1 / self.temperature)
+            found = _raise(found / found.amax(dim=-1, keepdim=True).clamp(min=1e-30), 1 / self.temperature)
         return found / found.sum(dim=-1, keepdim=True).clamp(min=1e-30)
 
     def _draw_from_distributions(self, items: Tensor, newest: Tensor, chance: Tensor) -> Tensor:
@@ -154,3 +154,10 @@ class CountTeacher:
             inside = (lag >= 0) & (lag < self.num_newest)
             self._decays[width] = torch.where(inside, self.recency ** lag.clamp(min=0).double(), 0.0)
         return self._decays[width]
+
+
+def _raise(values: Tensor, exponent: float) -> Tensor:
+    """Return `values` to the power of `exponent`, in place."""
+    while exponent >= 2 and exponent % 2 == 0:  # a square takes a tenth of the time of a power
+        values, exponent = values.square_(), exponent / 2
+    return values if exponent == 1 else values.pow_(exponent)
