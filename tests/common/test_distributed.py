@@ -147,6 +147,20 @@ def test_only_the_first_process_reports_a_shared_error(process, capfd, error, co
 
 
 @pytest.mark.slow
+def test_sigterm_ends_a_process_that_waits_for_the_others(command):
+    done = command("""import socket, threading
+from datetime import timedelta
+from common.distributed import process_group
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+os.environ.update(TORCHELASTIC_RUN_ID="none", WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+with process_group(patience=timedelta(seconds=20)):
+    pass""")
+    assert done.returncode == -signal.SIGTERM  # Python's handler would run only after the wait
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("then", "code"), [
     ("pass", 0), ("raise DataError('here', 'is wrong')", 3), ("raise ValueError('oops')", 1),
     ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)", 143)])

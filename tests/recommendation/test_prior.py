@@ -59,6 +59,9 @@ def test_the_prior_has_no_part_in_the_training_but_the_teacher_has(train):
     plain, with_prior, taught = model(), model(prior="transitions"), model(teacher="transitions")
     assert all(torch.equal(plain[name], with_prior[name]) for name in plain)
     assert not all(torch.equal(plain[name], taught[name]) for name in plain)
+    for other in (model(teacher="transitions", teacher_temperature=0.125),
+                  model(teacher="transitions", teacher_weight=0.8)):
+        assert not all(torch.equal(other[name], taught[name]) for name in plain)
 
 
 @pytest.mark.slow

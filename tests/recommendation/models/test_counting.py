@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from common.artifacts import save_array
+from common.artifacts import DatasetFolder, save_array
 from common.config import resolve
 from common.errors import ArtifactError, ConfigError, DataError
 from recommendation.counting.transitions import MAX_PAIRS
@@ -177,3 +177,12 @@ def test_neighbours_come_from_an_embedding(train):
     assert content_inputs(folder, source.inputs).keys() == {"Tiny.emb-cf.npy"}
     with refused(DataError, folder.embeddings("td")):
         load_neighbours(folder, "td")
+
+
+def test_the_fix_of_an_embedding_without_meta_names_its_suffix(tmp_path):
+    folder = DatasetFolder(tmp_path, "tiny")
+    folder.path.mkdir()
+    save_array(folder.embeddings("cf"), np.ones((2, 2), np.float32), {"inputs": {}})
+    folder.embeddings("cf").with_name(f"{folder.embeddings('cf').name}.meta.json").unlink()
+    with refused(ArtifactError, folder.embeddings("cf"), fix=["--suffix cf"]):
+        content_inputs(folder, [folder.embeddings("cf").name])
