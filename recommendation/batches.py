@@ -80,7 +80,7 @@ class TrainingBatches:
             self._block = self._build(content, index)
         begin = content.first_item[index] - content.first_item[self._block.batches[0]]
         items = self._block.items[begin:begin + (last - first) * content.width[index]]
-        return Windows(items.view(last - first, -1), self._rows[1, first:last])
+        return Windows(items.view(last - first, -1), self._rows[1, first:last], self._rows[0, first:last])
 
     def num_windows(self, epoch: int, index: int) -> int:
         """Return the number of rows in a batch that are not empty."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from common.artifacts import DatasetFolder, Interactions, load_interactions, load_meta
 from common.errors import DataError
 from common.table_files import SPLITS
+from recommendation.counting.teacher import UserEvents
 from recommendation.models.abstract_model import PADDING, HeldOut, Windows
 
 # E events, U users, B batch, W length of the longest window
@@ -66,6 +67,13 @@ class Sequences:
         device = self.device_items.device
         return [self.device_items[torch.from_numpy(train).to(device)], offsets.to(device)]
 
+    def training_events(self) -> UserEvents:
+        """Return which of all events are the training events of each user."""
+        train, device = self.split == SPLITS.index("train"), self.device_items.device
+        [starts] = np.nonzero(train & (self.first == np.arange(len(train))))
+        ends = starts + np.add.reduceat(train.astype(np.int64), starts)
+        return UserEvents(self.device_items, *(torch.from_numpy(part).to(device) for part in (starts, ends)))
+
     def validation_events(self) -> HeldOut:
         """Return the validation events that have a history, an argument of `AbstractRecommender.fit`."""
         positions, device = self.positions("valid"), self.device_items.device
@@ -95,7 +103,7 @@ class Sequences:
         offset = torch.arange(int((ends - starts).max()), device=device)
         index = (start.unsqueeze(1) + offset).clamp(max=len(self.item) - 1)
         items = self.device_items[index].masked_fill(offset >= length.unsqueeze(1), PADDING)
-        return Windows(items, length)
+        return Windows(items, length, start)
 
 
 def find_leak(events: Interactions, split_name: str | None) -> str | None:

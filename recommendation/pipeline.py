@@ -109,8 +109,8 @@ class Pipeline:
         baseline = self._baseline("teacher", sequences)
         if baseline is None or not params["teacher_weight"]:
             return None
-        return baseline.teacher(params["teacher_weight"], PROTOCOLS[selecting_protocol(sequences, params)],
-                                params["teacher_temperature"])
+        return baseline.teacher(sequences.training_events(), params["teacher_weight"],
+                                PROTOCOLS[selecting_protocol(sequences, params)], params["teacher_temperature"])
 
     def _baseline(self, role: str, sequences: Sequences) -> Any:
         """Return the baseline that the key `role` (prior or teacher) names, fitted to the training events, or None."""

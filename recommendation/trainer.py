@@ -44,15 +44,16 @@ class RecommenderTask:
         self.num_steps = self.batches.num_batches
         self.teacher = teacher
         compute = loss_function(model, params, sequences.device_items.device)
-        self.descent = GradientDescent(model, lambda items, lengths: compute(Windows(items, lengths, teacher)), params,
-                                       self.num_steps, graphs)
+        self.descent = GradientDescent(
+            model, lambda items, lengths, starts: compute(Windows(items, lengths, starts, teacher)), params,
+            self.num_steps, graphs)
 
     def step(self, epoch: int, index: int) -> dict[str, Tensor]:
         with shard_batch(self.batches.num_windows(epoch, index)) as part:
             windows = self.batches.get(epoch, index, part)
             weight = 1.0 if part is WHOLE else part.weight(self.batches.num_targets(epoch, index, part.rows),
                                                            self.batches.num_targets(epoch, index))
-            return self.descent.step(epoch * self.num_steps + index, windows[:2], weight)
+            return self.descent.step(epoch * self.num_steps + index, _tensors(windows), weight)
 
     def end_epoch(self, epoch: int) -> None:
         """Do nothing; recommenders need no work between epochs."""
@@ -84,13 +85,18 @@ def train(model: AbstractRecommender, sequences: Sequences, config: Config, run:
         best = Best(0, metrics[params["select_by"]], metrics)
     else:
         task = RecommenderTask(model, sequences, params, seed, config.name, teacher=teacher)
-        items, lengths, _ = task.batches.get(0, 0, WHOLE)
+        items, lengths, starts = (part[:NUM_TRIED] for part in _tensors(task.batches.get(0, 0, WHOLE)))
         with task.descent.stream():
-            check_contract(model, tried, params["top_k"], Windows(items[:NUM_TRIED], lengths[:NUM_TRIED], teacher))
+            check_contract(model, tried, params["top_k"], Windows(items, lengths, starts, teacher))
         best = TrainingLoop(task, run, params, seed).train()
     model.eval()
     model.prepare()
     return best
+
+
+def _tensors(windows: Windows) -> tuple[Tensor, Tensor, Tensor]:
+    assert windows.starts is not None
+    return windows.items, windows.lengths, windows.starts
 
 
 def loss_function(model: AbstractRecommender, params: dict, device: torch.device) -> Loss:

@@ -62,16 +62,18 @@ class Counts(nn.Module):
     def row_sums(self) -> Tensor:
         """Return the sum of each row of the matrix: (N,) float64."""
         sums = torch.zeros(self.num_items, dtype=torch.float64, device=self.values.device)
-        return sums.scatter_add_(0, self._rows(), self.values.double())
+        return sums.scatter_add_(0, torch.repeat_interleave(self.row_starts.diff()), self.values.double())
 
-    def dense(self) -> Tensor:
-        """Return the matrix: (N, N) float32."""
-        matrix = torch.zeros(self.num_items, self.num_items, device=self.values.device)
-        return matrix.index_put_((self._rows(), self.columns.long()), self.values)
+    def entries(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the indices of the entries in the rows of some items, and to which of the rows each one belongs.
 
-    def _rows(self) -> Tensor:
-        """Return the row of each entry: (C,)."""
-        return torch.repeat_interleave(self.row_starts.diff())
+        items: (R,) -> two tensors with one element for each entry of these R rows
+        """
+        first = self.row_starts[items]
+        size = self.row_starts[items + 1] - first
+        row = torch.repeat_interleave(size)
+        begin = first - (size.cumsum(0) - size)
+        return row, torch.arange(len(row), device=items.device) + begin[row]
 
     def scores(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Return the scores of all items for each history: (B, N) float64.

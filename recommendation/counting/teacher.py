@@ -1,163 +1,135 @@
 """A teacher: targets from a count of the training events, for models that are trained by gradient descent."""
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import ConfigError
+from common.progress import Progress
 from recommendation.counting.counts import SMOOTHING, Counts
 from recommendation.decoding.top_k import PADDING
 
-# B batch, W length of the longest window, G targets of a row, N items, C entries of the matrix
+# E events, U users, A users of a block, N items, K items of a list; the other letters are those of the arguments
 
-MAX_DISTRIBUTION_ITEMS = 4_000  # with more items, a distribution for every position would need too much time
+NUM_LIKELY = 64             # items in a list, if all lists fit into LIST_BYTES
+LIST_BYTES = 2**31
+BLOCK_SCORES = 4_000_000    # scores that are computed at a time
+
+
+class UserEvents(NamedTuple):
+    """The training events of all users. User u has the events from `starts[u]` to `ends[u] - 1`."""
+
+    items: Tensor   # (E,) item of each event; there may be other events between those of two users
+    starts: Tensor  # (U,)
+    ends: Tensor    # (U,)
 
 
 class CountTeacher:
     """Replaces targets by items that follow the same history in a count.
 
-    The target of a position is the next item with probability `1 - weight`. Otherwise, it is drawn from the
-    distribution of the count (see `Counts.log_probabilities`) to the power of 1 / `temperature`, given the items of the
-    window up to this position. The count knows rare items; a model that learns from it needs fewer events. The tensors
-    of a step have fixed shapes, so that the step can be captured.
+    The target of a position is the next item with probability `1 - weight`. Otherwise, it is drawn from the most likely
+    items of the count after the same history. Their probabilities (see `Counts.log_probabilities`) are raised to the
+    power of 1 / `temperature`, and their sum is 1. The lists of all events are computed once, so a step only reads
+    them. The count knows rare items; a model that learns from it needs fewer events.
     """
 
-    def __init__(self, counts: Counts, weight: float, unseen: bool, temperature: float = 1.0):
+    def __init__(self, counts: Counts, events: UserEvents, weight: float, unseen: bool, temperature: float = 1.0):
         """unseen: whether to draw no item of the history
         temperature: below 1, likely items become more likely
-
-        Raises ConfigError if the catalogue is too large for a temperature other than 1.
         """
-        self.counts, self.weight, self.unseen, self.temperature = counts, weight, unseen, temperature
-        self.gives_distributions = counts.num_items <= MAX_DISTRIBUTION_ITEMS
-        if temperature != 1 and not self.gives_distributions:
-            raise ConfigError("--teacher_temperature", f"cannot be {temperature:g} for {counts.num_items:,} items",
-                              f"This needs a distribution over all items, for at most {MAX_DISTRIBUTION_ITEMS:,} items",
-                              "use --teacher_temperature 1")
-        self.row_sums = counts.row_sums()                                                          # (N,)
-        self.cumulative = counts.values.double().cumsum(0)                                         # (C,)
-        popularity = (counts.popularity + 1).double()
-        self.popularity = popularity / popularity.sum()
-        self.num_newest, self.recency = int(counts.num_newest), float(counts.recency)
-        self.matrix = counts.dense() if self.gives_distributions else None                         # (N, N) float32
-        self._decays: dict[int, Tensor] = {}
         self.num_calls = 0  # a model that ignores its teacher never calls it
+        self.likely, self.shares = _likely_items(counts, events, unseen, temperature)      # (E, K) each
+        self.shares *= weight
 
-    def draw(self, items: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
-        """Replace some of the targets by drawn items: (B, G) -> (B, G).
+    def distributions(self, events: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distribution of the target at each event, as items and their probabilities.
 
-        items, lengths: (B, W) and (B,) windows
-        With G = W - 1, the targets are the next items of every position. With G = 1, they are the last items of the
-        rows. If a drawn item must not be a target because it is in the history, the next item stays the target.
+        events, targets: (..) indices of the training events, and their items; with PADDING, the result has no meaning
+        The results have the shape (.., K + 1). The first item is the target itself.
         """
         self.num_calls += 1
-        chance, *chances = torch.rand(4, *targets.shape, dtype=torch.float64, device=items.device)
-        position = torch.arange(items.shape[1], device=items.device)
-        # The newest item before each target.
-        newest = (position[:-1].unsqueeze(0) if targets.shape[1] == items.shape[1] - 1 else
-                  (lengths - 2).clamp(min=0).unsqueeze(1))                                 # (1 or B, G)
-        if self.gives_distributions:
-            drawn = self._draw_from_distributions(items, newest, chances[0])
-        else:
-            # `chance` decides two things: below `weight`, the item is drawn; in the lower part, from the popularity.
-            drawn = self._draw_entries(items, newest, chance < SMOOTHING * self.weight, chances)
-        replaced = (chance < self.weight) & (targets != PADDING)
-        if self.unseen:
-            visible = position <= newest.unsqueeze(2)                                              # (1 or B, G, W)
-            replaced &= ~((drawn.unsqueeze(2) == items.unsqueeze(1)) & visible).any(dim=2)
-        return torch.where(replaced, drawn, targets)
+        events = events.clamp(max=len(self.likely) - 1)
+        items, shares = self.likely[events].long(), self.shares[events]
+        own = 1 - shares.sum(dim=-1, keepdim=True)
+        return torch.cat([targets.clamp(min=0).unsqueeze(-1), items], dim=-1), torch.cat([own, shares], dim=-1)
 
-    def distributions(self, items: Tensor) -> Tensor:
-        """Return the probability of every item as the target of each position: (B, W) windows -> (W - 1, B, N)."""
-        self.num_calls += 1
-        found = self._probabilities(items[:, :-1].T)
-        next_items = items[:, 1:].T.clamp(min=0).unsqueeze(2)
-        share = 1 - self.weight * found.sum(dim=2, keepdim=True)  # all, if the history has the whole catalogue
-        return (self.weight * found).scatter_add(2, next_items, share)
+    def draw(self, events: Tensor, targets: Tensor) -> Tensor:
+        """Replace some of the targets by items from their distributions. The arguments are those of `distributions`."""
+        return draw(*self.distributions(events, targets), targets)
 
-    def _probabilities(self, items: Tensor) -> Tensor:
-        """Return the probability of every item after each position: (P, B) items -> (P, B, N)."""
-        assert self.matrix is not None
-        rows = self.matrix[items.clamp(min=0)] * (items != PADDING).unsqueeze(2)
-        scores = (self._decay(len(items)).float() @ rows.flatten(1)).view(rows.shape)
-        # Position t excludes the items 0 to t. Its row has P entries, so item t is repeated.
-        position = torch.arange(len(items), device=items.device)
-        earlier = torch.minimum(position.unsqueeze(0), position.unsqueeze(1))                      # (P, P)
-        return self._normalized(scores, items.clamp(min=0)[earlier].transpose(1, 2))
 
-    def _last_probabilities(self, items: Tensor, newest: Tensor) -> Tensor:
-        """Return the probability of every item after the position `newest`, (B, 1), of each row: (1, B, N)."""
-        assert self.matrix is not None
-        scores = self.matrix.new_zeros(len(items), self.counts.num_items)
-        for lag in range(min(self.num_newest, items.shape[1] - 1)):
-            item = items.gather(1, (newest - lag).clamp(min=0)).squeeze(1)
-            scores += torch.where(newest >= lag, self.recency**lag, 0.0) * self.matrix[item]
-        position = torch.arange(items.shape[1], device=items.device)
-        return self._normalized(scores, items.gather(1, torch.minimum(position, newest))).unsqueeze(0)
+def draw(items: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
+    """Draw an item from each distribution: (.., K) items and their probabilities -> (..). PADDING stays a target."""
+    place = shares.cumsum(dim=-1)
+    chance = torch.rand_like(place[..., :1]) * place[..., -1:]
+    chosen = torch.searchsorted(place, chance, right=True).clamp(max=items.shape[-1] - 1)
+    return torch.where(targets == PADDING, targets, items.gather(-1, chosen).squeeze(-1))
 
-    def _normalized(self, scores: Tensor, history: Tensor) -> Tensor:
-        """Return the probabilities that belong to scores of the count: (.., N).
 
-        history: (.., any number) the items of each history
+def _likely_items(counts: Counts, events: UserEvents, unseen: bool, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the most likely items of each event after its history, and their shares: (E, K) int32 and float32.
+
+    Where there is no training event with a history, all shares are 0.
+    """
+    num_likely = min(NUM_LIKELY, max(LIST_BYTES // (8 * len(events.items)), 1), counts.num_items)
+    likely = torch.zeros(len(events.items), num_likely, dtype=torch.int32, device=events.items.device)
+    shares = torch.zeros(likely.shape, device=likely.device)
+    lengths, order = (events.ends - events.starts).sort(descending=True, stable=True)
+    num_users = max(BLOCK_SCORES // counts.num_items, 1)
+    with Progress("teacher", int((lengths - 1).clamp(min=0).sum()), "events", kept=False) as progress:
+        for starts, of_block in zip(events.starts[order].split(num_users), lengths.split(num_users), strict=True):
+            scores = _Scores(counts, len(starts), unseen)
+            # The users of a block have descending lengths, so the first ones still have events.
+            num_active = (of_block.unsqueeze(0) > torch.arange(int(of_block[0]), device=starts.device).unsqueeze(1))
+            for place, active in enumerate(num_active.sum(dim=1).tolist()[1:], start=1):
+                at = starts[:active] + place
+                scores.add(events.items, at - 1, place - 1)
+                values, items = scores.probabilities().topk(num_likely, dim=1)
+                values = (values / values[:, :1].clamp(min=1e-30)) ** (1 / temperature)
+                likely[at] = items.int()
+                shares[at] = values / values.sum(dim=1, keepdim=True).clamp(min=1e-30)
+                progress.update(active)
+    return likely, shares
+
+
+class _Scores:
+    """The scores of all items for the histories of some users, event by event. They are those of `Counts.scores`."""
+
+    def __init__(self, counts: Counts, num_users: int, unseen: bool):
+        device = counts.values.device
+        self.counts, self.num_newest, self.recency = counts, int(counts.num_newest), float(counts.recency)
+        self.scores = torch.zeros(num_users, counts.num_items, device=device)                  # (A, N)
+        self.seen = torch.zeros(self.scores.shape, dtype=torch.bool, device=device) if unseen else None
+        self.row_sums = counts.row_sums().float()                                              # (N,)
+        popularity = (counts.popularity + 1).float()
+        self.popularity = popularity / popularity.sum()
+        self.totals = torch.zeros(num_users, device=device)
+
+    def add(self, items: Tensor, at: Tensor, place: int) -> None:
+        """Add the next event of the first users.
+
+        at: indices of the events
+        place: number of earlier events of these users
         """
-        total = scores.sum(dim=-1, keepdim=True)
-        known = (1 - SMOOTHING) * (total > 0)
-        found = scores * (known / total.clamp(min=1e-30)) + (1 - known) * self.popularity.float()
-        if self.unseen:
-            found = found.scatter(-1, history, 0.0)
-        if self.temperature != 1:
-            found = _raise(found / found.amax(dim=-1, keepdim=True).clamp(min=1e-30), 1 / self.temperature)
-        return found / found.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+        num_users, newest = len(at), items[at]
+        self.scores = self.scores[:num_users].mul_(self.recency)
+        self._add_rows(newest, 1.0)
+        if place >= self.num_newest:
+            self._add_rows(items[at - self.num_newest], -self.recency**self.num_newest)
+        lag = torch.arange(min(place + 1, self.num_newest), device=at.device)
+        # The sum of the scores would not be exactly 0 after events are subtracted.
+        self.totals = (self.row_sums[items[at.unsqueeze(1) - lag]] * self.recency**lag).sum(dim=1)
+        if self.seen is not None:
+            self.seen = self.seen[:num_users].scatter_(1, newest.unsqueeze(1), True)
 
-    def _draw_from_distributions(self, items: Tensor, newest: Tensor, chance: Tensor) -> Tensor:
-        """Draw the targets after the positions `newest`: (B, G)."""
-        every = chance.shape[1] == items.shape[1] - 1
-        found = self._probabilities(items[:, :-1].T) if every else self._last_probabilities(items, newest)
-        place = found.cumsum(dim=2)                                                                # (G, B, N)
-        drawn = torch.searchsorted(place, (chance.T.unsqueeze(2) * place[:, :, -1:]).float().contiguous(), right=True)
-        return drawn.squeeze(2).T.clamp(max=self.counts.num_items - 1)
+    def _add_rows(self, items: Tensor, factor: float) -> None:
+        user, entry = self.counts.entries(items)
+        place = user * self.counts.num_items + self.counts.columns[entry]
+        self.scores.view(-1).scatter_add_(0, place, self.counts.values[entry] * factor)
 
-    def _draw_entries(self, items: Tensor, newest: Tensor, popular: Tensor, chances: list[Tensor]) -> Tensor:
-        """Draw an item of the history and then an entry of its row, without a distribution over all items: (B, G).
-
-        popular: (B, G) bool, which targets come from the popularity
-        chances: three random numbers from 0 to 1 for each target, (B, G) each
-        """
-        width = items.shape[1]
-        mass = self._decay(width)[newest] * self._row_sums(items).unsqueeze(1)                     # (B, G, W)
-        mass = mass.cumsum(dim=2)
-        total = mass[:, :, -1]
-        place = torch.searchsorted(mass, (chances[0] * total).unsqueeze(2), right=True).clamp(max=width - 1)
-        by_popularity = torch.searchsorted(self.popularity.cumsum(0), chances[2]).clamp(max=len(self.popularity) - 1)
-        if not len(self.counts.columns):
-            return by_popularity  # no item follows another one
-        followers = self._follower(items.gather(1, place.squeeze(2)).clamp(min=0), chances[1])
-        return torch.where(popular | (total <= 0), by_popularity, followers)
-
-    def _row_sums(self, items: Tensor) -> Tensor:
-        return self.row_sums[items.clamp(min=0)] * (items != PADDING)
-
-    def _follower(self, source: Tensor, chance: Tensor) -> Tensor:
-        """Draw an item from the row of each source item: (B, G) -> (B, G). Rows without entries give any item."""
-        counts = self.counts
-        first, end = counts.row_starts[source], counts.row_starts[source + 1]
-        before = F.pad(self.cumulative, (1, 0))[first]
-        entry = torch.searchsorted(self.cumulative, before + chance * self.row_sums[source], right=True)
-        entry = torch.minimum(entry, end - 1).clamp(min=0)
-        return counts.columns[entry].long()
-
-    def _decay(self, width: int) -> Tensor:
-        """Return the weight of item j for position t: (W, W) float64, 0 for later items."""
-        if width not in self._decays:
-            position = torch.arange(width, device=self.row_sums.device)
-            lag = position.unsqueeze(1) - position
-            inside = (lag >= 0) & (lag < self.num_newest)
-            self._decays[width] = torch.where(inside, self.recency ** lag.clamp(min=0).double(), 0.0)
-        return self._decays[width]
-
-
-def _raise(values: Tensor, exponent: float) -> Tensor:
-    """Return `values` to the power of `exponent`, in place."""
-    while exponent >= 2 and exponent % 2 == 0:  # a square takes a tenth of the time of a power
-        values, exponent = values.square_(), exponent / 2
-    return values if exponent == 1 else values.pow_(exponent)
+    def probabilities(self) -> Tensor:
+        """Return the probabilities of all items, (A, N); those of seen items are 0, if only unseen items are drawn."""
+        known = (1 - SMOOTHING) * (self.totals > 0)
+        factor = (known / self.totals.clamp(min=1e-30)).unsqueeze(1)
+        found = torch.addcmul((1 - known).unsqueeze(1) * self.popularity, self.scores.clamp(min=0), factor)
+        return found if self.seen is None else found.masked_fill_(self.seen, 0.0)

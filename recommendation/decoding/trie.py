@@ -136,28 +136,24 @@ class Trie(nn.Module):
         paths = torch.stack(nodes[::-1], dim=1)
         return torch.empty_like(paths).index_copy_(0, self.items.long(), paths)
 
-    def siblings(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tables with the codes that can follow the prefixes of each item.
+    def siblings(self) -> tuple[Tensor, Tensor]:
+        """Return two tables with the codes that can follow the prefixes of each item.
 
         The first table contains the codes of all nodes except the root. The children of a node are next to each other.
-        The second table, (2, nodes), has the first leaf below each of these nodes, and the leaf after the last one. In
-        both, J zeros follow, so that J entries can be read from any node.
+        J zeros follow, so that J entries can be read from any node.
 
-        The third table, (3, L, N) int32, describes the children of the item's prefix at each level. Its three parts
+        The second table, (3, L, N) int32, describes the children of the item's prefix at each level. Its three parts
         are the index of the first child in the first table, the number of children, and the item's own child, counted
         from the first child.
         """
-        codes, leaves, tables, offset, paths = [], [], [], 0, self.paths().T                 # paths: (L + 1, N)
+        codes, tables, offset, paths = [], [], 0, self.paths().T                             # paths: (L + 1, N)
         for level in range(self.num_levels):
             starts = self.get_buffer(f"starts_{level}")
             first, end = starts[paths[level]], starts[paths[level] + 1]                      # (N,) each
             tables.append(torch.stack([first + offset, end - first, paths[level + 1].int() - first]))
             codes.append(self.get_buffer(f"codes_{level}").long())
-            below = self.get_buffer(f"leaves_{level + 1}").long()
-            leaves.append(torch.stack([below[:-1], below[1:]]))
             offset += len(codes[-1])
-        unused = (0, max(self.max_children))
-        return F.pad(torch.cat(codes), unused), F.pad(torch.cat(leaves, dim=1), unused), torch.stack(tables, dim=1)
+        return F.pad(torch.cat(codes), (0, max(self.max_children))), torch.stack(tables, dim=1)
 
     def items_of(self, nodes: Tensor) -> Tensor:
         """Return the items of the given leaves."""

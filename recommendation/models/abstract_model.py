@@ -34,14 +34,13 @@ class Catalogue(NamedTuple):
 class Teacher(Protocol):
     """A source of other targets for the training (see `recommendation.counting.teacher`)."""
 
-    gives_distributions: bool  # whether the catalogue is small enough for `distributions`
-    num_calls: int             # number of calls of the methods
+    num_calls: int  # number of calls of the methods
 
-    def draw(self, items: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
-        """Replace some of the targets of windows by drawn items: (B, G) -> (B, G)."""
+    def draw(self, events: Tensor, targets: Tensor) -> Tensor:
+        """Replace some of the targets, the items of the events, by drawn items: (B, G) -> (B, G)."""
 
-    def distributions(self, items: Tensor) -> Tensor:
-        """Return the probability of every item as the target of each position: (B, W) windows -> (W - 1, B, N)."""
+    def distributions(self, events: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distribution of each target: (B, G) -> items and probabilities, (B, G, K) each."""
 
 
 class Windows(NamedTuple):
@@ -49,6 +48,7 @@ class Windows(NamedTuple):
 
     items: Tensor    # (B, W) int64, PADDING at the end of shorter rows
     lengths: Tensor  # (B,) int64, number of items in each row
+    starts: Tensor | None = None    # (B,) int64, index of the first event of each row; only for a teacher
     teacher: Teacher | None = None  # only in training
 
     def newest(self, values: Tensor) -> Tensor:
@@ -61,16 +61,23 @@ class Windows(NamedTuple):
         With a teacher, some of the targets are items that the teacher has drawn.
         """
         targets = self.items[:, 1:]
-        return targets if self.teacher is None else self.teacher.draw(self.items, self.lengths, targets)
+        return targets if self.teacher is None else self.teacher.draw(self._events(), targets)
 
-    def distributions(self) -> Tensor | None:
-        """Return the probability of every item as the target of each position: (W - 1, B, N), for the unit `sequence`.
+    def distributions(self) -> tuple[Tensor, Tensor] | None:
+        """Return the distribution of the target of every position, for the training unit `sequence`.
 
-        Without a teacher, or if the catalogue is large, return None.
+        The two results, (W - 1, B, K) each, are items and their probabilities. A target that is PADDING has a
+        distribution without meaning. Without a teacher, return None.
         """
-        if self.teacher is None or not self.teacher.gives_distributions:
+        if self.teacher is None:
             return None
-        return self.teacher.distributions(self.items)
+        items, shares = self.teacher.distributions(self._events(), self.items[:, 1:])
+        return items.transpose(0, 1), shares.transpose(0, 1)
+
+    def _events(self) -> Tensor:
+        """Return the index of the event of each target of the unit `sequence`: (B, W - 1)."""
+        assert self.starts is not None
+        return self.starts.unsqueeze(1) + torch.arange(1, self.items.shape[1], device=self.items.device)
 
     def split_last(self) -> tuple[Tensor, Tensor]:
         """Return the history and the target of each row, for the training unit `target`: (B, W - 1) and (B, 1).
@@ -79,7 +86,10 @@ class Windows(NamedTuple):
         """
         last = self.lengths.unsqueeze(1) - 1
         target, history = self.items.gather(1, last), self.items.scatter(1, last, PADDING)[:, :-1]
-        return history, target if self.teacher is None else self.teacher.draw(self.items, self.lengths, target)
+        if self.teacher is not None:
+            assert self.starts is not None
+            target = self.teacher.draw(self.starts.unsqueeze(1) + last, target)
+        return history, target
 
 
 class HeldOut(NamedTuple):

@@ -12,7 +12,7 @@ from common.errors import DataError
 from recommendation.counting.counts import Counts
 from recommendation.counting.neighbours import as_matrix
 from recommendation.counting.search import GRID, Chosen, Settings, choose_settings
-from recommendation.counting.teacher import CountTeacher
+from recommendation.counting.teacher import CountTeacher, UserEvents
 from recommendation.counting.transitions import count_pairs, largest_distance
 from recommendation.counting.validation import Validation, hold_out_last
 from recommendation.counting.weights import Weights
@@ -129,9 +129,9 @@ class CountingModel(AbstractRecommender):
         """
         return (self.unseen_items if unseen else self.all_items).log_probabilities(*histories[:2])
 
-    def teacher(self, weight: float, unseen: bool, temperature: float = 1.0) -> CountTeacher:
+    def teacher(self, events: UserEvents, weight: float, unseen: bool, temperature: float = 1.0) -> CountTeacher:
         """Return a teacher with the settings for `recommend`, or for `recommend_unseen` if `unseen`."""
-        return CountTeacher(self.unseen_items if unseen else self.all_items, weight, unseen, temperature)
+        return CountTeacher(self.unseen_items if unseen else self.all_items, events, weight, unseen, temperature)
 
     def properties(self) -> dict:
         if self.chosen is None:

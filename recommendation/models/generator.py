@@ -77,11 +77,10 @@ class AbstractGenerator(AbstractRecommender):
 
     def _register_siblings(self) -> None:
         """Register the tables of the children of each prefix (see `Trie.siblings`)."""
-        codes, leaves, siblings = self.trie.siblings()
+        codes, siblings = self.trie.siblings()
         # Padding gets the label IGNORED, and one existing code, because a softmax over no codes would give NaN.
         padding = torch.tensor([0, 1, IGNORED])[:, None, None].expand(-1, self.num_levels, 1)
         self.register_buffer("sibling_codes", codes, persistent=False)
-        self.register_buffer("sibling_leaves", leaves, persistent=False)
         self.register_buffer("siblings", torch.cat([siblings, padding.int()], dim=2), persistent=False)
         self.register_buffer("child", torch.arange(max(self.trie.max_children)), persistent=False)
 
@@ -91,63 +90,36 @@ class AbstractGenerator(AbstractRecommender):
         for head, size in zip(self.heads, self.catalogue.codebook_sizes, strict=True):
             nn.init.normal_(head[:size], std=head.shape[1]**-0.5)
 
-    def next_targets(self, windows: Windows) -> tuple[Tensor, Tensor | None]:
-        """Return the target of every position, (B, W - 1), and the argument `masses` of `code_loss`."""
-        masses = self.next_masses(windows)
-        if masses is None:
-            return windows.next_items(), None
-        items = windows.items[:, 1:].T                                                         # (W - 1, B)
-        chance = torch.rand(len(masses), 1, device=items.device, dtype=masses.dtype) * masses[:, -1:]
-        leaf = torch.searchsorted(masses[:, 1:].contiguous(), chance, right=True).clamp(max=masses.shape[1] - 2)
-        return torch.where(items == PADDING, PADDING, self.trie.items_of(leaf).view(items.shape)).T, masses
-
-    def next_masses(self, windows: Windows) -> Tensor | None:
-        """Return the argument `masses` of `code_loss` for the targets of all positions; None without distributions."""
-        distributions = windows.distributions()
-        if distributions is None:
-            return None
-        by_leaf = distributions.flatten(0, 1).index_select(1, self.trie.items.long())
-        return F.pad(by_leaf.double().cumsum(dim=1), (1, 0))
-
-    def code_loss(self, hidden: Tensor, items: Tensor, masses: Tensor | None = None,
-                  drawn: Tensor | None = None) -> Tensor:
+    def code_loss(self, hidden: Tensor, items: Tensor, distributions: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Return the mean cross-entropy of the codes of the target items. Padding is ignored.
 
         hidden: (L, P, M) hidden states that predict the codes, given the codes of `items` at the levels before
         items: (P,) target items, or PADDING
-        masses: (P, N + 1) a distribution of the target for each column, as the sum of the probabilities of all leaves
-            before each leaf. The target of a level is then a distribution: of the codes of all items that have the
-            prefix of `items`.
-        drawn: (P,) other target items; at a level where they have another prefix, the target stays that of `items`
+        distributions: a distribution of the target for each column, as items and their probabilities. The target of a
+            level is then a distribution: of the codes of those items that have the prefix of `items`.
         """
-        if masses is not None:
-            return self._distribution_loss(hidden, items, masses)
+        if distributions is not None:
+            return self._distribution_loss(hidden, items, *(part.flatten(0, -2) for part in distributions))
         # Padding has the label IGNORED. Selecting the targets without padding would make the CPU wait for the GPU.
         logits, missing, labels = self.logits(hidden), self.missing, self.labels[:, items]
-        others = None if drawn is None else self.labels[:, drawn]
         if self.normalize_over == "valid_items":
             first, num_children, labels = self.siblings[:, :, items].long()                    # (L, P) each
             logits = logits.gather(2, self.sibling_codes[first.unsqueeze(2) + self.child])     # (L, P, J)
             missing = self.child >= num_children.unsqueeze(2)
-            others = None if drawn is None else self.siblings[2][:, drawn].long()
-        if others is not None:
-            labels = torch.where(self.prefixes[:, drawn] == self.prefixes[:, items], others, labels)
         return masked_cross_entropy(logits, labels, missing, self.label_smoothing)
 
-    def _distribution_loss(self, hidden: Tensor, items: Tensor, masses: Tensor) -> Tensor:
-        first, num_children, _ = self.siblings[:, :, items].long()                             # (L, P) each
-        sibling = first.unsqueeze(2) + self.child                                              # (L, P, J)
-        absent, codes = self.child >= num_children.unsqueeze(2), self.sibling_codes[sibling]
-        begin, end = self.sibling_leaves[:, sibling]                                           # (L, P, J) each
-        by_leaf = masses.expand(len(sibling), -1, -1)                                          # (L, P, N + 1)
-        labels = (by_leaf.gather(2, end) - by_leaf.gather(2, begin)).masked_fill(absent, 0.0)
-        labels = (labels / labels.sum(dim=2, keepdim=True).clamp(min=1e-30)).float()
+    def _distribution_loss(self, hidden: Tensor, items: Tensor, likely: Tensor, shares: Tensor) -> Tensor:
+        """likely, shares: (P, K) items of each distribution and their probabilities"""
+        same_prefix = self.prefixes[:, likely] == self.prefixes[:, items].unsqueeze(2)         # (L, P, K)
         # With bfloat16, the logits need the type of the labels.
-        logits, missing = self.logits(hidden).to(labels), self.missing                         # (L, P, C)
+        logits, missing = self.logits(hidden).to(shares), self.missing                         # (L, P, C)
+        labels = torch.zeros_like(logits).scatter_add(2, self.labels[:, likely], shares * same_prefix)
+        labels = labels / labels.sum(dim=2, keepdim=True).clamp(min=1e-30)
         if self.normalize_over == "valid_items":
-            logits, missing = logits.gather(2, codes), absent
-        else:
-            labels = torch.zeros_like(logits).scatter_add(2, codes, labels)
+            first, num_children, _ = self.siblings[:, :, items].long()                         # (L, P) each
+            codes = self.sibling_codes[first.unsqueeze(2) + self.child]                        # (L, P, J)
+            missing = self.child >= num_children.unsqueeze(2)
+            logits, labels = logits.gather(2, codes), labels.gather(2, codes).masked_fill(missing, 0.0)
         return masked_distribution_loss(logits, labels, items != PADDING, missing, self.label_smoothing)
 
     def logits(self, hidden: Tensor) -> Tensor:

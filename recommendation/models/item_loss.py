@@ -1,5 +1,6 @@
 """The loss of models that compute the score of every item."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,14 +14,17 @@ def item_loss(scores: Tensor, windows: Windows, label_smoothing: float) -> Tenso
 
     scores: (W - 1, B, N)
 
-    If the teacher knows the distribution of the target at every position, the loss is the cross-entropy of this
-    distribution. This has less noise than targets that are drawn from the distribution.
+    With a teacher, the loss is the cross-entropy of the distribution of each target. This has less noise than targets
+    that are drawn from the distribution.
     """
-    distributions, by_position = windows.distributions(), scores.flatten(0, 1)
+    distributions = windows.distributions()
     if distributions is None:
-        return F.cross_entropy(by_position, windows.next_items().T.flatten(), ignore_index=PADDING,
+        return F.cross_entropy(scores.flatten(0, 1), windows.next_items().T.flatten(), ignore_index=PADDING,
                                label_smoothing=label_smoothing)
-    losses = F.cross_entropy(by_position, distributions.flatten(0, 1), reduction="none",
-                             label_smoothing=label_smoothing)
-    counted = (windows.items[:, 1:] != PADDING).T.flatten()
+    items, shares = distributions                                                  # (W - 1, B, K) each
+    log_probs = scores.log_softmax(dim=2)
+    losses = -(log_probs.gather(2, items) * shares).sum(dim=2)
+    if label_smoothing:
+        losses = torch.lerp(losses, -log_probs.mean(dim=2), label_smoothing)
+    counted = (windows.items[:, 1:] != PADDING).T
     return (losses * counted).sum() / counted.sum()

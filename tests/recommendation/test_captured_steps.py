@@ -28,19 +28,16 @@ def test_captured_steps_have_the_losses_of_eager_steps(make_task, name, own):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("gives_distributions", [True, False])
 @pytest.mark.parametrize(("name", "own"), [
     ("sasrec", {}), ("decoder_only", {}), ("encoder_retrieve", {}), ("encoder_decoder", {"train_on": "target"}),
     ("encoder_decoder", {"train_on": "every_position"}),
     ("encoder_decoder", {"train_on": "every_position", "normalize_over": "valid_items"})], ids=str)
-def test_captured_steps_with_a_teacher_have_the_losses_of_eager_steps(make_task, name, own, gives_distributions):
+def test_captured_steps_with_a_teacher_have_the_losses_of_eager_steps(make_task, sequences, name, own):
     def teacher() -> CountTeacher:
         counts = Counts(NUM_ITEMS)
         matrix = sparse.random(NUM_ITEMS, NUM_ITEMS, 0.3, "csr", random_state=0)
         counts.fill(matrix, np.arange(NUM_ITEMS), num_newest=3, recency=0.7)
-        made = CountTeacher(counts, 0.6, unseen=True)
-        made.gives_distributions = gives_distributions
-        return made
+        return CountTeacher(counts, sequences.training_events(), 0.6, unseen=True)
 
     eager = make_task(name, RecordedGraphs(), teacher=teacher(), **own)
     eager.descent.captured.active = False

@@ -62,17 +62,17 @@ def test_every_models_loss_and_gradients_survive_bfloat16(name, normalize_over, 
     if taught:
         count = make_model("transitions")
         count.fit(sequences.training_sequences(), sequences.validation_events())
-        windows = windows._replace(teacher=count.teacher(0.5, False))
+        windows = windows._replace(teacher=count.teacher(sequences.training_events(), 0.5, False))
     torch.manual_seed(0)  # a teacher may draw targets
     expected = model.compute_loss(windows)["loss_total"]
     torch.manual_seed(0)
     loss = autocast(model.compute_loss, windows, "cpu")["loss_total"]
     assert loss.dtype == torch.float32
-    assert loss.item() != expected.item()
     assert loss.item() == pytest.approx(expected.item(), rel=0.02)
     whole = torch.cat([g.flatten() for g in torch.autograd.grad(expected, list(model.parameters()))])
     half = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     assert half.dtype == torch.float32
+    assert not torch.equal(whole, half)
     assert torch.nn.functional.cosine_similarity(whole, half, dim=0) > 0.99
 
 

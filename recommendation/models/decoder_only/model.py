@@ -52,9 +52,7 @@ class DecoderOnly(AbstractGenerator):
         hidden = dropout(self.norm(hidden), self.dropout, self.training)       # (G * L, B, M)
         by_level = hidden.unflatten(0, (-1, self.num_levels)).transpose(0, 1).flatten(1, 2)    # (L, G * B, M)
         # The hidden states depend on the codes of the next items. A teacher changes only the labels.
-        masses = self.next_masses(windows)
-        drawn = windows.next_items().T.flatten() if masses is None and windows.teacher is not None else None
-        return {"loss_total": self.code_loss(by_level, items[1:].flatten(), masses, drawn)}
+        return {"loss_total": self.code_loss(by_level, items[1:].flatten(), windows.distributions())}
 
     def _tokens_of(self, items: Tensor) -> Tensor:
         """Return the tokens of the items: (W, B) -> (W * L, B)."""

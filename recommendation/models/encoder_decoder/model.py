@@ -82,11 +82,12 @@ class EncoderDecoder(AbstractGenerator):
 
     def compute_loss(self, windows: Windows) -> dict[str, Tensor]:
         """Return the mean cross-entropy of the codes of all targets."""
-        masses = None
+        distributions = None
         if self.train_on == "target":
             history, targets = windows.split_last()
         else:
-            history, (targets, masses) = windows.items[:, :-1], self.next_targets(windows)
+            history, distributions = windows.items[:, :-1], windows.distributions()
+            targets = windows.next_items()
         history, targets = history.T, targets.T                                          # (S, B) and (G, B)
         # Look up all embeddings at once, because the backward pass of a lookup is slow.
         tokens, inputs = self._history_tokens(history), self.inputs[:, targets]          # (T, B, E) and (L, G, B)
@@ -94,7 +95,7 @@ class EncoderDecoder(AbstractGenerator):
         memory = self._encode(x, tokens)
         y = y.view(-1, history.shape[1], y.shape[1])                                     # (L * G, B, M)
         hidden = self._decode(y, memory, self._training_bias(len(targets), tokens))
-        return {"loss_total": self.code_loss(hidden, targets.flatten(), masses)}
+        return {"loss_total": self.code_loss(hidden, targets.flatten(), distributions)}
 
     def encode(self, history: Tensor) -> Tensor:
         """Return the output of the encoder (the memory) for each history: (B, S) items -> (T, B, M)."""
