@@ -56,15 +56,15 @@ def test_two_steps_of_a_shape_issue_the_same_operations_on_the_same_memory(make_
     batches = [next(windows for index in range(task.num_steps)
                     if (windows := task.batches.get(epoch, index, WHOLE)).items.shape == (shape.rows, shape.width + 1))
                for epoch in range(2)]
-    items, lengths = (tensor.clone() for tensor in batches[0][:2])
+    inputs = [tensor.clone() for tensor in batches[0][:3]]
     addresses = [tensor.data_ptr() for group in task.descent._state() for tensor in group]
     lists = []
     for number, windows in enumerate(batches):
-        items.copy_(windows.items)
-        lengths.copy_(windows.lengths)
+        for tensor, of_batch in zip(inputs, windows[:3], strict=True):
+            tensor.copy_(of_batch)
         torch.manual_seed(number)
         with recorded() as operations:
-            task.descent._take(items, lengths)
+            task.descent._take(*inputs)
         lists.append(operations)
     assert lists[0] == lists[1]
     assert len(lists[0]) > 50

@@ -13,6 +13,7 @@ from common.checkpoint import Checkpoints, optimizer_state, restore, restore_opt
 from common.data_parallel import WHOLE
 from common.precision import matmul_precision
 from recommendation.batches import TrainingBatches
+from recommendation.counting.teacher import CountTeacher
 from recommendation.dataset import Sequences
 from recommendation.evaluator import Predictions, predict
 from recommendation.metrics import PROTOCOLS
@@ -21,7 +22,7 @@ from recommendation.models.with_prior import WithPrior
 from recommendation.trainer import RecommenderTask
 from tests.gpu import DEVICE, MARKS, ON_CPU, graphs, metrics_of_training, num_captured, take_epoch_without_waiting
 
-from .conftest import LOSSES, OPTIONS, take
+from .conftest import LOSSES, NUM_ITEMS, OPTIONS, take
 
 pytestmark = MARKS
 
@@ -47,12 +48,40 @@ def test_an_epoch_does_not_synchronize(make_task, name, own, tmp_path):
     take_epoch_without_waiting(task, 1 + STEPS // task.num_steps, tmp_path)
 
 
+@pytest.fixture
+def make_teacher(make_model, sequences):
+    """device -> a teacher from the training events."""
+    def make(device: torch.device | str) -> CountTeacher:
+        there = Sequences(sequences.item, sequences.user, sequences.split, device)
+        count = make_model("transitions").to(device)
+        count.fit(there.training_sequences(), there.validation_events())
+        return count.teacher(there.training_events(), 0.6, True, 0.5)
+
+    return make
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_epoch_with_a_teacher_does_not_synchronize(make_task, make_teacher, name, tmp_path):
+    task = make_task(name, graphs(), DEVICE, make_teacher(DEVICE))
+    warm_up(task)
+    take_epoch_without_waiting(task, 1 + STEPS // task.num_steps, tmp_path)
+
+
+def test_the_distributions_of_a_teacher_are_those_of_the_cpu(make_teacher, sequences):
+    events = torch.from_numpy(sequences.positions("train"))
+    found = []
+    for device in ("cpu", DEVICE):
+        items, shares = make_teacher(device).distributions(events.to(device), torch.zeros_like(events, device=device))
+        found.append(torch.zeros(len(events), NUM_ITEMS, device=device).scatter_add(1, items, shares).cpu())
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("unit", ["target", "sequence"])
 def test_the_batches_are_those_of_the_cpu(sequences, unit):
     there = Sequences(sequences.item, sequences.user, sequences.split, DEVICE)
     here, other = (TrainingBatches(events, unit, 16, 5, seed=0) for events in (sequences, there))
     for epoch, index in itertools.product(range(2), range(here.num_batches)):
-        for one, two in zip(here.get(epoch, index, WHOLE)[:2], other.get(epoch, index, WHOLE)[:2], strict=True):
+        for one, two in zip(here.get(epoch, index, WHOLE)[:3], other.get(epoch, index, WHOLE)[:3], strict=True):
             assert two.device.type == DEVICE.type
             assert torch.equal(one, two.cpu())
 
