@@ -6,23 +6,27 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy import sparse
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from common.progress import Progress
 
-# N items, G neighbours of an item, D dimensions of an embedding, R rows of a block
+# N items, G neighbours of an item, D dimensions of an embedding, R rows of a block, X other items of a row
 
 NUM_NEAREST = 30
 BLOCK_CELLS = 20_000_000  # similarities that are computed at a time
 
 log = logging.getLogger(__name__)
 
-Block = Callable[[int, int], np.ndarray]
+# A function that returns the cosines of the items from `first` to `end - 1` with other items, (R, X), and which items
+# these are, (R, X). The other items may be all items in order: then the second result is None, and X = N.
+Block = Callable[[int, int], tuple[Tensor, Tensor | None]]
 
 
 def neighbours_of_texts(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the items with the most similar TF-IDF vectors: (N, G) int64 items and (N, G) float32 weights.
 
-    A weight is a squared cosine similarity. If the texts have no words in common, all weights are 0.
+    A weight is a squared cosine similarity. An item with the weight 0 has no meaning: fewer texts have a common word.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -32,10 +36,19 @@ def neighbours_of_texts(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     except ValueError:  # no word is left
         log.warning("recommendation: WARNING: the texts of the %d items have no words from which TF-IDF could compute "
                     "their similarity, so it finds no neighbours", len(texts))
-        return _nearest(lambda first, end: np.zeros((end - first, len(texts)), np.float32), len(texts))
+        return _nearest(lambda first, end: (torch.zeros(end - first, len(texts)), None), len(texts))
     vectors = vectors.tocsr()
     transposed = vectors.T.tocsr()
-    return _nearest(lambda first, end: (vectors[first:end] @ transposed).toarray(), len(texts))
+
+    def similar(first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return the items that have a word in common. Shorter rows end with the cosine 0."""
+        cosines = vectors[first:end] @ transposed
+        sizes = np.diff(cosines.indptr).tolist()
+        values, items = (pad_sequence(torch.from_numpy(part).split(sizes), batch_first=True)
+                         for part in (cosines.data, cosines.indices))
+        return values, items
+
+    return _nearest(similar, len(texts))
 
 
 def neighbours_of_vectors(vectors: np.ndarray, known: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -48,14 +61,11 @@ def neighbours_of_vectors(vectors: np.ndarray, known: np.ndarray | None = None) 
     unit = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
     if known is not None:
         unit[~known] = 0
-    return _nearest(lambda first, end: unit[first:end] @ unit.T, len(unit))
+    return _nearest(lambda first, end: (torch.from_numpy(unit[first:end] @ unit.T), None), len(unit))
 
 
 def _nearest(cosines: Block, num_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the nearest neighbours of all items, and their squared cosines; a negative cosine counts as 0.
-
-    cosines: function that returns the cosines of the items from `first` to `end - 1` with all items, (R, N)
-    """
+    """Return the nearest neighbours of all items, and their squared cosines; a negative cosine counts as 0."""
     num_nearest = min(NUM_NEAREST, num_items - 1)
     items = np.zeros((num_items, num_nearest), np.int64)
     weights = np.zeros(items.shape, np.float32)
@@ -63,11 +73,15 @@ def _nearest(cosines: Block, num_items: int) -> tuple[np.ndarray, np.ndarray]:
     with Progress("nearest neighbours", num_items, "items", kept=False) as progress:
         for first in range(0, num_items if num_nearest else 0, step):
             end = min(first + step, num_items)
-            cosine = cosines(first, end)
-            cosine[np.arange(end - first), np.arange(first, end)] = -np.inf  # an item is not its own neighbour
-            # `topk` is much faster here than `np.argpartition`, because most of the cosines are 0.
-            best, found = torch.from_numpy(cosine).topk(num_nearest, dim=1)
-            items[first:end], weights[first:end] = found.numpy(), best.clamp(min=0).square().numpy()
+            cosine, others = cosines(first, end)
+            # `topk` is much faster here than `np.argpartition`. The item itself may be among the best ones, so find one
+            # more.
+            best, found = cosine.topk(min(num_nearest + 1, cosine.shape[1]), dim=1)
+            found = found if others is None else others.gather(1, found).long()
+            best = best.masked_fill(found == torch.arange(first, end).unsqueeze(1), -torch.inf)
+            best, order = best.topk(min(num_nearest, best.shape[1]), dim=1)
+            items[first:end, :best.shape[1]] = found.gather(1, order).numpy()
+            weights[first:end, :best.shape[1]] = best.clamp(min=0).square().numpy()
             progress.update(end - first)
     return items, weights
 

@@ -15,7 +15,10 @@ from recommendation.decoding.top_k import top_items as top_items  # re-exported 
 
 
 class ItemNeighbours(NamedTuple):
-    """For each item, the items with the most similar content, without the item itself."""
+    """For each item, the items with the most similar content, without the item itself.
+
+    An item with the weight 0 has no meaning: fewer items are similar.
+    """
 
     items: Tensor   # (N, G) int64
     weights: Tensor  # (N, G) float32, squared cosine similarities
