@@ -75,10 +75,10 @@ def _likely_items(counts: Counts, events: UserEvents, unseen: bool, temperature:
     likely = torch.zeros(len(events.items), num_likely, dtype=torch.int32, device=events.items.device)
     shares = torch.zeros(likely.shape, device=likely.device)
     lengths, order = (events.ends - events.starts).sort(descending=True, stable=True)
-    num_users = max(BLOCK_SCORES // counts.num_items, 1)
+    num_users, scores = max(BLOCK_SCORES // counts.num_items, 1), _Scores(counts, unseen)
     with Progress("teacher", int((lengths - 1).clamp(min=0).sum()), "events", kept=False) as progress:
         for starts, of_block in zip(events.starts[order].split(num_users), lengths.split(num_users), strict=True):
-            scores = _Scores(counts, len(starts), unseen)
+            scores.clear(len(starts))
             # The users of a block have descending lengths, so the first ones still have events.
             num_active = (of_block.unsqueeze(0) > torch.arange(int(of_block[0]), device=starts.device).unsqueeze(1))
             for place, active in enumerate(num_active.sum(dim=1).tolist()[1:], start=1):
@@ -95,15 +95,20 @@ def _likely_items(counts: Counts, events: UserEvents, unseen: bool, temperature:
 class _Scores:
     """The scores of all items for the histories of some users, event by event. They are those of `Counts.scores`."""
 
-    def __init__(self, counts: Counts, num_users: int, unseen: bool):
-        device = counts.values.device
+    def __init__(self, counts: Counts, unseen: bool):
         self.counts, self.num_newest, self.recency = counts, int(counts.num_newest), float(counts.recency)
-        self.scores = torch.zeros(num_users, counts.num_items, device=device)                  # (A, N)
-        self.seen = torch.zeros(self.scores.shape, dtype=torch.bool, device=device) if unseen else None
         self.row_sums = counts.row_sums().float()                                              # (N,)
         popularity = (counts.popularity + 1).float()
         self.popularity = popularity / popularity.sum()
-        self.totals = torch.zeros(num_users, device=device)
+        self.unseen = unseen
+        self.clear(0)
+
+    def clear(self, num_users: int) -> None:
+        """Begin with users without events."""
+        device = self.row_sums.device
+        self.scores = torch.zeros(num_users, self.counts.num_items, device=device)             # (A, N)
+        self.seen = torch.zeros(self.scores.shape if self.unseen else 0, dtype=torch.bool, device=device)
+        self.totals = torch.zeros(num_users, device=device)                                    # (A,)
 
     def add(self, items: Tensor, at: Tensor, place: int) -> None:
         """Add the next event of the first users.
@@ -119,7 +124,7 @@ class _Scores:
         lag = torch.arange(min(place + 1, self.num_newest), device=at.device)
         # The sum of the scores would not be exactly 0 after events are subtracted.
         self.totals = (self.row_sums[items[at.unsqueeze(1) - lag]] * self.recency**lag).sum(dim=1)
-        if self.seen is not None:
+        if self.unseen:
             self.seen = self.seen[:num_users].scatter_(1, newest.unsqueeze(1), True)
 
     def _add_rows(self, items: Tensor, factor: float) -> None:
@@ -132,4 +137,4 @@ class _Scores:
         known = (1 - SMOOTHING) * (self.totals > 0)
         factor = (known / self.totals.clamp(min=1e-30)).unsqueeze(1)
         found = torch.addcmul((1 - known).unsqueeze(1) * self.popularity, self.scores.clamp(min=0), factor)
-        return found if self.seen is None else found.masked_fill_(self.seen, 0.0)
+        return found.masked_fill_(self.seen, 0.0) if self.unseen else found
