@@ -129,7 +129,7 @@ class CountingModel(AbstractRecommender):
         """
         return (self.unseen_items if unseen else self.all_items).log_probabilities(*histories[:2])
 
-    def teacher(self, events: UserEvents, weight: float, unseen: bool, temperature: float = 1.0) -> CountTeacher:
+    def teacher(self, events: UserEvents, weight: float, unseen: bool, temperature: float) -> CountTeacher:
         """Return a teacher with the settings for `recommend`, or for `recommend_unseen` if `unseen`."""
         return CountTeacher(self.unseen_items if unseen else self.all_items, events, weight, unseen, temperature)
 
