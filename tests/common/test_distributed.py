@@ -148,7 +148,7 @@ def test_only_the_first_process_reports_a_shared_error(process, capfd, error, co
 
 @pytest.mark.slow
 def test_sigterm_ends_a_process_that_waits_for_the_others(command):
-    done = command("""import socket, threading
+    done = command("""import socket, threading, torch.distributed  # before the timer starts
 from datetime import timedelta
 from common.distributed import process_group
 with socket.create_server(("127.0.0.1", 0)) as free:

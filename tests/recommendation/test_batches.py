@@ -29,11 +29,13 @@ def rows_of(batches: TrainingBatches, epoch: int) -> list[list[list[int]]]:
     """Each batch's windows as lists of items without padding."""
     result = []
     for index in range(batches.num_batches):
-        items, lengths, _ = batches.get(epoch, index, WHOLE)
+        items, lengths, starts, _ = batches.get(epoch, index, WHOLE)
         assert all((row[length:] == PADDING).all() for row, length in zip(items, lengths, strict=True))
         rows = [row[:length].tolist() for row, length in zip(items, lengths, strict=True)]
         assert all(rows[:batches.num_windows(epoch, index)])
         assert not any(rows[batches.num_windows(epoch, index):])
+        newest = starts + lengths - 1  # event of the last item of each window
+        assert [row[-1] for row in rows if row] == batches.sequences.item[newest[lengths > 0]].tolist()
         result.append(rows[:batches.num_windows(epoch, index)])
     return result
 
@@ -127,9 +129,9 @@ def test_the_shards_of_a_batch_have_its_windows(case, unit, num_shards):
             continue
         shards = [Shard(slice(number, None, num_shards), num_shards, len(rows)) for number in range(num_shards)]
         parts = [batches.get(0, index, shard) if num_shards > 1 else batches.get(0, index, WHOLE) for shard in shards]
-        found = [row[:length].tolist() for items, lengths, _ in parts
-                 for row, length in zip(items, lengths, strict=True) if length]
-        assert sorted(found) == sorted(rows)
+        found = [(row[:length].tolist(), int(start)) for items, lengths, starts, _ in parts
+                 for row, length, start in zip(items, lengths, starts, strict=True) if length]
+        assert sorted(found) == sorted((row, row[0]) for row in rows)
         assert sum(batches.num_targets(0, index, shard.rows) for shard in shards) == batches.num_targets(0, index)
         assert batches.users(0, index) == [int(batches.sequences.user[row[0]]) for row in rows]
 
