@@ -35,7 +35,7 @@ def rows_of(batches: TrainingBatches, epoch: int) -> list[list[list[int]]]:
         assert all(rows[:batches.num_windows(epoch, index)])
         assert not any(rows[batches.num_windows(epoch, index):])
         newest = starts + lengths - 1  # event of the last item of each window
-        assert [row[-1] for row in rows if row] == batches.sequences.item[newest[lengths > 0]].tolist()
+        assert [row[-1] for row in rows if row] == batches.sequences.device_items[newest[lengths > 0]].tolist()
         result.append(rows[:batches.num_windows(epoch, index)])
     return result
 
