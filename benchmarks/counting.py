@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--num_events", type=int, default=1_000_000)
     parser.add_argument("--events_per_user", type=int, default=10)
     parser.add_argument("--random_neighbours", action="store_true",
-                        help="do not compare the texts of all items, which takes an hour for a million items")
+                        help="do not compare the texts of all items, which takes about 20 minutes for a million")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sequences = generate(args.num_items, args.num_events, args.events_per_user)

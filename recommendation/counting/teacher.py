@@ -9,7 +9,7 @@ from common.progress import Progress
 from recommendation.counting.counts import SMOOTHING, Counts
 from recommendation.decoding.top_k import PADDING
 
-# E events, U users, A users of a block, N items, K items of a list; the other letters are those of the arguments
+# E events, U users, A users of a block, N items, K items of a list
 
 NUM_LIKELY = 64             # items in a list, if all lists fit into LIST_BYTES
 LIST_BYTES = 2**31
