@@ -33,7 +33,7 @@ class CountTeacher:
     them. The count knows rare items; a model that learns from it needs fewer events.
     """
 
-    def __init__(self, counts: Counts, events: UserEvents, weight: float, unseen: bool, temperature: float = 1.0):
+    def __init__(self, counts: Counts, events: UserEvents, weight: float, unseen: bool, temperature: float):
         """unseen: whether to draw no item of the history
         temperature: below 1, likely items become more likely
         """
@@ -69,7 +69,7 @@ def draw(items: Tensor, shares: Tensor, targets: Tensor) -> Tensor:
 def _likely_items(counts: Counts, events: UserEvents, unseen: bool, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the most likely items of each event after its history, and their shares: (E, K) int32 and float32.
 
-    Where there is no training event with a history, all shares are 0.
+    Other events, and the first events of the users, have the shares 0.
     """
     num_likely = min(NUM_LIKELY, max(LIST_BYTES // (8 * len(events.items)), 1), counts.num_items)
     likely = torch.zeros(len(events.items), num_likely, dtype=torch.int32, device=events.items.device)

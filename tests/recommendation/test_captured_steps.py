@@ -37,7 +37,7 @@ def test_captured_steps_with_a_teacher_have_the_losses_of_eager_steps(make_task,
         counts = Counts(NUM_ITEMS)
         matrix = sparse.random(NUM_ITEMS, NUM_ITEMS, 0.3, "csr", random_state=0)
         counts.fill(matrix, np.arange(NUM_ITEMS), num_newest=3, recency=0.7)
-        return CountTeacher(counts, sequences.training_events(), 0.6, unseen=True)
+        return CountTeacher(counts, sequences.training_events(), 0.6, True, 0.5)
 
     eager = make_task(name, RecordedGraphs(), teacher=teacher(), **own)
     eager.descent.captured.active = False

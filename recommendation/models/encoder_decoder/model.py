@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from recommendation.counting.teacher import draw
+
 from ..abstract_model import Catalogue, Windows
 from ..attention_bias import RelativeBias, as_bias, expand_bias
 from ..generator import START, AbstractGenerator, PrefixCache
@@ -87,7 +89,8 @@ class EncoderDecoder(AbstractGenerator):
             history, targets = windows.split_last()
         else:
             history, distributions = windows.items[:, :-1], windows.distributions()
-            targets = windows.next_items()
+            targets = (windows.next_items() if distributions is None else
+                       draw(*distributions, windows.items[:, 1:].T).T)
         history, targets = history.T, targets.T                                          # (S, B) and (G, B)
         # Look up all embeddings at once, because the backward pass of a lookup is slow.
         tokens, inputs = self._history_tokens(history), self.inputs[:, targets]          # (T, B, E) and (L, G, B)

@@ -92,7 +92,7 @@ def test_long_histories_have_the_probabilities_of_the_count(num_newest, recency,
     counts = counts_of(matrix, rng.integers(0, 9, 40), num_newest, recency)
     rows = [rng.integers(40, size=size).tolist() for size in (30, 1, 2, 25, 7, 18, 30, 3)]
     events = events_of(rows)
-    found = CountTeacher(counts, events, 1.0, False)
+    found = CountTeacher(counts, events, 1.0, False, 1.0)
     for start, row in zip(events.starts.tolist(), rows, strict=True):
         for place in range(1, len(row)):
             items, shares = found.distributions(torch.tensor(start + place), torch.tensor(row[place]))

@@ -284,19 +284,15 @@ def test_a_level_learns_the_distribution_of_the_codes_after_the_prefix(make_mode
 class Uniform:
     """A teacher that draws every item with the same probability.
 
-    With `only_drawn`, it gives all probability to the items that it draws next.
+    With `only_drawn`, it gives all probability to one drawn item.
     """
 
     def __init__(self, only_drawn: bool):
-        self.only_drawn, self.drawn = only_drawn, torch.empty(0)
-
-    def draw(self, events, targets):
-        return torch.where(targets == PADDING, targets, self.drawn)
+        self.only_drawn = only_drawn
 
     def distributions(self, events, targets):
-        self.drawn = torch.randint(NUM_ITEMS, targets.shape)
         if self.only_drawn:
-            return self.drawn.unsqueeze(2), torch.ones(*targets.shape, 1)
+            return torch.randint(NUM_ITEMS, (*targets.shape, 1)), torch.ones(*targets.shape, 1)
         shape = (*targets.shape, NUM_ITEMS)
         return torch.arange(NUM_ITEMS).expand(shape), torch.full(shape, 1 / NUM_ITEMS)
 
