@@ -26,7 +26,9 @@ ml-100k)
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --max_steps 4000 --lr 0.002 \
 --temperature 0.1 --dropout 0.1"
     small="sasrec --num_layers 1 --max_steps 20000"
+    long="sasrec --max_steps 8000 --patience null --batch_size 1024 --lr 0.002 --max_history 200"
     rows --seeds 0,1,2 "$small --prior counting" "$small $taught" "$small $sharp" \
+        "$long --prior counting" "$long $learning --teacher_weight 0.2 --teacher_temperature 0.125" \
         "sasrec --num_layers 1 --max_steps 10000 $sharp" "encoder_decoder $codes --dropout 0 $sharp" \
         "decoder_only $codes $sharp" "$retrieve $sharp" "gru4rec --max_steps 4000 $sharp" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
@@ -64,7 +66,8 @@ ml-1m)
     small="sasrec --num_layers 2 $fast --dropout 0.2 --epochs 22"
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --tag 8 $fast --epochs 16 \
 --dropout 0.1 --temperature 0.1"
-    rows --seeds 0 "$small --prior counting" "$small $sharp" "$retrieve $sharp"
+    weak="$learning --teacher_weight 0.2 --teacher_temperature 0.125"
+    rows --seeds 0 "$small --prior counting" "$small $weak" "$retrieve $weak"
     rows --seeds 0,1,2 "$retrieve --prior counting"
     ;;
 esac
