@@ -20,6 +20,7 @@ rows() {
 rows --seeds 0 popularity markov transitions neighbours counting "counting --neighbours_from tfidf"
 learning="--prior counting --teacher transitions"
 taught="$learning --teacher_temperature 1" sharp="$learning --teacher_temperature 0.125"
+weak="$learning --teacher_weight 0.2 --teacher_temperature 0.125"
 case $dataset in
 ml-100k)
     codes="--embedding_suffix fused-concat --tag 64"
@@ -28,7 +29,7 @@ ml-100k)
     small="sasrec --num_layers 1 --max_steps 20000"
     long="sasrec --max_steps 8000 --patience null --batch_size 1024 --lr 0.002 --max_history 200"
     rows --seeds 0,1,2 "$small --prior counting" "$small $taught" "$small $sharp" \
-        "$long --prior counting" "$long $learning --teacher_weight 0.2 --teacher_temperature 0.125" \
+        "$long --prior counting" "$long $weak" "$small $weak" "$retrieve $weak" \
         "sasrec --num_layers 1 --max_steps 10000 $sharp" "encoder_decoder $codes --dropout 0 $sharp" \
         "decoder_only $codes $sharp" "$retrieve $sharp" "gru4rec --max_steps 4000 $sharp" \
         "gru4rec --max_steps 4000 --prior counting" "gru4rec --max_steps 4000 $taught --teacher_weight 0.8" \
@@ -66,7 +67,6 @@ ml-1m)
     small="sasrec --num_layers 2 $fast --dropout 0.2 --epochs 22"
     retrieve="encoder_retrieve --quantizer_name opq --embedding_suffix fused-concat --tag 8 $fast --epochs 16 \
 --dropout 0.1 --temperature 0.1"
-    weak="$learning --teacher_weight 0.2 --teacher_temperature 0.125"
     rows --seeds 0 "$small --prior counting" "$small $weak" "$retrieve $weak"
     rows --seeds 0,1,2 "$retrieve --prior counting"
     ;;
