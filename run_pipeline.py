@@ -9,7 +9,7 @@ import argparse
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from common.command import run_command  # noqa: E402
 from common.errors import ConfigError, nearest  # noqa: E402
 from common.output import flush, show  # noqa: E402
 from common.steps import Step, module, run_steps, script  # noqa: E402
+
+# Defaults, if the dataset's source names no others.
+MODEL, QUANTIZER = "encoder_decoder", "rqvae"
 
 
 def main(argv: list[str]) -> None:
@@ -49,12 +52,14 @@ def make_parser() -> Parser:
     add_shared_flags(parser)
     add_data_flags(parser)
     parser.add_argument("--run_root", type=Path, default=ROOT / "runs", metavar="DIR", help="the folder with the runs")
-    parser.add_argument("--quantizer_name", default="rqvae", metavar="Q",
-                        help=f"the quantizer: one of {', '.join(quantizers.names())}")
+    parser.add_argument("--quantizer_name", default=None, metavar="Q",
+                        help=f"the quantizer: one of {', '.join(quantizers.names())} (default: {QUANTIZER}, or the "
+                             "one that the dataset's source names together with its default model)")
     *first, last = recommenders.baselines()
     baselines = f"{', '.join(first)} and {last}"
-    parser.add_argument("--model", default="encoder_decoder", metavar="M",
-                        help=f"the recommender: one of {', '.join(recommenders.names())}; {baselines} always run too")
+    parser.add_argument("--model", default=None, metavar="M",
+                        help=f"the recommender: one of {', '.join(recommenders.names())}; {baselines} always run too "
+                             f"(default: {MODEL}, or the one that the dataset's source names)")
     parser.add_argument("--filter_seen", nargs="?", const="true", default=None, metavar="true|false|auto",
                         help="whether the items of the history are excluded when the checkpoint is selected and when "
                              "the model recommends; both ways are always tested")
@@ -77,10 +82,9 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     from dataloader.pipeline import plan as plan_data
     from recommendation import models as recommenders
 
+    use_source_defaults(resolve_options(args).process.config.get("pipeline", {}), args)
     check_name("--quantizer_name", args.quantizer_name)
     options = resolve_options(args)
-    if use_source_defaults(options.process.config, args):
-        options = resolve_options(args)
     baselines = [name for name in recommenders.baselines() if name != args.model]
     keys = split_keys(args, baselines)
     data_flags = make_data_parser("").destinations()
@@ -104,34 +108,42 @@ def plan(parser: Parser, args: argparse.Namespace, run_list: Path) -> list[Step]
     codes = ["--quantizer_name", args.quantizer_name, "--embedding_suffix", options.suffix]
     training = [*codes, *shared, *given_flags(parser, args, {"force", "seed", "device"})]
     listed = ["--run_list", str(run_list)]
-    models = {",".join(baselines): "baselines", args.model: "recommendation"}
+    recipe = [] if args.recipe is None else ["--config", str(ROOT / args.recipe)]
+    models = [(",".join(baselines), "baselines", []), (args.model, "recommendation", recipe)]
     return [
         *steps,
         Step(f"quantization: {args.quantizer_name}", script("quantization/main.py", *training,
                                                             *as_flags(keys["quantization"]))),
-        *(Step(f"recommendation: {names}", script("recommendation/main.py", "--model", names, *training, *listed,
-                                                  *given_flags(parser, args, {"filter_seen"}), *as_flags(keys[of])))
-          for names, of in models.items()),
+        *(Step(f"recommendation: {names}", script("recommendation/main.py", "--model", names, *config, *training,
+                                                  *listed, *given_flags(parser, args, {"filter_seen"}),
+                                                  *as_flags(keys[of])))
+          for names, of, config in models),
         Step("results", module("recommendation.results", *listed, *codes, *shared)),
         Step("explain the semantic IDs", script("quantization/main.py", "--explain", *codes, *shared)),
     ]
 
 
-def use_source_defaults(source: dict, args: argparse.Namespace) -> bool:
-    """Set the flags and keys under `pipeline` in the YAML of the dataset's source, and return whether there are any.
+def use_source_defaults(defaults: dict, args: argparse.Namespace) -> None:
+    """Set the flags and keys that the command line does not give.
 
-    A key begins with the name of a quantizer, and applies only to it. If the command line selects an embedding, nothing
-    is set. A flag of the command line stays; the weights of a fusion belong to its parts.
+    defaults: the entry `pipeline` in the YAML of the dataset's source. A key that begins with the name of a quantizer
+        applies only to it. An entry with the name of a dataset has its model, the quantizer of this model, and the
+        model's recipe, a file for --config. They are not used if the command line names another model.
     """
-    given = any((args.suffix, args.modalities, args.pca, args.whiten, args.zscore, args.l2))
-    defaults = {} if given else source.get("pipeline", {})
-    kept = {"fusion_weights"} if args.fusion_parts is not None else set()
-    vars(args).update({name: value for name, value in defaults.items()
-                       if "." not in name and name not in kept and getattr(args, name) is None})
+    of_dataset = defaults.get(args.dataset, {})
+    if args.model not in (None, of_dataset.get("model")):
+        of_dataset = {}
+    args.model = args.model or of_dataset.get("model", MODEL)
+    args.quantizer_name = args.quantizer_name or of_dataset.get("quantizer_name", QUANTIZER)
+    args.recipe = of_dataset.get("recipe")
     # Keys of the command line come later, so they override these.
     args.overrides = [(f"quantization.{key}", str(value)) for key, value in defaults.items()
                       if key.startswith(f"{args.quantizer_name}.")] + args.overrides
-    return bool(defaults)
+    if any((args.suffix, args.modalities, args.pca, args.whiten, args.zscore, args.l2)):
+        return  # the command line selects an embedding
+    # The weights of a fusion belong to its parts.
+    names = ["suffix", "fusion_parts"] + ["fusion_weights"] * (args.fusion_parts is None)
+    vars(args).update({name: defaults[name] for name in names if name in defaults and vars(args)[name] is None})
 
 
 def split_keys(args: argparse.Namespace, baselines: list[str]) -> dict[str, list[tuple[str, str]]]:
@@ -147,19 +159,22 @@ def split_keys(args: argparse.Namespace, baselines: list[str]) -> dict[str, list
     from recommendation import models as recommenders
     from recommendation.options import check_training
 
-    model, *others = (_config(recommenders, name) for name in (args.model, *baselines))
+    def of_recommender(pairs: list[tuple[str, str]]):
+        return _config(recommenders, args.model, pairs, args.recipe)
+
+    model, others = of_recommender([]), [_config(recommenders, name) for name in baselines]
     given = _keys_of_stages(args, {"quantization": [_config(quantizers, args.quantizer_name)],
                                    "recommendation": [model, *others]})
     with _naming_stage("quantization", args.overrides):
         _config(quantizers, args.quantizer_name, given["quantization"])
     with _naming_stage("recommendation", args.overrides):
-        model = _config(recommenders, args.model, [pair for pair in given["recommendation"] if model.has_key(pair[0])])
+        model = of_recommender([pair for pair in given["recommendation"] if model.has_key(pair[0])])
         of_baselines = [pair for pair in given["recommendation"]
                         if any(recommenders.applies(config, pair[0]) for config in others)]
         # The model would refuse a key that has an effect only on baselines.
         of_model = [pair for pair in given["recommendation"]
                     if recommenders.applies(model, pair[0]) or pair not in of_baselines]
-        check_training(_config(recommenders, args.model, of_model + _filter_seen(args)), None)
+        check_training(of_recommender(of_model + _filter_seen(args)), None)
         for config in others:
             _config(recommenders, config.name, [pair for pair in of_baselines if config.has_key(pair[0])])
     return {"quantization": given["quantization"], "recommendation": of_model, "baselines": of_baselines}
@@ -169,11 +184,15 @@ def _filter_seen(args: argparse.Namespace) -> list[tuple[str, str]]:
     return [] if args.filter_seen is None else [("filter_seen", args.filter_seen)]
 
 
-def _config(stage, name: str, keys: list[tuple[str, str]] | None = None):
-    """Return the configuration of a model; `stage` is the module quantization.models or recommendation.models."""
+def _config(stage, name: str, keys: Sequence[tuple[str, str]] = (), recipe: str | None = None):
+    """Return the configuration of a model; `stage` is the module quantization.models or recommendation.models.
+
+    recipe: a YAML file that replaces that of the model, relative to the repository
+    """
     from common.config import resolve
 
-    return resolve(name, stage.config_path(name), stage.DEFAULTS, keys or [])
+    own = stage.config_path(name)
+    return resolve(name, own if recipe is None else ROOT / recipe, stage.DEFAULTS, list(keys), declared_yaml=own)
 
 
 def _keys_of_stages(args: argparse.Namespace, configs: dict[str, list]) -> dict[str, list[tuple[str, str]]]:

@@ -119,27 +119,57 @@ def test_configuration_keys_reach_their_stages(whole_job, tmp_path):
     assert own[f"recommendation/main.py --model {baselines}"] == ["--set=top_k=30"]  # without beams and steps
 
 
-def test_the_source_has_defaults_for_the_whole_job(whole_job, tmp_path):
-    def commands(*flags: str) -> list[str]:
-        made = whole_plan(whole_job, "--dataset=ml-100k", "--data_root", str(tmp_path), *flags)
-        return [" ".join(command) for command in made]
+def commands_of(whole_job: ModuleType, dataset: str, root: Path, *flags: str) -> list[str]:
+    made = whole_plan(whole_job, f"--dataset={dataset}", "--data_root", str(root), *flags)
+    return [" ".join(command) for command in made]
 
-    key = "--set=rqvae.model_params.codebook_size=64"
+
+CODES_64 = "--set=rqvae.model_params.codebook_size=64"
+
+
+def test_the_source_has_defaults_for_the_embedding_and_the_quantizer(whole_job, tmp_path):
+    def commands(*flags: str) -> list[str]:
+        return commands_of(whole_job, "ml-1m", tmp_path, *flags)
+
     made = commands()
     [fused] = [command for command in made if "--suffix=fused-concat" in command and "dataloader.fusion" in command]
     assert {"--fusion_parts=td,cf", "--fusion_weights=1,2"} < set(fused.split())
     later = [command for command in made if command.startswith(("quantization", "recommendation"))]
-    assert all("--embedding_suffix fused-concat" in command for command in later)
-    assert [key in command for command in later] == [True] + [False] * (len(later) - 1)
+    assert all("--quantizer_name rqvae --embedding_suffix fused-concat" in command for command in later)
+    assert [CODES_64 in command for command in later] == [True] + [False] * (len(later) - 1)
     for flags, used in ((["--fusion_weights=1,5"], {"--fusion_parts=td,cf", "--fusion_weights=1,5"}),
                         (["--fusion_parts=td,cf,mine"], {"--fusion_parts=td,cf,mine"})):
         [fused] = [command for command in commands(*flags)
                    if "--suffix=fused-concat" in command and "dataloader.fusion" in command]
         assert {word for word in fused.split() if word.startswith("--fusion")} == used
-    [own] = [command for command in commands("--quantization.codebook_size=32") if key in command]
-    assert own.index(key) < own.index("--set=codebook_size=32")  # the last value counts
-    assert not any("fused-concat" in command or key in command for command in commands("--suffix=td"))
-    assert not any(key in command for command in commands("--quantizer_name=rkmeans"))
+    [own] = [command for command in commands("--quantization.codebook_size=32") if CODES_64 in command]
+    assert own.index(CODES_64) < own.index("--set=codebook_size=32")  # the last value counts
+    assert not any("fused-concat" in command for command in commands("--suffix=td"))
+    assert not any(CODES_64 in command for command in commands("--quantizer_name=rkmeans"))
+
+
+@pytest.mark.parametrize(("dataset", "flags", "model", "quantizer", "recipe"), [
+    ("ml-100k", [], "encoder_retrieve", "opq", True), ("ml-1m", [], "encoder_decoder", "rqvae", False),
+    ("ml-100k", ["--suffix=td"], "encoder_retrieve", "opq", True),
+    ("ml-100k", ["--model=encoder_retrieve", "--quantizer_name=rqvae"], "encoder_retrieve", "rqvae", True),
+    ("ml-100k", ["--model=encoder_decoder"], "encoder_decoder", "rqvae", False)])
+def test_the_source_has_a_default_model_for_a_dataset(whole_job, tmp_path, dataset, flags, model, quantizer, recipe):
+    made = commands_of(whole_job, dataset, tmp_path, *flags)
+    later = [command for command in made if command.startswith(("quantization", "recommendation"))]
+    assert all(f"--quantizer_name {quantizer} --embedding_suffix" in command for command in later)
+    assert (CODES_64 in later[0]) == (quantizer == "rqvae")
+    own = f"--model {model}" + " --config recommendation/models/encoder_retrieve/recipes/ml-100k.yaml" * recipe
+    trained = [command for command in later if "/main.py --model" in command]
+    assert [f"{own} --quantizer_name" in command for command in trained] == [False, True]
+    assert "--config" not in trained[0]
+
+
+def test_a_key_overrides_the_recipe_of_the_source(whole_job, tmp_path):
+    made = commands_of(whole_job, "ml-100k", tmp_path, "--teacher=none", "--recommendation.max_steps=7")
+    [own] = [command for command in made if "--model encoder_retrieve" in command]
+    assert own.endswith("--set=teacher=none --set=max_steps=7")
+    with refused(ConfigError, "--teacher_weight", names=["no teacher"]):
+        commands_of(whole_job, "ml-100k", tmp_path, "--teacher=none", "--teacher_weight=0.3")
 
 
 def test_a_key_of_the_baselines_is_not_passed_to_a_model_without_it(whole_job, tmp_path):
