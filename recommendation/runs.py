@@ -231,11 +231,16 @@ def find_run(folder: DatasetFolder, run_root: Path, choice: Choice, run_id: str 
                             "newest finished run")
         return parent / run_id
     if run is None:
+        command = choice.training_command(folder, run_root)
         others = sorted({path.parent.parent.name for path in parent.parent.glob("*/*/finished.json")})
-        close, command = closest(parent.name, others), choice.training_command(folder, run_root)
-        raise DataError(parent, "has no finished run", nearest(parent.name, others) if others else "",
-                        f"correct the flags ({choice.flags_of(close)}), or train the model with: {command}"
-                        if close else command)
+        if close := closest(parent.name, others):
+            raise DataError(parent, "has no finished run", nearest(parent.name, others),
+                            f"correct the flags ({choice.flags_of(close)}), or train the model with: {command}")
+        trained = sorted({path.parts[-4:-2] for path in parent.parent.parent.glob("*/*/*/finished.json")})
+        flags = [f"--model {name}" if ids == NO_CODES else f"--model {name} {Choice(name).flags_of(ids)}".strip()
+                 for name, ids in trained]
+        why = f"The flags of the models that have finished runs are: {'; '.join(flags)}" if flags else ""
+        raise DataError(parent, "has no finished run", why, command)
     return run
 
 

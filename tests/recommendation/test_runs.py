@@ -57,8 +57,18 @@ def test_a_missing_run_gives_the_training_command(train):
     trained = train("markov")
     command = (f"python recommendation/main.py --model=sasrec --category=Tiny --run_root {trained.run_root} "
                f"--data_root {trained.folder.data_root}")
-    with refused(DataError, trained.run_root / "recommendation/Tiny/sasrec/no-codes", fix=[command]):
+    with refused(DataError, trained.run_root / "recommendation/Tiny/sasrec/no-codes", names=["--model markov"],
+                 fix=[command]):
         load(trained, "sasrec")
+
+
+def test_a_missing_run_names_the_flags_of_other_models(train):
+    trained = train("encoder_decoder")
+    parent = trained.run_root / "recommendation/Tiny"
+    (parent / "encoder_decoder/rqvae-td").rename(parent / "encoder_decoder/opq-fused-concat")
+    with refused(DataError, parent / "decoder_only/rqvae-td", names=[
+            "--model encoder_decoder --quantizer_name opq --embedding_suffix fused-concat"]):
+        load_recommender(trained.folder, trained.run_root, Choice("decoder_only"))
 
 
 def test_a_missing_run_names_semantic_ids_with_a_run(train):
