@@ -32,8 +32,8 @@ class Clusters(NamedTuple):
 @torch.no_grad()
 @matmul_precision("ieee")
 def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torch.Generator, cosine: bool = False,
-           max_size: int | None = None) -> Clusters:
-    """Cluster rows (N, D) with Lloyd's algorithm, initialized by k-means++.
+           max_size: int | None = None, start: Tensor | None = None) -> Clusters:
+    """Cluster rows (N, D) with Lloyd's algorithm, initialized by k-means++ or with the centroids `start` (K, D).
 
     With `cosine`, a row belongs to the centroid at the smallest angle.
 
@@ -42,9 +42,11 @@ def kmeans(rows: Tensor, num_clusters: int, num_iterations: int, generator: torc
     """
     # With `max_size`, dense regions need many centroids; random rows provide them. The centroids and the offsets of the
     # result form a power diagram.
-    count = max(SAMPLE_ROWS, SAMPLE_PER_CLUSTER * num_clusters)
-    sample = rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
-    centroids = _initial_centroids(sample, num_clusters, generator, uniform=max_size is not None)
+    if start is None:
+        count = max(SAMPLE_ROWS, SAMPLE_PER_CLUSTER * num_clusters)
+        sample = rows[torch.randperm(len(rows), generator=generator)[:count].to(rows.device)]
+        start = _initial_centroids(sample, num_clusters, generator, uniform=max_size is not None)
+    centroids = start
     prices = torch.zeros(num_clusters, device=rows.device, dtype=torch.float64)
     norms = rows.square().sum(dim=1)
     for _ in range(num_iterations):

@@ -1,20 +1,23 @@
 """Optimized product quantization (OPQ, Ge et al. 2013, CVPR)."""
 
-import importlib.util
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError
+from common.precision import matmul_precision
+from quantization.codebooks.kmeans import kmeans
 from quantization.codebooks.layers import sample
+from quantization.codebooks.nearest import nearest
 from quantization.codebooks.sizes import at_least_one
 
 from .pq import PQ
 
+# N rows, D input width, L levels (parts), P part width, K codebook size
+
+FIRST_ITERATIONS = 10  # k-means iterations before the first rotation; before each later one, there is one
+
 
 class OPQ(PQ):
-    """Product quantization of rotated embeddings. faiss learns a rotation that minimizes the quantization error."""
+    """Product quantization of rotated embeddings. The rotation is learned, so that the quantization error is small."""
 
     section = "opq"
     rotation: Tensor  # (D, D)
@@ -24,9 +27,6 @@ class OPQ(PQ):
         params = config["opq"]["model_params"]
         self.rotation_iterations = at_least_one(params["rotation_iterations"], "opq.model_params.rotation_iterations")
         self.register_buffer("rotation", torch.eye(input_size))
-        if importlib.util.find_spec("faiss") is None:
-            raise ConfigError("opq", "needs faiss, which is not installed", "OPQ learns its rotation with faiss",
-                              "run pip install -r requirements-faiss.txt, or use --quantizer_name pq")
 
     def parts(self, xs: Tensor) -> Tensor:
         return super().parts(xs.double() @ self.rotation.double().T)
@@ -36,19 +36,25 @@ class OPQ(PQ):
 
     @torch.no_grad()
     def fit(self, xs: Tensor, generator: torch.Generator) -> bool:
-        import faiss
-
-        rows = sample(xs, generator, self.max_rows).cpu().numpy()
-        num_rows = len(rows)
-        if num_rows < rows.shape[1]:  # faiss crashes if there are fewer rows than columns
-            rows = np.tile(rows, (-(-rows.shape[1] // num_rows), 1))
-        transform = faiss.OPQMatrix(rows.shape[1], self.num_levels)
-        transform.niter = self.rotation_iterations
-        # faiss needs a codebook size that is a power of two, at least 2, and at most the number of rows.
-        num_bits = max(1, min(self.size, num_rows).bit_length() - 1)
-        transform.pq = faiss.ProductQuantizer(rows.shape[1], self.num_levels, num_bits)
-        transform.pq.cp.min_points_per_centroid = 1  # otherwise, faiss prints a warning per part and iteration
-        transform.train(rows)
-        matrix = torch.from_numpy(faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in).copy())
-        self.rotation.copy_(matrix)
+        self.rotation.copy_(self._learn_rotation(sample(xs, generator, self.max_rows), generator))
         return super().fit(xs, generator)
+
+    @matmul_precision("ieee")
+    def _learn_rotation(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the rotation (D, D) for rows (N, D), by turns: fit codewords to the rotated rows, then rotate the rows
+        towards their codewords."""
+        # A random rotation gives all parts about the same variance.
+        width = rows.shape[1]
+        rotation = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q.to(rows)
+        codewords: list[Tensor | None] = [None] * self.num_levels
+        for turn in range(self.rotation_iterations):
+            quantized = []
+            for level, part in enumerate((rows @ rotation.T).chunk(self.num_levels, dim=1)):
+                iterations = 1 if turn else FIRST_ITERATIONS
+                found = kmeans(part.contiguous(), self.size, iterations, generator, start=codewords[level]).centroids
+                codewords[level] = found
+                quantized.append(found[nearest(part, found)])
+            # Orthogonal Procrustes problem: the rotation with the smallest sum of |rotation @ row - quantized row|^2.
+            left, _, right = torch.linalg.svd((torch.cat(quantized, dim=1).T @ rows).double())
+            rotation = (left @ right).to(rows)
+        return rotation

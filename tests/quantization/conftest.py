@@ -93,8 +93,6 @@ def make_config(index_file):
 def make_model(make_folder):
     """Config -> a seeded model; each input embedding has the width `WIDTH`."""
     def make(config: Config, num_items: int = NUM_ITEMS):
-        if config.name == "opq":
-            pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
         model_class = find_class(config.name)
         inputs = dict.fromkeys(model_class.embedding_suffixes(config.values, "td"), WIDTH)
         folder = None if inputs else make_folder(num_items)

@@ -1,7 +1,5 @@
 """Product quantization, plain and after a rotation, against faiss."""
 
-import importlib.util
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from tests.errors import refused
 from tests.quantization.conftest import numbers, seeded
 
 WIDTH, NUM_PARTS, SIZE = 32, 4, 32
+NO_FAISS = "faiss is not installed (requirements-dev.txt)"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,6 @@ def pq(fitted, correlated) -> PQ:
 
 @pytest.fixture(scope="module")
 def opq(fitted, correlated) -> OPQ:
-    pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
     return fitted(OPQ, correlated)
 
 
@@ -64,7 +62,7 @@ def test_each_part_is_coded_by_a_codebook_of_its_own(fitted):
 
 
 def test_the_distortion_of_pq_equals_that_of_faiss(pq, correlated):
-    faiss = pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
+    faiss = pytest.importorskip("faiss", reason=NO_FAISS)
     oracle = faiss.ProductQuantizer(WIDTH, NUM_PARTS, 5)
     oracle.train(correlated.numpy())
     errors = oracle.decode(oracle.compute_codes(correlated.numpy())) - correlated.numpy()
@@ -72,7 +70,7 @@ def test_the_distortion_of_pq_equals_that_of_faiss(pq, correlated):
 
 
 def test_pq_and_faiss_give_equal_codes_for_equal_codewords(pq, correlated):
-    faiss = pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
+    faiss = pytest.importorskip("faiss", reason=NO_FAISS)
     oracle = faiss.ProductQuantizer(WIDTH, NUM_PARTS, 8)  # one byte per code, which needs no unpacking
     padded = torch.full((NUM_PARTS, 256, WIDTH // NUM_PARTS), 1e6)
     padded[:, :SIZE] = pq.codewords
@@ -82,8 +80,7 @@ def test_pq_and_faiss_give_equal_codes_for_equal_codewords(pq, correlated):
 
 @pytest.mark.slow
 def test_the_distortion_of_opq_equals_that_of_faiss(opq, correlated):
-    import faiss
-
+    faiss = pytest.importorskip("faiss", reason=NO_FAISS)
     rotation = faiss.OPQMatrix(WIDTH, NUM_PARTS)
     rotation.niter = 20
     rotation.pq = faiss.ProductQuantizer(WIDTH, NUM_PARTS, 5)
@@ -106,16 +103,13 @@ def test_the_rotation_is_orthogonal_and_is_undone(opq, correlated):
 
 
 @pytest.mark.parametrize("size", [1, 3, 40])
-def test_opq_takes_codebooks_of_any_size(fitted, correlated, size, capfd):
-    pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
+def test_opq_takes_codebooks_of_any_size(fitted, correlated, size):
     model = fitted(OPQ, correlated[:40].contiguous(), codebook_size=size, rotation_iterations=2)
     assert model.codebook_sizes == [size] * NUM_PARTS
     assert int(model.get_codes(correlated[:40]).max()) < size
-    assert "WARNING" not in "".join(capfd.readouterr()), "faiss warns of few rows, hundreds of times"
 
 
 def test_opq_takes_fewer_items_than_columns(fitted, correlated):
-    pytest.importorskip("faiss", reason="faiss is not installed (requirements-faiss.txt)")
     few = correlated[:WIDTH // 2].contiguous()
     model = fitted(OPQ, few, codebook_size=4, rotation_iterations=2)
     assert model.get_codes(few).shape == (WIDTH // 2, NUM_PARTS)
@@ -138,10 +132,3 @@ def test_a_width_that_levels_do_not_divide_is_refused(fitted, model_class):
         fitted(model_class, torch.zeros(70, WIDTH), num_levels=5)
     assert {"5", "32"} <= set(numbers(f"{raised.value.what} {raised.value.why}"))
     assert numbers(raised.value.fix) == ["1", "2", "4", "8", "16", "32"]
-
-
-def test_opq_without_faiss_names_the_command_that_installs_it(fitted, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with refused(ConfigError, "opq", names=["faiss"],
-                 fix=["pip install -r requirements-faiss.txt", "--quantizer_name pq"]):
-        fitted(OPQ, torch.zeros(70, WIDTH))
