@@ -9,6 +9,7 @@ GOOD_UTILIZATION, BAD_UTILIZATION = 0.95, 0.70
 EVEN_GINI, UNEVEN_GINI = 0.35, 0.60
 GOOD_COHERENCE = 2.0  # ratio to the value of random pairs, or to the value expected by chance
 SHOWN_PREFIXES = 4    # maximum prefix length in the report
+SHOWN_LEVELS = 6      # if more levels than this are well used, they share one line
 
 
 def diagnose(metrics: dict, settings: dict) -> list[str]:
@@ -16,10 +17,8 @@ def diagnose(metrics: dict, settings: dict) -> list[str]:
 
     settings: the result of `settings_of`; the report suggests only these settings
     """
-    lines = [*_reconstruction(metrics, settings), _collisions(metrics, settings), _bucket(metrics)]
-    for level, share in enumerate(metrics["utilization"]):
-        lines.append(_level(metrics, level, share, settings))
-    return [*lines, *_prefixes(metrics), *_behaviour(metrics)]
+    return [*_reconstruction(metrics, settings), _collisions(metrics, settings), _bucket(metrics),
+            *_levels(metrics, settings), *_prefixes(metrics), *_behaviour(metrics)]
 
 
 def settings_of(config: Config, model: AbstractVQ, num_items: int) -> dict:
@@ -125,6 +124,21 @@ def _bucket(metrics: dict) -> str:
         return text + "no two items share an ID"
     return text + (f"at most {largest} items share an ID" if largest <= 10 else
                    f"{largest} items share one ID; check the item texts for duplicates")
+
+
+def _levels(metrics: dict, settings: dict) -> list[str]:
+    shares, perplexities, ginis = metrics["utilization"], metrics["perplexity"], metrics["gini"]
+    good = [level for level, share in enumerate(shares)
+            if share >= GOOD_UTILIZATION and perplexities[level] > 1 and ginis[level] <= UNEVEN_GINI]
+    if len(good) <= SHOWN_LEVELS:
+        good = []
+    lines = [_level(metrics, level, share, settings) for level, share in enumerate(shares) if level not in good]
+    if good:
+        share, perplexity, gini = (sorted(values[level] for level in good) for values in (shares, perplexities, ginis))
+        lines.append(f"{len(good)} levels use at least {share[0]:.0%} of their codes "
+                     f"(perplexity {perplexity[0]:.0f} to {perplexity[-1]:.0f}, Gini {gini[0]:.2f} to {gini[-1]:.2f}): "
+                     "well used")
+    return lines
 
 
 def _level(metrics: dict, level: int, share: float, settings: dict) -> str:

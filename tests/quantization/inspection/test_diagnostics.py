@@ -93,6 +93,18 @@ def test_a_collapsed_level_is_reported_with_its_number():
     assert flags(line) == {"restart_dead", "start", "codebook_size"}
 
 
+def test_many_well_used_levels_share_one_line():
+    """Levels 1 and 9 have problems; the other seven are well used."""
+    metrics = {"utilization": [0.5, *[1.0] * 6, 0.96, 1.0], "perplexity": [*[40.0] * 4, 33.4, 51.6, *[40.0] * 3],
+               "gini": [0.1, 0.2, 0.3, 0.6, *[0.3] * 4, 0.61], "num_dead_codes": [0] * 9}
+    lines = diagnose(GOOD | metrics, SETTINGS)
+    assert len(lines) == 9
+    assert [numbers(line)[:2] for line in lines[3:5]] == [["1", "50%"], ["9", "100%"]]
+    assert numbers(lines[5]) == ["7", "96%", "33", "52", "0.20", "0.60"]
+    fewer = {name: values[:7] for name, values in metrics.items()}
+    assert [numbers(line)[0] for line in diagnose(GOOD | fewer, SETTINGS)[3:10]] == list("1234567")
+
+
 def test_grades_of_prefix_coherence():
     check_grades(PREFIX_1, [[{"prefix_coherence": [ratio, 3.0]} for ratio in grade]
                             for grade in ([2.0, 9.0], [1.9, 1.1], [1.0, 0.2])])
