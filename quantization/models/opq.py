@@ -29,6 +29,7 @@ class OPQ(PQ):
         super().__init__(config, input_size)
         params = config["opq"]["model_params"]
         self.rotation_iterations = at_least_one(params["rotation_iterations"], "opq.model_params.rotation_iterations")
+        self.first_rotation = params["first_rotation"]
         self.register_buffer("rotation", torch.eye(input_size))
 
     def parts(self, xs: Tensor) -> Tensor:
@@ -44,9 +45,12 @@ class OPQ(PQ):
 
     @matmul_precision("ieee")
     def _learn_rotation(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the rotation (D, D) for rows (N, D), by turns: fit codewords to the rotated rows, then rotate the rows
-        towards their codewords."""
-        rotation = balanced_components(rows, self.num_levels)
+        """Return the rotation (D, D) for rows (N, D).
+
+        Two steps take turns: fit codewords to the rotated rows, then rotate the rows towards their codewords.
+        """
+        rotation = (balanced_components(rows, self.num_levels) if self.first_rotation == "components" else
+                    random_rotation(rows.shape[1], generator).to(rows))
         codewords: list[Tensor | None] = [None] * self.num_levels
         for turn in range(self.rotation_iterations):
             quantized = []
@@ -61,12 +65,16 @@ class OPQ(PQ):
         return rotation
 
 
+def random_rotation(width: int, generator: torch.Generator) -> Tensor:
+    """Return a random orthogonal matrix, in float64: (width, width)."""
+    return torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64)).Q
+
+
 def balanced_components(rows: Tensor, num_parts: int) -> Tensor:
     """Return the principal components of rows (N, D) as a rotation (D, D) with parts of similar variance.
 
     Ge et al. call this eigenvalue allocation. From the largest variance to the smallest, each component goes to the
-    part with the smallest product of variances so far, among the parts with less than D / num_parts components. On the
-    embeddings of our datasets, learning ends at a fifth less error from here than from a random rotation, as in faiss.
+    part with the smallest product of variances so far, among the parts with less than D / num_parts components.
     """
     centred = (rows - rows.mean(dim=0)).double()
     variances, components = torch.linalg.eigh(centred.T @ centred)  # the largest variance is the last

@@ -79,7 +79,7 @@ def test_pq_and_faiss_give_equal_codes_for_equal_codewords(pq, correlated):
 
 
 @pytest.mark.slow
-def test_the_distortion_of_opq_is_less_than_that_of_faiss(opq, correlated):
+def test_the_distortion_of_opq_equals_that_of_faiss(fitted, opq, correlated):
     faiss = pytest.importorskip("faiss", reason=NO_FAISS)
     rotation = faiss.OPQMatrix(WIDTH, NUM_PARTS)
     rotation.niter = 20
@@ -89,17 +89,20 @@ def test_the_distortion_of_opq_is_less_than_that_of_faiss(opq, correlated):
     oracle = faiss.ProductQuantizer(WIDTH, NUM_PARTS, 5)
     oracle.train(rotated)
     theirs = oracle.decode(oracle.compute_codes(rotated))
-    assert distortion(opq, correlated) < 0.97 * float(((theirs - rotated) ** 2).sum(axis=1).mean())
+    expected = float(((theirs - rotated) ** 2).sum(axis=1).mean())
+    assert distortion(opq, correlated) == pytest.approx(expected, rel=0.02)
+    assert distortion(fitted(OPQ, correlated, first_rotation="components"), correlated) < 0.97 * expected
 
 
-def test_the_first_rotation_by_hand():
-    """The variances are 16, 4, 2 and 1. The part with 16 is full at last, because its product is the largest."""
+def test_balanced_components_by_hand():
+    """The variances are 16, 4, 2 and 1: 16 belongs to the first part, 4 and 2 to the second, 1 to the first."""
     rows = torch.cat([sign * torch.diag(torch.tensor([2.0, 1.0, 16.0, 4.0]).sqrt()) for sign in (-1, 1)])
     assert torch.allclose(balanced_components(rows, 2).abs(), torch.eye(4)[[2, 1, 3, 0]], atol=1e-6)
 
 
-def test_equal_items_have_a_rotation(fitted):
-    model = fitted(OPQ, torch.ones(8, WIDTH), codebook_size=2, rotation_iterations=2)
+@pytest.mark.parametrize("start", ["random", "components"])
+def test_equal_items_have_a_rotation(fitted, start):
+    model = fitted(OPQ, torch.ones(8, WIDTH), codebook_size=2, rotation_iterations=2, first_rotation=start)
     assert torch.allclose(model.rotation @ model.rotation.T, torch.eye(WIDTH), atol=1e-5)
 
 
