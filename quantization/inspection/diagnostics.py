@@ -135,7 +135,8 @@ def _levels(metrics: dict, settings: dict) -> list[str]:
     lines = [_level(metrics, level, share, settings) for level, share in enumerate(shares) if level not in good]
     if good:
         share, perplexity, gini = (sorted(values[level] for level in good) for values in (shares, perplexities, ginis))
-        lines.append(f"{len(good)} levels use at least {share[0]:.0%} of their codes "
+        least = f"{share[0]:.0%}" if share[0] == 1 else f"at least {share[0]:.0%}"
+        lines.append(f"{len(good)} levels use {least} of their codes "
                      f"(perplexity {perplexity[0]:.0f} to {perplexity[-1]:.0f}, Gini {gini[0]:.2f} to {gini[-1]:.2f}): "
                      "well used")
     return lines
