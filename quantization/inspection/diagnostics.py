@@ -127,32 +127,35 @@ def _bucket(metrics: dict) -> str:
 
 
 def _levels(metrics: dict, settings: dict) -> list[str]:
-    shares, perplexities, ginis = metrics["utilization"], metrics["perplexity"], metrics["gini"]
-    good = [level for level, share in enumerate(shares)
-            if share >= GOOD_UTILIZATION and perplexities[level] > 1 and ginis[level] <= UNEVEN_GINI]
+    levels = range(len(metrics["utilization"]))
+    good = [level for level in levels if _is_well_used(metrics, level)]
     if len(good) <= SHOWN_LEVELS:
-        good = []
-    lines = [_level(metrics, level, share, settings) for level, share in enumerate(shares) if level not in good]
-    if good:
-        share, perplexity, gini = (sorted(values[level] for level in good) for values in (shares, perplexities, ginis))
-        least = f"{share[0]:.0%}" if share[0] == 1 else f"at least {share[0]:.0%}"
-        lines.append(f"{len(good)} levels use {least} of their codes "
-                     f"(perplexity {perplexity[0]:.0f} to {perplexity[-1]:.0f}, Gini {gini[0]:.2f} to {gini[-1]:.2f}): "
-                     "well used")
-    return lines
+        return [_level(metrics, level, settings) for level in levels]
+    share, perplexity, gini = (sorted(metrics[name][level] for level in good)
+                               for name in ("utilization", "perplexity", "gini"))
+    least = f"{share[0]:.0%}" if share[0] == 1 else f"at least {share[0]:.0%}"
+    return [*(_level(metrics, level, settings) for level in levels if level not in good),
+            f"{len(good)} levels use {least} of their codes (perplexity {perplexity[0]:.0f} to {perplexity[-1]:.0f}, "
+            f"Gini {gini[0]:.2f} to {gini[-1]:.2f}): well used"]
 
 
-def _level(metrics: dict, level: int, share: float, settings: dict) -> str:
-    perplexity, gini, dead = metrics["perplexity"][level], metrics["gini"][level], metrics["num_dead_codes"][level]
+def _is_well_used(metrics: dict, level: int) -> bool:
+    return (metrics["utilization"][level] >= GOOD_UTILIZATION and metrics["perplexity"][level] != 1
+            and metrics["gini"][level] <= UNEVEN_GINI)
+
+
+def _level(metrics: dict, level: int, settings: dict) -> str:
+    share, perplexity, gini, dead = (metrics[name][level]
+                                     for name in ("utilization", "perplexity", "gini", "num_dead_codes"))
     text = (f"level {level + 1} uses {share:.0%} of its codes "
             f"({dead} dead, perplexity {perplexity:.0f}, Gini {gini:.2f}): ")
+    if _is_well_used(metrics, level):
+        return text + ("well and evenly used" if gini <= EVEN_GINI else "well used, but unevenly")
     if share < BAD_UTILIZATION or perplexity == 1:
         return text + "probably collapsed" + _advice(settings, "restart_dead", "start", "smaller", "num_values")
     if share < GOOD_UTILIZATION:
         return text + "some codes are unused" + _advice(settings, "restart_dead", "smaller", "num_values")
-    if gini > UNEVEN_GINI:
-        return text + "well used, but very unevenly" + _advice(settings, "uniform")
-    return text + ("well and evenly used" if gini <= EVEN_GINI else "well used, but unevenly")
+    return text + "well used, but very unevenly" + _advice(settings, "uniform")
 
 
 def _prefixes(metrics: dict) -> list[str]:
