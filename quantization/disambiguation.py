@@ -1,5 +1,6 @@
 """Disambiguation: make semantic IDs distinct. Either add a level, or change codes of the last level."""
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,8 @@ import torch
 
 from common.errors import ConfigError
 from quantization.models.abstract_vq import AbstractVQ
+
+log = logging.getLogger(__name__)
 
 # N items, M items that share their ID with another item, L levels, K codes of the last level, D width
 # The prefix of an item is its semantic ID without the last code. The M items have G different prefixes.
@@ -21,6 +24,7 @@ class DistinctIDs(NamedTuple):
     codes: np.ndarray           # int64 (N, L)
     codebook_sizes: list[int]
     level: int | None           # index of the extra level, or None if there is none
+    method: str                 # extra_level, reassign or none
 
 
 def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: AbstractVQ, xs: torch.Tensor,
@@ -28,7 +32,8 @@ def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: Abstra
     """Make the semantic IDs of all items distinct.
 
     method: `extra_level` adds a level that numbers the items with the same codes; `reassign` changes codes of the last
-        level; `none` returns the codes unchanged
+        level; `none` returns the codes unchanged; `auto` is `reassign` if the levels have no order and the last level
+        has enough codes, otherwise `extra_level`
     codes: (N, L)
     sizes: the L codebook sizes
     xs: the input of the model, (N, D)
@@ -36,14 +41,30 @@ def disambiguate(method: str, codes: np.ndarray, sizes: list[int], model: Abstra
 
     Raises ConfigError if the last level has too few codes for `reassign`.
     """
+    if method == "auto":
+        method = _choose(codes, sizes[-1], model)
     if method == "none" or not (shared := has_shared_id(codes)).any():
-        return DistinctIDs(codes, sizes, None)
+        return DistinctIDs(codes, sizes, None, method)
     if method == "extra_level":
         rank = ranks(codes)
-        return DistinctIDs(np.column_stack([codes, rank]), [*sizes, int(rank.max()) + 1], codes.shape[1])
+        return DistinctIDs(np.column_stack([codes, rank]), [*sizes, int(rank.max()) + 1], codes.shape[1], method)
     exact = _model_distances(model, xs[torch.from_numpy(shared).to(xs.device)])
     distances = estimated_distances(codes, content, sizes[-1])[shared] if exact is None else exact
-    return DistinctIDs(reassign(codes, shared, distances), sizes, None)
+    return DistinctIDs(reassign(codes, shared, distances), sizes, None, method)
+
+
+def _choose(codes: np.ndarray, num_codes: int, model: AbstractVQ) -> str:
+    """Return the method for `auto`. num_codes: number of codes of the last level"""
+    # The numbers of an extra level mean nothing, but a recommender learns from them as from other codes. If the levels
+    # have an order, a generator predicts these numbers last, when all other codes are known.
+    if model.has_ordered_levels:
+        return "extra_level"
+    largest = int(_buckets(codes[:, :-1])[1].max())
+    if largest <= num_codes:
+        return "reassign"
+    log.info("quantization: an extra level makes the IDs distinct: %d items have the same codes in all levels but the "
+             "last, which has %d codes", largest, num_codes)
+    return "extra_level"
 
 
 def has_shared_id(codes: np.ndarray) -> np.ndarray:

@@ -123,7 +123,7 @@ class Trainer:
         meta = {
             "inputs": self.embeddings.hashes, "items_sha256": self.embeddings.items_sha256, "command": command,
             "codebook_sizes": ids.codebook_sizes, "disambiguation_level": ids.level,
-            "disambiguation": self.config["common"]["disambiguation"],
+            "disambiguation": ids.method,
             "collision_rate_before": before, "collision_rate_after": after, **info}
         save_array(path, ids.codes.astype(np.int32), meta)
         return meta

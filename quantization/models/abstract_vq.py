@@ -21,6 +21,8 @@ class AbstractVQ(nn.Module, ABC):
     - `config["data"]["folder"]`: the `DatasetFolder` of the dataset
     """
 
+    has_ordered_levels = True  # whether each level refines the levels before it; see `--disambiguation auto`
+
     def __init__(self, config: dict):
         super().__init__()
         self.config = config

@@ -22,6 +22,7 @@ class PQ(AbstractVQ):
     """
 
     section = "pq"
+    has_ordered_levels = False
     codewords: Tensor  # (L, K, P)
 
     def __init__(self, config: dict, input_size: int):

@@ -19,8 +19,8 @@ code_arrays = arrays.arrays(
 class Plugin:
     """A quantizer that can only return the distances of its last level (N, K), or None."""
 
-    def __init__(self, distances=None):
-        self.distances = distances
+    def __init__(self, distances=None, has_ordered_levels=True):
+        self.distances, self.has_ordered_levels = distances, has_ordered_levels
 
     def last_distances(self, xs):
         """`xs` are the items' numbers (M, 1)."""
@@ -37,6 +37,26 @@ def test_the_extra_level_numbers_items_with_equal_codes():
     ids = made_distinct("extra_level", [[1, 2], [0, 0], [1, 2], [3, 3], [1, 2], [0, 0]], [4, 5])
     assert ids.codes.tolist() == [[1, 2, 0], [0, 0, 0], [1, 2, 1], [3, 3, 0], [1, 2, 2], [0, 0, 1]]
     assert (ids.codebook_sizes, ids.level) == ([4, 5, 3], 2)
+
+
+TWO_SHARE = [[0, 1], [0, 1], [1, 1]]
+
+
+@pytest.mark.parametrize(("ordered", "size", "codes", "method"), [
+    (True, 2, [[0, 1, 0], [0, 1, 1], [1, 1, 0]], "extra_level"),
+    (False, 2, [[0, 1], [0, 0], [1, 1]], "reassign"),
+])
+def test_auto_reassigns_if_the_levels_have_no_order(ordered, size, codes, method):
+    ids = made_distinct("auto", TWO_SHARE, [2, size], Plugin(has_ordered_levels=ordered))
+    assert (ids.codes.tolist(), ids.method) == (codes, method)
+
+
+def test_auto_adds_a_level_if_the_last_one_has_too_few_codes(caplog):
+    caplog.set_level("INFO")
+    ids = made_distinct("auto", [*TWO_SHARE, [0, 0]], [2, 2], Plugin(has_ordered_levels=False))
+    assert (ids.codes.tolist(), ids.method) == ([[0, 1, 0], [0, 1, 1], [1, 1, 0], [0, 0, 0]], "extra_level")
+    [line] = caplog.messages
+    assert "3 items have the same codes in all levels but the last, which has 2 codes" in line
 
 
 @pytest.mark.parametrize("method", ["extra_level", "reassign", "none"])
