@@ -97,7 +97,7 @@ RPG = (TEXTS.format(paper="The paper uses text-embedding-3-large with 3,072 dime
        "The blocks have RMSNorm, instead of GPT-2's LayerNorm. The heads are linear, instead of residual blocks.",
        "Sequences are split at random points. A batch has 1,536 targets instead of 256 sequences, so that there are "
        "about as many steps.",
-       "Items with equal codes get a disambiguation level.")
+       "Items with equal codes move to the nearest free code of the last level.")
 RPG_SPEED = ("GPU: the whole run of cornac 3.0.1, with evaluations: 2,502 s on Beauty, 1,682 s on Toys. CPU: measured "
              "with 32 levels, and doubled for 16 levels.")
 SASREC = ("The loss is the softmax over all items, instead of binary cross-entropy with sampled negatives.",
