@@ -42,12 +42,12 @@ def test_the_extra_level_numbers_items_with_equal_codes():
 TWO_SHARE = [[0, 1], [0, 1], [1, 1]]
 
 
-@pytest.mark.parametrize(("ordered", "size", "codes", "method"), [
-    (True, 2, [[0, 1, 0], [0, 1, 1], [1, 1, 0]], "extra_level"),
-    (False, 2, [[0, 1], [0, 0], [1, 1]], "reassign"),
+@pytest.mark.parametrize(("ordered", "codes", "method"), [
+    (True, [[0, 1, 0], [0, 1, 1], [1, 1, 0]], "extra_level"),
+    (False, [[0, 1], [0, 0], [1, 1]], "reassign"),
 ])
-def test_auto_reassigns_if_the_levels_have_no_order(ordered, size, codes, method):
-    ids = made_distinct("auto", TWO_SHARE, [2, size], Plugin(has_ordered_levels=ordered))
+def test_auto_reassigns_if_the_levels_have_no_order(ordered, codes, method):
+    ids = made_distinct("auto", TWO_SHARE, [2, 2], Plugin(has_ordered_levels=ordered))
     assert (ids.codes.tolist(), ids.method) == (codes, method)
 
 

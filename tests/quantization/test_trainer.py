@@ -224,6 +224,18 @@ def test_reassigned_codes_are_distinct_without_an_extra_level(name, make_config,
     assert (meta["collision_rate_before"], meta["collision_rate_after"]) == (metrics["collision_rate"], 0.0)
 
 
+@pytest.mark.parametrize(("name", "method", "level"), [
+    ("pq", "reassign", None), ("opq", "reassign", None), ("rkmeans", "extra_level", 2)])
+def test_by_default_only_codes_without_order_are_reassigned(name, method, level, make_config, make_model, train, folder,
+                                                            xs):
+    config = make_config(name, num_levels=2, codebook_size=NUM_ITEMS // 2)
+    rows = xs.clone()
+    rows[1] = rows[0]
+    _, _, meta = train(make_model(config), config, embeddings_of(folder, rows))
+    assert (meta["disambiguation"], meta["disambiguation_level"]) == (method, level)
+    assert meta["collision_rate_before"] > meta["collision_rate_after"] == 0
+
+
 def test_without_distances_reassign_uses_the_embedding_directions(plain_config, train, folder, xs):
     plain_config["common"]["disambiguation"] = "reassign"
     model = Spacious(plain_config.for_model(), input_size=1)
